@@ -1,0 +1,77 @@
+"""Multilayer perceptrons in plain array code, trained with NumPy on a CPU or CuPy on an NVIDIA GPU.
+
+>>> from gpumlp import MLP, SGD, fit, load_digits
+>>> train, test = load_digits()
+>>> model = MLP([64, 64, 10], activation="relu", seed=0, device="cpu")
+>>> history = fit(model, train, optimizer=SGD(learning_rate=0.1, momentum=0.9), epochs=10, batch_size=32)
+>>> model.accuracy(test) > 0.95
+True
+"""
+
+from .backends import Backend, DeviceError, available_devices, get_backend
+from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
+from .nn import (
+    MLP,
+    SGD,
+    Activation,
+    Adam,
+    Constant,
+    Dense,
+    ExponentialDecay,
+    Glorot,
+    He,
+    Identity,
+    InverseTimeDecay,
+    LeakyReLU,
+    Milestones,
+    Normal,
+    Penalty,
+    ReLU,
+    Sigmoid,
+    SoftmaxCrossEntropy,
+    StepDecay,
+    Tanh,
+    softmax,
+)
+from .training import Callback, DivergenceError, History, Trainer, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Activation",
+    "Adam",
+    "Backend",
+    "Callback",
+    "Constant",
+    "DataError",
+    "Dataset",
+    "Dense",
+    "DeviceError",
+    "DivergenceError",
+    "ExponentialDecay",
+    "Glorot",
+    "He",
+    "History",
+    "Identity",
+    "InverseTimeDecay",
+    "LeakyReLU",
+    "Milestones",
+    "Normal",
+    "Penalty",
+    "ReLU",
+    "Sigmoid",
+    "SoftmaxCrossEntropy",
+    "StepDecay",
+    "Tanh",
+    "Trainer",
+    "available_devices",
+    "fit",
+    "get_backend",
+    "load_dataset",
+    "load_digits",
+    "load_mnist",
+    "load_npz",
+    "softmax",
+]

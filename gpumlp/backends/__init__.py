@@ -1,0 +1,132 @@
+"""Devices: the only room that knows which array library is in use."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any, NamedTuple
+
+from .base import PIXEL_SCALE, Array, Backend, DeviceError, HostArray, Memory, check_dtype, reference_backend
+from .numpy import NumpyBackend, to_host
+
+__all__ = [
+    "PIXEL_SCALE",
+    "Array",
+    "Backend",
+    "Device",
+    "DeviceError",
+    "HostArray",
+    "Memory",
+    "array_namespace",
+    "available_devices",
+    "check_device_name",
+    "check_dtype",
+    "get_backend",
+    "reference_backend",
+    "to_host",
+]
+
+_FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
+
+
+class Device(NamedTuple):
+    """A device that can be used now. `memory` is None for the CPU."""
+
+    name: str
+    description: str
+    memory: Memory | None
+
+
+def check_device_name(name: object) -> str:
+    """The name, if it has the form of a device's.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if isinstance(name, str):
+        kind, colon, index = name.partition(":")
+        if name in ("auto", "cpu", "cuda") or (kind == "cuda" and colon and index.isdecimal()):
+            return name
+    raise ValueError(f"device is expected to be {_FORM}, got {name!r}")
+
+
+def get_backend(device: str | Backend = "auto") -> Backend:
+    """The backend of a device.
+
+    Args:
+        device: ``"cpu"``; ``"cuda"`` (the first GPU) or ``"cuda:1"`` and so on; ``"auto"``, a usable GPU
+            and otherwise the CPU. A `Backend` is returned as it is.
+
+    Raises:
+        ValueError: the name is none of these.
+        DeviceError: the device cannot be used; the message says why and what mends it.
+
+    >>> get_backend("cpu").name
+    'cpu'
+    """
+    if isinstance(device, Backend):
+        return device
+    name = check_device_name(device)
+    if name == "cpu":
+        return NumpyBackend()
+    if name == "auto":
+        return choose_device()[0]
+    index = int(name.partition(":")[2] or 0)
+    backend: Backend = _cupy_module().CupyBackend(index)
+    return backend
+
+
+def choose_device() -> tuple[Backend, str]:
+    """What ``"auto"`` means here: the backend, and the reason in words."""
+    try:
+        backend: Backend = _cupy_module().CupyBackend(0)
+    except DeviceError as error:
+        return NumpyBackend(), f"no usable GPU: {error.cause}"
+    return backend, "a usable GPU was found"
+
+
+def available_devices() -> list[Device]:
+    """The devices that can be used now, the CPU first."""
+    devices = [Device("cpu", NumpyBackend().device_name, None)]
+    try:
+        module = _cupy_module()
+        count = module.device_count()
+    except DeviceError:
+        return devices
+    for index in range(count):
+        backend = module.CupyBackend(index)
+        devices.append(Device(backend.name, backend.device_name, backend.memory()))
+    return devices
+
+
+def array_namespace(array: Array) -> Any:
+    """The library an array belongs to: an array says where it lives.
+
+    Raises:
+        TypeError: for what is no array of a known library.
+    """
+    library = type(array).__module__.partition(".")[0]
+    if library in ("numpy", "cupy"):
+        return sys.modules[library]
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}; convert it with numpy.asarray")
+
+
+def _cupy_module() -> Any:
+    """The CuPy backend's module; a DeviceError with the cause if it cannot be imported."""
+    spec = importlib.util.find_spec("cupy")
+    if spec is None or spec.origin is None:  # without an origin it is just some folder of that name
+        raise DeviceError(
+            "CuPy is not installed",
+            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or train "
+            "with --device cpu",
+        )
+    try:
+        from . import cupy as module
+    except Exception as error:  # a broken installation can raise anything
+        raise DeviceError(
+            f"CuPy is installed, but cannot be imported: {type(error).__name__}: {error}",
+            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or train with --device cpu",
+        ) from error
+    return module

@@ -1,0 +1,242 @@
+"""What every device can do, in plain array code.
+
+`Backend` is the reference: each training operation is written here once with the functions that
+NumPy and CuPy share (``xp``). A device overrides one only where a measurement says that it pays, and
+the parity tests hold the override against the code below, in values and in signature.
+
+Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
+HostArray: TypeAlias = npt.NDArray[Any]
+
+PIXEL_SCALE = 1 / 255  # uint8 means pixels, everywhere: 0 is background, 255 is full ink
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for cannot be used; says why and what mends it.
+
+    Attributes:
+        cause: what is missing, in words.
+        cure: what to do about it.
+    """
+
+    def __init__(self, cause: str, cure: str = "train with --device cpu") -> None:
+        super().__init__(f"{cause}; {cure}")
+        self.cause = cause
+        self.cure = cure
+
+
+class Memory(NamedTuple):
+    """Device memory in bytes."""
+
+    free: int
+    total: int
+
+
+class ActivationRule(Protocol):
+    """What `dense_forward` and `dense_backward` need of an activation (see ``gpumlp.nn.activations``)."""
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None: ...
+    def backward(self, xp: Any, a: Array, delta: Array) -> None: ...
+
+
+class PenaltyRule(Protocol):
+    """What `update` needs of a weight penalty (see ``gpumlp.nn.penalties``)."""
+
+    def add_gradient(self, xp: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
+
+
+class OptimizerRule(Protocol):
+    """What `update` needs of an optimizer (see ``gpumlp.nn.optimizers``)."""
+
+    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
+
+
+class Backend:
+    """One device and the array library that drives it.
+
+    Attributes:
+        name: ``"cpu"``, ``"cuda:0"``, ...: what `get_backend` takes.
+        device_name: the hardware in words.
+        xp: the array library, with NumPy's names.
+
+    A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
+    where the device is; only `to_numpy` and `synchronize` wait for it.
+    """
+
+    name: str
+    device_name: str
+    xp: Any
+
+    # -- The edges: how arrays come and go ----------------------------------------------------------
+
+    def activate(self) -> AbstractContextManager[Any]:
+        """A context within which new arrays land on this device. Every public call enters it once."""
+        return nullcontext()
+
+    def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
+        """The array on this device, C-contiguous; copied only where it has to be."""
+        raise NotImplementedError
+
+    def to_numpy(self, array: Array) -> HostArray:
+        """The values on the host. Waits for the device."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    def memory(self) -> Memory | None:
+        """Free and total device memory, or None where that is not the device's to say."""
+        return None
+
+    # -- The training operations --------------------------------------------------------------------
+
+    def run_steps(self, step: Callable[[slice], None], batches: Iterable[slice]) -> None:
+        """Run a training step for each batch, in order.
+
+        A device that can do better than one Python call a step (a captured graph, a persistent
+        kernel) overrides this.
+        """
+        for batch in batches:
+            step(batch)
+
+    def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
+        """Write ``source[rows]`` into `out` as the network's input.
+
+        Args:
+            source: ``(samples, features)``, uint8 pixels or the dtype of `out`.
+            rows: ``(batch,)`` int64, each in ``[0, samples)``: checked on the host when the order was
+                drawn, because a GPU would wrap a bad index silently.
+            staging: ``(batch, features)`` uint8, overwritten; None where `source` is not uint8.
+            out: ``(batch, features)``, overwritten. Pixels come out in [0, 1].
+        """
+        xp = self.xp
+        if staging is None:
+            xp.take(source, rows, axis=0, out=out)
+        else:
+            xp.take(source, rows, axis=0, out=staging)  # a quarter of the bytes of float32
+            xp.multiply(staging, PIXEL_SCALE, out=out, dtype=out.dtype)
+
+    def dense_forward(
+        self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
+    ) -> None:
+        """A dense layer: ``s = x W + b`` and ``a = h(s)``.
+
+        Args:
+            x: ``(batch, in_features)``.
+            weight: ``(in_features, out_features)``.
+            bias: ``(out_features,)``.
+            activation: the rule h.
+            s: ``(batch, out_features)``, overwritten; what it holds afterwards is the backend's affair.
+            a: ``(batch, out_features)``, overwritten with the output. May be `s`.
+        """
+        xp = self.xp
+        xp.matmul(x, weight, out=s)
+        xp.add(s, bias, out=s)
+        activation.forward(xp, s, a)
+
+    def dense_backward(
+        self,
+        x: Array,
+        weight: Array,
+        delta: Array,
+        weight_gradient: Array,
+        bias_gradient: Array,
+        input_activation: ActivationRule | None,
+        input_delta: Array | None,
+    ) -> None:
+        """The gradients of a dense layer and the error term of the layer below it.
+
+        ``dW = x^T delta``, ``db = sum of delta over the batch`` and
+        ``input_delta = (delta W^T) * h'``, with h' of the layer below taken from its output `x`.
+
+        Args:
+            x: ``(batch, in_features)``, the layer's input. Overwritten if there is an `input_activation`.
+            weight: ``(in_features, out_features)``.
+            delta: ``(batch, out_features)``, the error term dC/ds of this layer.
+            weight_gradient, bias_gradient: overwritten, shaped as weight and bias.
+            input_activation: the rule that made `x`, or None if `x` is data.
+            input_delta: ``(batch, in_features)``, overwritten; None where nobody needs it.
+        """
+        xp = self.xp
+        xp.matmul(x.T, delta, out=weight_gradient)
+        xp.sum(delta, axis=0, out=bias_gradient)
+        if input_delta is not None:
+            xp.matmul(delta, weight.T, out=input_delta)
+            if input_activation is not None:
+                input_activation.backward(xp, x, input_delta)
+
+    def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
+        """Loss and output error of a batch, from its logits.
+
+        ``losses[i] = log(sum_j exp(s_ij)) - s_i[y_i]`` and ``delta = (softmax(s) - onehot(y)) / batch``.
+
+        Args:
+            logits: ``(batch, classes)``; overwritten with delta.
+            labels: ``(batch,)`` int64 in ``[0, classes)``.
+            losses: ``(batch,)``, overwritten with the loss of each sample.
+            correct: ``(batch,)`` bool, overwritten: is the largest logit (the first, if several are
+                equal) the label's?
+        """
+        xp = self.xp
+        rows = xp.arange(len(labels))
+        xp.equal(xp.argmax(logits, axis=1), labels, out=correct)
+        # A shift changes neither the loss nor the softmax, and with the maximum at 0 exp cannot overflow.
+        xp.subtract(logits, xp.max(logits, axis=1, keepdims=True), out=logits)
+        label_logits = logits[rows, labels]
+        xp.exp(logits, out=logits)
+        total = xp.sum(logits, axis=1, keepdims=True)
+        xp.subtract(xp.log(total[:, 0]), label_logits, out=losses)
+        xp.divide(logits, total * len(labels), out=logits)
+        logits[rows, labels] -= 1 / len(labels)
+
+    def update(
+        self,
+        optimizer: OptimizerRule,
+        penalty: PenaltyRule,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
+    ) -> None:
+        """Add the penalty's gradient and take one optimizer step, each on the whole flat buffer.
+
+        Args:
+            optimizer, penalty: the rules.
+            parameters, gradient: ``(size,)``, both overwritten.
+            weights: which part of them is weights; the rest is biases, which no penalty touches.
+            state: the optimizer's own buffers, overwritten.
+            learning_rate: a Python float: a NumPy float64 would turn float32 arithmetic into float64.
+        """
+        penalty.add_gradient(self.xp, parameters[weights], gradient[weights], state.scratch[weights])
+        optimizer.update(self.xp, parameters, gradient, state, learning_rate)
+
+
+def reference_backend(xp: Any) -> Backend:
+    """The operations as written above, for arrays of any library with NumPy's names."""
+    backend = Backend()
+    backend.xp = xp
+    return backend
+
+
+def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """float32 or float64 as a NumPy dtype.
+
+    Raises:
+        ValueError: for any other.
+    """
+    result = np.dtype(dtype)
+    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype is expected to be float32 or float64, got {result}")
+    return result

@@ -1,0 +1,94 @@
+"""NVIDIA GPUs, driven by CuPy: the only module that imports it.
+
+Importing this module imports CuPy, so only `get_backend` and `available_devices` do, and only when a GPU
+is asked for.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy
+import numpy.typing as npt
+
+from .base import Array, Backend, DeviceError, HostArray, Memory
+
+
+def device_count() -> int:
+    """How many GPUs the driver shows.
+
+    Raises:
+        DeviceError: no usable driver, or no GPU.
+    """
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except Exception as error:  # CuPy raises several types here, by version and by cause
+        try:
+            driver = int(cupy.cuda.runtime.driverGetVersion())
+        except Exception:
+            driver = 0
+        if driver == 0:
+            raise DeviceError(
+                f"CuPy {cupy.__version__} is installed, but there is no NVIDIA driver",
+                "install one (nvidia-smi shows whether it works), or train with --device cpu",
+            ) from error
+        raise DeviceError(
+            f"CuPy {cupy.__version__} cannot use the NVIDIA driver, which supports CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10}: {error}",
+            "update the driver, or install the extra for its CUDA version (pip install '.[cuda12]' or "
+            "'.[cuda13]'), or train with --device cpu",
+        ) from error
+    if count == 0:
+        raise DeviceError(
+            "the NVIDIA driver works, but shows no GPU",
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or train with --device cpu",
+        )
+    return count
+
+
+class CupyBackend(Backend):
+    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous."""
+
+    def __init__(self, index: int) -> None:
+        count = device_count()
+        if index >= count:
+            present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
+            raise DeviceError(f"there is no device cuda:{index}", f"choose one of those there are: {present}, cpu")
+        self.index = index
+        self.name = f"cuda:{index}"
+        self.device_name = _name(index)
+        self.xp = cupy
+        try:
+            with self.activate():
+                cupy.zeros(1, dtype=cupy.float32).sum().item()  # compiles and launches: all that can be missing
+        except Exception as error:
+            raise DeviceError(
+                f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
+                f"{type(error).__name__}: {error}",
+                "reinstall CuPy with NVIDIA's libraries (pip install '.[cuda13]' or '.[cuda12]'), or train with "
+                "--device cpu",
+            ) from error
+
+    def activate(self) -> AbstractContextManager[Any]:
+        device: AbstractContextManager[Any] = cupy.cuda.Device(self.index)
+        return device
+
+    def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
+        return cupy.ascontiguousarray(array, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> HostArray:
+        host: HostArray = cupy.asnumpy(array)
+        return host
+
+    def synchronize(self) -> None:
+        cupy.cuda.Device(self.index).synchronize()
+
+    def memory(self) -> Memory:
+        free, total = cupy.cuda.Device(self.index).mem_info
+        return Memory(int(free), int(total))
+
+
+def _name(index: int) -> str:
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"]
+    return name.decode() if isinstance(name, bytes) else str(name)

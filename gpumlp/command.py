@@ -1,0 +1,92 @@
+"""What the commands share: a command line from a dataclass, and errors as one message with an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from .backends import DeviceError
+from .data import DataError
+from .training.checkpoint import CheckpointError
+from .training.config import ConfigError
+from .training.divergence import DivergenceError
+
+T = TypeVar("T")
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def parse(
+    kind: type[T],
+    program: str,
+    arguments: Sequence[str] | None,
+    default: T | None = None,
+    description: str | None = None,
+) -> T:
+    """A dataclass from the command line; exits with code 2 where there is no such option."""
+    result = tyro.cli(
+        kind,
+        prog=program,
+        args=arguments,
+        default=default,
+        description=description,
+        registry=_lenient_numbers(),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    return cast(T, result)
+
+
+def run(program: str, main: Callable[[], int]) -> int:
+    """Run a command's work; turn the errors a user can cause into a message and an exit code."""
+    try:
+        return main()
+    except (ConfigError, DataError, DeviceError, CheckpointError) as error:
+        code, message = BAD_INPUT, str(error)
+    except DivergenceError as error:
+        code, message = FAILED, str(error)
+    except BrokenPipeError:  # the reader of a pipe has gone, as in "| head"
+        sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        code, message = FAILED, str(error)
+    except MemoryError as error:
+        code, message = FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "interrupted"
+    for line in message.splitlines():
+        print(f"{program}: {line}", file=sys.stderr)
+    return code
+
+
+def _lenient_numbers() -> ConstructorRegistry:
+    """Numbers that do not parse stay text, so that `Config.check` names them with all other mistakes at once."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        choices = set(get_args(info.type) or [info.type]) - {NoneType}
+        if not choices <= {int, float, str}:
+            return None
+        numbers = [convert for convert in (int, float) if convert in choices]
+
+        def from_text(words: list[str]) -> Any:
+            for convert in numbers:
+                with suppress(ValueError):
+                    return convert(words[0])
+            return words[0]
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="|".join(sorted(convert.__name__.upper() for convert in choices)),
+            instance_from_str=from_text,
+            is_instance=lambda value: value is None or type(value) in choices,
+            str_from_instance=lambda value: ["unset" if value is None else str(value)],
+        )
+
+    return registry

@@ -1,0 +1,78 @@
+"""Mini-batches: where the training loop gets its samples from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backends import Array, Backend, HostArray
+
+
+class ArrayBatches:
+    """Mini-batches of arrays that lie whole on the device; ``Dataset.batches`` makes them.
+
+    Pixels stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
+    gathered. Loops know only `slices`, `shuffle` and `gather`, so that batches may come from elsewhere.
+
+    Parameters
+    ----------
+    images : array on the device, shape (n, features), uint8 or the network's dtype
+    labels : array on the device, shape (n,), int64
+    rows : numpy.ndarray, shape (samples,), int64
+        Which of the n samples to use.
+    batch_size : int
+        Samples in a batch; the last batch holds what is left.
+    backend : Backend
+
+    Attributes
+    ----------
+    samples : int
+        How many samples an epoch has.
+    slices : list of slice
+        The batches, as parts of an epoch's order.
+    pixels : bool
+        Whether the images are uint8.
+    """
+
+    def __init__(self, images: Array, labels: Array, rows: HostArray, batch_size: int, backend: Backend) -> None:
+        self.samples = len(rows)
+        self.batch_size = min(batch_size, self.samples)
+        self.slices = [
+            slice(start, min(start + self.batch_size, self.samples))
+            for start in range(0, self.samples, self.batch_size)
+        ]
+        self.pixels = bool(images.dtype == np.uint8)
+        self._images, self._labels, self._backend = images, labels, backend
+        self._rows = rows
+        self._set_order(rows)
+
+    def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
+        """Batches of other rows of the same arrays, which are shared."""
+        return ArrayBatches(self._images, self._labels, rows, batch_size, self._backend)
+
+    def shuffle(self, rng: np.random.Generator) -> None:
+        """Draw the order of the next epoch, on the host, so that it is the same for every device."""
+        self._set_order(rng.permutation(self._rows))
+
+    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+        """Write the samples of a batch into ``out``.
+
+        Parameters
+        ----------
+        batch : slice
+            One of `slices`.
+        staging : array, shape (batch, features), uint8, or None
+            Overwritten; needed where the images are pixels.
+        out : array, shape (batch, features)
+            Overwritten.
+
+        Returns
+        -------
+        array, shape (batch,), int64
+            The labels of the batch.
+        """
+        self._backend.gather(self._images, self._order[batch], staging, out)
+        return self._ordered_labels[batch]
+
+    def _set_order(self, order: HostArray) -> None:
+        self._order = self._backend.asarray(order)
+        self._ordered_labels = self._backend.xp.take(self._labels, self._order, axis=0)

@@ -1,0 +1,223 @@
+"""Labelled samples, validated once when they enter."""
+
+from __future__ import annotations
+
+import math
+import operator
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Backend, HostArray
+from .batches import ArrayBatches
+from .errors import DataError
+
+_MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
+_FINGERPRINT_BLOCK = 2**22  # bytes copied to the host at a time
+
+
+class Dataset:
+    """Samples with their class numbers.
+
+    One rule holds for every data set: *uint8 is pixels, divided by 255 when a batch is gathered;
+    everything else is used as given*. So bool and every integer dtype but uint8 become float32 here.
+
+    Everything is checked here and nowhere later: a wrong label raises on NumPy, but wraps silently on CuPy.
+    The arrays are shared with the caller where no conversion is needed, and must not be written to.
+
+    Parameters
+    ----------
+    images : array-like or cupy.ndarray, shape (n, ...), at least 2 dimensions
+        uint8, float, bool or another integer dtype; finite. A CuPy array stays on its device.
+    labels : array-like or cupy.ndarray, shape (n,), any integer dtype
+        Class numbers, 0 <= label < classes.
+    classes : int, optional
+        Number of classes, at least 2. The default is the largest label + 1.
+    name : str
+        What this data is called in messages and results.
+
+    Attributes
+    ----------
+    images : numpy.ndarray or cupy.ndarray, shape (n, ...), uint8 or floating
+    labels : numpy.ndarray, shape (n,), int64, on the host
+    classes : int
+    name : str
+
+    Raises
+    ------
+    DataError
+        If a shape, a dtype or a value is not as stated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data = Dataset(np.zeros((4, 28, 28), np.uint8), [3, 1, 4, 1], classes=10, name="four")
+    >>> data
+    Dataset('four', 4 samples of 28 x 28 uint8, 10 classes)
+    >>> data.features, data.feature_shape
+    (784, (28, 28))
+    """
+
+    def __init__(self, images: Any, labels: Any, *, classes: int | None = None, name: str = "arrays") -> None:
+        self.name = name
+        self.images = _checked_images(images, name)
+        self.labels = _checked_labels(labels, len(self.images), name)
+        self.classes = _checked_classes(classes, self.labels, name)
+        self._fingerprint: str | None = None
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def features(self) -> int:
+        """Number of values in one sample."""
+        return math.prod(self.feature_shape)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.feature_shape))
+        samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
+        return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {self.classes:,} classes)"
+
+    def batches(
+        self, batch_size: int, backend: Backend, dtype: npt.DTypeLike, rows: HostArray | None = None
+    ) -> ArrayBatches:
+        """Move the data to a device, where it is not there already, and cut it into batches.
+
+        Parameters
+        ----------
+        batch_size : int
+        backend : Backend
+        dtype : float32 or float64
+            Of the network; pixels stay uint8.
+        rows : numpy.ndarray, shape (samples,), int64, optional
+            Which samples to use; all of them by default.
+        """
+        images = backend.asarray(
+            self.images.reshape(len(self), -1), dtype=None if self.images.dtype == np.uint8 else dtype
+        )
+        rows = np.arange(len(self)) if rows is None else rows
+        return ArrayBatches(images, backend.asarray(self.labels), rows, batch_size, backend)
+
+    def fingerprint(self) -> str:
+        """Identify the content, whatever its name or device, as in ``"60000x28x28-uint8-1a2b3c4d"``.
+
+        Made of shape, dtype and a CRC-32 over images and labels: it tells two data sets apart by accident,
+        not against intent. Computed at the first call (waits for the device), then kept.
+        """
+        if self._fingerprint is None:
+            crc = 0
+            rows = max(1, _FINGERPRINT_BLOCK // (self.features * self.images.dtype.itemsize))
+            for start in range(0, len(self), rows):
+                crc = zlib.crc32(_on_host(self.images[start : start + rows]).tobytes(), crc)
+            crc = zlib.crc32(self.labels.tobytes(), crc)
+            self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
+        return self._fingerprint
+
+
+def _is_cupy(array: Any) -> bool:
+    # By name, so that CuPy is never imported here.
+    return type(array).__module__.split(".")[0] == "cupy"
+
+
+def _on_host(array: Any) -> npt.NDArray[Any]:
+    """``array`` (array-like or CuPy) as a NumPy array."""
+    return np.asarray(array.get() if _is_cupy(array) else array)
+
+
+def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # any array-like may raise anything in its __array__
+        raise DataError(f"{what} cannot be read as one array ({error}); give rows of equal shape") from error
+
+
+def _checked_images(images: Any, name: str) -> Any:
+    what = f"{name}: images"
+    # A CuPy array answers to the same operators and NumPy functions below, and so stays where it is.
+    if not _is_cupy(images):
+        images = _to_array(images, what)
+    if images.dtype.kind not in "buif":
+        raise DataError(
+            f"{what} must be integers or real floats, got dtype {images.dtype}; "
+            "give one dense numeric array, such as uint8 or float32"
+        )
+    if images.ndim < 2:
+        raise DataError(
+            f"{what} must have shape (samples, ...) with at least 2 dimensions, got {images.shape}; "
+            "use images.reshape(1, -1) for one sample, images.reshape(-1, 1) for samples of one value"
+        )
+    if images.size == 0:
+        raise DataError(
+            f"{what} must hold at least one sample of at least one value, got shape {images.shape}; "
+            "check how the array was sliced"
+        )
+    if not images.dtype.isnative:
+        images = images.astype(images.dtype.newbyteorder("="))
+    if images.dtype.kind == "f":
+        _check_finite(images, what)
+    elif images.dtype != np.uint8:
+        images = images.astype(np.float32)
+    return images
+
+
+def _check_finite(images: Any, what: str) -> None:
+    bad = ~np.isfinite(images)
+    count = int(bad.sum())
+    if count:
+        where = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), images.shape))
+        raise DataError(
+            f"{what} must be finite, but {count:,} of {images.size:,} values are NaN or infinite, "
+            f"the first at images{list(where)}; remove those samples or fill the values in"
+        )
+
+
+def _checked_labels(labels: Any, samples: int, name: str) -> npt.NDArray[np.int64]:
+    what = f"{name}: labels"
+    labels = _to_array(_on_host(labels) if _is_cupy(labels) else labels, what)
+    if labels.ndim != 1:
+        cure = "give one class number per sample"
+        if labels.ndim == 2:
+            cure = "use labels.ravel()" if labels.shape[1] == 1 else "if one-hot, use labels.argmax(axis=1)"
+        raise DataError(f"{what} must be class numbers of shape ({samples},), got {labels.shape}; {cure}")
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{what} must be integers, got dtype {labels.dtype}; use labels.astype(int) if these are class numbers"
+        )
+    if len(labels) != samples:
+        raise DataError(f"{what} must be one for each of {samples:,} images, got {len(labels):,}; pair them up")
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0 or largest >= _MAX_CLASSES:
+        wrong = smallest if smallest < 0 else largest
+        where = int((labels == wrong).argmax())
+        raise DataError(
+            f"{what} must be class numbers from 0 to {_MAX_CLASSES - 1}, but labels[{where}] is {wrong}; "
+            "number the classes 0, 1, 2, ..."
+        )
+    checked: npt.NDArray[np.int64] = labels.astype(np.int64, copy=False)
+    return checked
+
+
+def _checked_classes(classes: int | None, labels: npt.NDArray[np.int64], name: str) -> int:
+    largest = int(labels.max())
+    if classes is None:
+        return max(2, largest + 1)
+    try:
+        count = operator.index(classes)
+    except TypeError:
+        raise DataError(f"{name}: classes must be an integer, got {classes!r}; leave it out to count") from None
+    if not 2 <= count <= _MAX_CLASSES:
+        raise DataError(f"{name}: classes must be from 2 to {_MAX_CLASSES}, got {count}; leave it out to count")
+    if largest >= count:
+        where = int((labels >= count).argmax())
+        raise DataError(
+            f"{name}: labels must be below classes = {count}, but labels[{where}] is {int(labels[where])}; "
+            f"give classes={largest + 1} or correct the labels"
+        )
+    return count

@@ -1,0 +1,47 @@
+"""Test a saved run: ``python -m gpumlp.evaluate RUN``, also installed as ``gpumlp-evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from . import command
+from .training.session import describe, load_run
+
+PROGRAM = "gpumlp-evaluate"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reload a run and take its accuracy on the test set."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1, ...; that of the run by default."""
+    data_dir: str | None = None
+    """Folder with MNIST's four files, if not that of the run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, evaluate, and return the exit code."""
+    options = command.parse(Options, PROGRAM, arguments)
+
+    def work() -> int:
+        folder, model, test = load_run(options.run, options.device, options.data_dir)
+        print(repr(model))
+        print(describe(test, model.evaluate(test)))
+        metrics = folder.read_metrics()
+        if metrics is None:
+            print(f"the run in {folder.path} is not finished: this is its last checkpoint")
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What gpumlp finds on this machine: ``python -m gpumlp.info``, also installed as ``gpumlp-info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import threadpoolctl
+
+import gpumlp
+
+from . import command
+from .backends import available_devices, choose_device
+from .data import mnist_folders
+
+PROGRAM = "gpumlp-info"
+_LIBRARIES = ("cupy", "safetensors", "tyro", "rich", "pooch", "threadpoolctl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show versions, devices, BLAS, threads and folders."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what there is, and return the exit code."""
+    command.parse(Options, PROGRAM, arguments)
+
+    def work() -> int:
+        rows = list(facts())
+        width = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            print(f"{name:<{width}}  {text}")
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """What there is, as pairs of a name and a text."""
+    yield "gpumlp", gpumlp.__version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "numpy", np.__version__
+    for library in _LIBRARIES:
+        yield library, _version(library)
+    for device in available_devices():
+        memory = ""
+        if device.memory is not None:
+            memory = f", {device.memory.free / 2**30:.1f} of {device.memory.total / 2**30:.1f} GiB free"
+        yield f"device {device.name}", device.description + memory
+    backend, reason = choose_device()
+    yield "device auto", f"{backend.name}; {reason}"
+    yield "processors", f"{_processors()} usable"
+    yield from _blas()
+    yield from mnist_folders()
+
+
+def _version(library: str) -> str:
+    for package in (library, f"{library}-cuda13x", f"{library}-cuda12x"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _blas() -> Iterator[tuple[str, str]]:
+    """The BLAS libraries in this process; NumPy's is the one that training uses."""
+    libraries = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    for pool in libraries:
+        yield (
+            "blas",
+            f"{pool['internal_api']} {pool['version']}, kernel {pool.get('architecture', 'unknown')}",
+        )
+        yield "blas threads", str(pool["num_threads"])
+    if not libraries:
+        yield (
+            "blas",
+            "none that threadpoolctl knows; NumPy's build says: "
+            + str(
+                np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
+            ),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The equations: activations, initial weights, layers, losses, penalties, optimizers, schedules, networks."""
+
+from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .initializers import Glorot, He, Normal
+from .layers import Dense
+from .losses import SoftmaxCrossEntropy, softmax
+from .network import MLP, Evaluation
+from .optimizers import SGD, Adam, Optimizer, OptimizerState
+from .penalties import Penalty
+from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Activation",
+    "Adam",
+    "Constant",
+    "Dense",
+    "Evaluation",
+    "ExponentialDecay",
+    "Glorot",
+    "He",
+    "Identity",
+    "InverseTimeDecay",
+    "LeakyReLU",
+    "Milestones",
+    "Normal",
+    "Optimizer",
+    "OptimizerState",
+    "Penalty",
+    "ReLU",
+    "Sigmoid",
+    "SoftmaxCrossEntropy",
+    "StepDecay",
+    "Tanh",
+    "softmax",
+]

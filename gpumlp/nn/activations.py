@@ -1,0 +1,170 @@
+r"""Activation functions h, applied to the pre-activation s of a layer: a = h(s).
+
+Each is a class of two in-place rules, which training uses, and can be called on its own. The derivative
+is always taken from the output a, so no pre-activation has to be kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..backends import Array, array_namespace
+
+
+class Activation:
+    """An activation function.
+
+    To add one, subclass, set `name` and `initializer`, and write `forward` and `backward`.
+
+    Attributes:
+        name: as in ``MLP(..., activation=name)``.
+        initializer: which initial weights suit it, ``"he"`` or ``"glorot"``: what ``"auto"`` means.
+    """
+
+    name: ClassVar[str]
+    initializer: ClassVar[str] = "glorot"
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        """Write h(s) into `out`. All arrays have one shape, commonly ``(batch, units)``.
+
+        `out` may be `s` itself for the activations that say so; `s` is never needed again.
+        """
+        raise NotImplementedError
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        """``delta <- delta * h'(s)`` in place, where ``a = h(s)``. `a` is overwritten: its work is done."""
+        raise NotImplementedError
+
+    def __call__(self, s: Array) -> Array:
+        """h(s) as a new array of the same library, shape and dtype.
+
+        >>> import numpy as np
+        >>> ReLU()(np.array([-1.0, 0.0, 2.0]))
+        array([0., 0., 2.])
+        """
+        xp = array_namespace(s)
+        out = xp.empty_like(s)
+        self.forward(xp, s.copy(), out)
+        return out
+
+    def derivative(self, s: Array) -> Array:
+        """h'(s) as a new array.
+
+        >>> import numpy as np
+        >>> Tanh().derivative(np.array([0.0]))
+        array([1.])
+        """
+        slope = array_namespace(s).ones_like(s)
+        self.backward(array_namespace(s), self(s), slope)
+        return slope
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Identity(Activation):
+    """h(s) = s, h'(s) = 1: the output layer, whose softmax belongs to the loss. `out` may be `s`."""
+
+    name = "identity"
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        if out is not s:
+            xp.copyto(out, s)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        pass
+
+
+class ReLU(Activation):
+    """h(s) = max(0, s); h'(s) = 1 for s > 0, else 0 (at s = 0 any value in [0, 1] would do). `out` may be `s`.
+
+    V. Nair and G. E. Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
+    """
+
+    name = "relu"
+    initializer = "he"
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.maximum(s, 0, out=out)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        xp.greater(a, 0, out=a)
+        xp.multiply(delta, a, out=delta)
+
+
+class LeakyReLU(Activation):
+    """h(s) = max(s, c s); h'(s) = 1 for s > 0, else c, with the negative slope c in (0, 1).
+
+    A. L. Maas, A. Y. Hannun and A. Y. Ng, "Rectifier nonlinearities improve neural network acoustic
+    models", ICML 2013.
+    """
+
+    name = "leaky_relu"
+    initializer = "he"
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        if not 0 < negative_slope < 1:
+            raise ValueError(f"negative_slope is expected to be between 0 and 1, got {negative_slope}")
+        self.negative_slope = float(negative_slope)
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.multiply(s, self.negative_slope, out=out)
+        xp.maximum(s, out, out=out)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        xp.greater(a, 0, out=a)  # 1 or 0 ...
+        xp.maximum(a, self.negative_slope, out=a)  # ... and 1 or c
+        xp.multiply(delta, a, out=delta)
+
+    def __repr__(self) -> str:
+        return f"LeakyReLU(negative_slope={self.negative_slope})"
+
+
+class Tanh(Activation):
+    """h(s) = tanh(s) = (e^s - e^-s) / (e^s + e^-s); h'(s) = 1 - a^2. `out` may be `s`."""
+
+    name = "tanh"
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.tanh(s, out=out)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        xp.multiply(a, a, out=a)
+        xp.subtract(1, a, out=a)
+        xp.multiply(delta, a, out=delta)
+
+
+class Sigmoid(Activation):
+    """h(s) = 1 / (1 + e^-s); h'(s) = a (1 - a). `out` may be `s`.
+
+    Computed as (1 + tanh(s / 2)) / 2, the same function, which cannot overflow.
+    """
+
+    name = "sigmoid"
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.multiply(s, 0.5, out=out)
+        xp.tanh(out, out=out)
+        xp.add(out, 1, out=out)
+        xp.multiply(out, 0.5, out=out)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        xp.multiply(delta, a, out=delta)
+        xp.subtract(1, a, out=a)
+        xp.multiply(delta, a, out=delta)
+
+
+ACTIVATIONS: dict[str, type[Activation]] = {rule.name: rule for rule in (ReLU, LeakyReLU, Tanh, Sigmoid, Identity)}
+
+
+def get_activation(activation: str | Activation) -> Activation:
+    """An activation by its name; an `Activation` is returned as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(activation, Activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is expected to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    return ACTIVATIONS[activation]()

@@ -1,0 +1,95 @@
+"""Initial weights: normal with mean 0 and a variance that keeps signals and gradients at one scale.
+
+Weights are drawn on the host in float64, so that one seed gives the same start on every device.
+Biases start at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .activations import Activation
+
+
+class Initializer(Protocol):
+    """Anything that gives the standard deviation of a layer's initial weights."""
+
+    def std(self, in_features: int, out_features: int) -> float:
+        """Standard deviation of the weights of an ``(in_features, out_features)`` layer."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Var W = scale^2, whatever the layer."""
+
+    scale: float = 0.01
+
+    def std(self, in_features: int, out_features: int) -> float:
+        return self.scale
+
+
+@dataclass(frozen=True)
+class Glorot:
+    """Var W = 2 / (in + out), for tanh and the sigmoid.
+
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+    AISTATS 2010.
+
+    >>> round(Glorot().std(784, 128) ** 2, 8)
+    0.00219298
+    """
+
+    def std(self, in_features: int, out_features: int) -> float:
+        return math.sqrt(2 / (in_features + out_features))
+
+
+@dataclass(frozen=True)
+class He:
+    """Var W = 2 / in, for the ReLUs, which let about half of the signal through.
+
+    K. He et al., "Delving deep into rectifiers", ICCV 2015.
+
+    >>> round(He().std(784, 128) ** 2, 8)
+    0.00255102
+    """
+
+    def std(self, in_features: int, out_features: int) -> float:
+        return math.sqrt(2 / in_features)
+
+
+INITIALIZERS = ("auto", "he", "glorot", "normal")
+
+
+def get_initializer(initializer: str | Initializer, activation: Activation, scale: float = 0.01) -> Initializer:
+    """An initializer by its name; an object with a `std` method is returned as it is.
+
+    Args:
+        initializer: one of `INITIALIZERS`; ``"auto"`` takes what suits the activation.
+        activation: of the hidden layers.
+        scale: standard deviation for ``"normal"``.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not isinstance(initializer, str):
+        return initializer
+    name = activation.initializer if initializer == "auto" else initializer
+    if name == "he":
+        return He()
+    if name == "glorot":
+        return Glorot()
+    if name == "normal":
+        return Normal(scale)
+    raise ValueError(f"initializer is expected to be one of {', '.join(INITIALIZERS)}, got {initializer!r}")
+
+
+def draw_weights(
+    initializer: Initializer, in_features: int, out_features: int, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Initial weights ``(in_features, out_features)`` on the host, float64."""
+    return rng.normal(0.0, initializer.std(in_features, out_features), (in_features, out_features))

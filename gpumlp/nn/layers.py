@@ -1,0 +1,112 @@
+"""The dense layer: the one kind of layer that a multilayer perceptron has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Array, Backend, check_dtype, get_backend
+from .activations import Activation, get_activation
+from .initializers import Initializer, draw_weights, get_initializer
+
+
+class Dense:
+    """A fully connected layer: ``s = x W + b``, ``a = h(s)``.
+
+    Args:
+        in_features, out_features: the shape of W.
+        activation: h, by name or as an `Activation`.
+        initializer: of W, by name or as an object with a ``std`` method; b starts at 0.
+        seed: of the initial weights: an int, or a generator to draw from.
+        device, dtype: where and in which precision, float32 or float64.
+        storage: ``(weight, bias, weight_gradient, bias_gradient)`` to live in, arrays that the caller
+            owns; nothing is drawn then.
+
+    Attributes:
+        weight, bias: W ``(in_features, out_features)`` and b ``(out_features,)``.
+        weight_gradient, bias_gradient: dC/dW and dC/db of the last `backward`.
+
+    >>> layer = Dense(3, 2, "relu", device="cpu")
+    >>> layer.forward(np.ones((4, 3), dtype=np.float32)).shape
+    (4, 2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str | Activation = "identity",
+        *,
+        initializer: str | Initializer = "auto",
+        seed: int | np.random.Generator = 0,
+        device: str | Backend = "cpu",
+        dtype: npt.DTypeLike = "float32",
+        storage: tuple[Array, Array, Array, Array] | None = None,
+    ) -> None:
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = get_activation(activation)
+        self.backend = get_backend(device)
+        if storage is None:
+            storage = self._draw(get_initializer(initializer, self.activation), seed, check_dtype(dtype))
+        self.weight, self.bias, self.weight_gradient, self.bias_gradient = storage
+
+    def forward(self, x: Array, s: Array | None = None, a: Array | None = None) -> Array:
+        """The output a of a batch.
+
+        Args:
+            x: ``(batch, in_features)``, on the layer's device and of its dtype.
+            s, a: ``(batch, out_features)`` to work and to write in; made where not given.
+
+        Raises:
+            ValueError: `x` has another shape.
+        """
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            hint = "; flatten the samples first" if x.ndim > 2 else ""
+            raise ValueError(f"{self} expects x of shape (batch, {self.in_features}), got {x.shape}{hint}")
+        if s is None:
+            s = self.backend.xp.empty((len(x), self.out_features), dtype=self.weight.dtype)
+        if a is None:
+            a = self.backend.xp.empty_like(s)
+        self.backend.dense_forward(x, self.weight, self.bias, self.activation, s, a)
+        return a
+
+    def backward(
+        self,
+        x: Array,
+        delta: Array,
+        input_activation: Activation | None = None,
+        input_delta: Array | None = None,
+    ) -> None:
+        """Gradients from the error term: ``dW = x^T delta``, ``db = sum of delta over the batch``.
+
+        With `input_delta`, the delta method's recursion goes one layer down:
+        ``input_delta = (delta W^T) * h'``, where h is `input_activation` and h' is taken from its output
+        `x`. Without an `input_activation` that is dC/dx.
+
+        Args:
+            x: ``(batch, in_features)``, the input of the forward pass; overwritten if there is an
+                `input_activation`.
+            delta: ``(batch, out_features)``, dC/ds of this layer.
+            input_activation: the activation that made `x`.
+            input_delta: ``(batch, in_features)``, overwritten.
+        """
+        self.backend.dense_backward(
+            x, self.weight, delta, self.weight_gradient, self.bias_gradient, input_activation, input_delta
+        )
+
+    def _draw(
+        self, initializer: Initializer, seed: int | np.random.Generator, dtype: np.dtype[Any]
+    ) -> tuple[Array, Array, Array, Array]:
+        rng = np.random.default_rng(seed)
+        with self.backend.activate():
+            weight = self.backend.asarray(
+                draw_weights(initializer, self.in_features, self.out_features, rng), dtype=dtype
+            )
+            bias = self.backend.xp.zeros(self.out_features, dtype=dtype)
+            return weight, bias, self.backend.xp.zeros_like(weight), self.backend.xp.zeros_like(bias)
+
+    def __repr__(self) -> str:
+        return f"Dense({self.in_features}, {self.out_features}, {self.activation.name!r})"

@@ -1,0 +1,270 @@
+"""The multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, get_backend
+from .activations import Activation, get_activation
+from .initializers import Initializer, draw_weights, get_initializer
+from .layers import Dense
+from .losses import softmax
+from .parameters import Parameters
+from .workspace import Workspace
+
+CHUNK = 1024  # samples per forward pass outside training; fixed, so that results do not depend on the caller
+
+
+class Batches(Protocol):
+    """Labelled batches to evaluate on."""
+
+    samples: int
+    batch_size: int
+    slices: list[slice]
+    pixels: bool
+
+    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
+
+
+class LabelledData(Protocol):
+    """What evaluation needs of a data set: ``gpumlp.Dataset`` has it."""
+
+    classes: int
+
+    @property
+    def features(self) -> int: ...
+    def batches(self, batch_size: int, backend: Backend, dtype: npt.DTypeLike) -> Batches: ...
+
+
+class Evaluation(NamedTuple):
+    """How a network does on a data set: mean cross-entropy, fraction and number of correct answers."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    samples: int
+
+
+class MLP:
+    """A multilayer perceptron: dense layers with one activation between them, and a softmax on top.
+
+    Args:
+        sizes: units of each layer, inputs first and classes last: ``[784, 128, 10]``; ``[784, 10]`` is
+            softmax regression.
+        activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"``, or an
+            `Activation`.
+        initializer: of the weights: ``"auto"`` (He for the ReLUs, Glorot otherwise), ``"he"``,
+            ``"glorot"``, ``"normal"`` (standard deviation 0.01), or an object with a ``std`` method.
+        seed: of the initial weights, which are the same on every device.
+        device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        dtype: float32 or float64.
+
+    Attributes:
+        layers: the `Dense` layers.
+        parameters: their weights, biases and gradients, in flat buffers.
+        backend: the device's.
+
+    Raises:
+        ValueError: a size below 1, fewer than two sizes, or an unknown name.
+        DeviceError: the device cannot be used.
+
+    >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
+    MLP([784, 128, 10], activation='relu', device='cpu', dtype='float32')  # 101,770 parameters
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str | Activation = "relu",
+        *,
+        initializer: str | Initializer = "auto",
+        seed: int = 0,
+        device: str | Backend = "auto",
+        dtype: npt.DTypeLike = "float32",
+    ) -> None:
+        self.sizes = [int(size) for size in sizes]
+        if len(self.sizes) < 2 or min(self.sizes) < 1 or self.sizes[-1] < 2:
+            raise ValueError(
+                "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
+                f"of classes (2 or more), got {list(sizes)}"
+            )
+        self.activation = get_activation(activation)
+        self.backend = get_backend(device)
+        self.dtype = check_dtype(dtype)
+        layer_sizes = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        with self.backend.activate():
+            self.parameters = Parameters(layer_sizes, self.backend, self.dtype)
+        views, gradients = (
+            self.parameters.views(self.parameters.data),
+            self.parameters.views(self.parameters.gradient),
+        )
+        self.layers = [
+            Dense(
+                in_features,
+                out_features,
+                self.activation if index < len(layer_sizes) - 1 else "identity",
+                device=self.backend,
+                storage=(
+                    views[f"layers.{index}.weight"],
+                    views[f"layers.{index}.bias"],
+                    gradients[f"layers.{index}.weight"],
+                    gradients[f"layers.{index}.bias"],
+                ),
+            )
+            for index, (in_features, out_features) in enumerate(layer_sizes)
+        ]
+        rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(seed)
+        start: dict[str, HostArray] = {}
+        for index, (in_features, out_features) in enumerate(layer_sizes):
+            start[f"layers.{index}.weight"] = draw_weights(rule, in_features, out_features, rng)
+            start[f"layers.{index}.bias"] = np.zeros(out_features)
+        self.load_state_dict(start)
+
+    # -- The passes of training, in place -------------------------------------------------------------
+
+    def forward_pass(self, workspace: Workspace) -> None:
+        """Fill the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``."""
+        x = workspace.inputs
+        for layer, s, a in zip(self.layers, workspace.deltas, workspace.outputs, strict=True):
+            self.backend.dense_forward(x, layer.weight, layer.bias, layer.activation, s, a)
+            x = a
+
+    def backward_pass(self, workspace: Workspace) -> None:
+        """Fill the gradients from the error term of the logits, the last of the workspace's deltas.
+
+        ``delta_l = (delta_{l+1} W_{l+1}^T) * h_l'(s_l)``, ``dW_l = a_{l-1}^T delta_l``, ``db_l = sum delta_l``.
+        """
+        for index in range(len(self.layers) - 1, 0, -1):
+            below = self.layers[index - 1].activation
+            self.layers[index].backward(
+                workspace.outputs[index - 1], workspace.deltas[index], below, workspace.deltas[index - 1]
+            )
+        self.layers[0].backward(workspace.inputs, workspace.deltas[0])
+
+    # -- Use --------------------------------------------------------------------------------------------
+
+    def logits(self, images: Array) -> Array:
+        """The network's outputs before the softmax, ``(samples, classes)``.
+
+        Args:
+            images: ``(samples, ...)``, of any feature shape that has the network's number of inputs.
+                uint8 means pixels, divided by 255; anything else is used as it is.
+
+        Returns:
+            An array of the network's dtype and of the library that `images` came from.
+
+        Raises:
+            ValueError: the number of features is not the network's.
+        """
+        on_host = isinstance(images, (np.ndarray, list, tuple))
+        if on_host:
+            images = np.asarray(images)
+        source = self._flatten(images)
+        backend = self.backend
+        with backend.activate():
+            source = backend.asarray(source, dtype=None if source.dtype == np.uint8 else self.dtype)
+            order = backend.xp.arange(len(source))
+            result = backend.xp.empty((len(source), self.sizes[-1]), dtype=self.dtype)
+            workspace = Workspace(self, min(CHUNK, len(source)), pixels=source.dtype == np.uint8)
+            for start in range(0, len(source), CHUNK):
+                chunk = slice(start, min(start + CHUNK, len(source)))
+                part = workspace.rows(chunk.stop - start)
+                backend.gather(source, order[chunk], part.staging, part.inputs)
+                self.forward_pass(part)
+                result[chunk] = part.logits
+            return backend.to_numpy(result) if on_host else result
+
+    def predict_proba(self, images: Array) -> Array:
+        """The probability of each class, ``(samples, classes)``; arguments as for `logits`."""
+        return softmax(self.logits(images))
+
+    def predict(self, images: Array) -> Array:
+        """The most probable class of each sample, ``(samples,)`` int64; arguments as for `logits`."""
+        logits = self.logits(images)
+        return array_namespace(logits).argmax(logits, axis=1)
+
+    def check_fits(self, dataset: LabelledData) -> None:
+        """Refuse data that this network cannot take.
+
+        Raises:
+            ValueError: the number of features is not the network's, or there are more classes.
+        """
+        if dataset.features != self.sizes[0]:
+            raise ValueError(
+                f"{self} expects {self.sizes[0]} features a sample, but {dataset} has {dataset.features}"
+            )
+        if dataset.classes > self.sizes[-1]:
+            raise ValueError(f"{self} has {self.sizes[-1]} classes, but {dataset} has {dataset.classes}")
+
+    def evaluate(self, dataset: LabelledData) -> Evaluation:
+        """Loss and accuracy on a data set. Waits for the device once.
+
+        The same on every call, to the last bit, on one machine and device.
+
+        Raises:
+            ValueError: the number of features is not the network's, or there are more classes.
+        """
+        self.check_fits(dataset)
+        with self.backend.activate():
+            return self.evaluate_batches(dataset.batches(CHUNK, self.backend, self.dtype))
+
+    def evaluate_batches(self, batches: Batches) -> Evaluation:
+        """Loss and accuracy on batches that are on the device already. Waits for the device once."""
+        backend, xp = self.backend, self.backend.xp
+        losses = xp.empty(batches.samples, dtype=self.dtype)
+        correct = xp.empty(batches.samples, dtype=bool)
+        workspace = Workspace(self, batches.batch_size, pixels=batches.pixels)
+        for batch in batches.slices:
+            part = workspace.rows(batch.stop - batch.start)
+            labels = batches.gather(batch, part.staging, part.inputs)
+            self.forward_pass(part)
+            backend.softmax_cross_entropy(part.logits, labels, losses[batch], correct[batch])
+        totals = xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])
+        loss, hits = backend.to_numpy(totals).tolist()
+        samples = batches.samples
+        return Evaluation(loss / samples, hits / samples, int(hits), samples)
+
+    def accuracy(self, dataset: LabelledData) -> float:
+        """The fraction of a data set that the network classifies correctly."""
+        return self.evaluate(dataset).accuracy
+
+    # -- State ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, HostArray]:
+        """Copies of all weights and biases on the host, by name: ``layers.0.weight``, ..."""
+        return self.parameters.to_host(self.parameters.data, self.backend)
+
+    def load_state_dict(self, tensors: dict[str, HostArray]) -> None:
+        """Take over weights and biases.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or of another shape.
+        """
+        with self.backend.activate():
+            self.backend.xp.copyto(self.parameters.data, self.parameters.from_host(tensors, self.backend))
+
+    def __str__(self) -> str:
+        return f"MLP({self.sizes})"
+
+    def __repr__(self) -> str:
+        return (
+            f"MLP({self.sizes}, activation={self.activation.name!r}, device={self.backend.name!r}, "
+            f"dtype={self.dtype.name!r})  # {self.parameters.count:,} parameters"
+        )
+
+    # -- Inside -----------------------------------------------------------------------------------------
+
+    def _flatten(self, images: Array) -> Array:
+        """The images as ``(samples, inputs)``, where they are."""
+        if images.ndim < 2:
+            raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
+        source = images.reshape(len(images), -1)
+        if source.shape[1] != self.sizes[0]:
+            raise ValueError(
+                f"{self} expects {self.sizes[0]} features a sample, got {source.shape[1]} (shape {images.shape})"
+            )
+        return source

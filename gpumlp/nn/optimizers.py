@@ -1,0 +1,169 @@
+"""Optimizers: how a gradient changes the parameters.
+
+An optimizer is a frozen description (its hyperparameters); what it remembers between steps is an
+`OptimizerState` of flat buffers like the parameters, which `init` makes and `update` overwrites. So one
+optimizer can serve any number of trainings, and a state can be saved.
+
+    theta: parameters    g: gradient    eta: learning rate
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..backends import Array, array_namespace
+
+
+@dataclass
+class OptimizerState:
+    """What an optimizer remembers.
+
+    Attributes:
+        buffers: by name, each of the shape and dtype of the parameters.
+        scratch: one more such array, whose content means nothing between steps.
+        steps: how many steps were taken.
+    """
+
+    buffers: dict[str, Array]
+    scratch: Array
+    steps: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An update rule. To add one: subclass, name its buffers, and write `update`.
+
+    Attributes:
+        learning_rate: eta_0, the initial learning rate.
+        buffer_names: the names of its state's buffers.
+    """
+
+    learning_rate: float
+
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, parameters: Array) -> OptimizerState:
+        """A fresh state for these parameters: zeros, on their device."""
+        xp = array_namespace(parameters)
+        names = self.active_buffers()
+        return OptimizerState({name: xp.zeros_like(parameters) for name in names}, xp.zeros_like(parameters))
+
+    def active_buffers(self) -> tuple[str, ...]:
+        """Which buffers these hyperparameters need."""
+        return self.buffer_names
+
+    def update(
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
+    ) -> None:
+        """One step in place: `parameters` and `state` are overwritten, `gradient` is kept."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum and Nesterov's form of it.
+
+    ::
+
+        v <- mu v + g
+        theta <- theta - eta v             (momentum; without it v = g)
+        theta <- theta - eta (g + mu v)    (Nesterov)
+
+    B. T. Polyak, 1964; Y. Nesterov, 1983; in the form of I. Sutskever et al., "On the importance of
+    initialization and momentum in deep learning", ICML 2013, as PyTorch computes it.
+
+    >>> import numpy as np
+    >>> theta, g = np.array([1.0]), np.array([0.5])
+    >>> sgd = SGD(learning_rate=0.1)
+    >>> sgd.update(np, theta, g, sgd.init(theta), learning_rate=0.1)
+    >>> theta
+    array([0.95])
+    """
+
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("velocity",)
+
+    def __post_init__(self) -> None:
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _require("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False where momentum is 0")
+
+    def active_buffers(self) -> tuple[str, ...]:
+        return self.buffer_names if self.momentum else ()
+
+    def update(
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
+    ) -> None:
+        step = state.scratch
+        state.steps += 1
+        if not self.momentum:
+            xp.multiply(gradient, learning_rate, out=step)
+        else:
+            velocity = state.buffers["velocity"]
+            xp.multiply(velocity, self.momentum, out=velocity)
+            xp.add(velocity, gradient, out=velocity)
+            if self.nesterov:
+                xp.multiply(velocity, self.momentum, out=step)
+                xp.add(step, gradient, out=step)
+                xp.multiply(step, learning_rate, out=step)
+            else:
+                xp.multiply(velocity, learning_rate, out=step)
+        xp.subtract(parameters, step, out=parameters)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam: a step of its own size for each parameter, from running means of g and g^2.
+
+    ::
+
+        m <- beta1 m + (1 - beta1) g           v <- beta2 v + (1 - beta2) g^2
+        theta <- theta - eta m^ / (sqrt(v^) + epsilon)
+        m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t),  at step t = 1, 2, ...
+
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    """
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("mean", "mean_square")
+
+    def __post_init__(self) -> None:
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("beta1", self.beta1, 0 <= self.beta1 < 1, "at least 0 and below 1")
+        _require("beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
+        _require("epsilon", self.epsilon, self.epsilon > 0, "above 0")
+
+    def update(
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
+    ) -> None:
+        mean, mean_square, step = state.buffers["mean"], state.buffers["mean_square"], state.scratch
+        state.steps += 1
+        xp.multiply(gradient, 1 - self.beta1, out=step)
+        xp.multiply(mean, self.beta1, out=mean)
+        xp.add(mean, step, out=mean)
+        xp.multiply(gradient, gradient, out=step)
+        xp.multiply(step, 1 - self.beta2, out=step)
+        xp.multiply(mean_square, self.beta2, out=mean_square)
+        xp.add(mean_square, step, out=mean_square)
+        # The corrections of both means are scalars, so they go into the step size and epsilon.
+        mean_correction = 1 - self.beta1**state.steps
+        root_correction = math.sqrt(1 - self.beta2**state.steps)
+        xp.sqrt(mean_square, out=step)
+        xp.add(step, self.epsilon * root_correction, out=step)
+        xp.divide(mean, step, out=step)
+        xp.multiply(step, learning_rate * root_correction / mean_correction, out=step)
+        xp.subtract(parameters, step, out=parameters)
+
+
+def _require(name: str, value: object, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} is expected to be {expected}, got {value}")

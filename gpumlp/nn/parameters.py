@@ -1,0 +1,79 @@
+"""All parameters of a network in one flat buffer, and all their gradients in another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, Backend, HostArray
+
+ALIGNMENT = 64  # elements: every tensor starts on a cache line and suits any vector or matrix unit
+
+
+class Parameters:
+    """Named tensors laid out one after the other: first the weights, then the biases.
+
+    An optimizer step, a checkpoint or a gradient norm is then one operation on one array, and `weights`
+    is one slice, so that a penalty leaves the biases alone without a mask. The padding between tensors
+    is 0 and stays 0.
+
+    Attributes:
+        data: ``(size,)``, the parameters.
+        gradient: ``(size,)``, dC/dtheta of the last backward pass.
+        weights: the slice of both that holds weights and no biases.
+        shapes: the shape of each tensor by name: ``layers.0.weight``, ``layers.0.bias``, ...
+        count: how many parameters there are, padding not counted.
+    """
+
+    def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for index, size in enumerate(layer_sizes):
+            self.shapes[f"layers.{index}.weight"] = size
+        for index, (_, out_features) in enumerate(layer_sizes):
+            self.shapes[f"layers.{index}.bias"] = (out_features,)
+
+        self._offsets: dict[str, int] = {}
+        end = weights_end = 0
+        for name, shape in self.shapes.items():
+            self._offsets[name] = end
+            end += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+            if len(shape) > 1:
+                weights_end = end
+        self.weights = slice(0, weights_end)
+        self.count = sum(math.prod(shape) for shape in self.shapes.values())
+        self.data = backend.xp.zeros(end, dtype=dtype)
+        self.gradient = backend.xp.zeros(end, dtype=dtype)
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """The tensors by name, as views of a flat buffer of this layout."""
+        views = {}
+        for name, shape in self.shapes.items():
+            offset = self._offsets[name]
+            views[name] = flat[offset : offset + math.prod(shape)].reshape(shape)
+        return views
+
+    def to_host(self, flat: Array, backend: Backend) -> dict[str, HostArray]:
+        """Copies of the tensors on the host, by name, from one transfer. Waits for the device."""
+        return {name: view.copy() for name, view in self.views(backend.to_numpy(flat)).items()}
+
+    def from_host(self, tensors: dict[str, HostArray], backend: Backend) -> Array:
+        """A new flat buffer on the device with the values of these tensors.
+
+        Raises:
+            ValueError: a tensor is missing, not known here, or of another shape; all of them are named.
+        """
+        problems = [f"{name} is missing" for name in self.shapes if name not in tensors]
+        problems += [f"{name} is not part of this network" for name in tensors if name not in self.shapes]
+        problems += [
+            f"{name} is expected to have shape {self.shapes[name]}, got {tensor.shape}"
+            for name, tensor in tensors.items()
+            if name in self.shapes and tensor.shape != self.shapes[name]
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        flat = np.zeros(self.data.shape, dtype=self.data.dtype)
+        for name, view in self.views(flat).items():
+            view[...] = tensors[name]
+        return backend.asarray(flat)

@@ -1,0 +1,72 @@
+"""Learning-rate schedules: the learning rate eta_t of epoch t = 0, 1, 2, ..., from the initial eta_0."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """Any function of the initial learning rate and the epoch."""
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        """eta_t for epoch t (counted from 0), where `learning_rate` is eta_0."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """eta_t = eta_0."""
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        return learning_rate
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """eta_t = eta_0 gamma^floor(t / s): multiplied by gamma every s epochs.
+
+    >>> [StepDecay(gamma=0.5, step_size=2)(0.8, t) for t in range(5)]
+    [0.8, 0.8, 0.4, 0.4, 0.2]
+    """
+
+    gamma: float = 0.5
+    step_size: int = 10
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        return learning_rate * self.gamma ** (epoch // self.step_size)
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """eta_t = eta_0 e^(-k t), with the decay rate k per epoch."""
+
+    decay_rate: float = 0.05
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        return learning_rate * math.exp(-self.decay_rate * epoch)
+
+
+@dataclass(frozen=True)
+class InverseTimeDecay:
+    """eta_t = eta_0 / (1 + k t), with the decay rate k per epoch."""
+
+    decay_rate: float = 0.05
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        return learning_rate / (1 + self.decay_rate * epoch)
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """eta_t = eta_0 gamma^(number of milestones <= t): multiplied by gamma after each milestone.
+
+    The milestones are numbers of finished epochs, so ``Milestones((20, 40))`` changes the 21st and the
+    41st epoch.
+    """
+
+    milestones: tuple[int, ...]
+    gamma: float = 0.5
+
+    def __call__(self, learning_rate: float, epoch: int) -> float:
+        return learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)

@@ -1,0 +1,67 @@
+"""Train a multilayer perceptron: ``python -m gpumlp.train``, also installed as ``gpumlp-train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from . import command
+from .training.config import PRESETS, Config, ConfigError
+from .training.session import resume_config, train
+
+PROGRAM = "gpumlp-train"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, train, and return the exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work() -> int:
+        config = command.parse(Config, PROGRAM, words, default=_starting_point(words))
+        config.check()
+        outcome = train(config)
+        if outcome.metrics is None:
+            print(
+                f"{PROGRAM}: interrupted; the run is saved after epoch {len(outcome.history)} of "
+                f"{outcome.folder.config.epochs}. "
+                f"Go on with: python -m gpumlp.train --resume {outcome.folder.path}",
+                file=sys.stderr,
+            )
+            return command.INTERRUPTED
+        accuracy = outcome.metrics["test_accuracy"]
+        if config.min_accuracy is not None and accuracy < config.min_accuracy:
+            print(
+                f"{PROGRAM}: {outcome.metrics['dataset']} test accuracy {accuracy:.4f} is below min_accuracy "
+                f"{config.min_accuracy:g}",
+                file=sys.stderr,
+            )
+            return command.FAILED
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def _starting_point(words: Sequence[str]) -> Config:
+    """The configuration that the other options change: the defaults, a preset's, or that of a run."""
+    preset, run = _value_of("--preset", words), _value_of("--resume", words)
+    if preset is not None and run is not None:
+        raise ConfigError("preset: a run is resumed with its own configuration; leave --preset out")
+    if run is not None:
+        return resume_config(run)
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset: expected {' or '.join(PRESETS)}, got {preset!r}")
+    return Config() if preset is None else PRESETS[preset]
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option, before the command line is parsed as a whole."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == option and following is not None:
+            return following
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

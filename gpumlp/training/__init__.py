@@ -1,0 +1,8 @@
+"""The training loop, its history, and the folder a run is saved in."""
+
+from .callbacks import Callback
+from .divergence import DivergenceError
+from .history import EpochRecord, History
+from .trainer import Trainer, fit
+
+__all__ = ["Callback", "DivergenceError", "EpochRecord", "History", "Trainer", "fit"]

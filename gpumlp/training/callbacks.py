@@ -1,0 +1,49 @@
+"""Callbacks: what else happens while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class Callback:
+    """Called by the trainer, which it may read and may ask to `stop`. Override what is wanted."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Before the first epoch."""
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        """Now and then within an epoch: so many samples of it have been handed to the device."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """After an epoch; ``trainer.history.records[-1]`` is its record."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """After the last epoch, also when interrupted or diverged."""
+
+
+CallbackLike: TypeAlias = "Callback | Callable[[Trainer], object]"
+
+
+class _EpochFunction(Callback):
+    def __init__(self, function: Callable[[Trainer], object]) -> None:
+        self.function = function
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self.function(trainer)
+
+
+def as_callbacks(callbacks: Iterable[CallbackLike]) -> list[Callback]:
+    """Each as a `Callback`; a plain function is called with the trainer after every epoch."""
+    result: list[Callback] = []
+    for callback in callbacks:
+        if isinstance(callback, Callback):
+            result.append(callback)
+        elif callable(callback):
+            result.append(_EpochFunction(callback))
+        else:
+            raise TypeError(f"a callback is expected to be a function or a Callback, got {callback!r}")
+    return result

@@ -1,0 +1,181 @@
+"""Checkpoints: everything a training needs to go on, in one safetensors file (no pickle)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+from ..backends import Backend, HostArray
+from ..nn.network import MLP
+from .config import Config, ConfigError
+from .history import EpochRecord, History
+from .trainer import Trainer
+
+FORMAT = "gpumlp-checkpoint-1"
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or not one of this network; the message names the difference."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        config: of the run, resolved.
+        sizes: of the network's layers.
+        dataset: name, fingerprint and other facts of the data set.
+        tensors: ``model.layers.0.weight``, ..., ``optimizer.velocity.layers.0.weight``, ..., on the host.
+        steps: optimizer steps taken.
+        random_state: of the generator of the batch order.
+        history: of the finished epochs.
+    """
+
+    config: Config
+    sizes: list[int]
+    dataset: dict[str, Any]
+    tensors: dict[str, HostArray]
+    steps: int
+    random_state: dict[str, Any]
+    history: History
+
+    @classmethod
+    def of(cls, trainer: Trainer, config: Config) -> Checkpoint:
+        """The present state of a training. Waits for the device."""
+        model, train = trainer.model, trainer.train_set
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for buffer, flat in trainer.optimizer_state.buffers.items():
+            named = model.parameters.to_host(flat, model.backend)
+            tensors |= {f"optimizer.{buffer}.{name}": tensor for name, tensor in named.items()}
+        return cls(
+            config=config,
+            sizes=model.sizes,
+            dataset={"name": train.name, "classes": train.classes, "train_fingerprint": train.fingerprint()},
+            tensors=tensors,
+            steps=trainer.optimizer_state.steps,
+            random_state=trainer.random_state(),
+            history=trainer.history,
+        )
+
+    def make_model(self, device: str | Backend) -> MLP:
+        """The network as it was saved, on any device.
+
+        Raises:
+            CheckpointError: the tensors are not those of the network that the header describes.
+        """
+        model = MLP(
+            self.sizes,
+            self.config.activation,
+            initializer=self.config.make_initializer(),
+            seed=self.config.seed,
+            device=device,
+            dtype=self.config.dtype,
+        )
+        try:
+            model.load_state_dict(self._group("model."))
+        except ValueError as error:
+            raise CheckpointError(f"the weights do not fit {model}: {error}") from error
+        return model
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put a new trainer, of the same configuration, into the saved state.
+
+        Raises:
+            CheckpointError: the data set or the optimizer's state is another one.
+        """
+        found, expected = trainer.train_set.fingerprint(), self.dataset["train_fingerprint"]
+        if found != expected:
+            raise CheckpointError(f"the run was trained on other data: expected {expected}, got {found}")
+        parameters, backend = trainer.model.parameters, trainer.model.backend
+        buffers = {}
+        for name in trainer.optimizer_state.buffers:
+            try:
+                flat = parameters.from_host(self._group(f"optimizer.{name}."), backend)
+            except ValueError as error:
+                raise CheckpointError(f"the optimizer's {name} does not fit the network: {error}") from error
+            buffers[name] = backend.to_numpy(flat)
+        try:
+            trainer.restore(buffers, self.steps, self.random_state, self.history)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the random state cannot be restored: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all: beside it first, then renamed.
+
+        Raises:
+            OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
+        """
+        state = {
+            "sizes": self.sizes,
+            "dataset": self.dataset,
+            "steps": self.steps,
+            "random_state": self.random_state,
+            "history": [dataclasses.asdict(record) for record in self.history],
+        }
+        metadata = {
+            "format": FORMAT,
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "state": json.dumps(state),
+        }
+        write_atomically(path, safetensors.numpy.save(self.tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a file that `save` wrote.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or no checkpoint of gpumlp.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no checkpoint {path}; give the folder of a run") from None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
+        found = metadata.get("format", "none")
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{path} is no checkpoint of this version of gpumlp: expected format {FORMAT}, got {found}"
+            )
+        try:
+            state = json.loads(metadata["state"])
+            return cls(
+                config=Config.from_dict(json.loads(metadata["config"])),
+                sizes=[int(size) for size in state["sizes"]],
+                dataset=state["dataset"],
+                tensors=tensors,
+                steps=int(state["steps"]),
+                random_state=state["random_state"],
+                history=History([EpochRecord.from_dict(record) for record in state["history"]]),
+            )
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} has a damaged header: {type(error).__name__}: {error}") from error
+
+    def _group(self, prefix: str) -> dict[str, HostArray]:
+        return {
+            name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
+        }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that, whenever the program dies, it is either the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

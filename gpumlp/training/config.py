@@ -1,0 +1,302 @@
+"""The configuration of a run: one dataclass for Python, the command line, ``config.json`` and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..backends import check_device_name
+from ..nn.activations import ACTIVATIONS, Identity
+from ..nn.initializers import INITIALIZERS, Initializer, Normal
+from ..nn.optimizers import SGD, Adam, Optimizer
+from ..nn.penalties import Penalty
+from ..nn.schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
+
+SMALL_SET = 10_000  # training samples; fewer need smaller batches and more epochs for as many steps
+
+
+class ConfigError(ValueError):
+    """One or more values are wrong; each line of the message names one and its allowed range."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a multilayer perceptron."""
+
+    device: str = "auto"
+    """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
+    dataset: str = "auto"
+    """auto (MNIST where it can be had, otherwise the built-in digits), mnist, digits, or FILE.npz with x_train,
+    y_train, x_test, y_test."""
+    data_dir: str | None = None
+    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden layer; none at all is softmax regression."""
+    activation: str = "relu"
+    """Of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
+    initializer: str = "auto"
+    """Of the weights: auto (He for the ReLUs, Glorot otherwise), he, glorot or normal."""
+    initializer_scale: float | None = None
+    """Standard deviation of the normal initializer (0.01)."""
+    optimizer: str = "sgd"
+    """sgd or adam."""
+    learning_rate: float | None = None
+    """Initial learning rate (sgd 0.1, adam 0.001)."""
+    momentum: float | None = None
+    """Momentum of sgd (0.9)."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    l2: float = 0.0
+    """L2 penalty: l2 / 2 times the sum of the squared weights."""
+    l1: float = 0.0
+    """L1 penalty: l1 times the sum of the absolute weights."""
+    schedule: str = "constant"
+    """Learning rate by epoch: constant, step, exponential, inverse_time or milestones."""
+    gamma: float | None = None
+    """Factor of the step and milestones schedules (0.5)."""
+    step_size: int | None = None
+    """Epochs between two steps of the step schedule (10)."""
+    decay_rate: float | None = None
+    """k of the exponential and inverse_time schedules, per epoch (0.05)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the milestones schedule multiplies the learning rate by gamma."""
+    batch_size: int | str | None = None
+    """Samples a step, or full (128, or 32 with fewer than 10,000 training samples)."""
+    epochs: int | None = None
+    """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
+    validation: int | None = None
+    """Training samples held out for validation (5,000, or a tenth of a smaller set); 0 for none."""
+    seed: int = 0
+    """Of the initial weights, the held-out samples and the batch order."""
+    dtype: str = "float32"
+    """float32 or float64."""
+    out: str | None = None
+    """Folder for the run (runs/TIME-DATASET)."""
+    overwrite: bool = False
+    """Replace a run that is in the folder."""
+    resume: str | None = None
+    """Go on with the run in this folder, with its own configuration."""
+    min_accuracy: float | None = None
+    """Exit with code 1 if the test accuracy, as a fraction, is below this."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    preset: str | None = None
+    """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50."""
+
+    def resolved(self, training_samples: int) -> Config:
+        """The same with every "it depends" filled in.
+
+        Args:
+            training_samples: how many there are, validation samples included.
+
+        Raises:
+            ConfigError: naming everything that is wrong.
+        """
+        self.check()
+        small = training_samples < SMALL_SET
+        defaults: dict[str, Any] = {
+            "batch_size": 32 if small else 128,
+            "epochs": 50 if small else 20,
+            "validation": min(5000, training_samples // 10),
+        }
+        if self.optimizer == "sgd":
+            defaults |= {"learning_rate": 0.1, "momentum": 0.9}
+        else:
+            defaults |= {"learning_rate": 0.001}
+        if self.initializer == "normal":
+            defaults |= {"initializer_scale": Normal.scale}
+        if self.schedule in ("step", "milestones"):
+            defaults |= {"gamma": 0.5}
+        if self.schedule == "step":
+            defaults |= {"step_size": 10}
+        if self.schedule in ("exponential", "inverse_time"):
+            defaults |= {"decay_rate": 0.05}
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+    def check(self) -> None:
+        """Raise a ConfigError that names every wrong value and its range; return if there is none."""
+        problems = []
+        for name, (valid, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not valid(value):
+                problems.append(f"{name}: expected {expected}, got {value!r}")
+        for name, (field, choices) in _BELONGS_TO.items():
+            if getattr(self, name) not in (None, (), False) and getattr(self, field) not in choices:
+                problems.append(
+                    f"{name}: expected only with {field} {' or '.join(choices)}, "
+                    f"got {field} {getattr(self, field)}"
+                )
+        if self.nesterov and self.momentum == 0:
+            problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
+        if self.schedule == "milestones" and not self.milestones:
+            problems.append("milestones: expected at least one epoch with schedule milestones, got none")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    # -- The objects it describes -------------------------------------------------------------------------
+
+    def make_initializer(self) -> str | Initializer:
+        return Normal(given(self.initializer_scale)) if self.initializer == "normal" else self.initializer
+
+    def make_optimizer(self) -> Optimizer:
+        if self.optimizer == "adam":
+            return Adam(given(self.learning_rate))
+        return SGD(given(self.learning_rate), momentum=given(self.momentum), nesterov=self.nesterov)
+
+    def make_penalty(self) -> Penalty:
+        return Penalty(l2=float(self.l2), l1=float(self.l1))
+
+    def make_schedule(self) -> Schedule:
+        if self.schedule == "step":
+            return StepDecay(given(self.gamma), given(self.step_size))
+        if self.schedule == "exponential":
+            return ExponentialDecay(given(self.decay_rate))
+        if self.schedule == "inverse_time":
+            return InverseTimeDecay(given(self.decay_rate))
+        if self.schedule == "milestones":
+            return Milestones(self.milestones, given(self.gamma))
+        return Constant()
+
+    # -- Files --------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """From what `to_json` wrote.
+
+        Raises:
+            ConfigError: unknown names, or wrong values.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ConfigError(f"unknown option: {', '.join(unknown)}")
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        config = cls(**{**values, **lists})
+        config.check()
+        return config
+
+
+PRESETS: dict[str, Config] = {
+    "notes": Config(
+        preset="notes",
+        hidden=(128,),
+        activation="relu",
+        initializer="he",
+        optimizer="sgd",
+        learning_rate=0.1,
+        momentum=0.0,
+        l2=1e-4,
+        schedule="milestones",
+        milestones=(20, 40),
+        gamma=0.5,
+        batch_size=128,
+        epochs=50,
+        validation=0,  # the notes train on all 60,000 images
+    ),
+}
+
+Check = Callable[[Any], bool]
+T = TypeVar("T")
+
+
+def given(value: T | None) -> T:
+    """A value that `resolved` has filled in."""
+    if value is None:
+        raise ConfigError("the configuration has to be resolved first: call Config.resolved()")
+    return value
+
+
+def _number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
+    def valid(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+
+    return valid
+
+
+def _whole(low: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _sequence(check: Check) -> Check:
+    return lambda value: isinstance(value, tuple) and all(map(check, value))
+
+
+def _choice(*choices: str) -> tuple[Check, str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+def _device(value: Any) -> bool:
+    try:
+        check_device_name(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _dataset(value: Any) -> bool:
+    return isinstance(value, str) and (value in ("auto", "mnist", "digits") or value.lower().endswith(".npz"))
+
+
+_is_text: Check = lambda value: isinstance(value, str) and value != ""  # noqa: E731
+_is_flag: Check = lambda value: isinstance(value, bool)  # noqa: E731
+
+# One table: what is allowed, and the words of the error message.
+_RANGES: dict[str, tuple[Check, str]] = {
+    "device": (_device, "auto, cpu, cuda or cuda:N"),
+    "dataset": (_dataset, "auto, mnist, digits, or a path that ends in .npz"),
+    "data_dir": (_optional(_is_text), "a folder"),
+    "hidden": (_sequence(_whole(1)), "whole numbers of 1 or more, or none"),
+    "activation": _choice(*(name for name in ACTIVATIONS if name != Identity.name)),
+    "initializer": _choice(*INITIALIZERS),
+    "initializer_scale": (_optional(_number(0, open_low=True)), "a number above 0"),
+    "optimizer": _choice("sgd", "adam"),
+    "learning_rate": (_optional(_number(0, open_low=True)), "a number above 0"),
+    "momentum": (_optional(_number(0, 1, open_high=True)), "a number of at least 0 and below 1"),
+    "nesterov": (_is_flag, "true or false"),
+    "l2": (_number(0), "a number of 0 or more"),
+    "l1": (_number(0), "a number of 0 or more"),
+    "schedule": _choice("constant", "step", "exponential", "inverse_time", "milestones"),
+    "gamma": (_optional(_number(0, 1, open_low=True)), "a number above 0 and up to 1"),
+    "step_size": (_optional(_whole(1)), "a whole number of 1 or more"),
+    "decay_rate": (_optional(_number(0)), "a number of 0 or more"),
+    "milestones": (_sequence(_whole(1)), "whole numbers of 1 or more"),
+    "batch_size": (
+        _optional(lambda value: value == "full" or _whole(1)(value)),
+        "a whole number of 1 or more, or full",
+    ),
+    "epochs": (_optional(_whole(1)), "a whole number of 1 or more"),
+    "validation": (_optional(_whole(0)), "a whole number of 0 or more"),
+    "seed": (_whole(0), "a whole number of 0 or more"),
+    "dtype": _choice("float32", "float64"),
+    "out": (_optional(_is_text), "a folder"),
+    "overwrite": (_is_flag, "true or false"),
+    "resume": (_optional(_is_text), "the folder of a run"),
+    "min_accuracy": (_optional(_number(0, 1)), "a fraction from 0 to 1, such as 0.975"),
+    "quiet": (_is_flag, "true or false"),
+    "preset": (lambda value: value is None or value in PRESETS, "notes"),
+}
+
+# Options that mean something only with certain values of another: given otherwise, they are a mistake.
+_BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
+    "initializer_scale": ("initializer", ("normal",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
+    "gamma": ("schedule", ("step", "milestones")),
+    "step_size": ("schedule", ("step",)),
+    "decay_rate": ("schedule", ("exponential", "inverse_time")),
+    "milestones": ("schedule", ("milestones",)),
+}

@@ -1,0 +1,133 @@
+"""A run's folder: configuration, history, checkpoint and, at the end, metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from .callbacks import Callback
+from .checkpoint import Checkpoint, CheckpointError, write_atomically
+from .config import Config, ConfigError
+from .trainer import Trainer
+
+CONFIG, HISTORY, CHECKPOINT, METRICS = (
+    "config.json",
+    "history.jsonl",
+    "checkpoint.safetensors",
+    "metrics.json",
+)
+
+
+class RunFolder(Callback):
+    """Saves a training as it goes; whenever it dies, the folder holds a whole checkpoint.
+
+    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint carries the
+    history up to itself, so that a line which outran it is dropped when the run goes on.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self._lines = self._saved = -1  # epochs in the history file and in the checkpoint
+
+    @classmethod
+    def create(cls, config: Config, dataset: str) -> RunFolder:
+        """A folder for a new run: ``config.out``, or ``runs/<time>-<dataset>``.
+
+        Raises:
+            ConfigError: there is a run in it and `overwrite` is not set.
+            OSError: it cannot be made.
+        """
+        if config.out is None:
+            return cls(_new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}"), config)
+        path = Path(config.out)
+        if (path / CHECKPOINT).exists() or (path / CONFIG).exists() or (path / METRICS).exists():
+            if not config.overwrite:
+                state = "a finished" if (path / METRICS).exists() else "an unfinished"
+                raise ConfigError(
+                    f"out: {path} holds {state} run; go on with it (--resume {path}), replace it (--overwrite), "
+                    "or choose another folder"
+                )
+            for name in (METRICS, HISTORY, CONFIG, CHECKPOINT):
+                (path / name).unlink(missing_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, config)
+
+    def load(self) -> Checkpoint:
+        """The checkpoint. Raises CheckpointError if there is none or it is damaged."""
+        return Checkpoint.load(self.path / CHECKPOINT)
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        # First the checkpoint: from the moment it exists, the run can be gone on with.
+        self._save_checkpoint(trainer)
+        write_atomically(self.path / CONFIG, self.config.to_json().encode())
+        lines = "".join(record.to_json() + "\n" for record in trainer.history)
+        write_atomically(self.path / HISTORY, lines.encode())
+        self._lines = trainer.epoch
+        (self.path / METRICS).unlink(missing_ok=True)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        # One write of one line at the end of the file, so that a reader never sees half a line.
+        with open(self.path / HISTORY, "ab", buffering=0) as file:
+            file.write(trainer.history.records[-1].to_json().encode() + b"\n")
+        self._lines = trainer.epoch
+        self._save_checkpoint(trainer)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        # An interrupt may have come between the epoch and its checkpoint.
+        if self._saved != -1 and self._saved != trainer.epoch:
+            if self._lines == trainer.epoch:
+                self._save_checkpoint(trainer)
+            else:
+                self.on_epoch_end(trainer)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the results of a finished run."""
+        write_atomically(self.path / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """The results, or None if the run is not finished.
+
+        Raises:
+            CheckpointError: the file is no JSON object.
+        """
+        try:
+            metrics = json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise CheckpointError(f"{self.path / METRICS} is damaged: {error}") from error
+        if not isinstance(metrics, dict):
+            raise CheckpointError(f"{self.path / METRICS} is damaged: expected a JSON object")
+        return metrics
+
+    def _save_checkpoint(self, trainer: Trainer) -> None:
+        Checkpoint.of(trainer, self.config).save(self.path / CHECKPOINT)
+        self._saved = trainer.epoch
+
+
+def open_run(path: str) -> RunFolder:
+    """The folder of an existing run, with its configuration.
+
+    Raises:
+        CheckpointError: there is no run in it, or its checkpoint is damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no run {folder}: no such folder")
+    return RunFolder(folder, Checkpoint.load(folder / CHECKPOINT).config)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that did not exist before, also when two runs start within a second."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,196 @@
+"""A whole run, from a configuration to its metrics; and a look back at one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gpumlp
+
+from ..backends import Backend, choose_device, get_backend
+from ..data import Dataset, load_dataset
+from ..nn.network import MLP, Evaluation
+from .checkpoint import Checkpoint, CheckpointError
+from .config import Config, ConfigError, given
+from .history import History
+from .progress import ProgressDisplay, percent
+from .run import RunFolder, open_run
+from .trainer import Trainer
+
+# What may differ from the saved configuration when a run is resumed.
+RESUME_OPTIONS = ("resume", "device", "data_dir", "epochs", "min_accuracy", "quiet")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its folder, its history, and its metrics (None when interrupted)."""
+
+    folder: RunFolder
+    history: History
+    metrics: dict[str, Any] | None
+
+
+def train(config: Config) -> Outcome:
+    """Train as configured, or go on with the run in ``config.resume``, and save it.
+
+    Raises:
+        ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, OSError: in words for the user.
+    """
+    display = ProgressDisplay(quiet=config.quiet)
+    if config.resume is not None:
+        return _resume(config, display)
+    backend = _backend(config, display)
+    training, test = _data(config, display)
+    config = dataclasses.replace(config.resolved(len(training)), dataset=_plain_name(config, training))
+    model = MLP(
+        [training.features, *config.hidden, training.classes],
+        config.activation,
+        initializer=config.make_initializer(),
+        seed=config.seed,
+        device=backend,
+        dtype=config.dtype,
+    )
+    trainer = _trainer(model, training, config)
+    folder = RunFolder.create(config, training.name)
+    folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
+    return _run(trainer, test, folder, display)
+
+
+def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[RunFolder, MLP, Dataset]:
+    """A saved run, its network on a device of choice, and its test set.
+
+    Args:
+        path: the folder.
+        device: that of the run's configuration if None; where that is not to be had, a DeviceError.
+        data_dir: folder with MNIST's files, if not that of the configuration.
+    """
+    folder = open_run(path)
+    checkpoint = folder.load()
+    config = dataclasses.replace(checkpoint.config, data_dir=data_dir or checkpoint.config.data_dir)
+    model = checkpoint.make_model(device or config.device)
+    training, test, _ = load_dataset(config.dataset, config.data_dir)
+    _check_data(checkpoint, training)
+    return folder, model, test
+
+
+def _resume(config: Config, display: ProgressDisplay) -> Outcome:
+    assert config.resume is not None
+    folder = open_run(config.resume)
+    checkpoint = folder.load()
+    saved = checkpoint.config
+    names = [field.name for field in dataclasses.fields(Config)]
+    changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
+    refused = [name for name in changed if name not in RESUME_OPTIONS]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: a run is resumed with its own configuration; only "
+            f"{', '.join(RESUME_OPTIONS[1:])} can be changed"
+        )
+    if given(config.epochs) < len(checkpoint.history):
+        raise ConfigError(f"epochs: the run has {len(checkpoint.history)} already, got {config.epochs}")
+    backend = _backend(config, display)
+    training, test = _data(config, display)
+    _check_data(checkpoint, training)
+    trainer = _trainer(checkpoint.make_model(backend), training, config)
+    checkpoint.restore(trainer)
+    folder.config = dataclasses.replace(config, resume=None)
+    display.say(f"going on with {folder.path} after epoch {trainer.epoch} of {config.epochs}")
+    return _run(trainer, test, folder, display)
+
+
+def resume_config(path: str) -> Config:
+    """The configuration with which the run in a folder goes on."""
+    return dataclasses.replace(open_run(path).config, resume=path)
+
+
+def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
+    history = trainer.run(given(folder.config.epochs), [display, folder])
+    if history.interrupted:
+        return Outcome(folder, history, None)
+    result = trainer.model.evaluate(test)
+    last = history.records[-1]
+    backend = trainer.model.backend
+    metrics = {
+        "dataset": test.name,
+        "test_accuracy": result.accuracy,
+        "test_loss": result.loss,
+        "validation_accuracy": last.validation_accuracy,
+        "epochs": len(history),
+        "seconds": history.seconds,
+        "samples_per_second": history.samples_per_second,
+        "device": backend.name,
+        "device_name": backend.device_name,
+        "dtype": folder.config.dtype,
+        "seed": folder.config.seed,
+        "version": gpumlp.__version__,
+    }
+    folder.write_metrics(metrics)
+    display.say(describe(test, result))
+    display.say(
+        f"throughput: {history.samples_per_second:,.0f} samples/s on {backend.name} ({backend.device_name})"
+    )
+    display.say(f"run saved in {folder.path}")
+    return Outcome(folder, history, metrics)
+
+
+def describe(test: Dataset, result: Evaluation) -> str:
+    """A test result in a line."""
+    return (
+        f"{test.name} test accuracy: {percent(result.accuracy).strip()} "
+        f"({result.correct:,} of {result.samples:,}), loss {result.loss:.4f}"
+    )
+
+
+def _backend(config: Config, display: ProgressDisplay) -> Backend:
+    if config.device == "auto":
+        backend, reason = choose_device()
+        display.say(f"device: {backend.name} ({backend.device_name}); {reason}")
+    else:
+        backend = get_backend(config.device)
+        display.say(f"device: {backend.name} ({backend.device_name})")
+    return backend
+
+
+def _data(config: Config, display: ProgressDisplay) -> tuple[Dataset, Dataset]:
+    training, test, notice = load_dataset(config.dataset, config.data_dir)
+    if notice:
+        display.say(notice)
+    return training, test
+
+
+def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
+    try:
+        return Trainer(
+            model,
+            training,
+            optimizer=config.make_optimizer(),
+            schedule=config.make_schedule(),
+            penalty=config.make_penalty(),
+            batch_size=_batch_size(config),
+            validation=config.validation,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _batch_size(config: Config) -> int | Literal["full"]:
+    size = given(config.batch_size)
+    return size if isinstance(size, int) else "full"
+
+
+def _plain_name(config: Config, training: Dataset) -> str:
+    """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data."""
+    if config.dataset == "auto":
+        return "digits" if training.name == "digits" else "mnist"
+    return config.dataset
+
+
+def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
+    found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
+    if found != expected:
+        raise CheckpointError(
+            f"the run was trained on {checkpoint.dataset.get('name')} ({expected}), but the data found is "
+            f"{training.name} ({found}); give the folder of its data with --data-dir"
+        )

@@ -1,0 +1,54 @@
+"""One training step: the place where the equations meet."""
+
+from __future__ import annotations
+
+from ..backends import Array
+from ..data.batches import ArrayBatches
+from ..nn.network import MLP
+from ..nn.optimizers import Optimizer, OptimizerState
+from ..nn.penalties import Penalty
+from ..nn.workspace import Workspace
+
+
+class TrainingStep:
+    """Forward, loss, backward and update of one mini-batch, in arrays that were made once.
+
+    Nothing is allocated and nothing waits for the device: the loss and the hit or miss of every sample
+    are written where the epoch's sums are taken from.
+
+    Attributes:
+        learning_rate: of the next steps, a Python float.
+        losses: ``(samples,)``, the loss of each sample in this epoch's order, before its batch's update.
+        correct: ``(samples,)`` bool, whether it was classified correctly.
+    """
+
+    def __init__(
+        self, model: MLP, batches: ArrayBatches, optimizer: Optimizer, state: OptimizerState, penalty: Penalty
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.optimizer = optimizer
+        self.state = state
+        self.penalty = penalty
+        self.learning_rate = optimizer.learning_rate
+        self.workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+        xp = model.backend.xp
+        self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
+        self.correct: Array = xp.empty(batches.samples, dtype=bool)
+
+    def __call__(self, batch: slice) -> None:
+        model, backend, parameters = self.model, self.model.backend, self.model.parameters
+        workspace = self.workspace.rows(batch.stop - batch.start)
+        labels = self.batches.gather(batch, workspace.staging, workspace.inputs)
+        model.forward_pass(workspace)
+        backend.softmax_cross_entropy(workspace.logits, labels, self.losses[batch], self.correct[batch])
+        model.backward_pass(workspace)
+        backend.update(
+            self.optimizer,
+            self.penalty,
+            parameters.data,
+            parameters.gradient,
+            parameters.weights,
+            self.state,
+            self.learning_rate,
+        )

@@ -1,0 +1,294 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+
+from ..backends import HostArray
+from ..data import Dataset
+from ..data.batches import ArrayBatches
+from ..nn.network import CHUNK, MLP, Evaluation
+from ..nn.optimizers import SGD, Optimizer
+from ..nn.penalties import Penalty
+from ..nn.schedules import Constant, Schedule
+from .callbacks import Callback, CallbackLike, as_callbacks
+from .divergence import DivergenceError, diagnose
+from .history import EpochRecord, History
+from .step import TrainingStep
+
+# Independent random streams of one seed; the network's own initial weights use the seed as it is.
+_ORDER_STREAM, _SPLIT_STREAM = 1, 2
+_PROGRESS_PARTS = 20  # how often an epoch reports, if anybody listens
+
+
+class Trainer:
+    """A network, its data and everything a training remembers between epochs.
+
+    `fit` is the short way; a trainer adds saving, loading and going on.
+
+    Args:
+        model: trained in place.
+        train: the training samples.
+        optimizer: with the initial learning rate.
+        schedule: of the learning rate, by epoch; None keeps it constant.
+        penalty: on the weights.
+        batch_size: samples a step, or ``"full"``; more than there are means all of them.
+        validation: a `Dataset`, or how many training samples are held out (drawn by the seed), or None.
+        seed: of the held-out samples and of the batch order.
+
+    Attributes:
+        history: a record for each finished epoch.
+
+    Raises:
+        ValueError: the data does not fit the network, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        train: Dataset,
+        *,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        penalty: Penalty | None = None,
+        batch_size: int | Literal["full"] = 128,
+        validation: Dataset | int | None = None,
+        seed: int = 0,
+    ) -> None:
+        for dataset in (train, validation):
+            if isinstance(dataset, Dataset):
+                model.check_fits(dataset)
+        self.model = model
+        self.train_set = train
+        self.optimizer = SGD() if optimizer is None else optimizer
+        self.schedule: Schedule = Constant() if schedule is None else schedule
+        self.seed = seed
+        self.history = History()
+        self.epochs = 0
+        self._stop = False
+
+        if batch_size != "full" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size is expected to be 1 or more, or 'full', got {batch_size!r}")
+        held_out = validation if isinstance(validation, int) else 0
+        train_rows, validation_rows = _split(len(train), held_out, seed)
+        size = len(train_rows) if batch_size == "full" else batch_size
+        self._rng = np.random.default_rng([seed, _ORDER_STREAM])
+        with model.backend.activate():
+            self.batches = train.batches(size, model.backend, model.dtype, train_rows)
+            self.validation_batches: ArrayBatches | None = None
+            if isinstance(validation, Dataset):
+                self.validation_batches = validation.batches(CHUNK, model.backend, model.dtype)
+            elif held_out:
+                self.validation_batches = self.batches.select(validation_rows, CHUNK)
+            self.optimizer_state = self.optimizer.init(model.parameters.data)
+            self._step = TrainingStep(
+                model, self.batches, self.optimizer, self.optimizer_state, penalty or Penalty()
+            )
+            self._snapshot = [buffer.copy() for buffer in self._buffers()]
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.history)
+
+    def stop(self) -> None:
+        """Ask for an end after the current epoch; for callbacks."""
+        self._stop = True
+
+    def run(self, epochs: int, callbacks: Iterable[CallbackLike] = ()) -> History:
+        """Train until `epochs` epochs are finished in all, or until interrupted (Ctrl-C) or stopped.
+
+        An interrupt ends the training as it was after the last finished epoch, and is noted in the
+        history. Waits for the device twice an epoch at most.
+
+        Raises:
+            DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
+        """
+        listeners = as_callbacks(callbacks)
+        self.epochs, self._stop, self.history.interrupted = epochs, False, False
+        with self.model.backend.activate():
+            try:
+                for listener in listeners:
+                    listener.on_train_begin(self)
+                while self.epoch < epochs and not self._stop:
+                    self._run_epoch(listeners)
+                    for listener in listeners:
+                        listener.on_epoch_end(self)
+            except KeyboardInterrupt:
+                self.history.interrupted = True
+            finally:
+                for listener in listeners:
+                    listener.on_train_end(self)
+        return self.history
+
+    def _run_epoch(self, listeners: list[Callback]) -> None:
+        start_epoch, order_state, steps = (
+            self.epoch,
+            self._rng.bit_generator.state,
+            self.optimizer_state.steps,
+        )
+        self._copy(self._buffers(), self._snapshot)
+        try:
+            record = self._train_epoch(listeners)
+            if record is not None:
+                self.history.append(record)
+                return
+            self._copy(self._snapshot, self._buffers())
+            message = diagnose(self._step, start_epoch + 1)
+            raise DivergenceError(message, self.history)
+        except BaseException:
+            if self.epoch == start_epoch:
+                self._copy(self._snapshot, self._buffers())
+                self._rng.bit_generator.state = order_state
+                self.optimizer_state.steps = steps
+            raise
+
+    def _train_epoch(self, listeners: list[Callback]) -> EpochRecord | None:
+        """One epoch; None if the loss or a parameter is no longer finite."""
+        backend, step, batches = self.model.backend, self._step, self.batches
+        xp = backend.xp
+        step.learning_rate = float(self.schedule(self.optimizer.learning_rate, self.epoch))
+
+        start = time.perf_counter()
+        batches.shuffle(self._rng)
+        part = math.ceil(len(batches.slices) / _PROGRESS_PARTS) if listeners else len(batches.slices)
+        for first in range(0, len(batches.slices), part):
+            slices = batches.slices[first : first + part]
+            backend.run_steps(step, slices)
+            for listener in listeners:
+                listener.on_progress(self, slices[-1].stop)
+        sums = xp.stack(
+            [xp.sum(x, dtype="float64") for x in (step.losses, step.correct, self.model.parameters.data)]
+        )
+        loss, correct, parameter_sum = backend.to_numpy(sums).tolist()
+        seconds = time.perf_counter() - start
+
+        if not (math.isfinite(loss) and math.isfinite(parameter_sum)):
+            return None
+        validation = self.validate()
+        return EpochRecord(
+            epoch=self.epoch + 1,
+            train_loss=loss / batches.samples,
+            train_accuracy=correct / batches.samples,
+            validation_loss=None if validation is None else validation.loss,
+            validation_accuracy=None if validation is None else validation.accuracy,
+            learning_rate=step.learning_rate,
+            seconds=seconds,
+            samples_per_second=batches.samples / seconds,
+        )
+
+    def validate(self) -> Evaluation | None:
+        """Loss and accuracy on the validation samples, if there are any."""
+        if self.validation_batches is None:
+            return None
+        with self.model.backend.activate():
+            return self.model.evaluate_batches(self.validation_batches)
+
+    # -- State ------------------------------------------------------------------------------------------
+
+    def random_state(self) -> dict[str, Any]:
+        """The state of the generator that draws the batch order, as JSON can hold it."""
+        return dict(self._rng.bit_generator.state)
+
+    def restore(
+        self, buffers: dict[str, HostArray], steps: int, random_state: dict[str, Any], history: History
+    ) -> None:
+        """Go on from a saved state.
+
+        Args:
+            buffers: the optimizer's flat buffers, by name.
+            steps: optimizer steps taken.
+            random_state: as `random_state` gave it.
+            history: of the epochs before.
+        """
+        backend = self.model.backend
+        with backend.activate():
+            for name, buffer in self.optimizer_state.buffers.items():
+                backend.xp.copyto(buffer, backend.asarray(buffers[name]))
+        self.optimizer_state.steps = steps
+        self._rng.bit_generator.state = random_state
+        self.history = history
+
+    def _buffers(self) -> list[Any]:
+        return [self.model.parameters.data, *self.optimizer_state.buffers.values()]
+
+    def _copy(self, sources: list[Any], targets: list[Any]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            self.model.backend.xp.copyto(target, source)
+
+
+def fit(
+    model: MLP,
+    train: Dataset,
+    *,
+    optimizer: Optimizer | None = None,
+    epochs: int = 10,
+    batch_size: int | Literal["full"] = 128,
+    validation: Dataset | int | None = None,
+    schedule: Schedule | None = None,
+    l2: float = 0.0,
+    l1: float = 0.0,
+    seed: int = 0,
+    callbacks: Iterable[CallbackLike] = (),
+) -> History:
+    """Train a network in place.
+
+    Args:
+        model: the network.
+        train: the training samples.
+        optimizer: ``SGD(learning_rate=0.1)`` by default. Its state starts at zero with every call.
+        epochs: passes over the training samples.
+        batch_size: samples a step, or ``"full"``.
+        validation: a `Dataset`, or how many training samples to hold out; None for no validation.
+        schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)``.
+        l2, l1: weight penalty, see `Penalty`.
+        seed: of the held-out samples and of the batch order: same seed, same run, bit for bit, on one
+            machine and device.
+        callbacks: functions called with the trainer after every epoch, or `Callback` objects.
+
+    Returns:
+        The history, one record per epoch. After Ctrl-C, that of the finished epochs, with
+        ``history.interrupted`` set and the network as it was after the last of them.
+
+    Raises:
+        ValueError: the data does not fit the network, or a value is out of range.
+        DivergenceError: the loss became NaN or infinite; the network is that of the last good epoch.
+
+    >>> from gpumlp import MLP, SGD, fit, load_digits
+    >>> train, test = load_digits()
+    >>> model = MLP([64, 32, 10], device="cpu")
+    >>> history = fit(model, train, optimizer=SGD(0.1, momentum=0.9), epochs=5, batch_size=32)
+    >>> len(history), model.accuracy(test) > 0.9
+    (5, True)
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs is expected to be 1 or more, got {epochs}")
+    if l1 < 0 or l2 < 0:
+        raise ValueError(f"l1 and l2 are expected to be 0 or more, got l1={l1}, l2={l2}")
+    trainer = Trainer(
+        model,
+        train,
+        optimizer=optimizer,
+        schedule=schedule,
+        penalty=Penalty(l2=float(l2), l1=float(l1)),
+        batch_size=batch_size,
+        validation=validation,
+        seed=seed,
+    )
+    return trainer.run(epochs, callbacks)
+
+
+def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray]:
+    """Rows to train on and rows to validate on; the samples themselves are not copied."""
+    if not 0 <= held_out < samples:
+        raise ValueError(
+            f"validation is expected to be from 0 to {samples - 1:,} of the {samples:,} training samples, got "
+            f"{held_out:,}"
+        )
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(samples)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
