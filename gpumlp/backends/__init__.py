@@ -7,7 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 from .base import PIXEL_SCALE, Array, Backend, DeviceError, HostArray, Memory, check_dtype, reference_backend
-from .numpy import NumpyBackend, to_host
+from .numpy import NumpyBackend, is_device_array, to_host
 
 __all__ = [
     "PIXEL_SCALE",
@@ -22,6 +22,7 @@ __all__ = [
     "check_device_name",
     "check_dtype",
     "get_backend",
+    "is_device_array",
     "reference_backend",
     "to_host",
 ]

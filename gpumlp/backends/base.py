@@ -84,6 +84,10 @@ class Backend:
         """A context within which new arrays land on this device. Every public call enters it once."""
         return nullcontext()
 
+    def owns(self, array: object) -> bool:
+        """Is this an array of the backend's library?"""
+        raise NotImplementedError
+
     def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
         """The array on this device, C-contiguous; copied only where it has to be."""
         raise NotImplementedError

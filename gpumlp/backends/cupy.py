@@ -74,8 +74,14 @@ class CupyBackend(Backend):
         device: AbstractContextManager[Any] = cupy.cuda.Device(self.index)
         return device
 
+    def owns(self, array: object) -> bool:
+        return isinstance(array, cupy.ndarray)
+
     def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
-        return cupy.ascontiguousarray(array, dtype=dtype)
+        with self.activate():
+            if isinstance(array, cupy.ndarray) and array.device.id != self.index:
+                array = array.copy()  # onto the active device
+            return cupy.asarray(array, dtype=dtype, order="C")
 
     def to_numpy(self, array: Array) -> HostArray:
         host: HostArray = cupy.asnumpy(array)

@@ -24,6 +24,9 @@ class NumpyBackend(Backend):
         # Overflow and NaN are the trainer's to find and to explain, once, rather than a warning a step.
         return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
+    def owns(self, array: object) -> bool:
+        return isinstance(array, np.ndarray)
+
     def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
         return np.ascontiguousarray(to_host(array), dtype=dtype)
 
@@ -39,9 +42,14 @@ class NumpyBackend(Backend):
             np.multiply(staging, PIXEL_SCALE, out=out, dtype=out.dtype)
 
 
+def is_device_array(array: object) -> bool:
+    """Is this a CuPy array? Asked of its type's name, so that CuPy is never imported for it."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
 def to_host(array: Any) -> HostArray:
     """A NumPy array of anything array-like, device arrays included. Waits for the device."""
-    if type(array).__module__.partition(".")[0] == "cupy":
+    if is_device_array(array):
         array = array.get()
     try:
         return np.asarray(array)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Backend, HostArray
+from ..backends import Backend, HostArray, is_device_array, to_host
 from .batches import ArrayBatches
 from .errors import DataError
 
@@ -115,20 +115,10 @@ class Dataset:
             crc = 0
             rows = max(1, _FINGERPRINT_BLOCK // (self.features * self.images.dtype.itemsize))
             for start in range(0, len(self), rows):
-                crc = zlib.crc32(_on_host(self.images[start : start + rows]).tobytes(), crc)
+                crc = zlib.crc32(to_host(self.images[start : start + rows]).tobytes(), crc)
             crc = zlib.crc32(self.labels.tobytes(), crc)
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
-
-
-def _is_cupy(array: Any) -> bool:
-    # By name, so that CuPy is never imported here.
-    return type(array).__module__.split(".")[0] == "cupy"
-
-
-def _on_host(array: Any) -> npt.NDArray[Any]:
-    """``array`` (array-like or CuPy) as a NumPy array."""
-    return np.asarray(array.get() if _is_cupy(array) else array)
 
 
 def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
@@ -141,7 +131,7 @@ def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
 def _checked_images(images: Any, name: str) -> Any:
     what = f"{name}: images"
     # A CuPy array answers to the same operators and NumPy functions below, and so stays where it is.
-    if not _is_cupy(images):
+    if not is_device_array(images):
         images = _to_array(images, what)
     if images.dtype.kind not in "buif":
         raise DataError(
@@ -180,7 +170,7 @@ def _check_finite(images: Any, what: str) -> None:
 
 def _checked_labels(labels: Any, samples: int, name: str) -> npt.NDArray[np.int64]:
     what = f"{name}: labels"
-    labels = _to_array(_on_host(labels) if _is_cupy(labels) else labels, what)
+    labels = _to_array(to_host(labels) if is_device_array(labels) else labels, what)
     if labels.ndim != 1:
         cure = "give one class number per sample"
         if labels.ndim == 2:

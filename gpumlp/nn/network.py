@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, get_backend
+from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
 from .initializers import Initializer, draw_weights, get_initializer
 from .layers import Dense
@@ -155,16 +155,15 @@ class MLP:
                 uint8 means pixels, divided by 255; anything else is used as it is.
 
         Returns:
-            An array of the network's dtype and of the library that `images` came from.
+            A CuPy array of the network's dtype if `images` is one and the network is on a GPU, otherwise a
+            NumPy array.
 
         Raises:
             ValueError: the number of features is not the network's.
         """
-        on_host = isinstance(images, (np.ndarray, list, tuple))
-        if on_host:
-            images = np.asarray(images)
-        source = self._flatten(images)
         backend = self.backend
+        on_device = backend.owns(images)
+        source = self._flatten(images if on_device else to_host(images))
         with backend.activate():
             source = backend.asarray(source, dtype=None if source.dtype == np.uint8 else self.dtype)
             order = backend.xp.arange(len(source))
@@ -176,7 +175,7 @@ class MLP:
                 backend.gather(source, order[chunk], part.staging, part.inputs)
                 self.forward_pass(part)
                 result[chunk] = part.logits
-            return backend.to_numpy(result) if on_host else result
+            return result if on_device else backend.to_numpy(result)
 
     def predict_proba(self, images: Array) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`."""

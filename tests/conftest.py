@@ -1,0 +1,31 @@
+"""Fixtures that the tests share: every backend by name, and small data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpumlp import Dataset, DeviceError, get_backend
+from gpumlp.backends import Backend
+from tests.strict_device import StrictBackend
+
+
+@pytest.fixture(params=["cpu", "strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn; the GPU's skips visibly, with the reason, where there is none."""
+    if request.param == "strict":
+        return StrictBackend()
+    try:
+        return get_backend(request.param)
+    except DeviceError as error:
+        pytest.skip(f"{request.param}: {error.cause}")
+
+
+@pytest.fixture
+def blobs() -> Dataset:
+    """300 samples of 20 pixels in 4 classes that a small network can learn."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    centres = rng.integers(0, 256, (4, 20))
+    images = np.clip(centres[labels] + rng.normal(0, 25, (300, 20)), 0, 255).astype(np.uint8)
+    return Dataset(images, labels, classes=4, name="blobs")

@@ -1,0 +1,180 @@
+"""A device double that behaves as CuPy does where it hurts, on the CPU.
+
+Its arrays refuse implicit conversion to NumPy and refuse to mix with NumPy arrays, its functions know only
+the arguments that CuPy's know, and a ledger counts what crosses to the host, what waits, and what is
+allocated. Trainings that run on it have none of the habits that would fail, or be slow, on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpumlp.backends import Backend
+
+# Keyword arguments that CuPy's functions know; NumPy has more (mode, where, order, ...).
+ALLOWED_KEYWORDS = {"axis", "out", "dtype", "keepdims"}
+
+
+@dataclass
+class Ledger:
+    """What happened on the device."""
+
+    host_reads: int = 0
+    host_writes: int = 0
+    waits: int = 0
+    allocations: list[int] = field(default_factory=list)  # elements of each new array
+    functions: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def counting(self) -> Iterator[Ledger]:
+        """Start from zero."""
+        self.host_reads = self.host_writes = self.waits = 0
+        self.allocations.clear()
+        yield self
+
+
+class StrictArray:
+    """An array in the memory of the double."""
+
+    __array_ufunc__ = None  # numpy.add(StrictArray, ...) is a TypeError
+
+    def __init__(self, data: np.ndarray, xp: StrictNamespace) -> None:
+        self._data, self._xp = data, xp
+
+    def __array_namespace__(self) -> StrictNamespace:
+        return self._xp
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    # -- What needs no device -----------------------------------------------------------------
+    shape = property(lambda self: self._data.shape)
+    ndim = property(lambda self: self._data.ndim)
+    dtype = property(lambda self: self._data.dtype)
+    size = property(lambda self: self._data.size)
+    T = property(lambda self: StrictArray(self._data.T, self._xp))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def reshape(self, *shape: Any) -> StrictArray:
+        return self._xp.wrap(self._data.reshape(*shape))
+
+    def copy(self) -> StrictArray:
+        return self._xp.wrap(self._data.copy())
+
+    def __getitem__(self, key: Any) -> StrictArray:
+        return self._xp.wrap(self._data[self._xp.unwrap(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._data[self._xp.unwrap(key)] = self._xp.unwrap(value)
+
+    # -- What waits for the device --------------------------------------------------------------
+    def _read(self) -> Any:
+        self._xp.ledger.waits += 1
+        self._xp.ledger.host_reads += 1
+        return self._data.item()
+
+    def __float__(self) -> float:
+        return float(self._read())
+
+    def __int__(self) -> int:
+        return int(self._read())
+
+    def __bool__(self) -> bool:
+        return bool(self._read())
+
+
+def _operator(name: str, function: str, reverse: bool = False) -> Any:
+    def method(self: StrictArray, other: Any) -> StrictArray:
+        arguments = (other, self) if reverse else (self, other)
+        return getattr(self._xp, function)(*arguments)
+
+    method.__name__ = name
+    return method
+
+
+for _name, _function in {
+    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "matmul": "matmul",
+}.items():  # fmt: skip
+    setattr(StrictArray, f"__{_name}__", _operator(_name, _function))
+    setattr(StrictArray, f"__r{_name}__", _operator(_name, _function, reverse=True))
+
+
+class StrictNamespace:
+    """NumPy's functions for `StrictArray`, as strict as CuPy's."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def wrap(self, result: Any) -> Any:
+        """A result of NumPy's as an array of the double; CuPy's reductions give 0-d arrays, not scalars."""
+        if isinstance(result, (np.ndarray, np.generic)):
+            data = np.asarray(result)
+            if data.base is None:
+                self.ledger.allocations.append(data.size)
+            return StrictArray(data, self)
+        return result
+
+    def unwrap(self, value: Any) -> Any:
+        if isinstance(value, StrictArray):
+            return value._data
+        if isinstance(value, np.ndarray):
+            raise TypeError(f"Unsupported type {type(value)}: a NumPy array among device arrays")
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.unwrap(item) for item in value)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(np, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.ledger.functions.add(name)
+            unknown = set(keywords) - ALLOWED_KEYWORDS
+            if unknown:
+                raise TypeError(f"{name}() got an unexpected keyword argument {unknown.pop()!r}")
+            out = keywords.get("out")
+            if name == "matmul" and out is not None and not out._data.flags.c_contiguous:
+                raise AssertionError("matmul into an array that is not C-contiguous goes through a copy")
+            if name == "take" and out is not None:
+                keywords["mode"] = "raise"
+            host = {key: self.unwrap(value) for key, value in keywords.items()}
+            result = function(*self.unwrap(arguments), **host)
+            return out if out is not None else self.wrap(result)
+
+        return call if callable(function) and not isinstance(function, type) else function
+
+
+class StrictBackend(Backend):
+    """The operations of `Backend` as they are, on the double."""
+
+    def __init__(self) -> None:
+        self.name, self.device_name = "strict", "a strict device double"
+        self.xp = StrictNamespace()
+        self.ledger = self.xp.ledger
+
+    def activate(self) -> Any:
+        return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, StrictArray)
+
+    def asarray(self, array: Any, dtype: Any = None) -> StrictArray:
+        if isinstance(array, StrictArray):
+            data = np.ascontiguousarray(array._data, dtype=dtype)
+            return array if data is array._data else StrictArray(data, self.xp)
+        self.ledger.host_writes += 1
+        return StrictArray(np.array(array, dtype=dtype, order="C"), self.xp)
+
+    def to_numpy(self, array: StrictArray) -> np.ndarray:
+        self.ledger.host_reads += 1
+        self.ledger.waits += 1
+        return array._data.copy()
+
+    def synchronize(self) -> None:
+        self.ledger.waits += 1

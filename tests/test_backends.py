@@ -1,0 +1,226 @@
+"""Every device does what the reference in `Backend` says, and says clearly when it cannot be used."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpumlp import ReLU, Tanh, available_devices, get_backend
+from gpumlp.backends import Backend, DeviceError, array_namespace, reference_backend
+from gpumlp.backends.numpy import NumpyBackend
+from gpumlp.nn import SGD, Adam, Penalty
+from tests.strict_device import StrictArray, StrictBackend
+
+OPERATIONS = ["gather", "dense_forward", "dense_backward", "softmax_cross_entropy", "update", "run_steps"]
+RNG = np.random.default_rng(1)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def compare(backend: Backend, operation: str, arrays: list[np.ndarray], *rest: object) -> None:
+    """Run an operation on the backend and by the reference; all arrays must end up the same."""
+    on_device = [backend.asarray(array.copy()) for array in arrays]
+    expected = [array.copy() for array in arrays]
+    with backend.activate():
+        getattr(backend, operation)(*on_device, *rest)
+    getattr(reference_backend(np), operation)(*expected, *rest)
+    for got, want in zip(on_device, expected, strict=True):
+        np.testing.assert_allclose(backend.to_numpy(got), want, rtol=2e-6, atol=2e-6)
+
+
+def test_gather_scales_pixels(backend: Backend) -> None:
+    images = RNG.integers(0, 256, (50, 12), dtype=np.uint8)
+    rows = RNG.integers(0, 50, 7)
+    out = np.full((7, 12), np.nan, dtype=np.float32)
+    compare(backend, "gather", [images, rows, np.zeros((7, 12), np.uint8), out])
+    device_out = backend.asarray(out)
+    backend.gather(
+        backend.asarray(images), backend.asarray(rows), backend.asarray(np.zeros((7, 12), np.uint8)), device_out
+    )
+    np.testing.assert_allclose(backend.to_numpy(device_out), images[rows] / 255, rtol=1e-6)
+
+
+def test_gather_takes_floats_as_they_are(backend: Backend) -> None:
+    images, out = normal(50, 12), np.empty((7, 12), np.float32)
+    rows = RNG.integers(0, 50, 7)
+    device_out = backend.asarray(out)
+    backend.gather(backend.asarray(images), backend.asarray(rows), None, device_out)
+    np.testing.assert_array_equal(backend.to_numpy(device_out), images[rows])
+
+
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()])
+def test_dense_forward(backend: Backend, activation: object) -> None:
+    x, weight, bias, s, a = normal(9, 5), normal(5, 4), normal(4), normal(9, 4), normal(9, 4)
+    on_device = [backend.asarray(array) for array in (x, weight, bias, s, a)]
+    with backend.activate():
+        backend.dense_forward(*on_device[:3], activation, *on_device[3:])
+    np.testing.assert_allclose(backend.to_numpy(on_device[4]), activation(x @ weight + bias), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()])
+def test_dense_backward(backend: Backend, activation: object) -> None:
+    s, weight, delta = normal(9, 5), normal(5, 4), normal(9, 4)
+    x = activation(s)
+    device = [backend.asarray(v.copy()) for v in (x, weight, delta, normal(5, 4), normal(4), normal(9, 5))]
+    with backend.activate():
+        backend.dense_backward(*device[:5], activation, device[5])
+    got = [backend.to_numpy(v) for v in device[3:]]
+    want = [x.T @ delta, delta.sum(axis=0), (delta @ weight.T) * activation.derivative(s)]
+    for value, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("batch", [1, 33])
+def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> None:
+    labels = RNG.integers(0, 10, batch)
+    compare(
+        backend,
+        "softmax_cross_entropy",
+        [normal(batch, 10) * np.float32(scale), labels, np.empty(batch, np.float32), np.zeros(batch, bool)],
+    )
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()])
+def test_update_leaves_biases_unpenalised(backend: Backend, optimizer: object) -> None:
+    theta, gradient = normal(128), normal(128)
+    results = []
+    for candidate in (backend, reference_backend(np)):
+        parameters, g = theta.copy(), gradient.copy()
+        if candidate is backend:
+            parameters, g = backend.asarray(parameters), backend.asarray(g)
+        state = optimizer.init(parameters)
+        for _ in range(3):
+            candidate.update(optimizer, Penalty(l2=0.1, l1=0.01), parameters, g, slice(0, 64), state, 0.1)
+        results.append(backend.to_numpy(parameters) if candidate is backend else parameters)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [NumpyBackend, StrictBackend])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_overrides_have_the_signature_of_the_reference(kind: type[Backend], operation: str) -> None:
+    assert inspect.signature(getattr(kind, operation)) == inspect.signature(getattr(Backend, operation))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_cupy_overrides_have_the_signature_of_the_reference(operation: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from gpumlp.backends.cupy import CupyBackend
+
+    assert inspect.signature(getattr(CupyBackend, operation)) == inspect.signature(getattr(Backend, operation))
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert available_devices()[0].name == "cpu"
+    assert get_backend("cpu").name == "cpu"
+    assert get_backend("auto").name in ("cpu", "cuda:0")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "", None, 3])
+def test_a_name_that_is_no_device_is_refused(name: object) -> None:
+    with pytest.raises(ValueError, match="device is expected to be"):
+        get_backend(name)
+
+
+def test_an_array_says_where_it_lives() -> None:
+    double = StrictBackend()
+    assert array_namespace(np.zeros(2)) is np
+    assert array_namespace(double.asarray([1.0])) is double.xp
+    with pytest.raises(TypeError, match="expected a NumPy or CuPy array"):
+        array_namespace([1.0])
+
+
+def test_the_double_is_strict() -> None:
+    array = StrictBackend().asarray(np.ones(3))
+    for mixture in (lambda: np.asarray(array), lambda: np.add(array, 1), lambda: array + np.ones(3)):
+        with pytest.raises(TypeError):
+            mixture()
+    assert isinstance(array + 1, StrictArray)
+
+
+FAKE_CUPY = """
+__version__ = "14.9"
+class ndarray: pass
+class _Runtime:
+    def getDeviceCount(self):
+        {count}
+    def driverGetVersion(self): return {driver}
+    def getDeviceProperties(self, index): return {{"name": b"Fake GPU"}}
+class cuda:
+    runtime = _Runtime()
+"""
+
+
+def run_with_cupy(folder: Path, source: str | None, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the train command with a fake cupy module (or one that cannot be found) first on the path."""
+    if source is not None:
+        (folder / "cupy.py").write_text(source)
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "gpumlp.train", *words]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, cwd=folder, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "device", "cause", "cure"),
+    [
+        ("raise OSError('libcublas.so.13 is missing')", "cuda", "cannot be imported: OSError", "reinstall"),
+        (FAKE_CUPY.format(count="raise RuntimeError('x')", driver=0), "cuda", "no NVIDIA driver", "nvidia-smi"),
+        (
+            FAKE_CUPY.format(count="raise RuntimeError('old')", driver=11040),
+            "cuda",
+            "CUDA 11.4",
+            "update the driver",
+        ),
+        (FAKE_CUPY.format(count="return 0", driver=13000), "cuda", "shows no GPU", "CUDA_VISIBLE_DEVICES"),
+        (FAKE_CUPY.format(count="return 1", driver=13000), "cuda:1", "no device cuda:1", "cuda:0 (Fake GPU)"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_ends_with_cause_and_cure(
+    tmp_path: Path, source: str, device: str, cause: str, cure: str
+) -> None:
+    result = run_with_cupy(tmp_path, source, "--device", device)
+    assert result.returncode == 2
+    assert cause in result.stderr
+    assert cure in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_cupy_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=r"CuPy is not installed; install it with pip install '\.\[cuda13\]'"):
+        get_backend("cuda")
+    assert get_backend("auto").name == "cpu"
+
+
+def test_auto_says_why_it_takes_the_cpu(tmp_path: Path) -> None:
+    broken = "raise OSError('libcublas.so.13 is missing')"
+    words = ("--dataset", "digits", "--epochs", "1")
+    result = run_with_cupy(tmp_path, broken, *words)
+    assert result.returncode == 0, result.stderr
+    assert "no usable GPU: CuPy is installed, but cannot be imported" in result.stdout
+
+
+def test_training_on_the_cpu_never_imports_cupy(tmp_path: Path) -> None:
+    (tmp_path / "cupy.py").write_text("raise SystemExit('cupy was imported')")
+    script = (
+        "import sys, gpumlp.train, gpumlp.evaluate\n"
+        "words = ['--device', 'cpu', '--dataset', 'digits', '--epochs', '1', '--out', 'run']\n"
+        "assert gpumlp.train.main(words) == 0\n"
+        "assert gpumlp.evaluate.main(['run']) == 0\n"
+        "assert 'cupy' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, check=True
+    )
