@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pooch
 import pytest
-from data_helpers import Mirror, mirror, serve_folder, sha256
 
 from gpumlp.data import DataError
 from gpumlp.data.download import Mirrors, _RichBar, fetch
 from gpumlp.data.errors import DataNotAvailable
+from tests.data_helpers import Mirror, mirror, serve_folder, sha256
 
 NAME = "values.gz"
 CONTENT = bytes(range(256)) * 1000

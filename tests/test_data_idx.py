@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import idx_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpumlp.data import DataError
 from gpumlp.data.idx import read_idx
+from tests.data_helpers import idx_bytes
 
 IMAGES = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
 PLAIN = idx_bytes(IMAGES)

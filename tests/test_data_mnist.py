@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import (
+
+from gpumlp.data import DataError, load_mnist, mnist
+from gpumlp.data.errors import DataNotAvailable
+from tests.data_helpers import (
     NAMES,
     TEST_IMAGES,
     TEST_LABELS,
@@ -21,9 +24,6 @@ from data_helpers import (
     small_mnist,
     write_files,
 )
-
-from gpumlp.data import DataError, load_mnist, mnist
-from gpumlp.data.errors import DataNotAvailable
 
 ARRAYS = small_mnist()
 REAL_DATA_DIR = os.environ.get("GPUMLP_DATA_DIR")

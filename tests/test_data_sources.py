@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import NAMES, TRAIN_IMAGES, serve_folder, small_mnist, write_files
 
 from gpumlp.data import DataError, load_dataset, mnist
 from gpumlp.data.errors import DataNotAvailable
+from tests.data_helpers import NAMES, TRAIN_IMAGES, serve_folder, small_mnist, write_files
 
 
 @pytest.fixture(autouse=True)
