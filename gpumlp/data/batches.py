@@ -13,24 +13,17 @@ class ArrayBatches:
     Pixels stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
     gathered. Loops know only `slices`, `shuffle` and `gather`, so that batches may come from elsewhere.
 
-    Parameters
-    ----------
-    images : array on the device, shape (n, features), uint8 or the network's dtype
-    labels : array on the device, shape (n,), int64
-    rows : numpy.ndarray, shape (samples,), int64
-        Which of the n samples to use.
-    batch_size : int
-        Samples in a batch; the last batch holds what is left.
-    backend : Backend
+    Args:
+        images: ``(n, features)`` on the device, uint8 or the network's dtype.
+        labels: ``(n,)`` int64, on the device.
+        rows: ``(samples,)`` int64, which of the n samples to use.
+        batch_size: samples in a batch; the last batch holds what is left.
+        backend: of the device.
 
-    Attributes
-    ----------
-    samples : int
-        How many samples an epoch has.
-    slices : list of slice
-        The batches, as parts of an epoch's order.
-    pixels : bool
-        Whether the images are uint8.
+    Attributes:
+        samples: how many samples an epoch has.
+        slices: the batches, as parts of an epoch's order.
+        pixels: are the images uint8?
     """
 
     def __init__(self, images: Array, labels: Array, rows: HostArray, batch_size: int, backend: Backend) -> None:
@@ -56,19 +49,13 @@ class ArrayBatches:
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         """Write the samples of a batch into ``out``.
 
-        Parameters
-        ----------
-        batch : slice
-            One of `slices`.
-        staging : array, shape (batch, features), uint8, or None
-            Overwritten; needed where the images are pixels.
-        out : array, shape (batch, features)
-            Overwritten.
+        Args:
+            batch: one of `slices`.
+            staging: ``(batch, features)`` uint8, overwritten; None where the images are not pixels.
+            out: ``(batch, features)``, overwritten.
 
-        Returns
-        -------
-        array, shape (batch,), int64
-            The labels of the batch.
+        Returns:
+            The labels of the batch, ``(batch,)`` int64.
         """
         self._backend.gather(self._images, self._order[batch], staging, out)
         return self._ordered_labels[batch]

@@ -27,31 +27,20 @@ class Dataset:
     Everything is checked here and nowhere later: a wrong label raises on NumPy, but wraps silently on CuPy.
     The arrays are shared with the caller where no conversion is needed, and must not be written to.
 
-    Parameters
-    ----------
-    images : array-like or cupy.ndarray, shape (n, ...), at least 2 dimensions
-        uint8, float, bool or another integer dtype; finite. A CuPy array stays on its device.
-    labels : array-like or cupy.ndarray, shape (n,), any integer dtype
-        Class numbers, 0 <= label < classes.
-    classes : int, optional
-        Number of classes, at least 2. The default is the largest label + 1.
-    name : str
-        What this data is called in messages and results.
+    Args:
+        images: ``(n, ...)`` of at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
+            array-like or a CuPy array, which stays on its device.
+        labels: ``(n,)`` of any integer dtype, 0 <= label < classes.
+        classes: how many there are, at least 2; the largest label + 1 by default.
+        name: what the data is called in messages and results.
 
-    Attributes
-    ----------
-    images : numpy.ndarray or cupy.ndarray, shape (n, ...), uint8 or floating
-    labels : numpy.ndarray, shape (n,), int64, on the host
-    classes : int
-    name : str
+    Attributes:
+        images: ``(n, ...)``, uint8 or floating, a NumPy or CuPy array.
+        labels: ``(n,)`` int64, on the host.
 
-    Raises
-    ------
-    DataError
-        If a shape, a dtype or a value is not as stated.
+    Raises:
+        DataError: a shape, a dtype or a value is not as stated.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> data = Dataset(np.zeros((4, 28, 28), np.uint8), [3, 1, 4, 1], classes=10, name="four")
     >>> data
@@ -90,14 +79,11 @@ class Dataset:
     ) -> ArrayBatches:
         """Move the data to a device, where it is not there already, and cut it into batches.
 
-        Parameters
-        ----------
-        batch_size : int
-        backend : Backend
-        dtype : float32 or float64
-            Of the network; pixels stay uint8.
-        rows : numpy.ndarray, shape (samples,), int64, optional
-            Which samples to use; all of them by default.
+        Args:
+            batch_size: samples in a batch.
+            backend: of the device.
+            dtype: of the network, float32 or float64; pixels stay uint8.
+            rows: ``(samples,)`` int64, which samples to use; all of them by default.
         """
         images = backend.asarray(
             self.images.reshape(len(self), -1), dtype=None if self.images.dtype == np.uint8 else dtype

@@ -17,13 +17,9 @@ def load_digits() -> tuple[Dataset, Dataset]:
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
     1998, https://doi.org/10.24432/C50P49, CC BY 4.0; see DIGITS.md beside this file. The split is fixed.
 
-    Returns
-    -------
-    train, test : Dataset
-        Images of shape (n, 8, 8), float32 in [0, 1]; named ``"digits"``.
+    Returns:
+        Training and test set: images ``(n, 8, 8)`` float32 in [0, 1], named ``"digits"``.
 
-    Examples
-    --------
     >>> train, test = load_digits()
     >>> train
     Dataset('digits', 1,437 samples of 8 x 8 float32, 10 classes)

@@ -21,14 +21,10 @@ from .errors import DataNotAvailable
 class Mirrors:
     """Addresses that hold the same files, tried in order; one that fails once is not tried again.
 
-    Attributes
-    ----------
-    addresses : list of str
-        Folders such as ``"https://example.org/mnist/"``; the mirrors that have not failed.
-    timeout : float
-        Seconds to wait for a connection or for the next bytes.
-    failures : list of str
-        ``"host: reason"`` for each mirror that was dropped.
+    Attributes:
+        addresses: folders such as ``"https://example.org/mnist/"``; the mirrors that have not failed.
+        timeout: seconds to wait for a connection or for the next bytes.
+        failures: ``"host: reason"`` for each mirror that was dropped.
     """
 
     addresses: list[str]
@@ -74,21 +70,14 @@ def fetch(filename: str, sha256: str, mirrors: Mirrors, cache_dir: Path) -> Path
 
     The file appears whole or not at all, also where several processes fetch it at once.
 
-    Parameters
-    ----------
-    filename : str
-        Name of the file, on the mirrors and in the cache.
-    sha256 : str
-        Checksum of the file, in hexadecimal.
-    mirrors : Mirrors
-        Where to look; changed in place, so that later calls leave out what failed.
-    cache_dir : pathlib.Path
-        Made if missing.
+    Args:
+        filename: on the mirrors and in the cache.
+        sha256: checksum of the file, in hexadecimal.
+        mirrors: where to look; changed in place, so that later calls leave out what failed.
+        cache_dir: made if missing.
 
-    Raises
-    ------
-    DataNotAvailable
-        If no mirror delivers the file; the message lists every mirror with its reason.
+    Raises:
+        DataNotAvailable: no mirror delivers the file; the message lists every mirror with its reason.
     """
     import pooch
 

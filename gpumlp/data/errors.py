@@ -10,10 +10,8 @@ class DataNotAvailable(DataError):
 
     Unlike damaged or mismatching files this is nobody's mistake, so that a caller may go on with other data.
 
-    Attributes
-    ----------
-    reason : str
-        What was tried and how it failed, without the advice that ends the message.
+    Attributes:
+        reason: what was tried and how it failed, without the advice that ends the message.
     """
 
     def __init__(self, reason: str, advice: str = "") -> None:

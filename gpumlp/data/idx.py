@@ -33,20 +33,15 @@ def read_idx(path: str | os.PathLike[str], *, ndim: int) -> npt.NDArray[np.uint8
     A header that promises more than the file can hold is refused before memory is taken, and the values
     are read straight into the result: peak memory is the array and about a megabyte.
 
-    Parameters
-    ----------
-    path : path of the file
-    ndim : int
-        Expected number of dimensions: 1 for labels (magic 2049), 3 for images (magic 2051).
+    Args:
+        path: of the file.
+        ndim: expected number of dimensions: 1 for labels (magic 2049), 3 for images (magic 2051).
 
-    Returns
-    -------
-    numpy.ndarray of uint8 with ``ndim`` dimensions; a length may be 0.
+    Returns:
+        A uint8 array of ``ndim`` dimensions; a length may be 0.
 
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or is not exactly such an IDX file.
+    Raises:
+        DataError: the file cannot be read, or is not exactly such an IDX file.
     """
     path = Path(path)
     if not path.exists():

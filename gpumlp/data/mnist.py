@@ -91,24 +91,16 @@ def load_mnist(
     Every file is compared with the published checksums. Files of the same format and names that are
     not MNIST's own (Fashion-MNIST, a reduced copy) are loaded, but named ``"mnist-like"``.
 
-    Parameters
-    ----------
-    data_dir : path, optional
-        Folder that must hold the files; nothing else is tried.
-    download : bool
-        Whether the network may be used.
+    Args:
+        data_dir: folder that must hold the files; nothing else is tried.
+        download: may the network be used?
 
-    Returns
-    -------
-    train, test : Dataset
-        Images of shape (n, height, width), uint8; named ``"mnist"`` or ``"mnist-like"``.
+    Returns:
+        Training and test set: images ``(n, height, width)`` uint8, named ``"mnist"`` or ``"mnist-like"``.
 
-    Raises
-    ------
-    DataNotAvailable
-        If MNIST is nowhere on this machine and cannot be downloaded.
-    DataError
-        If ``data_dir`` lacks the files, or files that were found are incomplete, damaged or do not match.
+    Raises:
+        DataNotAvailable: MNIST is nowhere on this machine and cannot be downloaded.
+        DataError: ``data_dir`` lacks the files, or what was found is incomplete, damaged or does not match.
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()

@@ -20,23 +20,17 @@ _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=
 def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
     """Load a training and a test set from one .npz file.
 
-    Parameters
-    ----------
-    path : path of the file
-        With the arrays ``x_train`` (n, ...), ``y_train`` (n,), ``x_test`` (m, ...), ``y_test`` (m,), of the
-        dtypes that `Dataset` takes. Labels of shape (n, 1), as in Keras's CIFAR, are flattened. Pickled
-        objects are never loaded.
+    Args:
+        path: of a file with the arrays ``x_train`` (n, ...), ``y_train`` (n,), ``x_test`` (m, ...) and
+            ``y_test`` (m,), of the dtypes that `Dataset` takes. Labels of shape (n, 1), as in Keras's CIFAR,
+            are flattened. Pickled objects are never loaded.
 
-    Returns
-    -------
-    train, test : Dataset
-        Named as the file, ``"cifar.npz"``; the number of classes is that of the training labels.
+    Returns:
+        Training and test set, named as the file, ``"cifar.npz"``; the classes are those of the training labels.
 
-    Raises
-    ------
-    DataError
-        If the file is not such an archive, an array is missing or unusable, or training and test set do not
-        match in shape, dtype or classes.
+    Raises:
+        DataError: the file is not such an archive, an array is missing or unusable, or training and test
+            set do not match in shape, dtype or classes.
     """
     path = Path(path).expanduser()
     arrays = _read_arrays(path)

@@ -17,25 +17,18 @@ def load_dataset(
 ) -> tuple[Dataset, Dataset, str | None]:
     """Load a data set by name.
 
-    Parameters
-    ----------
-    name : {"auto", "mnist", "digits"} or a path that ends in ``.npz``
-        ``"auto"`` is MNIST, or the built-in digits where MNIST is neither on disk nor to be downloaded.
-    data_dir : path, optional
-        Folder that holds MNIST's files, see `load_mnist`; only for ``"auto"`` and ``"mnist"``.
+    Args:
+        name: ``"mnist"``, ``"digits"``, a path that ends in ``.npz``, or ``"auto"``: MNIST, or the built-in
+            digits where MNIST is neither on this machine nor to be downloaded.
+        data_dir: folder that holds MNIST's files, see `load_mnist`; only for ``"auto"`` and ``"mnist"``.
 
-    Returns
-    -------
-    train, test : Dataset
-    notice : str or None
-        What the user must be told about the data, a few lines: that the digits were taken in place of MNIST,
-        or that the files are not MNIST's own.
+    Returns:
+        Training set, test set, and what the user must be told about the data, in a few lines, or None:
+        that the digits were taken in place of MNIST, or that the files are not MNIST's own.
 
-    Raises
-    ------
-    DataError
-        If the name is unknown, or the data cannot be used. Damaged or missing files in a folder that the
-        user named are an error also for ``"auto"``.
+    Raises:
+        DataError: the name is unknown, or the data cannot be used. Damaged or missing files in a folder
+            that the user named are an error also for ``"auto"``.
     """
     name = os.fspath(name)
     is_npz = name.lower().endswith(".npz")
