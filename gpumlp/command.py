@@ -54,7 +54,8 @@ def run(program: str, main: Callable[[], int]) -> int:
         sys.stderr.close()
         return FAILED
     except OSError as error:
-        code, message = FAILED, str(error)
+        where = f"{error.filename}: " if error.filename else ""
+        code, message = FAILED, f"{where}{error.strerror or error}"
     except MemoryError as error:
         code, message = FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
     except KeyboardInterrupt:

@@ -47,7 +47,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "numpy", np.__version__
     for library in _LIBRARIES:
-        yield library, _version(library)
+        yield library, version(library) or "not installed"
     for device in available_devices():
         memory = ""
         if device.memory is not None:
@@ -55,21 +55,23 @@ def facts() -> Iterator[tuple[str, str]]:
         yield f"device {device.name}", device.description + memory
     backend, reason = choose_device()
     yield "device auto", f"{backend.name}; {reason}"
-    yield "processors", f"{_processors()} usable"
+    yield "processors", f"{usable_processors()} usable"
     yield from _blas()
     yield from mnist_folders()
 
 
-def _version(library: str) -> str:
+def version(library: str) -> str | None:
+    """The installed version of a library, under any of the names that CuPy's wheels have; None without it."""
     for package in (library, f"{library}-cuda13x", f"{library}-cuda12x"):
         try:
             return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "not installed"
+    return None
 
 
-def _processors() -> int:
+def usable_processors() -> int:
+    """How many processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

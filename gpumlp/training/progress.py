@@ -32,6 +32,7 @@ class ProgressDisplay(Callback):
         self._console.print(text)
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        self.say(header_line())
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -59,17 +60,43 @@ class ProgressDisplay(Callback):
             self._bar = None
 
 
+# Header and width of each column; together they fit into 80 characters.
+_COLUMNS = (
+    ("epoch", 7),
+    ("train loss", 10),
+    ("accuracy", 8),
+    ("valid. loss", 11),
+    ("accuracy", 8),
+    ("learning rate", 13),
+    ("samples/s", 9),
+)
+
+
+def header_line() -> str:
+    """The names of the columns of `epoch_line`."""
+    return "  ".join(f"{name:>{width}}" for name, width in _COLUMNS)
+
+
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """An epoch in a line, aligned with the others of its run."""
-    text = (
-        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"
-        f"  train loss {record.train_loss:.4f}  accuracy {percent(record.train_accuracy)}"
+    """An epoch in a line, under `header_line`."""
+    cells = (
+        f"{record.epoch}/{epochs}",
+        _loss(record.train_loss),
+        percent(record.train_accuracy),
+        _loss(record.validation_loss),
+        percent(record.validation_accuracy),
+        f"{record.learning_rate:.4g}",
+        f"{record.samples_per_second:,.0f}",
     )
-    if record.validation_loss is not None and record.validation_accuracy is not None:
-        text += f"  validation loss {record.validation_loss:.4f}  accuracy {percent(record.validation_accuracy)}"
-    return f"{text}  learning rate {record.learning_rate:<7.3g}  {record.samples_per_second:>9,.0f} samples/s"
+    return "  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
 
 
-def percent(fraction: float) -> str:
-    """A fraction as a percentage with two decimals, padded to a fixed width."""
-    return f"{100 * fraction:6.2f} %"
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with two decimals."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1000 else f"{value:.3g}"

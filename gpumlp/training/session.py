@@ -105,6 +105,12 @@ def resume_config(path: str) -> Config:
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
+    held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
+    display.say(
+        f"data: {test.name}, {trainer.batches.samples:,} training, {held_out:,} validation and {len(test):,} test "
+        f"samples of {' x '.join(map(str, test.feature_shape))}"
+    )
+    display.say(f"network: {trainer.model!r}")
     history = trainer.run(given(folder.config.epochs), [display, folder])
     if history.interrupted:
         return Outcome(folder, history, None)
@@ -137,7 +143,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
 def describe(test: Dataset, result: Evaluation) -> str:
     """A test result in a line."""
     return (
-        f"{test.name} test accuracy: {percent(result.accuracy).strip()} "
+        f"{test.name} test accuracy: {percent(result.accuracy)} "
         f"({result.correct:,} of {result.samples:,}), loss {result.loss:.4f}"
     )
 
