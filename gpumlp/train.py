@@ -55,7 +55,7 @@ def _starting_point(words: Sequence[str]) -> Config:
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:
     """The value of an option, before the command line is parsed as a whole."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         if word == option and following is not None:
             return following
         if word.startswith(option + "="):
