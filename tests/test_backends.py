@@ -89,6 +89,14 @@ def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> No
     )
 
 
+def test_flush_subnormals_keeps_every_normal_number(backend: Backend) -> None:
+    values = np.array([1.0, -1e-37, 1e-39, -1e-45, 0.0, np.inf], dtype=np.float32)
+    array = backend.asarray(values.copy())
+    with backend.activate():
+        backend.flush_subnormals(array)
+    np.testing.assert_array_equal(backend.to_numpy(array), np.array([1, -1e-37, 0, 0, 0, np.inf], np.float32))
+
+
 @pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()])
 def test_update_leaves_biases_unpenalised(backend: Backend, optimizer: object) -> None:
     theta, gradient = normal(128), normal(128)

@@ -114,6 +114,16 @@ class Backend:
         for batch in batches:
             step(batch)
 
+    def flush_subnormals(self, array: Array) -> None:
+        """Set numbers below the smallest normal one (1e-38 in float32) to 0, in place; once an epoch is enough.
+
+        Momentum leaves them where a gradient has become 0: multiplied by 0.9 again and again, a number gets
+        down to a few times the smallest there is, which 0.9 times rounds to itself. Processors compute with
+        them many times slower.
+        """
+        xp = self.xp
+        xp.multiply(array, xp.greater_equal(xp.abs(array), float(np.finfo(array.dtype).tiny)), out=array)
+
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         """Write ``source[rows]`` into `out` as the network's input.
 
