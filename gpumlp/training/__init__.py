@@ -2,7 +2,8 @@
 
 from .callbacks import Callback
 from .divergence import DivergenceError
+from .fitting import fit
 from .history import EpochRecord, History
-from .trainer import Trainer, fit
+from .trainer import Trainer
 
 __all__ = ["Callback", "DivergenceError", "EpochRecord", "History", "Trainer", "fit"]
