@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -45,13 +46,27 @@ def parse(
 def run(program: str, main: Callable[[], int]) -> int:
     """Run a command's work; turn the errors a user can cause into a message and an exit code."""
     try:
+        code = _exit_code(program, main)
+    except SystemExit as end:  # --help, an unknown option
+        code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the reader of a pipe has gone, as in "| head", or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        if code == OK and not isinstance(error, BrokenPipeError):
+            print(f"{program}: standard output: {error.strerror}", file=sys.stderr)
+        return code or FAILED
+    return code
+
+
+def _exit_code(program: str, main: Callable[[], int]) -> int:
+    try:
         return main()
     except (ConfigError, DataError, DeviceError, CheckpointError) as error:
         code, message = BAD_INPUT, str(error)
     except DivergenceError as error:
         code, message = FAILED, str(error)
-    except BrokenPipeError:  # the reader of a pipe has gone, as in "| head"
-        sys.stderr.close()
+    except BrokenPipeError:
         return FAILED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

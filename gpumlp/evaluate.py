@@ -29,9 +29,9 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, evaluate, and return the exit code."""
-    options = command.parse(Options, PROGRAM, arguments)
 
     def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
         folder, model, test = load_run(options.run, options.device, options.data_dir)
         print(repr(model))
         print(describe(test, model.evaluate(test)))

@@ -29,9 +29,9 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what there is, and return the exit code."""
-    command.parse(Options, PROGRAM, arguments)
 
     def work() -> int:
+        command.parse(Options, PROGRAM, arguments)
         rows = list(facts())
         width = max(len(name) for name, _ in rows)
         for name, text in rows:

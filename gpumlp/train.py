@@ -18,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config = command.parse(Config, PROGRAM, words, default=_starting_point(words))
+        if config.resume is None:
+            config = config.without_leftovers()
         config.check()
         outcome = train(config)
         if outcome.metrics is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +72,18 @@ class Checkpoint:
         Raises:
             CheckpointError: the tensors are not those of the network that the header describes.
         """
-        model = MLP(
-            self.sizes,
-            self.config.activation,
-            initializer=self.config.make_initializer(),
-            seed=self.config.seed,
-            device=device,
-            dtype=self.config.dtype,
-        )
         try:
+            model = MLP(
+                self.sizes,
+                self.config.activation,
+                initializer=self.config.make_initializer(),
+                seed=self.config.seed,
+                device=device,
+                dtype=self.config.dtype,
+            )
             model.load_state_dict(self._group("model."))
         except ValueError as error:
-            raise CheckpointError(f"the weights do not fit {model}: {error}") from error
+            raise CheckpointError(f"the weights do not fit MLP({self.sizes}): {error}") from error
         return model
 
     def restore(self, trainer: Trainer) -> None:
@@ -176,6 +177,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a failed write does not say of which file
         raise

@@ -132,18 +132,35 @@ class Config:
             value = getattr(self, name)
             if not valid(value):
                 problems.append(f"{name}: expected {expected}, got {value!r}")
-        for name, (field, choices) in BELONGS_TO.items():
-            if getattr(self, name) not in (None, (), False) and getattr(self, field) not in choices:
-                problems.append(
-                    f"{name}: expected only with {field} {' or '.join(choices)}, "
-                    f"got {field} {getattr(self, field)}"
-                )
+        for name in self._out_of_place():
+            field, choices = BELONGS_TO[name]
+            problems.append(
+                f"{name}: expected only with {field} {' or '.join(choices)}, got {field} {getattr(self, field)}"
+            )
         if self.nesterov and self.momentum == 0:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
             problems.append("milestones: expected at least one epoch with schedule milestones, got none")
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def without_leftovers(self) -> Config:
+        """The same without what a preset set for a choice that another option has changed since."""
+        preset = PRESETS.get(str(self.preset), Config())
+        leftovers = [name for name in self._out_of_place() if getattr(self, name) == getattr(preset, name)]
+        if self.optimizer != preset.optimizer and self.learning_rate == preset.learning_rate:
+            leftovers.append("learning_rate")
+        defaults = Config()
+        return dataclasses.replace(self, **{name: getattr(defaults, name) for name in leftovers})
+
+    def _out_of_place(self) -> list[str]:
+        """Options that are set, but belong to another choice than the one made."""
+        defaults = Config()
+        return [
+            name
+            for name, (field, choices) in BELONGS_TO.items()
+            if getattr(self, name) != getattr(defaults, name) and getattr(self, field) not in choices
+        ]
 
     # -- The objects it describes -------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -43,15 +45,13 @@ class RunFolder(Callback):
         if config.out is None:
             return cls(_new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}"), config)
         path = Path(config.out)
-        if (path / CHECKPOINT).exists() or (path / CONFIG).exists() or (path / METRICS).exists():
-            if not config.overwrite:
-                state = "a finished" if (path / METRICS).exists() else "an unfinished"
-                raise ConfigError(
-                    f"out: {path} holds {state} run; go on with it (--resume {path}), replace it (--overwrite), "
-                    "or choose another folder"
-                )
-            for name in (METRICS, HISTORY, CONFIG, CHECKPOINT):
-                (path / name).unlink(missing_ok=True)
+        used = any((path / name).exists() for name in (CHECKPOINT, CONFIG, METRICS))
+        if used and not config.overwrite:
+            state = "a finished" if (path / METRICS).exists() else "an unfinished"
+            raise ConfigError(
+                f"out: {path} holds {state} run; go on with it (--resume {path}), replace it (--overwrite), "
+                "or choose another folder"
+            )
         path.mkdir(parents=True, exist_ok=True)
         return cls(path, config)
 
@@ -60,18 +60,17 @@ class RunFolder(Callback):
         return Checkpoint.load(self.path / CHECKPOINT)
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        # First the checkpoint: from the moment it exists, the run can be gone on with.
+        # The checkpoint first: from the moment it exists, the run can be gone on with, and one that is to be
+        # replaced is there until then. Metrics are those of a finished run, which this is no longer.
         self._save_checkpoint(trainer)
+        (self.path / METRICS).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
         lines = "".join(record.to_json() + "\n" for record in trainer.history)
         write_atomically(self.path / HISTORY, lines.encode())
         self._lines = trainer.epoch
-        (self.path / METRICS).unlink(missing_ok=True)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        # One write of one line at the end of the file, so that a reader never sees half a line.
-        with open(self.path / HISTORY, "ab", buffering=0) as file:
-            file.write(trainer.history.records[-1].to_json().encode() + b"\n")
+        _append_line(self.path / HISTORY, trainer.history.records[-1].to_json())
         self._lines = trainer.epoch
         self._save_checkpoint(trainer)
 
@@ -106,6 +105,21 @@ class RunFolder(Callback):
     def _save_checkpoint(self, trainer: Trainer) -> None:
         Checkpoint.of(trainer, self.config).save(self.path / CHECKPOINT)
         self._saved = trainer.epoch
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Add a line to a file, in one write, so that a reader never sees half of it; on a full disk, none of it."""
+    content = line.encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError as error:
+            file.truncate(end)
+            error.filename = error.filename or str(path)
+            raise
 
 
 def open_run(path: str) -> RunFolder:

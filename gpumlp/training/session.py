@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ..data import Dataset, load_dataset
 from ..nn.network import MLP, Evaluation
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, given
+from .divergence import DivergenceError
 from .history import History
 from .progress import ProgressDisplay, percent
 from .run import RunFolder, open_run
@@ -114,7 +116,16 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
     history = trainer.run(given(folder.config.epochs), [display, folder])
     if history.interrupted:
         return Outcome(folder, history, None)
-    result = trainer.model.evaluate(test)
+    try:
+        result = trainer.model.evaluate(test)
+    except KeyboardInterrupt:
+        return Outcome(folder, history, None)
+    if not math.isfinite(result.loss):
+        raise DivergenceError(
+            f"training diverged: the test loss after epoch {len(history)} is {result.loss}. Try a learning_rate "
+            f"of {given(folder.config.learning_rate) / 10:g} or less, or another initializer",
+            history,
+        )
     last = history.records[-1]
     backend = trainer.model.backend
     metrics = {

@@ -173,6 +173,8 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(parameter_sum)):
             return None
         validation = self.validate()
+        if validation is not None and not math.isfinite(validation.loss):
+            return None
         return EpochRecord(
             epoch=self.epoch + 1,
             train_loss=loss / batches.samples,

@@ -1,0 +1,248 @@
+"""The commands: what they print, refuse, and return."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpumlp
+from gpumlp.training.config import PRESETS, Config
+from tests.command_helpers import DIGITS, finish, history, run, spawn
+
+SMALL = (*DIGITS, "--hidden", 16, "--epochs", 2)
+
+
+@pytest.fixture(autouse=True)
+def _no_colours_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert run("train", *SMALL, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+def config(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "config.json").read_text())
+
+
+# -- train -------------------------------------------------------------------------------------------------
+
+
+def test_training_prints_plain_lines(tmp_path: Path) -> None:
+    code, out, err = finish(spawn("train", *SMALL, "--out", tmp_path / "run"))
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    assert "\r" not in out
+    epochs = [line for line in out.splitlines() if re.match(r" *\d/2 ", line)]
+    assert len(epochs) == 2
+    assert all(line.count("%") == 2 for line in epochs)
+    assert f"run saved in {tmp_path / 'run'}" in out
+    accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())["test_accuracy"]
+    assert f"digits test accuracy: {100 * accuracy:.2f} %" in out
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    assert finish(spawn("train", *SMALL, "--quiet", "--out", tmp_path / "run")) == (0, "", "")
+
+
+def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--hidden",
+        0,
+        "--learning-rate",
+        -1,
+        "--momentum",
+        2,
+        "--seed",
+        "x",
+        "--epochs",
+        1.5,
+        "--activation",
+        "f",
+    ]
+    assert run("train", *words, "--out", tmp_path / "run") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "gpumlp-train: hidden: expected whole numbers of 1 or more, or none, got (0,)",
+        "gpumlp-train: activation: expected one of relu, leaky_relu, tanh, sigmoid, got 'f'",
+        "gpumlp-train: learning_rate: expected a number above 0, got -1.0",
+        "gpumlp-train: momentum: expected a number of at least 0 and below 1, got 2.0",
+        "gpumlp-train: epochs: expected a whole number of 1 or more, got '1.5'",
+        "gpumlp-train: seed: expected a whole number of 0 or more, got 'x'",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-size", "half"], "batch_size: expected a whole number of 1 or more, or full"),
+        (["--schedule", "milestones", "--milestones", 5, "b"], "milestones: expected whole numbers"),
+        (["--schedule", "constant", "--milestones", 5], "milestones: expected only with schedule milestones"),
+        (["--optimizer", "adam", "--momentum", 0.5], "momentum: expected only with optimizer sgd"),
+        (["--preset", "torch"], "preset: expected notes, got 'torch'"),
+        (["--preset", "notes", "--resume", "run"], "leave --preset out"),
+        (["--resume", "none"], "there is no run none"),
+        (["--validation", 1437, *DIGITS], "validation is expected to be from 0 to 1,436"),
+        (["--dataset", "none.npz"], "none.npz"),
+        (["--data-dir", "none", *DIGITS], "data_dir none has no meaning"),
+        (["--device", "cuda:99", "--dataset", "digits"], "cuda"),
+    ],
+)
+def test_bad_input_is_refused_in_words(words: list, message: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", *words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "info"])
+def test_unknown_options_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, *(["run"] if command == "evaluate" else []), "--lerning-rate", 0.1) == 2
+    assert "--lerning-rate" in capsys.readouterr().err
+
+
+def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--help") == 0
+    listed = set(re.findall(r"^[│| ]*(?:-h, )?--([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE))
+    assert listed == {"help"} | {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
+
+
+def test_every_kind_of_value_arrives(tmp_path: Path) -> None:
+    words = "--hidden 8 4 --activation tanh --nesterov --l2 1e-4 --batch-size full --validation 0 --quiet"
+    assert run("train", *DIGITS, *words.split(), "--epochs=1", "--seed=3", "--out", tmp_path / "run") == 0
+    expected = {"hidden": [8, 4], "activation": "tanh", "nesterov": True, "l2": 1e-4, "batch_size": "full"}
+    assert (expected | {"validation": 0, "epochs": 1, "seed": 3}).items() <= config(tmp_path / "run").items()
+
+
+def test_no_hidden_layer_is_softmax_regression(tmp_path: Path) -> None:
+    assert run("train", *DIGITS, "--hidden", "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
+    assert config(tmp_path / "run")["hidden"] == []
+
+
+def test_a_file_of_ones_own_is_named_in_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 6)), np.arange(50) % 3
+    np.savez(tmp_path / "flowers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ["--dataset", tmp_path / "flowers.npz", "--device", "cpu", "--epochs", 1]
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    assert "flowers.npz test accuracy: " in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "run") == 0
+    assert "flowers.npz test accuracy: " in capsys.readouterr().out
+
+
+def test_min_accuracy_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--quiet", "--min-accuracy", 1, "--out", tmp_path / "low") == 1
+    assert re.fullmatch(
+        r"gpumlp-train: digits test accuracy 0\.\d{4} is below min_accuracy 1\n", capsys.readouterr().err
+    )
+    accuracy = json.loads((tmp_path / "low" / "metrics.json").read_text())["test_accuracy"]
+    assert run("train", *SMALL, "--quiet", "--min-accuracy", accuracy, "--out", tmp_path / "equal") == 0
+
+
+def test_a_divergence_is_one_line_and_code_1(tmp_path: Path) -> None:
+    code, _, err = finish(spawn("train", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run"))
+    assert code == 1
+    assert re.fullmatch(r"gpumlp-train: training diverged in epoch 1, .*1e\+30, largest gradient .*\n", err)
+
+
+def test_the_notes_preset_and_what_overrides_it(tmp_path: Path) -> None:
+    words = [*DIGITS, "--quiet", "--preset", "notes", "--epochs", 1]
+    assert run("train", *words, "--out", tmp_path / "notes") == 0
+    expected = json.loads(PRESETS["notes"].to_json())
+    expected |= {"epochs": 1, "quiet": True, "device": "cpu", "dataset": "digits", "out": str(tmp_path / "notes")}
+    assert config(tmp_path / "notes") == expected
+    changes = ["--schedule", "exponential", "--learning-rate", 0.2, "--hidden", 8, "--out", tmp_path / "other"]
+    assert run("train", *words, *changes) == 0
+    changed = {"schedule": "exponential", "learning_rate": 0.2, "hidden": [8], "gamma": None, "milestones": []}
+    assert (changed | {"decay_rate": 0.05, "l2": 1e-4}).items() <= config(tmp_path / "other").items()
+
+
+def test_resume_needs_no_other_option(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--resume", finished, "--epochs", 4) == 0
+    assert f"going on with {finished} after epoch 2 of 4" in capsys.readouterr().out
+    assert len(history(finished)) == 4
+    assert run("train", f"--resume={finished}") == 0
+    assert run("train", "--resume", finished, "--learning-rate", 0.5, "--seed", 1) == 2
+    assert "learning_rate, seed: a run is resumed with its own configuration" in capsys.readouterr().err
+
+
+def test_out_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--out", finished) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert run("train", *SMALL, "--out", finished, "--overwrite", "--quiet") == 0
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------
+
+
+def test_evaluate_reproduces_the_test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--out", tmp_path / "run") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "test accuracy" in line]
+    assert run("evaluate", tmp_path / "run") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "test accuracy" in line] == said
+    assert len(said) == 1
+
+
+def test_evaluate_says_that_a_run_is_unfinished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "metrics.json").unlink()
+    assert run("evaluate", finished) == 0
+    assert "is not finished" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_damaged_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = finished / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    for command, *words in (("evaluate", finished), ("train", "--resume", finished)):
+        assert run(command, *words) == 2
+        assert "cannot be read as a safetensors file" in capsys.readouterr().err
+
+
+# -- info, and pipes ---------------------------------------------------------------------------------------
+
+
+def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert facts["gpumlp"] == gpumlp.__version__
+    assert facts["python"].startswith(platform.python_version())
+    assert facts["numpy"] == np.__version__
+    assert {"cupy", "safetensors", "device cpu", "device auto", "processors", "blas"} <= set(facts)
+    assert {"GPUMLP_DATA_DIR", "data cache"} <= set(facts)
+    assert "blas threads" in facts or facts["blas"].startswith("none")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("info", []), ("train", ["--help"]), ("evaluate", ["--help"]), ("train", [*SMALL])]
+)
+def test_a_reader_that_has_gone_is_no_traceback(command: str, words: list, tmp_path: Path) -> None:
+    process = spawn(command, *words, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()  # as head does after its last line
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        code, _, err = finish(spawn("info", stdout=full))
+    assert (code, err) == (1, "gpumlp-info: standard output: No space left on device\n")

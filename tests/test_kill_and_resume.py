@@ -1,0 +1,150 @@
+"""Nothing is lost: real processes are killed, interrupted and run out of disk, and go on bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpumlp.training.checkpoint import Checkpoint
+from tests.command_helpers import (
+    DIGITS,
+    assert_same_run,
+    finish,
+    history,
+    lines,
+    spawn,
+    tensors,
+    wait_until,
+)
+
+resource = pytest.importorskip("resource", reason="signals and limits are those of POSIX")
+
+EPOCHS = 150
+KILLS = 5
+RUNS = {
+    "momentum": ("--momentum", 0.9, "--schedule", "step", "--step-size", 7, "--gamma", 0.9),
+    "adam": ("--optimizer", "adam", "--schedule", "exponential", "--decay-rate", 0.01),
+    "nesterov": ("--nesterov", "--l2", 1e-4, "--schedule", "milestones", "--milestones", 20, 60, "--seed", 5),
+}
+
+
+def checkpoint(run: Path) -> Path:
+    return run / "checkpoint.safetensors"
+
+
+def start(out: Path, *words: object, **options: object):
+    return spawn("train", *DIGITS, "--epochs", EPOCHS, "--hidden", 16, "--out", out, *words, **options)
+
+
+@pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
+def test_killed_at_any_moment_a_run_goes_on_exactly(tmp_path: Path, words: tuple[object, ...]) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    uninterrupted = start(whole, *words)
+    moments = random.Random(0)
+    process = start(run, *words)
+    for kill in range(KILLS):
+        target = lines(run) + moments.randrange(1, 12)
+        wait_until(lambda at_least=target: lines(run) >= at_least, process)
+        time.sleep(moments.uniform(0, 0.01))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+
+        saved = Checkpoint.load(checkpoint(run))
+        epochs = [record["epoch"] for record in history(run)]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert len(saved.history) in (len(epochs), len(epochs) - 1)
+        assert 0 < len(saved.history) < EPOCHS, kill
+        assert all(np.isfinite(tensor).all() for tensor in saved.tensors.values())
+        process = spawn("train", "--resume", run)
+    code, out, err = finish(process)
+    assert (code, err) == (0, "")
+    assert "going on with" in out
+    assert finish(uninterrupted)[0] == 0
+    assert_same_run(run, whole)
+    one, other = Checkpoint.load(checkpoint(run)), Checkpoint.load(checkpoint(whole))
+    assert (one.steps, one.random_state) == (other.steps, other.random_state)
+    assert {file.name for file in run.iterdir()} == {file.name for file in whole.iterdir()}
+
+
+def test_killed_while_it_starts_there_is_a_run_or_none(tmp_path: Path) -> None:
+    moments = random.Random(1)
+    for attempt in range(6):
+        run = tmp_path / str(attempt)
+        process = start(run)
+        wait_until(run.exists, process)
+        time.sleep(moments.uniform(0, 0.004))
+        process.kill()
+        process.communicate()
+        if checkpoint(run).exists():
+            assert Checkpoint.load(checkpoint(run)).config.epochs == EPOCHS
+        else:  # then the same command starts anew
+            assert not (run / "config.json").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    uninterrupted = start(whole)
+    process = start(run)
+    wait_until(lambda: lines(run) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    epochs = len(Checkpoint.load(checkpoint(run)).history)
+    assert 5 <= epochs < EPOCHS
+    assert len(history(run)) == epochs
+    assert err == (
+        f"gpumlp-train: interrupted; the run is saved after epoch {epochs} of {EPOCHS}. "
+        f"Go on with: python -m gpumlp.train --resume {run}\n"
+    )
+    assert not (run / "metrics.json").exists()
+    code, _, err = finish(spawn("train", "--resume", run))
+    assert (code, err) == (0, "")
+    assert finish(uninterrupted)[0] == 0
+    assert_same_run(run, whole)
+
+
+def limit_files_to(size: int):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    # The checkpoint's header carries the history, so that it outgrows a limit just above its first size.
+    run = tmp_path / "run"
+    code, _, _ = finish(start(run, "--epochs", 2))
+    assert code == 0
+    limit = checkpoint(run).stat().st_size + 1000
+    code, _, err = finish(spawn("train", "--resume", run, "--epochs", 100, preexec_fn=limit_files_to(limit)))
+    assert code == 1
+    assert err == f"gpumlp-train: {checkpoint(run)}: File too large\n"
+    saved = Checkpoint.load(checkpoint(run))
+    assert 2 < len(saved.history) < 100
+    assert not list(run.glob("*.tmp"))
+    # With room again it goes on, exactly.
+    assert finish(spawn("train", "--resume", run))[0] == 0
+    whole = tmp_path / "whole"
+    assert finish(start(whole, "--epochs", 100))[0] == 0
+    assert_same_run(run, whole)
+
+
+def test_a_disk_that_is_full_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert finish(start(run, "--epochs", 2))[0] == 0
+    before = checkpoint(run).read_bytes()
+    code, _, err = finish(spawn("train", "--resume", run, "--epochs", 4, preexec_fn=limit_files_to(1000)))
+    assert (code, err) == (1, f"gpumlp-train: {checkpoint(run)}: File too large\n")
+    assert checkpoint(run).read_bytes() == before
+    assert (run / "metrics.json").exists()
+    assert len(tensors(run)) == 8
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = finish(start(tmp_path / "file" / "run"))
+    assert code == 1
+    assert err == f"gpumlp-train: {tmp_path / 'file' / 'run'}: Not a directory\n"

@@ -1,0 +1,229 @@
+"""A run's folder: its files, what is in them, and when it may be written again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpumlp
+from gpumlp.training.checkpoint import Checkpoint, CheckpointError
+from gpumlp.training.config import Config, ConfigError
+from gpumlp.training.divergence import DivergenceError
+from gpumlp.training.history import EpochRecord
+from gpumlp.training.run import RunFolder, open_run
+from gpumlp.training.session import Outcome, load_run, resume_config, train
+from gpumlp.training.trainer import Trainer
+from tests.command_helpers import assert_same_run, history, tensors
+
+FILES = {"config.json", "history.jsonl", "checkpoint.safetensors", "metrics.json"}
+
+
+def start(out: Path, **options: object) -> Outcome:
+    fixed = {"dataset": "digits", "device": "cpu", "quiet": True, "hidden": (16,), "out": str(out)}
+    return train(Config(**{**fixed, "epochs": 3, **options}))
+
+
+def go_on(run: Path, **options: object) -> Outcome:
+    return train(Config(**{**vars(resume_config(str(run))), **options}))
+
+
+def test_it_holds_four_files(tmp_path: Path) -> None:
+    start(tmp_path / "a" / "run")
+    assert {file.name for file in (tmp_path / "a" / "run").iterdir()} == FILES
+
+
+def test_the_configuration_is_complete(tmp_path: Path) -> None:
+    start(tmp_path / "run", seed=7)
+    config = Config.from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
+    assert (config.seed, config.epochs, config.batch_size, config.validation) == (7, 3, 32, 143)
+    assert (config.learning_rate, config.momentum, config.out) == (0.1, 0.9, str(tmp_path / "run"))
+    assert config == open_run(str(tmp_path / "run")).config
+
+
+def test_the_history_has_a_line_an_epoch(tmp_path: Path) -> None:
+    outcome = start(tmp_path / "run")
+    records = history(tmp_path / "run")
+    assert [EpochRecord.from_dict(record) for record in records] == outcome.history.records
+    assert set(records[0]) == {
+        *("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
+        *("learning_rate", "seconds", "samples_per_second"),
+    }
+
+
+def test_the_history_and_checkpoint_are_written_as_epochs_end(tmp_path: Path, blobs: gpumlp.Dataset) -> None:
+    config = Config(hidden=(5,), batch_size=32, out=str(tmp_path)).resolved(300)
+    trainer = Trainer(gpumlp.MLP([20, 5, 4], device="cpu"), blobs)
+    seen = []
+
+    def look(trainer: Trainer) -> None:
+        saved = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+        seen.append((trainer.epoch, len(history(tmp_path)), len(saved.history), saved.steps))
+
+    trainer.run(3, [RunFolder(tmp_path, config), look])
+    assert seen == [(1, 1, 1, 3), (2, 2, 2, 6), (3, 3, 3, 9)]
+
+
+@pytest.mark.parametrize("before_the_line", [True, False])
+def test_an_interrupt_between_an_epoch_and_its_saving_loses_nothing(
+    tmp_path: Path, blobs: gpumlp.Dataset, monkeypatch: pytest.MonkeyPatch, before_the_line: bool
+) -> None:
+    folder = RunFolder(tmp_path, Config(hidden=(5,), out=str(tmp_path)).resolved(300))
+    save = folder._save_checkpoint
+
+    def interrupt(trainer: Trainer) -> None:
+        if trainer.epoch == 2:
+            monkeypatch.setattr(folder, "_save_checkpoint", save)
+            raise KeyboardInterrupt
+        if not before_the_line:
+            save(trainer)
+
+    if not before_the_line:
+        monkeypatch.setattr(folder, "_save_checkpoint", interrupt)
+    trainer = Trainer(gpumlp.MLP([20, 5, 4], device="cpu"), blobs)
+    assert trainer.run(3, [interrupt, folder] if before_the_line else [folder]).interrupted
+    assert len(history(tmp_path)) == len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 2
+
+
+def test_the_metrics(tmp_path: Path) -> None:
+    outcome = start(tmp_path / "run", seed=3)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics == outcome.metrics
+    folder, model, test = load_run(str(tmp_path / "run"))
+    result = model.evaluate(test)
+    assert (metrics["test_accuracy"], metrics["test_loss"]) == (result.accuracy, result.loss)
+    assert metrics["validation_accuracy"] == history(tmp_path / "run")[-1]["validation_accuracy"]
+    assert 0 < metrics["test_accuracy"] <= 1
+    expected = {"epochs": 3, "device": "cpu", "dataset": "digits", "seed": 3, "version": gpumlp.__version__}
+    assert expected.items() <= metrics.items()
+    assert metrics["device_name"]
+    assert metrics["seconds"] == pytest.approx(sum(record["seconds"] for record in history(folder.path)))
+    assert metrics["samples_per_second"] == pytest.approx(3 * 1294 / metrics["seconds"])
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        start(tmp_path / name, seed=seed)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    one, other = tensors(tmp_path / "a"), tensors(tmp_path / "c")
+    assert all(not np.array_equal(one[name], other[name]) for name in one)
+
+
+# -- A folder is not overwritten unasked -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "state"),
+    [(FILES, "a finished"), (FILES - {"metrics.json"}, "an unfinished"), ({"config.json"}, "an unfinished")],
+)
+def test_a_folder_with_a_run_is_refused(tmp_path: Path, left: set[str], state: str) -> None:
+    start(tmp_path / "run")
+    for name in FILES - left:
+        (tmp_path / "run" / name).unlink()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in left}
+    with pytest.raises(ConfigError, match=f"^out: .*holds {state} run.*--resume.*--overwrite"):
+        start(tmp_path / "run", seed=1)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=5)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    start(tmp_path / "run", seed=1, overwrite=True)
+    start(tmp_path / "other", seed=1)
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(dataset="digits", device="cpu", quiet=True, epochs=1, hidden=())
+    folders = {train(config).folder.path for _ in range(3)}
+    assert {folder.parent for folder in folders} == {Path("runs")}
+    assert len(folders) == 3
+    assert all(folder.name.partition("-digits")[1] for folder in folders)
+
+
+# -- Going on ----------------------------------------------------------------------------------------------
+
+
+def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    outcome = go_on(tmp_path / "moved", epochs=5)
+    assert outcome.metrics is not None
+    assert outcome.metrics["epochs"] == 5
+    start(tmp_path / "other", epochs=5)
+    assert_same_run(tmp_path / "moved", tmp_path / "other")
+    assert json.loads((tmp_path / "moved" / "config.json").read_text())["epochs"] == 5
+
+
+def test_a_history_that_outran_its_checkpoint_is_cut_back(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=2)
+    with open(tmp_path / "run" / "history.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train_loss"')
+    go_on(tmp_path / "run", epochs=4)
+    start(tmp_path / "other", epochs=4)
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 0.2}, {"hidden": (8,)}, {"out": "elsewhere"}])
+def test_other_changes_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    start(tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=f"^{next(iter(change))}: .*own configuration.*epochs"):
+        go_on(tmp_path / "run", **change)
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_fewer_epochs_than_there_are_are_refused(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    with pytest.raises(ConfigError, match="epochs: the run has 3 already, got 2"):
+        go_on(tmp_path / "run", epochs=2)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "there is no checkpoint")):
+        with pytest.raises(CheckpointError, match=message):
+            open_run(str(path))
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    def make(seed: int) -> None:
+        x, y = np.random.default_rng(seed).normal(size=(50, 6)), np.arange(50) % 3
+        np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+
+    make(seed=0)
+    start(tmp_path / "run", dataset=str(tmp_path / "mine.npz"))
+    make(seed=1)
+    for again in (lambda: go_on(tmp_path / "run"), lambda: load_run(str(tmp_path / "run"))):
+        with pytest.raises(CheckpointError, match=r"the run was trained on mine.npz \(50x6-float64-"):
+            again()
+
+
+def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    for content in ("{", "[]"):
+        (tmp_path / "run" / "metrics.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"metrics\.json is damaged"):
+            open_run(str(tmp_path / "run")).read_metrics()
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    start(tmp_path / "good", epochs=2, learning_rate=0.1)
+    with pytest.raises(DivergenceError, match=r"epoch 1.*learning_rate 1e\+30, largest gradient"):
+        start(tmp_path / "bad", learning_rate=1e30)
+    saved = Checkpoint.load(tmp_path / "bad" / "checkpoint.safetensors")
+    assert len(saved.history) == len(history(tmp_path / "bad")) == 0
+    assert all(np.isfinite(tensor).all() for tensor in saved.tensors.values())
+    assert not (tmp_path / "bad" / "metrics.json").exists()
+
+
+def test_a_last_epoch_that_only_the_test_set_sees_diverge_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match="test loss after epoch 1 is"):
+        start(tmp_path / "run", epochs=1, batch_size="full", validation=0, learning_rate=1e30)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert math.isfinite(history(tmp_path / "run")[0]["train_loss"])

@@ -1,0 +1,236 @@
+"""The training loop: what it computes, remembers, and how it ends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, StepDecay, Trainer, fit
+from gpumlp.training import EpochRecord
+
+
+def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
+    return MLP(list(sizes), seed=seed, device="cpu")
+
+
+def weights(network: MLP) -> bytes:
+    return b"".join(tensor.tobytes() for tensor in network.state_dict().values())
+
+
+def train(data: Dataset, epochs: int = 3, seed: int = 0, **options) -> tuple[MLP, list[dict]]:
+    """A trained network, and its history without the clock."""
+    network = model(seed)
+    options = {"optimizer": SGD(0.1, momentum=0.9), "batch_size": 32, "seed": seed} | options
+    history = fit(network, data, epochs=epochs, **options)
+    clock = {"seconds", "samples_per_second"}
+    return network, [{k: v for k, v in vars(record).items() if k not in clock} for record in history]
+
+
+def test_a_network_learns(blobs: Dataset) -> None:
+    network, history = train(blobs, epochs=20)
+    assert network.accuracy(blobs) > 0.95
+    assert history[-1]["train_loss"] < 0.2 < history[0]["train_loss"]
+
+
+def test_same_seed_same_run_bit_for_bit(blobs: Dataset) -> None:
+    (one, first), (other, second) = train(blobs, validation=50), train(blobs, validation=50)
+    assert weights(one) == weights(other)
+    assert first == second
+
+
+def test_another_seed_gives_another_order_and_other_held_out_samples(blobs: Dataset) -> None:
+    def run(seed: int) -> tuple[bytes, float]:
+        network = model(seed=0)  # the same initial weights
+        history = fit(network, blobs, epochs=1, batch_size=32, validation=50, seed=seed)
+        return weights(network), history["validation_loss"][0]
+
+    (one, first), (other, second) = run(1), run(2)
+    assert one != other
+    assert first != second
+
+
+def test_the_first_record_is_the_loss_before_the_update(blobs: Dataset) -> None:
+    network = model()
+    before, order = network.evaluate(blobs), []
+    history = fit(network, blobs, epochs=2, batch_size="full", callbacks=[lambda t: order.append(t.epoch)])
+    assert history["train_loss"][0] == pytest.approx(before.loss, rel=1e-5)
+    assert history["train_accuracy"][0] == before.accuracy
+    assert history["epoch"] == order == [1, 2]
+
+
+def test_the_validation_is_taken_after_the_epoch(blobs: Dataset) -> None:
+    network = model()
+    history = fit(network, blobs, epochs=2, batch_size=32, validation=blobs)
+    after = network.evaluate(blobs)
+    assert history["validation_loss"][-1] == pytest.approx(after.loss, rel=1e-5)
+    assert history["validation_accuracy"][-1] == after.accuracy
+
+
+def test_held_out_samples_are_not_trained_on(blobs: Dataset) -> None:
+    trainer = Trainer(model(), blobs, batch_size=32, validation=50)
+    assert trainer.batches.samples == 250
+    assert trainer.validation_batches is not None
+    assert trainer.validation_batches.samples == 50
+    held_out = set(trainer.validation_batches._rows.tolist())
+    assert held_out.isdisjoint(trainer.batches._rows.tolist())
+    assert len(held_out | set(trainer.batches._rows.tolist())) == 300
+
+
+def test_without_validation_its_columns_are_none(blobs: Dataset) -> None:
+    for validation in (None, 0):
+        history = fit(model(), blobs, epochs=2, validation=validation)
+        assert history["validation_loss"] == history["validation_accuracy"] == [None, None]
+
+
+def test_the_history_has_a_record_an_epoch(blobs: Dataset) -> None:
+    history = fit(model(), blobs, epochs=4, validation=50, schedule=StepDecay(0.5, 2), optimizer=SGD(0.2))
+    assert history["epoch"] == [1, 2, 3, 4]
+    assert history["learning_rate"] == [0.2, 0.2, 0.1, 0.1]
+    for record in history:
+        assert isinstance(record, EpochRecord)
+        assert 0 <= record.train_accuracy <= 1
+        assert record.samples_per_second == pytest.approx(250 / record.seconds)
+    assert history.seconds == pytest.approx(sum(history["seconds"]))
+    assert not history.interrupted
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps"), [("full", 1), (300, 1), (1000, 1), (299, 2), (128, 3), (100, 3), (1, 300)]
+)
+def test_an_epoch_sees_every_sample_once(blobs: Dataset, batch_size, steps: int) -> None:
+    trainer = Trainer(model(), blobs, batch_size=batch_size)
+    trainer.run(1)
+    assert trainer.optimizer_state.steps == steps
+    assert sorted(trainer.batches._order.tolist()) == list(range(300))
+    assert trainer.batches.slices[-1].stop == 300
+
+
+def test_a_batch_of_more_than_all_samples_is_the_full_batch(blobs: Dataset) -> None:
+    assert weights(train(blobs, batch_size=10_000)[0]) == weights(train(blobs, batch_size="full")[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": "half"}, {"batch_size": 2.5}, {"epochs": 0}, {"l2": -1.0}]
+    + [{"validation": count} for count in (-1, 300)],
+)
+def test_wrong_values_are_refused(blobs: Dataset, wrong: dict) -> None:
+    network = model()
+    before = weights(network)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* expected"):
+        fit(network, blobs, **wrong)
+    assert weights(network) == before
+
+
+def test_data_that_does_not_fit_is_refused(blobs: Dataset) -> None:
+    with pytest.raises(ValueError, match="20"):
+        fit(model(sizes=(21, 4)), blobs)
+    with pytest.raises(ValueError, match="20"):
+        fit(model(), blobs, validation=Dataset(np.zeros((3, 9), np.uint8), [0, 1, 2]))
+
+
+class Log(Callback):
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.calls.append("begin")
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        self.calls.append(samples)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self.calls.append(f"epoch {trainer.history.records[-1].epoch}")
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self.calls.append("end")
+
+
+def test_callbacks_are_called_in_order(blobs: Dataset) -> None:
+    log = Log()
+    fit(model(), blobs, epochs=2, batch_size=128, callbacks=[log])
+    assert log.calls == ["begin", 128, 256, 300, "epoch 1", 128, 256, 300, "epoch 2", "end"]
+
+
+def test_callbacks_do_not_change_the_result(blobs: Dataset) -> None:
+    assert weights(train(blobs)[0]) == weights(train(blobs, callbacks=[Log(), print])[0])
+
+
+def test_a_callback_stops_the_training(blobs: Dataset) -> None:
+    history = fit(model(), blobs, epochs=9, callbacks=[lambda trainer: trainer.epoch == 2 and trainer.stop()])
+    assert len(history) == 2
+    assert not history.interrupted
+
+
+def test_a_callback_that_is_none_is_refused(blobs: Dataset) -> None:
+    with pytest.raises(TypeError, match="function or a Callback"):
+        fit(model(), blobs, callbacks=[3])
+
+
+class Interrupt(Callback):
+    """Raises within an epoch, after its first steps."""
+
+    def __init__(self, epoch: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.epoch, self.error = epoch, error
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        if trainer.epoch + 1 == self.epoch and samples > 100:
+            raise self.error
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam(0.01)], ids=["sgd", "adam"])
+def test_an_interrupted_epoch_never_was(blobs: Dataset, optimizer) -> None:
+    options = {"optimizer": optimizer, "batch_size": 32}
+    two_epochs, history = train(blobs, epochs=2, **options)
+    network = model()
+    trainer = Trainer(network, blobs, **options)
+    result = trainer.run(5, [Interrupt(epoch=3)])
+    assert result.interrupted
+    assert len(result) == 2
+    assert weights(network) == weights(two_epochs)
+    assert weights(train(blobs, epochs=5, **options)[0]) != weights(network)
+    # Optimizer, schedule and batch order, too, are as they were: the training goes on as if nothing had been.
+    assert not trainer.run(5).interrupted
+    assert weights(network) == weights(train(blobs, epochs=5, **options)[0])
+    assert history == train(blobs, epochs=2, **options)[1]
+
+
+def test_any_other_error_leaves_the_last_finished_epoch_too(blobs: Dataset) -> None:
+    network = model()
+    with pytest.raises(ZeroDivisionError):
+        fit(network, blobs, epochs=5, batch_size=32, callbacks=[Interrupt(3, ZeroDivisionError)])
+    assert weights(network) == weights(train(blobs, epochs=2, optimizer=SGD(0.1))[0])
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e37])
+def test_huge_features_are_diagnosed(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset((scale * rng.normal(size=(200, 20))).astype(np.float32), rng.integers(0, 4, 200), classes=4)
+    network = model()
+    before = weights(network)
+    with pytest.raises(DivergenceError, match=r"epoch 1.*learning_rate 0\.1.*inputs up to .*scale them") as error:
+        fit(network, data, epochs=3)
+    assert len(error.value.history) == 0
+    assert weights(network) == before
+
+
+def test_a_divergence_leaves_the_last_good_epoch(blobs: Dataset) -> None:
+    def explode(learning_rate: float, epoch: int) -> float:
+        return 1e38 if epoch == 2 else learning_rate
+
+    network = model()
+    with pytest.raises(DivergenceError, match=r"epoch 3, .*1e\+38, largest gradient \d.*of layers") as error:
+        fit(network, blobs, epochs=5, batch_size=32, schedule=explode, optimizer=SGD(0.1, momentum=0.9))
+    assert error.value.history["epoch"] == [1, 2]
+    assert weights(network) == weights(train(blobs, epochs=2)[0])
+    assert all(math.isfinite(loss) for loss in error.value.history["train_loss"])
+
+
+def test_a_loss_that_only_the_validation_sees_is_a_divergence(blobs: Dataset) -> None:
+    network = model()  # one step: the training loss was taken before it
+    before = weights(network)
+    with pytest.raises(DivergenceError, match="epoch 1"):
+        fit(network, blobs, epochs=1, batch_size="full", validation=50, optimizer=SGD(1e30))
+    assert weights(network) == before
