@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 from gpumlp import MLP, SGD, Adam, Dataset, fit, softmax
 from gpumlp.nn import Optimizer
 from gpumlp.nn.network import CHUNK
+from gpumlp.nn.workspace import Workspace
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -253,6 +257,20 @@ def test_weights_come_first_and_everything_starts_at_a_multiple_of_64() -> None:
     assert parameters.data.shape == parameters.gradient.shape == (1088,)
     assert all(np.shares_memory(layer.weight_gradient, parameters.gradient) for layer in model.layers)
     assert all(np.shares_memory(layer.bias_gradient, parameters.gradient) for layer in model.layers)
+
+
+def test_a_workspace_goes_when_its_last_user_goes() -> None:
+    """A reference cycle would keep each epoch's evaluation buffers until the garbage collector comes by."""
+    workspace = Workspace(MLP([20, 7, 4], device="cpu"), 32, pixels=True)
+    assert workspace.rows(32) is workspace
+    assert workspace.rows(5) is workspace.rows(5)
+    gone = weakref.ref(workspace)
+    gc.disable()
+    try:
+        del workspace
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam()], ids=str)

@@ -13,6 +13,7 @@ from gpumlp.nn import Optimizer
 from gpumlp.nn.schedules import Schedule
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]' to compare with it")
+torch.set_num_threads(1)  # networks this small only wait for each other's threads
 
 SAMPLES, FEATURES, CLASSES, BATCH, EPOCHS, SEED = 58, 12, 4, 16, 50, 5  # 4 steps an epoch, the last of 10 samples
 

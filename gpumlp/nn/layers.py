@@ -45,6 +45,10 @@ class Dense:
         dtype: npt.DTypeLike = "float32",
         storage: tuple[Array, Array, Array, Array] | None = None,
     ) -> None:
+        if in_features < 1 or out_features < 1:
+            raise ValueError(
+                f"a layer is expected to have 1 or more inputs and outputs, got {in_features}, {out_features}"
+            )
         self.in_features = in_features
         self.out_features = out_features
         self.activation = get_activation(activation)

@@ -45,6 +45,8 @@ class SoftmaxCrossEntropy:
                 "expected logits (batch, classes) and labels (batch,) of at least one sample, got "
                 f"{logits.shape} and {labels.shape}"
             )
+        if labels.dtype.kind not in "iu" or logits.dtype.kind != "f":
+            raise ValueError(f"expected float logits and integer labels, got {logits.dtype} and {labels.dtype}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"expected labels from 0 to {logits.shape[1] - 1}, got {low} to {high}")

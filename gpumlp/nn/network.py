@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -86,7 +88,7 @@ class MLP:
         device: str | Backend = "auto",
         dtype: npt.DTypeLike = "float32",
     ) -> None:
-        self.sizes = [int(size) for size in sizes]
+        self.sizes = [operator.index(size) for size in sizes]
         if len(self.sizes) < 2 or min(self.sizes) < 1 or self.sizes[-1] < 2:
             raise ValueError(
                 "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
@@ -261,7 +263,7 @@ class MLP:
         """The images as ``(samples, inputs)``, where they are."""
         if images.ndim < 2:
             raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
-        source = images.reshape(len(images), -1)
+        source = images.reshape(len(images), math.prod(images.shape[1:]))
         if source.shape[1] != self.sizes[0]:
             raise ValueError(
                 f"{self} expects {self.sizes[0]} features a sample, got {source.shape[1]} (shape {images.shape})"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..backends import Array, array_namespace
+from .hyperparameters import set_number
 
 
 @dataclass
@@ -89,9 +90,10 @@ class SGD(Optimizer):
     buffer_names: ClassVar[tuple[str, ...]] = ("velocity",)
 
     def __post_init__(self) -> None:
-        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _require("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        _require("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False where momentum is 0")
+        set_number(self, "learning_rate", 0, open_low=True)
+        set_number(self, "momentum", 0, 1, open_high=True)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is expected to be False where momentum is 0, got True")
 
     def active_buffers(self) -> tuple[str, ...]:
         return self.buffer_names if self.momentum else ()
@@ -137,10 +139,10 @@ class Adam(Optimizer):
     buffer_names: ClassVar[tuple[str, ...]] = ("mean", "mean_square")
 
     def __post_init__(self) -> None:
-        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _require("beta1", self.beta1, 0 <= self.beta1 < 1, "at least 0 and below 1")
-        _require("beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1")
-        _require("epsilon", self.epsilon, self.epsilon > 0, "above 0")
+        set_number(self, "learning_rate", 0, open_low=True)
+        set_number(self, "beta1", 0, 1, open_high=True)
+        set_number(self, "beta2", 0, 1, open_high=True)
+        set_number(self, "epsilon", 0, open_low=True)
 
     def update(
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
@@ -162,8 +164,3 @@ class Adam(Optimizer):
         xp.divide(mean, step, out=step)
         xp.multiply(step, learning_rate * root_correction / mean_correction, out=step)
         xp.subtract(parameters, step, out=parameters)
-
-
-def _require(name: str, value: object, valid: bool, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{name} is expected to be {expected}, got {value}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends import Array, array_namespace
+from .hyperparameters import set_number
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Penalty:
 
     l2: float = 0.0
     l1: float = 0.0
+
+    def __post_init__(self) -> None:
+        set_number(self, "l2", 0)
+        set_number(self, "l1", 0)
 
     def __call__(self, weights: Array) -> float:
         """R(W) of any array of weights, as a Python float. Waits for the device.

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from .hyperparameters import set_number
+
 
 class Schedule(Protocol):
     """Any function of the initial learning rate and the epoch."""
@@ -33,6 +35,11 @@ class StepDecay:
     gamma: float = 0.5
     step_size: int = 10
 
+    def __post_init__(self) -> None:
+        set_number(self, "gamma", 0, 1, open_low=True)
+        if self.step_size < 1:
+            raise ValueError(f"step_size is expected to be at least 1, got {self.step_size}")
+
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate * self.gamma ** (epoch // self.step_size)
 
@@ -43,6 +50,9 @@ class ExponentialDecay:
 
     decay_rate: float = 0.05
 
+    def __post_init__(self) -> None:
+        set_number(self, "decay_rate", 0)
+
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate * math.exp(-self.decay_rate * epoch)
 
@@ -52,6 +62,9 @@ class InverseTimeDecay:
     """eta_t = eta_0 / (1 + k t), with the decay rate k per epoch."""
 
     decay_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        set_number(self, "decay_rate", 0)
 
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate / (1 + self.decay_rate * epoch)
@@ -67,6 +80,9 @@ class Milestones:
 
     milestones: tuple[int, ...]
     gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        set_number(self, "gamma", 0, 1, open_low=True)
 
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)

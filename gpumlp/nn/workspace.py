@@ -31,7 +31,7 @@ class Workspace:
         self.staging: Array | None = xp.empty((batch_size, model.sizes[0]), dtype="uint8") if pixels else None
         self.deltas: list[Array] = [xp.empty((batch_size, size), dtype=dtype) for size in model.sizes[1:]]
         self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
-        self._parts: dict[int, Workspace] = {batch_size: self}
+        self._parts: dict[int, Workspace] = {}  # never self: a cycle would outlive its use by many epochs
 
     @property
     def logits(self) -> Array:
@@ -39,6 +39,8 @@ class Workspace:
 
     def rows(self, count: int) -> Workspace:
         """The first `count` rows of the same arrays, for the last, smaller batch."""
+        if count == self.batch_size:
+            return self
         part = self._parts.get(count)
         if part is None:
             part = object.__new__(Workspace)
@@ -47,6 +49,6 @@ class Workspace:
             part.staging = None if self.staging is None else self.staging[:count]
             part.deltas = [delta[:count] for delta in self.deltas]
             part.outputs = [output[:count] for output in self.outputs[:-1]] + part.deltas[-1:]
-            part._parts = {count: part}
+            part._parts = {}
             self._parts[count] = part
         return part

@@ -173,7 +173,7 @@ class Config:
         return SGD(given(self.learning_rate), momentum=given(self.momentum), nesterov=self.nesterov)
 
     def make_penalty(self) -> Penalty:
-        return Penalty(l2=float(self.l2), l1=float(self.l1))
+        return Penalty(l2=self.l2, l1=self.l1)
 
     def make_schedule(self) -> Schedule:
         if self.schedule == "step":

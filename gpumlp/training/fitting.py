@@ -61,14 +61,12 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs is expected to be 1 or more, got {epochs}")
-    if l1 < 0 or l2 < 0:
-        raise ValueError(f"l1 and l2 are expected to be 0 or more, got l1={l1}, l2={l2}")
     trainer = Trainer(
         model,
         train,
         optimizer=optimizer,
         schedule=schedule,
-        penalty=Penalty(l2=float(l2), l1=float(l1)),
+        penalty=Penalty(l2=l2, l1=l1),
         batch_size=batch_size,
         validation=validation,
         seed=seed,

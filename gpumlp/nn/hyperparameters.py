@@ -1,0 +1,32 @@
+"""Checks that the rules share."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> float:
+    """A hyperparameter as a Python float: a NumPy float64 would turn float32 arithmetic into float64.
+
+    Raises:
+        ValueError: it is not finite, or outside of the range.
+    """
+    result = float(value)
+    above = low < result if open_low else low <= result
+    below = result < high if open_high else result <= high
+    if not (math.isfinite(result) and above and below):
+        limits = f"{'above' if open_low else 'at least'} {low:g}"
+        if high < math.inf:
+            limits += f" and {'below' if open_high else 'at most'} {high:g}"
+        raise ValueError(f"{name} is expected to be a number {limits}, got {value}")
+    return result
+
+
+def set_number(
+    rule: object, name: str, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Check a field of a frozen dataclass, in its ``__post_init__``, and make it a Python float."""
+    value = number(name, getattr(rule, name), low, high, open_low=open_low, open_high=open_high)
+    object.__setattr__(rule, name, value)

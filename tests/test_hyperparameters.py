@@ -1,0 +1,68 @@
+"""Rules refuse what makes no sense when they are made, and keep Python floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Dense,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    Penalty,
+    SoftmaxCrossEntropy,
+    StepDecay,
+)
+
+WRONG: list[Callable[[], object]] = [
+    lambda: SGD(math.inf),
+    lambda: SGD(0.1, momentum=1.0),
+    lambda: SGD(0.1, nesterov=True),
+    lambda: Adam(beta2=1.0),
+    lambda: Adam(epsilon=0.0),
+    lambda: Penalty(l2=-1.0),
+    lambda: Penalty(l1=math.nan),
+    lambda: StepDecay(0.5, 0),
+    lambda: StepDecay(-1.0, 1),
+    lambda: ExponentialDecay(-0.1),
+    lambda: InverseTimeDecay(-0.5),
+    lambda: Milestones((1,), gamma=0.0),
+    lambda: Dense(0, 3),
+    lambda: SoftmaxCrossEntropy()(np.zeros((3, 3)), np.array([False, False, True])),
+    lambda: SoftmaxCrossEntropy()(np.zeros((3, 3), dtype=int), np.array([0, 1, 2])),
+]
+
+
+@pytest.mark.parametrize("make", WRONG)
+def test_what_makes_no_sense_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_sizes_are_whole_numbers() -> None:
+    with pytest.raises(TypeError):
+        MLP([4.7, 3])
+
+
+def test_numpy_scalars_become_python_floats() -> None:
+    """A NumPy float64 would turn float32 arithmetic into float64."""
+    value = np.float64(0.5)
+    for rule, names in (
+        (SGD(value, momentum=value), ("learning_rate", "momentum")),
+        (Adam(value, beta1=value), ("learning_rate", "beta1")),
+        (Penalty(l2=value, l1=value), ("l2", "l1")),
+        (StepDecay(gamma=value), ("gamma",)),
+    ):
+        assert {type(getattr(rule, name)) for name in names} == {float}
+
+
+def test_no_samples_give_no_predictions() -> None:
+    model = MLP([4, 3], device="cpu")
+    assert model.predict(np.zeros((0, 4), np.float32)).shape == (0,)
