@@ -10,7 +10,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, Dataset, fit, softmax
 from gpumlp.nn import Optimizer
-from gpumlp.nn.network import CHUNK
+from gpumlp.nn.evaluation import CHUNK
 from gpumlp.nn.workspace import Workspace
 
 RNG = np.random.default_rng(0)

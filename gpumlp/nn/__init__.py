@@ -1,10 +1,11 @@
 """The equations: activations, initial weights, layers, losses, penalties, optimizers, schedules, networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .evaluation import Evaluation
 from .initializers import Glorot, He, Normal
 from .layers import Dense
 from .losses import SoftmaxCrossEntropy, softmax
-from .network import MLP, Evaluation
+from .network import MLP
 from .optimizers import SGD, Adam, Optimizer, OptimizerState
 from .penalties import Penalty
 from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay

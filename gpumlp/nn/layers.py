@@ -70,11 +70,12 @@ class Dense:
         if x.ndim != 2 or x.shape[1] != self.in_features:
             hint = "; flatten the samples first" if x.ndim > 2 else ""
             raise ValueError(f"{self} expects x of shape (batch, {self.in_features}), got {x.shape}{hint}")
-        if s is None:
-            s = self.backend.xp.empty((len(x), self.out_features), dtype=self.weight.dtype)
-        if a is None:
-            a = self.backend.xp.empty_like(s)
-        self.backend.dense_forward(x, self.weight, self.bias, self.activation, s, a)
+        with self.backend.activate():
+            if s is None:
+                s = self.backend.xp.empty((len(x), self.out_features), dtype=self.weight.dtype)
+            if a is None:
+                a = self.backend.xp.empty_like(s)
+            self.backend.dense_forward(x, self.weight, self.bias, self.activation, s, a)
         return a
 
     def backward(

@@ -5,50 +5,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
+from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
 from .initializers import Initializer, draw_weights, get_initializer
 from .layers import Dense
 from .losses import softmax
 from .parameters import Parameters
 from .workspace import Workspace
-
-CHUNK = 1024  # samples per forward pass outside training; fixed, so that results do not depend on the caller
-
-
-class Batches(Protocol):
-    """Labelled batches to evaluate on."""
-
-    samples: int
-    batch_size: int
-    slices: list[slice]
-    pixels: bool
-
-    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
-
-
-class LabelledData(Protocol):
-    """What evaluation needs of a data set: ``gpumlp.Dataset`` has it."""
-
-    classes: int
-
-    @property
-    def features(self) -> int: ...
-    def batches(self, batch_size: int, backend: Backend, dtype: npt.DTypeLike) -> Batches: ...
-
-
-class Evaluation(NamedTuple):
-    """How a network does on a data set: mean cross-entropy, fraction and number of correct answers."""
-
-    loss: float
-    accuracy: float
-    correct: int
-    samples: int
 
 
 class MLP:
@@ -211,23 +179,7 @@ class MLP:
         """
         self.check_fits(dataset)
         with self.backend.activate():
-            return self.evaluate_batches(dataset.batches(CHUNK, self.backend, self.dtype))
-
-    def evaluate_batches(self, batches: Batches) -> Evaluation:
-        """Loss and accuracy on batches that are on the device already. Waits for the device once."""
-        backend, xp = self.backend, self.backend.xp
-        losses = xp.empty(batches.samples, dtype=self.dtype)
-        correct = xp.empty(batches.samples, dtype=bool)
-        workspace = Workspace(self, batches.batch_size, pixels=batches.pixels)
-        for batch in batches.slices:
-            part = workspace.rows(batch.stop - batch.start)
-            labels = batches.gather(batch, part.staging, part.inputs)
-            self.forward_pass(part)
-            backend.softmax_cross_entropy(part.logits, labels, losses[batch], correct[batch])
-        totals = xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])
-        loss, hits = backend.to_numpy(totals).tolist()
-        samples = batches.samples
-        return Evaluation(loss / samples, hits / samples, int(hits), samples)
+            return evaluate_batches(self, dataset.batches(CHUNK, self.backend, self.dtype))
 
     def accuracy(self, dataset: LabelledData) -> float:
         """The fraction of a data set that the network classifies correctly."""

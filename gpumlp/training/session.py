@@ -11,7 +11,8 @@ import gpumlp
 
 from ..backends import Backend, choose_device, get_backend
 from ..data import Dataset, load_dataset
-from ..nn.network import MLP, Evaluation
+from ..nn.evaluation import Evaluation
+from ..nn.network import MLP
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, given
 from .divergence import DivergenceError

@@ -12,7 +12,8 @@ import numpy as np
 from ..backends import HostArray
 from ..data import Dataset
 from ..data.batches import ArrayBatches
-from ..nn.network import CHUNK, MLP, Evaluation
+from ..nn.evaluation import CHUNK, Evaluation, evaluate_batches
+from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
 from ..nn.schedules import Constant, Schedule
@@ -191,7 +192,7 @@ class Trainer:
         if self.validation_batches is None:
             return None
         with self.model.backend.activate():
-            return self.model.evaluate_batches(self.validation_batches)
+            return evaluate_batches(self.model, self.validation_batches)
 
     # -- State ------------------------------------------------------------------------------------------
 
