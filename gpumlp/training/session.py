@@ -110,10 +110,14 @@ def resume_config(path: str) -> Config:
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     display.say(
-        f"data: {test.name}, {trainer.batches.samples:,} training, {held_out:,} validation and {len(test):,} test "
-        f"samples of {' x '.join(map(str, test.feature_shape))}"
+        f"data: {test.name}, {' x '.join(map(str, test.feature_shape))}, "
+        f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
     )
-    display.say(f"network: {trainer.model!r}")
+    model = trainer.model
+    display.say(
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
+        f"{model.parameters.count:,} parameters"
+    )
     history = trainer.run(given(folder.config.epochs), [display, folder])
     if history.interrupted:
         return Outcome(folder, history, None)
