@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         reporting.print_table(report)
         names = "-".join(device.name.replace(":", "") for device in devices)
-        for path in reporting.write(report, Path(options.out) / f"throughput-{names}"):
+        default = Options.out
+        out = "runs/benchmark-trial" if options.quick and options.out == default else options.out
+        for path in reporting.write(report, Path(out) / f"throughput-{names}"):
             print(f"wrote {path}")
         return command.OK
 

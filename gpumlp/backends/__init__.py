@@ -95,7 +95,10 @@ def available_devices() -> list[Device]:
     except DeviceError:
         return devices
     for index in range(count):
-        backend = module.CupyBackend(index)
+        try:
+            backend = module.CupyBackend(index)
+        except DeviceError:  # a card that is there but does not work hides neither the others nor the CPU
+            continue
         devices.append(Device(backend.name, backend.device_name, backend.memory()))
     return devices
 

@@ -61,7 +61,8 @@ class CupyBackend(Backend):
         self.xp = cupy
         try:
             with self.activate():
-                cupy.zeros(1, dtype=cupy.float32).sum().item()  # compiles and launches: all that can be missing
+                ones = cupy.ones((2, 2), dtype=cupy.float32)
+                (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
         except Exception as error:
             raise DeviceError(
                 f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "

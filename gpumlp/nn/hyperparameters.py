@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 
 def number(
@@ -21,6 +22,21 @@ def number(
         if high < math.inf:
             limits += f" and {'below' if open_high else 'at most'} {high:g}"
         raise ValueError(f"{name} is expected to be a number {limits}, got {value}")
+    return result
+
+
+def whole(name: str, value: object, low: int) -> int:
+    """A count as a Python int.
+
+    Raises:
+        ValueError: it is not a whole number, or below `low`.
+    """
+    try:
+        result = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        result = low - 1
+    if result < low or isinstance(value, bool):
+        raise ValueError(f"{name} is expected to be a whole number, {low} or more, got {value!r}")
     return result
 
 

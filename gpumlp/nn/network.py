@@ -149,12 +149,14 @@ class MLP:
 
     def predict_proba(self, images: Array) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`."""
-        return softmax(self.logits(images))
+        with self.backend.activate():
+            return softmax(self.logits(images))
 
     def predict(self, images: Array) -> Array:
         """The most probable class of each sample, ``(samples,)`` int64; arguments as for `logits`."""
-        logits = self.logits(images)
-        return array_namespace(logits).argmax(logits, axis=1)
+        with self.backend.activate():
+            logits = self.logits(images)
+            return array_namespace(logits).argmax(logits, axis=1)
 
     def check_fits(self, dataset: LabelledData) -> None:
         """Refuse data that this network cannot take.

@@ -42,7 +42,7 @@ def as_callbacks(callbacks: Iterable[CallbackLike]) -> list[Callback]:
     for callback in callbacks:
         if isinstance(callback, Callback):
             result.append(callback)
-        elif callable(callback):
+        elif callable(callback) and not isinstance(callback, type):
             result.append(_EpochFunction(callback))
         else:
             raise TypeError(f"a callback is expected to be a function or a Callback, got {callback!r}")

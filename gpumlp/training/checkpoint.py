@@ -87,7 +87,7 @@ class Checkpoint:
         return model
 
     def restore(self, trainer: Trainer) -> None:
-        """Put a new trainer, of the same configuration, into the saved state.
+        """Put a new trainer, of the same configuration, into the saved state, its network included.
 
         Raises:
             CheckpointError: the data set or the optimizer's state is another one.
@@ -96,6 +96,10 @@ class Checkpoint:
         if found != expected:
             raise CheckpointError(f"the run was trained on other data: expected {expected}, got {found}")
         parameters, backend = trainer.model.parameters, trainer.model.backend
+        try:
+            trainer.model.load_state_dict(self._group("model."))
+        except ValueError as error:
+            raise CheckpointError(f"the weights do not fit {trainer.model}: {error}") from error
         buffers = {}
         for name in trainer.optimizer_state.buffers:
             try:
@@ -104,7 +108,7 @@ class Checkpoint:
                 raise CheckpointError(f"the optimizer's {name} does not fit the network: {error}") from error
             buffers[name] = backend.to_numpy(flat)
         try:
-            trainer.restore(buffers, self.steps, self.random_state, self.history)
+            trainer.restore(buffers, self.steps, self.random_state, History(self.history.records))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the random state cannot be restored: {error}") from error
 
@@ -153,7 +157,7 @@ class Checkpoint:
             return cls(
                 config=Config.from_dict(json.loads(metadata["config"])),
                 sizes=[int(size) for size in state["sizes"]],
-                dataset=state["dataset"],
+                dataset=dict(state["dataset"]),
                 tensors=tensors,
                 steps=int(state["steps"]),
                 random_state=state["random_state"],
@@ -177,8 +181,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a failed write does not say of which file
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a failed write does not say of which file
         raise

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ..data import Dataset
+from ..nn.hyperparameters import whole
 from ..nn.network import MLP
 from ..nn.optimizers import Optimizer
 from ..nn.penalties import Penalty
@@ -59,8 +60,7 @@ def fit(
     >>> len(history), model.accuracy(test) > 0.9
     (5, True)
     """
-    if epochs < 1:
-        raise ValueError(f"epochs is expected to be 1 or more, got {epochs}")
+    epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
         model,
         train,

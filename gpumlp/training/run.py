@@ -59,6 +59,11 @@ class RunFolder(Callback):
         """The checkpoint. Raises CheckpointError if there is none or it is damaged."""
         return Checkpoint.load(self.path / CHECKPOINT)
 
+    @property
+    def saved(self) -> bool:
+        """Has a checkpoint been written since this object was made?"""
+        return self._saved != -1
+
     def on_train_begin(self, trainer: Trainer) -> None:
         # The checkpoint first: from the moment it exists, the run can be gone on with, and one that is to be
         # replaced is there until then. Metrics are those of a finished run, which this is no longer.

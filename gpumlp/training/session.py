@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import gpumlp
@@ -74,6 +76,12 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     model = checkpoint.make_model(device or config.device)
     training, test, _ = load_dataset(config.dataset, config.data_dir)
     _check_data(checkpoint, training)
+    expected = (folder.read_metrics() or {}).get("test_fingerprint")
+    if expected not in (None, test.fingerprint()):
+        raise CheckpointError(
+            f"the run was tested on other data: expected a test set {expected}, but {test.name} has "
+            f"{test.fingerprint()}; evaluate it on the data it was made with"
+        )
     return folder, model, test
 
 
@@ -104,7 +112,7 @@ def _resume(config: Config, display: ProgressDisplay) -> Outcome:
 
 def resume_config(path: str) -> Config:
     """The configuration with which the run in a folder goes on."""
-    return dataclasses.replace(open_run(path).config, resume=path)
+    return dataclasses.replace(open_run(path).config, resume=path, quiet=False)
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
@@ -118,8 +126,13 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
-    history = trainer.run(given(folder.config.epochs), [display, folder])
+    # The folder first: what is shown is saved.
+    history = trainer.run(given(folder.config.epochs), [folder, display])
     if history.interrupted:
+        if not folder.saved:  # so early that there is nothing to go on from
+            with suppress(OSError):
+                folder.path.rmdir()
+            raise KeyboardInterrupt
         return Outcome(folder, history, None)
     try:
         result = trainer.model.evaluate(test)
@@ -135,6 +148,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
     backend = trainer.model.backend
     metrics = {
         "dataset": test.name,
+        "test_fingerprint": test.fingerprint(),
         "test_accuracy": result.accuracy,
         "test_loss": result.loss,
         "validation_accuracy": last.validation_accuracy,
@@ -206,6 +220,8 @@ def _plain_name(config: Config, training: Dataset) -> str:
     """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data."""
     if config.dataset == "auto":
         return "digits" if training.name == "digits" else "mnist"
+    if config.dataset.lower().endswith(".npz"):
+        return str(Path(config.dataset).expanduser().resolve())  # so that the run can be used from any folder
     return config.dataset
 
 

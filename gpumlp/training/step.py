@@ -13,8 +13,8 @@ from ..nn.workspace import Workspace
 class TrainingStep:
     """Forward, loss, backward and update of one mini-batch, in arrays that were made once.
 
-    Nothing is allocated and nothing waits for the device: the loss and the hit or miss of every sample
-    are written where the epoch's sums are taken from.
+    No activation, gradient or parameter array is allocated, and nothing waits for the device: the loss and the
+    hit or miss of every sample are written where the epoch's sums are taken from.
 
     Attributes:
         learning_rate: of the next steps, a Python float.

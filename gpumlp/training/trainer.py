@@ -13,6 +13,7 @@ from ..backends import HostArray
 from ..data import Dataset
 from ..data.batches import ArrayBatches
 from ..nn.evaluation import CHUNK, Evaluation, evaluate_batches
+from ..nn.hyperparameters import whole
 from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
@@ -73,11 +74,12 @@ class Trainer:
         self.epochs = 0
         self._stop = False
 
-        if batch_size != "full" and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f"batch_size is expected to be 1 or more, or 'full', got {batch_size!r}")
-        held_out = validation if isinstance(validation, int) else 0
+        held_out = 0
+        if validation is not None and not isinstance(validation, Dataset):
+            held_out = whole("validation", validation, 0)
         train_rows, validation_rows = _split(len(train), held_out, seed)
-        size = len(train_rows) if batch_size == "full" else batch_size
+        full = isinstance(batch_size, str) and batch_size == "full"
+        size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
         self._rng = np.random.default_rng([seed, _ORDER_STREAM])
         with model.backend.activate():
             self.batches = train.batches(size, model.backend, model.dtype, train_rows)
