@@ -81,7 +81,7 @@ class Backend:
     # -- The edges: how arrays come and go ----------------------------------------------------------
 
     def activate(self) -> AbstractContextManager[Any]:
-        """A context within which new arrays land on this device. Every public call enters it once."""
+        """A context within which new arrays land on this device; what uses a network or a trainer enters it."""
         return nullcontext()
 
     def owns(self, array: object) -> bool:
@@ -152,7 +152,7 @@ class Backend:
             bias: ``(out_features,)``.
             activation: the rule h.
             s: ``(batch, out_features)``, overwritten; what it holds afterwards is the backend's affair.
-            a: ``(batch, out_features)``, overwritten with the output. May be `s`.
+            a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation allows it.
         """
         xp = self.xp
         xp.matmul(x, weight, out=s)
