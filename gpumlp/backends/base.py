@@ -9,9 +9,9 @@ Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,17 @@ class OptimizerRule(Protocol):
     """What `update` needs of an optimizer (see ``gpumlp.nn.optimizers``)."""
 
     def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
+    def complete(
+        self, backend: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float, weights: slice
+    ) -> None: ...
+
+
+class StepRule(Protocol):
+    """What `run_steps` needs of a training step (see ``gpumlp.training.step``)."""
+
+    multiply_adds: int  # of one pass through the layers, for a full batch
+
+    def __call__(self, batch: slice) -> None: ...
 
 
 class Backend:
@@ -69,6 +80,8 @@ class Backend:
         name: ``"cpu"``, ``"cuda:0"``, ...: what `get_backend` takes.
         device_name: the hardware in words.
         xp: the array library, with NumPy's names.
+        logits_order: memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``, whichever suits the device.
+        accumulates_products: does `dense_backward` with `scale` and `keep` cost no more than without?
 
     A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
     where the device is; only `to_numpy` and `synchronize` wait for it.
@@ -77,6 +90,8 @@ class Backend:
     name: str
     device_name: str
     xp: Any
+    logits_order: Literal["C", "F"] = "C"
+    accumulates_products: bool = False
 
     # -- The edges: how arrays come and go ----------------------------------------------------------
 
@@ -105,7 +120,7 @@ class Backend:
 
     # -- The training operations --------------------------------------------------------------------
 
-    def run_steps(self, step: Callable[[slice], None], batches: Iterable[slice]) -> None:
+    def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
         """Run a training step for each batch, in order.
 
         A device that can do better than one Python call a step (a captured graph, a persistent
@@ -113,16 +128,6 @@ class Backend:
         """
         for batch in batches:
             step(batch)
-
-    def flush_subnormals(self, array: Array) -> None:
-        """Set numbers below the smallest normal one (1e-38 in float32) to 0, in place; once an epoch is enough.
-
-        Momentum leaves them where a gradient has become 0: multiplied by 0.9 again and again, a number gets
-        down to a few times the smallest there is, which 0.9 times rounds to itself. Processors compute with
-        them many times slower.
-        """
-        xp = self.xp
-        xp.multiply(array, xp.greater_equal(xp.abs(array), float(np.finfo(array.dtype).tiny)), out=array)
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         """Write ``source[rows]`` into `out` as the network's input.
@@ -168,27 +173,54 @@ class Backend:
         bias_gradient: Array,
         input_activation: ActivationRule | None,
         input_delta: Array | None,
+        scale: float = 1.0,
+        keep: float = 0.0,
     ) -> None:
         """The gradients of a dense layer and the error term of the layer below it.
 
         ``dW = x^T delta``, ``db = sum of delta over the batch`` and
         ``input_delta = (delta W^T) * h'``, with h' of the layer below taken from its output `x`.
 
+        With `scale` and `keep` the weight gradient is added where it is wanted, ``target <- keep target +
+        scale dW``: a plain SGD step is ``W <- W - eta dW``.
+
         Args:
             x: ``(batch, in_features)``, the layer's input. Overwritten if there is an `input_activation`.
             weight: ``(in_features, out_features)``.
             delta: ``(batch, out_features)``, the error term dC/ds of this layer.
-            weight_gradient, bias_gradient: overwritten, shaped as weight and bias.
+            weight_gradient, bias_gradient: overwritten, shaped as weight and bias. The first may be `weight`
+                itself, which is read before.
             input_activation: the rule that made `x`, or None if `x` is data.
             input_delta: ``(batch, in_features)``, overwritten; None where nobody needs it.
+            scale, keep: Python floats.
         """
         xp = self.xp
-        xp.matmul(x.T, delta, out=weight_gradient)
-        xp.sum(delta, axis=0, out=bias_gradient)
         if input_delta is not None:
             xp.matmul(delta, weight.T, out=input_delta)
-            if input_activation is not None:
-                input_activation.backward(xp, x, input_delta)
+        self.accumulate_product(x, delta, weight_gradient, scale, keep)
+        self.column_sums(delta, bias_gradient)
+        if input_delta is not None and input_activation is not None:
+            input_activation.backward(xp, x, input_delta)
+
+    def accumulate_product(
+        self, x: Array, delta: Array, out: Array, scale: float = 1.0, keep: float = 0.0
+    ) -> None:
+        """``out <- keep out + scale x^T delta``; by default ``out <- x^T delta``, whatever `out` held."""
+        xp = self.xp
+        if scale == 1 and keep == 0:
+            xp.matmul(x.T, delta, out=out)
+        else:
+            xp.multiply(out, keep, out=out)
+            xp.add(out, xp.multiply(xp.matmul(x.T, delta), scale), out=out)
+
+    def add_scaled(self, x: Array, scale: float, out: Array, scratch: Array) -> None:
+        """``out <- out + scale x``, for vectors; `scratch`, of the same shape, is overwritten."""
+        self.xp.multiply(x, scale, out=scratch)
+        self.xp.add(out, scratch, out=out)
+
+    def column_sums(self, delta: Array, out: Array) -> None:
+        """``out_j <- sum_i delta_ij``."""
+        self.xp.sum(delta, axis=0, out=out)
 
     def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
         """Loss and output error of a batch, from its logits.
@@ -223,6 +255,7 @@ class Backend:
         weights: slice,
         state: Any,
         learning_rate: float,
+        accumulated: bool = False,
     ) -> None:
         """Add the penalty's gradient and take one optimizer step, each on the whole flat buffer.
 
@@ -232,9 +265,14 @@ class Backend:
             weights: which part of them is weights; the rest is biases, which no penalty touches.
             state: the optimizer's own buffers, overwritten.
             learning_rate: a Python float: a NumPy float64 would turn float32 arithmetic into float64.
+            accumulated: the weights' gradient and penalty are where the optimizer's `accumulation` wanted them;
+                what is left are the biases, and what depends on the weights' new state.
         """
-        penalty.add_gradient(self.xp, parameters[weights], gradient[weights], state.scratch[weights])
-        optimizer.update(self.xp, parameters, gradient, state, learning_rate)
+        if accumulated:
+            optimizer.complete(self, parameters, gradient, state, learning_rate, weights)
+        else:
+            penalty.add_gradient(self.xp, parameters[weights], gradient[weights], state.scratch[weights])
+            optimizer.update(self.xp, parameters, gradient, state, learning_rate)
 
 
 def reference_backend(xp: Any) -> Backend:

@@ -84,6 +84,9 @@ class Dense:
         delta: Array,
         input_activation: Activation | None = None,
         input_delta: Array | None = None,
+        weight_target: Array | None = None,
+        scale: float = 1.0,
+        keep: float = 0.0,
     ) -> None:
         """Gradients from the error term: ``dW = x^T delta``, ``db = sum of delta over the batch``.
 
@@ -97,9 +100,12 @@ class Dense:
             delta: ``(batch, out_features)``, dC/ds of this layer.
             input_activation: the activation that made `x`.
             input_delta: ``(batch, in_features)``, overwritten.
+            weight_target, scale, keep: where dW goes in place of `weight_gradient`, see `Accumulation`:
+                ``weight_target <- keep weight_target + scale dW``.
         """
+        target = self.weight_gradient if weight_target is None else weight_target
         self.backend.dense_backward(
-            x, self.weight, delta, self.weight_gradient, self.bias_gradient, input_activation, input_delta
+            x, self.weight, delta, target, self.bias_gradient, input_activation, input_delta, scale, keep
         )
 
     def _draw(

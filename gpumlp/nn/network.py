@@ -103,17 +103,29 @@ class MLP:
             self.backend.dense_forward(x, layer.weight, layer.bias, layer.activation, s, a)
             x = a
 
-    def backward_pass(self, workspace: Workspace) -> None:
+    def backward_pass(
+        self,
+        workspace: Workspace,
+        weight_targets: Sequence[Array | None] = (),
+        scale: float = 1.0,
+        keep: float = 0.0,
+    ) -> None:
         """Fill the gradients from the error term of the logits, the last of the workspace's deltas.
 
         ``delta_l = (delta_{l+1} W_{l+1}^T) * h_l'(s_l)``, ``dW_l = a_{l-1}^T delta_l``, ``db_l = sum delta_l``.
+
+        Args:
+            workspace: of a forward pass.
+            weight_targets, scale, keep: where the dW_l go in place of the gradients, see `Accumulation`.
         """
+        targets = weight_targets or [None] * len(self.layers)
         for index in range(len(self.layers) - 1, 0, -1):
-            below = self.layers[index - 1].activation
+            below, x = self.layers[index - 1], workspace.outputs[index - 1]
+            deltas = workspace.deltas
             self.layers[index].backward(
-                workspace.outputs[index - 1], workspace.deltas[index], below, workspace.deltas[index - 1]
+                x, deltas[index], below.activation, deltas[index - 1], targets[index], scale, keep
             )
-        self.layers[0].backward(workspace.inputs, workspace.deltas[0])
+        self.layers[0].backward(workspace.inputs, workspace.deltas[0], None, None, targets[0], scale, keep)
 
     # -- Use --------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from ..backends import Array, array_namespace
+from ..backends import Array, Backend, array_namespace
 from .hyperparameters import set_number
+from .penalties import Penalty
 
 
 @dataclass
@@ -30,6 +31,18 @@ class OptimizerState:
     buffers: dict[str, Array]
     scratch: Array
     steps: int = field(default=0)
+
+
+class Accumulation(NamedTuple):
+    """Where a backward pass may put the weights' gradient g at once: ``target <- keep target + scale g``.
+
+    A matrix product that adds to what is there costs no more than one that overwrites, and spares a pass over
+    all weights. `target` is a flat buffer like the parameters.
+    """
+
+    target: Array
+    scale: float
+    keep: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,27 @@ class Optimizer:
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
     ) -> None:
         """One step in place: `parameters` and `state` are overwritten, `gradient` is kept."""
+        raise NotImplementedError
+
+    def accumulation(
+        self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
+    ) -> Accumulation | None:
+        """How the weights' gradient and penalty can go straight into a buffer of this rule's; None if it needs g.
+
+        Optional: a rule that gives one has a `complete`, which then replaces `update`.
+        """
+        return None
+
+    def complete(
+        self,
+        backend: Backend,
+        parameters: Array,
+        gradient: Array,
+        state: OptimizerState,
+        learning_rate: float,
+        weights: slice,
+    ) -> None:
+        """The rest of a step after `accumulation` was followed for the part `weights`: all else of `update`."""
         raise NotImplementedError
 
 
@@ -116,6 +150,36 @@ class SGD(Optimizer):
             else:
                 xp.multiply(velocity, learning_rate, out=step)
         xp.subtract(parameters, step, out=parameters)
+
+    def accumulation(
+        self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
+    ) -> Accumulation | None:
+        if self.nesterov or penalty.l1 or (penalty.l2 and self.momentum):
+            return None  # these need g, or the weights, once more
+        if self.momentum:
+            return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
+        return Accumulation(parameters, scale=-learning_rate, keep=1 - learning_rate * penalty.l2)
+
+    def complete(
+        self,
+        backend: Backend,
+        parameters: Array,
+        gradient: Array,
+        state: OptimizerState,
+        learning_rate: float,
+        weights: slice,
+    ) -> None:
+        xp, biases = backend.xp, slice(weights.stop, None)
+        state.steps += 1
+        if not self.momentum:
+            step = state.scratch[biases]
+            xp.multiply(gradient[biases], learning_rate, out=step)
+            xp.subtract(parameters[biases], step, out=parameters[biases])
+        else:
+            velocity = state.buffers["velocity"]
+            xp.multiply(velocity[biases], self.momentum, out=velocity[biases])
+            xp.add(velocity[biases], gradient[biases], out=velocity[biases])
+            backend.add_scaled(velocity, -learning_rate, parameters, state.scratch)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ class Workspace:
         self.batch_size = batch_size
         self.inputs: Array = xp.empty((batch_size, model.sizes[0]), dtype=dtype)
         self.staging: Array | None = xp.empty((batch_size, model.sizes[0]), dtype="uint8") if pixels else None
-        self.deltas: list[Array] = [xp.empty((batch_size, size), dtype=dtype) for size in model.sizes[1:]]
+        self.deltas: list[Array] = [xp.empty((batch_size, size), dtype=dtype) for size in model.sizes[1:-1]]
+        self._logits: Array = xp.empty(batch_size * model.sizes[-1], dtype=dtype)
+        self._logits_order = model.backend.logits_order
+        self.deltas.append(self._logits_of(batch_size, model.sizes[-1]))
         self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
         self._parts: dict[int, Workspace] = {}  # never self: a cycle would outlive its use by many epochs
 
@@ -47,8 +50,16 @@ class Workspace:
             part.batch_size = count
             part.inputs = self.inputs[:count]
             part.staging = None if self.staging is None else self.staging[:count]
-            part.deltas = [delta[:count] for delta in self.deltas]
+            part.deltas = [delta[:count] for delta in self.deltas[:-1]]
+            part.deltas.append(self._logits_of(count, self.logits.shape[1]))
             part.outputs = [output[:count] for output in self.outputs[:-1]] + part.deltas[-1:]
             part._parts = {}
             self._parts[count] = part
         return part
+
+    def _logits_of(self, count: int, classes: int) -> Array:
+        """``(count, classes)``, contiguous in the backend's order, in the memory of the logits."""
+        part = self._logits[: count * classes]
+        if self._logits_order == "C":
+            return part.reshape(count, classes)
+        return part.reshape(classes, count).T

@@ -35,6 +35,7 @@ def diagnose(step: TrainingStep, epoch: int) -> str:
     """
     model, xp = step.model, step.model.backend.xp
     largest, largest_name, where = 0.0, "", f"in epoch {epoch}"
+    step.keep_gradient()
     for index, batch in enumerate(step.batches.slices):
         step(batch)
         loss = float(model.backend.to_numpy(step.losses[batch]).mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..backends import Array
 from ..data.batches import ArrayBatches
 from ..nn.network import MLP
-from ..nn.optimizers import Optimizer, OptimizerState
+from ..nn.optimizers import Accumulation, Optimizer, OptimizerState
 from ..nn.penalties import Penalty
 from ..nn.workspace import Workspace
 
@@ -16,8 +16,11 @@ class TrainingStep:
     No activation, gradient or parameter array is allocated, and nothing waits for the device: the loss and the
     hit or miss of every sample are written where the epoch's sums are taken from.
 
+    Where the device and the optimizer allow it, the weights' gradient never exists as an array: the product that
+    makes it adds it where the optimizer wants it (see `Accumulation`).
+
     Attributes:
-        learning_rate: of the next steps, a Python float.
+        multiply_adds: of one pass through the layers, for a full batch: the size of the work.
         losses: ``(samples,)``, the loss of each sample in this epoch's order, before its batch's update.
         correct: ``(samples,)`` bool, whether it was classified correctly.
     """
@@ -30,11 +33,34 @@ class TrainingStep:
         self.optimizer = optimizer
         self.state = state
         self.penalty = penalty
-        self.learning_rate = optimizer.learning_rate
+        self.multiply_adds = batches.batch_size * sum(layer.weight.size for layer in model.layers)
         self.workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.correct: Array = xp.empty(batches.samples, dtype=bool)
+        self._may_accumulate = model.backend.accumulates_products
+        self.learning_rate = optimizer.learning_rate
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next steps, a Python float."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = value
+        self._accumulation: Accumulation | None = None
+        self._weight_targets: list[Array] = []
+        if self._may_accumulate:
+            parameters = self.model.parameters
+            self._accumulation = self.optimizer.accumulation(parameters.data, self.state, self.penalty, value)
+            if self._accumulation is not None:
+                self._weight_targets = parameters.weight_views(self._accumulation.target)
+
+    def keep_gradient(self) -> None:
+        """From now on leave the whole gradient in ``model.parameters.gradient``, for those who look at it."""
+        self._may_accumulate = False
+        self.learning_rate = self._learning_rate
 
     def __call__(self, batch: slice) -> None:
         model, backend, parameters = self.model, self.model.backend, self.model.parameters
@@ -42,7 +68,10 @@ class TrainingStep:
         labels = self.batches.gather(batch, workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
         backend.softmax_cross_entropy(workspace.logits, labels, self.losses[batch], self.correct[batch])
-        model.backward_pass(workspace)
+        if self._accumulation is None:
+            model.backward_pass(workspace)
+        else:
+            model.backward_pass(workspace, self._weight_targets, self._accumulation.scale, self._accumulation.keep)
         backend.update(
             self.optimizer,
             self.penalty,
@@ -50,5 +79,6 @@ class TrainingStep:
             parameters.gradient,
             parameters.weights,
             self.state,
-            self.learning_rate,
+            self._learning_rate,
+            self._accumulation is not None,
         )

@@ -159,8 +159,6 @@ class Trainer:
 
         start = time.perf_counter()
         batches.shuffle(self._rng)
-        for buffer in self.optimizer_state.buffers.values():
-            backend.flush_subnormals(buffer)
         part = math.ceil(len(batches.slices) / _PROGRESS_PARTS) if listeners else len(batches.slices)
         for first in range(0, len(batches.slices), part):
             slices = batches.slices[first : first + part]

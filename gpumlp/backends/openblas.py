@@ -1,0 +1,117 @@
+"""NumPy's own OpenBLAS, for the two things that NumPy's interface to it leaves out.
+
+`numpy.matmul` computes ``out = a b``; the library behind it can do ``out = keep out + scale a b`` at the same
+price, which spares training a pass over all weights. And how many threads a product takes is worth choosing by its
+size. The library is the one that NumPy has loaded, never a second one: two OpenBLAS thread pools in one loop wait
+for each other, which was measured to cost a factor of 80.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from .base import Array
+
+_ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112  # enumerators of cblas.h
+_SCALAR = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
+
+
+class OpenBlas:
+    """The OpenBLAS that is part of NumPy's wheel.
+
+    Attributes:
+        controller: threadpoolctl's handle of the library.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        self.controller = controller
+        library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
+        self._gemm, self._axpy = {}, {}
+        flag, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+        for dtype, (letter, scalar) in _SCALAR.items():
+            gemm = getattr(library, f"scipy_cblas_{letter}gemm64_")
+            axpy = getattr(library, f"scipy_cblas_{letter}axpy64_")
+            matrix = (pointer, size)
+            gemm.argtypes = [flag, flag, flag, size, size, size, scalar, *matrix, *matrix, scalar, *matrix]
+            axpy.argtypes = [size, scalar, *matrix, *matrix]
+            gemm.restype = axpy.restype = None
+            self._gemm[dtype], self._axpy[dtype] = gemm, axpy
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Use at most `count` threads within the context, and as many as before after it."""
+        before = self.controller.get_num_threads()
+        self.controller.set_num_threads(min(count, before))
+        try:
+            yield
+        finally:
+            self.controller.set_num_threads(before)
+
+    def accumulate_product(self, x: Array, delta: Array, out: Array, scale: float, keep: float) -> None:
+        """``out <- keep out + scale x^T delta``.
+
+        Args:
+            x: ``(batch, in_features)``, C-contiguous.
+            delta: ``(batch, out_features)``, C- or Fortran-contiguous.
+            out: ``(in_features, out_features)``, C-contiguous, overwritten; all of one dtype, float32 or float64.
+
+        Raises:
+            ValueError: the layout is another; nothing is checked behind this call.
+        """
+        (batch, m), n = x.shape, delta.shape[1]
+        gemm, fits = self._gemm.get(x.dtype), len(delta) == batch and out.shape == (m, n)
+        if gemm is None or not fits or not x.dtype == delta.dtype == out.dtype:
+            raise ValueError(
+                "expected x (batch, m), delta (batch, n) and out (m, n) of one dtype, float32 or float64, got "
+                f"{x.shape}, {delta.shape} and {out.shape} of {x.dtype}, {delta.dtype} and {out.dtype}"
+            )
+        if delta.flags.c_contiguous:
+            transpose, rows, step = _NO_TRANSPOSE, delta, n
+        else:
+            transpose, rows, step = _TRANSPOSE, delta.T, batch
+        gemm(
+            *(_ROW_MAJOR, _TRANSPOSE, transpose, m, n, batch),
+            *(scale, _address(x), m, _address(rows), step, keep, _address(out), n),
+        )
+
+    def add_scaled(self, x: Array, scale: float, out: Array) -> None:
+        """``out <- out + scale x``, for contiguous vectors of one length and dtype, float32 or float64.
+
+        Raises:
+            ValueError: they are not.
+        """
+        axpy = self._axpy.get(x.dtype)
+        if axpy is None or x.dtype != out.dtype or x.shape != out.shape:
+            raise ValueError(
+                "expected vectors of one length and dtype, float32 or float64, got "
+                f"{x.shape} of {x.dtype} and {out.shape} of {out.dtype}"
+            )
+        axpy(x.size, scale, _address(x), 1, _address(out), 1)
+
+
+def _address(array: Array) -> Any:
+    """Where an array begins, for ctypes; a TypeError if it is not C-contiguous and writable."""
+    return ctypes.byref(ctypes.c_char.from_buffer(array))
+
+
+@lru_cache(maxsize=1)
+def numpy_openblas() -> OpenBlas | None:
+    """The OpenBLAS in NumPy's wheel; None where NumPy was built with another BLAS."""
+    package = Path(np.__file__).resolve().parent
+    homes = (package, package.with_name("numpy.libs"))
+    for controller in threadpoolctl.ThreadpoolController().lib_controllers:
+        path = Path(controller.filepath).resolve()
+        if controller.internal_api == "openblas" and any(home in path.parents for home in homes):
+            try:
+                return OpenBlas(controller)
+            except (OSError, AttributeError):  # a build with other names: NumPy alone does as well, if slower
+                return None
+    return None

@@ -1,0 +1,125 @@
+"""What the CPU's backend does differently for speed gives what the reference gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from gpumlp import MLP, SGD, Adam, Dataset, Penalty, Trainer
+from gpumlp.backends import reference_backend
+from gpumlp.backends.numpy import MULTIPLY_ADDS_PER_THREAD, NumpyBackend, flush_vanishing
+from gpumlp.backends.openblas import numpy_openblas
+
+RNG = np.random.default_rng(2)
+OPENBLAS = numpy_openblas()
+needs_openblas = pytest.mark.skipif(OPENBLAS is None, reason="NumPy's BLAS is not the OpenBLAS of its wheel")
+
+
+class PlainBackend(NumpyBackend):
+    """NumPy alone, as where its BLAS is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._openblas, self.accumulates_products = None, False
+
+
+class AccumulatingBackend(PlainBackend):
+    """NumPy alone, adding gradients in place by the reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accumulates_products = True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("scale", "keep"), [(1.0, 0.0), (-0.1, 1.0), (1.0, 0.9), (2.0, 0.0)])
+def test_accumulate_product(dtype: str, order: str, scale: float, keep: float) -> None:
+    x = RNG.normal(size=(7, 5)).astype(dtype)
+    delta = np.array(RNG.normal(size=(7, 3)), dtype=dtype, order=order)
+    before = RNG.normal(size=(5, 3)).astype(dtype)
+    for backend in (NumpyBackend(), reference_backend(np)):
+        out = before.copy()
+        backend.accumulate_product(x, delta, out, scale, keep)
+        np.testing.assert_allclose(out, keep * before + scale * x.T @ delta, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", [NumpyBackend(), reference_backend(np)])
+def test_add_scaled(backend: NumpyBackend) -> None:
+    x, out = RNG.normal(size=20), RNG.normal(size=20)
+    expected = out - 0.3 * x
+    backend.add_scaled(x, -0.3, out, np.empty(20))
+    np.testing.assert_allclose(out, expected)
+
+
+@needs_openblas
+def test_what_the_library_cannot_take_is_refused() -> None:
+    x, delta, out = np.ones((4, 3)), np.ones((4, 2)), np.ones((3, 2))
+    refused: list[tuple[type[Exception], Callable[[], None]]] = [
+        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta[:3], out, 1.0, 1.0)),
+        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta.astype("f4"), out, 1.0, 1.0)),
+        (ValueError, lambda: OPENBLAS.accumulate_product(*(a.astype(int) for a in (x, delta, out)), 1.0, 1.0)),
+        (TypeError, lambda: OPENBLAS.accumulate_product(x, delta, np.ones((3, 4))[:, ::2], 1.0, 1.0)),
+        (TypeError, lambda: OPENBLAS.accumulate_product(np.ones((4, 6))[:, ::2], delta, out, 1.0, 1.0)),
+        (ValueError, lambda: OPENBLAS.add_scaled(x[0], 1.0, out[0])),
+        (TypeError, lambda: OPENBLAS.add_scaled(x[:3, 0], 1.0, out[:, 0])),
+    ]
+    for error, call in refused:
+        with pytest.raises(error):
+            call()
+    np.testing.assert_array_equal(out, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 33])
+def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
+    logits = RNG.normal(size=(batch, 10)).astype(np.float32)
+    logits[0] = 3.0  # all equal: the first counts
+    labels = RNG.integers(0, 10, batch)
+    results = []
+    for backend, order in ((NumpyBackend(), "F"), (reference_backend(np), "C")):
+        delta, losses = np.array(logits, order=order), np.empty(batch, np.float32)
+        correct = np.empty(batch, bool)
+        backend.softmax_cross_entropy(delta, labels, losses, correct)
+        results.append((delta, losses, correct))
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.01])
+@pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, 0.9, nesterov=True), Adam()])
+def test_gradients_added_in_place_train_as_separate_ones(optimizer: SGD | Adam, l2: float, blobs: Dataset) -> None:
+    trained = []
+    for backend in (PlainBackend(), AccumulatingBackend(), NumpyBackend()):
+        model = MLP([blobs.features, 16, 8, blobs.classes], seed=3, device=backend, dtype="float64")
+        trainer = Trainer(model, blobs, optimizer=optimizer, penalty=Penalty(l2=l2), batch_size=32, seed=1)
+        trainer.run(3)
+        trained.append(model.parameters.data)
+    np.testing.assert_allclose(trained[1], trained[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(trained[2], trained[0], rtol=1e-9, atol=1e-12)
+
+
+@needs_openblas
+def test_threads_follow_the_work_and_are_given_back() -> None:
+    backend, seen = NumpyBackend(), []
+
+    class Step:
+        def __init__(self, multiply_adds: int) -> None:
+            self.multiply_adds = multiply_adds
+
+        def __call__(self, batch: slice) -> None:
+            seen.append(OPENBLAS.controller.get_num_threads())
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        for work in (MULTIPLY_ADDS_PER_THREAD // 2, MULTIPLY_ADDS_PER_THREAD, 100 * MULTIPLY_ADDS_PER_THREAD):
+            backend.run_steps(Step(work), [slice(0, 1)])
+        assert seen == [1, 2, 2]  # never more than the user allows
+        assert OPENBLAS.controller.get_num_threads() == 2
+
+
+def test_flush_vanishing_keeps_every_number_that_matters() -> None:
+    array = np.array([1.0, -2e-30, 1e-31, -1e-45, 0.0, np.inf], dtype=np.float32)
+    flush_vanishing(array)
+    np.testing.assert_array_equal(array, np.array([1, -2e-30, 0, 0, 0, np.inf], np.float32))
