@@ -88,13 +88,13 @@ def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7)
 
 
-@pytest.mark.parametrize("l2", [0.0, 0.01])
+@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.01), Penalty(l2=0.01, l1=0.001)])
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, 0.9, nesterov=True), Adam()])
-def test_gradients_added_in_place_train_as_separate_ones(optimizer: SGD | Adam, l2: float, blobs: Dataset) -> None:
+def test_adding_gradients_in_place_trains_alike(optimizer: SGD | Adam, penalty: Penalty, blobs: Dataset) -> None:
     trained = []
     for backend in (PlainBackend(), AccumulatingBackend(), NumpyBackend()):
         model = MLP([blobs.features, 16, 8, blobs.classes], seed=3, device=backend, dtype="float64")
-        trainer = Trainer(model, blobs, optimizer=optimizer, penalty=Penalty(l2=l2), batch_size=32, seed=1)
+        trainer = Trainer(model, blobs, optimizer=optimizer, penalty=penalty, batch_size=32, seed=1)
         trainer.run(3)
         trained.append(model.parameters.data)
     np.testing.assert_allclose(trained[1], trained[0], rtol=1e-9, atol=1e-12)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, SGD, Dense, Penalty, SoftmaxCrossEntropy
+from gpumlp.backends import reference_backend
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.nn.workspace import Workspace
 
@@ -102,7 +103,7 @@ def test_penalty(penalty: Penalty) -> None:
     rng = np.random.default_rng(0)
     weights, gradient = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
     total = gradient.copy()
-    penalty.add_gradient(np, weights, total, np.empty_like(weights))
+    penalty.add_gradient(reference_backend(np), weights, total, np.empty_like(weights))
     assert_same_gradient(total - gradient, central_differences(lambda: penalty(weights), weights))
 
 
@@ -111,7 +112,7 @@ def test_penalty_by_hand() -> None:
     assert Penalty(l2=0.5)(weights) == 1.25  # 0.25 (1 + 4)
     assert Penalty(l1=0.5)(weights) == 1.5  # 0.5 (1 + 2)
     gradient = np.zeros(3)
-    Penalty(l2=0.5, l1=0.25).add_gradient(np, weights, gradient, np.empty(3))
+    Penalty(l2=0.5, l1=0.25).add_gradient(reference_backend(np), weights, gradient, np.empty(3))
     assert gradient.tolist() == [0.75, -1.25, 0]  # 0.5 W + 0.25 sign W, and sign 0 = 0
 
 

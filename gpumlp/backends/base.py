@@ -53,7 +53,7 @@ class ActivationRule(Protocol):
 class PenaltyRule(Protocol):
     """What `update` needs of a weight penalty (see ``gpumlp.nn.penalties``)."""
 
-    def add_gradient(self, xp: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
+    def add_gradient(self, backend: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
 
 
 class OptimizerRule(Protocol):
@@ -61,7 +61,14 @@ class OptimizerRule(Protocol):
 
     def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
     def complete(
-        self, backend: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float, weights: slice
+        self,
+        backend: Any,
+        penalty: Any,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
     ) -> None: ...
 
 
@@ -265,13 +272,12 @@ class Backend:
             weights: which part of them is weights; the rest is biases, which no penalty touches.
             state: the optimizer's own buffers, overwritten.
             learning_rate: a Python float: a NumPy float64 would turn float32 arithmetic into float64.
-            accumulated: the weights' gradient and penalty are where the optimizer's `accumulation` wanted them;
-                what is left are the biases, and what depends on the weights' new state.
+            accumulated: the weights' gradient is where the optimizer's `accumulation` wanted it.
         """
         if accumulated:
-            optimizer.complete(self, parameters, gradient, state, learning_rate, weights)
+            optimizer.complete(self, penalty, parameters, gradient, weights, state, learning_rate)
         else:
-            penalty.add_gradient(self.xp, parameters[weights], gradient[weights], state.scratch[weights])
+            penalty.add_gradient(self, parameters[weights], gradient[weights], state.scratch[weights])
             optimizer.update(self.xp, parameters, gradient, state, learning_rate)
 
 

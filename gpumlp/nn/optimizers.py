@@ -77,22 +77,23 @@ class Optimizer:
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        """How the weights' gradient and penalty can go straight into a buffer of this rule's; None if it needs g.
+        """How the weights' gradient can go straight into a buffer of this rule's; None if it needs g on its own.
 
-        Optional: a rule that gives one has a `complete`, which then replaces `update`.
+        Optional: a rule that gives one has a `complete`, which then stands for the penalty and `update`.
         """
         return None
 
     def complete(
         self,
         backend: Backend,
+        penalty: Penalty,
         parameters: Array,
         gradient: Array,
+        weights: slice,
         state: OptimizerState,
         learning_rate: float,
-        weights: slice,
     ) -> None:
-        """The rest of a step after `accumulation` was followed for the part `weights`: all else of `update`."""
+        """The rest of a step after `accumulation` was followed: `gradient` holds that of the biases only."""
         raise NotImplementedError
 
 
@@ -154,32 +155,34 @@ class SGD(Optimizer):
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        if self.nesterov or penalty.l1 or (penalty.l2 and self.momentum):
-            return None  # these need g, or the weights, once more
-        if self.momentum:
+        if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
-        return Accumulation(parameters, scale=-learning_rate, keep=1 - learning_rate * penalty.l2)
+        if not self.momentum and penalty == Penalty():
+            return Accumulation(parameters, scale=-learning_rate, keep=1.0)
+        return None
 
     def complete(
         self,
         backend: Backend,
+        penalty: Penalty,
         parameters: Array,
         gradient: Array,
+        weights: slice,
         state: OptimizerState,
         learning_rate: float,
-        weights: slice,
     ) -> None:
         xp, biases = backend.xp, slice(weights.stop, None)
         state.steps += 1
-        if not self.momentum:
-            step = state.scratch[biases]
-            xp.multiply(gradient[biases], learning_rate, out=step)
-            xp.subtract(parameters[biases], step, out=parameters[biases])
-        else:
+        if self.momentum:
             velocity = state.buffers["velocity"]
+            penalty.add_gradient(backend, parameters[weights], velocity[weights], state.scratch[weights])
             xp.multiply(velocity[biases], self.momentum, out=velocity[biases])
             xp.add(velocity[biases], gradient[biases], out=velocity[biases])
             backend.add_scaled(velocity, -learning_rate, parameters, state.scratch)
+        else:
+            step = state.scratch[biases]
+            xp.multiply(gradient[biases], learning_rate, out=step)
+            xp.subtract(parameters[biases], step, out=parameters[biases])
 
 
 @dataclass(frozen=True)

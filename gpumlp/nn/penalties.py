@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..backends import Array, array_namespace
+from ..backends import Array, Backend, array_namespace
 from .hyperparameters import set_number
 
 
@@ -34,12 +33,11 @@ class Penalty:
         xp = array_namespace(weights)
         return float(self.l2 / 2 * xp.sum(xp.square(weights)) + self.l1 * xp.sum(xp.abs(weights)))
 
-    def add_gradient(self, xp: Any, weights: Array, gradient: Array, scratch: Array) -> None:
-        """``gradient += l2 W + l1 sign(W)`` in place; `scratch`, of the same shape, is overwritten."""
+    def add_gradient(self, backend: Backend, weights: Array, gradient: Array, scratch: Array) -> None:
+        """``gradient += l2 W + l1 sign(W)`` in place, for vectors; `scratch`, shaped alike, is overwritten."""
         if self.l2:
-            xp.multiply(weights, self.l2, out=scratch)
-            xp.add(gradient, scratch, out=gradient)
+            backend.add_scaled(weights, self.l2, gradient, scratch)
         if self.l1:
-            xp.sign(weights, out=scratch)
-            xp.multiply(scratch, self.l1, out=scratch)
-            xp.add(gradient, scratch, out=gradient)
+            backend.xp.sign(weights, out=scratch)
+            backend.xp.multiply(scratch, self.l1, out=scratch)
+            backend.xp.add(gradient, scratch, out=gradient)
