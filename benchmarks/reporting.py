@@ -20,11 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 import gpumlp
+from gpumlp import blas_kernel
 from gpumlp.backends import Device
 from gpumlp.info import usable_processors, version
 
 # Environment variables that change speed; recorded where they are set.
 _SPEED_VARIABLES = (
+    "GPUMLP_BLAS_KERNEL",
     "OPENBLAS_CORETYPE",
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -73,6 +75,7 @@ def circumstances(devices: Sequence[Device], arguments: Sequence[str], program: 
             for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"
         ],
+        "blas_kernel_choice": blas_kernel.CHOICE._asdict(),
         "environment": {name: os.environ[name] for name in _SPEED_VARIABLES if name in os.environ},
     }
 
