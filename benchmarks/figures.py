@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .analysis import TOLERANCE
 from .reporting import crossover_lines, facts
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def plot_growth(report: dict[str, Any], path: Path) -> None:
             points, fit = growth["points"], growth["fit"]
             xs, middle = [p["x"] for p in points], [p["median"] for p in points]
             bars = [[p["median"] - p["min"] for p in points], [p["max"] - p["median"] for p in points]]
-            label = growth["device"] if fit is None else f"{growth['device']}, exponent {fit['exponent']:.2f}"
+            holds = fit is not None and fit["largest_deviation"] <= TOLERANCE
+            label = growth["device"] + (f", exponent {fit['exponent']:.2f}" if holds else ", no power law")
             axes.errorbar(xs, middle, bars, fmt=marker, color=colour, markersize=5, capsize=2, label=label)
-            if fit is not None:
+            if holds:
                 ends = [fit["first"], fit["last"]]
                 axes.plot(ends, [fit["factor"] * x ** fit["exponent"] for x in ends], line, color=colour)
         _logarithmic(axes, sorted({point["x"] for growth in panel for point in growth["points"]}))
