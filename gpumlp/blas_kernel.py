@@ -2,8 +2,8 @@
 
 OpenBLAS, the BLAS in NumPy's wheels, has kernels for several generations of processors and chooses one as it is
 loaded, for an AMD processor by its family first: families 23 and 24 (Zen 1 and 2) get kernels with AVX2, whatever
-else the processor can do. Virtual machines may show such a family and AVX-512 beside it. On one of them, a Zen 5,
-the kernels with AVX-512 made matrix products twice as fast. ``OPENBLAS_CORETYPE`` names the kernel to OpenBLAS.
+else the processor can do. Virtual machines may show such a family and AVX-512 beside it. On a Zen 5 the kernels
+with AVX-512 made matrix products twice as fast as those with AVX2. ``OPENBLAS_CORETYPE`` names a kernel to it.
 
 It is set here only where that changes the choice and cannot be a step back: such a processor; NumPy's wheel with
 its own OpenBLAS, in which SkylakeX is the only kernel with AVX-512 (so in NumPy 2.1 to 2.4); no
