@@ -1,4 +1,4 @@
-"""What the benchmarks share: the circumstances of a measurement, and its table, JSON file and figure."""
+"""What the benchmarks share: the circumstances of a measurement, and its tables and JSON file."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import gpumlp
+from gpumlp import blas_kernel
 from gpumlp.backends import Device
 from gpumlp.info import usable_processors, version
 
 # Environment variables that change speed; recorded where they are set.
 _SPEED_VARIABLES = (
+    "GPUMLP_BLAS_KERNEL",
     "OPENBLAS_CORETYPE",
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -33,8 +35,6 @@ _SPEED_VARIABLES = (
     "CUPY_ACCELERATORS",
     "CUDA_VISIBLE_DEVICES",
 )
-# Okabe and Ito's colours, told apart also by colour-blind readers; markers and lines differ as well.
-_STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 
 def circumstances(devices: Sequence[Device], arguments: Sequence[str], program: str) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def circumstances(devices: Sequence[Device], arguments: Sequence[str], program: 
             for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"
         ],
+        "blas_kernel_choice": blas_kernel.CHOICE._asdict(),
         "environment": {name: os.environ[name] for name in _SPEED_VARIABLES if name in os.environ},
     }
 
@@ -82,33 +83,86 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def print_table(report: dict[str, Any], console: Console | None = None) -> None:
-    """Circumstances and results, on standard output."""
+def print_throughput(report: dict[str, Any], console: Console | None = None) -> None:
+    """Circumstances, samples per second and crossovers, on standard output."""
     console = console or Console(highlight=False)
-    for line in [*_facts(report), *report["notes"]]:
+    _print_lines(report, console)
+    copied = list(next((row["with_copy"] for row in report["results"] if "with_copy" in row), {}))
+    counted = [f"copy, {epochs} epoch{'s' if epochs != '1' else ''}" for epochs in copied]
+    console.width = max(console.width, 110 if copied else 80)  # figures must not be cut off
+    for network, work in report["workload"]["networks"].items():
+        table = Table(title=f"\n{network}", title_justify="left", title_style="bold", box=box.SIMPLE)
+        table.add_column("device")
+        for name in ("batch", "timed", "samples/s", "min", "max", "us/step", "GFLOP/s", *counted):
+            table.add_column(name, justify="right")
+        before = None
+        for row in (row for row in report["results"] if row["network"] == network):
+            if before not in (None, row["device"]):
+                table.add_section()
+            before, median = row["device"], row["median"]
+            table.add_row(
+                row["device"],
+                *(f"{row[name]:,}" for name in ("batch_size", "samples")),
+                *(f"{row[name]:,.0f}" for name in ("median", "min", "max")),
+                f"{1e6 * row['samples'] / median / row['steps']:,.0f}",
+                f"{1e-9 * work['flops_per_sample'] * median:,.1f}",
+                *(f"{row['with_copy'][epochs]:,.0f}" if "with_copy" in row else "no copy" for epochs in copied),
+            )
+        console.print(table)
+    console.print(f"Median, least and most of {report['method']['repeats']} epochs after one that is not counted.")
+    for line in crossover_lines(report):
         console.print(line, markup=False, soft_wrap=True)
-    repeats = report["method"]["repeats"]
-    table = Table(caption=f"Median, least and most of {repeats} epochs after one that is not counted.")
-    table.add_column("device")
-    for name in ("batch", "samples/s", "min", "max", "us/step", "GFLOP/s"):
+
+
+def crossover_lines(report: dict[str, Any]) -> list[str]:
+    """Where a GPU pays, a line for each network and way to count the copy."""
+    lines = [
+        f"Data set to {copy['device']}: {copy['bytes'] / 1e6:,.0f} MB in {1e3 * copy['median']:,.1f} ms "
+        f"({1e3 * copy['min']:,.1f} to {1e3 * copy['max']:,.1f})"
+        for copy in report["copies"]
+    ]
+    for network, ways in report["crossover"].items():
+        for way, sentences in ways.items():
+            name = f"{network} ({way})" if len(ways) > 1 else network
+            lines.extend(f"{name}: {sentence}" for sentence in sentences)
+    return lines
+
+
+def print_growth(report: dict[str, Any], console: Console | None = None) -> None:
+    """Circumstances, seconds per epoch and exponents, on standard output."""
+    console = console or Console(highlight=False)
+    _print_lines(report, console)
+    table = Table(
+        box=box.SIMPLE,
+        caption=f"Median, least and most of {report['method']['repeats']} epochs after one that is not counted; "
+        "scaled up where fewer samples were timed than an epoch has.",
+    )
+    for name in ("device", "network"):
+        table.add_column(name)
+    for name in ("samples", "timed", "s/epoch", "min", "max"):
         table.add_column(name, justify="right")
-    before = None
-    for result in report["results"]:
-        if before not in (None, result["device"]):
-            table.add_section()
-        before, median = result["device"], result["median"]
-        table.add_row(
-            result["device"],
-            f"{result['batch_size']:,}",
-            *(f"{result[name]:,.0f}" for name in ("median", "min", "max")),
-            f"{1e6 * report['workload']['samples'] / median / result['steps']:,.0f}",
-            f"{1e-9 * report['workload']['flops_per_sample'] * median:,.1f}",
-        )
+    for growth in report["growth"]:
+        for point in growth["points"]:
+            table.add_row(
+                growth["device"],
+                point["network"],
+                *(f"{point[name]:,}" for name in ("samples", "samples_timed")),
+                *(f"{point[name]:,.3f}" for name in ("median", "min", "max")),
+            )
+        table.add_section()
     console.print(table)
+    for growth in report["growth"]:
+        console.print(f"{growth['device']}: {growth['words']}", markup=False, soft_wrap=True)
 
 
-def write(report: dict[str, Any], stem: Path) -> list[Path]:
-    """Write ``stem.json`` and ``stem.png``; without matplotlib only the first, and say so."""
+def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Path], None]) -> list[Path]:
+    """Write ``stem.json`` and ``stem.png``; without matplotlib only the first, and say so.
+
+    Args:
+        report: what was measured.
+        stem: path of both files without the ending.
+        plot: draws the report into a file; raises ModuleNotFoundError without matplotlib.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [Path(f"{stem}.json")]
     written[0].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -123,72 +177,25 @@ def write(report: dict[str, Any], stem: Path) -> list[Path]:
     return written
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Samples per second over the batch size, a line for each device.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(8, 5.6), dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, device in enumerate(report["devices"]):
-        rows = [row for row in report["results"] if row["device"] == device["name"]]
-        sizes = [row["batch_size"] for row in rows]
-        colour, marker, line = _STYLES[index % len(_STYLES)]
-        label = f"{device['name']}: {device['description']}"
-        axes.fill_between(
-            sizes, [r["min"] for r in rows], [r["max"] for r in rows], color=colour, alpha=0.2, linewidth=0
-        )
-        axes.plot(sizes, [r["median"] for r in rows], line, color=colour, marker=marker, markersize=6, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(sorted({row["batch_size"] for row in report["results"]}))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    least, most = (pick(row[name] for row in report["results"]) for pick, name in ((min, "min"), (max, "max")))
-    axes.set_ylim(least / 2, most * 2)
-    axes.set_xlabel("batch size (samples a step)")
-    axes.set_ylabel("training throughput (samples/s)")
-    work = report["workload"]
-    axes.set_title(f"Training throughput of {work['network']} on {work['data']}", loc="left", weight="bold")
-    axes.grid(which="major", color="#dddddd")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
-
-    caption = f"Line: median of {report['method']['repeats']} epochs; band: least to most; both axes logarithmic."
-    sentences = [*report["notes"], caption, *_facts(report)[1:]]
-    if report["quick"]:
-        sentences.insert(0, "A quick trial of the benchmark: not figures to quote.")
-    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 110)]
-    bottom = 0.13 + 0.026 * len(lines)  # a line of the caption and the axis with its label, of the height
-    figure.subplots_adjust(left=0.16, right=0.97, top=0.93, bottom=bottom)
-    figure.text(0.02, 0.015, "\n".join(lines), fontsize=8, color="#333333", va="bottom", linespacing=1.3)
-    figure.savefig(path)
-
-
-def _facts(report: dict[str, Any]) -> list[str]:
+def facts(report: dict[str, Any]) -> list[str]:
     """What the figures were measured with, in sentences."""
-    work, versions = report["workload"], report["versions"]
     blas = "; ".join(
         f"{pool['library']} {pool['version']}, kernel {pool['kernel']}, {pool['threads']} threads"
         for pool in report["blas"]
     )
     return [
-        f"{work['network']}, {work['activation']}, {work['dtype']}, {work['samples']:,} samples of {work['data']}",
         *(f"{device['name']}: {device['description']}" for device in report["devices"]),
-        ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items()),
+        ", ".join(f"{name} {version or 'not installed'}" for name, version in report["versions"].items()),
         f"BLAS: {blas or 'none that threadpoolctl knows'}",
         f"{report['hardware']['processors_usable']} processors usable; measured {report['date'][:10]}",
     ]
+
+
+def _print_lines(report: dict[str, Any], console: Console) -> None:
+    work = report["workload"]
+    lines = [f"{work['activation']}, {work['dtype']}, {work['samples']:,} samples of {work['data']}"]
+    for line in [*lines, *facts(report), *report["notes"]]:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _nvidia_smi() -> list[str] | None:

@@ -14,7 +14,7 @@ import threadpoolctl
 
 import gpumlp
 
-from . import command
+from . import blas_kernel, command
 from .backends import available_devices, choose_device
 from .data import mnist_folders
 
@@ -86,7 +86,11 @@ def _blas() -> Iterator[tuple[str, str]]:
             f"{pool['internal_api']} {pool['version']}, kernel {pool.get('architecture', 'unknown')}",
         )
         yield "blas threads", str(pool["num_threads"])
-    if not libraries:
+    if libraries:
+        own = next((pool for pool in libraries if "numpy" in pool["filepath"]), libraries[0])
+        in_effect = own.get("architecture")
+        yield "blas kernel", blas_kernel.describe(blas_kernel.CHOICE, in_effect, blas_kernel.read_processor())
+    else:
         yield (
             "blas",
             "none that threadpoolctl knows; NumPy's build says: "

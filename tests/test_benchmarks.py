@@ -1,4 +1,4 @@
-"""The throughput benchmark runs, and says what it measured and with what."""
+"""The throughput and scaling benchmarks run, and say what they measured and with what."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scaling
+from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time
+from benchmarks.throughput import copy_to, count_copies, crossovers
+from gpumlp.backends import Device, Memory
+from tests.strict_device import StrictBackend
+
 REPOSITORY = Path(__file__).parent.parent
 
 
-def run_benchmark(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.throughput", *words]
+def run_benchmark(*words: str, benchmark: str = "throughput") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
@@ -28,12 +34,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_json_holds_every_repeat_and_their_summary(quick: tuple[Path, str]) -> None:
     report = json.loads((quick[0] / "throughput-cpu.json").read_text())
-    assert report["workload"]["network"] == "784-128-10"
+    networks = report["workload"]["networks"]
     # forward and weight gradient of both layers, delta of the second: 2 (2 (784 128 + 128 10) + 128 10)
-    assert report["workload"]["flops_per_sample"] == 409_088
-    assert [(row["device"], row["batch_size"], row["steps"]) for row in report["results"]] == [
-        ("cpu", 32, 64),
-        ("cpu", 256, 8),
+    assert networks["784-128-10"] == {"flops_per_sample": 409_088}
+    assert [(row["network"], row["batch_size"], row["samples"], row["steps"]) for row in report["results"]] == [
+        (network, batch_size, 2048, steps) for network in networks for batch_size, steps in ((32, 64), (256, 8))
     ]
     for row in report["results"]:
         rates = row["samples_per_second"]
@@ -50,6 +55,7 @@ def test_json_holds_the_circumstances(quick: tuple[Path, str]) -> None:
     assert [device["name"] for device in report["devices"]] == ["cpu"]
     assert report["hardware"]["processors_usable"] >= 1
     assert all(pool["threads"] >= 1 for pool in report["blas"])
+    assert report["blas_kernel_choice"]["reason"]
     assert report["quick"] is True
 
 
@@ -59,6 +65,9 @@ def test_says_what_was_not_measured(quick: tuple[Path, str]) -> None:
     assert "Only the CPU was measured" in notes
     assert "Generated data" in notes
     assert all(note in quick[1] for note in report["notes"])
+    assert report["copies"] == []
+    for network in report["workload"]["networks"]:
+        assert f"{network}: measured on one device; no crossover" in quick[1]
 
 
 def test_figure_is_written(quick: tuple[Path, str]) -> None:
@@ -81,10 +90,12 @@ def test_without_matplotlib_only_the_figure_is_missing(tmp_path: Path) -> None:
 
 
 def test_bad_options_are_all_named(tmp_path: Path) -> None:
-    done = run_benchmark("--repeats", "2", "--batch-sizes", "0", "--out", str(tmp_path))
+    wrong = ("--repeats", "2", "--batch-sizes", "0", "--networks", "784-x-10", "64-10", "784-128-10")
+    done = run_benchmark(*wrong, "--out", str(tmp_path))
     assert done.returncode == 2
     assert "repeats: expected 5 or more" in done.stderr
     assert "batch_sizes: expected 1 or more, got 0" in done.stderr
+    assert [line[-8:] for line in done.stderr.splitlines() if "networks:" in line] == ["784-x-10", "ot 64-10"]
     assert not list(tmp_path.iterdir())
 
 
@@ -92,3 +103,113 @@ def test_unknown_device(tmp_path: Path) -> None:
     done = run_benchmark("--quick", "--devices", "tpu", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "devices: device is expected to be" in done.stderr
+
+
+# -- The parts of a measurement ----------------------------------------------------------------------------
+
+
+def test_a_repeat_is_bounded_by_its_operations_but_has_four_steps() -> None:
+    small, large = (784, 128, 10), (784, 2048, 2048, 10)
+    assert samples_to_time(small, 16, 60_000, 1e11) == 60_000
+    timed = samples_to_time(large, 16, 60_000, 1e11)
+    assert timed % 16 == 0
+    assert 0.9e11 < timed * flops_per_sample(large) <= 1e11
+    assert samples_to_time(large, 8192, 60_000, 1e11) == 4 * 8192
+    assert samples_to_time(large, 8192, 20_000, 1e11) == 20_000
+
+
+def test_the_copy_to_a_device_is_timed_without_its_warm_up() -> None:
+    backend, train = StrictBackend(), generate(50)
+    copy = copy_to(backend, train, repeats=5)
+    assert backend.ledger.host_writes == 6 * 2  # images and labels
+    assert backend.ledger.waits == 6 * 2  # before and after
+    assert (copy["device"], copy["bytes"]) == ("strict", 50 * (784 + 8))
+    assert len(copy["seconds"]) == 5
+    assert copy["min"] == min(copy["seconds"]) > 0
+
+
+def test_the_copy_is_counted_where_there_is_one() -> None:
+    results = [
+        {"network": "n", "device": device, "batch_size": 32, "median": rate}
+        for device, rate in (("cpu", 100.0), ("cuda:0", 150.0))
+    ]
+    count_copies(results, [{"device": "cuda:0", "median": 10.0}], samples=1000)
+    assert "with_copy" not in results[0]
+    assert results[1]["with_copy"] == pytest.approx({"1": 60, "20": 150 * 20_000 / 21_500})
+    words = crossovers(results, "n", copied=True)
+    assert list(words) == ["copy not counted", "copy counted, 1 epoch", "copy counted, 20 epochs"]
+    assert [sentence.split()[0] for (sentence,) in words.values()] == ["cuda:0", "cpu", "cuda:0"]
+
+
+def test_data_that_does_not_fit_is_left_out_and_named() -> None:
+    card = Device("cuda:0", "a card", Memory(free=5 * 10**9, total=8 * 10**9))
+    cpu = Device("cpu", "a processor", None)
+    assert fitting_memory([1, 10, 50], 60_000, 10**10, [cpu]) == ([1, 10, 50], None)
+    assert fitting_memory([1, 10, 50], 60_000, None, [cpu]) == ([1, 10, 50], None)
+    assert fitting_memory([1, 10, 50], 60_000, None, [cpu, card])[0] == [1, 10, 50]
+    kept, note = fitting_memory([1, 10, 20, 50], 60_000, 10**9, [cpu])
+    assert kept == [1, 10]
+    assert note == (
+        "Left out for want of memory: 20, 50 times 60,000 samples (from 1.02 GB on, of 1.00 GB that are free)."
+    )
+    assert fitting_memory([40, 50], 60_000, None, [cpu, card])[0] == [40]  # a card holds them all at once
+
+
+# -- scaling -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def growth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of one quick run on the CPU."""
+    folder = tmp_path_factory.mktemp("growth")
+    done = run_benchmark("--quick", "--devices", "cpu", "--out", str(folder), benchmark="scaling")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_scaling_measures_hidden_size_depth_and_data_size(growth: tuple[Path, str]) -> None:
+    report = json.loads((growth[0] / "scaling-cpu.json").read_text())
+    assert [(one["by"], [point["x"] for point in one["points"]]) for one in report["growth"]] == [
+        ("hidden size", [16, 64, 256]),
+        ("hidden layers", [1, 2, 3]),
+        ("samples", [2048, 4096, 8192]),
+    ]
+    for one in report["growth"]:
+        for point in one["points"]:
+            seconds = point["seconds_per_epoch"]
+            assert len(seconds) == report["method"]["repeats"] == 5
+            assert (point["min"], point["median"], point["max"]) == (
+                min(seconds),
+                sorted(seconds)[2],
+                max(seconds),
+            )
+            assert point["samples_timed"] == point["samples"]
+        assert one["fit"]["points"] == 3
+        assert f"cpu: {one['words']}" in growth[1]
+    assert any("Only the CPU was measured" in note for note in report["notes"])
+
+
+def test_scaling_draws_a_figure(growth: tuple[Path, str]) -> None:
+    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
+    assert (growth[0] / "scaling-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_part_of_an_epoch_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "FLOP_BUDGET", 0)  # four steps are the least
+    monkeypatch.setattr(scaling, "take_turns", lambda trainers, *_: [[0.25] * 5 for _ in trainers])
+    series = scaling.Series("hidden size", "", [scaling.Setting(16, (784, 16, 10), 1280)], whole_epochs=False)
+    options = scaling.Options(batch_size=32)
+    (one,) = scaling.measure(series, generate(1280), ["cpu"], options)
+    (point,) = one["points"]
+    assert (point["samples_timed"], point["steps_timed"], point["median"]) == (128, 4, 2.5)
+    (one,) = scaling.measure(series._replace(whole_epochs=True), generate(1280), ["cpu"], options)
+    assert (one["points"][0]["samples_timed"], one["points"][0]["median"]) == (1280, 0.25)
+
+
+def test_bad_options_of_scaling_are_all_named(tmp_path: Path) -> None:
+    wrong = ("--repeats", "1", "--batch-size", "0", "--depths", "0", "--out", str(tmp_path))
+    done = run_benchmark(*wrong, benchmark="scaling")
+    assert done.returncode == 2
+    for name in ("repeats", "batch_size", "depths"):
+        assert f"{name}: expected" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,197 @@
+"""The kernel of NumPy's BLAS is chosen only where that changes the choice, and never over the user's."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpumlp.blas_kernel import (
+    SWITCH,
+    VARIABLE,
+    Choice,
+    Processor,
+    built_in_kernels,
+    decide,
+    describe,
+    numpy_openblas,
+    read_processor,
+)
+
+ROOT = Path(__file__).parents[1]
+ALL_FLAGS = "fpu avx avx2 avx512f avx512dq avx512cd avx512bw avx512vl"
+FIVE_KERNELS = ("PRESCOTT", "NEHALEM", "SANDYBRIDGE", "HASWELL", "SKYLAKEX")
+
+
+def cpuinfo(folder: Path, vendor: str = "AuthenticAMD", family: int = 23, flags: str = ALL_FLAGS) -> Path:
+    """Two processors, as Linux lists them."""
+    processor = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\npower management:\n\n"
+    )
+    file = folder / "cpuinfo"
+    file.write_text(processor + processor.replace("flags\t\t: fpu", "flags\t\t: fpu other"))
+    return file
+
+
+def openblas(folder: Path, kernels: tuple[str, ...] = FIVE_KERNELS) -> Path:
+    """A file with the symbols of an OpenBLAS of these kernels, and with some of its other names."""
+    file = folder / "libscipy_openblas64_.so"
+    names = [*(f"gotoblas_{kernel}" for kernel in kernels), "gotoblas_init", "Cooperlake", "Zen"]
+    file.write_bytes(b"\x7fELF\0" + b"\0".join(name.encode() for name in names) + b"\0")
+    return file
+
+
+def run(folder: Path, program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that takes this machine's processor for an AMD one of family 23 with AVX-512."""
+    fake = (
+        "import pathlib\n"
+        "really_open = pathlib.Path.open\n"
+        "def open_fake(path, *words, **options):\n"
+        f"    file = pathlib.Path({str(cpuinfo(folder))!r}) if str(path) == '/proc/cpuinfo' else path\n"
+        "    return really_open(file, *words, **options)\n"
+        "pathlib.Path.open = open_fake\n"
+    )
+    environment = {name: os.environ[name] for name in os.environ if name not in (SWITCH, VARIABLE)}
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
+    words = [sys.executable, "-W", "always", "-c", fake + program]
+    return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+# -- The decision ------------------------------------------------------------------------------------------
+
+
+def test_asks_for_the_avx512_kernel_where_openblas_would_not_take_it(tmp_path: Path) -> None:
+    choice = decide({}, read_processor(cpuinfo(tmp_path)), openblas(tmp_path))
+    assert choice.kernel == "SkylakeX"
+    assert "family 23" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "processor", "reason"),
+    [
+        ({"OPENBLAS_CORETYPE": "Haswell"}, {}, "OPENBLAS_CORETYPE=Haswell is set"),
+        ({"OPENBLAS_CORETYPE": ""}, {}, "OPENBLAS_CORETYPE= is set"),
+        ({"GPUMLP_BLAS_KERNEL": "off"}, {}, "switched off by GPUMLP_BLAS_KERNEL"),
+        ({"GPUMLP_BLAS_KERNEL": "OFF"}, {}, "switched off by GPUMLP_BLAS_KERNEL"),
+        ({}, {"family": 25}, "chooses by itself"),
+        ({}, {"family": 26}, "chooses by itself"),
+        ({}, {"vendor": "GenuineIntel"}, "chooses by itself"),
+        *(({}, {"flags": ALL_FLAGS.replace(flag, "")}, "no AVX-512") for flag in ALL_FLAGS.split()[3:]),
+        ({}, {"flags": ""}, "does not say"),
+    ],
+)
+def test_leaves_the_choice_to_openblas_and_says_why(
+    tmp_path: Path, environment: dict[str, str], processor: dict[str, object], reason: str
+) -> None:
+    choice = decide(environment, read_processor(cpuinfo(tmp_path, **processor)), openblas(tmp_path))
+    assert choice.kernel is None
+    assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [(), FIVE_KERNELS[:-1], (*FIVE_KERNELS, "COOPERLAKE"), (*FIVE_KERNELS, "ZEN"), (*FIVE_KERNELS, "ZEN5")],
+    ids=["none", "without SkylakeX", "with Cooperlake", "with Zen", "with one to come"],
+)
+def test_leaves_an_openblas_with_other_kernels_alone(tmp_path: Path, kernels: tuple[str, ...]) -> None:
+    choice = decide({}, read_processor(cpuinfo(tmp_path)), openblas(tmp_path, kernels))
+    assert choice.kernel is None
+    assert "other kernels than expected" in choice.reason
+
+
+def test_leaves_a_numpy_without_an_openblas_of_its_own_alone(tmp_path: Path) -> None:
+    choice = decide({}, read_processor(cpuinfo(tmp_path)), None)
+    assert choice == Choice(None, "NumPy does not bring an OpenBLAS of its own")
+
+
+def test_a_system_without_cpuinfo_is_no_error(tmp_path: Path) -> None:
+    assert read_processor(tmp_path / "missing") == Processor("", "", frozenset())
+    assert built_in_kernels(tmp_path / "missing") == frozenset()
+
+
+def test_the_kernels_of_an_openblas_are_read_from_its_symbols(tmp_path: Path) -> None:
+    assert built_in_kernels(openblas(tmp_path)) == set(FIVE_KERNELS)
+    library = numpy_openblas()
+    if library is None:
+        pytest.skip("this NumPy does not bring an OpenBLAS of its own")
+    assert {"HASWELL", "PRESCOTT"} <= built_in_kernels(library)
+
+
+@pytest.mark.parametrize(
+    ("choice", "in_effect", "expected"),
+    [
+        (Choice("SkylakeX", "why"), "SkylakeX", "SkylakeX set by gpumlp (why); in effect"),
+        (Choice("SkylakeX", "why"), "Haswell", "not in effect: it runs Haswell"),
+        (Choice(None, "why"), "SkylakeX", "left to OpenBLAS: why"),
+        (Choice(None, "why"), "Haswell", "try OPENBLAS_CORETYPE=SkylakeX"),
+    ],
+)
+def test_says_what_was_chosen_and_what_came_of_it(
+    tmp_path: Path, choice: Choice, in_effect: str, expected: str
+) -> None:
+    assert expected in describe(choice, in_effect, read_processor(cpuinfo(tmp_path)))
+
+
+def test_gives_no_advice_to_a_user_who_has_decided(tmp_path: Path) -> None:
+    processor = read_processor(cpuinfo(tmp_path))
+    for environment in ({"GPUMLP_BLAS_KERNEL": "off"}, {"OPENBLAS_CORETYPE": "Haswell"}):
+        assert "try" not in describe(decide(environment, processor, None), "Haswell", processor)
+
+
+# -- The effect --------------------------------------------------------------------------------------------
+
+_library = numpy_openblas()
+needs_the_wheel = pytest.mark.skipif(
+    not (sys.platform == "linux" and platform.machine() == "x86_64")
+    or _library is None
+    or built_in_kernels(_library) != set(FIVE_KERNELS),
+    reason="needs Linux on x86-64 and NumPy's wheel with its five kernels",
+)
+ALONE = f"import runpy, os; runpy.run_path({str(ROOT / 'gpumlp' / 'blas_kernel.py')!r})\n"  # loads no NumPy
+SHOW = f"print(os.environ.get({VARIABLE!r}))"
+
+
+@needs_the_wheel
+def test_sets_the_variable_before_numpy_loads(tmp_path: Path) -> None:
+    done = run(tmp_path, ALONE + "import sys; assert 'numpy' not in sys.modules\n" + SHOW)
+    assert (done.stdout, done.stderr) == ("SkylakeX\n", "")
+
+
+@needs_the_wheel
+@pytest.mark.parametrize(
+    ("variables", "expected"), [({SWITCH: "off"}, "None\n"), ({VARIABLE: "Haswell"}, "Haswell\n")]
+)
+def test_the_user_has_the_last_word(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
+    done = run(tmp_path, ALONE + SHOW, **variables)
+    assert (done.stdout, done.stderr) == (expected, "")
+
+
+@needs_the_wheel
+@pytest.mark.skipif(not read_processor().has_avx512, reason="the kernel needs a processor with AVX-512")
+def test_numpy_runs_the_kernel_and_info_shows_it(tmp_path: Path) -> None:
+    done = run(tmp_path, "import gpumlp.info\ngpumlp.info.main([])")
+    assert "kernel SkylakeX\n" in done.stdout, done.stderr
+    assert "SkylakeX set by gpumlp" in done.stdout
+    assert "; in effect;" in done.stdout
+
+
+@needs_the_wheel
+def test_warns_once_where_numpy_came_first(tmp_path: Path) -> None:
+    done = run(tmp_path, f"import numpy, os\nimport gpumlp\nimport gpumlp.info\n{SHOW}\ngpumlp.info.main([])")
+    assert done.stdout.startswith("None\n"), done.stderr
+    assert "too late for SkylakeX" in done.stdout
+    assert done.stderr.count("RuntimeWarning: NumPy was imported before gpumlp") == 1
+    assert "about half the speed" in done.stderr
+    assert "OPENBLAS_CORETYPE=SkylakeX" in done.stderr
+    assert done.stderr.startswith("<string>:"), "the warning names the line that imports gpumlp"
+
+
+@needs_the_wheel
+@pytest.mark.parametrize("variables", [{SWITCH: "off"}, {VARIABLE: "Haswell"}])
+def test_warns_of_nothing_that_it_would_not_have_set(tmp_path: Path, variables: dict[str, str]) -> None:
+    done = run(tmp_path, "import numpy, gpumlp", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
