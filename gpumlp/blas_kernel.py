@@ -1,14 +1,14 @@
 """Which of its kernels NumPy's BLAS takes, settled before NumPy loads: importing this module settles it.
 
 OpenBLAS, the BLAS in NumPy's wheels, has kernels for several generations of processors and chooses one as it is
-loaded, for an AMD processor by its family first: families 23 and 24 (Zen 1 and 2) get kernels with AVX2, whatever
-else the processor can do. Virtual machines may show such a family and AVX-512 beside it. On a Zen 5 the kernels
-with AVX-512 made matrix products twice as fast as those with AVX2. ``OPENBLAS_CORETYPE`` names a kernel to it.
+loaded, for an AMD processor by its family first. On a (virtual) Zen 5 it took the one with AVX2, and the one with
+AVX-512 made matrix products twice as fast. By its source it does so for families 23 and 24 (Zen 1 and 2), whatever
+else the processor can do; which family that machine showed is not known. ``OPENBLAS_CORETYPE`` names a kernel to it.
 
-It is set here only where that changes the choice and cannot be a step back: such a processor; NumPy's wheel with
-its own OpenBLAS, in which SkylakeX is the only kernel with AVX-512 (so in NumPy 2.1 to 2.4); no
-``OPENBLAS_CORETYPE`` of the user's; and not ``GPUMLP_BLAS_KERNEL=off``. Processes started from this one inherit
-the variable, and so their NumPy takes the same kernel on the same processor.
+It is set here only where it cannot be a step back: an AMD processor with AVX-512; NumPy's wheel with its own
+OpenBLAS, in which SkylakeX is the only kernel with AVX-512 (so in NumPy 2.1 to 2.4), so that OpenBLAS could only
+choose the same one or a slower; no ``OPENBLAS_CORETYPE`` of the user's; and not ``GPUMLP_BLAS_KERNEL=off``.
+Processes started from this one inherit the variable, and so their NumPy takes the same kernel on the same processor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KERNEL = "SkylakeX"
 
 _CPUINFO = Path("/proc/cpuinfo")
 _AVX512 = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})  # what SkylakeX is compiled with
-_FAMILIES = frozenset({"23", "24"})
+_VENDORS = frozenset({"AuthenticAMD", "HygonGenuine"})
 _AVX2_KERNELS = frozenset({"Haswell", "Zen"})
 # Up to Haswell no kernel has AVX-512. Of any other, and of those to come, this module knows nothing.
 _KNOWN_KERNELS = frozenset({"PRESCOTT", "NEHALEM", "SANDYBRIDGE", "HASWELL", "SKYLAKEX"})
@@ -54,7 +54,6 @@ class Processor(NamedTuple):
     """A processor as Linux describes it; empty where it does not."""
 
     vendor: str
-    family: str
     flags: frozenset[str]
 
     @property
@@ -71,9 +70,7 @@ def read_processor(cpuinfo: Path = _CPUINFO) -> Processor:
     except OSError:
         first = []
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
-    return Processor(
-        fields.get("vendor_id", ""), fields.get("cpu family", ""), frozenset(fields.get("flags", "").split())
-    )
+    return Processor(fields.get("vendor_id", ""), frozenset(fields.get("flags", "").split()))
 
 
 def numpy_openblas() -> Path | None:
@@ -95,6 +92,14 @@ def built_in_kernels(library: Path) -> frozenset[str]:
     return frozenset(name.decode() for name in names)
 
 
+def running_kernel() -> str | None:
+    """The kernel of the OpenBLAS that NumPy has loaded, as it says itself; None if it does not."""
+    import threadpoolctl  # brings nothing of NumPy
+
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "openblas"]
+    return next((pool.get("architecture") for pool in pools if "numpy.libs" in pool["filepath"]), None)
+
+
 def decide(environment: Mapping[str, str], processor: Processor, library: Path | None) -> Choice:
     """The kernel to ask for, if any.
 
@@ -111,14 +116,14 @@ def decide(environment: Mapping[str, str], processor: Processor, library: Path |
         return Choice(None, "the system does not say what the processor can do")
     if not processor.has_avx512:
         return Choice(None, "the processor has no AVX-512")
-    if processor.vendor != "AuthenticAMD" or processor.family not in _FAMILIES:
+    if processor.vendor not in _VENDORS:
         return Choice(None, "it chooses by itself what suits this processor")
     if library is None:
         return Choice(None, "NumPy does not bring an OpenBLAS of its own")
     kernels = built_in_kernels(library)
     if "SKYLAKEX" not in kernels or kernels - _KNOWN_KERNELS:
         return Choice(None, f"it has other kernels than expected ({', '.join(sorted(kernels)) or 'none found'})")
-    return Choice(KERNEL, f"OpenBLAS takes family {processor.family} for one without AVX-512, which it has")
+    return Choice(KERNEL, "OpenBLAS may take this processor for one without AVX-512, which it has")
 
 
 def apply() -> Choice:
@@ -129,6 +134,8 @@ def apply() -> Choice:
     if choice.kernel is None:
         return choice
     if "numpy" in sys.modules:
+        if running_kernel() not in _AVX2_KERNELS:
+            return Choice(None, "it has chosen by itself what suits this processor")
         warnings.warn(_LATE, RuntimeWarning, stacklevel=4)  # the line that imports gpumlp
         return Choice(None, f"NumPy was imported before gpumlp, too late for {KERNEL}")
     os.environ[VARIABLE] = choice.kernel  # the C library's getenv sees it too
