@@ -3,12 +3,12 @@
 OpenBLAS, the BLAS in NumPy's wheels, has kernels for several generations of processors and chooses one as it is
 loaded, for an AMD processor by its family first. On a (virtual) Zen 5 it took the one with AVX2, and the one with
 AVX-512 made matrix products twice as fast. By its source it does so for families 23 and 24 (Zen 1 and 2), whatever
-else the processor can do; which family that machine showed is not known. ``OPENBLAS_CORETYPE`` names a kernel to it.
+else the processor can do; which family that machine showed is not known. ``OPENBLAS_CORETYPE`` names it a kernel.
 
 It is set here only where it cannot be a step back: an AMD processor with AVX-512; NumPy's wheel with its own
 OpenBLAS, in which SkylakeX is the only kernel with AVX-512 (so in NumPy 2.1 to 2.4), so that OpenBLAS could only
 choose the same one or a slower; no ``OPENBLAS_CORETYPE`` of the user's; and not ``GPUMLP_BLAS_KERNEL=off``.
-Processes started from this one inherit the variable, and so their NumPy takes the same kernel on the same processor.
+Processes started from this one inherit the variable, and their NumPy takes the same kernel on the same processor.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ def run(folder: Path, program: str, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
+def numpy_with(kernel: str) -> str:
+    """A program's beginning: NumPy is imported first, and runs this kernel."""
+    return f"import os\nos.environ[{VARIABLE!r}] = {kernel!r}\nimport numpy\ndel os.environ[{VARIABLE!r}]\n"
+
+
 # -- The decision ------------------------------------------------------------------------------------------
 
 
@@ -177,8 +182,9 @@ def test_numpy_runs_the_kernel_and_info_shows_it(tmp_path: Path) -> None:
 
 @needs_the_wheel
 def test_warns_once_where_numpy_came_first(tmp_path: Path) -> None:
-    late = "import os\nos.environ['OPENBLAS_CORETYPE'] = 'Haswell'\nimport numpy\ndel os.environ['OPENBLAS_CORETYPE']\n"
-    done = run(tmp_path, late + f"import gpumlp\nimport gpumlp.info\n{SHOW}\ngpumlp.info.main([])")
+    done = run(
+        tmp_path, numpy_with("Haswell") + f"import gpumlp\nimport gpumlp.info\n{SHOW}\ngpumlp.info.main([])"
+    )
     assert done.stdout.startswith("None\n"), done.stderr
     assert "too late for SkylakeX" in done.stdout
     assert done.stderr.count("RuntimeWarning: NumPy was imported before gpumlp") == 1
@@ -190,8 +196,7 @@ def test_warns_once_where_numpy_came_first(tmp_path: Path) -> None:
 @needs_the_wheel
 @pytest.mark.skipif(not read_processor().has_avx512, reason="the kernel needs a processor with AVX-512")
 def test_does_not_warn_where_numpy_runs_the_kernel_anyway(tmp_path: Path) -> None:
-    right = "import os\nos.environ['OPENBLAS_CORETYPE'] = 'SkylakeX'\nimport numpy\ndel os.environ['OPENBLAS_CORETYPE']\n"
-    done = run(tmp_path, right + "import gpumlp")
+    done = run(tmp_path, numpy_with("SkylakeX") + "import gpumlp")
     assert (done.returncode, done.stderr) == (0, "")
 
 
