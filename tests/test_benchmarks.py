@@ -213,3 +213,15 @@ def test_bad_options_of_scaling_are_all_named(tmp_path: Path) -> None:
     for name in ("repeats", "batch_size", "depths"):
         assert f"{name}: expected" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_names_its_parts_and_the_peak() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", "--quick", "--batch-size", "64", "--json"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    parts = json.loads(done.stdout)
+    assert parts["data set"] == 2048 * (784 + 8)
+    assert parts["parameters and optimizer"] == 4 * 4 * (101_632 + 128 + 64)  # padded to 64 elements
+    assert parts["workspace"] == 64 * (784 * 4 + 784 + 2 * 128 * 4 + 10 * 4)
+    assert parts["interpreter and libraries"] < parts["needed"] < parts["peak"] < 3 * parts["needed"]

@@ -18,6 +18,7 @@ from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
 from ..nn.schedules import Constant, Schedule
+from ..nn.workspace import Workspace
 from .callbacks import Callback, CallbackLike, as_callbacks
 from .divergence import DivergenceError, diagnose
 from .history import EpochRecord, History
@@ -98,6 +99,11 @@ class Trainer:
     def epoch(self) -> int:
         """How many epochs are finished."""
         return len(self.history)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The arrays that a step works in."""
+        return self._step.workspace
 
     def stop(self) -> None:
         """Ask for an end after the current epoch; for callbacks."""
