@@ -1,8 +1,8 @@
 """How much memory does a training take on the CPU? ``python -m benchmarks.memory``.
 
-The peak resident memory of this process, beside what cannot be spared: the interpreter with its libraries, the data
-set as pixels of one byte, the parameters with their gradient and the optimizer's state, and a batch's workspace. A
-process has one peak, so a run measures one network and one batch size.
+The peak resident memory of this process, beside what cannot be spared: the interpreter with its libraries, the
+data set as pixels of one byte, the parameters with their gradient and the optimizer's state, and the workspace of
+a batch. A process has one peak, so a run measures one network and one batch size.
 """
 
 from __future__ import annotations
