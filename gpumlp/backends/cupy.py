@@ -6,13 +6,17 @@ is asked for.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import cupy
 import numpy.typing as npt
 
-from .base import Array, Backend, DeviceError, HostArray, Memory
+from .base import Array, DeviceError, HostArray, Memory
+from .cuda_operations import CudaOperations
+
+_TF32_SINCE = 80  # compute capability 8.0
 
 
 def device_count() -> int:
@@ -47,10 +51,16 @@ def device_count() -> int:
     return count
 
 
-class CupyBackend(Backend):
-    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous."""
+class CupyBackend(CudaOperations):
+    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous.
 
-    def __init__(self, index: int) -> None:
+    Args:
+        index: which GPU.
+        matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
+            ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
+    """
+
+    def __init__(self, index: int, *, matmul_precision: str = "highest") -> None:
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
@@ -59,10 +69,14 @@ class CupyBackend(Backend):
         self.name = f"cuda:{index}"
         self.device_name = _name(index)
         self.xp = cupy
+        self.tf32 = False
         try:
+            capability = int(cupy.cuda.Device(index).compute_capability)
+            self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
             with self.activate():
                 ones = cupy.ones((2, 2), dtype=cupy.float32)
                 (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
+                self.kernels(ones.dtype)
         except Exception as error:
             raise DeviceError(
                 f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
@@ -72,8 +86,12 @@ class CupyBackend(Backend):
             ) from error
 
     def activate(self) -> AbstractContextManager[Any]:
-        device: AbstractContextManager[Any] = cupy.cuda.Device(self.index)
-        return device
+        return self._active()
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        with cupy.cuda.Device(self.index), _float32_products(self.tf32):
+            yield
 
     def owns(self, array: object) -> bool:
         return isinstance(array, cupy.ndarray)
@@ -94,6 +112,25 @@ class CupyBackend(Backend):
     def memory(self) -> Memory:
         free, total = cupy.cuda.Device(self.index).mem_info
         return Memory(int(free), int(total))
+
+
+@contextmanager
+def _float32_products(tf32: bool) -> Iterator[None]:
+    """TF32 or float32 in CuPy's own products of float32 matrices, for as long as the context lasts.
+
+    CuPy has one such setting for the whole process and no public way to it.
+    """
+    linalg = cupy._core._routines_linalg
+    wanted = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT
+    before = linalg.get_compute_type("float32")
+    if before == wanted:
+        yield
+        return
+    linalg.set_compute_type("float32", wanted)
+    try:
+        yield
+    finally:
+        linalg.set_compute_type("float32", before)
 
 
 def _name(index: int) -> str:

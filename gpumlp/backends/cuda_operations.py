@@ -1,0 +1,149 @@
+"""The training operations in few launches: what `CupyBackend` does otherwise than the reference.
+
+A step of a network of L layers is 6 L + 1 launches, 13 for 784-128-10, matrix products included (a test counts
+them): one to gather and scale the batch, two a layer forward (product; bias with activation), one for the loss
+with its gradient, two or four a layer backward (both gradients; above the first layer also the error term below
+and its activation), and one for the penalty with the optimizer.
+
+Each override leaves to the reference what its kernel does not know: rules of the user's own, more than 64 classes,
+arrays that are not contiguous. Held against the reference without a GPU; not yet measured on one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .base import PIXEL_SCALE, ActivationRule, Array, Backend, OptimizerRule, PenaltyRule
+from .cuda_kernels import ACTIVATION_CODES, MOMENTUM, MOST_CLASSES, NESTEROV, PLAIN, Kernels, Place, full_name
+
+_PENALTY = "gpumlp.nn.penalties.Penalty"
+_SGD, _ADAM = "gpumlp.nn.optimizers.SGD", "gpumlp.nn.optimizers.Adam"
+
+
+class CudaOperations(Backend):
+    """The overrides, for any array library with CuPy's `RawModule`: CuPy itself, or a test's double of it."""
+
+    _kernels: dict[np.dtype[Any], Kernels]
+
+    def kernels(self, dtype: Any) -> Kernels | None:
+        """The kernels for a dtype, compiled when first asked for; None for a dtype that they don't know."""
+        if not hasattr(self, "_kernels"):
+            self._kernels = {}
+        found = self._kernels.get(dtype)
+        if found is None and dtype in (np.float32, np.float64):
+            found = self._kernels[dtype] = Kernels(self.xp, np.dtype(dtype))
+        return found
+
+    def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
+        kernels = self.kernels(out.dtype)
+        expected = out.dtype if staging is None else np.uint8
+        if kernels is None or source.dtype != expected or rows.dtype != np.int64 or not plain(source, rows, out):
+            return super().gather(source, rows, staging, out)
+        scale = None if staging is None else PIXEL_SCALE
+        return kernels.gather(source, rows, scale, None, out)
+
+    def dense_forward(
+        self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
+    ) -> None:
+        kernels, code = self.kernels(a.dtype), ACTIVATION_CODES.get(full_name(activation))
+        if kernels is None or code is None or bias.dtype != a.dtype or not plain(a, bias):
+            return super().dense_forward(x, weight, bias, activation, s, a)
+        self.xp.matmul(x, weight, out=a)
+        return kernels.bias_activation(a, bias, code, slope_of(activation))
+
+    def dense_backward(
+        self,
+        x: Array,
+        weight: Array,
+        delta: Array,
+        weight_gradient: Array,
+        bias_gradient: Array,
+        input_activation: ActivationRule | None,
+        input_delta: Array | None,
+    ) -> None:
+        xp, kernels = self.xp, self.kernels(delta.dtype)
+        xp.matmul(x.T, delta, out=weight_gradient)
+        if kernels is not None and bias_gradient.dtype == delta.dtype and plain(delta, bias_gradient):
+            kernels.column_sums(delta, bias_gradient)
+        else:
+            xp.sum(delta, axis=0, out=bias_gradient)
+        if input_delta is None:
+            return
+        xp.matmul(delta, weight.T, out=input_delta)
+        if input_activation is None:
+            return
+        code = ACTIVATION_CODES.get(full_name(input_activation))
+        same = x.dtype == input_delta.dtype == delta.dtype
+        if kernels is not None and code is not None and same and plain(x, input_delta):
+            kernels.activation_backward(input_delta, x, code, slope_of(input_activation))
+        else:
+            input_activation.backward(xp, x, input_delta)
+
+    def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
+        kernels = self.kernels(logits.dtype)
+        known = losses.dtype == logits.dtype and labels.dtype == np.int64 and correct.dtype == np.bool_
+        few = logits.shape[1] <= MOST_CLASSES
+        if kernels is None or not known or not few or not plain(logits, labels, losses, correct):
+            return super().softmax_cross_entropy(logits, labels, losses, correct)
+        return kernels.softmax_cross_entropy(logits, labels, None, losses, correct)
+
+    def update(
+        self,
+        optimizer: OptimizerRule,
+        penalty: PenaltyRule,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
+    ) -> None:
+        name, kernels = full_name(optimizer), self.kernels(parameters.dtype)
+        buffers = [] if name not in (_SGD, _ADAM) else [*state.buffers.values()]
+        known = name in (_SGD, _ADAM) and full_name(penalty) == _PENALTY
+        same = all(array.dtype == parameters.dtype for array in (gradient, *buffers))
+        if kernels is None or not known or not same or not plain(parameters, gradient, *buffers):
+            return super().update(optimizer, penalty, parameters, gradient, weights, state, learning_rate)
+        rule: Any = optimizer
+        state.steps += 1
+        penalties = (penalty.l2, penalty.l1)  # type: ignore[attr-defined]
+        factors = step_factors(rule, state.steps, learning_rate)
+        place: Place | None = None
+        if name == _SGD:
+            kind = NESTEROV if rule.nesterov else MOMENTUM if rule.momentum else PLAIN
+            velocity = state.buffers["velocity"] if rule.momentum else None
+            return kernels.sgd_step(
+                parameters, gradient, velocity, weights, penalties, kind, rule.momentum, factors, 0, place
+            )
+        mean, mean_square, betas = state.buffers["mean"], state.buffers["mean_square"], (rule.beta1, rule.beta2)
+        return kernels.adam_step(
+            parameters, gradient, mean, mean_square, weights, penalties, betas, factors, 0, place
+        )
+
+
+def plain(*arrays: Array) -> bool:
+    """Are these C-contiguous, as the kernels take them to be?"""
+    return all(array.flags.c_contiguous for array in arrays)
+
+
+def slope_of(activation: ActivationRule) -> float:
+    """The negative slope of a leaky ReLU; of no meaning otherwise."""
+    return float(getattr(activation, "negative_slope", 0.0))
+
+
+def step_factors(optimizer: Any, steps: int, learning_rate: float) -> tuple[float, float]:
+    """What of an optimizer's formula changes from step to step: step size and epsilon.
+
+    Args:
+        optimizer: SGD, whose step size is the learning rate, or Adam, whose bias corrections of both means are
+            scalars and so go into step size and epsilon, as in ``nn/optimizers.py``.
+        steps: the step's number, counted from 1.
+        learning_rate: of this step.
+    """
+    if full_name(optimizer) == _SGD:
+        return learning_rate, 0.0
+    root_correction = math.sqrt(1 - optimizer.beta2**steps)
+    mean_correction = 1 - optimizer.beta1**steps
+    return learning_rate * root_correction / mean_correction, optimizer.epsilon * root_correction

@@ -1,0 +1,312 @@
+"""The CUDA kernels and the code that calls them, compiled for the processor and held against the reference."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpumlp.nn
+from gpumlp import MLP, SGD, Adam, Dataset, Penalty, ReLU, Trainer
+from gpumlp.backends import Backend, cuda_kernels, reference_backend
+from gpumlp.backends.cuda_kernels import ACTIVATION_CODES, kernel_source
+from gpumlp.nn.activations import ACTIVATIONS, get_activation
+from tests.host_cuda import host_cuda_backend
+
+DTYPES = ["float32", "float64"]
+SHAPES = [(1, 1), (7, 3), (33, 65), (128, 10), (130, 31)]  # around the sizes of blocks
+OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()]
+RNG = np.random.default_rng(3)
+
+
+def normal(dtype: str, *shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def guarded(backend: Backend, array: np.ndarray) -> tuple[object, object]:
+    """The array on the device, and the larger one of 77s around it, in which nothing may change."""
+    whole = backend.asarray(np.full(array.size + 32, 77, dtype=array.dtype))
+    inside = whole[16 : 16 + array.size].reshape(array.shape)
+    backend.xp.copyto(inside, backend.asarray(array))
+    return inside, whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gather(shape: tuple[int, int], dtype: str) -> None:
+    batch, features = shape
+    rows, out = RNG.integers(0, 40, batch), np.zeros(shape, dtype)
+    backend = host_cuda_backend()
+    for source in (RNG.integers(0, 256, (40, features), dtype=np.uint8), normal(dtype, 40, features)):
+        staging = np.zeros(shape, np.uint8) if source.dtype == np.uint8 else None
+        want = out.copy()
+        reference_backend(np).gather(source, rows, staging, want)
+        inside, whole = guarded(backend, out)
+        staging = None if staging is None else backend.asarray(staging)
+        backend.xp.launches.clear()
+        backend.gather(backend.asarray(source), backend.asarray(rows), staging, inside)
+        assert len(backend.xp.launches) == 1
+        np.testing.assert_array_equal(backend.to_numpy(inside), want)  # to the last bit
+        assert (backend.to_numpy(whole) == 77).sum() >= 32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dense_forward(shape: tuple[int, int], activation: str, dtype: str) -> None:
+    batch, units = shape
+    x, weight, bias = normal(dtype, batch, 5), normal(dtype, 5, units), normal(dtype, units)
+    s, a = normal(dtype, batch, units), normal(dtype, batch, units)
+    rule = get_activation(activation)
+    backend = host_cuda_backend()
+    device = [backend.asarray(array) for array in (x, weight, bias, s, a)]
+    backend.xp.launches.clear()
+    backend.dense_forward(*device[:3], rule, *device[3:])
+    assert backend.xp.launches == ["matmul", "bias_activation"]
+    reference_backend(np).dense_forward(x, weight, bias, rule, s, a)
+    tolerance = 3e-6 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(backend.to_numpy(device[4]), a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dense_backward(shape: tuple[int, int], activation: str, dtype: str) -> None:
+    batch, units = shape
+    rule = get_activation(activation)
+    arrays = [rule(normal(dtype, batch, 5)), normal(dtype, 5, units), normal(dtype, batch, units)]
+    want = [*(array.copy() for array in arrays), *(np.empty(n, dtype) for n in ((5, units), units, (batch, 5)))]
+    backend = host_cuda_backend()
+    got = [backend.asarray(array.copy()) for array in want]
+    backend.xp.launches.clear()
+    backend.dense_backward(*got[:5], rule, got[5])
+    assert backend.xp.launches == ["matmul", "column_sums", "matmul", "activation_backward"]
+    reference_backend(np).dense_backward(*want[:5], rule, want[5])
+    tolerance = 3e-5 if dtype == "float32" else 1e-12
+    for value, expected in zip(got[3:], want[3:], strict=True):
+        np.testing.assert_allclose(backend.to_numpy(value), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1, 1e4])
+@pytest.mark.parametrize("shape", [(1, 2), (64, 10), (65, 64), (300, 3)])
+def test_softmax_cross_entropy(shape: tuple[int, int], scale: float, dtype: str) -> None:
+    batch, classes = shape
+    logits = np.round(normal(dtype, batch, classes), 1) * np.dtype(dtype).type(scale)  # rounded: some are equal
+    want = [logits, RNG.integers(0, classes, batch), np.zeros(batch, dtype), np.zeros(batch, bool)]
+    backend = host_cuda_backend()
+    pairs = [guarded(backend, array) for array in want]
+    backend.xp.launches.clear()
+    backend.softmax_cross_entropy(*[inside for inside, _ in pairs])
+    assert backend.xp.launches == ["softmax_cross_entropy"]
+    reference_backend(np).softmax_cross_entropy(*want)
+    tolerance = 3e-6 if dtype == "float32" else 1e-13
+    for (inside, whole), expected in zip(pairs, want, strict=True):
+        np.testing.assert_allclose(backend.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
+        edges = backend.to_numpy(whole)
+        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.1), Penalty(l1=0.01), Penalty(l2=0.1, l1=0.01)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_update(optimizer: SGD | Adam, penalty: Penalty, dtype: str) -> None:
+    theta, gradients = normal(dtype, 320), [normal(dtype, 320) for _ in range(3)]
+    theta[:5] = 0
+    backend, results = host_cuda_backend(), []
+    for candidate in (backend, reference_backend(np)):
+        parameters = candidate.asarray(theta.copy()) if candidate is backend else theta.copy()
+        state = optimizer.init(parameters)
+        for step in range(3):
+            g = candidate.asarray(gradients[step]) if candidate is backend else gradients[step].copy()
+            backend.xp.launches.clear()
+            candidate.update(optimizer, penalty, parameters, g, slice(64, 256), state, 0.1 / (step + 1))
+            if candidate is backend:
+                assert len(backend.xp.launches) == 1
+        arrays = [parameters, g, *state.buffers.values()]
+        results.append([backend.to_numpy(a) if candidate is backend else a for a in arrays])
+        assert state.steps == 3
+    tolerance = 2e-6 if dtype == "float32" else 1e-14
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def test_a_loss_that_is_not_a_number_stays_so() -> None:
+    backend = host_cuda_backend()
+    logits, s = np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)
+    logits[0, 1] = np.nan
+    losses = backend.asarray(np.zeros(2, np.float32))
+    backend.softmax_cross_entropy(
+        backend.asarray(logits), backend.asarray(np.zeros(2, np.int64)), losses, backend.asarray(np.zeros(2, bool))
+    )
+    assert np.isnan(backend.to_numpy(losses)).tolist() == [True, False]
+    for name in ACTIVATIONS:
+        on_device = backend.asarray(s)
+        backend.kernels(np.dtype(np.float32)).bias_activation(
+            on_device, backend.asarray(np.zeros(3, np.float32)), ACTIVATION_CODES[_full_name(name)], 0.01
+        )
+        assert np.isnan(backend.to_numpy(on_device)).all(), name
+
+
+def _full_name(activation: str) -> str:
+    return cuda_kernels.full_name(ACTIVATIONS[activation]())
+
+
+def test_a_small_grid_does_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_kernels, "_MOST_BLOCKS", 2)
+    test_gather((130, 200), "float32")
+    test_dense_forward((130, 200), "tanh", "float32")
+    test_dense_backward((130, 200), "sigmoid", "float32")
+    test_softmax_cross_entropy((300, 10), 1, "float32")
+    test_update(Adam(), Penalty(l2=0.1), "float32")
+
+
+class MyReLU(ReLU):
+    """A subclass may compute anything, so no kernel stands for it."""
+
+    name = "my_relu"
+
+    def forward(self, xp: object, s: object, out: object) -> None:
+        xp.multiply(s, 3, out=out)
+
+    def backward(self, xp: object, a: object, delta: object) -> None:
+        xp.multiply(delta, 3, out=delta)
+
+
+class MySGD(SGD):
+    """Likewise."""
+
+    def update(
+        self, xp: object, parameters: object, gradient: object, state: object, learning_rate: float
+    ) -> None:
+        xp.multiply(gradient, 2 * learning_rate, out=state.scratch)
+        xp.subtract(parameters, state.scratch, out=parameters)
+
+
+def test_rules_of_the_users_own_are_computed_as_they_say(blobs: Dataset) -> None:
+    weights = []
+    for device in ("cpu", host_cuda_backend()):
+        model = MLP([20, 16, 4], activation=MyReLU(), device=device)
+        Trainer(model, blobs, optimizer=MySGD(0.01), batch_size=64).run(2)
+        weights.append(model.state_dict())
+    for name, expected in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_classes_than_a_thread_should_take_go_by_the_reference() -> None:
+    backend, logits = host_cuda_backend(), normal("float32", 5, 100)
+    labels = RNG.integers(0, 100, 5)
+    arrays = [backend.asarray(a) for a in (logits, labels, np.empty(5, np.float32), np.zeros(5, bool))]
+    backend.xp.launches.clear()
+    backend.softmax_cross_entropy(*arrays)
+    assert "softmax_cross_entropy" not in backend.xp.launches
+
+
+@pytest.mark.parametrize(("sizes", "launches"), [([20, 4], 7), ([20, 16, 4], 13), ([20, 16, 12, 4], 19)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_a_step_is_six_launches_a_layer_and_one(
+    blobs: Dataset, sizes: list[int], launches: int, optimizer: SGD | Adam
+) -> None:
+    backend = host_cuda_backend()
+    trainer = Trainer(
+        MLP(sizes, device=backend), blobs, optimizer=optimizer, penalty=Penalty(l2=1e-4), batch_size=32
+    )
+    trainer.run(1)
+    for batch in trainer.batches.slices:  # the short last batch too
+        backend.xp.launches.clear()
+        with backend.ledger.counting() as ledger:
+            trainer._step(batch)
+        assert len(backend.xp.launches) == launches
+        assert ledger.allocations == []
+        assert ledger.host_reads == ledger.host_writes == ledger.waits == 0
+
+
+@pytest.mark.parametrize(("precision", "compute_type"), [("highest", 1), ("high", 7)])
+def test_the_precision_of_products_holds_while_the_backend_is_active(precision: str, compute_type: int) -> None:
+    backend = host_cuda_backend(matmul_precision=precision)
+    setting = backend.xp._core._routines_linalg
+    for others in (1, 7):  # what the rest of the program has chosen
+        setting.set_compute_type("float32", others)
+        with suppress(KeyError), backend.activate():
+            assert setting.get_compute_type("float32") == compute_type
+            raise KeyError("the setting comes back after an error too")
+        assert setting.get_compute_type("float32") == others
+
+
+def test_training_uses_the_precision(blobs: Dataset) -> None:
+    backend = host_cuda_backend(matmul_precision="high")
+    Trainer(MLP([20, 16, 4], device=backend), blobs).run(1)
+    backend.xp.products.clear()
+    Trainer(MLP([20, 16, 4], device=backend), blobs, validation=50).run(1)
+    assert set(backend.xp.products) == {7}
+
+
+@pytest.mark.parametrize(
+    "operation", ["gather", "dense_forward", "dense_backward", "softmax_cross_entropy", "update"]
+)
+def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> None:
+    override = getattr(type(host_cuda_backend()), operation)
+    assert override is not getattr(Backend, operation)
+    assert inspect.signature(override) == inspect.signature(getattr(Backend, operation))
+
+
+def test_the_double_refuses_what_a_gpu_would_misread() -> None:
+    backend = host_cuda_backend()
+    kernel = backend.xp.RawModule(code=kernel_source(), options=("-DREAL=float",)).get_function("column_sums")
+    values, sums = backend.asarray(np.ones((2, 3), np.float32)), backend.asarray(np.zeros(3, np.float32))
+    kernel((1,), (32, 32), (values, np.int64(2), np.int64(3), sums))
+    assert backend.to_numpy(sums).tolist() == [2, 2, 2]
+    for arguments in (
+        (values, np.int32(2), np.int64(3), sums),
+        (values, 2, np.int64(3), sums),
+        (values, np.int64(2), np.int64(3)),
+        (values, np.int64(2), np.int64(3), backend.asarray(np.zeros(3))),
+        (values.T, np.int64(2), np.int64(3), sums),
+    ):
+        with pytest.raises(AssertionError):
+            kernel((1,), (32, 32), arguments)
+
+
+def test_python_and_cuda_number_the_rules_alike() -> None:
+    defined = {name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)\n", kernel_source())}
+    names = {
+        "identity": "IDENTITY",
+        "relu": "RELU",
+        "leaky_relu": "LEAKY_RELU",
+        "tanh": "TANH",
+        "sigmoid": "SIGMOID",
+    }
+    assert {_full_name(name): defined[word] for name, word in names.items()} == ACTIVATION_CODES
+    assert (defined["PLAIN"], defined["MOMENTUM"], defined["NESTEROV"]) == (
+        cuda_kernels.PLAIN, cuda_kernels.MOMENTUM, cuda_kernels.NESTEROV,
+    )  # fmt: skip
+    assert (defined["SUM_COLUMNS"], defined["SUM_ROWS"]) == cuda_kernels._SUM_BLOCK
+
+
+def test_the_names_of_the_rules_are_those_of_their_classes() -> None:
+    from gpumlp.backends import cuda_operations
+
+    rules = (gpumlp.nn.Penalty(), gpumlp.nn.SGD(), gpumlp.nn.Adam())
+    known = (cuda_operations._PENALTY, cuda_operations._SGD, cuda_operations._ADAM)
+    assert tuple(map(cuda_kernels.full_name, rules)) == known
+
+
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> None:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
+    source = tmp_path / "kernels.cu"
+    source.write_text(kernel_source())
+    command = [compiler, "-cubin", f"-arch={architecture}", f"-DREAL={real}", "-Werror", "all-warnings"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernels.cubin"), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
