@@ -10,6 +10,7 @@ from .base import PIXEL_SCALE, Array, Backend, DeviceError, HostArray, Memory, c
 from .numpy import NumpyBackend, is_device_array, to_host
 
 __all__ = [
+    "MATMUL_PRECISIONS",
     "PIXEL_SCALE",
     "Array",
     "Backend",
@@ -27,6 +28,7 @@ __all__ = [
     "to_host",
 ]
 
+MATMUL_PRECISIONS = ("highest", "high")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -51,36 +53,42 @@ def check_device_name(name: object) -> str:
     raise ValueError(f"device is expected to be {_FORM}, got {name!r}")
 
 
-def get_backend(device: str | Backend = "auto") -> Backend:
+def get_backend(device: str | Backend = "auto", *, matmul_precision: str = "highest") -> Backend:
     """The backend of a device.
 
     Args:
         device: ``"cpu"``; ``"cuda"`` (the first GPU) or ``"cuda:1"`` and so on; ``"auto"``, a usable GPU
             and otherwise the CPU. A `Backend` is returned as it is.
+        matmul_precision: of float32 matrix products on a GPU, in PyTorch's words: ``"highest"`` is float32;
+            ``"high"`` is TF32, faster, with 10 bits of mantissa in the factors. No effect on the CPU.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: the name is none of these, or the precision.
         DeviceError: the device cannot be used; the message says why and what mends it.
 
     >>> get_backend("cpu").name
     'cpu'
     """
+    if matmul_precision not in MATMUL_PRECISIONS:
+        raise ValueError(
+            f"matmul_precision is expected to be one of {', '.join(MATMUL_PRECISIONS)}, got {matmul_precision!r}"
+        )
     if isinstance(device, Backend):
         return device
     name = check_device_name(device)
     if name == "cpu":
         return NumpyBackend()
     if name == "auto":
-        return choose_device()[0]
+        return choose_device(matmul_precision=matmul_precision)[0]
     index = int(name.partition(":")[2] or 0)
-    backend: Backend = _cupy_module().CupyBackend(index)
+    backend: Backend = _cupy_module().CupyBackend(index, matmul_precision=matmul_precision)
     return backend
 
 
-def choose_device() -> tuple[Backend, str]:
+def choose_device(*, matmul_precision: str = "highest") -> tuple[Backend, str]:
     """What ``"auto"`` means here: the backend, and the reason in words."""
     try:
-        backend: Backend = _cupy_module().CupyBackend(0)
+        backend: Backend = _cupy_module().CupyBackend(0, matmul_precision=matmul_precision)
     except DeviceError as error:
         return NumpyBackend(), f"no usable GPU: {error.cause}"
     return backend, "a usable GPU was found"

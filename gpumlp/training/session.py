@@ -180,10 +180,10 @@ def describe(test: Dataset, result: Evaluation) -> str:
 
 def _backend(config: Config, display: ProgressDisplay) -> Backend:
     if config.device == "auto":
-        backend, reason = choose_device()
+        backend, reason = choose_device(matmul_precision=config.matmul_precision)
         display.say(f"device: {backend.name} ({backend.device_name}); {reason}")
     else:
-        backend = get_backend(config.device)
+        backend = get_backend(config.device, matmul_precision=config.matmul_precision)
         display.say(f"device: {backend.name} ({backend.device_name})")
     return backend
 
