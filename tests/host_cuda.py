@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 
 import gpumlp.backends
+from gpumlp.backends.cublaslt import Products
+from tests.host_cublaslt import host_bindings
 from tests.strict_device import StrictArray, StrictNamespace
 
 HEADER = Path(__file__).with_name("host_cuda.h")
@@ -136,6 +138,7 @@ class HostCupy(StrictNamespace):
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
         self.cuda = SimpleNamespace(
             Device=lambda index: HostDevice(index, self),
+            get_current_stream=lambda: SimpleNamespace(ptr=0),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -223,10 +226,20 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
     return module
 
 
-def host_cuda_backend(**options: Any) -> Any:
-    """A `CupyBackend` on the processor, kernels included."""
+def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
+    """A `CupyBackend` on the processor, kernels included.
+
+    Args:
+        cublaslt: with a double of cuBLASLt for the matrix products.
+        unknown: names of epilogues that it does not have.
+        options: of `CupyBackend`.
+    """
     cupy = HostCupy()
     backend = load_cupy_backend(cupy).CupyBackend(0, **options)
+    backend._products = [None]
+    if cublaslt:
+        backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]
+        backend._products[0].alignment = 4  # NumPy's arrays need not be aligned better
     backend.ledger, backend.device_name = cupy.ledger, "the CUDA kernels, compiled for the processor"
     cupy.launches.clear()
     return backend

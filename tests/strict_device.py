@@ -60,6 +60,7 @@ class StrictArray:
     size = property(lambda self: self._data.size)
     T = property(lambda self: StrictArray(self._data.T, self._xp))
     flags = property(lambda self: self._data.flags)
+    data = property(lambda self: SimpleNamespace(ptr=self._data.ctypes.data))
     device = property(lambda self: SimpleNamespace(id=0))
 
     def __len__(self) -> int:

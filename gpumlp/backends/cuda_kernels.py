@@ -15,9 +15,10 @@ from .base import Array
 MOST_CLASSES = 64  # up to which a thread may take a whole row of logits
 
 # As in kernels.cu. Rules are known by their full names, so that a subclass, which may compute anything, is not.
+IDENTITY, RELU = 0, 1
 ACTIVATION_CODES = {
-    "gpumlp.nn.activations.Identity": 0,
-    "gpumlp.nn.activations.ReLU": 1,
+    "gpumlp.nn.activations.Identity": IDENTITY,
+    "gpumlp.nn.activations.ReLU": RELU,
     "gpumlp.nn.activations.LeakyReLU": 2,
     "gpumlp.nn.activations.Tanh": 3,
     "gpumlp.nn.activations.Sigmoid": 4,

@@ -6,6 +6,8 @@ is asked for.
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,6 +16,7 @@ import cupy
 import numpy.typing as npt
 
 from .base import Array, DeviceError, HostArray, Memory
+from .cublaslt import Products
 from .cuda_operations import CudaOperations
 
 _TF32_SINCE = 80  # compute capability 8.0
@@ -70,6 +73,7 @@ class CupyBackend(CudaOperations):
         self.device_name = _name(index)
         self.xp = cupy
         self.tf32 = False
+        self._products: list[Products | None] = []  # looked for when a product is first asked for
         try:
             capability = int(cupy.cuda.Device(index).compute_capability)
             self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
@@ -93,6 +97,11 @@ class CupyBackend(CudaOperations):
         with cupy.cuda.Device(self.index), _float32_products(self.tf32):
             yield
 
+    def products(self) -> Products | None:
+        if not self._products:
+            self._products.append(_find_products(self.tf32))
+        return self._products[0]
+
     def owns(self, array: object) -> bool:
         return isinstance(array, cupy.ndarray)
 
@@ -112,6 +121,19 @@ class CupyBackend(CudaOperations):
     def memory(self) -> Memory:
         free, total = cupy.cuda.Device(self.index).mem_info
         return Memory(int(free), int(total))
+
+
+def _find_products(tf32: bool) -> Products | None:
+    """cuBLASLt by NVIDIA's bindings, where they are installed."""
+    if importlib.util.find_spec("nvmath") is None:
+        return None
+    try:
+        from nvmath import bindings
+
+        return Products(cupy, tf32, bindings)
+    except Exception as error:  # a broken installation can raise anything; CuPy's products are as good
+        warnings.warn(f"nvmath-python is installed, but cannot be used: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 @contextmanager
