@@ -72,6 +72,12 @@ class StrictArray:
     def sum(self) -> StrictArray:
         return self._xp.sum(self)
 
+    def view(self, dtype: Any) -> StrictArray:
+        return self._xp.wrap(self._data.view(dtype))
+
+    def fill(self, value: float) -> None:
+        self._data.fill(value)
+
     def copy(self) -> StrictArray:
         return self._xp.wrap(self._data.copy())
 

@@ -6,8 +6,8 @@ source and a double of them; not yet measured on a GPU. Therefore each kind of p
 against CuPy when it first occurs, and left to CuPy if it differs.
 
 Layout. cuBLASLt computes ``D = op(A) op(B)`` on column-major matrices. Row-major memory of a matrix is
-column-major memory of its transpose, so for ``C = X Y`` it is asked for ``C^T = Y^T X^T``: its A is our Y, its B is
-our X, and the rows of its D are our columns. Stored as it is, a factor needs no transposition; stored as the
+column-major memory of its transpose, so for ``C = X Y`` it is asked for ``C^T = Y^T X^T``: its A is our Y, its B
+is our X, and the rows of its D are our columns. Stored as it is, a factor needs no transposition; stored as the
 transpose of what the formula says, it needs one. A bias of cuBLASLt belongs to the rows of D: to our columns, the
 units of a layer.
 """

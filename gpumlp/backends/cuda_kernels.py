@@ -14,17 +14,6 @@ from .base import Array
 
 MOST_CLASSES = 64  # up to which a thread may take a whole row of logits
 
-# As in kernels.cu. Rules are known by their full names, so that a subclass, which may compute anything, is not.
-IDENTITY, RELU = 0, 1
-ACTIVATION_CODES = {
-    "gpumlp.nn.activations.Identity": IDENTITY,
-    "gpumlp.nn.activations.ReLU": RELU,
-    "gpumlp.nn.activations.LeakyReLU": 2,
-    "gpumlp.nn.activations.Tanh": 3,
-    "gpumlp.nn.activations.Sigmoid": 4,
-}
-PLAIN, MOMENTUM, NESTEROV = 0, 1, 2
-
 _THREADS = 256
 _MATRIX_BLOCK = (32, 8)  # columns, rows
 _ROW_THREADS = 64
@@ -47,11 +36,6 @@ class Place(NamedTuple):
 def kernel_source() -> str:
     """The text of ``kernels.cu``."""
     return files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
-
-
-def full_name(rule: object) -> str:
-    """The name under which a rule's own class was defined."""
-    return f"{type(rule).__module__}.{type(rule).__qualname__}"
 
 
 class Kernels:

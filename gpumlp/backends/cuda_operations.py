@@ -12,34 +12,57 @@ arrays that are not contiguous. Held against the reference without a GPU; not ye
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from .base import PIXEL_SCALE, ActivationRule, Array, Backend, OptimizerRule, PenaltyRule
 from .cublaslt import Products
-from .cuda_kernels import (
-    ACTIVATION_CODES,
+from .cuda_graphs import Capture, GraphRunner, NotCapturableError
+from .cuda_kernels import MOST_CLASSES, Kernels, Place
+from .cuda_rules import (
+    ADAM,
     IDENTITY,
     MOMENTUM,
-    MOST_CLASSES,
     NESTEROV,
+    PENALTY,
     PLAIN,
     RELU,
-    Kernels,
-    Place,
+    SGD,
+    activation_code,
     full_name,
+    slope_of,
+    step_factors,
 )
-
-_PENALTY = "gpumlp.nn.penalties.Penalty"
-_SGD, _ADAM = "gpumlp.nn.optimizers.SGD", "gpumlp.nn.optimizers.Adam"
 
 
 class CudaOperations(Backend):
     """The overrides, for any array library with CuPy's `RawModule`: CuPy itself, or a test's double of it."""
 
+    graphs: GraphRunner | None = None  # None: every step by itself
     _kernels: dict[np.dtype[Any], Kernels]
+    _capture: Capture | None = None
+
+    def run_steps(self, step: Callable[[slice], None], batches: Iterable[slice]) -> None:
+        if self.graphs is None:
+            return super().run_steps(step, batches)
+        return self.graphs.run(step, batches)
+
+    @contextmanager
+    def capturing(self, capture: Capture) -> Iterator[None]:
+        """Operations are part of a capture, which none may evade, for as long as the context lasts."""
+        products = self.products()
+        self._capture = capture
+        if products is not None:
+            products.capturing = True
+        try:
+            yield
+        finally:
+            self._capture = None
+            if products is not None:
+                products.capturing = False
 
     def products(self) -> Products | None:
         """Matrix products by cuBLASLt, or None where only CuPy's are to be had."""
@@ -64,15 +87,17 @@ class CudaOperations(Backend):
         kernels = self.kernels(out.dtype)
         expected = out.dtype if staging is None else np.uint8
         if kernels is None or source.dtype != expected or rows.dtype != np.int64 or not plain(source, rows, out):
+            self._leave("gather")
             return super().gather(source, rows, staging, out)
         scale = None if staging is None else PIXEL_SCALE
-        return kernels.gather(source, rows, scale, None, out)
+        return kernels.gather(source, rows, scale, self._place(), out)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
     ) -> None:
-        kernels, code = self.kernels(a.dtype), ACTIVATION_CODES.get(full_name(activation))
+        kernels, code = self.kernels(a.dtype), activation_code(activation)
         if kernels is None or code is None or bias.dtype != a.dtype or not plain(a, bias):
+            self._leave("dense_forward")
             return super().dense_forward(x, weight, bias, activation, s, a)
         products = self.products()
         if products is not None and code in (IDENTITY, RELU) and products.dense(x, weight, bias, code == RELU, a):
@@ -96,17 +121,19 @@ class CudaOperations(Backend):
             if kernels is not None and bias_gradient.dtype == delta.dtype and plain(delta, bias_gradient):
                 kernels.column_sums(delta, bias_gradient)
             else:
+                self._leave("dense_backward")
                 xp.sum(delta, axis=0, out=bias_gradient)
         if input_delta is None:
             return
         self.matmul(delta, weight.T, input_delta)
         if input_activation is None:
             return
-        code = ACTIVATION_CODES.get(full_name(input_activation))
+        code = activation_code(input_activation)
         same = x.dtype == input_delta.dtype == delta.dtype
         if kernels is not None and code is not None and same and plain(x, input_delta):
             kernels.activation_backward(input_delta, x, code, slope_of(input_activation))
         else:
+            self._leave("dense_backward")
             input_activation.backward(xp, x, input_delta)
 
     def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
@@ -114,8 +141,9 @@ class CudaOperations(Backend):
         known = losses.dtype == logits.dtype and labels.dtype == np.int64 and correct.dtype == np.bool_
         few = logits.shape[1] <= MOST_CLASSES
         if kernels is None or not known or not few or not plain(logits, labels, losses, correct):
+            self._leave("softmax_cross_entropy")
             return super().softmax_cross_entropy(logits, labels, losses, correct)
-        return kernels.softmax_cross_entropy(logits, labels, None, losses, correct)
+        return kernels.softmax_cross_entropy(logits, labels, self._place(), losses, correct)
 
     def update(
         self,
@@ -128,49 +156,38 @@ class CudaOperations(Backend):
         learning_rate: float,
     ) -> None:
         name, kernels = full_name(optimizer), self.kernels(parameters.dtype)
-        buffers = [] if name not in (_SGD, _ADAM) else [*state.buffers.values()]
-        known = name in (_SGD, _ADAM) and full_name(penalty) == _PENALTY
+        buffers = [] if name not in (SGD, ADAM) else [*state.buffers.values()]
+        known = name in (SGD, ADAM) and full_name(penalty) == PENALTY
         same = all(array.dtype == parameters.dtype for array in (gradient, *buffers))
         if kernels is None or not known or not same or not plain(parameters, gradient, *buffers):
+            self._leave("update")
             return super().update(optimizer, penalty, parameters, gradient, weights, state, learning_rate)
         rule: Any = optimizer
         state.steps += 1
         penalties = (penalty.l2, penalty.l1)  # type: ignore[attr-defined]
         factors = step_factors(rule, state.steps, learning_rate)
-        place: Place | None = None
-        if name == _SGD:
+        place, slot = self._place(), 0 if self._capture is None else self._capture.next_slot()
+        if name == SGD:
             kind = NESTEROV if rule.nesterov else MOMENTUM if rule.momentum else PLAIN
             velocity = state.buffers["velocity"] if rule.momentum else None
             return kernels.sgd_step(
-                parameters, gradient, velocity, weights, penalties, kind, rule.momentum, factors, 0, place
+                parameters, gradient, velocity, weights, penalties, kind, rule.momentum, factors, slot, place
             )
         mean, mean_square, betas = state.buffers["mean"], state.buffers["mean_square"], (rule.beta1, rule.beta2)
         return kernels.adam_step(
-            parameters, gradient, mean, mean_square, weights, penalties, betas, factors, 0, place
+            parameters, gradient, mean, mean_square, weights, penalties, betas, factors, slot, place
         )
+
+    def _place(self) -> Place | None:
+        """Where a captured operation finds what changes; None outside a capture."""
+        return None if self._capture is None else self._capture.place
+
+    def _leave(self, operation: str) -> None:
+        """Before an operation is left to the reference, whose calls a graph cannot repeat further on."""
+        if self._capture is not None:
+            raise NotCapturableError(f"no kernel knows this {operation}")
 
 
 def plain(*arrays: Array) -> bool:
     """Are these C-contiguous, as the kernels take them to be?"""
     return all(array.flags.c_contiguous for array in arrays)
-
-
-def slope_of(activation: ActivationRule) -> float:
-    """The negative slope of a leaky ReLU; of no meaning otherwise."""
-    return float(getattr(activation, "negative_slope", 0.0))
-
-
-def step_factors(optimizer: Any, steps: int, learning_rate: float) -> tuple[float, float]:
-    """What of an optimizer's formula changes from step to step: step size and epsilon.
-
-    Args:
-        optimizer: SGD, whose step size is the learning rate, or Adam, whose bias corrections of both means are
-            scalars and so go into step size and epsilon, as in ``nn/optimizers.py``.
-        steps: the step's number, counted from 1.
-        learning_rate: of this step.
-    """
-    if full_name(optimizer) == _SGD:
-        return learning_rate, 0.0
-    root_correction = math.sqrt(1 - optimizer.beta2**steps)
-    mean_correction = 1 - optimizer.beta1**steps
-    return learning_rate * root_correction / mean_correction, optimizer.epsilon * root_correction

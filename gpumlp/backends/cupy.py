@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .base import Array, DeviceError, HostArray, Memory
 from .cublaslt import Products
+from .cuda_graphs import GraphRunner
 from .cuda_operations import CudaOperations
 
 _TF32_SINCE = 80  # compute capability 8.0
@@ -61,9 +62,10 @@ class CupyBackend(CudaOperations):
         index: which GPU.
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
             ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
+        cuda_graphs: ``"auto"`` or ``"off"``, see `GraphRunner`.
     """
 
-    def __init__(self, index: int, *, matmul_precision: str = "highest") -> None:
+    def __init__(self, index: int, *, matmul_precision: str = "highest", cuda_graphs: str = "auto") -> None:
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
@@ -73,6 +75,7 @@ class CupyBackend(CudaOperations):
         self.device_name = _name(index)
         self.xp = cupy
         self.tf32 = False
+        self.graphs = GraphRunner(self) if cuda_graphs == "auto" else None
         self._products: list[Products | None] = []  # looked for when a product is first asked for
         try:
             capability = int(cupy.cuda.Device(index).compute_capability)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backends import Array
+from ..backends import Array, FrozenStep
 from ..data.batches import ArrayBatches
 from ..nn.network import MLP
 from ..nn.optimizers import Optimizer, OptimizerState
@@ -35,6 +35,25 @@ class TrainingStep:
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.correct: Array = xp.empty(batches.samples, dtype=bool)
+
+    def frozen(self) -> FrozenStep:
+        """What a captured graph of this step holds on to."""
+        model, workspace = self.model, self.workspace
+        staging = [] if workspace.staging is None else [workspace.staging]
+        return FrozenStep(
+            memory=[model.parameters.data, *self.state.buffers.values()],
+            results=[self.losses, self.correct],
+            others=[
+                model.parameters.gradient,
+                self.state.scratch,
+                workspace.inputs,
+                *staging,
+                *workspace.deltas,
+                *workspace.outputs,
+                *self.batches.arrays(),
+            ],
+            rules=(self.optimizer, self.penalty, *(repr(layer.activation) for layer in model.layers)),
+        )
 
     def __call__(self, batch: slice) -> None:
         model, backend, parameters = self.model, self.model.backend, self.model.parameters
