@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Adam, Dataset, Trainer
+from gpumlp import MLP, Adam, Dataset, DeviceError, Trainer, get_backend
 from gpumlp.backends.cublaslt import NotVerifiedError, Products
 from gpumlp.nn.activations import get_activation
 from tests.host_cublaslt import host_bindings
@@ -165,3 +165,22 @@ def test_the_bindings_are_found_where_they_are_installed(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "nvmath", SimpleNamespace())
     with pytest.warns(RuntimeWarning, match="nvmath-python is installed, but cannot be used"):
         assert module._find_products(False) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_on_a_gpu_all_products_of_a_training_are_cublaslts(blobs: Dataset, precision: str) -> None:
+    pytest.importorskip("nvmath", reason="nvmath-python is not installed")
+    try:
+        backend = get_backend("cuda", matmul_precision=precision, cuda_graphs="off")
+    except DeviceError as error:
+        pytest.skip(f"cuda: {error.cause}")
+    model, expected = MLP([20, 16, 12, 4], device=backend), MLP([20, 16, 12, 4], device="cpu")
+    for network in (model, expected):
+        Trainer(network, blobs, batch_size=64, validation=50).run(2)
+    plans = backend.products()._plans
+    assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS", "BGRADA"}
+    assert not [key for key, plan in plans.items() if plan is None or not plan.verified]
+    tolerance = 1e-3 if precision == "highest" else 0.1
+    for name, values in expected.state_dict().items():
+        np.testing.assert_allclose(model.state_dict()[name], values, rtol=tolerance, atol=tolerance)

@@ -113,6 +113,18 @@ def test_the_trial_is_part_of_the_training(blobs: Dataset) -> None:
     same_bits(graph, eager)
 
 
+def test_a_long_first_epoch_already_ends_with_graphs(blobs: Dataset) -> None:
+    graph, eager = pair(
+        blobs, batch_size=4
+    )  # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
+    launches = launches_of_an_epoch(graph)
+    trial = 3  # repeats, of 16 steps
+    assert launches.count("graph") == trial + 6
+    assert launches.count("gather_pixels") == 16 + 16 + trial * 16
+    eager.run(1)
+    same_bits(graph, eager)
+
+
 def test_an_array_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
     graph, eager = pair(blobs)
     for trainer in (graph, eager):

@@ -77,14 +77,15 @@ class Plan:
 class GraphRunner:
     """Runs steps for a backend, by graphs or one by one.
 
-    Attributes:
-        clock: seconds; replaced by tests.
+    Args:
+        backend: whose operations are captured.
+        clock: seconds.
     """
 
-    def __init__(self, backend: CudaOperations) -> None:
+    def __init__(self, backend: CudaOperations, clock: Callable[[], float] = time.perf_counter) -> None:
         self._backend = backend
         self._plans: WeakKeyDictionary[Any, Plan] = WeakKeyDictionary()
-        self.clock: Callable[[], float] = time.perf_counter
+        self.clock = clock
 
     def plan(self, step: Any) -> Plan:
         """How the steps of this training are run."""
@@ -101,15 +102,18 @@ class GraphRunner:
             return _one_by_one(step, batches)
         if plan.state == "new":
             plan.state, plan.size = "warm", batches[0].stop - batches[0].start
-            return _one_by_one(step, batches)
+            count = len(batches) if len(batches) <= 2 * LENGTHS[0] else LENGTHS[0]
+            _one_by_one(step, batches[:count])
+            return self.run(step, batches[count:])
         count = _equal_batches(batches, plan.size)
         if plan.state == "eager" or count == 0:
             return _one_by_one(step, batches)
         if plan.state == "warm":
+            count = min(count, 2 * LENGTHS[0])
             self._try(plan, step, frozen, batches[:count])
-        else:
-            for first in range(0, count, CAPACITY):
-                self._launch(plan, step, batches[first : min(first + CAPACITY, count)])
+            return self.run(step, batches[count:])
+        for first in range(0, count, CAPACITY):
+            self._launch(plan, step, batches[first : min(first + CAPACITY, count)])
         return _one_by_one(step, batches[count:])
 
     # -- Capture and launch ---------------------------------------------------------------------------
