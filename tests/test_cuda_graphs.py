@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, ExponentialDecay, LeakyReLU, Penalty, Trainer
-from gpumlp.backends.cuda_graphs import LENGTHS, NotCapturableError
+from gpumlp import MLP, SGD, Adam, Dataset, LeakyReLU, Penalty, Trainer
+from gpumlp.backends.cuda_graphs import LENGTHS
 from gpumlp.training.callbacks import Callback
+from tests.graph_helpers import always_faster, launches_of_an_epoch, pair, plan, same_bits, trainer_on
 from tests.host_cuda import host_cuda_backend
 
 OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
@@ -15,52 +15,6 @@ OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
 
 class Listener(Callback):
     """Somebody who listens, so that an epoch is run in many parts."""
-
-
-def trainer_on(backend: object, data: Dataset, optimizer: object = None, **options: object) -> Trainer:
-    model = MLP(
-        [data.features, 16, 12, data.classes], activation=options.pop("activation", "relu"), device=backend
-    )
-    options = {"batch_size": 16, "schedule": ExponentialDecay(0.3), "penalty": Penalty(l2=1e-3)} | options
-    return Trainer(model, data, optimizer=optimizer or Adam(0.01), **options)
-
-
-def pair(data: Dataset, **options: object) -> tuple[Trainer, Trainer]:
-    """Two trainers that differ in cuda_graphs alone."""
-    return tuple(
-        trainer_on(host_cuda_backend(cublaslt=True, cuda_graphs=choice), data, **options)
-        for choice in ("auto", "off")
-    )
-
-
-def state(trainer: Trainer) -> dict[str, np.ndarray]:
-    buffers = trainer.optimizer_state.buffers
-    return trainer.model.state_dict() | {name: array._data.copy() for name, array in buffers.items()}
-
-
-def same_bits(first: Trainer, second: Trainer) -> None:
-    one, other = state(first), state(second)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].tobytes() == other[name].tobytes(), name
-    assert first.history["train_loss"] == second.history["train_loss"]
-    assert first.history["train_accuracy"] == second.history["train_accuracy"]
-    assert first.optimizer_state.steps == second.optimizer_state.steps
-
-
-def plan(trainer: Trainer) -> object:
-    return trainer.model.backend.graphs.plan(trainer._step)
-
-
-def always_faster(backend: object) -> None:
-    """Let graphs win the trial, for tests of what they compute."""
-    backend.graphs.clock = iter(np.r_[np.arange(6) * 100.0, np.zeros(1000)]).__next__
-
-
-def launches_of_an_epoch(trainer: Trainer, callbacks: list[object] = ()) -> list[str]:
-    trainer.model.backend.xp.launches.clear()
-    trainer.run(trainer.epoch + 1, callbacks)
-    return list(trainer.model.backend.xp.launches)
 
 
 @pytest.mark.parametrize("listeners", [[], [Listener()]], ids=["whole", "in parts"])
@@ -161,91 +115,6 @@ def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dat
         trainer.run(4)
     assert plan(graph).state == "graph"
     same_bits(graph, eager)
-
-
-def refuse(trainer: Trainer) -> None:
-    trainer.run(4)
-    assert plan(trainer).state == "eager"
-    assert "graph" not in launches_of_an_epoch(trainer)
-
-
-def test_without_nvidias_bindings_steps_go_one_by_one(blobs: Dataset) -> None:
-    trainer, eager = (trainer_on(host_cuda_backend(cuda_graphs=choice), blobs) for choice in ("auto", "off"))
-    refuse(trainer)
-    assert "cuBLAS" in plan(trainer).reason
-    eager.run(5)
-    same_bits(trainer, eager)
-
-
-def test_graphs_that_are_not_faster_are_not_used(blobs: Dataset) -> None:
-    trainer, eager = pair(blobs)
-    trainer.model.backend.graphs.clock = lambda: 0.0
-    refuse(trainer)
-    assert plan(trainer).reason == "graphs are not faster here"
-    eager.run(5)
-    same_bits(trainer, eager)
-
-
-def test_graphs_that_compute_something_else_are_not_used(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, eager = pair(blobs)
-    kernels = trainer.model.backend.kernels(np.dtype(np.float32))
-    right = type(kernels).set_position
-    monkeypatch.setattr(type(kernels), "set_position", lambda self, place, *_: right(self, place, 0, 0))
-    refuse(trainer)
-    assert plan(trainer).reason == "the results differ"
-    eager.run(5)
-    same_bits(trainer, eager)
-
-
-def test_a_launch_that_fails_in_the_trial_leaves_the_training_as_it_was(
-    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, eager = pair(blobs)
-
-    def fail(self: object) -> None:
-        for _, run in self.nodes[: len(self.nodes) // 2]:
-            run()
-        raise RuntimeError("cudaErrorLaunchFailure")
-
-    monkeypatch.setattr("tests.host_cuda.HostGraph.launch", fail)
-    refuse(trainer)
-    assert plan(trainer).reason == "RuntimeError: cudaErrorLaunchFailure"
-    eager.run(5)
-    same_bits(trainer, eager)
-
-
-class Slower(SGD):
-    """An optimizer of the user's own, which no kernel knows."""
-
-    def update(
-        self, xp: object, parameters: object, gradient: object, state: object, learning_rate: float
-    ) -> None:
-        super().update(xp, parameters, gradient, state, learning_rate / 2)
-
-
-def test_a_rule_that_no_kernel_knows_is_never_captured(blobs: Dataset) -> None:
-    trainer, eager = pair(blobs, optimizer=Slower())
-    refuse(trainer)
-    assert plan(trainer).reason == f"{NotCapturableError.__name__}: no kernel knows this update"
-    eager.run(5)
-    same_bits(trainer, eager)
-
-
-def test_an_allocation_in_a_capture_is_an_error(blobs: Dataset) -> None:
-    trainer, _ = pair(blobs)
-    step, runner = trainer._step, trainer.model.backend.graphs
-    trainer.run(2)
-
-    class Allocating:
-        state, optimizer = step.state, step.optimizer
-
-        def __call__(self, batch: slice) -> None:
-            step(batch)
-            trainer.model.backend.xp.zeros(3)
-
-    with pytest.raises(NotCapturableError, match="allocates 24 bytes"):
-        runner._capture(plan(trainer), Allocating(), trainer.batches.slices[:1])
-    assert step.state.steps == trainer.epoch * len(trainer.batches.slices)
 
 
 def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
