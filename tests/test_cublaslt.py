@@ -111,6 +111,18 @@ def test_values_that_cannot_tell_right_from_wrong_verify_nothing() -> None:
     assert backend.products().matmul(ones, ones, out)
 
 
+def test_a_product_that_is_always_zero_does_not_wait_for_the_device_for_ever() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    zeros, out = backend.asarray(np.zeros((3, 3), np.float32)), backend.asarray(np.ones((3, 3), np.float32))
+    waits = []
+    for _ in range(5):
+        with backend.ledger.counting() as ledger:
+            backend.matmul(zeros, zeros, out)
+        waits.append(ledger.waits > 0)
+        assert not backend.to_numpy(out).any()
+    assert waits == [True, True, True, False, False]
+
+
 def test_arrays_that_do_not_suit_are_left_to_cupy() -> None:
     backend = host_cuda_backend(cublaslt=True)
     products, wide = backend.products(), backend.asarray(normal("float32", 6, 8))

@@ -40,6 +40,11 @@ class TrainingStep:
         """What a captured graph of this step holds on to."""
         model, workspace = self.model, self.workspace
         staging = [] if workspace.staging is None else [workspace.staging]
+        layers = [
+            array
+            for layer in model.layers
+            for array in (layer.weight, layer.bias, layer.weight_gradient, layer.bias_gradient)
+        ]
         return FrozenStep(
             memory=[model.parameters.data, *self.state.buffers.values()],
             results=[self.losses, self.correct],
@@ -50,6 +55,7 @@ class TrainingStep:
                 *staging,
                 *workspace.deltas,
                 *workspace.outputs,
+                *layers,
                 *self.batches.arrays(),
             ],
             rules=(self.optimizer, self.penalty, *(repr(layer.activation) for layer in model.layers)),
