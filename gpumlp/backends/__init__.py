@@ -6,15 +6,28 @@ import importlib.util
 import sys
 from typing import Any, NamedTuple
 
-from .base import PIXEL_SCALE, Array, Backend, DeviceError, HostArray, Memory, check_dtype, reference_backend
+from .base import (
+    PIXEL_SCALE,
+    Array,
+    Backend,
+    DeviceError,
+    HostArray,
+    Memory,
+    check_dtype,
+    reference_backend,
+)
+from .frozen import FrozenStep
 from .numpy import NumpyBackend, is_device_array, to_host
 
 __all__ = [
+    "CUDA_GRAPHS",
+    "MATMUL_PRECISIONS",
     "PIXEL_SCALE",
     "Array",
     "Backend",
     "Device",
     "DeviceError",
+    "FrozenStep",
     "HostArray",
     "Memory",
     "array_namespace",
@@ -27,6 +40,8 @@ __all__ = [
     "to_host",
 ]
 
+MATMUL_PRECISIONS = ("highest", "high")
+CUDA_GRAPHS = ("auto", "off")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -51,36 +66,46 @@ def check_device_name(name: object) -> str:
     raise ValueError(f"device is expected to be {_FORM}, got {name!r}")
 
 
-def get_backend(device: str | Backend = "auto") -> Backend:
+def get_backend(
+    device: str | Backend = "auto", *, matmul_precision: str = "highest", cuda_graphs: str = "auto"
+) -> Backend:
     """The backend of a device.
 
     Args:
         device: ``"cpu"``; ``"cuda"`` (the first GPU) or ``"cuda:1"`` and so on; ``"auto"``, a usable GPU
             and otherwise the CPU. A `Backend` is returned as it is.
+        matmul_precision: of float32 matrix products on a GPU, in PyTorch's words: ``"highest"`` is float32;
+            ``"high"`` is TF32, faster, with 10 bits of mantissa in the factors. No effect on the CPU.
+        cuda_graphs: ``"auto"``: many training steps in one launch on a GPU, where the result is the same bit
+            for bit and sooner there; ``"off"``: never. No effect on the CPU.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: the name is none of these, or one of the options.
         DeviceError: the device cannot be used; the message says why and what mends it.
 
     >>> get_backend("cpu").name
     'cpu'
     """
+    options = {"matmul_precision": matmul_precision, "cuda_graphs": cuda_graphs}
+    for option, choices in (("matmul_precision", MATMUL_PRECISIONS), ("cuda_graphs", CUDA_GRAPHS)):
+        if options[option] not in choices:
+            raise ValueError(f"{option} is expected to be one of {', '.join(choices)}, got {options[option]!r}")
     if isinstance(device, Backend):
         return device
     name = check_device_name(device)
     if name == "cpu":
         return NumpyBackend()
     if name == "auto":
-        return choose_device()[0]
+        return choose_device(**options)[0]
     index = int(name.partition(":")[2] or 0)
-    backend: Backend = _cupy_module().CupyBackend(index)
+    backend: Backend = _cupy_module().CupyBackend(index, **options)
     return backend
 
 
-def choose_device() -> tuple[Backend, str]:
-    """What ``"auto"`` means here: the backend, and the reason in words."""
+def choose_device(**options: str) -> tuple[Backend, str]:
+    """What ``"auto"`` means here: the backend, with the options of `get_backend`, and the reason in words."""
     try:
-        backend: Backend = _cupy_module().CupyBackend(0)
+        backend: Backend = _cupy_module().CupyBackend(0, **options)
     except DeviceError as error:
         return NumpyBackend(), f"no usable GPU: {error.cause}"
     return backend, "a usable GPU was found"

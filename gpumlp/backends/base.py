@@ -131,7 +131,8 @@ class Backend:
         """Run a training step for each batch, in order.
 
         A device that can do better than one Python call a step (a captured graph, a persistent
-        kernel) overrides this.
+        kernel) overrides this. Of a step with a ``frozen`` method, see `FrozenStep`, it may also count on
+        ``learning_rate``, ``optimizer`` and ``state``.
         """
         for batch in batches:
             step(batch)
@@ -143,7 +144,7 @@ class Backend:
             source: ``(samples, features)``, uint8 pixels or the dtype of `out`.
             rows: ``(batch,)`` int64, each in ``[0, samples)``: checked on the host when the order was
                 drawn, because a GPU would wrap a bad index silently.
-            staging: ``(batch, features)`` uint8, overwritten; None where `source` is not uint8.
+            staging: ``(batch, features)`` uint8, room to work in; None where `source` is not uint8.
             out: ``(batch, features)``, overwritten. Pixels come out in [0, 1].
         """
         xp = self.xp

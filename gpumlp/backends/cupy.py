@@ -6,13 +6,21 @@ is asked for.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import cupy
 import numpy.typing as npt
 
-from .base import Array, Backend, DeviceError, HostArray, Memory
+from .base import Array, DeviceError, HostArray, Memory
+from .cublaslt import Products
+from .cuda_graphs import GraphRunner
+from .cuda_operations import CudaOperations
+
+_TF32_SINCE = 80  # compute capability 8.0
 
 
 def device_count() -> int:
@@ -47,10 +55,17 @@ def device_count() -> int:
     return count
 
 
-class CupyBackend(Backend):
-    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous."""
+class CupyBackend(CudaOperations):
+    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous.
 
-    def __init__(self, index: int) -> None:
+    Args:
+        index: which GPU.
+        matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
+            ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
+        cuda_graphs: ``"auto"`` or ``"off"``, see `GraphRunner`.
+    """
+
+    def __init__(self, index: int, *, matmul_precision: str = "highest", cuda_graphs: str = "auto") -> None:
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
@@ -59,10 +74,16 @@ class CupyBackend(Backend):
         self.name = f"cuda:{index}"
         self.device_name = _name(index)
         self.xp = cupy
+        self.tf32 = False
+        self.graphs = GraphRunner(self) if cuda_graphs == "auto" else None
+        self._products: list[Products | None] = []  # looked for when a product is first asked for
         try:
+            capability = int(cupy.cuda.Device(index).compute_capability)
+            self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
             with self.activate():
                 ones = cupy.ones((2, 2), dtype=cupy.float32)
                 (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
+                self.kernels(ones.dtype)
         except Exception as error:
             raise DeviceError(
                 f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
@@ -72,8 +93,17 @@ class CupyBackend(Backend):
             ) from error
 
     def activate(self) -> AbstractContextManager[Any]:
-        device: AbstractContextManager[Any] = cupy.cuda.Device(self.index)
-        return device
+        return self._active()
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        with cupy.cuda.Device(self.index), _float32_products(self.tf32):
+            yield
+
+    def products(self) -> Products | None:
+        if not self._products:
+            self._products.append(_find_products(self.tf32))
+        return self._products[0]
 
     def owns(self, array: object) -> bool:
         return isinstance(array, cupy.ndarray)
@@ -94,6 +124,38 @@ class CupyBackend(Backend):
     def memory(self) -> Memory:
         free, total = cupy.cuda.Device(self.index).mem_info
         return Memory(int(free), int(total))
+
+
+def _find_products(tf32: bool) -> Products | None:
+    """cuBLASLt by NVIDIA's bindings, where they are installed."""
+    if importlib.util.find_spec("nvmath") is None:
+        return None
+    try:
+        from nvmath import bindings
+
+        return Products(cupy, tf32, bindings)
+    except Exception as error:  # a broken installation can raise anything; CuPy's products are as good
+        warnings.warn(f"nvmath-python is installed, but cannot be used: {error}", RuntimeWarning, stacklevel=2)
+        return None
+
+
+@contextmanager
+def _float32_products(tf32: bool) -> Iterator[None]:
+    """TF32 or float32 in CuPy's own products of float32 matrices, for as long as the context lasts.
+
+    CuPy has one such setting for the whole process and no public way to it.
+    """
+    linalg = cupy._core._routines_linalg
+    wanted = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT
+    before = linalg.get_compute_type("float32")
+    if before == wanted:
+        yield
+        return
+    linalg.set_compute_type("float32", wanted)
+    try:
+        yield
+    finally:
+        linalg.set_compute_type("float32", before)
 
 
 def _name(index: int) -> str:

@@ -36,7 +36,9 @@ class ArrayBatches:
         self.pixels = bool(images.dtype == np.uint8)
         self._images, self._labels, self._backend = images, labels, backend
         self._rows = rows
-        self._set_order(rows)
+        # Overwritten with each epoch's order, never exchanged: a captured graph knows them by their addresses.
+        self._order: Array = backend.asarray(rows.copy())
+        self._ordered_labels: Array = backend.xp.take(labels, self._order, axis=0)
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
@@ -44,7 +46,9 @@ class ArrayBatches:
 
     def shuffle(self, rng: np.random.Generator) -> None:
         """Draw the order of the next epoch, on the host, so that it is the same for every device."""
-        self._set_order(rng.permutation(self._rows))
+        xp = self._backend.xp
+        xp.copyto(self._order, self._backend.asarray(rng.permutation(self._rows)))
+        xp.take(self._labels, self._order, axis=0, out=self._ordered_labels)
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         """Write the samples of a batch into ``out``.
@@ -60,6 +64,6 @@ class ArrayBatches:
         self._backend.gather(self._images, self._order[batch], staging, out)
         return self._ordered_labels[batch]
 
-    def _set_order(self, order: HostArray) -> None:
-        self._order = self._backend.asarray(order)
-        self._ordered_labels = self._backend.xp.take(self._labels, self._order, axis=0)
+    def arrays(self) -> list[Array]:
+        """The arrays that `gather` reads: the same ones in every epoch."""
+        return [self._images, self._order, self._ordered_labels]

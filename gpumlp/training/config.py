@@ -81,6 +81,10 @@ class Config:
     """Of the initial weights, the held-out samples and the batch order."""
     dtype: str = "float32"
     """float32 or float64."""
+    matmul_precision: str = "highest"
+    """Of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
+    cuda_graphs: str = "auto"
+    """Many steps in one launch on a GPU: auto (where that is the same bit for bit, and faster) or off."""
     out: str | None = None
     """Folder for the run (runs/TIME-DATASET)."""
     overwrite: bool = False

@@ -24,7 +24,7 @@ from .run import RunFolder, open_run
 from .trainer import Trainer
 
 # What may differ from the saved configuration when a run is resumed.
-RESUME_OPTIONS = ("resume", "device", "data_dir", "epochs", "min_accuracy", "quiet")
+RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet")
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,12 @@ def describe(test: Dataset, result: Evaluation) -> str:
 
 
 def _backend(config: Config, display: ProgressDisplay) -> Backend:
+    options = {"matmul_precision": config.matmul_precision, "cuda_graphs": config.cuda_graphs}
     if config.device == "auto":
-        backend, reason = choose_device()
+        backend, reason = choose_device(**options)
         display.say(f"device: {backend.name} ({backend.device_name}); {reason}")
     else:
-        backend = get_backend(config.device)
+        backend = get_backend(config.device, **options)
         display.say(f"device: {backend.name} ({backend.device_name})")
     return backend
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backends import Array
+from ..backends import Array, FrozenStep
 from ..data.batches import ArrayBatches
 from ..nn.network import MLP
 from ..nn.optimizers import Accumulation, Optimizer, OptimizerState
@@ -61,6 +61,31 @@ class TrainingStep:
         """From now on leave the whole gradient in ``model.parameters.gradient``, for those who look at it."""
         self._may_accumulate = False
         self.learning_rate = self._learning_rate
+
+    def frozen(self) -> FrozenStep:
+        """What a captured graph of this step holds on to."""
+        model, workspace = self.model, self.workspace
+        staging = [] if workspace.staging is None else [workspace.staging]
+        layers = [
+            array
+            for layer in model.layers
+            for array in (layer.weight, layer.bias, layer.weight_gradient, layer.bias_gradient)
+        ]
+        return FrozenStep(
+            memory=[model.parameters.data, *self.state.buffers.values()],
+            results=[self.losses, self.correct],
+            others=[
+                model.parameters.gradient,
+                self.state.scratch,
+                workspace.inputs,
+                *staging,
+                *workspace.deltas,
+                *workspace.outputs,
+                *layers,
+                *self.batches.arrays(),
+            ],
+            rules=(self.optimizer, self.penalty, *(repr(layer.activation) for layer in model.layers)),
+        )
 
     def __call__(self, batch: slice) -> None:
         model, backend, parameters = self.model, self.model.backend, self.model.parameters

@@ -1,0 +1,216 @@
+"""Matrix products by NVIDIA's own bindings of cuBLASLt, with what follows a product done in the same launch.
+
+Used where ``nvmath-python`` is installed (the extra ``nvmath``); CuPy's products, which are cuBLAS's, otherwise.
+It also makes CUDA graphs possible: CuPy refuses to have its own products captured. Written against the bindings'
+source and a double of them; not yet measured on a GPU. Therefore each kind of product, for each shape, is held
+against CuPy when it first occurs, and left to CuPy if it differs.
+
+Layout. cuBLASLt computes ``D = op(A) op(B)`` on column-major matrices. Row-major memory of a matrix is
+column-major memory of its transpose, so for ``C = X Y`` it is asked for ``C^T = Y^T X^T``: its A is our Y, its B
+is our X, and the rows of its D are our columns. Stored as it is, a factor needs no transposition; stored as the
+transpose of what the formula says, it needs one. A bias of cuBLASLt belongs to the rows of D: to our columns, the
+units of a layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .base import Array
+
+WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends for Hopper; the largest of its recommendations
+ALIGNMENT = 256  # bytes, what the heuristics take for granted
+_REAL_32, _REAL_64 = 0, 1  # cudaDataType_t
+_TRIES = 3  # to verify a product: each waits for the device, which a layer of zeros must not make a habit
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-10, "tf32": 2e-2}  # of the largest value: a wrong layout is far off
+
+
+class NotVerifiedError(RuntimeError):
+    """A product that was not tried before occurs in a capture, where it cannot be held against CuPy's."""
+
+
+@dataclass
+class Plan:
+    """A product of one shape, as cuBLASLt wants it described. The integers are its handles."""
+
+    operation: int
+    layouts: tuple[int, int, int]
+    choice: Any  # the heuristic's result, whose first field is the algorithm
+    bias_address: int = 0
+    verified: bool = False
+    tries: int = 0  # to verify it
+
+
+class Products:
+    """Products on the device that is active when this is made.
+
+    Args:
+        cupy: the library, or a double of it.
+        tf32: TF32 rather than float32 in products of float32 matrices.
+        bindings: ``nvmath.bindings``, or a double of it.
+    """
+
+    def __init__(self, cupy: Any, tf32: bool, bindings: Any) -> None:
+        self._cupy, self._tf32 = cupy, tf32
+        self._lt, self._cublas = bindings.cublasLt, bindings.cublas
+        self._handle = self._lt.create()
+        self._workspace = cupy.empty(WORKSPACE_BYTES, dtype="uint8")
+        reals: dict[int, Any] = {_REAL_32: np.float32, _REAL_64: np.float64}
+        self._ones = {real: np.ones(1, dtype) for real, dtype in reals.items()}
+        self._zeros = {real: np.zeros(1, dtype) for real, dtype in reals.items()}
+        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+        self.alignment = ALIGNMENT
+        self.capturing = False
+
+    def matmul(self, x: Array, y: Array, out: Array) -> bool:
+        """``out = x y``; False, with `out` untouched or overwritten, if that is left to CuPy.
+
+        `x` and `y` may be transposed views of row-major matrices, `out` is row-major.
+        """
+        return self._run("DEFAULT", x, y, out, None)
+
+    def dense(self, x: Array, weight: Array, bias: Array, relu: bool, out: Array) -> bool:
+        """``out = x W + b``, or ``max(0, x W + b)``, in one launch; False if that is not to be had."""
+        return self._run("RELU_BIAS" if relu else "BIAS", x, weight, out, bias)
+
+    def gradients(self, x: Array, delta: Array, weight_gradient: Array, bias_gradient: Array) -> bool:
+        """``dW = x^T delta`` and ``db = sum of delta over the batch`` in one call; False if that is not to be had.
+
+        The sum is over the inner dimension of cuBLASLt's A, which is our second factor: delta.
+        """
+        return self._run("BGRADA", x.T, delta, weight_gradient, bias_gradient)
+
+    def _run(self, epilogue: str, x: Array, y: Array, out: Array, bias: Array | None) -> bool:
+        arrays = (x, y, out) if bias is None else (x, y, out, bias)
+        if any(array.dtype != out.dtype or array.data.ptr % self.alignment for array in arrays):
+            return False
+        transposed = (not x.flags.c_contiguous, not y.flags.c_contiguous)
+        if not all(a.T.flags.c_contiguous for a, t in zip((x, y), transposed, strict=True) if t):
+            return False
+        if not out.flags.c_contiguous or (bias is not None and out.dtype != np.float32):
+            return False
+        key = (epilogue, out.dtype.char, x.shape, y.shape, transposed)
+        if key not in self._plans:
+            if self.capturing:
+                raise NotVerifiedError(f"the product {key} was not tried before the capture")
+            self._plans[key] = self._plan(epilogue, x, y, out, transposed, bias)
+        plan = self._plans[key]
+        if plan is None:
+            return False
+        if plan.verified:
+            self._launch(plan, x, y, out, bias)
+            return True
+        if self.capturing:
+            raise NotVerifiedError(f"the product {key} was not tried before the capture")
+        self._launch(plan, x, y, out, bias)
+        agrees = self._agrees(epilogue, x, y, out, bias)
+        plan.verified, plan.tries = bool(agrees), plan.tries + 1
+        if agrees is False:
+            warnings.warn(f"cuBLASLt's result for {key} differs from CuPy's, which is used", stacklevel=4)
+        if agrees is False or (agrees is None and plan.tries == _TRIES):
+            self._plans[key] = None
+        return plan.verified
+
+    def _plan(
+        self, epilogue: str, x: Array, y: Array, out: Array, transposed: tuple[bool, bool], bias: Array | None
+    ) -> Plan | None:
+        """Describe a product and ask which algorithm suits it; None if there is none."""
+        lt, compute = self._lt, self._cublas.ComputeType
+        real = _REAL_32 if out.dtype == np.float32 else _REAL_64
+        if real == _REAL_64:
+            precision = compute.COMPUTE_64F
+        else:
+            precision = compute.COMPUTE_32F_FAST_TF32 if self._tf32 else compute.COMPUTE_32F
+        operation = lt.matmul_desc_create(int(precision), real)
+        attribute, turn = lt.MatmulDescAttribute, self._cublas.Operation
+        for name, is_transposed in ((attribute.TRANSA, transposed[1]), (attribute.TRANSB, transposed[0])):
+            self._set(operation, name, np.array([turn.T if is_transposed else turn.N], dtype=np.int32))
+        self._set(operation, attribute.EPILOGUE, np.array([lt.Epilogue[epilogue]], dtype=np.uint32))
+        plan = Plan(operation, self._layouts(real, x, y, out, transposed), lt.MatmulHeuristicResult(1))
+        if bias is not None:
+            self._point_at(plan, bias)
+
+        preference = lt.matmul_preference_create()
+        limit = np.array([WORKSPACE_BYTES], dtype=np.uint64)
+        wanted = lt.MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES
+        lt.matmul_preference_set_attribute(preference, int(wanted), limit.ctypes.data, limit.nbytes)
+        a, b, d = plan.layouts
+        found = np.zeros(1, dtype=np.int32)
+        try:
+            lt.matmul_algo_get_heuristic(
+                self._handle, operation, a, b, d, d, preference, 1, plan.choice.ptr, found.ctypes.data
+            )
+        except lt.cuBLASLtError:  # this epilogue is not to be had for this shape or dtype
+            return None
+        finally:
+            lt.matmul_preference_destroy(preference)
+        return plan if found[0] else None
+
+    def _layouts(
+        self, real: int, x: Array, y: Array, out: Array, transposed: tuple[bool, bool]
+    ) -> tuple[int, int, int]:
+        """The layouts of A, B and D: each matrix as it lies in memory, read by columns."""
+
+        def layout(array: Array, is_transposed: bool) -> int:
+            rows, columns = array.shape[::-1] if is_transposed else array.shape
+            handle: int = self._lt.matrix_layout_create(real, columns, rows, columns)
+            return handle
+
+        return layout(y, transposed[1]), layout(x, transposed[0]), layout(out, False)
+
+    def _set(self, operation: int, name: int, value: np.ndarray[Any, Any]) -> None:
+        self._lt.matmul_desc_set_attribute(operation, int(name), value.ctypes.data, value.nbytes)
+
+    def _point_at(self, plan: Plan, bias: Array) -> None:
+        """The bias to add, or where to write its gradient."""
+        if plan.bias_address != bias.data.ptr:
+            address = np.array([bias.data.ptr], dtype=np.int64)
+            self._set(plan.operation, self._lt.MatmulDescAttribute.BIAS_POINTER, address)
+            plan.bias_address = bias.data.ptr
+
+    def _launch(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array | None) -> None:
+        if bias is not None:
+            self._point_at(plan, bias)
+        real = _REAL_32 if out.dtype == np.float32 else _REAL_64
+        a, b, d = plan.layouts
+        self._lt.matmul(
+            self._handle,
+            plan.operation,
+            self._ones[real].ctypes.data,
+            y.data.ptr,
+            a,
+            x.data.ptr,
+            b,
+            self._zeros[real].ctypes.data,
+            out.data.ptr,
+            d,
+            out.data.ptr,
+            d,
+            plan.choice.ptr,
+            self._workspace.data.ptr,
+            WORKSPACE_BYTES,
+            self._cupy.cuda.get_current_stream().ptr,
+        )
+
+    def _agrees(self, epilogue: str, x: Array, y: Array, out: Array, bias: Array | None) -> bool | None:
+        """Is the result CuPy's, up to rounding? None if the values do not tell. Waits for the device."""
+        xp = self._cupy
+        expected = xp.matmul(x, y)
+        pairs = [(out, expected)]
+        if epilogue in ("BIAS", "RELU_BIAS"):
+            expected = xp.add(expected, bias)
+            pairs = [(out, xp.maximum(expected, 0) if epilogue == "RELU_BIAS" else expected)]
+        elif epilogue == "BGRADA":
+            pairs.append((bias, xp.sum(y, axis=0)))
+        tolerance = _TOLERANCE["tf32" if self._tf32 and out.dtype == np.float32 else out.dtype.name]
+        for got, want in pairs:
+            scale = float(xp.max(xp.abs(want)))
+            if not 0 < scale < np.inf:
+                return None
+            if not float(xp.max(xp.abs(xp.subtract(got, want)))) <= tolerance * scale:
+                return False
+        return True

@@ -1,0 +1,207 @@
+// The CUDA kernels of the training operations. base.py states what each operation does; tests hold the two together.
+//
+// Compiled once with -DREAL=float and once with -DREAL=double, by NVRTC when a GPU is first used. Without a GPU the
+// tests compile the same text for sm_80 and sm_90, and as C++ for the processor, where they run it.
+//
+// Matrices are row-major without gaps, indices are 64 bits wide, and no sum depends on the order in which threads
+// happen to run, so that a training can be repeated bit for bit.
+//
+// `position` is what lets a captured graph be used again further on in an epoch: {samples, steps} to go on from the
+// addresses and slots that were captured. A null pointer means that the call is not part of a graph.
+
+typedef REAL real;
+typedef long long int64;
+
+// The rules of nn/activations.py, numbered as in cuda_kernels.py.
+#define IDENTITY 0
+#define RELU 1
+#define LEAKY_RELU 2
+#define TANH 3
+#define SIGMOID 4
+
+// The rules of SGD.
+#define PLAIN 0
+#define MOMENTUM 1
+#define NESTEROV 2
+
+// A block of column_sums; cuda_kernels.py launches it with as many threads.
+#define SUM_COLUMNS 32
+#define SUM_ROWS 32
+
+__device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }
+__device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
+__device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
+
+// h(s). NaN stays NaN, as with NumPy, so that a training that diverged is found out.
+__device__ real activate(real s, int rule, real slope)
+{
+    switch (rule) {
+    case RELU: return s <= (real)0 ? (real)0 : s;
+    case LEAKY_RELU: return s > (real)0 ? s : slope * s;
+    case TANH: return tanh(s);
+    case SIGMOID: return (tanh(s * (real)0.5) + (real)1) * (real)0.5;
+    default: return s;
+    }
+}
+
+// h'(s) from a = h(s).
+__device__ real derivative(real a, int rule, real slope)
+{
+    switch (rule) {
+    case RELU: return a > (real)0 ? (real)1 : (real)0;
+    case LEAKY_RELU: return a > (real)0 ? (real)1 : slope;
+    case TANH: return (real)1 - a * a;
+    case SIGMOID: return a * ((real)1 - a);
+    default: return (real)1;
+    }
+}
+
+// out[i, j] = source[rows[i], j] * scale
+extern "C" __global__ void gather_pixels(const unsigned char* source, const int64* rows, int64 batch, int64 features,
+                                         real scale, const int64* position, real* out)
+{
+    int64 shift = position ? position[0] : 0;
+    for (int64 i = global_y(); i < batch; i += threads_y()) {
+        const unsigned char* row = source + rows[shift + i] * features;
+        for (int64 j = global_x(); j < features; j += threads_x())
+            out[i * features + j] = (real)row[j] * scale;
+    }
+}
+
+// out[i, j] = source[rows[i], j]
+extern "C" __global__ void gather_rows(const real* source, const int64* rows, int64 batch, int64 features,
+                                       const int64* position, real* out)
+{
+    int64 shift = position ? position[0] : 0;
+    for (int64 i = global_y(); i < batch; i += threads_y()) {
+        const real* row = source + rows[shift + i] * features;
+        for (int64 j = global_x(); j < features; j += threads_x())
+            out[i * features + j] = row[j];
+    }
+}
+
+// s = h(s + bias), in place
+extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units, int rule, real slope)
+{
+    for (int64 i = global_y(); i < batch; i += threads_y())
+        for (int64 j = global_x(); j < units; j += threads_x())
+            s[i * units + j] = activate(s[i * units + j] + bias[j], rule, slope);
+}
+
+// delta = delta * h', with h' from a = h(s)
+extern "C" __global__ void activation_backward(real* delta, const real* a, int64 size, int rule, real slope)
+{
+    for (int64 i = global_x(); i < size; i += threads_x())
+        delta[i] *= derivative(a[i], rule, slope);
+}
+
+// sums[j] = sum over i of values[i, j]. A block takes 32 columns; each thread every 32nd row of one of them.
+extern "C" __global__ void column_sums(const real* values, int64 rows, int64 columns, real* sums)
+{
+    __shared__ real partial[SUM_ROWS][SUM_COLUMNS];
+    int64 column = (int64)blockIdx.x * SUM_COLUMNS + threadIdx.x;
+    real sum = 0;
+    if (column < columns)
+        for (int64 row = threadIdx.y; row < rows; row += SUM_ROWS)
+            sum += values[row * columns + column];
+    partial[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && column < columns) {
+        for (int y = 1; y < SUM_ROWS; y++)
+            sum += partial[y][threadIdx.x];
+        sums[column] = sum;
+    }
+}
+
+// Loss, hit or miss, and output error of one sample a thread: right where there are few classes.
+extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labels, int64 batch, int64 classes,
+                                                 const int64* position, real* losses, bool* correct)
+{
+    int64 shift = position ? position[0] : 0;
+    for (int64 i = global_x(); i < batch; i += threads_x()) {
+        real* s = logits + i * classes;
+        int64 label = labels[shift + i], best = 0;
+        for (int64 j = 1; j < classes; j++)
+            if (s[j] > s[best])
+                best = j;
+        real largest = s[best], label_logit = s[label] - largest, total = 0;
+        for (int64 j = 0; j < classes; j++) {
+            s[j] = exp(s[j] - largest);
+            total += s[j];
+        }
+        real divisor = total * (real)batch;
+        for (int64 j = 0; j < classes; j++)
+            s[j] = s[j] / divisor;
+        s[label] -= (real)1 / (real)batch;
+        losses[shift + i] = log(total) - label_logit;
+        correct[shift + i] = best == label;
+    }
+}
+
+// The gradient of parameter i with the penalty's share, which only weights have. Written back, as the reference does.
+__device__ real penalised(real* gradient, const real* parameters, int64 i, int64 weights_start, int64 weights_stop,
+                          real l2, real l1)
+{
+    real g = gradient[i];
+    if (i < weights_start || i >= weights_stop || (l2 == (real)0 && l1 == (real)0))
+        return g;
+    real w = parameters[i];
+    g += w * l2;
+    g += l1 * (real)((w > (real)0) - (w < (real)0));
+    gradient[i] = g;
+    return g;
+}
+
+// Where a step's factors {step size, epsilon} lie: in a graph they are read on the device, because they change.
+__device__ const real* factors_of(const real* factors, int64 slot, const int64* position)
+{
+    return factors + 2 * (position[1] + slot);
+}
+
+extern "C" __global__ void sgd_step(real* parameters, real* gradient, real* velocity, int64 size, int64 weights_start,
+                                    int64 weights_stop, real l2, real l1, int rule, real momentum, real step_size,
+                                    const real* factors, int64 slot, const int64* position)
+{
+    if (position)
+        step_size = factors_of(factors, slot, position)[0];
+    for (int64 i = global_x(); i < size; i += threads_x()) {
+        real g = penalised(gradient, parameters, i, weights_start, weights_stop, l2, l1);
+        real direction = g;
+        if (rule != PLAIN) {
+            real v = velocity[i] * momentum + g;
+            velocity[i] = v;
+            direction = rule == NESTEROV ? v * momentum + g : v;
+        }
+        parameters[i] -= direction * step_size;
+    }
+}
+
+extern "C" __global__ void adam_step(real* parameters, real* gradient, real* mean, real* mean_square, int64 size,
+                                     int64 weights_start, int64 weights_stop, real l2, real l1, real beta1,
+                                     real one_minus_beta1, real beta2, real one_minus_beta2, real step_size,
+                                     real epsilon, const real* factors, int64 slot, const int64* position)
+{
+    if (position) {
+        const real* own = factors_of(factors, slot, position);
+        step_size = own[0];
+        epsilon = own[1];
+    }
+    for (int64 i = global_x(); i < size; i += threads_x()) {
+        real g = penalised(gradient, parameters, i, weights_start, weights_stop, l2, l1);
+        real m = mean[i] * beta1 + g * one_minus_beta1;
+        real v = mean_square[i] * beta2 + g * g * one_minus_beta2;
+        mean[i] = m;
+        mean_square[i] = v;
+        parameters[i] -= m / (sqrt(v) + epsilon) * step_size;
+    }
+}
+
+// position = {samples, steps}
+extern "C" __global__ void set_position(int64* position, int64 samples, int64 steps)
+{
+    if (global_x() == 0) {
+        position[0] = samples;
+        position[1] = steps;
+    }
+}

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in under eight minutes: versions, the tests marked gpu, a short training
+# with and without CUDA graphs and in TF32, and a quick run of the benchmark. Each part has a time limit.
+#
+#   scripts/check_gpu.sh [DEVICE]        cuda by default; cuda:1, ...
+#
+# Needs: pip install '.[cuda13,test]', and for fused products and graphs also '.[nvmath]'.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+device=${1:-cuda}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=()
+
+part() { # part SECONDS NAME COMMAND...
+    local limit=$1 name=$2
+    shift 2
+    printf '\n== %s\n' "$name"
+    timeout "$limit" "$@" || { echo "FAILED (exit code $?): $name"; failed+=("$name"); }
+}
+
+train() { # train NAME OPTIONS...
+    local name=$1
+    shift
+    python -m gpumlp.train --device "$device" --dataset digits --epochs 30 --min-accuracy 0.95 --quiet \
+        --out "$work/$name" "$@" && grep -h samples_per_second "$work/$name/metrics.json"
+}
+
+same_weights() {
+    python - "$work/graphs" "$work/eager" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+graphs, eager = (load_file(Path(folder) / "checkpoint.safetensors") for folder in sys.argv[1:])
+different = [name for name, array in eager.items() if array.tobytes() != graphs[name].tobytes()]
+sys.exit(f"CUDA graphs changed {', '.join(different)}" if different else 0)
+PYTHON
+}
+export -f train same_weights
+export device work
+
+part 20 "machine" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+part 30 "versions" python -m gpumlp.info
+part 210 "tests marked gpu" python -m pytest -q -m gpu -p no:cacheprovider
+part 40 "training, CUDA graphs where they win" bash -c 'train graphs'
+part 40 "training, step by step" bash -c 'train eager --cuda-graphs off'
+part 10 "the same weights, bit for bit" bash -c same_weights
+part 40 "training, TF32" bash -c 'train tf32 --matmul-precision high'
+part 60 "benchmark, quick: no figures to quote" \
+    python -m benchmarks.throughput --devices cpu "$device" --quick --out "$work/benchmark"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nfailed: %s\n' "${failed[@]}"
+    exit 1
+fi
+printf '\neverything passed\n'

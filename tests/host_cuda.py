@@ -1,0 +1,212 @@
+"""CuPy on the processor: the strict device double, with kernels, streams and captures, to run `CupyBackend` on."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import gpumlp.backends
+from gpumlp.backends.cublaslt import Products
+from tests.host_cublaslt import host_bindings
+from tests.host_kernels import HostModule
+from tests.strict_device import StrictArray, StrictNamespace
+
+NO_LAUNCH = {"empty", "empty_like", "dtype"}  # functions of CuPy's that start nothing on the device
+
+
+class HostCupy(StrictNamespace):
+    """NumPy's functions and `RawModule` under CuPy's rules, with a list of everything that a GPU would launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[str] = []
+        self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
+        self.allocator: Any = None
+        self.products: list[int] = []  # the compute type of each matrix product
+        self.ndarray, self.__version__ = StrictArray, "14 (a double)"
+        self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
+        self.cuda = SimpleNamespace(
+            Device=lambda index: HostDevice(index, self),
+            get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
+            Stream=lambda non_blocking: HostStream(self, non_blocking),
+            using_allocator=lambda allocator: HostAllocator(self, allocator),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
+            ),
+        )
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> HostModule:
+        return HostModule(self, code=code, options=options)
+
+    def wrap(self, result: Any) -> Any:
+        if self.allocator is not None and isinstance(result, np.ndarray) and result.base is None:
+            self.allocator(result.nbytes)
+        return super().wrap(result)
+
+    def asarray(self, array: Any, dtype: Any = None, order: str = "C") -> StrictArray:
+        if isinstance(array, StrictArray):
+            data = np.asarray(array._data, dtype=dtype, order=order)
+            return array if data is array._data else StrictArray(data, self)
+        if self.capture is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy from the host")
+        self.ledger.host_writes += 1
+        return StrictArray(np.array(array, dtype=dtype, order=order), self)
+
+    def asnumpy(self, array: StrictArray) -> np.ndarray:
+        if self.capture is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy to the host")
+        self.ledger.host_reads += 1
+        self.ledger.waits += 1
+        return array._data.copy()
+
+    def matmul(self, a: StrictArray, b: StrictArray, out: StrictArray | None = None) -> StrictArray:
+        if self.capture is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        self.products.append(self._core._routines_linalg.get_compute_type("float32"))
+        return self.__getattr__("matmul")(a, b) if out is None else self.__getattr__("matmul")(a, b, out=out)
+
+    def launched(self, name: str, run: Any) -> Any:
+        """Run a launch; or keep it, with the addresses and scalars it was given, if a stream is capturing."""
+        if self.capture is not None:
+            self.capture.append((name, run))
+            return None
+        self.launches.append(name)
+        return run()
+
+    def __getattr__(self, name: str) -> Any:
+        function = super().__getattr__(name)
+        if not callable(function) or isinstance(function, type) or name in NO_LAUNCH:
+            return function
+        if self.capture is not None:
+            assert name in ("zeros", "empty"), (
+                f"{name} in a capture: of CuPy's functions, the double knows few there"
+            )
+            return function
+        return lambda *arguments, **keywords: self.launched(name, lambda: function(*arguments, **keywords))
+
+
+class HostGraph:
+    """What a stream has captured."""
+
+    def __init__(self, cupy: HostCupy, nodes: list[tuple[str, Any]]) -> None:
+        self.cupy, self.nodes = cupy, nodes
+
+    def launch(self) -> None:
+        self.cupy.launches.append("graph")
+        for _, run in self.nodes:
+            run()
+
+
+class HostStream:
+    """CuPy's `Stream`, for captures: within one, launches are kept rather than run."""
+
+    def __init__(self, cupy: HostCupy, non_blocking: bool) -> None:
+        assert non_blocking, "capturing on a blocking stream upsets the legacy default stream"
+        self.cupy, self.current = cupy, False
+
+    def __enter__(self) -> HostStream:
+        self.current = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.cupy.capture is None, "a capture was begun and not ended"
+        self.current = False
+
+    def begin_capture(self) -> None:
+        assert self.current
+        self.cupy.capture = []
+
+    def end_capture(self) -> HostGraph:
+        nodes, self.cupy.capture = self.cupy.capture, None
+        return HostGraph(self.cupy, nodes)
+
+
+class HostAllocator:
+    """CuPy's `using_allocator`."""
+
+    def __init__(self, cupy: HostCupy, allocator: Any) -> None:
+        self.cupy, self.allocator = cupy, allocator
+
+    def __enter__(self) -> None:
+        self.cupy.allocator = self.allocator
+
+    def __exit__(self, *error: object) -> None:
+        self.cupy.allocator = None
+
+
+class HostDevice:
+    """CuPy's `Device`: a context manager that can be asked for facts."""
+
+    compute_capability = "90"
+    mem_info = (2**30, 2**31)
+
+    def __init__(self, index: int, cupy: HostCupy) -> None:
+        self.id, self.cupy = index, cupy
+
+    def __enter__(self) -> HostDevice:
+        self.errors = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        self.errors.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.errors.__exit__(*error)
+
+    def synchronize(self) -> None:
+        self.cupy.ledger.waits += 1
+
+
+class ComputeTypes:
+    """The setting of `cupy._core._routines_linalg`, with its numbers."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7
+
+    def __init__(self) -> None:
+        self.types = {"float32": self.COMPUTE_TYPE_DEFAULT}
+
+    def get_compute_type(self, dtype: str) -> int:
+        return self.types[dtype]
+
+    def set_compute_type(self, dtype: str, compute_type: int) -> None:
+        self.types[dtype] = compute_type
+
+
+def load_cupy_backend(cupy: HostCupy) -> Any:
+    """The module ``gpumlp.backends.cupy``, with a double in place of CuPy; nobody else gets to see either."""
+    path = Path(gpumlp.backends.__file__).with_name("cupy.py")
+    specification = importlib.util.spec_from_file_location("gpumlp.backends.cupy_on_the_host", path)
+    module = importlib.util.module_from_spec(specification)
+    before = sys.modules.get("cupy")
+    sys.modules["cupy"] = cupy
+    try:
+        specification.loader.exec_module(module)
+    finally:
+        del sys.modules["cupy"]
+        if before is not None:
+            sys.modules["cupy"] = before
+    return module
+
+
+def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
+    """A `CupyBackend` on the processor, kernels included.
+
+    Args:
+        cublaslt: with a double of cuBLASLt for the matrix products.
+        unknown: names of epilogues that it does not have.
+        options: of `CupyBackend`.
+    """
+    cupy = HostCupy()
+    backend = load_cupy_backend(cupy).CupyBackend(0, **options)
+    if backend.graphs is not None:
+        backend.graphs.clock = lambda: len(cupy.launches)  # time is what launching takes
+    backend._products = [None]
+    if cublaslt:
+        backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]
+        backend._products[0].alignment = 4  # NumPy's arrays need not be aligned better
+    backend.ledger, backend.device_name = cupy.ledger, "the CUDA kernels, compiled for the processor"
+    cupy.launches.clear()
+    return backend

@@ -1,0 +1,120 @@
+"""The CUDA kernels on the processor: CuPy's `RawModule` with g++ in place of NVRTC.
+
+So the very text of ``kernels.cu`` runs, called by the very code that drives a GPU. The double is stricter than a
+GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an array of another type, an
+array with gaps, or a wrong number of arguments is an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.strict_device import StrictArray
+
+HEADER = Path(__file__).with_name("host_cuda.h")
+COMPILED = Path(tempfile.gettempdir()) / "gpumlp-host-kernels"
+TYPES = {"int64": np.int64, "int": np.int32, "bool": np.bool_, "unsigned char": np.uint8}
+
+
+class Parameter(NamedTuple):
+    """A kernel's parameter, as its source declares it."""
+
+    name: str
+    type: type[np.generic]
+    pointer: bool
+
+
+def signatures(source: str, real: type[np.generic]) -> dict[str, list[Parameter]]:
+    """The parameters of each kernel in the source."""
+    found = {}
+    for name, words in re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source):
+        parameters = []
+        for word in words.split(","):
+            base, star, parameter = re.fullmatch(r"\s*(?:const )?([\w ]+?)(\*?)\s+(\w+)\s*", word).groups()
+            parameters.append(Parameter(parameter, {**TYPES, "real": real}[base], star == "*"))
+        found[name] = parameters
+    return found
+
+
+def compile_for_the_host(source: str, real: str) -> ctypes.CDLL:
+    """The source as a shared library, with a function ``run_KERNEL(grid, block, arguments...)`` for each."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed: the CUDA kernels cannot be run on the processor")
+    wrappers = []
+    for name, words in re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source):
+        names = ", ".join(word.split()[-1] for word in words.split(","))
+        barriers = "true" if "__syncthreads" in source.partition(f" {name}(")[2].partition("\n}")[0] else "false"
+        wrappers.append(
+            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, {words}) '
+            f"{{ host::launch(grid, block, {barriers}, [=] {{ {name}({names}); }}); }}"
+        )
+    text = "\n".join([f'#include "{HEADER}"', f"#define REAL {real}", source, *wrappers])
+    key = hashlib.sha256((text + HEADER.read_text()).encode()).hexdigest()[:16]
+    library = COMPILED / f"{key}.so"
+    if not library.exists():
+        COMPILED.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
+            (Path(folder) / "kernels.cpp").write_text(text)
+            command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            subprocess.run([*command, "kernels.cpp", "-o", "out.so"], cwd=folder, check=True)
+            (Path(folder) / "out.so").replace(library)
+    return ctypes.CDLL(str(library))
+
+
+class HostModule:
+    """What CuPy's `RawModule` does, on the processor."""
+
+    def __init__(self, xp: Any, *, code: str, options: tuple[str, ...]) -> None:
+        (real,) = (option.removeprefix("-DREAL=") for option in options)
+        self.xp = xp
+        self.signatures = signatures(code, {"float": np.float32, "double": np.float64}[real])
+        self.library = compile_for_the_host(code, real)
+
+    def get_function(self, name: str) -> HostKernel:
+        return HostKernel(self, name)
+
+
+class HostKernel:
+    """A kernel: called as CuPy's are, with a grid, a block and the arguments."""
+
+    def __init__(self, module: HostModule, name: str) -> None:
+        self.module, self.name = module, name
+        self.parameters = module.signatures[name]
+        self.function = getattr(module.library, f"run_{name}")
+        self.function.restype = None
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        assert len(grid) <= 3
+        assert np.prod(block) <= 1024
+        assert max(grid[1:], default=1) <= 65535
+        assert min((*grid, *block)) >= 1
+        assert len(args) == len(self.parameters), f"{self.name}: {len(args)} arguments for {self.parameters}"
+        values = [self.convert(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
+        extents = [(ctypes.c_uint * 3)(*(*extent, 1, 1)[:3]) for extent in (grid, block)]
+        self.module.xp.launched(self.name, lambda: self.function(*extents, *values))
+
+    def convert(self, parameter: Parameter, value: Any) -> Any:
+        """The argument for C, or an error where a GPU would silently read other bytes."""
+        where = f"{self.name}: {parameter.name}"
+        if not parameter.pointer:
+            assert type(value) is parameter.type, f"{where} is {parameter.type}, got {type(value)}"
+            return np.ctypeslib.as_ctypes_type(parameter.type)(value)
+        if isinstance(value, np.uint64):
+            assert value == 0, f"{where}: an address as a number, other than null"
+            return ctypes.c_void_p(None)
+        assert isinstance(value, StrictArray), f"{where} is an array, got {type(value)}"
+        data = value._data
+        assert data.dtype == parameter.type, f"{where} holds {parameter.type}, got {data.dtype}"
+        assert data.flags.c_contiguous, f"{where} has gaps"
+        return ctypes.c_void_p(data.ctypes.data)

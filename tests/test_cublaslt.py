@@ -1,0 +1,198 @@
+"""Matrix products by cuBLASLt, on a double that has its column-major matrices and its epilogues."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, Adam, Dataset, DeviceError, Trainer, get_backend
+from gpumlp.backends.cublaslt import NotVerifiedError, Products
+from gpumlp.nn.activations import get_activation
+from tests.host_cublaslt import host_bindings
+from tests.host_cuda import HostCupy, host_cuda_backend, load_cupy_backend
+
+RNG = np.random.default_rng(4)
+
+
+def normal(dtype: str, *shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def launches(backend: object) -> list[str]:
+    return list(backend.xp.launches)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (33, 7, 10)])
+@pytest.mark.parametrize("turned", ["neither", "left", "right"])
+def test_products_of_matrices_and_their_transposes(turned: str, sizes: tuple[int, int, int], dtype: str) -> None:
+    m, k, n = sizes
+    backend = host_cuda_backend(cublaslt=True)
+    x, y, out = (backend.asarray(normal(dtype, *shape)) for shape in ((m, k), (k, n), (m, n)))
+    if turned == "left":
+        x = backend.asarray(normal(dtype, k, m)).T
+    if turned == "right":
+        y = backend.asarray(normal(dtype, n, k)).T
+    for _ in range(2):  # the second time is not held against CuPy
+        backend.xp.launches.clear()
+        assert backend.products().matmul(x, y, out)
+        np.testing.assert_allclose(backend.to_numpy(out), x._data @ y._data, rtol=1e-5, atol=1e-6)
+    assert launches(backend) == ["lt-DEFAULT"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_bias_and_relu_belong_to_the_forward_product(activation: str) -> None:
+    backend, rule = host_cuda_backend(cublaslt=True), get_activation(activation)
+    x, weight, bias, s, a = (normal("float32", *shape) for shape in ((9, 5), (5, 4), (4,), (9, 4), (9, 4)))
+    device = [backend.asarray(array) for array in (x, weight, bias, s, a)]
+    for _ in range(2):
+        backend.xp.launches.clear()
+        backend.dense_forward(*device[:3], rule, *device[3:])
+        np.testing.assert_allclose(backend.to_numpy(device[4]), rule(x @ weight + bias), rtol=1e-5, atol=1e-6)
+    assert launches(backend) == ["lt-RELU_BIAS" if activation == "relu" else "lt-BIAS"]
+
+
+def test_both_gradients_are_one_call() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    x, weight, delta = normal("float32", 9, 5), normal("float32", 5, 4), normal("float32", 9, 4)
+    device = [
+        backend.asarray(array) for array in (x, weight, delta, np.zeros_like(weight), np.zeros(4, np.float32))
+    ]
+    for _ in range(2):
+        backend.xp.launches.clear()
+        backend.dense_backward(*device, None, None)
+        np.testing.assert_allclose(backend.to_numpy(device[3]), x.T @ delta, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(backend.to_numpy(device[4]), delta.sum(axis=0), rtol=1e-5, atol=1e-5)
+    assert launches(backend) == ["lt-BGRADA"]
+
+
+def test_each_layer_has_its_own_bias_though_shapes_are_equal() -> None:
+    backend, weights = host_cuda_backend(cublaslt=True), []
+    x, s, a = (backend.asarray(normal("float32", 6, 4)) for _ in range(3))
+    weight = backend.asarray(np.eye(4, dtype=np.float32))
+    for value in (1, 5, 1, 5):
+        weights.append(backend.asarray(np.full(4, value, np.float32)))
+        backend.dense_forward(x, weight, weights[-1], get_activation("identity"), s, a)
+        np.testing.assert_allclose(backend.to_numpy(a), x._data + value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("unknown", [("RELU_BIAS",), ("BIAS", "BGRADA"), ("DEFAULT",)])
+def test_what_cublaslt_does_not_have_is_left_to_cupy(blobs: Dataset, unknown: tuple[str, ...]) -> None:
+    weights = []
+    for device in ("cpu", host_cuda_backend(cublaslt=True, unknown=unknown)):
+        model = MLP([20, 16, 12, 4], device=device)
+        Trainer(model, blobs, batch_size=64).run(2)
+        weights.append(model.state_dict())
+    assert not {f"lt-{name}" for name in unknown} & set(device.xp.launches)
+    for name, expected in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("epilogue", ["DEFAULT", "RELU_BIAS", "BGRADA"])
+def test_a_product_that_turns_out_wrong_is_noticed_and_not_used(blobs: Dataset, epilogue: str) -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    backend.products()._lt.wrong.add(epilogue)
+    model, expected = MLP([20, 16, 4], device=backend), MLP([20, 16, 4], device="cpu")
+    with pytest.warns(UserWarning, match="cuBLASLt's result for .* differs from CuPy's"):
+        Trainer(model, blobs, batch_size=64).run(2)
+    Trainer(expected, blobs, batch_size=64).run(2)
+    for name, values in expected.state_dict().items():
+        np.testing.assert_allclose(model.state_dict()[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_cannot_tell_right_from_wrong_verify_nothing() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    zeros, out = backend.asarray(np.zeros((3, 3), np.float32)), backend.asarray(np.ones((3, 3), np.float32))
+    assert not backend.products().matmul(zeros, zeros, out)
+    ones = backend.asarray(np.ones((3, 3), np.float32))
+    assert backend.products().matmul(ones, ones, out)
+
+
+def test_a_product_that_is_always_zero_does_not_wait_for_the_device_for_ever() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    zeros, out = backend.asarray(np.zeros((3, 3), np.float32)), backend.asarray(np.ones((3, 3), np.float32))
+    waits = []
+    for _ in range(5):
+        with backend.ledger.counting() as ledger:
+            backend.matmul(zeros, zeros, out)
+        waits.append(ledger.waits > 0)
+        assert not backend.to_numpy(out).any()
+    assert waits == [True, True, True, False, False]
+
+
+def test_arrays_that_do_not_suit_are_left_to_cupy() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    products, wide = backend.products(), backend.asarray(normal("float32", 6, 8))
+    square = backend.asarray(normal("float32", 4, 4))
+    assert not products.matmul(wide[:, :4], square, backend.asarray(np.empty((6, 4), np.float32)))  # gaps
+    assert not products.matmul(square, square, backend.asarray(np.empty((4, 4))))  # another dtype
+    assert not products.matmul(square, square, square.T)
+    products.alignment = 2**40
+    assert not products.matmul(square, square, backend.asarray(np.empty((4, 4), np.float32)))
+
+
+def test_in_a_capture_only_what_was_verified_is_used() -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    products, square = backend.products(), backend.asarray(normal("float32", 4, 4))
+    out = backend.asarray(np.empty((4, 4), np.float32))
+    products.capturing = True
+    with pytest.raises(NotVerifiedError):
+        products.matmul(square, square, out)
+    products.capturing = False
+    products.matmul(square, square, out)
+    products.capturing = True
+    assert products.matmul(square, square, out)
+
+
+@pytest.mark.parametrize(("sizes", "count"), [([20, 4], 5), ([20, 16, 4], 9), ([20, 16, 12, 4], 13)])
+def test_a_step_is_four_launches_a_layer_and_one(blobs: Dataset, sizes: list[int], count: int) -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    trainer = Trainer(MLP(sizes, device=backend), blobs, optimizer=Adam(), batch_size=32)
+    trainer.run(1)
+    for batch in trainer.batches.slices:
+        backend.xp.launches.clear()
+        trainer._step(batch)
+        assert len(backend.xp.launches) == count
+
+
+@pytest.mark.parametrize(("precision", "compute_type"), [("highest", 68), ("high", 77)])
+def test_the_precision_is_part_of_the_product(precision: str, compute_type: int) -> None:
+    backend = host_cuda_backend(cublaslt=True, matmul_precision=precision)
+    square = backend.asarray(normal("float32", 4, 4))
+    assert backend.products().matmul(square, square, backend.asarray(np.empty((4, 4), np.float32)))
+    assert backend.products()._lt.compute_types == [compute_type]
+
+
+def test_the_bindings_are_found_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = HostCupy()
+    module = load_cupy_backend(cupy)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert module._find_products(False) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "nvmath", SimpleNamespace(bindings=host_bindings(cupy.launched)))
+    assert isinstance(module._find_products(False), Products)
+    monkeypatch.setitem(sys.modules, "nvmath", SimpleNamespace())
+    with pytest.warns(RuntimeWarning, match="nvmath-python is installed, but cannot be used"):
+        assert module._find_products(False) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_on_a_gpu_all_products_of_a_training_are_cublaslts(blobs: Dataset, precision: str) -> None:
+    pytest.importorskip("nvmath", reason="nvmath-python is not installed")
+    try:
+        backend = get_backend("cuda", matmul_precision=precision, cuda_graphs="off")
+    except DeviceError as error:
+        pytest.skip(f"cuda: {error.cause}")
+    model, expected = MLP([20, 16, 12, 4], device=backend), MLP([20, 16, 12, 4], device="cpu")
+    for network in (model, expected):
+        Trainer(network, blobs, batch_size=64, validation=50).run(2)
+    plans = backend.products()._plans
+    assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS", "BGRADA"}
+    assert not [key for key, plan in plans.items() if plan is None or not plan.verified]
+    tolerance = 1e-3 if precision == "highest" else 0.1
+    for name, values in expected.state_dict().items():
+        np.testing.assert_allclose(model.state_dict()[name], values, rtol=tolerance, atol=tolerance)

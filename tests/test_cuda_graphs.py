@@ -1,0 +1,168 @@
+"""Steps by CUDA graphs end with the same bits as steps one by one, whatever changes between two launches."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpumlp import MLP, SGD, Adam, Dataset, LeakyReLU, Penalty, Trainer
+from gpumlp.backends.cuda_graphs import LENGTHS
+from gpumlp.training.callbacks import Callback
+from tests.graph_helpers import always_faster, launches_of_an_epoch, pair, plan, same_bits, trainer_on
+from tests.host_cuda import host_cuda_backend
+
+OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
+
+
+class Listener(Callback):
+    """Somebody who listens, so that an epoch is run in many parts."""
+
+
+@pytest.mark.parametrize("listeners", [[], [Listener()]], ids=["whole", "in parts"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("batch_size", [16, 75, 7])  # 18 and a short one, 4, 42 and a short one
+def test_graph_and_eager_weights_are_the_same_bit_for_bit(
+    blobs: Dataset, batch_size: int, optimizer: object, listeners: list[object]
+) -> None:
+    graph, eager = pair(blobs, optimizer=optimizer, batch_size=batch_size)
+    for _ in range(4):
+        for trainer in (graph, eager):
+            trainer.run(trainer.epoch + 1, listeners)
+        same_bits(graph, eager)
+    assert plan(graph).state == "graph", plan(graph).reason
+    assert "graph" in graph.model.backend.xp.launches
+    assert "graph" not in eager.model.backend.xp.launches
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", LeakyReLU(0.2)])
+def test_every_activation_and_dtype(blobs: Dataset, activation: object, dtype: str) -> None:
+    trainers = []
+    for choice in ("auto", "off"):
+        backend = host_cuda_backend(cublaslt=True, cuda_graphs=choice)
+        model = MLP([20, 16, 4], activation=activation, device=backend, dtype=dtype)
+        trainers.append(Trainer(model, blobs, batch_size=16))
+        trainers[-1].run(4)
+    assert plan(trainers[0]).state == "graph", plan(trainers[0]).reason
+    same_bits(*trainers)
+
+
+def test_an_epoch_takes_two_launches_a_graph_and_the_short_batch_its_own(blobs: Dataset) -> None:
+    trainer, _ = pair(blobs)
+    trainer.run(2)
+    launches = launches_of_an_epoch(trainer)
+    graphs = [name for name in launches if name in ("graph", "set_position")]
+    assert graphs == ["set_position", "graph"] * 3  # 18 full batches: 16 + 1 + 1
+    assert launches.count("gather_pixels") == 1  # the 19th batch, of 12 samples
+
+
+def test_the_trial_is_part_of_the_training(blobs: Dataset) -> None:
+    """No step is lost or done twice by it, wherever it falls, and epochs before it count too."""
+    graph, eager = pair(blobs, batch_size=64)
+    for trainer in (graph, eager):
+        trainer.run(1)
+    assert plan(graph).state == "warm"
+    for trainer in (graph, eager):
+        trainer.run(2)
+    assert plan(graph).state == "graph"
+    same_bits(graph, eager)
+
+
+def test_a_long_first_epoch_already_ends_with_graphs(blobs: Dataset) -> None:
+    graph, eager = pair(
+        blobs, batch_size=4
+    )  # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
+    launches = launches_of_an_epoch(graph)
+    trial = 3  # repeats, of 16 steps
+    assert launches.count("graph") == trial + 6
+    assert launches.count("gather_pixels") == 16 + 16 + trial * 16
+    eager.run(1)
+    same_bits(graph, eager)
+
+
+def test_an_array_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
+    graph, eager = pair(blobs)
+    for trainer in (graph, eager):
+        trainer.run(3)
+        step, xp = trainer._step, trainer.model.backend.xp
+        step.losses, step.correct = xp.zeros_like(step.losses), xp.zeros_like(step.correct)
+        step.batches._order = step.batches._order.copy()
+        step.model.layers[1].bias_gradient = xp.zeros_like(step.model.layers[1].bias_gradient)
+    assert "graph" not in launches_of_an_epoch(graph)
+    eager.run(4)
+    same_bits(graph, eager)
+    for trainer in (graph, eager):
+        trainer.run(6)
+    assert "graph" in launches_of_an_epoch(graph)  # captured again
+    eager.run(7)
+    same_bits(graph, eager)
+
+
+def test_a_rule_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, activation="leaky_relu")
+    for trainer in (graph, eager):
+        trainer.run(3)
+        trainer._step.penalty = Penalty(l1=0.01)
+        trainer.run(4)
+        trainer.model.activation.negative_slope = 0.3
+        trainer.run(5)
+    same_bits(graph, eager)
+
+
+def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dataset) -> None:
+    graph, eager = pair(blobs)
+    for trainer in (graph, eager):
+        trainer.run(3)
+        trainer.model.load_state_dict(MLP([20, 16, 12, 4], seed=8, device="cpu").state_dict())
+        trainer.run(4)
+    assert plan(graph).state == "graph"
+    same_bits(graph, eager)
+
+
+def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size="full")
+    for trainer in (graph, eager):
+        trainer.run(5)
+    assert list(plan(graph).graphs) == [LENGTHS[-1]] == [1]
+    same_bits(graph, eager)
+
+
+def test_more_steps_than_their_factors_have_room(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumlp.backends.cuda_graphs.CAPACITY", 17)
+    graph, eager = pair(blobs, batch_size=7)  # 42 full batches
+    always_faster(graph.model.backend)
+    for trainer in (graph, eager):
+        trainer.run(4)
+    assert plan(graph).state == "graph"
+    same_bits(graph, eager)
+
+
+def test_a_plan_goes_with_its_trainer(blobs: Dataset) -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    trainer = trainer_on(backend, blobs)
+    trainer.run(3)
+    assert len(backend.graphs._plans) == 1
+    del trainer
+    assert len(backend.graphs._plans) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("batch_size", [16, 75])
+def test_on_a_gpu_graph_and_eager_weights_are_the_same(blobs: Dataset, batch_size: int, optimizer: object) -> None:
+    pytest.importorskip("nvmath", reason="nvmath-python is not installed")
+    from gpumlp import DeviceError, get_backend
+
+    trainers = []
+    for choice in ("auto", "off"):
+        try:
+            backend = get_backend("cuda", cuda_graphs=choice)
+        except DeviceError as error:
+            pytest.skip(f"cuda: {error.cause}")
+        if backend.graphs is not None:
+            always_faster(backend)
+        trainers.append(trainer_on(backend, blobs, optimizer=optimizer, batch_size=batch_size))
+        trainers[-1].run(5)
+    assert plan(trainers[0]).state == "graph", plan(trainers[0]).reason
+    weights = [trainer.model.state_dict() for trainer in trainers]
+    for name, array in weights[0].items():
+        assert array.tobytes() == weights[1][name].tobytes(), name
