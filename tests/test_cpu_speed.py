@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,3 +124,14 @@ def test_flush_vanishing_keeps_every_number_that_matters() -> None:
     array = np.array([1.0, -2e-30, 1e-31, -1e-45, 0.0, np.inf], dtype=np.float32)
     flush_vanishing(array)
     np.testing.assert_array_equal(array, np.array([1, -2e-30, 0, 0, 0, np.inf], np.float32))
+
+
+def test_a_rule_of_ones_own_is_never_passed_over(blobs: Dataset) -> None:
+    class Still(SGD):
+        def update(self, xp: Any, parameters: Any, gradient: Any, state: Any, learning_rate: float) -> None:
+            pass
+
+    model = MLP([blobs.features, 8, blobs.classes], device="cpu")
+    before = model.parameters.data.copy()
+    Trainer(model, blobs, optimizer=Still(0.1), batch_size=32).run(1)
+    np.testing.assert_array_equal(model.parameters.data, before)

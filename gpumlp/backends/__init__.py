@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from .base import (
     PIXEL_SCALE,
-    Array,
     Backend,
     DeviceError,
     HostArray,
@@ -18,6 +17,7 @@ from .base import (
 )
 from .frozen import FrozenStep
 from .numpy import NumpyBackend, is_device_array, to_host
+from .rules import Array
 
 __all__ = [
     "CUDA_GRAPHS",

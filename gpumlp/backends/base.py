@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
+from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
+
 HostArray: TypeAlias = npt.NDArray[Any]
 
 PIXEL_SCALE = 1 / 255  # uint8 means pixels, everywhere: 0 is background, 255 is full ink
@@ -41,43 +42,6 @@ class Memory(NamedTuple):
 
     free: int
     total: int
-
-
-class ActivationRule(Protocol):
-    """What `dense_forward` and `dense_backward` need of an activation (see ``gpumlp.nn.activations``)."""
-
-    def forward(self, xp: Any, s: Array, out: Array) -> None: ...
-    def backward(self, xp: Any, a: Array, delta: Array) -> None: ...
-
-
-class PenaltyRule(Protocol):
-    """What `update` needs of a weight penalty (see ``gpumlp.nn.penalties``)."""
-
-    def add_gradient(self, backend: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
-
-
-class OptimizerRule(Protocol):
-    """What `update` needs of an optimizer (see ``gpumlp.nn.optimizers``)."""
-
-    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
-    def complete(
-        self,
-        backend: Any,
-        penalty: Any,
-        parameters: Array,
-        gradient: Array,
-        weights: slice,
-        state: Any,
-        learning_rate: float,
-    ) -> None: ...
-
-
-class StepRule(Protocol):
-    """What `run_steps` needs of a training step (see ``gpumlp.training.step``)."""
-
-    multiply_adds: int  # of one pass through the layers, for a full batch
-
-    def __call__(self, batch: slice) -> None: ...
 
 
 class Backend:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Array
+from .rules import Array
 
 WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends for Hopper; the largest of its recommendations
 ALIGNMENT = 256  # bytes, what the heuristics take for granted

@@ -22,10 +22,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .base import Array
 from .cuda_kernels import Place
 from .cuda_rules import step_factors
 from .frozen import FrozenStep
+from .rules import Array
 
 if TYPE_CHECKING:
     from .cuda_operations import CudaOperations

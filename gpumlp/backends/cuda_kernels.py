@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Array
+from .rules import Array
 
 MOST_CLASSES = 64  # up to which a thread may take a whole row of logits
 

@@ -12,13 +12,13 @@ arrays that are not contiguous. Held against the reference without a GPU; not ye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from .base import PIXEL_SCALE, ActivationRule, Array, Backend, OptimizerRule, PenaltyRule
+from .base import PIXEL_SCALE, Backend
 from .cublaslt import Products
 from .cuda_graphs import Capture, GraphRunner, NotCapturableError
 from .cuda_kernels import MOST_CLASSES, Kernels, Place
@@ -36,6 +36,7 @@ from .cuda_rules import (
     slope_of,
     step_factors,
 )
+from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
 
 
 class CudaOperations(Backend):
@@ -45,7 +46,7 @@ class CudaOperations(Backend):
     _kernels: dict[np.dtype[Any], Kernels]
     _capture: Capture | None = None
 
-    def run_steps(self, step: Callable[[slice], None], batches: Iterable[slice]) -> None:
+    def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
         if self.graphs is None:
             return super().run_steps(step, batches)
         return self.graphs.run(step, batches)
@@ -114,7 +115,14 @@ class CudaOperations(Backend):
         bias_gradient: Array,
         input_activation: ActivationRule | None,
         input_delta: Array | None,
+        scale: float = 1.0,
+        keep: float = 0.0,
     ) -> None:
+        if scale != 1 or keep != 0:
+            self._leave("dense_backward")
+            return super().dense_backward(
+                x, weight, delta, weight_gradient, bias_gradient, input_activation, input_delta, scale, keep
+            )
         xp, kernels, products = self.xp, self.kernels(delta.dtype), self.products()
         if products is None or not products.gradients(x, delta, weight_gradient, bias_gradient):
             self.matmul(x.T, delta, weight_gradient)
@@ -124,10 +132,10 @@ class CudaOperations(Backend):
                 self._leave("dense_backward")
                 xp.sum(delta, axis=0, out=bias_gradient)
         if input_delta is None:
-            return
+            return None
         self.matmul(delta, weight.T, input_delta)
         if input_activation is None:
-            return
+            return None
         code = activation_code(input_activation)
         same = x.dtype == input_delta.dtype == delta.dtype
         if kernels is not None and code is not None and same and plain(x, input_delta):
@@ -135,6 +143,7 @@ class CudaOperations(Backend):
         else:
             self._leave("dense_backward")
             input_activation.backward(xp, x, input_delta)
+        return None
 
     def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
         kernels = self.kernels(logits.dtype)
@@ -154,14 +163,17 @@ class CudaOperations(Backend):
         weights: slice,
         state: Any,
         learning_rate: float,
+        accumulated: bool = False,
     ) -> None:
         name, kernels = full_name(optimizer), self.kernels(parameters.dtype)
         buffers = [] if name not in (SGD, ADAM) else [*state.buffers.values()]
-        known = name in (SGD, ADAM) and full_name(penalty) == PENALTY
+        known = name in (SGD, ADAM) and full_name(penalty) == PENALTY and not accumulated
         same = all(array.dtype == parameters.dtype for array in (gradient, *buffers))
         if kernels is None or not known or not same or not plain(parameters, gradient, *buffers):
             self._leave("update")
-            return super().update(optimizer, penalty, parameters, gradient, weights, state, learning_rate)
+            return super().update(
+                optimizer, penalty, parameters, gradient, weights, state, learning_rate, accumulated
+            )
         rule: Any = optimizer
         state.steps += 1
         penalties = (penalty.l2, penalty.l1)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .base import ActivationRule, OptimizerRule
+from .rules import ActivationRule, OptimizerRule
 
 PENALTY = "gpumlp.nn.penalties.Penalty"
 SGD, ADAM = "gpumlp.nn.optimizers.SGD", "gpumlp.nn.optimizers.Adam"

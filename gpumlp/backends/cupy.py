@@ -15,10 +15,11 @@ from typing import Any
 import cupy
 import numpy.typing as npt
 
-from .base import Array, DeviceError, HostArray, Memory
+from .base import DeviceError, HostArray, Memory
 from .cublaslt import Products
 from .cuda_graphs import GraphRunner
 from .cuda_operations import CudaOperations
+from .rules import Array
 
 _TF32_SINCE = 80  # compute capability 8.0
 

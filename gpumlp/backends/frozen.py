@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .base import Array
+from .rules import Array
 
 
 class FrozenStep(NamedTuple):

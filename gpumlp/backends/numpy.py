@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import PIXEL_SCALE, Array, Backend, DeviceError, HostArray, OptimizerRule, PenaltyRule, StepRule
+from .base import PIXEL_SCALE, Backend, DeviceError, HostArray
 from .openblas import numpy_openblas
+from .rules import Array, OptimizerRule, PenaltyRule, StepRule
 
 # A second thread costs the transfer of the parameters between the cores' caches. Measured on two cores: one thread
 # is faster for 784-128-10 up to batch 32 (3 million multiply-adds a pass), two are from batch 64 on.
