@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import tyro
@@ -27,6 +26,7 @@ from gpumlp.backends import check_device_name, choose_device
 from gpumlp.training.config import ConfigError
 
 from . import reporting
+from .counts import flops_per_sample
 
 PROGRAM = "throughput"
 BATCH_SIZES = tuple(2**k for k in range(4, 14))
@@ -197,15 +197,6 @@ def measure(
         Result(device, batch_size, len(trainer.batches.slices), trainer.history["samples_per_second"][1:])
         for (device, batch_size), trainer in zip(settings, trainers, strict=True)
     ]
-
-
-def flops_per_sample(sizes: Sequence[int]) -> int:
-    """Additions and multiplications of the matrix products of one training step, per sample.
-
-    Three products a layer (forward, weight gradient, delta), of 2 in out each; the first layer has no delta.
-    """
-    products = [n_in * n_out for n_in, n_out in pairwise(sizes)]
-    return 6 * sum(products) - 2 * products[0]
 
 
 if __name__ == "__main__":
