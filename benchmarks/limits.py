@@ -54,6 +54,7 @@ def gpu_limits(device: str, dtype: str) -> dict[str, Any]:
         source = cupy.zeros(COPY_BYTES, dtype=cupy.uint8)
         target = cupy.empty_like(source)
         copy = _best(lambda: cupy.copyto(target, source), wait, calls=20)
+    cupy.get_default_memory_pool().free_all_blocks()  # the other libraries have pools of their own
     return {
         "flops": 2 * GPU_ORDER**3 / product,
         "by": "CuPy",

@@ -15,7 +15,7 @@ from .peers import Peer, Samples, Setting
 from .peers.base import first_line
 
 REST = 0.05  # seconds before a run: the waiting threads of the library before go to sleep
-TRIALS = 2  # of each variant
+TRIALS = 2  # of each variant, and of each length
 MOST_EPOCHS = 50  # in a run
 _TRIAL_SECONDS = 0.05
 
@@ -52,7 +52,7 @@ def plan(setting: Setting, train: Dataset, peer: type[Peer], seconds: float, thr
     while True:
         trial = make(peer, setting, first(train, count, setting.dtype), threads)
         trial.epoch()
-        duration, _ = timed(trial)
+        duration = min(timed(trial)[0] for _ in range(TRIALS))  # threads that wake up late spoil a short one
         if duration > _TRIAL_SECONDS or count == len(train):
             break
         count = whole_batches(1.5 * _TRIAL_SECONDS / duration * count, setting.batch_size, len(train))
@@ -84,10 +84,15 @@ def measure(
         else:
             running.append((timing, peer))
         tick()
-    for _ in range(repeats):
-        for timing, peer in running:
-            timing.seconds.append(timed(peer, run.epochs)[0])
-            tick()
+    gc.collect()
+    gc.freeze()  # or Python looks through everything that the libraries loaded while one of them is being timed
+    try:
+        for _ in range(repeats):
+            for timing, peer in running:
+                timing.seconds.append(timed(peer, run.epochs)[0])
+                tick()
+    finally:
+        gc.unfreeze()
     return timings
 
 
@@ -101,7 +106,6 @@ def timed(peer: Peer, epochs: int = 1, part: int | None = None) -> tuple[float, 
 
     Shuffling is inside, and so is the arrival of each epoch's mean loss on the host.
     """
-    gc.collect()
     time.sleep(REST)
     peer.synchronize()
     start = time.perf_counter()

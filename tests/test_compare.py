@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from benchmarks.comparison_figure import spread
 from benchmarks.counts import bytes_per_step, flops_per_sample
 from benchmarks.peers import ALL, Peer, Samples, Setting
 from benchmarks.peers.textbook import Textbook
+from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
 
 REPOSITORY = Path(__file__).parent.parent
@@ -71,6 +74,32 @@ def test_epochs_go_on_learning(peer: type[Peer], blobs: Dataset) -> None:
         losses = [one.epoch() for _ in range(3)]
         one.synchronize()
         assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_replayed_steps_agree_with_the_textbook(
+    momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What surrounds PyTorch's CUDA graph: static rows, the loss's sum, and a start that forgets the warm-up."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    (result,) = check_agreement([GraphOnCpu], replace(SETTING, momentum=momentum), blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+
+
+class GraphOnCpu(TorchGraph):
+    """Replays by computing again, and warms up on no stream."""
+
+    name = "graph on the CPU"
+
+    def _warm_up(self, sizes: list[int]) -> None:
+        for size in sizes:
+            self.total.add_(self._step(np.arange(size)), alpha=size)
+
+    def _capture(self, size: int):  # type: ignore[no-untyped-def]
+        rows = self.y.new_tensor(range(size))
+        return SimpleNamespace(replay=lambda: self.total.add_(self._step(rows), alpha=size)), rows
 
 
 class NoOutputBias(Textbook):
@@ -151,7 +180,7 @@ def test_run_keeps_the_short_last_batch() -> None:
 
 def test_fastest_variant_is_taken(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = start(Textbook, SETTING, blobs)
-    peer.variants = ("1 BLAS threads", "2 BLAS threads")
+    peer.variants = ("1 BLAS thread", "2 BLAS threads")
     chosen: list[str] = []
     monkeypatch.setattr(peer, "choose", chosen.append)
     durations = iter([3.0, 2.0, 1.9, 1.0])

@@ -20,7 +20,7 @@ class BlasThreads:
         self._controller: Any = ThreadpoolController()
         pools = [pool["num_threads"] for pool in self._controller.info() if pool["user_api"] == "blas"]
         counts = thread_counts(asked, max(pools, default=1))
-        self.variants = tuple(f"{n} BLAS threads" for n in counts) if len(counts) > 1 else ()
+        self.variants = tuple(f"{n} BLAS thread{'s' * (n > 1)}" for n in counts) if len(counts) > 1 else ()
         self._threads: int | None = asked
 
     def choose(self, variant: str) -> None:

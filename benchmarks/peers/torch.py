@@ -79,7 +79,9 @@ class TorchEager(Peer):
         if self.device.type == "cuda":
             return kinds
         return tuple(
-            f"{kind}, {n} threads" for kind in kinds for n in thread_counts(threads, self.default_threads)
+            f"{kind}, {n} thread{'s' * (n > 1)}"
+            for kind in kinds
+            for n in thread_counts(threads, self.default_threads)
         )
 
     def _step(self, rows: Any) -> Any:
