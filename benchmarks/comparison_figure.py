@@ -53,7 +53,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 axes.set_xlabel("batch size (samples a step)")
     figure.subplots_adjust(
         left=0.85 / width,
-        right=1 - 1.45 / width,
+        right=1 - 1.5 / width,
         top=1 - 0.4 / height,
         bottom=(below + 0.45) / height,
         wspace=2.0 / (_WIDTH - 2.0),
@@ -101,7 +101,7 @@ def _panel(axes: Any, rows: Sequence[dict[str, Any]], report: dict[str, Any]) ->
     axes.tick_params(axis="x", labelsize=8, labelbottom=True)
     axes.tick_params(axis="y", labelsize=9)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(rate)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="major", color="#dddddd")
     axes.set_axisbelow(True)
@@ -138,7 +138,7 @@ def _labels(axes: Any, titles: dict[str, str]) -> None:
         axes.annotate(
             titles.get(name, name),
             xy=(right, line.get_ydata()[-1]),
-            xytext=(1.02, y),
+            xytext=(1.06, y),
             textcoords=place,
             fontsize=8.5,
             color=line.get_color(),
@@ -147,9 +147,10 @@ def _labels(axes: Any, titles: dict[str, str]) -> None:
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
+                "relpos": (0, 0.5),
                 "color": line.get_color(),
                 "linewidth": 0.6,
-                "shrinkA": 0,
+                "shrinkA": 1,
                 "shrinkB": 4,
             },
         )
@@ -172,6 +173,14 @@ def _bottom(group: tuple[float, int], gap: float) -> float:
 
 def _top(group: tuple[float, int], gap: float) -> float:
     return group[0] + gap * (group[1] - 1) / 2
+
+
+def short(rate: float) -> str:
+    """200, 5 k, 1 M."""
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if rate >= unit:
+            return f"{rate / unit:.4g}{name}"
+    return f"{rate:.4g}"
 
 
 def _training(momentum: float) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,10 +27,13 @@ from gpumlp import Dataset
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
-COMPILING = "torch-compiled"  # takes seconds to compile; run it by hand
+# Where JAX is loaded, it warns of every fork, and other tests fork: so it gets a process of its own.
+JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
+# torch-compiled takes seconds to compile; run it by hand.
+PEERS = [peer for peer in ALL if peer.name != "torch-compiled" and (peer.name == "jax") == JAX_ALONE]
 
 
-@pytest.fixture(params=[peer for peer in ALL if peer.name != COMPILING], ids=lambda peer: peer.name)
+@pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
 def peer(request: pytest.FixtureRequest) -> type[Peer]:
     """Each peer that can run on the CPU here; the others skip visibly, with the reason."""
     reason = request.param.why_not("cpu", "float32")
@@ -100,6 +106,26 @@ class GraphOnCpu(TorchGraph):
     def _capture(self, size: int):  # type: ignore[no-untyped-def]
         rows = self.y.new_tensor(range(size))
         return SimpleNamespace(replay=lambda: self.total.add_(self._step(rows), alpha=size)), rows
+
+
+def test_jax_in_a_process_of_its_own() -> None:
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "test_peer or test_epoch",
+        __file__,
+    ]
+    environment = {**os.environ, "GPUMLP_TEST_JAX": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
 
 
 class NoOutputBias(Textbook):
@@ -237,11 +263,11 @@ def test_ratio_goal_and_shares_of_the_limits() -> None:
 # -- Who is left out -------------------------------------------------------------------------------------
 
 
-def test_every_peer_says_why_it_cannot_run_without_a_gpu() -> None:
-    for peer in ALL:
-        reason = peer.why_not("cuda:77", "float32")
-        assert reason is not None
-        assert "\n" not in reason
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_peer_says_why_it_cannot_run_without_a_gpu(peer: type[Peer]) -> None:
+    reason = peer.why_not("cuda:77", "float32")
+    assert reason is not None
+    assert "\n" not in reason
 
 
 @pytest.mark.parametrize(("name", "module"), [("torch", "torch"), ("jax", "jax"), ("scikit-learn", "sklearn")])
