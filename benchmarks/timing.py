@@ -16,6 +16,7 @@ from .peers.base import first_line
 
 REST = 0.05  # seconds before a run: the waiting threads of the library before go to sleep
 TRIALS = 2  # of each variant, and of each length
+HOPELESS = 1.5  # times as slow as the fastest variant in its first trial: no second one
 MOST_EPOCHS = 50  # in a run
 _TRIAL_SECONDS = 0.05
 
@@ -119,10 +120,11 @@ def fastest_variant(peer: Peer, samples: int) -> str | None:
     """Set the variant that was fastest in short trials, in turns; None if there is but one way."""
     if not peer.variants:
         return None
-    part = max(2 * peer.setting.batch_size, samples // 4)
+    part = max(peer.setting.batch_size, samples // 4)
     best = dict.fromkeys(peer.variants, float("inf"))
     for _ in range(TRIALS):
-        for variant in peer.variants:
+        limit = HOPELESS * min(best.values())
+        for variant in [variant for variant in peer.variants if best[variant] <= limit]:
             peer.choose(variant)
             best[variant] = min(best[variant], timed(peer, part=part)[0])
     fastest = min(best, key=best.__getitem__)
