@@ -168,11 +168,6 @@ def set_threads(count: int | None) -> None:
         threadpoolctl.threadpool_limits(count, user_api="blas")
 
 
-def join(sizes: Sequence[int]) -> str:
-    """784-128-10."""
-    return "-".join(map(str, sizes))
-
-
 def _oddities(measured: Measured) -> list[str]:
     """Peers whose first epoch ended in a loss that is not the others': the sign of another training."""
     notes = []
