@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +14,8 @@ import gpumlp
 from gpumlp import MLP, SGD, Dataset, Trainer, load_dataset
 from gpumlp.backends import Device, check_device_name, choose_device
 from gpumlp.training.config import ConfigError
+
+from .counts import flops_per_sample
 
 LEAST_REPEATS = 5
 LEARNING_RATE = 0.01  # low, so that no batch size diverges; speed does not depend on it
@@ -100,15 +101,6 @@ def first(train: Dataset, samples: int) -> Dataset:
     if samples >= len(train):
         return train
     return Dataset(train.images[:samples], train.labels[:samples], classes=train.classes, name=train.name)
-
-
-def flops_per_sample(sizes: Sequence[int]) -> int:
-    """Additions and multiplications of the matrix products of one training step, per sample.
-
-    Three products a layer (forward, weight gradient, delta), of 2 in out each; the first layer has no delta.
-    """
-    products = [n_in * n_out for n_in, n_out in pairwise(sizes)]
-    return 6 * sum(products) - 2 * products[0]
 
 
 def samples_to_time(sizes: Sequence[int], batch_size: int, available: int, flop_budget: float) -> int:

@@ -31,6 +31,7 @@ from gpumlp.backends import Backend
 from gpumlp.training.config import ConfigError
 
 from . import analysis, figures, reporting
+from .counts import flops_per_sample
 from .measuring import (
     CLASSES,
     FEATURES,
@@ -38,7 +39,6 @@ from .measuring import (
     LEAST_REPEATS,
     chosen_devices,
     first,
-    flops_per_sample,
     load_data,
     missing_gpu,
     samples_to_time,

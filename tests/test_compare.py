@@ -1,0 +1,212 @@
+"""The comparison checks that its peers agree before it times them, and says what it left out and why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import comparing, timing
+from benchmarks.comparison_figure import spread
+from benchmarks.counts import bytes_per_step, flops_per_sample
+from benchmarks.peers import ALL
+from benchmarks.peers.textbook import Textbook
+from gpumlp import Dataset
+from tests.test_compare_peers import SETTING, NoOutputBias, start
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_disagreement_ends_in_exit_code_1_and_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import compare
+
+    monkeypatch.setattr(compare, "ALL", (Textbook, NoOutputBias))
+    words = ["--quick", "--devices", "cpu", "--batch-sizes", "256", "--momenta", "0", "--out", str(tmp_path)]
+    assert compare.main(words) == 1
+    assert "left out: no output bias: disagrees in 784-128-10, momentum 0" in capsys.readouterr().out
+    report = json.loads((tmp_path / "compare-cpu.json").read_text())
+    assert {row["peer"] for row in report["results"]} == {"numpy"}
+    assert [entry["agrees"] for entry in report["agreement"]] == [True, False]
+
+
+class Failing(Textbook):
+    name = "failing"
+
+    def epoch(self, part: int | None = None) -> float:
+        raise RuntimeError("no such kernel\nwith a long story")
+
+
+def test_failing_peer_does_not_take_the_others_with_it(blobs: Dataset) -> None:
+    run = timing.Run(48, 1)
+    failed, fine = timing.measure(SETTING, blobs, run, [Failing, Textbook], repeats=5, threads=1)
+    assert failed.error == "failed: RuntimeError: no such kernel"
+    assert failed.seconds == []
+    assert fine.error is None
+    assert len(fine.seconds) == 5
+
+
+# -- What is timed ---------------------------------------------------------------------------------------
+
+
+def test_run_keeps_the_short_last_batch() -> None:
+    assert timing.whole_batches(1000, 256, 60_000) == 4 * 256 + 60_000 % 256
+    assert timing.whole_batches(0, 8192, 60_000) == 8192 + 60_000 % 8192  # two steps at the least
+    assert timing.whole_batches(0, 32, 60_000) == 64
+    assert timing.whole_batches(1e9, 256, 60_000) == 60_000
+
+
+def test_fastest_variant_is_taken(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = start(Textbook, SETTING, blobs)
+    peer.variants = ("1 BLAS thread", "2 BLAS threads", "9 BLAS threads")
+    chosen: list[str] = []
+    monkeypatch.setattr(peer, "choose", chosen.append)
+    durations = iter([3.0, 2.0, 3.1, 1.9, 1.0])
+    monkeypatch.setattr(timing, "timed", lambda *_, **__: (next(durations), 0.0))
+    assert timing.fastest_variant(peer, 300) == "2 BLAS threads" == chosen[-1]
+    assert chosen[:-1] == [*peer.variants, *peer.variants[:2]]  # in turns; the third is hopeless
+
+
+# -- Counts and goals ------------------------------------------------------------------------------------
+
+
+def test_flops_by_hand() -> None:
+    # forward and weight gradient of both layers, delta of the second: 2 (2 (4 3 + 3 2) + 3 2)
+    assert flops_per_sample((4, 3, 2)) == 84
+
+
+def test_bytes_by_hand() -> None:
+    # 4-3-2 and 5 samples: 18 weights and 5 biases are 23 parameters.
+    data = 5 * 4 + 5 * 8  # pixels and labels
+    inputs = 3 * 5 * 4  # written as floats, read for s and for dW
+    weights = 18 + 6  # forward all, backward but the first
+    hidden = (4 + 2) * 5 * 3  # output: written, read for s, dW, h'; delta: written, read for dW
+    logits = (2 + 3) * 5 * 2  # written, read by the loss; delta: written, read for dW and for the delta below
+    gradient = 23
+    update = 3 * 23  # gradient and parameter read, parameter written
+    floats = inputs + weights + hidden + logits + gradient + update
+    assert bytes_per_step((4, 3, 2), 5, momentum=False) == data + 4 * floats == 1324
+    velocity = 2 * 23  # read and written
+    assert bytes_per_step((4, 3, 2), 5, momentum=True, itemsize=8) == data + 8 * (floats + velocity) == 2956
+
+
+def test_goals() -> None:
+    assert comparing.goal("784-128-10", 128, "torch") == 2.3
+    assert comparing.goal("784-512-512-10", 1024, "jax") == 1.1
+    assert comparing.goal("784-512-512-10", 1024, "scikit-learn") is None
+    assert comparing.goal("784-128-10", 512, "torch") is None
+    assert comparing.goal("784-128-10", 128, "torch", "cuda:0") is None
+
+
+def test_ratio_goal_and_shares_of_the_limits() -> None:
+    measured = comparing.Measured(limits={"flops": 1e6, "bytes": 1e5})
+    timings = [
+        timing.Timing(peer, seconds=[s] * 5, first_loss=1.0) for peer, s in zip(ALL[:2], (0.5, 1), strict=True)
+    ]
+    setting = replace(SETTING, sizes=(784, 128, 10), batch_size=32)
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    ours, theirs = measured.results
+    assert (ours["median"], theirs["median"]) == (320, 160)
+    assert (theirs["gpumlp_is"], theirs["goal"]) == (2, 2.6)
+    assert ours["share_of_arithmetic"] == 0.32
+    assert theirs["share_of_bandwidth"] == pytest.approx(6 * 400 / 1e5)  # 2 epochs of 3 steps in a second
+
+
+# -- The command -----------------------------------------------------------------------------------------
+
+
+def run_compare(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.compare", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Path]:
+    """The report, the output and the folder of one quick run with what is installed and starts quickly."""
+    folder = tmp_path_factory.mktemp("results")
+    peers = ("gpumlp", "torch", "torch-graph", "scikit-learn", "numpy")
+    words = ("--quick", "--devices", "cpu", "--threads", "1", "--momenta", "0.9", "--peers", *peers)
+    done = run_compare(*words, "--out", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "compare-cpu.json").read_text()), done.stdout, folder
+
+
+def test_json_holds_every_run(quick: tuple[dict, str, Path]) -> None:
+    report = quick[0]
+    assert {"gpumlp", "numpy"} <= {row["peer"] for row in report["results"]}
+    assert {(row["network"], row["momentum"]) for row in report["results"]} == {("784-128-10", 0.9)}
+    for row in report["results"]:
+        rates = row["samples_per_second"]
+        assert len(rates) == report["method"]["repeats"] == 5
+        assert (row["min"], row["median"], row["max"]) == (min(rates), sorted(rates)[2], max(rates))
+        same = [other for other in report["results"] if other["batch_size"] == row["batch_size"]]
+        assert len({(other["samples"], other["epochs_per_run"]) for other in same}) == 1
+        assert row["gpumlp_is"] == pytest.approx(same[0]["median"] / row["median"])
+        assert 0 < row["share_of_arithmetic"] == row["median"] * 409_088 / report["limits"]["flops"]
+
+
+def test_json_holds_the_circumstances(quick: tuple[dict, str, Path]) -> None:
+    report = quick[0]
+    assert report["command"].startswith("python -m benchmarks.compare --quick --devices cpu")
+    assert {"gpumlp", "numpy", "torch", "jax", "scikit-learn"} <= set(report["versions"])
+    assert report["threads"]["asked_for"] == 1
+    assert report["limits"]["by"] in report["limits"]["each"]
+    assert report["quick"] is True
+
+
+def test_says_who_was_left_out_and_who_agrees(quick: tuple[dict, str, Path]) -> None:
+    report, output, _ = quick
+    reasons = {entry["peer"]: entry["reason"] for entry in report["left_out"]}
+    assert reasons["torch-graph"].startswith("CUDA graphs need a GPU")
+    assert reasons["jax"] == "not asked for with --peers"
+    assert "left out: torch-graph: CUDA graphs need a GPU" in output
+    assert "gpumlp agrees: its losses over 20 steps" in output
+    assert all(entry["agrees"] for entry in report["agreement"])
+
+
+def test_figure_is_written(quick: tuple[dict, str, Path]) -> None:
+    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
+    assert (quick[2] / "compare-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_lines_keep_their_distance() -> None:
+    assert spread([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
+    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert spread([0.2, 0.21, 0.26], 0.05) == pytest.approx([0.2233 - 0.05, 0.2233, 0.2733], abs=1e-4)
+
+
+def test_check_measures_and_writes_nothing(tmp_path: Path) -> None:
+    done = run_compare(
+        "--check", "--quick", "--peers", "gpumlp", "numpy", "--out", str(tmp_path), "--devices", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gpumlp agrees" in done.stdout
+    assert "samples/s" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_options_are_all_named(tmp_path: Path) -> None:
+    done = run_compare(
+        "--repeats", "2", "--peers", "keras", "--networks", "784", "--momenta", "1", "--dtype", "float16"
+    )
+    assert done.returncode == 2
+    for message in (
+        "repeats: expected 5 or more, got 2",
+        "peers: expected gpumlp, torch,",
+        "networks: expected units of each layer such as 784-128-10, got '784'",
+        "momenta: expected 0 or more and below 1, got 1.0",
+        "dtype: expected float32 or float64, got 'float16'",
+    ):
+        assert message in done.stderr
+
+
+def test_network_and_batch_that_the_data_is_not_made_for() -> None:
+    done = run_compare("--quick", "--devices", "cpu", "--networks", "20-10", "--batch-sizes", "4096")
+    assert done.returncode == 2
+    assert "784 inputs and 10 classes, got 20-10" in done.stderr
+    assert "batch_sizes: expected no more than the 2,048 samples, got 4,096" in done.stderr

@@ -1,0 +1,171 @@
+"""Every peer of the comparison trains the same as a textbook network, and a wrong one is caught."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
+from benchmarks.peers import ALL, Peer, Samples, Setting
+from benchmarks.peers.textbook import Textbook
+from benchmarks.peers.torch_graph import TorchGraph
+from gpumlp import Dataset
+
+REPOSITORY = Path(__file__).parent.parent
+SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
+# Where JAX is loaded, it warns of every fork, and other tests fork: so it gets a process of its own.
+JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
+# torch-compiled takes seconds to compile; run it by hand.
+PEERS = [peer for peer in ALL if peer.name != "torch-compiled" and (peer.name == "jax") == JAX_ALONE]
+
+
+@pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
+def peer(request: pytest.FixtureRequest) -> type[Peer]:
+    """Each peer that can run on the CPU here; the others skip visibly, with the reason."""
+    reason = request.param.why_not("cpu", "float32")
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+def start(peer: type[Peer], setting: Setting, blobs: Dataset) -> Peer:
+    samples = Samples(blobs.images, blobs.labels, setting.dtype)
+    return peer(setting, samples, initial_weights(setting), threads=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_peer_agrees_with_the_textbook(peer: type[Peer], momentum: float, dtype: str, blobs: Dataset) -> None:
+    setting = replace(SETTING, momentum=momentum, dtype=dtype)
+    (result,) = check_agreement([peer], setting, blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+    assert len(result.losses) == STEPS == 20
+
+
+def test_epoch_takes_every_sample_once(peer: type[Peer], blobs: Dataset) -> None:
+    # Without learning, an epoch's mean loss is that of the data set, whatever the order; 300 is 9 x 32 + 12.
+    setting = replace(SETTING, batch_size=32, learning_rate=1e-12)
+    whole = start(Textbook, replace(setting, batch_size=300, dtype="float64"), blobs)
+    assert start(peer, setting, blobs).epoch() == pytest.approx(whole.losses()[0], rel=1e-6)
+
+
+def test_epoch_is_shuffled(peer: type[Peer], blobs: Dataset) -> None:
+    in_order = start(peer, SETTING, blobs).losses()
+    shares = [rows.stop - rows.start for rows in Samples(blobs.images, blobs.labels, "float32").batches(16)]
+    assert start(peer, SETTING, blobs).epoch() != pytest.approx(np.average(in_order, weights=shares), rel=1e-6)
+
+
+def test_epochs_go_on_learning(peer: type[Peer], blobs: Dataset) -> None:
+    one = start(peer, SETTING, blobs)
+    for variant in one.variants:
+        one.choose(variant)
+        losses = [one.epoch() for _ in range(3)]
+        one.synchronize()
+        assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_replayed_steps_agree_with_the_textbook(
+    momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What surrounds PyTorch's CUDA graph: static rows, the loss's sum, and a start that forgets the warm-up."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    (result,) = check_agreement([GraphOnCpu], replace(SETTING, momentum=momentum), blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+
+
+class GraphOnCpu(TorchGraph):
+    """Replays by computing again, and warms up on no stream."""
+
+    name = "graph on the CPU"
+
+    def _warm_up(self, sizes: list[int]) -> None:
+        for size in sizes:
+            self.total.add_(self._step(np.arange(size)), alpha=size)
+
+    def _capture(self, size: int):  # type: ignore[no-untyped-def]
+        rows = self.y.new_tensor(range(size))
+        return SimpleNamespace(replay=lambda: self.total.add_(self._step(rows), alpha=size)), rows
+
+
+def test_jax_in_a_process_of_its_own() -> None:
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "test_peer or test_epoch",
+        __file__,
+    ]
+    environment = {**os.environ, "GPUMLP_TEST_JAX": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
+
+
+class NoOutputBias(Textbook):
+    """The gradient's smallest part is missing."""
+
+    name = "no output bias"
+
+    def _update(self, parameters, velocities, index, gradient) -> None:  # type: ignore[no-untyped-def]
+        lost = parameters is self.biases and index == len(self.weights) - 1
+        super()._update(parameters, velocities, index, gradient * (not lost))
+
+
+class SumOfLosses(Textbook):
+    """The gradient of the sum over the batch in place of the mean."""
+
+    name = "sum"
+
+    def _update(self, parameters, velocities, index, gradient) -> None:  # type: ignore[no-untyped-def]
+        super()._update(parameters, velocities, index, gradient * self.setting.batch_size)
+
+
+class Diverging(Textbook):
+    name = "diverging"
+
+    def losses(self) -> list[float]:
+        return [*super().losses()[:-1], float("nan")]
+
+
+@pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging])
+def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blobs: Dataset) -> None:
+    first, second, third = check_agreement([Textbook, broken, Textbook], SETTING, blobs, threads=1)
+    assert isinstance(second, Agreement)
+    assert not second.agrees
+    assert "DISAGREES" in str(second)
+    assert first.agrees
+    assert third.agrees
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_peer_says_why_it_cannot_run_without_a_gpu(peer: type[Peer]) -> None:
+    reason = peer.why_not("cuda:77", "float32")
+    assert reason is not None
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(("name", "module"), [("torch", "torch"), ("jax", "jax"), ("scikit-learn", "sklearn")])
+def test_missing_library_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    (peer,) = (peer for peer in ALL if peer.name == name)
+    assert peer.why_not("cpu", "float32") == "not installed; pip install '.[compare]' brings it"
