@@ -51,6 +51,13 @@ def test_gather_scales_pixels(backend: Backend) -> None:
     np.testing.assert_allclose(backend.to_numpy(device_out), images[rows] / 255, rtol=1e-6)
 
 
+def test_gather_scales_every_row_of_a_large_batch(backend: Backend) -> None:
+    images, rows = RNG.integers(0, 256, (50, 3), dtype=np.uint8), RNG.integers(0, 50, 600)
+    staging, out = (backend.asarray(np.zeros((600, 3), dtype)) for dtype in (np.uint8, np.float32))
+    backend.gather(backend.asarray(images), backend.asarray(rows), staging, out)
+    np.testing.assert_allclose(backend.to_numpy(out), images[rows] / 255, rtol=1e-6)
+
+
 def test_gather_takes_floats_as_they_are(backend: Backend) -> None:
     images, out = normal(50, 12), np.empty((7, 12), np.float32)
     rows = RNG.integers(0, 50, 7)
