@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import markdown, scaling
 from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time
 from benchmarks.throughput import copy_to, count_copies, crossovers
 from gpumlp.backends import Device, Memory
@@ -225,3 +225,26 @@ def test_memory_names_its_parts_and_the_peak() -> None:
     assert parts["parameters and optimizer"] == 4 * 4 * (101_632 + 128 + 64)  # padded to 64 elements
     assert parts["workspace"] == 64 * (784 * 4 + 784 + 2 * 128 * 4 + 10 * 4)
     assert parts["interpreter and libraries"] < parts["needed"] < parts["peak"] < 3 * parts["needed"]
+
+
+def test_markdown_prints_the_table_of_a_result(
+    quick: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = quick[0] / "throughput-cpu.json"
+    assert markdown.main([str(path)]) == 0
+    table = capsys.readouterr().out
+    for row in json.loads(path.read_text())["results"]:
+        assert f"| {row['median']:,.0f} " in table
+    assert "| batch | 784-128-10, cpu |" in table
+
+
+def test_markdown_compares_without_and_with_momentum() -> None:
+    def row(peer: str, momentum: float, rate: float, ratio: float) -> dict[str, object]:
+        return {
+            "network": "784-10", "batch_size": 1024, "momentum": momentum, "peer": peer, "median": rate,
+            "share_of_arithmetic": 0.25, "gpumlp_is": ratio,
+        }  # fmt: skip
+
+    results = [row("gpumlp", 0.0, 3000, 1), row("jax", 0.0, 2000, 1.5), row("gpumlp", 0.9, 2500, 1)]
+    lines = list(markdown.comparison({"results": results, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}))
+    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines

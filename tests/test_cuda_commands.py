@@ -41,11 +41,15 @@ def words(blobs: Dataset, tmp_path: Path) -> tuple[str, ...]:
     return ("--device", "cuda", "--dataset", str(path), "--batch-size", "8", "--optimizer", "adam")
 
 
-def test_the_same_run_by_graphs_and_step_by_step(cupy: HostCupy, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_same_run_by_graphs_and_step_by_step(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, choice in (("graphs", "auto"), ("steps", "off")):
         cupy.launches.clear()
         assert run("train", *words, "--epochs", 4, "--cuda-graphs", choice, "--out", tmp_path / name) == 0
         assert ("graph" in cupy.launches) == (choice == "auto")
+        words_for_it = {"auto": "steps: by CUDA graphs: ", "off": "steps: one by one: cuda_graphs is off"}
+        assert words_for_it[choice] in capsys.readouterr().out
     assert_same_run(tmp_path / "graphs", tmp_path / "steps")
 
 

@@ -101,6 +101,10 @@ class Backend:
         for batch in batches:
             step(batch)
 
+    def how_steps_ran(self, step: StepRule) -> str | None:
+        """How `run_steps` has run this step, and why, in words; None where there is only one way."""
+        return None
+
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         """Write ``source[rows]`` into `out` as the network's input.
 

@@ -91,6 +91,13 @@ class GraphRunner:
         """How the steps of this training are run."""
         return self._plans.setdefault(step, Plan())
 
+    def describe(self, step: Any) -> str:
+        """How the steps of this training are run, and why, in words."""
+        plan = self.plan(step)
+        if plan.state == "graph":
+            return f"by CUDA graphs: {plan.reason}"
+        return f"one by one: {plan.reason or 'too few to try a CUDA graph'}"
+
     def run(self, step: Any, batches: Iterable[slice]) -> None:
         """Run a step for each batch, in order."""
         batches = list(batches)
@@ -186,7 +193,8 @@ class GraphRunner:
             if not self._same([*eager, *graph]):
                 plan.state, plan.reason = "eager", "the results differ"
             elif graph_seconds < eager_seconds:
-                plan.state, plan.reason = "graph", f"{graph_seconds:.3g} s rather than {eager_seconds:.3g} s"
+                plan.state = "graph"
+                plan.reason = f"{length} steps took {graph_seconds:.3g} s rather than {eager_seconds:.3g} s"
             else:
                 plan.state, plan.reason = "eager", "graphs are not faster here"
         if plan.state == "eager":

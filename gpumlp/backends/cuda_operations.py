@@ -51,6 +51,9 @@ class CudaOperations(Backend):
             return super().run_steps(step, batches)
         return self.graphs.run(step, batches)
 
+    def how_steps_ran(self, step: StepRule) -> str | None:
+        return "one by one: cuda_graphs is off" if self.graphs is None else self.graphs.describe(step)
+
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:
         """Operations are part of a capture, which none may evade, for as long as the context lasts."""

@@ -157,11 +157,14 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         "samples_per_second": history.samples_per_second,
         "device": backend.name,
         "device_name": backend.device_name,
+        "steps": trainer.how_steps_ran,
         "dtype": folder.config.dtype,
         "seed": folder.config.seed,
         "version": gpumlp.__version__,
     }
     folder.write_metrics(metrics)
+    if trainer.how_steps_ran is not None:
+        display.say(f"steps: {trainer.how_steps_ran}")
     display.say(describe(test, result))
     display.say(
         f"throughput: {history.samples_per_second:,.0f} samples/s on {backend.name} ({backend.device_name})"

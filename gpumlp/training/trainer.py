@@ -105,6 +105,11 @@ class Trainer:
         """The arrays that a step works in."""
         return self._step.workspace
 
+    @property
+    def how_steps_ran(self) -> str | None:
+        """How the device has run the steps, and why, in words; None where there is only one way."""
+        return self.model.backend.how_steps_ran(self._step)
+
     def stop(self) -> None:
         """Ask for an end after the current epoch; for callbacks."""
         self._stop = True

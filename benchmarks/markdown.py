@@ -1,0 +1,82 @@
+"""The README's tables from the results: ``python -m benchmarks.markdown benchmarks/results/*.json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def main(files: Sequence[str] | None = None) -> int:
+    """Print the tables of each file, and return the exit code."""
+    paths = sys.argv[1:] if files is None else files
+    if not paths:
+        print("expected files of results, such as benchmarks/results/compare-cpu.json", file=sys.stderr)
+        return 2
+    for path in paths:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        tables = next((make for name, make in _TABLES.items() if name in report["benchmark"]), None)
+        if tables is not None:
+            print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
+            print("\n".join(tables(report)))
+    return 0
+
+
+def comparison(report: Report) -> Iterator[str]:
+    """A table for each network: gpumlp's rate, and how many times another's it is, without / with momentum."""
+    rows = {(r["network"], r["batch_size"], r["momentum"], r["peer"]): r for r in report["results"]}
+    momenta = _distinct(r["momentum"] for r in report["results"])
+    peers = [peer for peer in _distinct(r["peer"] for r in report["results"]) if peer != "gpumlp"]
+    for network in _distinct(r["network"] for r in report["results"]):
+        sizes = _distinct(r["batch_size"] for r in report["results"] if r["network"] == network)
+
+        def over_momenta(size: int, peer: str, text: Callable[[Report], str], network: str = network) -> str:
+            found = [rows.get((network, size, momentum, peer)) for momentum in momenta]
+            return " / ".join("-" if row is None else text(row) for row in found)
+
+        yield f"**{network}**, momentum {' / '.join(f'{momentum:g}' for momentum in momenta)}\n"
+        names = ["batch", "gpumlp, samples/s", "of the limit", *(report["peers"][peer] for peer in peers)]
+        yield from _head(names)
+        for size in sizes:
+            yield _line(
+                f"{size:,}",
+                over_momenta(size, "gpumlp", lambda row: f"{row['median']:,.0f}"),
+                over_momenta(size, "gpumlp", lambda row: f"{row['share_of_arithmetic']:.0%}"),
+                *(over_momenta(size, peer, lambda row: f"{row['gpumlp_is']:.2f}x") for peer in peers),
+            )
+        yield ""
+
+
+def throughput(report: Report) -> Iterator[str]:
+    """A row for each batch size: samples per second of each network on each device."""
+    networks = list(report["workload"]["networks"])
+    devices = [device["name"] for device in report["devices"]]
+    columns = [(network, device) for network in networks for device in devices]
+    rows = {(r["network"], r["device"], r["batch_size"]): r for r in report["results"]}
+    yield from _head(["batch", *(f"{network}, {device}" for network, device in columns)])
+    for size in _distinct(r["batch_size"] for r in report["results"]):
+        found = [rows.get((*column, size)) for column in columns]
+        yield _line(f"{size:,}", *("-" if row is None else f"{row['median']:,.0f}" for row in found))
+
+
+def _head(names: Sequence[str]) -> Iterator[str]:
+    yield _line(*names)
+    yield "|" + "---|" * len(names)
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+_TABLES = {"comparison": comparison, "training throughput": throughput}
+
+if __name__ == "__main__":
+    sys.exit(main())
