@@ -120,6 +120,32 @@ def test_threads_follow_the_work_and_are_given_back() -> None:
         assert OPENBLAS.controller.get_num_threads() == 2
 
 
+@needs_openblas
+def test_overlapping_trainings_give_back_the_threads_that_the_first_has_found() -> None:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        first, second = OPENBLAS.threads(1), OPENBLAS.threads(4)
+        first.__enter__()
+        second.__enter__()
+        assert OPENBLAS.controller.get_num_threads() == 2  # as many as there were, and not as many as asked for
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert OPENBLAS.controller.get_num_threads() == 2
+
+
+@needs_openblas
+def test_a_step_that_fails_gives_the_threads_back() -> None:
+    class Failing:
+        multiply_adds = 1
+
+        def __call__(self, batch: slice) -> None:
+            raise KeyboardInterrupt
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        with pytest.raises(KeyboardInterrupt):
+            NumpyBackend().run_steps(Failing(), [slice(0, 1)])
+        assert OPENBLAS.controller.get_num_threads() == 2
+
+
 def test_flush_vanishing_keeps_every_number_that_matters() -> None:
     array = np.array([1.0, -2e-30, 1e-31, -1e-45, 0.0, np.inf], dtype=np.float32)
     flush_vanishing(array)

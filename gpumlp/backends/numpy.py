@@ -124,14 +124,14 @@ class NumpyBackend(Backend):
                 flush_vanishing(buffer)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # batch sizes: a full one, a short last one, and those of evaluation
 def _ones(count: int, dtype: np.dtype[Any]) -> HostArray:
     ones = np.ones(count, dtype=dtype)
     ones.flags.writeable = False  # it is shared
     return ones
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _arange(count: int) -> HostArray:
     numbers = np.arange(count)
     numbers.flags.writeable = False

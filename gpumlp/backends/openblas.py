@@ -9,6 +9,7 @@ for each other, which was measured to cost a factor of 80.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +34,7 @@ class OpenBlas:
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
+        self._lock, self._users, self._found = threading.Lock(), 0, 1
         library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
         self._gemm, self._axpy = {}, {}
         flag, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -47,13 +49,23 @@ class OpenBlas:
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """Use at most `count` threads within the context, and as many as before after it."""
-        before = self.controller.get_num_threads()
-        self.controller.set_num_threads(min(count, before))
+        """Use at most `count` threads within the context, and as many as before after it.
+
+        The library has one such number for the whole process: where trainings overlap in several Python threads,
+        the latest to enter decides, and the last to leave gives back what the first has found.
+        """
+        with self._lock:
+            if self._users == 0:
+                self._found = self.controller.get_num_threads()
+            self._users += 1
+            self.controller.set_num_threads(min(count, self._found))
         try:
             yield
         finally:
-            self.controller.set_num_threads(before)
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self.controller.set_num_threads(self._found)
 
     def accumulate_product(self, x: Array, delta: Array, out: Array, scale: float, keep: float) -> None:
         """``out <- keep out + scale x^T delta``.
