@@ -1,0 +1,95 @@
+"""Draw figures: ``python -m gpumlp.figures [NAME ...] --out DIR``, also installed as ``gpumlp-figures``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from .. import command
+from ..backends import check_device_name, get_backend
+from ..data import load_dataset
+from ..extras import require
+from ..training.config import ConfigError
+from . import FIGURES
+from .files import save
+
+PROGRAM = "gpumlp-figures"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw figures of what networks learn, each from computations made now."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which; all of them by default."""
+    out: str = "figures"
+    """Folder for NAME.png, NAME.svg and NAME.json (the numbers); files of these names are replaced."""
+    seed: int = 0
+    """Of everything random."""
+    device: str = "cpu"
+    """auto, cpu, cuda, cuda:1, ...; for networks as small as these, the CPU is mostly the faster one."""
+    data_dir: str | None = None
+    """Folder with MNIST's four files; without MNIST, the built-in digits are drawn from."""
+
+    def check(self) -> None:
+        """Raises ConfigError, with all mistakes at once."""
+        problems = []
+        unknown = [name for name in self.names if name not in FIGURES]
+        if unknown:
+            problems.append(f"there is no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            problems.append(f"seed: expected a whole number of 0 or more, got {self.seed}")
+        try:
+            check_device_name(self.device)
+        except ValueError as error:
+            problems.append(str(error))
+        if not self.out:
+            problems.append("out: expected the path of a folder, got nothing")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, draw, write, and return the exit code."""
+
+    def work() -> int:
+        description = (
+            f"Draw figures of what networks learn, each from computations made now: {', '.join(FIGURES)}."
+        )
+        options = command.parse(Options, PROGRAM, arguments, description=description)
+        options.check()
+        require("figures", "matplotlib", "report")
+        names = list(dict.fromkeys(options.names or FIGURES))
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        given: dict[str, Any] = {"seed": options.seed, "device": get_backend(options.device)}
+        if any("data" in _arguments(name) for name in names):
+            train, test, notice = load_dataset("auto", options.data_dir)
+            given["data"] = train, test
+            if notice is not None:
+                print(notice, file=sys.stderr)
+        width = max(map(len, names))
+        for name in names:
+            start = time.perf_counter()
+            result = FIGURES[name](**{key: value for key, value in given.items() if key in _arguments(name)})
+            save(folder, name, result)
+            seconds = time.perf_counter() - start
+            print(f"{name:<{width}}  {seconds:5.1f} s  {folder / name}.png, .svg, .json", flush=True)
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def _arguments(name: str) -> set[str]:
+    return set(inspect.signature(FIGURES[name]).parameters)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
