@@ -20,6 +20,7 @@ Writes ``compare-DEVICE.json``, and ``.png`` where matplotlib is installed. Not 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ from .peers.base import first_line
 from .timing import Run, measure, plan
 
 PROGRAM = "compare"
+TRIAL_FOLDER = "runs/benchmark-trial"
 LEARNING_RATE = 0.01  # low, so that nothing diverges; speed does not depend on it
 QUICK_SECONDS, QUICK_ORDER = 0.01, 512
 
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train, notice = load_data(options)
         networks = [layer_sizes(network) for network in or_quick(options, "networks", NETWORKS[:1])]
         check_fits(options, networks, train)
+        folder = output_folder(options)
         agreed = True
         for device in devices:
             measured = compare(options, device, networks, train)
@@ -67,13 +70,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             report = comparing.report(measured, options, device, words, train, [notice] if notice else [])
             comparison_table.print_tables(report)
-            default = options.quick and options.out == Options.out
-            folder = Path("runs/benchmark-trial" if default else options.out)
             for path in comparing.write(report, folder / f"{PROGRAM}-{device.name.replace(':', '')}"):
                 print(f"wrote {path}")
         return command.OK if agreed else command.FAILED
 
     return command.run(PROGRAM, work)
+
+
+def output_folder(options: Options) -> Path:
+    """The folder for the results, made before anything is measured.
+
+    A part of the comparison goes elsewhere by default, so that it does not replace the whole.
+    """
+    whole = dataclasses.replace(
+        Options(), data_dir=options.data_dir, devices=options.devices, seconds=options.seconds
+    )
+    trial = options.out == Options.out and options != whole
+    folder = Path(TRIAL_FOLDER if trial else options.out)
+    if not options.check:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]], train: Dataset) -> Measured:

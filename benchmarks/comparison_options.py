@@ -76,8 +76,8 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < limit:
             problems.append(f"{name}: expected {limit} or more, got {value}")
-    if not options.seconds > 0:
-        problems.append(f"seconds: expected more than 0, got {options.seconds}")
+    if not 0 < options.seconds <= 60:
+        problems.append(f"seconds: expected more than 0 and at most 60, got {options.seconds}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -14,7 +14,9 @@ from .agreement import initial_weights
 from .peers import Peer, Samples, Setting
 from .peers.base import first_line
 
-REST = 0.05  # seconds before a run: the waiting threads of the library before go to sleep
+# Seconds before a run: the threads of the library before go on spinning for 80 ms (OpenBLAS's; measured), and
+# would take a core from the next.
+REST = 0.15
 TRIALS = 2  # of each variant, and of each length
 HOPELESS = 1.5  # times as slow as the fastest variant in its first trial: no second one
 MOST_EPOCHS = 50  # in a run
@@ -71,7 +73,10 @@ def measure(
     threads: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time each peer for `repeats` runs, the peers taking turns, after an epoch that is not counted."""
+    """Time each peer for `repeats` runs, after an epoch that is not counted.
+
+    The peers take turns, and each round begins with another of them, so that none is always behind the same one.
+    """
     samples = first(train, run.samples, setting.dtype)
     timings = [Timing(peer) for peer in peers]
     running: list[tuple[Timing, Peer]] = []
@@ -88,8 +93,8 @@ def measure(
     gc.collect()
     gc.freeze()  # or Python looks through everything that the libraries loaded while one of them is being timed
     try:
-        for _ in range(repeats):
-            for timing, peer in running:
+        for repeat in range(repeats):
+            for timing, peer in running[repeat % len(running) :] + running[: repeat % len(running)]:
                 timing.seconds.append(timed(peer, run.epochs)[0])
                 tick()
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparing, timing
+from benchmarks import compare, comparing, timing
 from benchmarks.comparison_figure import spread
 from benchmarks.counts import bytes_per_step, flops_per_sample
 from benchmarks.peers import ALL
@@ -210,3 +210,38 @@ def test_network_and_batch_that_the_data_is_not_made_for() -> None:
     assert done.returncode == 2
     assert "784 inputs and 10 classes, got 20-10" in done.stderr
     assert "batch_sizes: expected no more than the 2,048 samples, got 4,096" in done.stderr
+
+
+def test_each_round_begins_with_another_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(timing, "REST", 0)
+    monkeypatch.setattr(timing, "make", lambda peer, *_: peer())
+    monkeypatch.setattr(timing, "first", lambda *_: None)
+
+    class Named:
+        variants = ()
+
+        def epoch(self, part: int | None = None) -> float:
+            order.append(type(self).__name__)
+            return 0.0
+
+        def synchronize(self) -> None: ...
+
+    peers = [type(name, (Named,), {}) for name in "ABC"]
+    setting = type("Setting", (), {"dtype": "float32"})()
+    measured = timing.measure(setting, None, timing.Run(samples=1, epochs=1), peers, repeats=4)
+    assert "".join(order) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"  # the first round is not counted
+    assert [len(one.seconds) for one in measured] == [4, 4, 4]
+
+
+def test_a_part_of_the_comparison_does_not_replace_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.output_folder(compare.Options()) == Path("benchmarks/results")
+    assert compare.output_folder(compare.Options(batch_sizes=(32,))) == Path("runs/benchmark-trial")
+    assert compare.output_folder(compare.Options(batch_sizes=(32,), out="mine")) == Path("mine")
+    assert Path("mine").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        compare.output_folder(compare.Options(out="file"))

@@ -86,7 +86,7 @@ class TorchEager(Peer):
 
     def _step(self, rows: Any) -> Any:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.x[rows], self.y[rows])
+        loss = self.loss(self.x.index_select(0, rows), self.y[rows])
         loss.backward()
         self.optimizer.step()
         return loss.detach()
