@@ -32,7 +32,7 @@ from rich.progress import Progress
 from gpumlp import Dataset, command
 from gpumlp.backends import Device
 
-from . import comparing, comparison_table
+from . import comparing, comparison_table, reporting
 from .agreement import Agreement, check_agreement
 from .comparing import Measured, set_threads
 from .comparison_options import NETWORKS, QUICK_BATCH_SIZES, Options, check, check_fits, layer_sizes, or_quick
@@ -44,7 +44,6 @@ from .peers.base import first_line
 from .timing import Run, measure, plan
 
 PROGRAM = "compare"
-TRIAL_FOLDER = "runs/benchmark-trial"
 LEARNING_RATE = 0.01  # low, so that nothing diverges; speed does not depend on it
 QUICK_SECONDS, QUICK_ORDER = 0.01, 512
 
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train, notice = load_data(options)
         networks = [layer_sizes(network) for network in or_quick(options, "networks", NETWORKS[:1])]
         check_fits(options, networks, train)
-        folder = output_folder(options)
+        folder = Path() if options.check else output_folder(options)
         agreed = True
         for device in devices:
             measured = compare(options, device, networks, train)
@@ -83,13 +82,14 @@ def output_folder(options: Options) -> Path:
     A part of the comparison goes elsewhere by default, so that it does not replace the whole.
     """
     whole = dataclasses.replace(
-        Options(), data_dir=options.data_dir, devices=options.devices, seconds=options.seconds
+        Options(),
+        data_dir=options.data_dir,
+        devices=options.devices,
+        seconds=options.seconds,
+        repeats=options.repeats,
     )
     trial = options.out == Options.out and options != whole
-    folder = Path(TRIAL_FOLDER if trial else options.out)
-    if not options.check:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return reporting.output_folder(options.out, trial=trial)
 
 
 def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]], train: Dataset) -> Measured:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpumlp import get_backend
+
 from .peers.base import missing
 
 CPU_ORDER, GPU_ORDER = 3072, 8192  # rows and columns of the square factors
@@ -46,7 +48,7 @@ def gpu_limits(device: str, dtype: str) -> dict[str, Any]:
     """
     import cupy
 
-    with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+    with get_backend(device, matmul_precision="highest").activate():  # TF32 is off there, whatever CUPY_TF32 says
         wait = cupy.cuda.get_current_stream().synchronize
         a, b = (cupy.random.random((GPU_ORDER, GPU_ORDER), dtype=dtype) for _ in range(2))
         out = cupy.empty_like(a)

@@ -18,9 +18,15 @@ def main(files: Sequence[str] | None = None) -> int:
         print("expected files of results, such as benchmarks/results/compare-cpu.json", file=sys.stderr)
         return 2
     for path in paths:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        tables = next((make for name, make in _TABLES.items() if name in report["benchmark"]), None)
-        if tables is not None:
+        try:
+            report = json.loads(Path(path).read_text(encoding="utf-8"))
+            tables = next((make for name, make in _TABLES.items() if name in report["benchmark"]), None)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            print(f"{path} is no file of results: {error}", file=sys.stderr)
+            return 2
+        if tables is None:
+            print(f"{path}: there is no table of {report['benchmark']}", file=sys.stderr)
+        else:
             print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
             print("\n".join(tables(report)))
     return 0
@@ -49,6 +55,20 @@ def comparison(report: Report) -> Iterator[str]:
                 *(over_momenta(size, peer, lambda row: f"{row['gpumlp_is']:.2f}x") for peer in peers),
             )
         yield ""
+    yield from _goals(report, momenta)
+
+
+def _goals(report: Report, momenta: Sequence[float]) -> Iterator[str]:
+    """What was aimed at and what was reached, for each pair of a setting and a peer that has a goal."""
+    rows = [row for row in report["results"] if row.get("goal")]
+    if not rows:
+        return
+    yield "**Goals**: at least so many times the other's samples per second, and what was reached\n"
+    yield from _head(["network", "batch", "beside", "goal", f"reached, momentum {' / '.join(map(str, momenta))}"])
+    for key in _distinct((r["network"], r["batch_size"], r["peer"]) for r in rows):
+        found = [row for row in rows if (row["network"], row["batch_size"], row["peer"]) == key]
+        reached = " / ".join(f"{row['gpumlp_is']:.2f}x" for row in sorted(found, key=lambda row: row["momentum"]))
+        yield _line(key[0], f"{key[1]:,}", report["peers"][key[2]], f"{found[0]['goal']:g}x", reached)
 
 
 def throughput(report: Report) -> Iterator[str]:

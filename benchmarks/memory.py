@@ -18,7 +18,7 @@ from pathlib import Path
 from gpumlp import MLP, SGD, Trainer, command
 from gpumlp.training.config import ConfigError
 
-from .measuring import load_data
+from .measuring import CLASSES, FEATURES, load_data
 from .throughput import layers
 
 PROGRAM = "memory"
@@ -49,9 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         sizes = layers(options.network)
-        if len(sizes) < 2 or min(sizes) < 1 or options.batch_size < 1:
+        if (
+            len(sizes) < 2
+            or min(sizes) < 1
+            or (sizes[0], sizes[-1]) != (FEATURES, CLASSES)
+            or options.batch_size < 1
+        ):
             raise ConfigError(
-                "expected a network such as 784-128-10 and a batch_size of 1 or more, got "
+                f"expected a network from {FEATURES} to {CLASSES} units and a batch_size of 1 or more, got "
                 f"{options.network} and {options.batch_size}"
             )
         parts = measure(options, sizes)

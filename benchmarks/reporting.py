@@ -24,6 +24,7 @@ from gpumlp import blas_kernel
 from gpumlp.backends import Device
 from gpumlp.info import usable_processors, version
 
+TRIAL_FOLDER = "runs/benchmark-trial"
 # Environment variables that change speed; recorded where they are set.
 _SPEED_VARIABLES = (
     "GPUMLP_BLAS_KERNEL",
@@ -153,6 +154,13 @@ def print_growth(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for growth in report["growth"]:
         console.print(f"{growth['device']}: {growth['words']}", markup=False, soft_wrap=True)
+
+
+def output_folder(out: str, *, trial: bool) -> Path:
+    """The folder for the results, made before anything is measured; a trial's is another."""
+    folder = Path(TRIAL_FOLDER if trial else out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Path], None]) -> list[Path]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
@@ -96,11 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         check(options)
+        folder = reporting.output_folder(options.out, trial=options.quick and options.out == Options.out)
         devices = chosen_devices(options.devices)
         unit = QUICK_SAMPLES if options.quick else MNIST_SAMPLES
         wanted = (1, 2, 4) if options.quick and options.multiples == Options.multiples else options.multiples
         multiples, left_out = fitting_memory(sorted(set(wanted)), unit, free_memory(), devices)
-        data = generate(unit * max(1, *multiples))
+        data = generate(unit * max([1, *multiples]))
         growth = [
             one
             for series in all_series(options, unit, multiples)
@@ -133,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "growth": growth,
         }
         reporting.print_growth(report)
-        out = "runs/benchmark-trial" if options.quick and options.out == Options.out else options.out
-        stem = Path(out) / "-".join([PROGRAM, *(device.name.replace(":", "") for device in devices)])
+        stem = folder / "-".join([PROGRAM, *(device.name.replace(":", "") for device in devices)])
         for path in reporting.write(report, stem, figures.plot_growth):
             print(f"wrote {path}")
         return command.OK

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -87,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         check(options)
+        folder = reporting.output_folder(options.out, trial=options.quick and options.out == Options.out)
         networks, batch_sizes = options.networks, options.batch_sizes
         if options.quick:
             networks = QUICK_NETWORKS if networks == NETWORKS else networks
@@ -132,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "crossover": {network: crossovers(results, network, bool(copies)) for network in networks},
         }
         reporting.print_throughput(report)
-        out = "runs/benchmark-trial" if options.quick and options.out == Options.out else options.out
-        stem = Path(out) / "-".join([PROGRAM, *(name.replace(":", "") for name in names)])
+        stem = folder / "-".join([PROGRAM, *(name.replace(":", "") for name in names)])
         for path in reporting.write(report, stem, figures.plot_throughput):
             print(f"wrote {path}")
         return command.OK

@@ -16,6 +16,7 @@ import gpumlp
 
 from . import blas_kernel, command
 from .backends import available_devices, choose_device
+from .backends.openblas import numpy_openblas
 from .data import mnist_folders
 
 PROGRAM = "gpumlp-info"
@@ -89,6 +90,10 @@ def _blas() -> Iterator[tuple[str, str]]:
     if libraries:
         own = next((pool for pool in libraries if "numpy" in pool["filepath"]), libraries[0])
         in_effect = own.get("architecture")
+        if numpy_openblas() is not None:
+            yield "cpu training", "gradients are added in place, and threads chosen by the size of a step"
+        else:
+            yield "cpu training", "by NumPy alone: adding gradients in place needs the OpenBLAS of NumPy's wheel"
         yield "blas kernel", blas_kernel.describe(blas_kernel.CHOICE, in_effect, blas_kernel.read_processor())
     else:
         yield (

@@ -133,6 +133,27 @@ def test_overlapping_trainings_give_back_the_threads_that_the_first_has_found() 
 
 
 @needs_openblas
+def test_an_interrupt_while_the_threads_are_set_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, interrupts = OPENBLAS.controller, [KeyboardInterrupt]
+    really_set = controller.set_num_threads
+
+    def set_and_be_interrupted(count: int) -> None:
+        really_set(count)
+        if interrupts:
+            raise interrupts.pop()
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        monkeypatch.setattr(controller, "set_num_threads", set_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt), OPENBLAS.threads(1):
+            pass
+        assert controller.get_num_threads() == 2
+        with OPENBLAS.threads(1):
+            assert controller.get_num_threads() == 1
+        assert controller.get_num_threads() == 2
+        monkeypatch.undo()
+
+
+@needs_openblas
 def test_a_step_that_fails_gives_the_threads_back() -> None:
     class Failing:
         multiply_adds = 1
@@ -148,7 +169,7 @@ def test_a_step_that_fails_gives_the_threads_back() -> None:
 
 def test_flush_vanishing_keeps_every_number_that_matters() -> None:
     array = np.array([1.0, -2e-30, 1e-31, -1e-45, 0.0, np.inf], dtype=np.float32)
-    flush_vanishing(array)
+    flush_vanishing(array, np.empty_like(array))
     np.testing.assert_array_equal(array, np.array([1, -2e-30, 0, 0, 0, np.inf], np.float32))
 
 
@@ -161,3 +182,29 @@ def test_a_rule_of_ones_own_is_never_passed_over(blobs: Dataset) -> None:
     before = model.parameters.data.copy()
     Trainer(model, blobs, optimizer=Still(0.1), batch_size=32).run(1)
     np.testing.assert_array_equal(model.parameters.data, before)
+
+
+def test_weight_gradients_are_there_for_those_who_ask_and_never_wrong(blobs: Dataset) -> None:
+    model = MLP([blobs.features, 8, blobs.classes], device="cpu")
+    trainer = Trainer(model, blobs, batch_size=32)
+    trainer.run(1)
+    for layer in model.layers:
+        assert np.isnan(layer.weight_gradient).all() or not model.backend.accumulates_products
+    trainer.keep_gradients()
+    trainer.run(2)
+    for layer in model.layers:
+        assert np.abs(layer.weight_gradient).max() > 0
+    assert np.isfinite(model.parameters.gradient).all()  # what pads the tensors included
+
+
+def test_a_penalty_of_ones_own_sees_the_gradient(blobs: Dataset) -> None:
+    class Clip(Penalty):
+        def add_gradient(self, backend: Any, weights: Any, gradient: Any, scratch: Any) -> None:
+            np.clip(gradient, -0.01, 0.01, out=gradient)
+
+    trained = []
+    for backend in (PlainBackend(), NumpyBackend()):
+        model = MLP([blobs.features, 8, blobs.classes], device=backend, dtype="float64")
+        Trainer(model, blobs, optimizer=SGD(0.1, momentum=0.9), penalty=Clip(), batch_size=32).run(2)
+        trained.append(model.parameters.data)
+    np.testing.assert_allclose(trained[1], trained[0], rtol=1e-9, atol=1e-12)

@@ -119,9 +119,9 @@ class NumpyBackend(Backend):
         accumulated: bool = False,
     ) -> None:
         super().update(optimizer, penalty, parameters, gradient, weights, state, learning_rate, accumulated)
-        if state.steps % STEPS_BETWEEN_FLUSHES == 0:
+        if state.steps and state.steps % STEPS_BETWEEN_FLUSHES == 0:
             for buffer in state.buffers.values():
-                flush_vanishing(buffer)
+                flush_vanishing(buffer, state.scratch)
 
 
 @lru_cache(maxsize=16)  # batch sizes: a full one, a short last one, and those of evaluation
@@ -143,14 +143,19 @@ def is_device_array(array: object) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
-def flush_vanishing(array: HostArray) -> None:
+def flush_vanishing(array: HostArray, scratch: HostArray) -> None:
     """Set numbers below 1e8 times the smallest normal one (1e-30 in float32) to 0, in place.
+
+    `scratch`, of the same shape and dtype, is overwritten.
 
     Momentum leaves such numbers where a gradient has become 0. Multiplied by 0.9 again and again, they become
     subnormal, with which processors compute up to a hundred times slower, and stay so: 0.9 times the smallest
-    rounds to itself. No sum with a parameter notices a change of 1e-30. Graphics processors need none of this.
+    rounds to itself. No sum with a parameter notices a change of 1e-30, nor does Adam's division by the root of a
+    mean square, to which epsilon is added. Graphics processors need none of this.
     """
-    np.multiply(array, np.abs(array) >= 1e8 * np.finfo(array.dtype).tiny, out=array)
+    np.abs(array, out=scratch)
+    np.greater_equal(scratch, 1e8 * float(np.finfo(array.dtype).tiny), out=scratch)
+    np.multiply(array, scratch, out=array)
 
 
 def to_host(array: Any) -> HostArray:

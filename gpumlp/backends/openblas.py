@@ -34,7 +34,8 @@ class OpenBlas:
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
-        self._lock, self._users, self._found = threading.Lock(), 0, 1
+        self._lock, self._found = threading.Lock(), 1
+        self._users: set[object] = set()
         library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
         self._gemm, self._axpy = {}, {}
         flag, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -54,18 +55,19 @@ class OpenBlas:
         The library has one such number for the whole process: where trainings overlap in several Python threads,
         the latest to enter decides, and the last to leave gives back what the first has found.
         """
-        with self._lock:
-            if self._users == 0:
-                self._found = self.controller.get_num_threads()
-            self._users += 1
-            self.controller.set_num_threads(min(count, self._found))
-        try:
+        me = object()
+        try:  # begins before anything changes: an interrupt may come between any two lines
+            with self._lock:
+                if not self._users:
+                    self._found = self.controller.get_num_threads()
+                self._users.add(me)
+                self.controller.set_num_threads(min(count, self._found))
             yield
         finally:
             with self._lock:
-                self._users -= 1
-                if self._users == 0:
+                if self._users == {me}:
                     self.controller.set_num_threads(self._found)
+                self._users.discard(me)
 
     def accumulate_product(self, x: Array, delta: Array, out: Array, scale: float, keep: float) -> None:
         """``out <- keep out + scale x^T delta``.

@@ -26,7 +26,8 @@ class Dense:
 
     Attributes:
         weight, bias: W ``(in_features, out_features)`` and b ``(out_features,)``.
-        weight_gradient, bias_gradient: dC/dW and dC/db of the last `backward`.
+        weight_gradient, bias_gradient: dC/dW and dC/db of the last `backward`; in a network that is being trained
+            see ``Trainer.keep_gradients``.
 
     >>> layer = Dense(3, 2, "relu", device="cpu")
     >>> layer.forward(np.ones((4, 3), dtype=np.float32)).shape

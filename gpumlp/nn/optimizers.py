@@ -71,7 +71,7 @@ class Optimizer:
     def update(
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
     ) -> None:
-        """One step in place: `parameters` and `state` are overwritten, `gradient` is kept."""
+        """One step in place: `parameters` and `state` (its `steps` too) are overwritten, `gradient` is kept."""
         raise NotImplementedError
 
     def accumulation(
@@ -155,8 +155,8 @@ class SGD(Optimizer):
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        if type(self).update is not SGD.update:
-            return None  # a rule of somebody's own, which `complete` knows nothing of
+        if type(self).update is not SGD.update or type(penalty).add_gradient is not Penalty.add_gradient:
+            return None  # rules of somebody's own, which `complete` knows nothing of
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
         if not self.momentum and penalty == Penalty():

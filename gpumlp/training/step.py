@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..backends import Array, FrozenStep
 from ..data.batches import ArrayBatches
 from ..nn.network import MLP
@@ -56,6 +58,8 @@ class TrainingStep:
             self._accumulation = self.optimizer.accumulation(parameters.data, self.state, self.penalty, value)
             if self._accumulation is not None:
                 self._weight_targets = parameters.weight_views(self._accumulation.target)
+                for gradient in parameters.weight_views(parameters.gradient):
+                    gradient[...] = math.nan  # nobody shall take an old one for a gradient
 
     def keep_gradient(self) -> None:
         """From now on leave the whole gradient in ``model.parameters.gradient``, for those who look at it."""

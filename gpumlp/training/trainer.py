@@ -110,6 +110,14 @@ class Trainer:
         """How the device has run the steps, and why, in words; None where there is only one way."""
         return self.model.backend.how_steps_ran(self._step)
 
+    def keep_gradients(self) -> None:
+        """From the next step on leave all gradients in ``model.parameters.gradient``, for callbacks to look at.
+
+        Otherwise the CPU adds the weights' gradient straight into the parameters or the velocity, which is faster,
+        and it never exists as an array. The results differ in rounding only.
+        """
+        self._step.keep_gradient()
+
     def stop(self) -> None:
         """Ask for an end after the current epoch; for callbacks."""
         self._stop = True
