@@ -94,7 +94,7 @@ class GraphOnCpu(TorchGraph):
 
     def _warm_up(self, sizes: list[int]) -> None:
         for size in sizes:
-            self.total.add_(self._step(np.arange(size)), alpha=size)
+            self.total.add_(self._step(self.y.new_tensor(range(size))), alpha=size)
 
     def _capture(self, size: int):  # type: ignore[no-untyped-def]
         rows = self.y.new_tensor(range(size))
