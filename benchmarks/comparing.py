@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -147,18 +146,7 @@ def write(report: dict[str, Any], stem: Path) -> list[Path]:
     """Write ``stem.json`` and ``stem.png``; without matplotlib only the first, and say so."""
     from .comparison_figure import plot
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = [Path(f"{stem}.json")]
-    written[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    try:
-        plot(report, Path(f"{stem}.png"))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("no figure: matplotlib is not installed; install it with pip install '.[benchmark]'")
-    else:
-        written.append(Path(f"{stem}.png"))
-    return written
+    return reporting.write(report, stem, plot)
 
 
 def set_threads(count: int | None) -> None:

@@ -46,9 +46,9 @@ def gpu_limits(device: str, dtype: str) -> dict[str, Any]:
     Returns:
         ``flops`` and ``bytes`` a second, the bytes both read and written.
     """
-    import cupy
-
-    with get_backend(device, matmul_precision="highest").activate():  # TF32 is off there, whatever CUPY_TF32 says
+    backend = get_backend(device, matmul_precision="highest")
+    cupy = backend.xp
+    with backend.activate():  # TF32 is off there, whatever CUPY_TF32 says
         wait = cupy.cuda.get_current_stream().synchronize
         a, b = (cupy.random.random((GPU_ORDER, GPU_ORDER), dtype=dtype) for _ in range(2))
         out = cupy.empty_like(a)

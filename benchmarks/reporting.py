@@ -173,7 +173,7 @@ def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Pa
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [Path(f"{stem}.json")]
-    written[0].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    written[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     try:
         plot(report, Path(f"{stem}.png"))
     except ModuleNotFoundError as error:
