@@ -79,3 +79,35 @@ def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> No
     message = capsys.readouterr().err
     assert "matmul_precision: expected one of highest, high, got 'medium'" in message
     assert "cuda_graphs: expected one of auto, off, got 'on'" in message
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy raises it, from whatever is asked of a device that has failed."""
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
+def test_a_device_that_fails_is_one_line_and_the_run_goes_on_from_its_last_epoch(
+    cupy: HostCupy,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run("train", *words, "--epochs", 4, "--out", whole) == 0
+    assert run("train", *words, "--epochs", 2, "--out", parts) == 0
+
+    def fail(array: object) -> None:
+        raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(cupy, "asnumpy", fail)
+        capsys.readouterr()
+        assert run("train", "--resume", parts, "--epochs", 4) == 2
+    message = capsys.readouterr().err
+    assert "cuda:0 (Host GPU) failed: CUDARuntimeError: cudaErrorIllegalAddress" in message
+    assert "Traceback" not in message
+    assert run("train", "--resume", parts, "--epochs", 4) == 0
+    assert_same_run(whole, parts)

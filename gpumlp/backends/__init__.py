@@ -148,14 +148,14 @@ def _cupy_module() -> Any:
     if spec is None or spec.origin is None:  # without an origin it is just some folder of that name
         raise DeviceError(
             "CuPy is not installed",
-            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or train "
-            "with --device cpu",
+            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or take "
+            "the device cpu",
         )
     try:
         from . import cupy as module
     except Exception as error:  # a broken installation can raise anything
         raise DeviceError(
             f"CuPy is installed, but cannot be imported: {type(error).__name__}: {error}",
-            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or train with --device cpu",
+            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or take the device cpu",
         ) from error
     return module

@@ -31,7 +31,7 @@ class DeviceError(RuntimeError):
         cure: what to do about it.
     """
 
-    def __init__(self, cause: str, cure: str = "train with --device cpu") -> None:
+    def __init__(self, cause: str, cure: str = "take the device cpu instead") -> None:
         super().__init__(f"{cause}; {cure}")
         self.cause = cause
         self.cure = cure

@@ -22,6 +22,7 @@ from .cuda_operations import CudaOperations
 from .rules import Array
 
 _TF32_SINCE = 80  # compute capability 8.0
+_DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose own exceptions tell of a device that failed
 
 
 def device_count() -> int:
@@ -40,18 +41,18 @@ def device_count() -> int:
         if driver == 0:
             raise DeviceError(
                 f"CuPy {cupy.__version__} is installed, but there is no NVIDIA driver",
-                "install one (nvidia-smi shows whether it works), or train with --device cpu",
+                "install one (nvidia-smi shows whether it works), or take the device cpu",
             ) from error
         raise DeviceError(
             f"CuPy {cupy.__version__} cannot use the NVIDIA driver, which supports CUDA "
             f"{driver // 1000}.{driver % 1000 // 10}: {error}",
             "update the driver, or install the extra for its CUDA version (pip install '.[cuda12]' or "
-            "'.[cuda13]'), or train with --device cpu",
+            "'.[cuda13]'), or take the device cpu",
         ) from error
     if count == 0:
         raise DeviceError(
             "the NVIDIA driver works, but shows no GPU",
-            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or train with --device cpu",
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or take the device cpu",
         )
     return count
 
@@ -85,21 +86,30 @@ class CupyBackend(CudaOperations):
                 ones = cupy.ones((2, 2), dtype=cupy.float32)
                 (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
                 self.kernels(ones.dtype)
-        except Exception as error:
+        except Exception as failure:
+            error = failure.__cause__ if isinstance(failure, DeviceError) else failure
             raise DeviceError(
                 f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
                 f"{type(error).__name__}: {error}",
-                "reinstall CuPy with NVIDIA's libraries (pip install '.[cuda13]' or '.[cuda12]'), or train with "
-                "--device cpu",
-            ) from error
+                "reinstall CuPy with NVIDIA's libraries (pip install '.[cuda13]' or '.[cuda12]'), or take the "
+                "device cpu",
+            ) from failure
 
     def activate(self) -> AbstractContextManager[Any]:
         return self._active()
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        with cupy.cuda.Device(self.index), _float32_products(self.tf32):
-            yield
+        try:
+            with cupy.cuda.Device(self.index), _float32_products(self.tf32):
+                yield
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _DRIVERS or isinstance(error, MemoryError):
+                raise  # not the device's; CuPy's own lack of memory is a MemoryError already
+            raise DeviceError(
+                f"{self.name} ({self.device_name}) failed: {type(error).__name__}: {error}",
+                "check it with nvidia-smi and start again (trainings go on with --resume), or take the device cpu",
+            ) from error
 
     def products(self) -> Products | None:
         if not self._products:
@@ -116,11 +126,13 @@ class CupyBackend(CudaOperations):
             return cupy.asarray(array, dtype=dtype, order="C")
 
     def to_numpy(self, array: Array) -> HostArray:
-        host: HostArray = cupy.asnumpy(array)
+        with self.activate():
+            host: HostArray = cupy.asnumpy(array)
         return host
 
     def synchronize(self) -> None:
-        cupy.cuda.Device(self.index).synchronize()
+        with self.activate():
+            cupy.cuda.Device(self.index).synchronize()
 
     def memory(self) -> Memory:
         free, total = cupy.cuda.Device(self.index).mem_info
