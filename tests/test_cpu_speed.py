@@ -24,7 +24,7 @@ class PlainBackend(NumpyBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._openblas, self.accumulates_products = None, False
+        self._openblas, self.accumulates_products, self.rows_at_a_time = None, False, None
 
 
 class AccumulatingBackend(PlainBackend):
@@ -208,3 +208,27 @@ def test_a_penalty_of_ones_own_sees_the_gradient(blobs: Dataset) -> None:
         Trainer(model, blobs, optimizer=SGD(0.1, momentum=0.9), penalty=Clip(), batch_size=32).run(2)
         trained.append(model.parameters.data)
     np.testing.assert_allclose(trained[1], trained[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.5), SGD(0.5, momentum=0.9), Adam(0.01)], ids=repr)
+@pytest.mark.parametrize("batch_size", [100, 64, "full"])
+def test_a_batch_in_parts_is_the_same_batch(blobs: Dataset, optimizer: Any, batch_size: Any) -> None:
+    """Of 300 samples: parts of 32 and a shorter one, whole and short batches, and all at once."""
+
+    class InParts(NumpyBackend):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows_at_a_time = 32
+
+    trained, gradients, histories = [], [], []
+    for backend in (NumpyBackend(), InParts()):
+        model = MLP([blobs.features, 8, blobs.classes], device=backend, dtype="float64")
+        trainer = Trainer(model, blobs, optimizer=optimizer, penalty=Penalty(l2=0.01), batch_size=batch_size)
+        trainer.keep_gradients()
+        histories.append(trainer.run(3)["train_loss"])
+        trained.append(model.parameters.data)
+        gradients.append(model.parameters.gradient)
+        assert trainer.workspace.batch_size == (32 if isinstance(backend, InParts) else trainer.batches.batch_size)
+    np.testing.assert_allclose(trained[1], trained[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-9)

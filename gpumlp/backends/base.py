@@ -53,6 +53,7 @@ class Backend:
         xp: the array library, with NumPy's names.
         logits_order: memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``, whichever suits the device.
         accumulates_products: does `dense_backward` with `scale` and `keep` cost no more than without?
+        rows_at_a_time: of a batch, where a larger one is better taken in parts; None where it never is.
 
     A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
     where the device is; only `to_numpy` and `synchronize` wait for it.
@@ -63,6 +64,7 @@ class Backend:
     xp: Any
     logits_order: Literal["C", "F"] = "C"
     accumulates_products: bool = False
+    rows_at_a_time: int | None = None
 
     # -- The edges: how arrays come and go ----------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..backends import Array, FrozenStep
 from ..data.batches import ArrayBatches
@@ -19,10 +20,12 @@ class TrainingStep:
     hit or miss of every sample are written where the epoch's sums are taken from.
 
     Where the device and the optimizer allow it, the weights' gradient never exists as an array: the product that
-    makes it adds it where the optimizer wants it (see `Accumulation`).
+    makes it adds it where the optimizer wants it (see `Accumulation`). Where the device asks for it, a large batch
+    goes through the network in parts, whose gradients are added up.
 
     Attributes:
-        multiply_adds: of one pass through the layers, for a full batch: the size of the work.
+        workspace: of a batch, or of a part of it.
+        multiply_adds: of one pass through the layers, for a full workspace: the size of the work.
         losses: ``(samples,)``, the loss of each sample in this epoch's order, before its batch's update.
         correct: ``(samples,)`` bool, whether it was classified correctly.
     """
@@ -35,12 +38,14 @@ class TrainingStep:
         self.optimizer = optimizer
         self.state = state
         self.penalty = penalty
-        self.multiply_adds = batches.batch_size * sum(layer.weight.size for layer in model.layers)
-        self.workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+        rows = min(batches.batch_size, model.backend.rows_at_a_time or batches.batch_size)
+        self.multiply_adds = rows * sum(layer.weight.size for layer in model.layers)
+        self.workspace = Workspace(model, rows, pixels=batches.pixels)
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.correct: Array = xp.empty(batches.samples, dtype=bool)
-        self._may_accumulate = model.backend.accumulates_products
+        # The parts of a batch all need the same weights, so nothing may be added to those before the last of them.
+        self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
         self.learning_rate = optimizer.learning_rate
 
     @property
@@ -92,15 +97,13 @@ class TrainingStep:
         )
 
     def __call__(self, batch: slice) -> None:
-        model, backend, parameters = self.model, self.model.backend, self.model.parameters
-        workspace = self.workspace.rows(batch.stop - batch.start)
-        labels = self.batches.gather(batch, workspace.staging, workspace.inputs)
-        model.forward_pass(workspace)
-        backend.softmax_cross_entropy(workspace.logits, labels, self.losses[batch], self.correct[batch])
-        if self._accumulation is None:
-            model.backward_pass(workspace)
+        backend, parameters = self.model.backend, self.model.parameters
+        if batch.stop - batch.start > self.workspace.batch_size:
+            self._gradient_in_parts(batch)
+        elif self._accumulation is None:
+            self._gradient(batch)
         else:
-            model.backward_pass(workspace, self._weight_targets, self._accumulation.scale, self._accumulation.keep)
+            self._gradient(batch, self._weight_targets, self._accumulation.scale, self._accumulation.keep)
         backend.update(
             self.optimizer,
             self.penalty,
@@ -111,3 +114,34 @@ class TrainingStep:
             self._learning_rate,
             self._accumulation is not None,
         )
+
+    def _gradient(
+        self,
+        rows: slice,
+        weight_targets: Sequence[Array] = (),
+        scale: float = 1.0,
+        keep: float = 0.0,
+        share: float = 1.0,
+    ) -> None:
+        """The gradient of the mean loss of some rows of the epoch's order, times `share`."""
+        model, backend, workspace = self.model, self.model.backend, self.workspace.rows(rows.stop - rows.start)
+        labels = self.batches.gather(rows, workspace.staging, workspace.inputs)
+        model.forward_pass(workspace)
+        backend.softmax_cross_entropy(workspace.logits, labels, self.losses[rows], self.correct[rows])
+        if share != 1:
+            backend.xp.multiply(workspace.logits, share, out=workspace.logits)
+        model.backward_pass(workspace, weight_targets, scale, keep)
+
+    def _gradient_in_parts(self, batch: slice) -> None:
+        """The gradient of a batch that is larger than the workspace: the sum over its parts."""
+        xp, parameters, samples = self.model.backend.xp, self.model.parameters, batch.stop - batch.start
+        weights = parameters.weight_views(parameters.gradient)
+        biases = parameters.gradient[parameters.weights.stop :]  # overwritten by each part
+        bias_sums = self.state.scratch[parameters.weights.stop :]
+        bias_sums.fill(0)
+        for start in range(batch.start, batch.stop, self.workspace.batch_size):
+            part = slice(start, min(start + self.workspace.batch_size, batch.stop))
+            keep = 0.0 if start == batch.start else 1.0
+            self._gradient(part, weights, keep=keep, share=(part.stop - part.start) / samples)
+            xp.add(bias_sums, biases, out=bias_sums)
+        xp.copyto(biases, bias_sums)
