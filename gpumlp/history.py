@@ -16,7 +16,7 @@ import tyro
 from . import command
 from .training.checkpoint import CheckpointError, write_atomically
 from .training.config import ConfigError
-from .training.progress import header_line, percent
+from .training.lines import epoch_line, header_line, number, percent
 from .training.records import RunRecord, columns, differences, find_runs, read_run
 
 PROGRAM = "gpumlp-history"
@@ -105,26 +105,16 @@ def ordered(runs: list[RunRecord], column: str | None, reverse: bool = False) ->
 
 def epochs_of(run: RunRecord) -> list[str]:
     """The epochs of a run as lines, then how it ended."""
-    lines = [header_line()]
-    for epoch in run.epochs:
-        cells = (
-            (f"{epoch['epoch']}/{run.config['epochs'] or '?'}", 7),
-            (_number(epoch["train_loss"]), 10),
-            (percent(epoch["train_accuracy"]), 8),
-            (_number(epoch.get("validation_loss")), 11),
-            (percent(epoch.get("validation_accuracy")), 8),
-            (f"{epoch['learning_rate']:.4g}", 13),
-            (f"{epoch['samples_per_second']:,.0f}", 9),
-        )
-        lines.append("  ".join(f"{cell:>{width}}" for cell, width in cells))
+    planned = run.config["epochs"] or len(run.epochs)
+    lines = [header_line(), *(epoch_line(record, planned) for record in run.records())]
     summary = run.summary()
     if summary["best_epoch"] is not None:
-        lowest = _number(summary["best_validation_loss"])
+        lowest = number(summary["best_validation_loss"])
         lines.append(f"lowest validation loss: {lowest}, after epoch {summary['best_epoch']}")
     if run.metrics is None:
-        lines.append(f"unfinished: {len(run.epochs)} of {run.config['epochs'] or '?'} epochs, and no test")
+        lines.append(f"unfinished: {len(run.epochs)} of {planned} epochs, and no test")
     elif summary["test_accuracy"] is not None:
-        lines.append(f"test accuracy: {percent(summary['test_accuracy'])}, loss {_number(summary['test_loss'])}")
+        lines.append(f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}")
     return lines
 
 
@@ -190,7 +180,7 @@ def _cell(name: str, value: Any) -> str:
     if name.endswith("accuracy"):
         return percent(value)
     if name.endswith("loss"):
-        return _number(value)
+        return number(value)
     if name == "seconds":
         return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
     if name == "samples_per_second":
@@ -198,12 +188,6 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if value < 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

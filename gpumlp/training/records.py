@@ -45,6 +45,11 @@ class RunRecord:
             return str(len(self.epochs))
         return f"{len(self.epochs)}/{planned}"
 
+    def records(self) -> list[EpochRecord]:
+        """The epochs as this version knows them."""
+        names = [field.name for field in dataclasses.fields(EpochRecord)]
+        return [EpochRecord.from_dict({name: epoch.get(name) for name in names}) for epoch in self.epochs]
+
     def summary(self) -> dict[str, Any]:
         """Final and best values, in the words of ``history.jsonl`` and ``metrics.json``, or None."""
         last = self.epochs[-1] if self.epochs else {}
