@@ -34,7 +34,17 @@ from .nn import (
     Tanh,
     softmax,
 )
-from .training import Callback, DivergenceError, History, Trainer, fit
+from .training import (
+    BestCheckpoint,
+    Callback,
+    DivergenceError,
+    EarlyStopping,
+    History,
+    Progress,
+    TensorBoard,
+    Trainer,
+    fit,
+)
 
 __version__ = "0.1.0"
 
@@ -44,6 +54,7 @@ __all__ = [
     "Activation",
     "Adam",
     "Backend",
+    "BestCheckpoint",
     "Callback",
     "Constant",
     "DataError",
@@ -51,6 +62,7 @@ __all__ = [
     "Dense",
     "DeviceError",
     "DivergenceError",
+    "EarlyStopping",
     "ExponentialDecay",
     "Glorot",
     "He",
@@ -61,11 +73,13 @@ __all__ = [
     "Milestones",
     "Normal",
     "Penalty",
+    "Progress",
     "ReLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "StepDecay",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "available_devices",
     "fit",

@@ -13,6 +13,7 @@ from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, 
 from .activations import Activation, get_activation
 from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
 from .initializers import Initializer, draw_weights, get_initializer
+from .layer_table import layer_table
 from .layers import Dense
 from .losses import softmax
 from .parameters import Parameters
@@ -222,6 +223,9 @@ class MLP:
             f"MLP({self.sizes}, activation={self.activation.name!r}, device={self.backend.name!r}, "
             f"dtype={self.dtype.name!r})  # {self.parameters.count:,} parameters"
         )
+
+    def _repr_html_(self) -> str:
+        return layer_table(self)
 
     # -- Inside -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,21 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the trainer, which it may read and may ask to `stop`. Override what is wanted."""
+    """Called by the trainer, which it may read and may ask to `stop`. Override what is wanted.
+
+    >>> from gpumlp import MLP, SGD, Callback, fit, load_digits
+    >>> class StopAt(Callback):
+    ...     def __init__(self, accuracy):
+    ...         self.accuracy = accuracy
+    ...     def on_epoch_end(self, trainer):
+    ...         if trainer.history.records[-1].train_accuracy > self.accuracy:
+    ...             trainer.stop()
+    >>> train, test = load_digits()
+    >>> model = MLP([64, 32, 10], device="cpu")
+    >>> history = fit(model, train, optimizer=SGD(0.5), epochs=100, batch_size=32, callbacks=[StopAt(0.95)])
+    >>> len(history) < 100
+    True
+    """
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Before the first epoch."""

@@ -185,5 +185,5 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a failed write does not say of which file
+            error.filename = str(path)  # a failed write does not say of which file, others of the temporary one
         raise

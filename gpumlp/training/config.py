@@ -77,6 +77,8 @@ class Config:
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
     validation: int | None = None
     """Training samples held out for validation (5,000, or a tenth of a smaller set); 0 for none."""
+    early_stopping: int = 0
+    """Stop when the validation loss has not fallen for so many epochs, and keep the best network; 0: never."""
     seed: int = 0
     """Of the initial weights, the held-out samples and the batch order."""
     dtype: str = "float32"
@@ -93,6 +95,8 @@ class Config:
     """Go on with the run in this folder, with its own configuration."""
     min_accuracy: float | None = None
     """Exit with code 1 if the test accuracy, as a fraction, is below this."""
+    log: str | None = None
+    """tensorboard: write what TensorBoard shows, too, into the folder of the run (extra: .[tensorboard])."""
     quiet: bool = False
     """Print nothing but errors."""
     preset: str | None = None
@@ -127,7 +131,10 @@ class Config:
         if self.schedule in ("exponential", "inverse_time"):
             defaults |= {"decay_rate": 0.05}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
+        config = dataclasses.replace(self, **missing)
+        if config.early_stopping and not config.validation:
+            raise ConfigError("early_stopping: expected only with validation samples, got validation 0")
+        return config
 
     def check(self) -> None:
         """Raise a ConfigError that names every wrong value and its range; return if there is none."""

@@ -77,6 +77,12 @@ class History:
         samples = sum(record.samples_per_second * record.seconds for record in self.records)
         return samples / self.seconds if self.seconds else 0.0
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from .notebook import history_html
+
+        return history_html(self)
+
     def __repr__(self) -> str:
         if not self.records:
             return "History(no epochs)"

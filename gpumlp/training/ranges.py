@@ -83,6 +83,7 @@ RANGES: dict[str, tuple[Check, str]] = {
     ),
     "epochs": (_optional(_whole(1)), "a whole number of 1 or more"),
     "validation": (_optional(_whole(0)), "a whole number of 0 or more"),
+    "early_stopping": (_whole(0), "a whole number of 0 or more"),
     "seed": (_whole(0), "a whole number of 0 or more"),
     "dtype": _choice("float32", "float64"),
     "matmul_precision": _choice(*MATMUL_PRECISIONS),
@@ -92,6 +93,7 @@ RANGES: dict[str, tuple[Check, str]] = {
     "resume": (_optional(_is_text), "the folder of a run"),
     "min_accuracy": (_optional(_number(0, 1)), "a fraction from 0 to 1, such as 0.975"),
     "quiet": (_is_flag, "true or false"),
+    "log": _choice_or_none("tensorboard"),
     "preset": _choice_or_none("notes"),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 from .callbacks import Callback
 from .checkpoint import Checkpoint, CheckpointError, write_atomically
 from .config import Config, ConfigError
+from .tensorboard import remove_event_files
 from .trainer import Trainer
 
 CONFIG, HISTORY, CHECKPOINT, METRICS = (
@@ -20,6 +21,7 @@ CONFIG, HISTORY, CHECKPOINT, METRICS = (
     "checkpoint.safetensors",
     "metrics.json",
 )
+BEST = "best"  # a folder in that of the run, for a checkpoint
 
 
 class RunFolder(Callback):
@@ -69,6 +71,9 @@ class RunFolder(Callback):
         # replaced is there until then. Metrics are those of a finished run, which this is no longer.
         self._save_checkpoint(trainer)
         (self.path / METRICS).unlink(missing_ok=True)
+        if trainer.epoch == 0:
+            (self.path / BEST / CHECKPOINT).unlink(missing_ok=True)
+            remove_event_files(self.path)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
         lines = "".join(record.to_json() + "\n" for record in trainer.history)
         write_atomically(self.path / HISTORY, lines.encode())

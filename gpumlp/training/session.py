@@ -15,6 +15,7 @@ from ..backends import Backend, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..nn.evaluation import Evaluation
 from ..nn.network import MLP
+from . import tensorboard
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, given
 from .divergence import DivergenceError
@@ -22,9 +23,10 @@ from .history import History
 from .progress import ProgressDisplay, percent
 from .run import RunFolder, open_run
 from .trainer import Trainer
+from .watching import WATCH_OPTIONS, watching, where_the_best_is
 
 # What may differ from the saved configuration when a run is resumed.
-RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet")
+RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet", *WATCH_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ def train(config: Config) -> Outcome:
     """Train as configured, or go on with the run in ``config.resume``, and save it.
 
     Raises:
-        ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, OSError: in words for the user.
+        ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, MissingExtraError, OSError: in words
+            for the user.
     """
+    if config.log is not None:
+        tensorboard.check_installed()
     display = ProgressDisplay(quiet=config.quiet)
     if config.resume is not None:
         return _resume(config, display)
@@ -127,7 +132,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         f"{model.parameters.count:,} parameters"
     )
     # The folder first: what is shown is saved.
-    history = trainer.run(given(folder.config.epochs), [folder, display])
+    history = trainer.run(given(folder.config.epochs), [folder, *watching(folder), display])
     if history.interrupted:
         if not folder.saved:  # so early that there is nothing to go on from
             with suppress(OSError):
@@ -163,6 +168,9 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         "version": gpumlp.__version__,
     }
     folder.write_metrics(metrics)
+    best = where_the_best_is(history, folder)
+    if best is not None:
+        display.say(best)
     if trainer.how_steps_ran is not None:
         display.say(f"steps: {trainer.how_steps_ran}")
     display.say(describe(test, result))

@@ -1,0 +1,194 @@
+"""The history of runs: ``python -m gpumlp.history RUN [RUN ...]``, also installed as ``gpumlp-history``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from . import command
+from .training.checkpoint import CheckpointError, write_atomically
+from .training.config import ConfigError
+from .training.lines import epoch_line, header_line, number, percent
+from .training.records import RunRecord, columns, differences, find_runs, read_run
+
+PROGRAM = "gpumlp-history"
+
+# Of the summary, what a table has no room for; it can be sorted by nevertheless.
+_NOT_SHOWN = ("train_accuracy", "best_validation_accuracy", "test_loss")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print the history of a run, epoch by epoch, or of several side by side, a row each, with the options that
+    differ."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of runs, or a folder that holds some."""
+    sort: str | None = None
+    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss, or an
+    option of the training. Runs without a value come last."""
+    reverse: bool = False
+    """The largest first."""
+    csv: str | None = None
+    """Write all epochs of all runs into this file, as CSV with a column run; - for standard output, and nothing
+    else."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, print, and return the exit code."""
+
+    def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
+        if not options.runs:
+            raise ConfigError("expected the folder of a run, or several, got none")
+        if options.csv == "":
+            raise ConfigError("csv: expected a file, or - for standard output, got nothing")
+        if options.reverse and options.sort is None:
+            raise ConfigError("reverse: expected only with --sort")
+        names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))
+        runs = ordered(_read(names), options.sort, options.reverse)
+        if options.csv == "-":
+            print(as_csv(runs), end="")
+            return command.OK
+        lines = epochs_of(runs[0]) if len(runs) == 1 and options.sort is None else side_by_side(runs, options.sort)
+        for line in lines:
+            print(line)
+        if options.csv is not None:
+            write_atomically(Path(options.csv), as_csv(runs).encode())
+            print(f"written: {options.csv}")
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def _read(names: list[str]) -> list[RunRecord]:
+    """All of them, or an error that names every one that cannot be read."""
+    runs, problems = [], []
+    for name in names:
+        try:
+            runs.append(read_run(name))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return runs
+
+
+def ordered(runs: list[RunRecord], column: str | None, reverse: bool = False) -> list[RunRecord]:
+    """The runs sorted by a column of their summaries, or by an option; those without a value last.
+
+    Raises:
+        ConfigError: no run has such a column.
+    """
+    if column is None:
+        return runs
+    name = column.replace("-", "_")
+    rows = [_everything(run) for run in runs]
+    if not any(name in row for row in rows):
+        raise ConfigError(
+            f"sort: expected one of {', '.join(runs[0].summary())}, or an option of the training such as "
+            f"learning_rate, got {column!r}"
+        )
+    pairs = [(row.get(name), run) for row, run in zip(rows, runs, strict=True)]
+    known = [pair for pair in pairs if not _missing(pair[0])]
+    known.sort(key=lambda pair: _sort_key(pair[0]), reverse=reverse)
+    return [run for _, run in known] + [run for value, run in pairs if _missing(value)]
+
+
+def epochs_of(run: RunRecord) -> list[str]:
+    """The epochs of a run as lines, then how it ended."""
+    planned = run.config["epochs"] or len(run.epochs)
+    lines = [header_line(), *(epoch_line(record, planned) for record in run.records())]
+    summary = run.summary()
+    if summary["best_epoch"] is not None:
+        lowest = number(summary["best_validation_loss"])
+        lines.append(f"lowest validation loss: {lowest}, after epoch {summary['best_epoch']}")
+    if run.metrics is None:
+        lines.append(f"unfinished: {len(run.epochs)} of {planned} epochs, and no test")
+    elif summary["test_accuracy"] is not None:
+        lines.append(f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}")
+    return lines
+
+
+def side_by_side(runs: list[RunRecord], sorted_by: str | None = None) -> list[str]:
+    """A table with a row a run: final and best values, and the options in which the runs differ."""
+    options = differences(runs)
+    by = None if sorted_by is None else sorted_by.replace("-", "_")
+    shown = [name for name in runs[0].summary() if name not in _NOT_SHOWN or name == by]
+    names = [*shown, *options]
+    if by is not None and by not in names:
+        names.append(by)
+    rows = []
+    for run in runs:
+        values = {**_everything(run), "epochs": run.progress}
+        rows.append([_cell(name, values.get(name)) for name in names])
+    # A header of several words is stacked, so that its column is no wider than it must be.
+    stacks = [name.split("_") for name in names]
+    height = max(map(len, stacks))
+    header = [[""] * (height - len(words)) + words for words in stacks]
+    lines = [[words[level] for words in header] for level in range(height)] + rows
+    widths = [max(len(line[index]) for line in lines) for index in range(len(names))]
+    left = [name == "run" or any(isinstance(run.config.get(name), str) for run in runs) for name in names]
+    return [
+        "  ".join(
+            cell.ljust(width) if to_the_left else cell.rjust(width)
+            for cell, width, to_the_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def as_csv(runs: list[RunRecord]) -> str:
+    """All epochs of all runs, a line each, under a header; what holds more than a value is left out."""
+    names = columns(runs)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *names])
+    for run in runs:
+        for epoch in run.epochs:
+            writer.writerow([run.name, *(epoch.get(name) for name in names)])
+    return text.getvalue()
+
+
+def _everything(run: RunRecord) -> dict[str, Any]:
+    """The summary and the options; where they share a name (epochs), the summary's value."""
+    return {**run.config, **run.summary()}
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _sort_key(value: Any) -> tuple[int, Any]:
+    """Numbers by size, before text by the alphabet, before lists."""
+    if isinstance(value, int | float):
+        return 0, value
+    return (1, value) if isinstance(value, str) else (2, str(value))
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("accuracy"):
+        return percent(value)
+    if name.endswith("loss"):
+        return number(value)
+    if name == "seconds":
+        return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    if name == "samples_per_second":
+        return f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What TensorBoard shows of a training: event files, written as epochs end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..extras import require
+from .callbacks import Callback
+from .history import EpochRecord
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+EVENT_FILES = "events.out.tfevents.*"
+_BINS = 64  # of a histogram; TensorBoard shows about 30
+
+# Tag of each column of the history. TensorBoard makes a section of what stands before the slash.
+_TAGS = {
+    "train_loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "train_accuracy": "accuracy/train",
+    "validation_accuracy": "accuracy/validation",
+    "learning_rate": "training/learning_rate",
+    "samples_per_second": "training/samples_per_second",
+}
+
+
+class TensorBoard(Callback):
+    """Writes scalars and histograms of the weights after each epoch, as event files that TensorBoard reads.
+
+    Losses, accuracies, learning rate and samples a second, and by layer the weights and biases, these also before
+    the first epoch; the step is the epoch. Every epoch is on the disk when the next one begins. A training that
+    goes on writes a file of its own, which takes the place of what the one before had written of later epochs.
+
+    Args:
+        folder: for the event files; the folder above all runs is what ``tensorboard --logdir`` wants. Event files
+            that are in it are removed when a training begins anew.
+
+    Raises:
+        MissingExtraError: tensorboardX, which writes the files, is not installed.
+        OSError: a file cannot be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        check_installed()
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if trainer.epoch == 0:
+            remove_event_files(self.folder)
+        # The last epoch again, which may have been cut off as it was written; all where there is no log yet.
+        records = trainer.history.records[-1:] if any(self.folder.glob(EVENT_FILES)) else trainer.history.records
+        for record in records[:-1]:
+            self._write(_scalars(record), record.epoch)
+        self._write_epoch(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._write_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write_epoch(self, trainer: Trainer) -> None:
+        summaries = [summary for record in trainer.history.records[-1:] for summary in _scalars(record)]
+        self._write([*summaries, *_histograms(trainer)], trainer.epoch)
+
+    def _write(self, summaries: list[Any], epoch: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            if self._writer is None:
+                self._writer = self._open(epoch)
+            for summary in summaries:
+                self._writer.write_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+            self._writer.flush()
+        except OSError as error:
+            self._writer = None
+            error.filename = error.filename or str(self.folder / EVENT_FILES)
+            raise
+
+    def _open(self, epoch: int) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        # Not tensorboardX's SummaryWriter: a thread of its own writes there, and where that fails (a full disk)
+        # the training is not told, and waits for it for ever.
+        writer = EventsWriter(str(self.folder / "events"), f".{epoch:06d}")
+        # From this epoch on, what files before this one say is void.
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(wall_time=time.time(), step=epoch, session_log=start))
+        return writer
+
+
+def check_installed() -> None:
+    """Raises MissingExtraError where the files cannot be written."""
+    require("TensorBoard's event files", "tensorboardX", "tensorboard")
+
+
+def remove_event_files(folder: Path) -> None:
+    """Remove what a training before has left for TensorBoard."""
+    for file in folder.glob(EVENT_FILES):
+        file.unlink(missing_ok=True)
+
+
+def _scalars(record: EpochRecord) -> list[Any]:
+    from tensorboardX.summary import scalar
+
+    return [scalar(tag, value) for tag, value in scalars(record)]
+
+
+def _histograms(trainer: Trainer) -> list[Any]:
+    from tensorboardX.summary import histogram
+
+    return [
+        histogram(f"{name.rpartition('.')[2]}/{name.rpartition('.')[0]}", tensor, bins=_BINS)
+        for name, tensor in trainer.model.state_dict().items()
+    ]
+
+
+def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
+    """Tags and values of an epoch: the columns of the history, and the layers' statistics, if any."""
+    for name, tag in _TAGS.items():
+        value = getattr(record, name)
+        if value is not None:
+            yield tag, float(value)
+    for index, layer in enumerate(getattr(record, "layers", None) or ()):
+        statistics = layer if isinstance(layer, Mapping) else dataclasses.asdict(layer)
+        for name, value in statistics.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield f"{name}/layers.{index}", float(value)

@@ -1,0 +1,184 @@
+"""Event files, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, Dataset, TensorBoard, Trainer, fit
+from gpumlp.extras import MissingExtraError
+from gpumlp.training import EpochRecord
+from gpumlp.training.config import Config
+from gpumlp.training.session import resume_config, train
+from gpumlp.training.tensorboard import scalars
+from tests.command_helpers import DIGITS, assert_same_run, finish, history, run, spawn
+from tests.test_kill_and_resume import limit_files_to
+
+pytest.importorskip("tensorboardX")
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+SCALARS = {
+    "loss/train": "train_loss",
+    "loss/validation": "validation_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/validation": "validation_accuracy",
+    "training/learning_rate": "learning_rate",
+    "training/samples_per_second": "samples_per_second",
+}
+HISTOGRAMS = {"weight/layers.0", "weight/layers.1", "bias/layers.0", "bias/layers.1"}
+
+
+def read(folder: Path):
+    """What TensorBoard finds in a folder, in all its event files together."""
+    reader = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+    reader.Reload()
+    return reader
+
+
+def start(out: Path, **options: object):
+    fixed = {"dataset": "digits", "device": "cpu", "quiet": True, "hidden": (16,), "log": "tensorboard"}
+    return train(Config(**{**fixed, "out": str(out), "epochs": 3, **options}))
+
+
+def assert_logged(folder: Path) -> None:
+    """Every epoch of the history stands in the log once, in order, with its values."""
+    reader, records = read(folder), history(folder)
+    assert set(reader.Tags()["scalars"]) == set(SCALARS)
+    for tag, name in SCALARS.items():
+        events = reader.Scalars(tag)
+        assert [event.step for event in events] == [record["epoch"] for record in records]
+        np.testing.assert_allclose(
+            [event.value for event in events], [record[name] for record in records], rtol=1e-6
+        )
+    assert set(reader.Tags()["histograms"]) == HISTOGRAMS
+    for tag in HISTOGRAMS:
+        assert [event.step for event in reader.Histograms(tag)] == list(range(len(records) + 1))
+
+
+def test_the_log_has_the_columns_of_the_history_and_the_weights(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    assert_logged(tmp_path / "run")
+
+
+def test_a_histogram_is_that_of_the_weights(tmp_path: Path, blobs: Dataset) -> None:
+    model = MLP([20, 12, 4], device="cpu")
+    before = model.state_dict()["layers.0.weight"]
+    fit(model, blobs, epochs=2, callbacks=[TensorBoard(tmp_path)])
+    first, _, last = (event.histogram_value for event in read(tmp_path).Histograms("weight/layers.0"))
+    for histogram, weight in ((first, before), (last, model.state_dict()["layers.0.weight"])):
+        assert histogram.num == sum(histogram.bucket) == 240
+        assert (histogram.min, histogram.max) == (weight.min(), weight.max())
+        assert histogram.sum == pytest.approx(weight.astype(float).sum())
+        inside = np.histogram(weight, bins=[-np.inf, *histogram.bucket_limit])[0]
+        np.testing.assert_allclose(inside, histogram.bucket, atol=1)  # the largest lies on the last limit
+
+
+def test_without_validation_there_are_no_columns_of_it(tmp_path: Path) -> None:
+    start(tmp_path / "run", validation=0)
+    assert set(read(tmp_path / "run").Tags()["scalars"]) == {tag for tag in SCALARS if "validation" not in tag}
+
+
+def test_the_log_does_not_change_the_training(tmp_path: Path) -> None:
+    start(tmp_path / "one")
+    start(tmp_path / "other", log=None)
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+    assert not list((tmp_path / "other").glob("events*"))
+
+
+def test_each_epoch_is_on_the_disk_when_it_ends(tmp_path: Path, blobs: Dataset) -> None:
+    seen = []
+
+    def look(trainer: Trainer) -> None:
+        seen.append([event.step for event in read(tmp_path).Scalars("loss/train")])
+
+    fit(MLP([20, 12, 4], device="cpu"), blobs, epochs=3, callbacks=[TensorBoard(tmp_path), look])
+    assert seen == [[1], [1, 2], [1, 2, 3]]
+
+
+def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=2)
+    config = resume_config(str(tmp_path / "run"))
+    assert config.log == "tensorboard"
+    train(dataclasses.replace(config, epochs=5))
+    assert_logged(tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("events*"))) == 2
+
+
+def test_what_outran_the_checkpoint_does_not_stand_twice(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=2)
+    checkpoint = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+    train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=5))
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(checkpoint)  # as if killed right then
+    train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=4))
+    assert_logged(tmp_path / "run")
+    assert len(history(tmp_path / "run")) == 4
+
+
+def test_a_log_can_begin_with_a_run_that_goes_on(tmp_path: Path) -> None:
+    start(tmp_path / "run", epochs=2, log=None)
+    train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=4, log="tensorboard"))
+    assert [event.step for event in read(tmp_path / "run").Scalars("loss/train")] == [1, 2, 3, 4]
+    assert [event.step for event in read(tmp_path / "run").Histograms("weight/layers.0")] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("log", ["tensorboard", None])
+def test_a_replaced_run_leaves_no_log_behind(tmp_path: Path, log: str | None) -> None:
+    start(tmp_path / "run", epochs=5)
+    start(tmp_path / "run", epochs=2, overwrite=True, log=log)
+    if log is None:
+        assert not list((tmp_path / "run").glob("events*"))
+    else:
+        assert_logged(tmp_path / "run")
+
+
+def test_a_missing_library_is_said_before_anything_is_done(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert run("train", *DIGITS, "--log", "tensorboard", "--out", tmp_path / "run") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "gpumlp-train: TensorBoard's event files need tensorboardX, which is not installed; install it with "
+        "pip install '.[tensorboard]'\n"
+    )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(MissingExtraError, match="tensorboardX"):
+        TensorBoard(tmp_path)
+
+
+def test_another_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *DIGITS, "--log", "wandb", "--out", tmp_path / "run") == 2
+    assert "log: expected one of tensorboard, got 'wandb'" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_ends_the_training_in_one_line(tmp_path: Path) -> None:
+    # Only the log outgrows the limit: it is appended to, while the checkpoint of so small a network is not.
+    run_folder = tmp_path / "run"
+    words = (*DIGITS, "--hidden", 1, "--epochs", 200, "--log", "tensorboard", "--out", run_folder)
+    code, _, err = finish(spawn("train", *words, preexec_fn=limit_files_to(40_000)))
+    assert (code, err) == (1, f"gpumlp-train: {run_folder / 'events.out.tfevents.*'}: File too large\n")
+    saved = len(history(run_folder))
+    assert 0 < saved < 200
+    code, _, err = finish(spawn("train", "--resume", run_folder, "--epochs", saved + 2))
+    assert (code, err) == (0, "")
+    assert_logged(run_folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    weight_norm: float
+    name: str
+
+
+def test_statistics_of_layers_become_scalars_where_records_have_them() -> None:
+    record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0)
+    object.__setattr__(record, "layers", [{"weight_norm": 1.5, "name": "a"}, _Layer(2.5, "b")])
+    values = dict(scalars(record))
+    assert {tag: value for tag, value in values.items() if "layers" in tag} == {
+        "weight_norm/layers.0": 1.5,
+        "weight_norm/layers.1": 2.5,
+    }
+    assert values["loss/train"] == 0.5
