@@ -53,7 +53,7 @@ class ProgressDisplay(Callback):
             self._cell.show(trainer, at_once=True)
             return
         self.say(header_line())
-        # A command in a notebook ("!python ...") believes itself on a terminal, but cannot go back in its output.
+        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot go back in it.
         in_notebook = "JPY_PARENT_PID" in os.environ
         if self._console.is_terminal and not self._console.quiet and not in_notebook:
             self._bar = Progress(
