@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(repr(model))
         print(describe(test, model.evaluate(test)))
         metrics = folder.read_metrics()
-        if metrics is None:
+        if folder.is_best:
+            print(f"this is the network after the best epoch of the run in {folder.path.parent}")
+        elif metrics is None:
             print(f"the run in {folder.path} is not finished: this is its last checkpoint")
         return command.OK
 

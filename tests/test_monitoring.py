@@ -232,7 +232,11 @@ def test_the_command_stops_and_keeps_the_best_network(tmp_path: Path, capsys: py
     metrics = json.loads((tmp_path / "b" / "metrics.json").read_text())
     capsys.readouterr()
     assert run("evaluate", tmp_path / "run" / "best") == 0
-    assert f"digits test accuracy: {100 * metrics['test_accuracy']:.2f} %" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"digits test accuracy: {100 * metrics['test_accuracy']:.2f} %" in out
+    assert out.endswith(f"this is the network after the best epoch of the run in {tmp_path / 'run'}\n")
+    assert run("history", tmp_path / "run" / "best") == 0
+    assert f"lowest validation loss: {min(losses):.4f}, after epoch {best}\n" in capsys.readouterr().out
 
 
 def test_killed_and_resumed_it_stops_at_the_same_epoch_with_the_same_weights(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointError
+from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
 from .history import EpochRecord
 from .monitoring import MONITORS
@@ -93,9 +93,14 @@ def read_run(name: str) -> RunRecord:
     if not folder.is_dir():
         raise CheckpointError(f"there is no run {folder}: no such folder")
     if not is_run(folder):
-        raise CheckpointError(f"there is no run in {folder}: it has neither {CONFIG} nor {HISTORY}")
-    config = {**json.loads(Config().to_json()), **(_object(folder / CONFIG) or {})}
-    return RunRecord(name, config, _epochs(folder / HISTORY), _object(folder / METRICS))
+        raise CheckpointError(f"there is no run in {folder}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}")
+    if (folder / CONFIG).exists() or (folder / HISTORY).exists():
+        config, epochs = _object(folder / CONFIG) or {}, _epochs(folder / HISTORY)
+    else:  # the best network of a run, say: the checkpoint knows its history
+        checkpoint = Checkpoint.load(folder / CHECKPOINT)
+        config = json.loads(checkpoint.config.to_json())
+        epochs = [dataclasses.asdict(record) for record in checkpoint.history]
+    return RunRecord(name, {**json.loads(Config().to_json()), **config}, epochs, _object(folder / METRICS))
 
 
 def find_runs(name: str) -> list[str]:

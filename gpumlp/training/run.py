@@ -66,6 +66,11 @@ class RunFolder(Callback):
         """Has a checkpoint been written since this object was made?"""
         return self._saved != -1
 
+    @property
+    def is_best(self) -> bool:
+        """Is this what a run keeps of its best epoch?"""
+        return self.path.name == BEST and (self.path.parent / CHECKPOINT).exists()
+
     def on_train_begin(self, trainer: Trainer) -> None:
         # The checkpoint first: from the moment it exists, the run can be gone on with, and one that is to be
         # replaced is there until then. Metrics are those of a finished run, which this is no longer.
