@@ -39,7 +39,7 @@ class Callback:
         """After the last epoch, also when interrupted or diverged."""
 
 
-CallbackLike: TypeAlias = "Callback | Callable[[Trainer], object]"
+CallbackLike: TypeAlias = Callback | Callable[["Trainer"], object]
 
 
 class _EpochFunction(Callback):

@@ -43,7 +43,8 @@ def fit(
         l2, l1: weight penalty, see `Penalty`.
         seed: of the held-out samples and of the batch order: same seed, same run, bit for bit, on one
             machine and device.
-        callbacks: functions called with the trainer after every epoch, or `Callback` objects.
+        callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
+            `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`.
 
     Returns:
         The history, one record per epoch. After Ctrl-C, that of the finished epochs, with
