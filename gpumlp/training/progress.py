@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from .callbacks import Callback
 from .lines import epoch_line, header_line, percent
 from .notebook import Cell, notebook_cell
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from .trainer import Trainer
 
 
@@ -32,12 +31,14 @@ class ProgressDisplay(Callback):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console  # not with the package: nobody but this needs it
+
         # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
         self._console = Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._quiet = quiet
         self._cell: Cell | None = None
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -56,6 +57,8 @@ class ProgressDisplay(Callback):
         # A command in a notebook ("!python ...") takes its output for a terminal, but cannot go back in it.
         in_notebook = "JPY_PARENT_PID" in os.environ
         if self._console.is_terminal and not self._console.quiet and not in_notebook:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -71,7 +74,7 @@ class ProgressDisplay(Callback):
     def on_progress(self, trainer: Trainer, samples: int) -> None:
         if self._cell is not None:
             self._cell.show(trainer, samples)
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             done = trainer.epoch * trainer.batches.samples + samples
             self._bar.update(self._task, completed=done, description=f"epoch {trainer.epoch + 1}/{trainer.epochs}")
 
