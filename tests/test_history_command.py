@@ -138,6 +138,8 @@ def test_what_other_versions_wrote_is_read(tmp_path: Path, capsys: pytest.Captur
     make_run(tmp_path / "new", line(1, 0.5, layers=layers, gradient_norm=3.5), line(2, 0.4), option=7, accuracy=1)
     old = make_run(tmp_path / "old", line(1, 0.6))
     (old / "config.json").write_text('{"epochs": 1}')
+    assert run("history", tmp_path / "new") == 0
+    assert "lowest validation" not in capsys.readouterr().out
     assert run("history", tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "7"
     assert run("history", tmp_path, "--csv", "-") == 0

@@ -170,15 +170,18 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line(tmp_path: Path) -> N
 @dataclasses.dataclass(frozen=True)
 class _Layer:
     weight_norm: float
-    name: str
+    dead: float | None = None
+    samples: int = 100
 
 
 def test_statistics_of_layers_become_scalars_where_records_have_them() -> None:
     record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0)
-    object.__setattr__(record, "layers", [{"weight_norm": 1.5, "name": "a"}, _Layer(2.5, "b")])
+    object.__setattr__(record, "layers", [{"weight_norm": 1.5, "name": "a"}, _Layer(2.5), _Layer(3.5, 0.25)])
     values = dict(scalars(record))
     assert {tag: value for tag, value in values.items() if "layers" in tag} == {
         "weight_norm/layers.0": 1.5,
         "weight_norm/layers.1": 2.5,
+        "weight_norm/layers.2": 3.5,
+        "dead/layers.2": 0.25,
     }
     assert values["loss/train"] == 0.5

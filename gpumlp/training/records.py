@@ -46,9 +46,13 @@ class RunRecord:
         return f"{len(self.epochs)}/{planned}"
 
     def records(self) -> list[EpochRecord]:
-        """The epochs as this version knows them."""
+        """The epochs as this version knows them, without what holds more than a value."""
         names = [field.name for field in dataclasses.fields(EpochRecord)]
-        return [EpochRecord.from_dict({name: epoch.get(name) for name in names}) for epoch in self.epochs]
+        rows = [{name: epoch.get(name) for name in names} for epoch in self.epochs]
+        return [
+            EpochRecord.from_dict({name: None if _several(value) else value for name, value in row.items()})
+            for row in rows
+        ]
 
     def summary(self) -> dict[str, Any]:
         """Final and best values, in the words of ``history.jsonl`` and ``metrics.json``, or None."""
@@ -131,7 +135,7 @@ def columns(runs: list[RunRecord]) -> list[str]:
     epochs = [epoch for run in runs for epoch in run.epochs]
     known = [field.name for field in dataclasses.fields(EpochRecord)]
     found = list(dict.fromkeys(name for epoch in epochs for name in epoch)) or known
-    several = {name for epoch in epochs for name, value in epoch.items() if isinstance(value, list | dict)}
+    several = {name for epoch in epochs for name, value in epoch.items() if _several(value)}
     return [name for name in dict.fromkeys([*known, *found]) if name in found and name not in several]
 
 
@@ -166,6 +170,10 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is damaged: expected a JSON object")
     return values
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict)
 
 
 def _is_number(value: Any) -> bool:

@@ -16,6 +16,7 @@ from ..data import Dataset, load_dataset
 from ..nn.evaluation import Evaluation
 from ..nn.network import MLP
 from . import tensorboard
+from .additions import ADDITIONS, additions, where_the_best_is
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, given
 from .divergence import DivergenceError
@@ -23,10 +24,9 @@ from .history import History
 from .progress import ProgressDisplay, percent
 from .run import RunFolder, open_run
 from .trainer import Trainer
-from .watching import WATCH_OPTIONS, watching, where_the_best_is
 
 # What may differ from the saved configuration when a run is resumed.
-RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet", *WATCH_OPTIONS)
+RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet", *ADDITIONS)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         f"{model.parameters.count:,} parameters"
     )
     # The folder first: what is shown is saved.
-    history = trainer.run(given(folder.config.epochs), [folder, *watching(folder), display])
+    history = trainer.run(given(folder.config.epochs), [folder, *additions(folder), display])
     if history.interrupted:
         if not folder.saved:  # so early that there is nothing to go on from
             with suppress(OSError):

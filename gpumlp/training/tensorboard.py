@@ -134,5 +134,5 @@ def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
     for index, layer in enumerate(getattr(record, "layers", None) or ()):
         statistics = layer if isinstance(layer, Mapping) else dataclasses.asdict(layer)
         for name, value in statistics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, float):  # not how many samples they were taken from
                 yield f"{name}/layers.{index}", float(value)

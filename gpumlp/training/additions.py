@@ -10,7 +10,8 @@ from .run import BEST, CHECKPOINT, RunFolder
 from .tensorboard import TensorBoard
 from .trainer import Trainer
 
-WATCH_OPTIONS = ("early_stopping", "log")
+# The options for them, which may change when a run goes on.
+ADDITIONS = ("early_stopping", "log")
 _MONITOR = "validation_loss"
 
 
@@ -31,7 +32,7 @@ class BestFolder(Callback):
             Checkpoint.of(trainer, self.run.config).save(self.path / CHECKPOINT)
 
 
-def watching(run: RunFolder) -> list[Callback]:
+def additions(run: RunFolder) -> list[Callback]:
     """The callbacks that the configuration asks for. They go by the history, so that a run resumes exactly."""
     callbacks: list[Callback] = []
     if run.config.early_stopping:
