@@ -78,6 +78,8 @@ class HostLt:
         self.launched, self.unknown = launched, unknown
         self.things: list[Any] = [None]
         self.wrong: set[str] = set()  # epilogues whose results are made wrong
+        self.refused: set[str] = set()  # epilogues that have an algorithm, whose launch is refused
+        self.nan_to_zero = False  # a ReLU by the hardware's maximum: of NaN and 0 it gives 0
         self.compute_types: list[int] = []
 
     def _keep(self, thing: Any) -> int:
@@ -126,6 +128,8 @@ class HostLt:
         wanted = dict(self.things[operation])  # as it is now: a launch keeps nothing of the description
         real, epilogue = wanted["real"], Epilogue(wanted[MatmulDescAttribute.EPILOGUE])
         scalar = {np.float32: ctypes.c_float, np.float64: ctypes.c_double}[real]
+        if epilogue.name in self.refused:
+            raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
         assert (scalar.from_address(alpha).value, scalar.from_address(beta).value) == (1, 0)
         assert self.things[handle] == "handle"
         assert ctypes.c_uint64.from_address(algorithm).value == 7
@@ -154,7 +158,8 @@ class HostLt:
                     vector[:, 0] = left.sum(axis=1)
                 else:
                     result = result + vector
-                    result = np.where(result < 0, 0, result) if epilogue is Epilogue.RELU_BIAS else result
+                    if epilogue is Epilogue.RELU_BIAS:
+                        result = np.fmax(result, 0) if self.nan_to_zero else np.maximum(result, 0)
             out[...] = result + (1 if epilogue.name in self.wrong else 0)
 
         self.launched(f"lt-{epilogue.name}", run)
