@@ -126,7 +126,7 @@ def report(
             "on the first samples of the data, as many as gpumlp trains on in about `seconds`, at most all",
             "seconds": options.seconds,
             "repeats": options.repeats,
-            "warm_up": "an epoch of each peer, and a short trial of its variants",
+            "warm_up": "an epoch of each peer, a short trial of its variants, and on a GPU one more epoch",
             "scikit_learn": "a partial_fit is an epoch; with its checks and one-hot labels, some 2 % of it",
             "interleaved": "the peers of a setting take turns",
             "agreement": f"mean loss of each of {STEPS} steps against a textbook network in float64, at the "

@@ -125,13 +125,19 @@ def trainer(sizes: Sequence[int], train: Dataset, device: str, batch_size: int) 
 
 
 def take_turns(trainers: Sequence[Trainer], repeats: int, label: str) -> list[list[float]]:
-    """Seconds of each of `repeats` epochs after one that is not counted, the trainings taking turns."""
+    """Seconds of each of `repeats` epochs after those that are not counted, the trainings taking turns.
+
+    One is not counted, and where a device finds out how it runs the steps best (CUDA graphs or not) a second one:
+    of few batches it takes the first epoch to get ready and the second to try.
+    """
     with Progress(transient=True) as progress:
-        for epochs in progress.track(range(1, repeats + 2), description=label):
+        for _ in progress.track(range(repeats + 1), description=label):
             for each in trainers:
+                if each.epoch == 0 and each.how_steps_ran is not None:
+                    each.run(1)
                 each.model.backend.synchronize()  # nothing of the setting before may run into this one
-                each.run(epochs)
-    return [each.history["seconds"][1:] for each in trainers]
+                each.run(each.epoch + 1)
+    return [each.history["seconds"][-repeats:] for each in trainers]
 
 
 def fitting_memory(

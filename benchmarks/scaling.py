@@ -2,8 +2,8 @@
 
 Seconds per epoch on every device, and the exponents of the power laws fitted to them (see `analysis`). The data is
 generated, pixels of MNIST's shape; its content has no part in the cost. A repeat is timed as in `throughput`: an
-epoch, shuffling included, until its loss has arrived on the host, after one epoch that is not counted, and the
-settings of a series take turns.
+epoch, shuffling included, until its loss has arrived on the host, after one epoch that is not counted (two on a
+GPU), and the settings of a series take turns.
 
 Where an epoch over hidden size or depth costs more than `FLOP_BUDGET` operations, only so many of its steps are
 timed and their time is scaled to the epoch; the report states how many. Epochs over data size are timed whole:
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "is less than its `samples`, an epoch of so many, scaled up",
                 "flop_budget_of_a_repeat": FLOP_BUDGET,
                 "repeats": options.repeats,
-                "warm_up_epochs": 1,
+                "warm_up_epochs": {device.name: 1 if device.name == "cpu" else 2 for device in devices},
                 "interleaved": "the devices and settings of a series take turns",
                 "fit": "least squares in logarithms, over the longest run of points up to the largest setting in "
                 f"which none lies further than {analysis.TOLERANCE:.0%} from the line",

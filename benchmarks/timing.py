@@ -85,6 +85,8 @@ def measure(
             peer = make(timing.peer, setting, samples, threads)
             timing.first_loss = peer.epoch()
             timing.variant = fastest_variant(peer, run.samples)
+            if setting.device != "cpu":
+                peer.epoch()  # of few batches: gpumlp tries CUDA graphs in its second epoch
         except Exception as error:  # a peer that cannot run must not take the others with it
             timing.error = f"failed: {type(error).__name__}: {first_line(error)}"
         else:

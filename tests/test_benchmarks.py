@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import markdown, scaling
-from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time
+from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time, take_turns
 from benchmarks.throughput import copy_to, count_copies, crossovers
+from gpumlp import MLP, Dataset, Trainer
 from gpumlp.backends import Device, Memory
+from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
 REPOSITORY = Path(__file__).parent.parent
@@ -116,6 +118,24 @@ def test_a_repeat_is_bounded_by_its_operations_but_has_four_steps() -> None:
     assert 0.9e11 < timed * flops_per_sample(large) <= 1e11
     assert samples_to_time(large, 8192, 60_000, 1e11) == 4 * 8192
     assert samples_to_time(large, 8192, 20_000, 1e11) == 20_000
+
+
+def test_graphs_are_tried_before_an_epoch_counts(monkeypatch: pytest.MonkeyPatch, blobs: Dataset) -> None:
+    backend, states, run = host_cuda_backend(cublaslt=True), [], Trainer.run
+    few_batches = Trainer(MLP([20, 8, 4], device=backend), blobs, batch_size=100)
+    on_the_cpu = Trainer(MLP([20, 8, 4], device="cpu"), blobs, batch_size=100)
+
+    def watched(self: Trainer, epochs: int) -> object:
+        if self is few_batches:
+            states.append(backend.graphs.plan(self._step).state)
+        return run(self, epochs)
+
+    monkeypatch.setattr(Trainer, "run", watched)
+    seconds = take_turns([few_batches, on_the_cpu], 5, "repeats")
+    assert states[:2] == ["new", "warm"]
+    assert set(states[2:]) == {"graph"}
+    assert seconds == [few_batches.history["seconds"][2:], on_the_cpu.history["seconds"][1:]]
+    assert [len(each) for each in seconds] == [5, 5]
 
 
 def test_the_copy_to_a_device_is_timed_without_its_warm_up() -> None:

@@ -224,7 +224,7 @@ class Products:
         return True
 
     def _keeps_nan(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array) -> bool:
-        """Is the ReLU of NaN NaN, as in ``kernels.cu``? A maximum of the hardware's can be 0. Leaves `out` right."""
+        """Is the ReLU of NaN NaN, as in ``kernels.cu``? Some maxima give 0. Leaves `out` as it was."""
         xp = self._cupy
         self._launch(plan, x, y, out, xp.full(bias.shape, np.nan, dtype=bias.dtype))
         kept = bool(xp.all(xp.isnan(out)))
