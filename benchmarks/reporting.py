@@ -110,7 +110,7 @@ def print_throughput(report: dict[str, Any], console: Console | None = None) -> 
                 *(f"{row['with_copy'][epochs]:,.0f}" if "with_copy" in row else "no copy" for epochs in copied),
             )
         console.print(table)
-    console.print(f"Median, least and most of {report['method']['repeats']} epochs after one that is not counted.")
+    console.print(f"Median, least and most of {report['method']['repeats']} epochs after those of the warm-up.")
     for line in crossover_lines(report):
         console.print(line, markup=False, soft_wrap=True)
 
@@ -135,7 +135,7 @@ def print_growth(report: dict[str, Any], console: Console | None = None) -> None
     _print_lines(report, console)
     table = Table(
         box=box.SIMPLE,
-        caption=f"Median, least and most of {report['method']['repeats']} epochs after one that is not counted; "
+        caption=f"Median, least and most of {report['method']['repeats']} epochs after those of the warm-up; "
         "scaled up where fewer samples were timed than an epoch has.",
     )
     for name in ("device", "network"):

@@ -164,7 +164,7 @@ def layers(network: str) -> list[int]:
 def measure(
     train: Dataset, network: str, devices: Sequence[str], batch_sizes: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
-    """Train each setting of a network for `repeats` epochs after one that is not counted, in turns."""
+    """Train each setting of a network for `repeats` epochs after those of the warm-up, in turns."""
     sizes = layers(network)
     settings = [(device, batch_size) for device in devices for batch_size in batch_sizes]
     trainers = [

@@ -212,7 +212,10 @@ def test_network_and_batch_that_the_data_is_not_made_for() -> None:
     assert "batch_sizes: expected no more than the 2,048 samples, got 4,096" in done.stderr
 
 
-def test_each_round_begins_with_another_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "not_counted"), [("cpu", "ABC"), ("cuda:0", "AABBCC")])
+def test_each_round_begins_with_another_peer(
+    monkeypatch: pytest.MonkeyPatch, device: str, not_counted: str
+) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "REST", 0)
     monkeypatch.setattr(timing, "make", lambda peer, *_: peer())
@@ -228,9 +231,9 @@ def test_each_round_begins_with_another_peer(monkeypatch: pytest.MonkeyPatch) ->
         def synchronize(self) -> None: ...
 
     peers = [type(name, (Named,), {}) for name in "ABC"]
-    setting = type("Setting", (), {"dtype": "float32"})()
+    setting = type("Setting", (), {"dtype": "float32", "device": device})()
     measured = timing.measure(setting, None, timing.Run(samples=1, epochs=1), peers, repeats=4)
-    assert "".join(order) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"  # the first round is not counted
+    assert "".join(order) == not_counted + "ABC" + "BCA" + "CAB" + "ABC"
     assert [len(one.seconds) for one in measured] == [4, 4, 4]
 
 
