@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from . import command
-from .training.session import describe, load_run
+from .training.results import describe
+from .training.session import load_run
 
 PROGRAM = "gpumlp-evaluate"
 

@@ -36,7 +36,13 @@ def test_outside_the_backends_no_code_names_a_gpu_library(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("room", "forbidden"),
-    [("backends", {"nn", "data", "training"}), ("nn", {"data", "training"}), ("data", {"nn", "training"})],
+    [
+        ("backends", {"nn", "data", "diagnostics", "training", "figures"}),
+        ("nn", {"data", "diagnostics", "training", "figures"}),
+        ("data", {"nn", "diagnostics", "training", "figures"}),
+        ("diagnostics", {"data", "training", "figures"}),
+        ("training", {"figures"}),
+    ],
 )
 def test_no_room_imports_from_above(room: str, forbidden: set[str]) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
@@ -94,13 +100,15 @@ def test_a_network_trained_on_one_device_loads_on_another(backend: Backend, blob
 
 
 @pytest.mark.parametrize("batch_size", [4, 64])
-@pytest.mark.parametrize(("validation", "reads"), [(None, 1), (50, 2)])
+@pytest.mark.parametrize(
+    ("validation", "diagnostics", "reads"), [(None, False, 1), (None, True, 2), (50, False, 2), (50, True, 2)]
+)
 def test_the_host_reads_twice_an_epoch_at_most_however_many_batches(
-    blobs: Dataset, batch_size: int, validation: int | None, reads: int
+    blobs: Dataset, batch_size: int, validation: int | None, diagnostics: bool, reads: int
 ) -> None:
     backend = StrictBackend()
     model = MLP([20, 16, 4], device=backend)
-    trainer = Trainer(model, blobs, batch_size=batch_size, validation=validation)
+    trainer = Trainer(model, blobs, batch_size=batch_size, validation=validation, diagnostics=diagnostics)
     trainer.run(1)
     with backend.ledger.counting() as ledger:
         trainer.run(2)

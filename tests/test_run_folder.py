@@ -50,7 +50,7 @@ def test_the_history_has_a_line_an_epoch(tmp_path: Path) -> None:
     assert [EpochRecord.from_dict(record) for record in records] == outcome.history.records
     assert set(records[0]) == {
         *("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
-        *("learning_rate", "seconds", "samples_per_second"),
+        *("learning_rate", "seconds", "samples_per_second", "layers"),
     }
 
 

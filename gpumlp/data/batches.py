@@ -44,6 +44,10 @@ class ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
         return ArrayBatches(self._images, self._labels, rows, batch_size, self._backend)
 
+    def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
+        """One batch of some of these samples, on the same arrays."""
+        return self.select(np.sort(rng.permutation(self._rows)[:samples]), samples)
+
     def shuffle(self, rng: np.random.Generator) -> None:
         """Draw the order of the next epoch, on the host, so that it is the same for every device."""
         xp = self._backend.xp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -47,6 +48,21 @@ class Evaluation(NamedTuple):
 
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
     """Loss and accuracy on batches that are on the model's device already. Waits for the device once."""
+    loss, hits = model.backend.to_numpy(loss_and_hits(model, batches)).tolist()
+    return evaluation(loss, hits, batches.samples)
+
+
+def evaluation(loss: float, hits: float, samples: int) -> Evaluation:
+    """From the sums of the losses and of the correct answers."""
+    return Evaluation(loss / samples, hits / samples, int(hits), samples)
+
+
+def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None] | None = None) -> Array:
+    """The sums of the losses and of the correct answers, ``(2,)`` float64, on the device. Waits for nothing.
+
+    `look` is called with the workspace of the first batch, after its loss: the activations are in its outputs and
+    the error term in its logits.
+    """
     backend, xp = model.backend, model.backend.xp
     losses = xp.empty(batches.samples, dtype=model.dtype)
     correct = xp.empty(batches.samples, dtype=bool)
@@ -56,7 +72,6 @@ def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
         labels = batches.gather(batch, part.staging, part.inputs)
         model.forward_pass(part)
         backend.softmax_cross_entropy(part.logits, labels, losses[batch], correct[batch])
-    totals = xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])
-    loss, hits = backend.to_numpy(totals).tolist()
-    samples = batches.samples
-    return Evaluation(loss / samples, hits / samples, int(hits), samples)
+        if look is not None and batch.start == 0:
+            look(part)
+    return xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])

@@ -123,12 +123,12 @@ class Checkpoint:
             "dataset": self.dataset,
             "steps": self.steps,
             "random_state": self.random_state,
-            "history": [dataclasses.asdict(record) for record in self.history],
         }
+        lines = ", ".join(record.to_json() for record in self.history)
         metadata = {
             "format": FORMAT,
             "config": json.dumps(dataclasses.asdict(self.config)),
-            "state": json.dumps(state),
+            "state": f'{json.dumps(state)[:-1]}, "history": [{lines}]}}',
         }
         write_atomically(path, safetensors.numpy.save(self.tensors, metadata))
 

@@ -5,25 +5,32 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..diagnostics import Finding
+from ..nn.optimizers import SGD
 from .history import History
 
 if TYPE_CHECKING:
     from .step import TrainingStep
+
+LARGE_INPUTS = 20.0
+LARGE_FIRST_LOSS = 10.0  # times that of guessing, before the first update
 
 
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite. The network is as it was after the last good epoch.
 
     Attributes:
+        finding: the evidence, the likely cause and what to try; its message is that of the error.
         history: of the epochs before.
     """
 
-    def __init__(self, message: str, history: History) -> None:
-        super().__init__(message)
+    def __init__(self, finding: Finding, history: History) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
         self.history = history
 
 
-def diagnose(step: TrainingStep, epoch: int) -> str:
+def diagnose(step: TrainingStep, epoch: int) -> Finding:
     """Run the epoch again from its start, looking at every step, until the loss is lost.
 
     Args:
@@ -34,11 +41,13 @@ def diagnose(step: TrainingStep, epoch: int) -> str:
         Where it happened, the learning rate, the largest gradient, and what to try.
     """
     model, xp = step.model, step.model.backend.xp
-    largest, largest_name, where = 0.0, "", f"in epoch {epoch}"
+    largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
     step.keep_gradient()
     for index, batch in enumerate(step.batches.slices):
         step(batch)
         loss = float(model.backend.to_numpy(step.losses[batch]).mean())
+        if index == 0:
+            first_loss = loss
         if not math.isfinite(loss):
             where += f", at step {index + 1} of {len(step.batches.slices)}, where the loss became {loss}"
             break
@@ -46,15 +55,33 @@ def diagnose(step: TrainingStep, epoch: int) -> str:
             value = float(xp.max(xp.abs(gradient)))
             if math.isfinite(value) and value > largest:
                 largest, largest_name = value, name
+    inputs = 1.0 if step.batches.pixels else float(xp.max(xp.abs(step.workspace.inputs)))
     gradient_note = f", largest gradient {largest:.3g} (of {largest_name})" if largest_name else ""
-    range_note = ""
-    if not step.batches.pixels:
-        inputs = float(xp.max(xp.abs(step.workspace.inputs)))
-        range_note = f", inputs up to {inputs:.3g} in absolute value"
-        if inputs > 20:
-            range_note += " (scale them to about 1)"
-    return (
+    range_note = "" if step.batches.pixels else f", inputs up to {inputs:.3g} in absolute value"
+    return Finding(
+        "diverged",
         f"training diverged {where}: learning_rate {step.learning_rate:g}{gradient_note}{range_note}. "
-        f"The parameters are those after epoch {epoch - 1}. "
-        f"Try a learning_rate of {step.learning_rate / 10:g} or less, or another initializer"
+        f"The parameters are those after epoch {epoch - 1}. {_advice(step, epoch, inputs, first_loss)}",
     )
+
+
+def _advice(step: TrainingStep, epoch: int, inputs: float, first_loss: float) -> str:
+    """The likeliest cause, from the most telling evidence to the least, and what to try."""
+    rate, model = step.learning_rate, step.model
+    if inputs > LARGE_INPUTS:
+        return "Inputs so large make every step too large: scale them to about 1"
+    if isinstance(step.optimizer, SGD):
+        # W <- (1 - rate l2) W: with momentum mu, |W| grows where rate l2 > 2 (1 + mu).
+        limit = 2 * (1 + step.optimizer.momentum)
+        if rate * step.penalty.l2 > limit:
+            return (
+                f"The penalty alone makes the weights grow where learning_rate times l2, here "
+                f"{rate * step.penalty.l2:.3g}, is above {limit:.3g}: try an l2 of {0.01 / rate:.2g} or less"
+            )
+    guess = math.log(model.sizes[-1])
+    if epoch == 1 and not first_loss <= LARGE_FIRST_LOSS * guess:
+        return (
+            f"The loss was {first_loss:.3g} before the first update, where guessing has {guess:.2f}: the initial "
+            f"weights are too large; try initializer {model.activation.initializer}"
+        )
+    return f"Try a learning_rate of {rate / 10:g} or less, or another initializer"

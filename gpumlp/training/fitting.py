@@ -29,6 +29,7 @@ def fit(
     l1: float = 0.0,
     seed: int = 0,
     callbacks: Iterable[CallbackLike] = (),
+    diagnostics: bool = True,
 ) -> History:
     """Train a network in place.
 
@@ -45,10 +46,11 @@ def fit(
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`.
+        diagnostics: look at each layer after every epoch, for ``history.findings()``; the results are the same.
 
     Returns:
-        The history, one record per epoch. After Ctrl-C, that of the finished epochs, with
-        ``history.interrupted`` set and the network as it was after the last of them.
+        The history, one record per epoch, which knows the `findings` and the `trend`. After Ctrl-C, that of the
+        finished epochs, with ``history.interrupted`` set and the network as it was after the last of them.
 
     Raises:
         ValueError: the data does not fit the network, or a value is out of range.
@@ -60,6 +62,8 @@ def fit(
     >>> history = fit(model, train, optimizer=SGD(0.1, momentum=0.9), epochs=5, batch_size=32)
     >>> len(history), model.accuracy(test) > 0.9
     (5, True)
+    >>> history.findings(), history.trend()
+    ([], 'converging')
     """
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
@@ -71,5 +75,6 @@ def fit(
         batch_size=batch_size,
         validation=validation,
         seed=seed,
+        diagnostics=diagnostics,
     )
     return trainer.run(epochs, callbacks)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
+
+from ..diagnostics import Finding, LayerStatistics, Setting, find, trend
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class EpochRecord:
 
     Losses are mean cross-entropies without the weight penalty and accuracies are fractions. The training
     ones are running means over the epoch's batches, each before its own update; the validation ones are
-    taken after the epoch, and None without validation samples.
+    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics were off.
     """
 
     epoch: int  # counted from 1
@@ -26,13 +28,24 @@ class EpochRecord:
     learning_rate: float
     seconds: float  # of training: neither validation nor saving is in it
     samples_per_second: float
+    layers: tuple[LayerStatistics, ...] | None = None
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:  # kept, because every checkpoint holds the lines of all epochs before
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.layers is not None:
+            values["layers"] = [vars(layer) for layer in self.layers]
+        return json.dumps(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpochRecord:
         """Raises TypeError if the names are not the fields'."""
+        layers = values.get("layers")
+        if layers is not None:
+            values = {**values, "layers": tuple(LayerStatistics(**layer) for layer in layers)}
         return cls(**values)
 
 
@@ -42,6 +55,7 @@ class History:
     Attributes:
         records: the `EpochRecord`, in order.
         interrupted: was the training stopped by the keyboard?
+        setting: how the network was trained, for the findings; None where nobody has said.
 
     >>> history = History()
     >>> history.append(EpochRecord(1, 0.5, 0.8, 0.4, 0.9, 0.1, 2.0, 500.0))
@@ -52,6 +66,7 @@ class History:
     def __init__(self, records: list[EpochRecord] | None = None) -> None:
         self.records = list(records or [])
         self.interrupted = False
+        self.setting: Setting | None = None
 
     def append(self, record: EpochRecord) -> None:
         self.records.append(record)
@@ -65,6 +80,26 @@ class History:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the training, each with evidence and advice; nothing is an empty list.
+
+        Raises:
+            ValueError: the history is not that of a `Trainer` or of `fit`.
+        """
+        if self.setting is None:
+            raise ValueError(
+                "findings are expected to be asked of the history of a training; this one has no setting"
+            )
+        return find(self.records, self.setting)
+
+    def trend(self) -> str | None:
+        """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs."""
+        if self.setting is None:
+            raise ValueError(
+                "a trend is expected to be asked of the history of a training; this one has no setting"
+            )
+        return trend(self.records, self.setting.classes)
 
     @property
     def seconds(self) -> float:

@@ -88,6 +88,7 @@ RANGES: dict[str, tuple[Check, str]] = {
     "dtype": _choice("float32", "float64"),
     "matmul_precision": _choice(*MATMUL_PRECISIONS),
     "cuda_graphs": _choice(*CUDA_GRAPHS),
+    "diagnostics": _choice("on", "off"),
     "out": (_optional(_is_text), "a folder"),
     "overwrite": (_is_flag, "true or false"),
     "resume": (_optional(_is_text), "the folder of a run"),

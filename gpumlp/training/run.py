@@ -1,4 +1,4 @@
-"""A run's folder: configuration, history, checkpoint and, at the end, metrics."""
+"""A run's folder: configuration, history, checkpoint and, at the end, metrics, or why it diverged."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..diagnostics import Finding
 from .callbacks import Callback
 from .checkpoint import Checkpoint, CheckpointError, write_atomically
 from .config import Config, ConfigError
 from .tensorboard import remove_event_files
 from .trainer import Trainer
 
-CONFIG, HISTORY, CHECKPOINT, METRICS = (
+CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED = (
     "config.json",
     "history.jsonl",
     "checkpoint.safetensors",
     "metrics.json",
+    "diverged.json",
 )
 BEST = "best"  # a folder in that of the run, for a checkpoint
 
@@ -75,7 +77,8 @@ class RunFolder(Callback):
         # The checkpoint first: from the moment it exists, the run can be gone on with, and one that is to be
         # replaced is there until then. Metrics are those of a finished run, which this is no longer.
         self._save_checkpoint(trainer)
-        (self.path / METRICS).unlink(missing_ok=True)
+        for ending in (METRICS, DIVERGED):
+            (self.path / ending).unlink(missing_ok=True)
         if trainer.epoch == 0:
             (self.path / BEST / CHECKPOINT).unlink(missing_ok=True)
             remove_event_files(self.path)
@@ -107,15 +110,35 @@ class RunFolder(Callback):
         Raises:
             CheckpointError: the file is no JSON object.
         """
+        return self._read(METRICS)
+
+    def write_divergence(self, finding: Finding) -> None:
+        """Write why the run has ended without results."""
+        write_atomically(self.path / DIVERGED, (json.dumps(vars(finding), indent=2) + "\n").encode())
+
+    def read_divergence(self) -> Finding | None:
+        """Why the run ended without results; None if it did not.
+
+        Raises:
+            CheckpointError: the file holds no finding.
+        """
+        values = self._read(DIVERGED)
         try:
-            metrics = json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+            return None if values is None else Finding(**values)
+        except TypeError as error:
+            raise CheckpointError(f"{self.path / DIVERGED} is damaged: {error}") from error
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise CheckpointError(f"{self.path / METRICS} is damaged: {error}") from error
-        if not isinstance(metrics, dict):
-            raise CheckpointError(f"{self.path / METRICS} is damaged: expected a JSON object")
-        return metrics
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is damaged: expected a JSON object")
+        return values
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         Checkpoint.of(trainer, self.config).save(self.path / CHECKPOINT)

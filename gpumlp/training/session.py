@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import gpumlp
-
 from ..backends import Backend, choose_device, get_backend
 from ..data import Dataset, load_dataset
-from ..nn.evaluation import Evaluation
 from ..nn.network import MLP
 from . import tensorboard
 from .additions import ADDITIONS, additions, where_the_best_is
@@ -21,12 +17,23 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, given
 from .divergence import DivergenceError
 from .history import History
-from .progress import ProgressDisplay, percent
+from .progress import ProgressDisplay
+from .results import in_words, metrics_of, take_test
 from .run import RunFolder, open_run
 from .trainer import Trainer
 
 # What may differ from the saved configuration when a run is resumed.
-RESUME_OPTIONS = ("resume", "device", "cuda_graphs", "data_dir", "epochs", "min_accuracy", "quiet", *ADDITIONS)
+RESUME_OPTIONS = (
+    "resume",
+    "device",
+    "cuda_graphs",
+    "data_dir",
+    "diagnostics",
+    "epochs",
+    "min_accuracy",
+    "quiet",
+    *ADDITIONS,
+)
 
 
 @dataclass(frozen=True)
@@ -131,62 +138,31 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
-    # The folder first: what is shown is saved.
-    history = trainer.run(given(folder.config.epochs), [folder, *additions(folder), display])
-    if history.interrupted:
-        if not folder.saved:  # so early that there is nothing to go on from
-            with suppress(OSError):
-                folder.path.rmdir()
-            raise KeyboardInterrupt
-        return Outcome(folder, history, None)
     try:
-        result = trainer.model.evaluate(test)
-    except KeyboardInterrupt:
-        return Outcome(folder, history, None)
-    if not math.isfinite(result.loss):
-        raise DivergenceError(
-            f"training diverged: the test loss after epoch {len(history)} is {result.loss}. Try a learning_rate "
-            f"of {given(folder.config.learning_rate) / 10:g} or less, or another initializer",
-            history,
-        )
-    last = history.records[-1]
-    backend = trainer.model.backend
-    metrics = {
-        "dataset": test.name,
-        "test_fingerprint": test.fingerprint(),
-        "test_accuracy": result.accuracy,
-        "test_loss": result.loss,
-        "validation_accuracy": last.validation_accuracy,
-        "epochs": len(history),
-        "seconds": history.seconds,
-        "samples_per_second": history.samples_per_second,
-        "device": backend.name,
-        "device_name": backend.device_name,
-        "steps": trainer.how_steps_ran,
-        "dtype": folder.config.dtype,
-        "seed": folder.config.seed,
-        "version": gpumlp.__version__,
-    }
+        # The folder first: what is shown is saved.
+        history = trainer.run(given(folder.config.epochs), [folder, *additions(folder), display])
+        if history.interrupted:
+            if not folder.saved:  # so early that there is nothing to go on from
+                with suppress(OSError):
+                    folder.path.rmdir()
+                raise KeyboardInterrupt
+            return Outcome(folder, history, None)
+        try:
+            result = take_test(trainer, test)
+        except KeyboardInterrupt:
+            return Outcome(folder, history, None)
+    except DivergenceError as error:
+        folder.write_divergence(error.finding)
+        raise
+    metrics = metrics_of(trainer, test, result, folder.config)
     folder.write_metrics(metrics)
     best = where_the_best_is(history, folder)
     if best is not None:
         display.say(best)
-    if trainer.how_steps_ran is not None:
-        display.say(f"steps: {trainer.how_steps_ran}")
-    display.say(describe(test, result))
-    display.say(
-        f"throughput: {history.samples_per_second:,.0f} samples/s on {backend.name} ({backend.device_name})"
-    )
+    for line in in_words(trainer, test, result):
+        display.say(line)
     display.say(f"run saved in {folder.path}")
     return Outcome(folder, history, metrics)
-
-
-def describe(test: Dataset, result: Evaluation) -> str:
-    """A test result in a line."""
-    return (
-        f"{test.name} test accuracy: {percent(result.accuracy)} "
-        f"({result.correct:,} of {result.samples:,}), loss {result.loss:.4f}"
-    )
 
 
 def _backend(config: Config, display: ProgressDisplay) -> Backend:
@@ -218,6 +194,7 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             batch_size=_batch_size(config),
             validation=config.validation,
             seed=config.seed,
+            diagnostics=config.diagnostics == "on",
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

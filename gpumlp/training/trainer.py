@@ -11,9 +11,7 @@ import numpy as np
 
 from ..backends import HostArray
 from ..data import Dataset
-from ..data.batches import ArrayBatches
-from ..nn.evaluation import CHUNK, Evaluation, evaluate_batches
-from ..nn.hyperparameters import whole
+from ..nn.evaluation import Evaluation, evaluate_batches
 from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
@@ -22,10 +20,10 @@ from ..nn.workspace import Workspace
 from .callbacks import Callback, CallbackLike, as_callbacks
 from .divergence import DivergenceError, diagnose
 from .history import EpochRecord, History
+from .splitting import ORDER_STREAM, make_batches
 from .step import TrainingStep
+from .watching import Watcher, setting_of
 
-# Independent random streams of one seed; the network's own initial weights use the seed as it is.
-_ORDER_STREAM, _SPLIT_STREAM = 1, 2
 _PROGRESS_PARTS = 20  # how often an epoch reports, if anybody listens
 
 
@@ -43,6 +41,7 @@ class Trainer:
         batch_size: samples a step, or ``"full"``; more than there are means all of them.
         validation: a `Dataset`, or how many training samples are held out (drawn by the seed), or None.
         seed: of the held-out samples and of the batch order.
+        diagnostics: take statistics of each layer after every epoch, without a change to the results.
 
     Attributes:
         history: a record for each finished epoch.
@@ -62,38 +61,37 @@ class Trainer:
         batch_size: int | Literal["full"] = 128,
         validation: Dataset | int | None = None,
         seed: int = 0,
+        diagnostics: bool = True,
     ) -> None:
-        for dataset in (train, validation):
-            if isinstance(dataset, Dataset):
-                model.check_fits(dataset)
         self.model = model
         self.train_set = train
         self.optimizer = SGD() if optimizer is None else optimizer
         self.schedule: Schedule = Constant() if schedule is None else schedule
         self.seed = seed
+        self._setting = setting_of(
+            model.sizes, model.activation.name, self.optimizer, self.schedule, penalty or Penalty()
+        )
         self.history = History()
+        self.history.setting = self._setting
         self.epochs = 0
         self._stop = False
 
-        held_out = 0
-        if validation is not None and not isinstance(validation, Dataset):
-            held_out = whole("validation", validation, 0)
-        train_rows, validation_rows = _split(len(train), held_out, seed)
-        full = isinstance(batch_size, str) and batch_size == "full"
-        size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
-        self._rng = np.random.default_rng([seed, _ORDER_STREAM])
+        self.batches, self.validation_batches = make_batches(model, train, validation, batch_size, seed)
+        self._rng = np.random.default_rng([seed, ORDER_STREAM])
         with model.backend.activate():
-            self.batches = train.batches(size, model.backend, model.dtype, train_rows)
-            self.validation_batches: ArrayBatches | None = None
-            if isinstance(validation, Dataset):
-                self.validation_batches = validation.batches(CHUNK, model.backend, model.dtype)
-            elif held_out:
-                self.validation_batches = self.batches.select(validation_rows, CHUNK)
             self.optimizer_state = self.optimizer.init(model.parameters.data)
             self._step = TrainingStep(
                 model, self.batches, self.optimizer, self.optimizer_state, penalty or Penalty()
             )
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
+            self._watcher = Watcher(
+                model,
+                self.batches,
+                self.validation_batches,
+                self.optimizer_state.scratch,
+                seed,
+                diagnostics=diagnostics,
+            )
 
     @property
     def epoch(self) -> int:
@@ -161,8 +159,7 @@ class Trainer:
                 self.history.append(record)
                 return
             self._copy(self._snapshot, self._buffers())
-            message = diagnose(self._step, start_epoch + 1)
-            raise DivergenceError(message, self.history)
+            raise DivergenceError(diagnose(self._step, start_epoch + 1), self.history)
         except BaseException:
             if self.epoch == start_epoch:
                 self._copy(self._snapshot, self._buffers())
@@ -192,7 +189,7 @@ class Trainer:
 
         if not (math.isfinite(loss) and math.isfinite(parameter_sum)):
             return None
-        validation = self.validate()
+        validation, layers = self._watcher.after_epoch(self._snapshot[0])
         if validation is not None and not math.isfinite(validation.loss):
             return None
         return EpochRecord(
@@ -204,6 +201,7 @@ class Trainer:
             learning_rate=step.learning_rate,
             seconds=seconds,
             samples_per_second=batches.samples / seconds,
+            layers=layers,
         )
 
     def validate(self) -> Evaluation | None:
@@ -237,6 +235,7 @@ class Trainer:
         self.optimizer_state.steps = steps
         self._rng.bit_generator.state = random_state
         self.history = history
+        self.history.setting = self._setting
 
     def _buffers(self) -> list[Any]:
         return [self.model.parameters.data, *self.optimizer_state.buffers.values()]
@@ -244,14 +243,3 @@ class Trainer:
     def _copy(self, sources: list[Any], targets: list[Any]) -> None:
         for source, target in zip(sources, targets, strict=True):
             self.model.backend.xp.copyto(target, source)
-
-
-def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray]:
-    """Rows to train on and rows to validate on; the samples themselves are not copied."""
-    if not 0 <= held_out < samples:
-        raise ValueError(
-            f"validation is expected to be from 0 to {samples - 1:,} of the {samples:,} training samples, got "
-            f"{held_out:,}"
-        )
-    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(samples)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -1,0 +1,66 @@
+"""Say what is wrong with saved runs: ``python -m gpumlp.diagnose RUN``, also installed as ``gpumlp-diagnose``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from . import command
+from .training.config import ConfigError
+from .training.run import RunFolder, open_run
+from .training.watching import setting_of
+
+PROGRAM = "gpumlp-diagnose"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say what is wrong with saved runs, finished or not: the evidence, the likely cause, and what to try."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of the runs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, diagnose, and return the exit code: 0, or 2 where a folder holds no run."""
+
+    def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
+        if not options.runs:
+            raise ConfigError("runs: expected the folder of at least one run, got none")
+        for line in [line for run in options.runs for line in diagnosis(open_run(run))]:
+            print(line)
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def diagnosis(folder: RunFolder) -> list[str]:
+    """What is found in a run: a line for the course of its training, and one for each finding.
+
+    Raises:
+        CheckpointError: the run's files are damaged.
+    """
+    checkpoint, diverged = folder.load(), folder.read_divergence()
+    config, history = checkpoint.config, checkpoint.history
+    history.setting = setting_of(
+        checkpoint.sizes, config.activation, config.make_optimizer(), config.make_schedule(), config.make_penalty()
+    )
+    epochs = f"{len(history)} epoch{'' if len(history) == 1 else 's'}"
+    trend = "diverged" if diverged is not None else history.trend() or "too few to tell how it goes"
+    lines = [f"{folder.path}: {epochs}, {trend}"]
+    found = ([] if diverged is None else [diverged]) + history.findings()
+    lines += [f"  {finding.name}: {finding.message}" for finding in found]
+    if not found and len(history) > 1:
+        lines.append("  nothing is wrong")
+    if len(history) and history.records[-1].layers is None:
+        lines.append("  only the curves were judged: the run was made without diagnostics")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What the learning curves say: how the losses go over the epochs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from .findings import Record
+
+# A loss is measured against that of guessing, log(classes).
+EXPLODED = 3.0  # so many times it is worse than any ignorance
+HIGH = 0.5  # half of it is not a fit
+EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
+RISE = 1.1  # from one epoch to the next: a tenth more
+RISE_LEAST = 0.05  # and at least so much of the loss of guessing
+RISES_SHARE, RISES_LEAST = 0.2, 2  # in so many of the epochs
+OVERFIT_RISE, OVERFIT_LEAST = 1.5, 0.15  # the validation loss over its lowest; nats
+LASTING = 3  # epochs for which the validation loss must have been so high
+OVERFIT_GAP = 0.1  # between the accuracies
+STILL_FALLING = 0.02  # an epoch, as a part of the loss
+
+
+def trend(records: Sequence[Record], classes: int) -> str | None:
+    """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs."""
+    if len(records) < 2:
+        return None
+    if exploded(records, classes):
+        return "diverging"
+    if len(rises(records, classes)) >= max(RISES_LEAST, RISES_SHARE * (len(records) - 1)):
+        return "unstable"
+    if len(records) >= EPOCHS_TO_FIT and records[-1].train_loss > HIGH * math.log(classes):
+        return "underfitting"
+    return "overfitting" if overfits(records) else "converging"
+
+
+def exploded(records: Sequence[Record], classes: int) -> bool:
+    """Is the loss far above that of guessing at the end, and not on its way back?"""
+    loss, guess = records[-1].train_loss, math.log(classes)
+    return loss > EXPLODED * guess and loss >= min(record.train_loss for record in records)
+
+
+def rises(records: Sequence[Record], classes: int) -> list[int]:
+    """The epochs, counted from 1, after which the training loss rose by a tenth, and by more than noise."""
+    least = RISE_LEAST * math.log(classes)
+    losses = [record.train_loss for record in records]
+    return [
+        epoch
+        for epoch, (before, after) in enumerate(itertools.pairwise(losses), 1)
+        if after > RISE * before and after - before > least
+    ]
+
+
+def best_epoch(records: Sequence[Record]) -> int | None:
+    """The epoch of the lowest validation loss, counted from 1; None without validation."""
+    losses = [record.validation_loss for record in records]
+    known = [(loss, epoch) for epoch, loss in enumerate(losses, 1) if loss is not None]
+    return min(known)[1] if known else None
+
+
+def overfits(records: Sequence[Record]) -> bool:
+    """Does the network do much worse on the validation samples than on its own, or than it did?"""
+    last, best = records[-1], best_epoch(records)
+    if best is None or last.validation_accuracy is None:
+        return False
+    lowest, recent = (
+        min(record.validation_loss for record in part if record.validation_loss is not None)
+        for part in ([records[best - 1]], records[-LASTING:])
+    )
+    rose = recent > OVERFIT_RISE * lowest and recent - lowest > OVERFIT_LEAST
+    falls = last.train_loss < records[best - 1].train_loss
+    return (rose and falls) or last.train_accuracy - last.validation_accuracy > OVERFIT_GAP
+
+
+def falling(records: Sequence[Record]) -> float:
+    """By which part of itself the training loss fell in an epoch, on average over the last quarter of them."""
+    span = max(1, len(records) // 4)
+    before, after = records[-1 - span].train_loss, records[-1].train_loss
+    return (before - after) / span / before if before else 0.0

@@ -1,0 +1,65 @@
+"""What the rules read and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a training.
+
+    Attributes:
+        name: which of the known illnesses, such as ``"dead units"``.
+        message: a whole sentence: the evidence in figures, the likely cause, and what to try.
+        layer: which layer it is in, counted from 1 (the first hidden layer); None if it is the whole network.
+    """
+
+    name: str
+    message: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network is trained, as far as advice depends on it.
+
+    Attributes:
+        classes: of the data, whose logarithm is the loss of guessing.
+        learning_rate: the initial one.
+        activation: the name of that of the hidden layers.
+        hidden: units of each hidden layer.
+        optimizer: ``"SGD"``, ``"Adam"``, ...
+        momentum: of SGD; 0 without it.
+        l2, l1: the weight penalty.
+        constant_rate: does the learning rate stay as it is?
+    """
+
+    classes: int
+    learning_rate: float
+    activation: str = "relu"
+    hidden: tuple[int, ...] = ()
+    optimizer: str = "SGD"
+    momentum: float = 0.0
+    l2: float = 0.0
+    l1: float = 0.0
+    constant_rate: bool = True
+
+
+class Record(Protocol):
+    """What the rules need of an epoch; ``EpochRecord`` has it."""
+
+    @property
+    def train_loss(self) -> float: ...
+    @property
+    def train_accuracy(self) -> float: ...
+    @property
+    def validation_loss(self) -> float | None: ...
+    @property
+    def validation_accuracy(self) -> float | None: ...
+    @property
+    def layers(self) -> Sequence[LayerStatistics] | None: ...

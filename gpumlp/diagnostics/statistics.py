@@ -1,0 +1,147 @@
+"""Numbers that tell how each layer does, taken after an epoch without disturbing the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends import Array
+from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
+from ..nn.network import MLP
+from ..nn.workspace import Workspace
+
+SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
+LEAST_ROWS, MOST_ROWS = 16, 256  # samples that the gradient is taken from
+ROWS_SHARE = 100  # one in so many of an epoch's samples: a hundredth of the epoch's work
+MOST_WATCHED, LEAST_WATCHED, WATCHED_SHARE = 1024, 32, 50  # the same for a forward pass of its own
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer after one epoch; a part of a line of ``history.jsonl``.
+
+    Norms are Euclidean and of the weights only, without the biases.
+
+    Attributes:
+        gradient_norm: of the gradient of the mean loss, without the weight penalty, over `gradient_samples`.
+        update_ratio: how far the epoch has moved the weights: the norm of their change from its start to its end
+            over their norm at its end.
+        weight_norm: at the epoch's end.
+        dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
+        saturated: the share of outputs of tanh or sigmoid that lie where the slope is below 2 % of its largest
+            (|tanh| > 0.99), over `gradient_samples`; None for layers of other activations.
+        samples: how many were looked at: the first chunk of the validation samples, or else training samples.
+        gradient_samples: how many of those went into the gradient.
+
+    `gradient_norm`, `update_ratio` and `weight_norm` are None where they are too large for the network's dtype.
+    """
+
+    gradient_norm: float | None
+    update_ratio: float | None
+    weight_norm: float | None
+    dead: float | None
+    saturated: float | None
+    samples: int
+    gradient_samples: int
+
+
+class Probe:
+    """Takes the statistics of a network's layers from a batch that was just evaluated.
+
+    It works in arrays of its own and in the optimizer's scratch: weights, optimizer state, gradients and random
+    streams are left as they are, to the last bit. Nothing waits for the device: the numbers stay on it until the
+    caller reads `values`.
+
+    Args:
+        model: the network.
+        samples: of the batch that `look` will see.
+        epoch_samples: in an epoch; decides how many samples the gradient is worth.
+        scratch: shaped as the parameters, overwritten.
+    """
+
+    def __init__(self, model: MLP, samples: int, epoch_samples: int, scratch: Array) -> None:
+        self.model = model
+        self.samples = samples
+        self.rows = min(samples, max(LEAST_ROWS, min(MOST_ROWS, epoch_samples // ROWS_SHARE)))
+        parameters, xp = model.parameters, model.backend.xp
+        self._workspace = Workspace(model, self.rows, pixels=False)
+        self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
+        self._scratch = scratch
+        self._targets = parameters.weight_views(scratch)
+        self._flat_targets = [view.reshape(-1) for view in self._targets]
+        self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
+        self.values: Array = xp.zeros((5, len(model.layers)), dtype="float64")
+
+    def look(self, seen: Workspace, before: Array) -> None:
+        """Take the statistics.
+
+        Args:
+            seen: after a forward pass over the batch and its loss; read only.
+            before: ``(size,)``, the parameters at the start of the epoch.
+        """
+        model, xp, values = self.model, self.model.backend.xp, self.values
+        parameters, own = model.parameters, self._workspace
+        for index, layer in enumerate(model.layers[:-1]):
+            xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
+            if isinstance(layer.activation, ReLU):
+                largest = xp.max(seen.outputs[index], axis=0)
+                values[3, index] = xp.sum(xp.less_equal(largest, 0), dtype="float64")
+            elif _can_saturate(layer.activation):
+                size = own.deltas[index]  # free until the backward pass
+                xp.copyto(size, own.outputs[index])
+                if isinstance(layer.activation, Sigmoid):  # from (0, 1) to (-1, 1)
+                    xp.multiply(size, 2, out=size)
+                    xp.subtract(size, 1, out=size)
+                xp.abs(size, out=size)
+                values[4, index] = xp.sum(xp.greater(size, SATURATED), dtype="float64")
+        xp.copyto(own.inputs, seen.inputs[: self.rows])
+        # The loss has left the error term of a mean over the whole batch.
+        xp.multiply(seen.logits[: self.rows], self.samples / self.rows, out=own.logits)
+
+        biases = parameters.gradient[parameters.weights.stop :]
+        xp.copyto(self._biases, biases)
+        model.backward_pass(own, self._targets)
+        xp.copyto(biases, self._biases)
+        for index, gradient in enumerate(self._flat_targets):
+            values[0, index] = xp.vdot(gradient, gradient)
+        weights = parameters.weights
+        xp.subtract(parameters.data[weights], before[weights], out=self._scratch[weights])
+        for index, (change, weight) in enumerate(zip(self._flat_targets, self._weights, strict=True)):
+            values[1, index] = xp.vdot(change, change)
+            values[2, index] = xp.vdot(weight, weight)
+
+    def statistics(self, values: Sequence[float]) -> tuple[LayerStatistics, ...]:
+        """The `values`, flattened and read by the host, as statistics of each layer."""
+        layers = self.model.layers
+        count = len(layers)
+        gradients, changes, weights, dead, saturated = (
+            values[start : start + count] for start in range(0, 5 * count, count)
+        )
+        return tuple(
+            LayerStatistics(
+                gradient_norm=_root(gradients[index]),
+                update_ratio=_root(changes[index] / weights[index] if weights[index] else 0.0),
+                weight_norm=_root(weights[index]),
+                dead=dead[index] / layer.out_features if isinstance(layer.activation, ReLU) else None,
+                saturated=saturated[index] / (layer.out_features * self.rows)
+                if _can_saturate(layer.activation)
+                else None,
+                samples=self.samples,
+                gradient_samples=self.rows,
+            )
+            for index, layer in enumerate(layers)
+        )
+
+
+def watched(epoch_samples: int) -> int:
+    """How many samples a forward pass is worth that is made for the statistics alone."""
+    return min(epoch_samples, max(LEAST_WATCHED, min(MOST_WATCHED, epoch_samples // WATCHED_SHARE)))
+
+
+def _root(square: float) -> float | None:
+    return math.sqrt(square) if math.isfinite(square) else None
+
+
+def _can_saturate(activation: Activation) -> bool:
+    return isinstance(activation, (Tanh, Sigmoid))

@@ -1,0 +1,89 @@
+"""What the trainer does after an epoch: validate, and look at the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..backends import Array
+from ..data.batches import ArrayBatches
+from ..diagnostics import LayerStatistics, Probe, Setting
+from ..diagnostics.statistics import watched
+from ..nn.evaluation import Evaluation, evaluation, loss_and_hits
+from ..nn.network import MLP
+from ..nn.optimizers import SGD, Optimizer
+from ..nn.penalties import Penalty
+from ..nn.schedules import Constant, Schedule
+from .splitting import WATCH_STREAM
+
+
+class Watcher:
+    """Validates a network after an epoch and takes the statistics of its layers, in one pass.
+
+    The statistics are taken from the first chunk of the validation samples, whose activations are there anyway;
+    without any, from some training samples.
+
+    Args:
+        model: the network.
+        batches: of the training.
+        validation: batches, or None.
+        scratch: the optimizer's, overwritten.
+        seed: of the training samples that are looked at.
+        diagnostics: whether to take the statistics.
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        batches: ArrayBatches,
+        validation: ArrayBatches | None,
+        scratch: Array,
+        seed: int,
+        *,
+        diagnostics: bool,
+    ) -> None:
+        self.model = model
+        self.validation = validation
+        self._source, self._probe = validation, None
+        if diagnostics:
+            rng = np.random.default_rng([seed, WATCH_STREAM])
+            self._source = source = validation or batches.draw(watched(batches.samples), rng)
+            self._probe = Probe(model, source.batch_size, batches.samples, scratch)
+
+    def after_epoch(self, before: Array) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
+        """The validation, if there are samples for it, and the statistics, if asked for.
+
+        Waits for the device once.
+
+        Args:
+            before: the parameters at the start of the epoch.
+        """
+        if self._source is None:
+            return None, None
+        xp, probe = self.model.backend.xp, self._probe
+        if probe is None:
+            numbers = loss_and_hits(self.model, self._source)
+        else:
+            sums = loss_and_hits(self.model, self._source, lambda seen: probe.look(seen, before))
+            numbers = xp.concatenate([sums, probe.values.reshape(-1)])
+        loss, hits, *values = self.model.backend.to_numpy(numbers).tolist()
+        validated = None if self.validation is None else evaluation(loss, hits, self.validation.samples)
+        return validated, None if probe is None else probe.statistics(values)
+
+
+def setting_of(
+    sizes: Sequence[int], activation: str, optimizer: Optimizer, schedule: Schedule, penalty: Penalty
+) -> Setting:
+    """How a network is trained, for the advice of the findings."""
+    return Setting(
+        classes=sizes[-1],
+        learning_rate=optimizer.learning_rate,
+        activation=activation,
+        hidden=tuple(sizes[1:-1]),
+        optimizer=type(optimizer).__name__,
+        momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
+        l2=penalty.l2,
+        l1=penalty.l1,
+        constant_rate=isinstance(schedule, Constant),
+    )
