@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from gpumlp import evaluate, info, train
+from gpumlp import diagnose, evaluate, info, train
 from gpumlp import history as history_command
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ("--dataset", "digits", "--device", "cpu")
-MAINS = {"train": train.main, "evaluate": evaluate.main, "history": history_command.main, "info": info.main}
+MAINS = {
+    "train": train.main,
+    "diagnose": diagnose.main,
+    "evaluate": evaluate.main,
+    "history": history_command.main,
+    "info": info.main,
+}
 CLOCK = ("seconds", "samples_per_second")  # what two equal runs may differ in
 
 

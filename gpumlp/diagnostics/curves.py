@@ -16,7 +16,7 @@ RISE = 1.1  # from one epoch to the next: a tenth more
 RISE_LEAST = 0.05  # and at least so much of the loss of guessing
 RISES_SHARE, RISES_LEAST = 0.2, 2  # in so many of the epochs
 OVERFIT_RISE, OVERFIT_LEAST = 1.5, 0.15  # the validation loss over its lowest; nats
-LASTING = 3  # epochs for which the validation loss must have been so high
+LASTING = 3  # epochs for which the validation must have been so bad
 OVERFIT_GAP = 0.1  # between the accuracies
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
 
@@ -35,9 +35,10 @@ def trend(records: Sequence[Record], classes: int) -> str | None:
 
 
 def exploded(records: Sequence[Record], classes: int) -> bool:
-    """Is the loss far above that of guessing at the end, and not on its way back?"""
-    loss, guess = records[-1].train_loss, math.log(classes)
-    return loss > EXPLODED * guess and loss >= min(record.train_loss for record in records)
+    """Is the loss at the end far above that of guessing, and not on a steady way back from a bad start?"""
+    first, last = records[0].train_loss, records[-1].train_loss
+    returning = last < first and not rises(records, classes)
+    return last > EXPLODED * math.log(classes) and not returning
 
 
 def rises(records: Sequence[Record], classes: int) -> list[int]:
@@ -61,7 +62,7 @@ def best_epoch(records: Sequence[Record]) -> int | None:
 def overfits(records: Sequence[Record]) -> bool:
     """Does the network do much worse on the validation samples than on its own, or than it did?"""
     last, best = records[-1], best_epoch(records)
-    if best is None or last.validation_accuracy is None:
+    if best is None:
         return False
     lowest, recent = (
         min(record.validation_loss for record in part if record.validation_loss is not None)
@@ -69,7 +70,8 @@ def overfits(records: Sequence[Record]) -> bool:
     )
     rose = recent > OVERFIT_RISE * lowest and recent - lowest > OVERFIT_LEAST
     falls = last.train_loss < records[best - 1].train_loss
-    return (rose and falls) or last.train_accuracy - last.validation_accuracy > OVERFIT_GAP
+    accuracy = max(record.validation_accuracy or 0.0 for record in records[-LASTING:])
+    return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP
 
 
 def falling(records: Sequence[Record]) -> float:

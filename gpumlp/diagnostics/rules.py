@@ -19,7 +19,7 @@ SATURATED = 0.8  # of a layer's outputs
 LEAST_UNITS = 8  # of a layer that can be called saturated: a single unit often is, and learns
 FAINT_RATIO = 1e-3  # the first layer's gradient over the largest ...
 FAINT, NO_BETTER = 0.01, 0.9  # ... or its norm, where the loss is still that part of the loss of guessing
-EXPLODING = 100.0  # norm of a gradient; error terms are differences of probabilities, so healthy ones are about 1
+EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabilities, so healthy ones are about 1
 MOVED = 0.5  # of their norm: an epoch that moves the weights so far has made them what they are
 STANDING_STILL = 0.01  # the part of their norm that an epoch moves the weights
 STRONG_L2, STRONG_L1 = 0.03, 0.003
@@ -37,7 +37,10 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     exploded = curves.exploded(records, setting.classes)
     if exploded and _moved_far(records):
         return [_exploding_loss(records, setting)]
-    found = _vanishing(records, setting) or [
+    kind = curves.trend(records, setting.classes)
+    if kind == "underfitting" and _strong_penalty(setting):
+        return [_underfitting(records, setting)]
+    found = ([] if exploded else _vanishing(records, setting)) or [
         *_exploding_gradients(records, setting),
         *_dead(records, setting),
         *_saturated(records, setting),
@@ -47,7 +50,7 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     if exploded:
         return [_exploding_loss(records, setting)]
     rules = {"unstable": _unstable, "underfitting": _underfitting, "overfitting": _overfitting}
-    rule = rules.get(curves.trend(records, setting.classes) or "")
+    rule = rules.get(kind or "")
     return [] if rule is None else [rule(records, setting)]
 
 
@@ -100,11 +103,12 @@ def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Fi
 
 
 def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    """The gradient gets lost on its way down, though the first layer's units live and no penalty took the weights."""
+    """The gradient gets lost on its way down, from the start: not because units died or large steps spoiled it."""
     guess, loss = math.log(setting.classes), records[-1].train_loss
     measured = [[layer.gradient_norm or 0.0 for layer in record.layers] for record in records if record.layers]
-    strong = setting.l2 >= STRONG_L2 or setting.l1 >= STRONG_L1
-    if not measured or len(measured[0]) < 2 or not measured[0][0] or strong or loss <= curves.HIGH * guess:
+    if not measured or len(measured[0]) < 2 or not measured[0][0] or loss <= curves.HIGH * guess:
+        return []
+    if _moved_far(records, first_layer_only=True):
         return []
     if any((layer.dead or 0) >= DEAD for record in records if record.layers for layer in record.layers[:1]):
         return []
@@ -115,15 +119,15 @@ def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
         return []
     layers = len(setting.hidden)
     advice = {
-        "sigmoid": "whose slope is at most 1/4, use relu with initializer he",
-        "tanh": "use initializer glorot, or relu with initializer he",
-    }.get(setting.activation, "use initializer he")
+        "sigmoid": ", whose slope is at most 1/4, use relu with initializer he",
+        "tanh": " use initializer glorot, or relu with initializer he",
+    }.get(setting.activation, " use initializer he") + (", or fewer layers" if layers > 1 else "")
     return [
         Finding(
             "vanishing gradients",
-            f"layer 1: the norm of its gradient is {norm:.1e}, {ratio:.1e} of the largest layer's (medians of "
+            f"layer 1: the norm of its gradient is {norm:.2g}, {ratio:.2g} times the largest layer's (medians of "
             f"{_epochs(len(measured))}), while the training loss is still {loss:.3g}: in {layers} hidden "
-            f"layer{'s' if layers > 1 else ''} of {setting.activation} {advice}, or fewer layers",
+            f"layer{'s' if layers > 1 else ''} of {setting.activation}{advice}",
             1,
         )
     ]
@@ -163,9 +167,16 @@ def _underfitting(records: Sequence[Record], setting: Setting) -> Finding:
         f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has {guess:.2f}) and "
         f"the accuracy {_percent(last.train_accuracy)}"
     )
-    if setting.l2 >= STRONG_L2 or setting.l1 >= STRONG_L1:
+    units = f"more hidden units (now {' '.join(map(str, setting.hidden)) or 'none'})"
+    if _strong_penalty(setting):
         name, value = ("l2", setting.l2) if setting.l2 >= STRONG_L2 else ("l1", setting.l1)
         advice = f": the penalty keeps the weights too small, lower {name} (now {value:g})"
+    elif setting.hidden and min(setting.hidden) < setting.classes:
+        advice = f": use {units}"
+    elif _moved_far(records):
+        advice = (
+            f": the first epoch moved the weights by more than half of their norm, lower {rate}, or use {units}"
+        )
     elif moved and max(moved) < STANDING_STILL:
         advice = (
             f", and the last epoch moved the weights of no layer by more than {100 * max(moved):.2g} % of their "
@@ -174,8 +185,7 @@ def _underfitting(records: Sequence[Record], setting: Setting) -> Finding:
     elif falling > curves.STILL_FALLING:
         advice = f", still falling by {100 * falling:.2g} % an epoch: train for more epochs, or raise {rate}"
     else:
-        units = " ".join(map(str, setting.hidden)) or "none"
-        advice = f" and no longer gets better: use more hidden units (now {units}), or another {rate}"
+        advice = f" and no longer gets better: use {units}, or another {rate}"
     return Finding("underfitting", evidence + advice)
 
 
@@ -195,9 +205,14 @@ def _overfitting(records: Sequence[Record], setting: Setting) -> Finding:
 # -- Causes and words ---------------------------------------------------------------------------------------
 
 
-def _moved_far(records: Sequence[Record]) -> bool:
+def _moved_far(records: Sequence[Record], *, first_layer_only: bool = False) -> bool:
     """Are the weights what the first epoch has made of them, rather than what they were drawn as?"""
-    return any(layer.update_ratio is None or layer.update_ratio > MOVED for _, layer in _numbered(records[0]))
+    layers = _numbered(records[0])[: 1 if first_layer_only else None]
+    return any(layer.update_ratio is None or layer.update_ratio > MOVED for _, layer in layers)
+
+
+def _strong_penalty(setting: Setting) -> bool:
+    return setting.l2 >= STRONG_L2 or setting.l1 >= STRONG_L1
 
 
 def _too_large(records: Sequence[Record], setting: Setting) -> str:

@@ -1,0 +1,115 @@
+"""What do the diagnostics cost? ``python -m benchmarks.diagnostics``.
+
+Two trainings of the same network, one with diagnostics and one without, take turns, epoch by epoch, so that
+whatever else the machine does slows both. The time of an epoch is all of it: training, validation and statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
+import gpumlp
+from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset
+from gpumlp.training.config import Config, ConfigError
+
+from .measuring import too_few_repeats
+
+PROGRAM = "diagnostics"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure what the diagnostics add to an epoch, with the options of gpumlp-train by default."""
+
+    datasets: tuple[str, ...] = ("mnist", "digits")
+    """Data sets: mnist, digits."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden layer."""
+    seconds: float = 20.0
+    """For each measurement."""
+    repeats: int = 20
+    """Pairs of epochs, at least."""
+    data_dir: str | None = None
+    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print JSON, and return the exit code."""
+
+    def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
+        problems = too_few_repeats(options.repeats)
+        if not options.datasets or not set(options.datasets) <= {"mnist", "digits"}:
+            problems.append(f"datasets: expected mnist or digits, got {' '.join(options.datasets) or 'none'}")
+        if not 0 < options.seconds < float("inf"):
+            problems.append(f"seconds: expected a number above 0, got {options.seconds:g}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        backend = gpumlp.get_backend(options.device)
+        found = [
+            {"validation": held_out, **measure(options, load_dataset(name, options.data_dir)[0], held_out)}
+            for name in options.datasets
+            for held_out in (True, False)
+        ]
+        machine = {
+            "device": backend.name,
+            "device_name": backend.device_name,
+            "python": platform.python_version(),
+            "gpumlp": gpumlp.__version__,
+        }
+        print(json.dumps({**machine, "results": found}, indent=2))
+        return command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, object]:
+    """Milliseconds of an epoch with diagnostics and without, and the median of what they add, pair by pair."""
+    config = Config(hidden=options.hidden).resolved(len(train))
+    with_them, without = (
+        Trainer(
+            MLP([train.features, *options.hidden, train.classes], device=options.device),
+            train,
+            optimizer=SGD(0.01, momentum=0.9),
+            batch_size=config.batch_size,  # type: ignore[arg-type]  # a number: the default
+            validation=config.validation if held_out else None,
+            diagnostics=diagnostics,
+        )
+        for diagnostics in (True, False)
+    )
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    end = time.perf_counter() + options.seconds
+    pair = 0
+    while pair <= options.repeats or time.perf_counter() < end:
+        turns = [(with_them, True), (without, False)]
+        for trainer, on in turns if pair % 2 else turns[::-1]:
+            trainer.model.backend.synchronize()
+            start = time.perf_counter()
+            trainer.run(trainer.epoch + 1)
+            trainer.model.backend.synchronize()
+            seconds[on].append(time.perf_counter() - start)
+        pair += 1
+    added = sorted(on / off - 1 for on, off in list(zip(seconds[True], seconds[False], strict=True))[1:])
+    return {
+        "dataset": train.name,
+        "network": "-".join(map(str, with_them.model.sizes)),
+        "batch_size": config.batch_size,
+        "pairs": len(added),
+        "milliseconds_with": 1e3 * statistics.median(seconds[True][1:]),
+        "milliseconds_without": 1e3 * statistics.median(seconds[False][1:]),
+        "added_percent": 100 * statistics.median(added),
+        "added_percent_quartiles": [100 * part for part in statistics.quantiles(added, n=4)[::2]],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Findings of the command that trains, in the run's folder, and of the command that diagnoses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.command_helpers import DIGITS, assert_same_run, finish, history, run, spawn, tensors
+
+HEALTHY = (*DIGITS, "--epochs", 3)
+DEAD = (*DIGITS, "--epochs", 2, "--learning-rate", 1, "--hidden", 64, 64)
+
+
+def metrics(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_healthy_run_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *HEALTHY, "--out", tmp_path / "run") == 0
+    assert "finding" not in capsys.readouterr().out
+    assert (metrics(tmp_path / "run")["findings"], metrics(tmp_path / "run")["trend"]) == ([], "converging")
+    assert run("diagnose", tmp_path / "run") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}: 3 epochs, converging\n  nothing is wrong\n"
+
+
+def test_what_is_wrong_is_printed_saved_and_diagnosed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *DEAD, "--out", tmp_path / "run") == 0
+    printed = re.findall(r"finding: (.*)\n", capsys.readouterr().out)
+    saved = metrics(tmp_path / "run")["findings"]
+    assert [finding["message"] for finding in saved] == printed
+    assert {(finding["name"], finding["layer"]) for finding in saved} == {("dead units", 1), ("dead units", 2)}
+    assert run("diagnose", tmp_path / "run") == 0
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        f"dead units: {message}" for message in printed
+    ]
+
+
+def test_the_lines_of_the_history_hold_the_statistics(tmp_path: Path) -> None:
+    assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
+    for line in history(tmp_path / "run"):
+        assert list(line)[-1] == "layers"
+        assert [list(layer) for layer in line["layers"]] == 2 * [
+            [
+                *("gradient_norm", "update_ratio", "weight_norm", "dead", "saturated"),
+                *("samples", "gradient_samples"),
+            ]
+        ]
+        assert [layer["dead"] is None for layer in line["layers"]] == [False, True]
+
+
+def test_the_weights_are_the_same_without_diagnostics_and_after_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "on") == 0
+    assert run("train", *HEALTHY, "--quiet", "--diagnostics", "off", "--out", tmp_path / "off") == 0
+    assert run("train", *DIGITS, "--epochs", 1, "--quiet", "--out", tmp_path / "part") == 0
+    assert run("train", "--resume", tmp_path / "part", "--epochs", 3, "--quiet") == 0
+    assert_same_run(tmp_path / "on", tmp_path / "part")  # the statistics too
+    on, off = tensors(tmp_path / "on"), tensors(tmp_path / "off")
+    assert all(on[name].tobytes() == off[name].tobytes() for name in on)
+    assert [line["layers"] for line in history(tmp_path / "off")] == [None] * 3
+    assert run("diagnose", tmp_path / "off", tmp_path / "on") == 0
+    out = capsys.readouterr().out
+    assert "only the curves were judged: the run was made without diagnostics" in out
+    assert out.count("nothing is wrong") == 2
+
+
+def test_a_diverged_run_leaves_why_until_it_goes_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert run("train", *DIGITS, "--quiet", "--learning-rate", 1e30, "--out", folder) == 1
+    error = capsys.readouterr().err
+    finding = json.loads((folder / "diverged.json").read_text())
+    assert set(finding) == {"name", "layer", "message"}
+    assert finding["name"] == "diverged"
+    assert error == f"gpumlp-train: {finding['message']}\n"
+    assert run("diagnose", folder) == 0
+    assert capsys.readouterr().out == f"{folder}: 0 epochs, diverged\n  diverged: {finding['message']}\n"
+    assert run("train", *HEALTHY, "--quiet", "--overwrite", "--out", folder) == 0
+    assert not (folder / "diverged.json").exists()
+
+
+def test_a_loss_that_only_the_test_set_shows_leaves_why_too(tmp_path: Path) -> None:
+    words = ["--epochs", 1, "--batch-size", "full", "--validation", 0, "--learning-rate", 1e30]
+    assert run("train", *DIGITS, "--quiet", *words, "--diagnostics", "off", "--out", tmp_path / "run") == 1
+    assert "the test loss" in json.loads((tmp_path / "run" / "diverged.json").read_text())["message"]
+
+
+def test_bad_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "good") == 0
+    for words, message in (
+        ([], "runs: expected the folder of at least one run, got none"),
+        ([tmp_path / "good", tmp_path / "none"], f"there is no run {tmp_path / 'none'}: no such folder"),
+        ([tmp_path], f"there is no checkpoint {tmp_path / 'checkpoint.safetensors'}; give the folder of a run"),
+    ):
+        assert run("diagnose", *words) == 2
+        assert capsys.readouterr() == ("", f"gpumlp-diagnose: {message}\n")
+    (tmp_path / "good" / "diverged.json").write_text('{"what": 1}')
+    assert run("diagnose", tmp_path / "good") == 2
+    assert "diverged.json is damaged" in capsys.readouterr().err
+    assert run("train", *HEALTHY, "--diagnostics", "maybe") == 2
+    assert "diagnostics: expected one of on, off, got 'maybe'" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
+    code, out, err = finish(spawn("diagnose", tmp_path / "run"))
+    assert (code, err) == (0, "")
+    assert out.endswith("nothing is wrong\n")
