@@ -121,7 +121,7 @@ def samples_to_time(sizes: Sequence[int], batch_size: int, available: int, flop_
 def trainer(sizes: Sequence[int], train: Dataset, device: str, batch_size: int) -> Trainer:
     """The training that every benchmark times: ReLU, plain SGD, float32."""
     model = MLP(list(sizes), activation="relu", seed=0, device=device)
-    return Trainer(model, train, optimizer=SGD(LEARNING_RATE), batch_size=batch_size)
+    return Trainer(model, train, optimizer=SGD(LEARNING_RATE), batch_size=batch_size, diagnostics=False)
 
 
 def take_turns(trainers: Sequence[Trainer], repeats: int, label: str) -> list[list[float]]:

@@ -268,3 +268,20 @@ def test_markdown_compares_without_and_with_momentum() -> None:
     results = [row("gpumlp", 0.0, 3000, 1), row("jax", 0.0, 2000, 1.5), row("gpumlp", 0.9, 2500, 1)]
     lines = list(markdown.comparison({"results": results, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}))
     assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines
+
+
+def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
+    words = ("--datasets", "digits", "--hidden", "8", "--seconds", "0.01", "--repeats", "5")
+    done = run_benchmark(*words, benchmark="diagnostics")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [(row["dataset"], row["validation"], row["network"]) for row in results] == [
+        ("digits", True, "64-8-10"),
+        ("digits", False, "64-8-10"),
+    ]
+    for row in results:
+        assert row["pairs"] >= 5
+        assert min(row["milliseconds_with"], row["milliseconds_without"], *row["milliseconds_undisturbed"]) > 0
+        low, high = row["added_percent_quartiles"]
+        assert low <= row["added_percent"] <= high
+    assert run_benchmark("--datasets", "others", benchmark="diagnostics").returncode == 2

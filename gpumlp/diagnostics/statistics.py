@@ -12,9 +12,9 @@ from ..nn.network import MLP
 from ..nn.workspace import Workspace
 
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
-LEAST_ROWS, MOST_ROWS = 16, 256  # samples that the gradient is taken from
+LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one in so many of an epoch's samples: a hundredth of the epoch's work
-MOST_WATCHED, LEAST_WATCHED, WATCHED_SHARE = 1024, 32, 50  # the same for a forward pass of its own
+MOST_WATCHED, LEAST_WATCHED, WATCHED_SHARE = 256, 32, 50  # the same for a forward pass of its own
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .run import CHECKPOINT, CONFIG, HISTORY, METRICS
 # What an epoch's line must hold; other versions may write more.
 _NUMBERS = ("train_loss", "train_accuracy", "learning_rate", "seconds", "samples_per_second")
 # Options that say nothing about how a run trained, and that of the epochs, which are counted anyway.
-_NOT_TRAINING = ("out", "overwrite", "resume", "quiet", "min_accuracy", "log", "data_dir", "epochs")
+_NOT_TRAINING = ("out", "overwrite", "resume", "quiet", "min_accuracy", "log", "diagnostics", "data_dir", "epochs")
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def columns(runs: list[RunRecord]) -> list[str]:
     known = [field.name for field in dataclasses.fields(EpochRecord)]
     found = list(dict.fromkeys(name for epoch in epochs for name in epoch)) or known
     several = {name for epoch in epochs for name, value in epoch.items() if _several(value)}
+    several.add("layers")  # also where it is empty, because the diagnostics were off
     return [name for name in dict.fromkeys([*known, *found]) if name in found and name not in several]
 
 

@@ -10,11 +10,12 @@ from ..backends import Array
 from ..data.batches import ArrayBatches
 from ..diagnostics import LayerStatistics, Probe, Setting
 from ..diagnostics.statistics import watched
-from ..nn.evaluation import Evaluation, evaluation, loss_and_hits
+from ..nn.evaluation import Evaluation, evaluate_batches, evaluation, loss_and_hits
 from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
 from ..nn.schedules import Constant, Schedule
+from ..nn.workspace import Workspace
 from .splitting import WATCH_STREAM
 
 
@@ -45,11 +46,17 @@ class Watcher:
     ) -> None:
         self.model = model
         self.validation = validation
-        self._source, self._probe = validation, None
-        if diagnostics:
+        self._probe: Probe | None = None
+        self._drawn: ArrayBatches | None = None
+        if not diagnostics:
+            return
+        if validation is None:
             rng = np.random.default_rng([seed, WATCH_STREAM])
-            self._source = source = validation or batches.draw(watched(batches.samples), rng)
-            self._probe = Probe(model, source.batch_size, batches.samples, scratch)
+            self._drawn = drawn = batches.draw(watched(batches.samples), rng)
+            self._workspace = Workspace(model, drawn.samples, pixels=drawn.pixels)
+            self._losses = model.backend.xp.empty(drawn.samples, dtype=model.dtype)
+            self._correct = model.backend.xp.empty(drawn.samples, dtype=bool)
+        self._probe = Probe(model, (validation or drawn).batch_size, batches.samples, scratch)
 
     def after_epoch(self, before: Array) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """The validation, if there are samples for it, and the statistics, if asked for.
@@ -59,17 +66,24 @@ class Watcher:
         Args:
             before: the parameters at the start of the epoch.
         """
-        if self._source is None:
-            return None, None
-        xp, probe = self.model.backend.xp, self._probe
+        model, probe = self.model, self._probe
         if probe is None:
-            numbers = loss_and_hits(self.model, self._source)
-        else:
-            sums = loss_and_hits(self.model, self._source, lambda seen: probe.look(seen, before))
-            numbers = xp.concatenate([sums, probe.values.reshape(-1)])
-        loss, hits, *values = self.model.backend.to_numpy(numbers).tolist()
-        validated = None if self.validation is None else evaluation(loss, hits, self.validation.samples)
-        return validated, None if probe is None else probe.statistics(values)
+            return None if self.validation is None else evaluate_batches(model, self.validation), None
+        if self.validation is None:
+            self._look_at_drawn(probe, before)
+            return None, probe.statistics(model.backend.to_numpy(probe.values).ravel().tolist())
+        sums = loss_and_hits(model, self.validation, lambda seen: probe.look(seen, before))
+        numbers = model.backend.xp.concatenate([sums, probe.values.reshape(-1)])
+        loss, hits, *values = model.backend.to_numpy(numbers).tolist()
+        return evaluation(loss, hits, self.validation.samples), probe.statistics(values)
+
+    def _look_at_drawn(self, probe: Probe, before: Array) -> None:
+        model, backend, workspace, drawn = self.model, self.model.backend, self._workspace, self._drawn
+        assert drawn is not None
+        labels = drawn.gather(drawn.slices[0], workspace.staging, workspace.inputs)
+        model.forward_pass(workspace)
+        backend.softmax_cross_entropy(workspace.logits, labels, self._losses, self._correct)
+        probe.look(workspace, before)
 
 
 def setting_of(
