@@ -75,6 +75,9 @@ class StrictArray:
     def view(self, dtype: Any) -> StrictArray:
         return self._xp.wrap(self._data.view(dtype))
 
+    def astype(self, dtype: Any) -> StrictArray:
+        return self._xp.wrap(self._data.astype(dtype))
+
     def fill(self, value: float) -> None:
         self._data.fill(value)
 

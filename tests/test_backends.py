@@ -20,7 +20,7 @@ from tests.strict_device import StrictArray, StrictBackend
 
 OPERATIONS = [
     *("run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums", "add_scaled"),
-    *("softmax_cross_entropy", "update"),
+    *("softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "weigh", "update"),
 ]
 RNG = np.random.default_rng(1)
 
@@ -99,7 +99,25 @@ def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> No
     )
 
 
-@pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("operation", ["logistic_cross_entropy", "squared_error"])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 1), (7, 3)])
+def test_losses_of_float_targets(backend: Backend, operation: str, shape: tuple[int, int], scale: float) -> None:
+    targets = RNG.integers(0, 2, shape).astype(np.float32)
+    losses, correct = np.empty(shape[0], np.float32), np.ones(shape[0], bool)
+    compare(backend, operation, [normal(*shape) * np.float32(scale), targets, losses, correct])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_weigh(backend: Backend, order: str) -> None:
+    delta = np.array(normal(7, 3), order=order)
+    compare(backend, "weigh", [delta, normal(7), RNG.random(7).astype(np.float32)])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam(), Adam(correct_epsilon=False, epsilon=0.1)],
+)
 def test_update_leaves_biases_unpenalised(backend: Backend, optimizer: object) -> None:
     theta, gradient = normal(128), normal(128)
     results = []

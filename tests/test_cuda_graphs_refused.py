@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gpumlp import SGD, Dataset, Trainer
-from gpumlp.backends.cuda_graphs import NotCapturableError
+from gpumlp.backends.cuda_graphs import Capture, NotCapturableError
+from gpumlp.backends.cuda_kernels import Place
 from tests.graph_helpers import launches_of_an_epoch, pair, plan, same_bits, trainer_on
 from tests.host_cuda import host_cuda_backend
 
@@ -94,3 +95,16 @@ def test_an_allocation_in_a_capture_is_an_error(blobs: Dataset) -> None:
     with pytest.raises(NotCapturableError, match="allocates 24 bytes"):
         runner._capture(plan(trainer), Allocating(), trainer.batches.slices[:1])
     assert step.state.steps == trainer.epoch * len(trainer.batches.slices)
+
+
+@pytest.mark.parametrize("operation", ["logistic_cross_entropy", "squared_error", "weigh"])
+def test_an_operation_that_a_graph_could_not_repeat_is_no_part_of_one(operation: str) -> None:
+    backend = host_cuda_backend(cublaslt=True)
+    ones = [backend.asarray(np.ones((4, 2), np.float32)), backend.asarray(np.ones((4, 2), np.float32))]
+    rest = [backend.asarray(np.ones(4, np.float32)), backend.asarray(np.ones(4, bool))]
+    arguments = [ones[0], *rest[:1], rest[0]] if operation == "weigh" else [*ones, *rest]
+    getattr(backend, operation)(*arguments)
+    place = Place(backend.asarray(np.zeros(2, np.int64)), backend.asarray(np.zeros((1, 2), np.float32)))
+    refusal = pytest.raises(NotCapturableError, match=f"no kernel knows this {operation}")
+    with backend.capturing(Capture(place)), refusal:
+        getattr(backend, operation)(*arguments)

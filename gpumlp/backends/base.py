@@ -2,7 +2,8 @@
 
 `Backend` is the reference: each training operation is written here once with the functions that
 NumPy and CuPy share (``xp``). A device overrides one only where a measurement says that it pays, and
-the parity tests hold the override against the code below, in values and in signature.
+the parity tests hold the override against the code below, in values and in signature. The losses among
+them stand in ``losses.py``.
 
 Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` for weights.
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .losses import LossOperations
 from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
 
 HostArray: TypeAlias = npt.NDArray[Any]
@@ -44,7 +46,7 @@ class Memory(NamedTuple):
     total: int
 
 
-class Backend:
+class Backend(LossOperations):
     """One device and the array library that drives it.
 
     Attributes:
@@ -199,30 +201,6 @@ class Backend:
     def column_sums(self, delta: Array, out: Array) -> None:
         """``out_j <- sum_i delta_ij``."""
         self.xp.sum(delta, axis=0, out=out)
-
-    def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
-        """Loss and output error of a batch, from its logits.
-
-        ``losses[i] = log(sum_j exp(s_ij)) - s_i[y_i]`` and ``delta = (softmax(s) - onehot(y)) / batch``.
-
-        Args:
-            logits: ``(batch, classes)``; overwritten with delta.
-            labels: ``(batch,)`` int64 in ``[0, classes)``.
-            losses: ``(batch,)``, overwritten with the loss of each sample.
-            correct: ``(batch,)`` bool, overwritten: is the largest logit (the first, if several are
-                equal) the label's?
-        """
-        xp = self.xp
-        rows = xp.arange(len(labels))
-        xp.equal(xp.argmax(logits, axis=1), labels, out=correct)
-        # A shift changes neither the loss nor the softmax, and with the maximum at 0 exp cannot overflow.
-        xp.subtract(logits, xp.max(logits, axis=1, keepdims=True), out=logits)
-        label_logits = logits[rows, labels]
-        xp.exp(logits, out=logits)
-        total = xp.sum(logits, axis=1, keepdims=True)
-        xp.subtract(xp.log(total[:, 0]), label_logits, out=losses)
-        xp.divide(logits, total * len(labels), out=logits)
-        logits[rows, labels] -= 1 / len(labels)
 
     def update(
         self,

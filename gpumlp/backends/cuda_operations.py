@@ -157,6 +157,18 @@ class CudaOperations(Backend):
             return super().softmax_cross_entropy(logits, labels, losses, correct)
         return kernels.softmax_cross_entropy(logits, labels, self._place(), losses, correct)
 
+    def logistic_cross_entropy(self, logits: Array, targets: Array, losses: Array, correct: Array) -> None:
+        self._leave("logistic_cross_entropy")  # a few launches more; a graph could not repeat them further on
+        super().logistic_cross_entropy(logits, targets, losses, correct)
+
+    def squared_error(self, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+        self._leave("squared_error")
+        super().squared_error(outputs, targets, losses, correct)
+
+    def weigh(self, delta: Array, losses: Array, weights: Array) -> None:
+        self._leave("weigh")
+        super().weigh(delta, losses, weights)
+
     def update(
         self,
         optimizer: OptimizerRule,

@@ -54,4 +54,5 @@ def step_factors(optimizer: OptimizerRule, steps: int, learning_rate: float) -> 
     adam: Any = optimizer
     root_correction = math.sqrt(1 - adam.beta2**steps)
     mean_correction = 1 - adam.beta1**steps
-    return learning_rate * root_correction / mean_correction, adam.epsilon * root_correction
+    epsilon = adam.epsilon * root_correction if adam.correct_epsilon else adam.epsilon
+    return learning_rate * root_correction / mean_correction, epsilon

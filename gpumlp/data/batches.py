@@ -15,18 +15,31 @@ class ArrayBatches:
 
     Args:
         images: ``(n, features)`` on the device, uint8 or the network's dtype.
-        labels: ``(n,)`` int64, on the device.
+        labels: ``(n,)`` int64 class numbers, or other targets ``(n, outputs)``, on the device.
         rows: ``(samples,)`` int64, which of the n samples to use.
         batch_size: samples in a batch; the last batch holds what is left.
         backend: of the device.
+        weights: ``(n,)`` on the host, of the network's dtype, 0 or more: how much each of the n samples counts;
+            None for all alike.
 
     Attributes:
         samples: how many samples an epoch has.
         slices: the batches, as parts of an epoch's order.
         pixels: are the images uint8?
+        weights: ``(samples,)`` on the device, in this epoch's order, with a mean of 1 in each batch (or all 0 in
+            one whose samples have no weight), so that the mean loss is the weighted mean; None without weights.
+        batch_weights: the sum of the weights of each batch as they were given; the number of its samples without.
     """
 
-    def __init__(self, images: Array, labels: Array, rows: HostArray, batch_size: int, backend: Backend) -> None:
+    def __init__(
+        self,
+        images: Array,
+        labels: Array,
+        rows: HostArray,
+        batch_size: int,
+        backend: Backend,
+        weights: HostArray | None = None,
+    ) -> None:
         self.samples = len(rows)
         self.batch_size = min(batch_size, self.samples)
         self.slices = [
@@ -39,10 +52,15 @@ class ArrayBatches:
         # Overwritten with each epoch's order, never exchanged: a captured graph knows them by their addresses.
         self._order: Array = backend.asarray(rows.copy())
         self._ordered_labels: Array = backend.xp.take(labels, self._order, axis=0)
+        self.weights: Array | None = None
+        self.batch_weights = [float(batch.stop - batch.start) for batch in self.slices]
+        self._weights = weights
+        if weights is not None:
+            self.weights = backend.asarray(self._weights_of(rows))
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
-        return ArrayBatches(self._images, self._labels, rows, batch_size, self._backend)
+        return ArrayBatches(self._images, self._labels, rows, batch_size, self._backend, self._weights)
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
         """One batch of some of these samples, on the same arrays."""
@@ -50,9 +68,26 @@ class ArrayBatches:
 
     def shuffle(self, rng: np.random.Generator) -> None:
         """Draw the order of the next epoch, on the host, so that it is the same for every device."""
-        xp = self._backend.xp
-        xp.copyto(self._order, self._backend.asarray(rng.permutation(self._rows)))
+        self.reorder(rng.permutation(self._rows))
+
+    def reorder(self, rows: HostArray) -> None:
+        """Take the samples in this order: ``(samples,)`` int64, some permutation of the rows there are."""
+        xp, backend = self._backend.xp, self._backend
+        xp.copyto(self._order, backend.asarray(rows))
         xp.take(self._labels, self._order, axis=0, out=self._ordered_labels)
+        if self.weights is not None:
+            xp.copyto(self.weights, backend.asarray(self._weights_of(rows)))
+
+    def _weights_of(self, rows: HostArray) -> HostArray:
+        """The weights of an order, scaled in each batch; notes the sums of the batches."""
+        assert self._weights is not None
+        ordered = self._weights[rows].astype(np.float64)
+        for index, batch in enumerate(self.slices):
+            total = float(ordered[batch].sum())
+            self.batch_weights[index] = total
+            if total > 0:
+                ordered[batch] *= (batch.stop - batch.start) / total
+        return ordered.astype(self._weights.dtype)
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         """Write the samples of a batch into ``out``.
@@ -63,11 +98,12 @@ class ArrayBatches:
             out: ``(batch, features)``, overwritten.
 
         Returns:
-            The labels of the batch, ``(batch,)`` int64.
+            The labels or other targets of the batch.
         """
         self._backend.gather(self._images, self._order[batch], staging, out)
         return self._ordered_labels[batch]
 
     def arrays(self) -> list[Array]:
         """The arrays that `gather` reads: the same ones in every epoch."""
-        return [self._images, self._order, self._ordered_labels]
+        weights = [] if self.weights is None else [self.weights]
+        return [self._images, self._order, self._ordered_labels, *weights]

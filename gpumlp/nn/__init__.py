@@ -4,7 +4,7 @@ from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from .evaluation import Evaluation
 from .initializers import Glorot, He, Normal
 from .layers import Dense
-from .losses import SoftmaxCrossEntropy, softmax
+from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
 from .network import MLP
 from .optimizers import SGD, Adam, Optimizer, OptimizerState
 from .penalties import Penalty
@@ -24,6 +24,8 @@ __all__ = [
     "Identity",
     "InverseTimeDecay",
     "LeakyReLU",
+    "LogisticCrossEntropy",
+    "Loss",
     "Milestones",
     "Normal",
     "Optimizer",
@@ -32,6 +34,7 @@ __all__ = [
     "ReLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "SquaredError",
     "StepDecay",
     "Tanh",
     "softmax",

@@ -71,7 +71,7 @@ def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None
         part = workspace.rows(batch.stop - batch.start)
         labels = batches.gather(batch, part.staging, part.inputs)
         model.forward_pass(part)
-        backend.softmax_cross_entropy(part.logits, labels, losses[batch], correct[batch])
+        model.loss.output_error(backend, part.logits, labels, losses[batch], correct[batch])
         if look is not None and batch.start == 0:
             look(part)
     return xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..backends import Array, Backend, check_dtype, get_backend
 from .activations import Activation, get_activation
 from .initializers import Initializer, draw_weights, get_initializer
+from .parameters import Parameters
 
 
 class Dense:
@@ -122,3 +123,26 @@ class Dense:
 
     def __repr__(self) -> str:
         return f"Dense({self.in_features}, {self.out_features}, {self.activation.name!r})"
+
+
+def stack(
+    parameters: Parameters, layer_sizes: list[tuple[int, int]], activation: Activation, backend: Backend
+) -> list[Dense]:
+    """A network's layers, which live in its flat buffers; `activation` is that of all but the last."""
+    views, gradients = parameters.views(parameters.data), parameters.views(parameters.gradient)
+    layers = []
+    for index, (in_features, out_features) in enumerate(layer_sizes):
+        names = (f"layers.{index}.weight", f"layers.{index}.bias")
+        (weight, bias), (weight_gradient, bias_gradient) = (
+            [tensors[name] for name in names] for tensors in (views, gradients)
+        )
+        layers.append(
+            Dense(
+                in_features,
+                out_features,
+                activation if index < len(layer_sizes) - 1 else "identity",
+                device=backend,
+                storage=(weight, bias, weight_gradient, bias_gradient),
+            )
+        )
+    return layers

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, HostArray, array_namespace, check_dtype, get_backend, to_host
+from ..backends import Array, Backend, HostArray, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
 from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
 from .initializers import Initializer, draw_weights, get_initializer
 from .layer_table import layer_table
-from .layers import Dense
-from .losses import softmax
+from .layers import stack
+from .losses import Loss, get_loss
 from .parameters import Parameters
+from .portable import Portable
 from .workspace import Workspace
 
 
-class MLP:
+class MLP(Portable):
     """A multilayer perceptron: dense layers with one activation between them, and a softmax on top.
 
     Args:
@@ -33,6 +34,8 @@ class MLP:
         seed: of the initial weights, which are the same on every device.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.
+        loss: ``"softmax_cross_entropy"``, one class of several, as `fit` and `Trainer` train it;
+            ``"logistic_cross_entropy"`` (yes or no for each output), ``"squared_error"``, or a `Loss`.
 
     Attributes:
         layers: the `Dense` layers.
@@ -56,44 +59,33 @@ class MLP:
         seed: int = 0,
         device: str | Backend = "auto",
         dtype: npt.DTypeLike = "float32",
+        loss: str | Loss = "softmax_cross_entropy",
     ) -> None:
-        self.sizes = [operator.index(size) for size in sizes]
-        if len(self.sizes) < 2 or min(self.sizes) < 1 or self.sizes[-1] < 2:
+        self.sizes, self.loss = [operator.index(size) for size in sizes], get_loss(loss)
+        if len(self.sizes) < 2 or min(self.sizes) < 1 or self.sizes[-1] < self.loss.least_outputs:
+            last = "classes" if self.loss.of_classes else "outputs"
             raise ValueError(
                 "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
-                f"of classes (2 or more), got {list(sizes)}"
+                f"of {last} ({self.loss.least_outputs} or more), got {list(sizes)}"
             )
         self.activation = get_activation(activation)
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
-        layer_sizes = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
-        with self.backend.activate():
-            self.parameters = Parameters(layer_sizes, self.backend, self.dtype)
-        views, gradients = (
-            self.parameters.views(self.parameters.data),
-            self.parameters.views(self.parameters.gradient),
-        )
-        self.layers = [
-            Dense(
-                in_features,
-                out_features,
-                self.activation if index < len(layer_sizes) - 1 else "identity",
-                device=self.backend,
-                storage=(
-                    views[f"layers.{index}.weight"],
-                    views[f"layers.{index}.bias"],
-                    gradients[f"layers.{index}.weight"],
-                    gradients[f"layers.{index}.bias"],
-                ),
-            )
-            for index, (in_features, out_features) in enumerate(layer_sizes)
-        ]
+        layer_sizes = self._allocate()
         rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(seed)
         start: dict[str, HostArray] = {}
         for index, (in_features, out_features) in enumerate(layer_sizes):
             start[f"layers.{index}.weight"] = draw_weights(rule, in_features, out_features, rng)
             start[f"layers.{index}.bias"] = np.zeros(out_features)
         self.load_state_dict(start)
+
+    def _allocate(self) -> list[tuple[int, int]]:
+        """Make the parameters, all 0, and the layers that live in them."""
+        layer_sizes = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        with self.backend.activate():
+            self.parameters = Parameters(layer_sizes, self.backend, self.dtype)
+        self.layers = stack(self.parameters, layer_sizes, self.activation, self.backend)
+        return layer_sizes
 
     # -- The passes of training, in place -------------------------------------------------------------
 
@@ -161,22 +153,36 @@ class MLP:
             return result if on_device else backend.to_numpy(result)
 
     def predict_proba(self, images: Array) -> Array:
-        """The probability of each class, ``(samples, classes)``; arguments as for `logits`."""
+        """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
+
+        Raises:
+            ValueError: the network's loss is that of a regression.
+        """
         with self.backend.activate():
-            return softmax(self.logits(images))
+            return self.loss.probabilities(self.logits(images))
 
     def predict(self, images: Array) -> Array:
-        """The most probable class of each sample, ``(samples,)`` int64; arguments as for `logits`."""
+        """What the loss takes for the answer; arguments as for `logits`.
+
+        Returns:
+            The most probable class of each sample, ``(samples,)`` int64; yes or no for each output with
+            ``"logistic_cross_entropy"``, and the outputs themselves with ``"squared_error"``.
+        """
         with self.backend.activate():
-            logits = self.logits(images)
-            return array_namespace(logits).argmax(logits, axis=1)
+            return self.loss.predictions(self.logits(images))
 
     def check_fits(self, dataset: LabelledData) -> None:
         """Refuse data that this network cannot take.
 
         Raises:
-            ValueError: the number of features is not the network's, or there are more classes.
+            ValueError: the number of features is not the network's, there are more classes, or the network's loss
+                is not one of class numbers.
         """
+        if not self.loss.of_classes:
+            raise ValueError(
+                f"{self} has the loss {self.loss.name}, whose targets are not the class numbers of {dataset}; "
+                "gpumlp.sklearn trains such networks"
+            )
         if dataset.features != self.sizes[0]:
             raise ValueError(
                 f"{self} expects {self.sizes[0]} features a sample, but {dataset} has {dataset.features}"
@@ -219,9 +225,10 @@ class MLP:
         return f"MLP({self.sizes})"
 
     def __repr__(self) -> str:
+        loss = "" if self.loss.of_classes else f", loss={self.loss.name!r}"
         return (
             f"MLP({self.sizes}, activation={self.activation.name!r}, device={self.backend.name!r}, "
-            f"dtype={self.dtype.name!r})  # {self.parameters.count:,} parameters"
+            f"dtype={self.dtype.name!r}{loss})  # {self.parameters.count:,} parameters"
         )
 
     def _repr_html_(self) -> str:

@@ -197,13 +197,16 @@ class Adam(Optimizer):
         theta <- theta - eta m^ / (sqrt(v^) + epsilon)
         m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t),  at step t = 1, 2, ...
 
-    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015. With ``correct_epsilon=False``
+    epsilon is added to the root of v rather than of v^, as in the short form at the end of that paper's second
+    section and in scikit-learn: the same rule with an epsilon that is larger in the first steps.
     """
 
     learning_rate: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    correct_epsilon: bool = True
 
     buffer_names: ClassVar[tuple[str, ...]] = ("mean", "mean_square")
 
@@ -229,7 +232,7 @@ class Adam(Optimizer):
         mean_correction = 1 - self.beta1**state.steps
         root_correction = math.sqrt(1 - self.beta2**state.steps)
         xp.sqrt(mean_square, out=step)
-        xp.add(step, self.epsilon * root_correction, out=step)
+        xp.add(step, self.epsilon * root_correction if self.correct_epsilon else self.epsilon, out=step)
         xp.divide(mean, step, out=step)
         xp.multiply(step, learning_rate * root_correction / mean_correction, out=step)
         xp.subtract(parameters, step, out=parameters)

@@ -26,7 +26,8 @@ class TrainingStep:
     Attributes:
         workspace: of a batch, or of a part of it.
         multiply_adds: of one pass through the layers, for a full workspace: the size of the work.
-        losses: ``(samples,)``, the loss of each sample in this epoch's order, before its batch's update.
+        losses: ``(samples,)``, the loss of each sample, times its weight where there are weights, in this epoch's
+            order, before its batch's update.
         correct: ``(samples,)`` bool, whether it was classified correctly.
     """
 
@@ -93,7 +94,10 @@ class TrainingStep:
                 *layers,
                 *self.batches.arrays(),
             ],
-            rules=(self.optimizer, self.penalty, *(repr(layer.activation) for layer in model.layers)),
+            rules=(
+                *(self.optimizer, self.penalty, repr(model.loss)),
+                *(repr(layer.activation) for layer in model.layers),
+            ),
         )
 
     def __call__(self, batch: slice) -> None:
@@ -125,9 +129,12 @@ class TrainingStep:
     ) -> None:
         """The gradient of the mean loss of some rows of the epoch's order, times `share`."""
         model, backend, workspace = self.model, self.model.backend, self.workspace.rows(rows.stop - rows.start)
-        labels = self.batches.gather(rows, workspace.staging, workspace.inputs)
+        targets = self.batches.gather(rows, workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        backend.softmax_cross_entropy(workspace.logits, labels, self.losses[rows], self.correct[rows])
+        losses, correct = self.losses[rows], self.correct[rows]
+        model.loss.output_error(backend, workspace.logits, targets, losses, correct)
+        if self.batches.weights is not None:
+            backend.weigh(workspace.logits, losses, self.batches.weights[rows])
         if share != 1:
             backend.xp.multiply(workspace.logits, share, out=workspace.logits)
         model.backward_pass(workspace, weight_targets, scale, keep)
