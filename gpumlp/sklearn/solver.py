@@ -1,0 +1,239 @@
+"""The training behind the estimators: scikit-learn's stochastic solvers in gpumlp's steps.
+
+What differs from `gpumlp.Trainer`, so that one ``random_state`` gives scikit-learn's own run: initial weights and
+batch orders are drawn as scikit-learn draws them; the penalty of a batch is ``alpha / 2 sum W^2`` over the sum of
+its sample weights (without weights the number of its samples), and is part of the reported loss; Adam's epsilon
+is not corrected; and the velocity of SGD, which holds learning rates of the past there, is scaled when the
+learning rate changes.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, Backend, HostArray
+from ..data.batches import ArrayBatches
+from ..nn.network import MLP
+from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState
+from ..nn.penalties import Penalty
+from ..nn.workspace import Workspace
+from ..training.step import TrainingStep
+
+ROWS = 256  # of every forward pass outside training, so that a sample's outputs never depend on its neighbours
+
+
+def draw_network(
+    sizes: list[int], activation: str, loss: str, backend: Backend, random: np.random.RandomState
+) -> MLP:
+    """A network with initial weights and biases as scikit-learn draws them, from the same random numbers.
+
+    Uniform between -b and b with b^2 = 6 / (in + out), or 2 / (in + out) for the logistic sigmoid.
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+    AISTATS 2010.
+    """
+    factor = 2.0 if activation == "sigmoid" else 6.0
+    tensors: dict[str, HostArray] = {}
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        bound = math.sqrt(factor / (fan_in + fan_out))
+        tensors[f"layers.{index}.weight"] = random.uniform(-bound, bound, (fan_in, fan_out))
+        tensors[f"layers.{index}.bias"] = random.uniform(-bound, bound, fan_out)
+    network = MLP(sizes, activation, device=backend, loss=loss)
+    network.load_state_dict(tensors)
+    return network
+
+
+def outputs(network: MLP, source: Array) -> Array:
+    """The network's outputs ``(samples, outputs)`` before softmax or sigmoid, on its device.
+
+    Each row is the same to the last bit, whatever rows come with it: the passes all have the same shape.
+
+    Args:
+        network: of the device on which `source` is.
+        source: ``(samples, features)`` of the network's dtype.
+    """
+    backend = network.backend
+    xp = backend.xp
+    with backend.activate():
+        result = xp.empty((len(source), network.sizes[-1]), dtype=network.dtype)
+        workspace = Workspace(network, ROWS, pixels=False)
+        workspace.inputs[...] = 0
+        for start in range(0, len(source), ROWS):
+            stop = min(start + ROWS, len(source))
+            workspace.inputs[: stop - start] = source[start:stop]
+            network.forward_pass(workspace)
+            result[start:stop] = workspace.logits[: stop - start]
+    return result
+
+
+class Solver:
+    """An optimizer at work on a network: what lasts from one epoch, and one `partial_fit`, to the next.
+
+    Attributes:
+        network: trained in place.
+        learning_rate: of the next epoch.
+    """
+
+    def __init__(self, network: MLP, optimizer: Optimizer) -> None:
+        self.network, self.optimizer = network, optimizer
+        with network.backend.activate():
+            self.state: OptimizerState = optimizer.init(network.parameters.data)
+        self.learning_rate = optimizer.learning_rate
+
+    def change_learning_rate(self, value: float) -> None:
+        """Use another learning rate from here on."""
+        velocity = self.state.buffers.get("velocity")
+        if velocity is not None and value != self.learning_rate:
+            # Theirs is -eta v, and stays what it is; so our v takes over the ratio.
+            with self.network.backend.activate():
+                self.network.backend.xp.multiply(velocity, self.learning_rate / value, out=velocity)
+        self.learning_rate = value
+
+    def to_host(self) -> dict[str, Any]:
+        """What is needed to go on elsewhere, without the network."""
+        backend = self.network.backend
+        buffers = {name: backend.to_numpy(buffer).copy() for name, buffer in self.state.buffers.items()}
+        return {
+            "optimizer": self.optimizer,
+            "buffers": buffers,
+            "steps": self.state.steps,
+            "learning_rate": self.learning_rate,
+        }
+
+    @classmethod
+    def from_host(cls, network: MLP, saved: dict[str, Any]) -> Solver:
+        """Go on with what `to_host` gave."""
+        solver = cls(network, saved["optimizer"])
+        backend = network.backend
+        with backend.activate():
+            for name, buffer in solver.state.buffers.items():
+                backend.xp.copyto(buffer, backend.asarray(saved["buffers"][name]))
+        solver.state.steps, solver.learning_rate = saved["steps"], saved["learning_rate"]
+        return solver
+
+
+class Epochs:
+    """The epochs of one call of `fit` or `partial_fit`.
+
+    Args:
+        solver: with network and optimizer.
+        images: ``(n, features)`` of the network's dtype, on its device.
+        targets: as the network's loss wants them, on the device.
+        rows: ``(samples,)`` which of the n to train on.
+        batch_size: samples a step.
+        weights: ``(n,)`` on the host, or None.
+        alpha: of the penalty.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        images: Array,
+        targets: Array,
+        rows: HostArray,
+        batch_size: int,
+        weights: HostArray | None,
+        alpha: float,
+    ) -> None:
+        self._solver, self._rows, self._alpha = solver, rows, alpha
+        self._order = np.arange(len(rows))
+        network = solver.network
+        backend = network.backend
+        if weights is not None:
+            weights = weights.astype(network.dtype)
+        with backend.activate():
+            self.batches = ArrayBatches(images, targets, rows, batch_size, backend, weights)
+            penalties = self._penalties()
+            first = next((penalty for penalty in penalties if penalty is not None), Penalty())
+            step = TrainingStep(network, self.batches, solver.optimizer, solver.state, first)
+            self._step = PenalisedStep(step, penalties, penalised=alpha > 0)
+
+    def _penalties(self) -> list[Penalty | None]:
+        """The penalty of each batch; None for one whose samples have no weight."""
+        made: dict[float, Penalty | None] = {0.0: None}
+        for total in self.batches.batch_weights:
+            if total not in made:
+                made[total] = Penalty(l2=self._alpha / total)
+        return [made[total] for total in self.batches.batch_weights]
+
+    def run(self, random: np.random.RandomState | None) -> tuple[float, float]:
+        """Train for one epoch, and wait for it.
+
+        Args:
+            random: draws the order of the samples; None keeps it as it is.
+
+        Returns:
+            The means over the samples of their batch's loss and of its penalty, each before its step.
+        """
+        solver, batches, step = self._solver, self.batches, self._step
+        backend = solver.network.backend
+        xp = backend.xp
+        with backend.activate():
+            if random is not None:
+                drawn = np.arange(len(self._order))
+                random.shuffle(drawn)
+                self._order = self._order[drawn]
+                batches.reorder(self._rows[self._order])
+                if batches.weights is not None:
+                    step.penalties = self._penalties()
+            if step.inner.learning_rate != solver.learning_rate:
+                step.inner.learning_rate = solver.learning_rate
+            backend.run_steps(step, batches.slices)
+            total = xp.sum(step.inner.losses, dtype="float64")
+            if self._alpha == 0:
+                return float(backend.to_numpy(total)) / batches.samples, 0.0
+            total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), step.squares])).tolist()
+        value = 0.0
+        for penalty, batch, square in zip(step.penalties, batches.slices, squares, strict=True):
+            if penalty is not None:
+                value += (batch.stop - batch.start) * penalty.l2 / 2 * square
+        return total / batches.samples, value / batches.samples
+
+
+class PenalisedStep:
+    """A training step whose penalty depends on the batch; adds up the squared weights on the way.
+
+    It has no `frozen`: a captured graph would hold on to one batch's penalty.
+
+    Attributes:
+        inner: the step.
+        penalties: of each batch.
+        squares: ``(batches,)``, the sum of the squared weights before each batch's step.
+    """
+
+    def __init__(self, inner: TrainingStep, penalties: list[Penalty | None], *, penalised: bool) -> None:
+        self.inner, self.penalties, self._penalised = inner, penalties, penalised
+        self.multiply_adds = inner.multiply_adds
+        self._batch_size = inner.batches.batch_size
+        parameters = inner.model.parameters
+        self._weights = parameters.data[parameters.weights]
+        self._xp = inner.model.backend.xp
+        self.squares: Array = self._xp.zeros(len(penalties), dtype=inner.model.dtype)
+
+    def __call__(self, batch: slice) -> None:
+        index = batch.start // self._batch_size
+        penalty = self.penalties[index]
+        if penalty is None:  # nothing counts in this batch
+            self.inner.losses[batch] = 0
+            return
+        if self._penalised:
+            self.squares[index] = self._xp.dot(self._weights, self._weights)
+        self.inner.penalty = penalty
+        self.inner(batch)
+
+
+def make_optimizer(estimator: Any) -> Optimizer:
+    """The rule that an estimator's parameters describe."""
+    if estimator.solver == "adam":
+        return Adam(
+            estimator.learning_rate_init,
+            beta1=estimator.beta_1,
+            beta2=estimator.beta_2,
+            epsilon=estimator.epsilon,
+            correct_epsilon=False,
+        )
+    nesterov = bool(estimator.nesterovs_momentum and estimator.momentum > 0)
+    return SGD(estimator.learning_rate_init, momentum=estimator.momentum, nesterov=nesterov)

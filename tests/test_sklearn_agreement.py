@@ -1,0 +1,172 @@
+"""One random_state is one run, here and in scikit-learn: same initial weights, same batches, same losses."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
+
+import sklearn.neural_network as theirs
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_digits,
+    load_iris,
+    make_multilabel_classification,
+)
+from sklearn.preprocessing import scale
+
+import gpumlp.sklearn as ours
+from gpumlp import MLP
+from gpumlp.sklearn import inputs, solver
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+EPOCHS = 20
+
+
+def data(name: str) -> tuple[np.ndarray, np.ndarray]:
+    if name == "digits":
+        X, y = load_digits(return_X_y=True)
+        return X[:1000] / 16, y[:1000]
+    if name == "labels":
+        return make_multilabel_classification(n_samples=300, random_state=0)
+    if name == "two values":
+        X, y = load_diabetes(return_X_y=True)
+        return scale(X), np.stack([y, X[:, 2]], axis=1) / 100
+    load = {"cancer": load_breast_cancer, "iris": load_iris, "diabetes": load_diabetes}[name]
+    X, y = load(return_X_y=True)
+    return scale(X), y / 100 if name == "diabetes" else y
+
+
+SGD = {"solver": "sgd", "learning_rate_init": 0.1}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "softmax": ("MLPClassifier", "digits", {}),
+    "no hidden layer": ("MLPClassifier", "digits", {"hidden_layer_sizes": ()}),
+    "two hidden layers": ("MLPClassifier", "digits", {"hidden_layer_sizes": (30, 20), "activation": "tanh"}),
+    "logistic units": ("MLPClassifier", "digits", {"activation": "logistic"}),
+    "identity units": ("MLPClassifier", "digits", {"activation": "identity", "hidden_layer_sizes": 9}),
+    "Adam's constants": ("MLPClassifier", "digits", {"beta_1": 0.8, "beta_2": 0.9, "epsilon": 1e-3}),
+    "a large penalty": ("MLPClassifier", "digits", {"alpha": 10.0, "batch_size": 64}),
+    "no penalty": ("MLPClassifier", "digits", {"alpha": 0}),
+    "two classes": ("MLPClassifier", "cancer", {"batch_size": 32}),
+    "labels": ("MLPClassifier", "labels", {"learning_rate_init": 0.01}),
+    "in the order given": ("MLPClassifier", "cancer", {"shuffle": False}),
+    "sgd": ("MLPClassifier", "cancer", SGD),
+    "momentum of another kind": ("MLPClassifier", "digits", SGD | {"nesterovs_momentum": False}),
+    "no momentum": ("MLPClassifier", "digits", SGD | {"momentum": 0}),
+    "no momentum, no penalty": ("MLPClassifier", "digits", SGD | {"momentum": 0, "alpha": 0}),
+    "invscaling": ("MLPClassifier", "digits", SGD | {"learning_rate": "invscaling", "power_t": 0.1}),
+    "adaptive": (
+        "MLPClassifier", "iris", SGD | {"learning_rate": "adaptive", "tol": 0.01, "n_iter_no_change": 2}
+    ),
+    "early stopping": ("MLPClassifier", "iris", {"early_stopping": True, "validation_fraction": 0.2}),
+    "early stopping, two classes": ("MLPClassifier", "cancer", {"early_stopping": True}),
+    "a value": ("MLPRegressor", "diabetes", {}),
+    "two values": ("MLPRegressor", "two values", SGD | {"learning_rate_init": 0.01, "alpha": 1.0}),
+    "a value, early stopping": ("MLPRegressor", "diabetes", {"early_stopping": True, "learning_rate_init": 0.01}),
+}  # fmt: skip
+
+
+def fitted(kind: str, name: str, options: dict[str, Any], weights: bool, **more: Any) -> tuple[Any, Any]:
+    X, y = data(name)
+    extra = {"sample_weight": np.random.default_rng(0).random(len(X)) * 3} if weights else {}
+    options = {"random_state": 3, "max_iter": EPOCHS, **options, **more}
+    mine = getattr(ours, kind)(device="cpu", **options).fit(X, y, **extra)
+    other = getattr(theirs, kind)(**options)
+    if (
+        weights
+        and "sample_weight" not in other.fit.__code__.co_varnames + other.fit.__wrapped__.__code__.co_varnames
+    ):
+        pytest.skip("this scikit-learn's MLP takes no sample_weight")
+    return mine, other.fit(X, y, **extra)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimators, in the precision of scikit-learn's."""
+    monkeypatch.setattr(inputs, "DTYPE", np.float64)
+    monkeypatch.setattr(solver, "MLP", functools.partial(MLP, dtype="float64"))
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("weights", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_algorithm_is_the_same(case: tuple[str, str, dict[str, Any]], weights: bool) -> None:
+    mine, other = fitted(*case, weights)
+    assert mine.n_iter_ == other.n_iter_
+    np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=1e-10)
+    if other.validation_scores_ is not None:
+        np.testing.assert_allclose(mine.validation_scores_, other.validation_scores_, rtol=1e-10)
+        assert mine.best_validation_score_ == pytest.approx(other.best_validation_score_, rel=1e-10)
+    else:
+        assert mine.best_loss_ == pytest.approx(other.best_loss_, rel=1e-10)
+    assert [w.shape for w in mine.coefs_] == [w.shape for w in other.coefs_]
+    for one, two in zip(mine.coefs_ + mine.intercepts_, other.coefs_ + other.intercepts_, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
+    for name in ("t_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
+        assert getattr(mine, name) == getattr(other, name)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_losses_in_float32_are_equal_to_1e_5(case: tuple[str, str, dict[str, Any]]) -> None:
+    mine, other = fitted(*case, weights=False)
+    assert mine.n_iter_ == other.n_iter_ <= EPOCHS
+    assert all(weight.dtype == np.float32 for weight in mine.coefs_ + mine.intercepts_)
+    np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize(
+    "options", [{}, SGD, SGD | {"learning_rate": "invscaling"}], ids=["adam", "sgd", "falling"]
+)
+def test_partial_fit_goes_on_as_scikit_learn_does(options: dict[str, Any]) -> None:
+    X, y = data("iris")
+    mine = ours.MLPClassifier(random_state=0, device="cpu", **options)
+    other = theirs.MLPClassifier(random_state=0, **options)
+    for epoch in range(6):
+        rows = slice(0, 100) if epoch % 2 else slice(50, 150)
+        for estimator in (mine, other):
+            estimator.partial_fit(X[rows], y[rows], classes=[0, 1, 2])
+    np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=1e-10)
+    assert (mine.n_iter_, mine.t_) == (other.n_iter_, other.t_) == (1, 600)
+    np.testing.assert_allclose(mine.predict_proba(X), other.predict_proba(X), rtol=1e-7)
+    np.testing.assert_allclose(mine.predict_log_proba(X), other.predict_log_proba(X), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_warm_start_goes_on_as_scikit_learn_does() -> None:
+    X, y = data("cancer")
+    options = {"random_state": 0, "warm_start": True, "max_iter": 4, "solver": "sgd"}
+    mine, other = ours.MLPClassifier(device="cpu", **options), theirs.MLPClassifier(**options)
+    for epochs in (4, 2):
+        for estimator in (mine, other):
+            estimator.set_params(max_iter=epochs).fit(X, y)
+    assert len(mine.loss_curve_) == 6
+    assert mine.n_iter_ == other.n_iter_ == 2
+    np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=1e-10)
+    np.testing.assert_array_equal(mine.predict(X), other.predict(X))
+
+
+def test_parameters_and_defaults_are_scikit_learns() -> None:
+    for kind, own in (("MLPClassifier", {"device", "class_weight"}), ("MLPRegressor", {"device"})):
+        mine, other = getattr(ours, kind)().get_params(), getattr(theirs, kind)().get_params()
+        assert set(mine) - set(other) <= own | {"loss"}
+        assert {name: mine[name] for name in other} == other
+
+
+def test_what_scikit_learn_prints_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = data("iris")
+    printed = []
+    options = {"random_state": 1, "max_iter": 60, "early_stopping": True, "n_iter_no_change": 2, "verbose": True}
+    for estimator in (ours.MLPClassifier(device="cpu", **options), theirs.MLPClassifier(**options)):
+        estimator.fit(X, y)
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0][-1] == printed[1][-1]
+    assert "Validation score did not improve more than tol=0.000100 for 2 consecutive" in printed[0][-1]
+    words = [[line.rstrip("0123456789") for line in lines] for lines in printed]
+    assert words[0] == words[1]
