@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -83,6 +84,28 @@ def throughput(report: Report) -> Iterator[str]:
         yield _line(f"{size:,}", *("-" if row is None else f"{row['median']:,.0f}" for row in found))
 
 
+def estimators(report: Report) -> Iterator[str]:
+    """A row for each data set and dtype: accuracies, seconds to fit, and how many times as fast gpumlp is."""
+    rows = {(r["data"], r["dtype"], r["library"]): r for r in report["results"]}
+    others = [library for library in _distinct(r["library"] for r in report["results"]) if library != "gpumlp"]
+    names = ["accuracy, %: gpumlp", "scikit-learn", "s to fit: gpumlp", "scikit-learn"]
+    yield from _head(["data", "X", *names, *(f"times as fast as {library}" for library in others)])
+    for data, dtype in _distinct((r["data"], r["dtype"]) for r in report["results"]):
+        ours, theirs = (rows[data, dtype, library] for library in ("gpumlp", "scikit-learn"))
+        yield _line(
+            f"{data}, {ours['samples']:,}",
+            dtype,
+            *(_spread([100 * value for value in row["accuracy"]], ".2f") for row in (ours, theirs)),
+            *(_spread(row["seconds"], ".2f" if row["median"] >= 1 else ".3f") for row in (ours, theirs)),
+            *(f"{rows[data, dtype, library]['gpumlp_is']['median']:.2f}x" for library in others),
+        )
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The median of some runs, with the least and the most."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
 def _head(names: Sequence[str]) -> Iterator[str]:
     yield _line(*names)
     yield "|" + "---|" * len(names)
@@ -96,7 +119,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-_TABLES = {"comparison": comparison, "training throughput": throughput}
+_TABLES = {"comparison": comparison, "training throughput": throughput, "estimators": estimators}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -171,9 +171,7 @@ def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Pa
         stem: path of both files without the ending.
         plot: draws the report into a file; raises ModuleNotFoundError without matplotlib.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = [Path(f"{stem}.json")]
-    written[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    written = [write_json(report, stem)]
     try:
         plot(report, Path(f"{stem}.png"))
     except ModuleNotFoundError as error:
@@ -183,6 +181,14 @@ def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Pa
     else:
         written.append(Path(f"{stem}.png"))
     return written
+
+
+def write_json(report: dict[str, Any], stem: Path) -> Path:
+    """Write ``stem.json``."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(f"{stem}.json")
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return path
 
 
 def facts(report: dict[str, Any]) -> list[str]:

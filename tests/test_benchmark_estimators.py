@@ -1,0 +1,95 @@
+"""The benchmark of the estimators runs, keeps every fit, and lets scikit-learn be as its users have it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
+
+from benchmarks import estimators, markdown
+from gpumlp import blas_kernel
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.estimators", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("results")
+    done = run("--quick", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {folder / 'estimators-cpu.json'}" in done.stdout
+    assert markdown.main([str(folder / "estimators-cpu.json")]) == 0
+    found: dict[str, Any] = json.loads((folder / "estimators-cpu.json").read_text())
+    return found
+
+
+def test_every_fit_and_their_summary(report: dict[str, Any]) -> None:
+    assert report["quick"] is True
+    assert report["versions"]["scikit-learn"]
+    rows = report["results"]
+    libraries = list(dict.fromkeys(row["library"] for row in rows))
+    assert libraries[:2] == ["gpumlp", "scikit-learn"]
+    assert [(row["dtype"], row["library"]) for row in rows] == [
+        (dtype, library) for dtype in ("float64", "float32") for library in libraries
+    ]
+    for row in rows:
+        assert row["samples"] == 133
+        assert row["epochs"] == [3, 3]
+        assert row["median"] == statistics.median(row["seconds"]) > 0
+        assert row["accuracy"] == rows[0]["accuracy"]  # one random_state is one run
+        assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-5)
+        mine = next(r for r in rows if (r["dtype"], r["library"]) == (row["dtype"], "gpumlp"))
+        ratios = [other / ours for other, ours in zip(row["seconds"], mine["seconds"], strict=True)]
+        assert row["gpumlp_is"]["median"] == statistics.median(ratios)
+
+
+def test_the_readmes_table(report: dict[str, Any]) -> None:
+    lines = [*markdown.estimators(report)]
+    assert len(lines) == 4
+    assert lines[0].startswith("| data | X | accuracy, %: gpumlp | scikit-learn |")
+    assert lines[2].startswith("| wine, 133 | float64 |")
+    assert f"{report['results'][1]['gpumlp_is']['median']:.2f}x" in lines[2]
+
+
+def test_scikit_learn_has_the_kernel_of_the_blas_that_it_would_have_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    monkeypatch.setattr(blas_kernel, "CHOICE", blas_kernel.Choice("SkylakeX", "for this test"))
+    monkeypatch.setenv(blas_kernel.VARIABLE, "SkylakeX")
+    names = estimators.libraries()
+    for name in names:
+        estimators.Worker(name)
+    kernels = [environment.get(blas_kernel.VARIABLE) for environment in started]
+    assert dict(zip(names, kernels, strict=True)) == {
+        "gpumlp": "SkylakeX",
+        "scikit-learn": None,
+        "scikit-learn, same kernel": "SkylakeX",
+    }
+    monkeypatch.setattr(blas_kernel, "CHOICE", blas_kernel.Choice(None, "for this test"))
+    assert estimators.libraries() == ["gpumlp", "scikit-learn"]
+
+
+def test_wrong_options_are_named_together() -> None:
+    done = run("--datasets", "iris", "--dtypes", "float16", "--seeds", "0")
+    assert done.returncode == 2
+    for words in (
+        "datasets: expected some of digits",
+        "dtypes: expected some of",
+        "seeds: expected 1 or more, got 0",
+    ):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
