@@ -111,6 +111,8 @@ def test_a_network_answers_as_its_loss_says() -> None:
     regression = MLP([3, 4, 1], loss=SquaredError(), device="cpu")
     np.testing.assert_array_equal(regression.predict(x), regression.logits(x))
     assert "loss='squared_error'" in repr(regression)
+    for model, output in ((logistic, "sigmoid"), (regression, "identity"), (MLP([3, 2]), "softmax")):
+        assert f">{output}<" in model._repr_html_()
     with pytest.raises(ValueError, match="loss squared_error are no probabilities"):
         regression.predict_proba(x)
 

@@ -176,7 +176,7 @@ def test_what_numpy_calls_numbers_are_numbers() -> None:
 def test_a_device_that_is_not_there_fails_in_fit_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model = clone(classifier(device="cuda"))
-    with pytest.raises(DeviceError, match=r"CuPy is not installed.*device='cpu'"):
+    with pytest.raises(DeviceError, match="CuPy is not installed; install it with"):
         model.fit(*IRIS)
 
 

@@ -10,19 +10,16 @@ from ..html import table
 if TYPE_CHECKING:
     from .network import MLP
 
-# What the outputs are turned into, by the name of the loss; they are used as they are with any other.
-_OUTPUTS = {"softmax_cross_entropy": "softmax", "logistic_cross_entropy": "sigmoid"}
 _HEADER = ("layer", "activation", "inputs", "outputs", "parameters")
 
 
 def layer_table(model: MLP) -> str:
     """A network's layers as an HTML table, with the number of their parameters."""
     last = len(model.layers) - 1
-    loss = getattr(getattr(model, "loss", None), "name", "softmax_cross_entropy")
     rows = [
         [
             f"layers.{index}",
-            _OUTPUTS.get(loss, "identity") if index == last else layer.activation.name,
+            model.loss.output if index == last else layer.activation.name,
             f"{layer.in_features:,}",
             f"{layer.out_features:,}",
             f"{layer.weight.size + layer.bias.size:,}",

@@ -12,11 +12,13 @@ class Loss:
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
+        output: the function that turns outputs into answers: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
         least_outputs: how many outputs a network needs for it.
         of_classes: are the targets class numbers ``(batch,)``? Otherwise they are ``(batch, outputs)`` floats.
     """
 
     name: ClassVar[str]
+    output: ClassVar[str] = "identity"
     least_outputs: ClassVar[int] = 1
     of_classes: ClassVar[bool] = False
 
@@ -99,6 +101,7 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     name = "softmax_cross_entropy"
+    output = "softmax"
     least_outputs = 2
     of_classes = True
 
@@ -138,6 +141,7 @@ class LogisticCrossEntropy(Loss):
     """
 
     name = "logistic_cross_entropy"
+    output = "sigmoid"
 
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ..backends import Array, Backend, DeviceError, HostArray, get_backend, is_device_array
+from ..backends import Array, Backend, HostArray, get_backend, is_device_array
 from ..nn.network import MLP
 from .inputs import on_device, read_samples
 from .solver import Solver, outputs
@@ -38,10 +38,7 @@ class Fitted:
         if network is not None and self.__dict__.get("_on") == self.device:
             backend: Backend = network.backend
             return backend
-        try:
-            return get_backend(self.device)
-        except DeviceError as error:
-            raise DeviceError(error.cause, error.cure.replace("--device cpu", "device='cpu'")) from error
+        return get_backend(self.device)
 
     def _expose(self, network: MLP) -> None:
         """Let the estimator have this network, and show its weights."""
