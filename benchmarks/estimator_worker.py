@@ -1,7 +1,7 @@
 """A process that fits one library's MLPClassifier when told to; ``benchmarks.estimators`` starts and asks it.
 
 scikit-learn's never imports gpumlp: it runs as its users have it. Each line on standard input is a request, and
-each line on standard output an answer, both JSON.
+each line on standard output an answer, both JSON; an empty request asks for the kernel of its BLAS.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ def main(library: str) -> int:
     warnings.simplefilter("ignore")  # that an epoch more might have helped
     for line in sys.stdin:
         request = json.loads(line)
+        blas = [
+            {"kernel": pool.get("architecture"), "threads": pool["num_threads"]}
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas" and "numpy.libs" in pool["filepath"]
+        ]
+        if not request:
+            print(json.dumps({"blas": blas}), flush=True)
+            continue
         with np.load(request["file"]) as arrays:
             X, y, X_test, y_test = (arrays[name] for name in ("X", "y", "X_test", "y_test"))
         X, X_test = X.astype(request["dtype"]), X_test.astype(request["dtype"])
@@ -38,11 +46,6 @@ def main(library: str) -> int:
         fitted = time.perf_counter()
         found = model.predict(X_test)
         seconds = time.perf_counter() - fitted
-        blas = [
-            {"kernel": pool.get("architecture"), "threads": pool["num_threads"]}
-            for pool in threadpoolctl.threadpool_info()
-            if pool["user_api"] == "blas" and "numpy.libs" in pool["filepath"]
-        ]
         answer = {
             "seconds": fitted - start,
             "predict_seconds": seconds,

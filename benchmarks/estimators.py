@@ -4,8 +4,8 @@ Both with scikit-learn's default parameters, on the same part of each data set a
 which gives both the same initial weights and batches. What is timed is `fit`, from arrays as scikit-learn's users
 have them: float64, and float32 as well. Each library is in a process of its own, and they take turns, fit by fit,
 while the others wait. scikit-learn's process does not know gpumlp; where gpumlp chooses another kernel of NumPy's
-BLAS than that would take by itself (an AMD processor with AVX-512), there is one more, with scikit-learn on the
-same kernel.
+BLAS than that has taken by itself (on some AMD processors with AVX-512), there is one more, with scikit-learn on
+the same kernel.
 
 Writes ``estimators-cpu.json`` with every single fit.
 """
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = []
         with ExitStack() as stack, Progress(transient=True) as progress:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workers = {name: stack.enter_context(Worker(name)) for name in libraries()}
+            workers = start(stack)
             for name in datasets:
                 for dtype in options.dtypes:
                     parts = split(name, seeds, scratch, options.data_dir, notes)
@@ -121,9 +121,13 @@ def check(options: Options) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def libraries() -> list[str]:
-    """Who is measured: scikit-learn once more where gpumlp has chosen a kernel of the BLAS."""
-    return [OURS, THEIRS, *([SAME_KERNEL] if blas_kernel.CHOICE.kernel is not None else [])]
+def start(stack: ExitStack) -> dict[str, Worker]:
+    """Who is measured: scikit-learn once more where gpumlp has another kernel of the BLAS."""
+    workers = {name: stack.enter_context(Worker(name)) for name in (OURS, THEIRS)}
+    mine, theirs = (worker.ask({})["blas"] for worker in workers.values())
+    if mine != theirs:
+        workers[SAME_KERNEL] = stack.enter_context(Worker(SAME_KERNEL))
+    return workers
 
 
 class Worker:
@@ -153,8 +157,8 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
 
-    def fit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Have it fit once.
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Have it fit once, and wait for the answer.
 
         Raises:
             RuntimeError: the process has ended.
@@ -215,11 +219,11 @@ def measure(
         request = {"file": str(file), "dtype": dtype, "seed": seed, "rest": REST}
         if not sizes:
             for library in names:
-                workers[library].fit({**request, "parameters": {"max_iter": min(3, max_iter)}})
+                workers[library].ask({**request, "parameters": {"max_iter": min(3, max_iter)}})
         sizes.append(size)
         first = seed % len(names)
         for library in names[first:] + names[:first]:
-            found[library].append(workers[library].fit({**request, "parameters": {"max_iter": max_iter}}))
+            found[library].append(workers[library].ask({**request, "parameters": {"max_iter": max_iter}}))
     if not sizes:
         return []
     ours = [fit["seconds"] for fit in found[OURS]]

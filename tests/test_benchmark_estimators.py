@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,29 @@ def test_scikit_learn_has_the_kernel_of_the_blas_that_it_would_have_alone(
     monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: started.append(env))
     monkeypatch.setattr(blas_kernel, "CHOICE", blas_kernel.Choice("SkylakeX", "for this test"))
     monkeypatch.setenv(blas_kernel.VARIABLE, "SkylakeX")
-    names = estimators.libraries()
+    names = [estimators.OURS, estimators.THEIRS, estimators.SAME_KERNEL]
     for name in names:
         estimators.Worker(name)
-    kernels = [environment.get(blas_kernel.VARIABLE) for environment in started]
-    assert dict(zip(names, kernels, strict=True)) == {
-        "gpumlp": "SkylakeX",
-        "scikit-learn": None,
-        "scikit-learn, same kernel": "SkylakeX",
-    }
-    monkeypatch.setattr(blas_kernel, "CHOICE", blas_kernel.Choice(None, "for this test"))
-    assert estimators.libraries() == ["gpumlp", "scikit-learn"]
+    assert [environment.get(blas_kernel.VARIABLE) for environment in started] == ["SkylakeX", None, "SkylakeX"]
+
+
+@pytest.mark.parametrize(("kernel", "more"), [("SkylakeX", []), ("Zen", [estimators.SAME_KERNEL])])
+def test_it_is_measured_on_the_same_kernel_too_where_that_is_another(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, more: list[str]
+) -> None:
+    class Told(estimators.Worker):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+            return {"blas": [{"kernel": kernel if self.name == estimators.THEIRS else "SkylakeX"}]}
+
+    monkeypatch.setattr(estimators, "Worker", Told)
+    with ExitStack() as stack:
+        assert [*estimators.start(stack)] == [estimators.OURS, estimators.THEIRS, *more]
 
 
 def test_wrong_options_are_named_together() -> None:
