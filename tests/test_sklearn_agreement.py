@@ -33,6 +33,9 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "digits":
         X, y = load_digits(return_X_y=True)
         return X[:1000] / 16, y[:1000]
+    if name == "all digits":
+        X, y = load_digits(return_X_y=True)
+        return X / 16, y
     if name == "labels":
         return make_multilabel_classification(n_samples=300, random_state=0)
     if name == "two values":
@@ -52,6 +55,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "identity units": ("MLPClassifier", "digits", {"activation": "identity", "hidden_layer_sizes": 9}),
     "Adam's constants": ("MLPClassifier", "digits", {"beta_1": 0.8, "beta_2": 0.9, "epsilon": 1e-3}),
     "a large penalty": ("MLPClassifier", "digits", {"alpha": 10.0, "batch_size": 64}),
+    "a batch that goes in parts": ("MLPClassifier", "all digits", {"batch_size": 1500}),
     "no penalty": ("MLPClassifier", "digits", {"alpha": 0}),
     "two classes": ("MLPClassifier", "cancer", {"batch_size": 32}),
     "labels": ("MLPClassifier", "labels", {"learning_rate_init": 0.01}),

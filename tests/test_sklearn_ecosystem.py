@@ -255,6 +255,13 @@ def test_moving_a_fitted_estimator() -> None:
         model.__sklearn_array_api_convert__(lambda array: object())
 
 
+def test_gpumlp_itself_does_without_scikit_learn() -> None:
+    script = (
+        "import sys; sys.modules['sklearn'] = None; import gpumlp, gpumlp.train; gpumlp.MLP([3, 2], device='cpu')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
 def test_without_scikit_learn_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpumlp.extras import MissingExtraError
 

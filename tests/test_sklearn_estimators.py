@@ -226,6 +226,8 @@ def test_early_stopping_keeps_the_best_weights() -> None:
 
 
 def test_too_few_to_hold_out() -> None:
+    with pytest.raises(ValueError, match=r"least populated classes in y have only 1 member.*\['b'\]"):
+        classifier(early_stopping=True).fit(np.ones((4, 2)), ["a", "a", "a", "b"])
     with pytest.raises(ValueError, match="The validation set is too small"):
         regressor(early_stopping=True).fit([[1.0], [2.0]], [1.0, 2.0])
 

@@ -256,7 +256,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         return factors
 
     def _stratify(self, targets: HostArray) -> HostArray | None:
-        return targets if self.n_outputs_ == 1 else None
+        if self.n_outputs_ > 1 or self._multilabel:  # as in scikit-learn, so that the same samples are held out
+            return None
+        labels: HostArray = self.classes_[targets[:, 0].astype(np.int64)]
+        return labels
 
     def _score_outputs(self, found: Array, targets: HostArray, correct: HostArray, weights: Any) -> float:
         return float(np.average(correct, weights=weights))
