@@ -47,7 +47,7 @@ def test_every_activation_and_dtype(blobs: Dataset, activation: object, dtype: s
 
 
 def test_an_epoch_takes_two_launches_a_graph_and_the_short_batch_its_own(blobs: Dataset) -> None:
-    trainer, _ = pair(blobs)
+    trainer, _ = pair(blobs, diagnostics=False)
     trainer.run(2)
     launches = launches_of_an_epoch(trainer)
     graphs = [name for name in launches if name in ("graph", "set_position")]
@@ -68,9 +68,8 @@ def test_the_trial_is_part_of_the_training(blobs: Dataset) -> None:
 
 
 def test_a_long_first_epoch_already_ends_with_graphs(blobs: Dataset) -> None:
-    graph, eager = pair(
-        blobs, batch_size=4
-    )  # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
+    # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
+    graph, eager = pair(blobs, batch_size=4, diagnostics=False)
     launches = launches_of_an_epoch(graph)
     trial = 3  # repeats, of 16 steps
     assert launches.count("graph") == trial + 6

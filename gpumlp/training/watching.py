@@ -82,7 +82,7 @@ class Watcher:
         assert drawn is not None
         labels = drawn.gather(drawn.slices[0], workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        backend.softmax_cross_entropy(workspace.logits, labels, self._losses, self._correct)
+        model.loss.output_error(backend, workspace.logits, labels, self._losses, self._correct)
         probe.look(workspace, before)
 
 
