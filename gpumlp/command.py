@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .backends import DeviceError
 from .data import DataError
 from .extras import MissingExtraError
+from .nn.model_file import ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.divergence import DivergenceError
@@ -63,7 +64,7 @@ def run(program: str, main: Callable[[], int]) -> int:
 def _exit_code(program: str, main: Callable[[], int]) -> int:
     try:
         return main()
-    except (ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError) as error:
+    except (ConfigError, DataError, DeviceError, CheckpointError, ModelFileError, MissingExtraError) as error:
         code, message = BAD_INPUT, str(error)
     except DivergenceError as error:
         code, message = FAILED, str(error)

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import tyro
 
 from . import command
-from .training.checkpoint import CheckpointError, write_atomically
+from .files import write_atomically
+from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.lines import epoch_line, header_line, number, percent
 from .training.records import RunRecord, columns, differences, find_runs, read_run

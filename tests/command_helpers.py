@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from gpumlp import diagnose, evaluate, info, train
+from gpumlp import diagnose, evaluate, export, info, predict, train
 from gpumlp import history as history_command
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,8 @@ MAINS = {
     "evaluate": evaluate.main,
     "history": history_command.main,
     "info": info.main,
+    "predict": predict.main,
+    "export": export.main,
 }
 CLOCK = ("seconds", "samples_per_second")  # what two equal runs may differ in
 

@@ -14,7 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from gpumlp import MLP, Dataset, Trainer
-from gpumlp.training.checkpoint import Checkpoint, CheckpointError, write_atomically
+from gpumlp.files import write_atomically
+from gpumlp.training.checkpoint import Checkpoint, CheckpointError
 from gpumlp.training.config import Config
 
 OPTIMIZERS = [

@@ -51,7 +51,7 @@ class Dataset:
 
     def __init__(self, images: Any, labels: Any, *, classes: int | None = None, name: str = "arrays") -> None:
         self.name = name
-        self.images = _checked_images(images, name)
+        self.images = checked_images(images, name)
         self.labels = _checked_labels(labels, len(self.images), name)
         self.classes = _checked_classes(classes, self.labels, name)
         self._fingerprint: str | None = None
@@ -114,7 +114,9 @@ def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
         raise DataError(f"{what} cannot be read as one array ({error}); give rows of equal shape") from error
 
 
-def _checked_images(images: Any, name: str) -> Any:
+def checked_images(images: Any, name: str) -> Any:
+    """Samples ``(n, ...)`` as `Dataset` takes them, uint8 or floating; raises a DataError that begins with
+    `name`."""
     what = f"{name}: images"
     # A CuPy array answers to the same operators and NumPy functions below, and so stays where it is.
     if not is_device_array(images):

@@ -12,7 +12,7 @@ import numpy as np
 
 import gpumlp
 
-from ..training.checkpoint import write_atomically
+from ..files import write_atomically
 from .style import FigureResult, in_house_style
 
 _DIGITS = 7  # significant ones in the file of the numbers, as many as float32 has

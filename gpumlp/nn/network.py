@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +15,17 @@ import numpy.typing as npt
 from ..backends import Array, Backend, HostArray, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
 from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
+from .importing import from_sklearn, from_torch
 from .initializers import Initializer, draw_weights, get_initializer
 from .layer_table import layer_table
 from .layers import stack
 from .losses import Loss, get_loss
+from .model_file import Inputs, load_model, save_model
 from .parameters import Parameters
 from .portable import Portable
 from .workspace import Workspace
+
+M = TypeVar("M", bound="MLP")
 
 
 class MLP(Portable):
@@ -41,6 +48,8 @@ class MLP(Portable):
         layers: the `Dense` layers.
         parameters: their weights, biases and gradients, in flat buffers.
         backend: the device's.
+        inputs: shape and dtype of the samples it was trained on; None before a training.
+        class_names: texts or numbers, what each class is called; None for 0, 1, 2, ...
 
     Raises:
         ValueError: a size below 1, fewer than two sizes, or an unknown name.
@@ -49,6 +58,10 @@ class MLP(Portable):
     >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
     MLP([784, 128, 10], activation='relu', device='cpu', dtype='float32')  # 101,770 parameters
     """
+
+    initializer: Initializer | None = None
+    inputs: Inputs | None = None
+    class_names: Sequence[Any] | None = None
 
     def __init__(
         self,
@@ -73,6 +86,7 @@ class MLP(Portable):
         self.dtype = check_dtype(dtype)
         layer_sizes = self._allocate()
         rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(seed)
+        self.initializer = rule
         start: dict[str, HostArray] = {}
         for index, (in_features, out_features) in enumerate(layer_sizes):
             start[f"layers.{index}.weight"] = draw_weights(rule, in_features, out_features, rng)
@@ -220,6 +234,53 @@ class MLP(Portable):
         """
         with self.backend.activate():
             self.backend.xp.copyto(self.parameters.data, self.parameters.from_host(tensors, self.backend))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the network to ``folder/model.safetensors``, whole or not at all, for `load` on any device.
+
+        Kept are sizes, activation, dtype, initializer, `inputs`, `class_names` and the weights. Waits for the
+        device.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ModelFileError: the activation is not gpumlp's own, or the folder is that of a training run.
+            OSError: the disk is full, the folder is read-only, ...; a previous file is as it was.
+        """
+        return save_model(self, folder)
+
+    @classmethod
+    def load(cls: type[M], path: str | os.PathLike[str], *, device: str | Backend = "auto") -> M:
+        """The network that `save` or a training has saved, on any device.
+
+        Args:
+            path: the folder given to `save`, that of a training run, or a ``.safetensors`` file from either.
+            device: as of `MLP`; not necessarily that of the training.
+
+        Raises:
+            ModelFileError: the file is missing, damaged, or of another format or version.
+        """
+        return load_model(cls, path, device)
+
+    @classmethod
+    def from_sklearn(
+        cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
+    ) -> M:
+        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.nn.importing.from_sklearn`."""
+        return from_sklearn(cls, estimator, device, dtype)
+
+    @classmethod
+    def from_torch(
+        cls: type[M],
+        network: Any,
+        *,
+        activation: str | Activation | None = None,
+        device: str | Backend = "auto",
+        dtype: npt.DTypeLike | None = None,
+    ) -> M:
+        """The network of a PyTorch ``Sequential``, or of its state dict; see `gpumlp.nn.importing.from_torch`."""
+        return from_torch(cls, network, activation, device, dtype)
 
     def __str__(self) -> str:
         return f"MLP({self.sizes})"

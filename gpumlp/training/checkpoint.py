@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import safetensors
 import safetensors.numpy
 
 from ..backends import Backend, HostArray
+from ..files import write_atomically
+from ..nn.model_file import describe
 from ..nn.network import MLP
 from .config import Config, ConfigError
 from .history import EpochRecord, History
@@ -38,6 +38,7 @@ class Checkpoint:
         steps: optimizer steps taken.
         random_state: of the generator of the batch order.
         history: of the finished epochs.
+        model: the network's description, with which ``MLP.load`` needs nothing else of a checkpoint.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Checkpoint:
     steps: int
     random_state: dict[str, Any]
     history: History
+    model: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, trainer: Trainer, config: Config) -> Checkpoint:
@@ -64,6 +66,7 @@ class Checkpoint:
             steps=trainer.optimizer_state.steps,
             random_state=trainer.random_state(),
             history=trainer.history,
+            model=describe(model),
         )
 
     def make_model(self, device: str | Backend) -> MLP:
@@ -129,6 +132,7 @@ class Checkpoint:
             "format": FORMAT,
             "config": json.dumps(dataclasses.asdict(self.config)),
             "state": f'{json.dumps(state)[:-1]}, "history": [{lines}]}}',
+            "model": json.dumps(self.model),
         }
         write_atomically(path, safetensors.numpy.save(self.tensors, metadata))
 
@@ -162,6 +166,7 @@ class Checkpoint:
                 steps=int(state["steps"]),
                 random_state=state["random_state"],
                 history=History([EpochRecord.from_dict(record) for record in state["history"]]),
+                model=json.loads(metadata.get("model", "{}")),
             )
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} has a damaged header: {type(error).__name__}: {error}") from error
@@ -170,20 +175,3 @@ class Checkpoint:
         return {
             name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
         }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that, whenever the program dies, it is either the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a failed write does not say of which file, others of the temporary one
-        raise

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import safetensors.numpy
 
 from ..backends import Array
+from ..files import write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.network import MLP
 from .callbacks import Callback
-from .checkpoint import write_atomically
 from .history import History
 
 if TYPE_CHECKING:

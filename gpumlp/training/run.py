@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnostics import Finding
+from ..files import write_atomically
 from .callbacks import Callback
-from .checkpoint import Checkpoint, CheckpointError, write_atomically
+from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError
 from .tensorboard import remove_event_files
 from .trainer import Trainer

@@ -12,6 +12,7 @@ import numpy as np
 from ..backends import HostArray
 from ..data import Dataset
 from ..nn.evaluation import Evaluation, evaluate_batches
+from ..nn.model_file import Inputs
 from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
 from ..nn.penalties import Penalty
@@ -77,6 +78,7 @@ class Trainer:
         self._stop = False
 
         self.batches, self.validation_batches = make_batches(model, train, validation, batch_size, seed)
+        model.inputs = Inputs(train.feature_shape, train.images.dtype.name, train.name)
         self._rng = np.random.default_rng([seed, ORDER_STREAM])
         with model.backend.activate():
             self.optimizer_state = self.optimizer.init(model.parameters.data)

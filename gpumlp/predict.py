@@ -1,0 +1,162 @@
+"""Predict with a saved network: ``python -m gpumlp.predict RUN FILE...``, also installed as ``gpumlp-predict``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import command
+from .backends import check_device_name
+from .files import write_atomically
+from .nn.network import MLP
+from .predicting import CHOICES, STANDARD_INPUT, Prediction, predict_files
+from .training.config import ConfigError
+
+PROGRAM = "gpumlp-predict"
+_SHOWN = 20  # samples of a file of arrays that the table shows
+_RUNNERS_UP = 2  # classes the table shows beside the most probable one
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict pictures of digits (PNG, JPEG), prepared as the training's images were, and arrays (.npy, .npz,
+    IDX)."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a run, or of model.save."""
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Pictures and files of arrays; - is the standard input."""
+    json: bool = False
+    """Print JSON, with the probability of every class, in place of a table."""
+    out: str | None = None
+    """Write the predictions of all samples to FILE.csv, or only their probabilities, (samples, classes), to
+    FILE.npy."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    preparation: str = "auto"
+    """Of pictures: mnist, digits, resize (to the network's size, nothing else), or auto, what it was trained
+    on."""
+    array: str | None = None
+    """Which array of an .npz file that has several."""
+
+    def check(self) -> None:
+        """Raises ConfigError, with all mistakes at once."""
+        problems = []
+        if not self.files:
+            problems.append("expected one file or more to predict; - is the standard input")
+        if self.files.count(STANDARD_INPUT) > 1:
+            problems.append("- can be given only once: the standard input is read to its end")
+        try:
+            check_device_name(self.device)
+        except ValueError as error:
+            problems.append(str(error))
+        if self.preparation not in CHOICES:
+            problems.append(f"preparation: expected one of {', '.join(CHOICES)}, got {self.preparation!r}")
+        if self.out is not None and Path(self.out).suffix not in (".csv", ".npy"):
+            problems.append(f"out: expected FILE.csv or FILE.npy, got {self.out!r}")
+        elif self.out is not None and not Path(self.out).parent.is_dir():
+            problems.append(f"out: there is no folder {Path(self.out).parent}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, predict, and return the exit code: 1 if a file could not be predicted, though the others were."""
+
+    def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
+        options.check()
+        model = MLP.load(options.run, device=options.device)
+        results = predict_files(model, options.files, options.preparation, options.array)
+        names = list(range(model.sizes[-1])) if model.class_names is None else list(model.class_names)
+        predicted = [result for result in results if result.probabilities is not None]
+        if options.out is not None and predicted:
+            write_atomically(Path(options.out), _content(options.out, predicted, names))
+        if options.json:
+            print(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False))
+        elif predicted:
+            Console(highlight=False).print(_table(predicted, names))
+        for result in results:
+            if result.error is not None:
+                print(f"{PROGRAM}: {result.error}", file=sys.stderr)
+        return command.OK if len(predicted) == len(results) else command.FAILED
+
+    return command.run(PROGRAM, work)
+
+
+def _samples(result: Prediction) -> Iterator[tuple[int | None, Any]]:
+    """Index (None for a picture) and probabilities of each sample of a file."""
+    rows = () if result.probabilities is None else result.probabilities
+    for index, row in enumerate(rows):
+        yield index if result.batch else None, row
+
+
+def _records(results: Sequence[Prediction], names: list[Any]) -> Iterator[dict[str, Any]]:
+    """A JSON object for each sample, and for each file with an error."""
+    for result in results:
+        if result.error is not None:
+            yield {"file": result.file, "error": result.error}
+        for index, row in _samples(result):
+            best = int(row.argmax())
+            yield {
+                "file": result.file,
+                **({} if index is None else {"index": index}),
+                "class": names[best],
+                "probability": float(row[best]),
+                "probabilities": {str(name): float(p) for name, p in zip(names, row, strict=True)},
+            }
+
+
+def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("class", justify="right")
+    table.add_column("probability", justify="right")
+    table.add_column("then")
+    for result in results:
+        samples = list(_samples(result))
+        for index, row in samples[:_SHOWN]:
+            order = np.argsort(-row, kind="stable")
+            then = ", ".join(f"{names[i]} ({row[i]:.2%})" for i in order[1 : 1 + _RUNNERS_UP])
+            file = result.file if index is None else f"{result.file}[{index}]"
+            best = int(order[0])
+            table.add_row(escape(file), escape(str(names[best])), f"{row[best]:.2%}", escape(then))
+        if len(samples) > _SHOWN:
+            more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
+            table.add_row(escape(result.file), "...", "", more)
+    return table
+
+
+def _content(out: str, results: Sequence[Prediction], names: list[Any]) -> bytes:
+    """Of the file with all predictions."""
+    if Path(out).suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(
+            buffer,
+            np.concatenate([result.probabilities for result in results if result.probabilities is not None]),
+        )
+        return buffer.getvalue()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "index", "class", *(f"p({name})" for name in names)])
+    for result in results:
+        for index, row in _samples(result):
+            writer.writerow([result.file, "" if index is None else index, names[int(row.argmax())], *row.tolist()])
+    return text.getvalue().encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Networks as files: saved by one device, loaded on any; what is damaged or foreign is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gpumlp import MLP, Activation, Dataset, DeviceError, Glorot, He, LeakyReLU, Normal, fit, load_digits
+from gpumlp.backends import Backend
+from gpumlp.nn.model_file import Inputs, ModelFileError
+from tests.command_helpers import DIGITS, run
+from tests.strict_device import StrictBackend
+
+ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
+
+
+def rewritten(folder: Path, **changes: object) -> Path:
+    """The saved network, its description changed."""
+    file = folder / "model.safetensors"
+    with safetensors.safe_open(file, "numpy") as content:
+        metadata = content.metadata()
+    description = {**json.loads(metadata["model"]), **changes}
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(tensors, file, {**metadata, "model": json.dumps(description)})
+    return folder
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loaded_network_is_the_saved_one_bit_for_bit(activation: object, dtype: str, tmp_path: Path) -> None:
+    model = MLP([6, 5, 4, 3], activation, seed=2, device="cpu", dtype=dtype)
+    model.save(tmp_path / "a" / "net")
+    loaded = MLP.load(tmp_path / "a" / "net", device="cpu")
+    assert repr(loaded) == repr(model)
+    assert repr(loaded.activation) == repr(model.activation)
+    assert loaded.dtype == model.dtype
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].tobytes() == tensor.tobytes()
+    x = np.random.default_rng(0).normal(size=(9, 6))
+    np.testing.assert_array_equal(loaded.predict_proba(x), model.predict_proba(x))
+
+
+def test_it_goes_from_every_device_to_the_cpu_and_back(backend: Backend, blobs: Dataset, tmp_path: Path) -> None:
+    model = MLP([20, 16, 4], device=backend)
+    fit(model, blobs, epochs=2, batch_size=32)
+    model.save(tmp_path)
+    for device in ("cpu", StrictBackend(), backend):
+        loaded = MLP.load(tmp_path, device=device)
+        assert loaded.backend.name == (device if isinstance(device, str) else device.name)
+        for name, tensor in model.state_dict().items():
+            np.testing.assert_array_equal(loaded.state_dict()[name], tensor)
+        np.testing.assert_allclose(
+            loaded.predict_proba(blobs.images[:20]), model.predict_proba(blobs.images[:20]), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("initializer", ["auto", "he", "glorot", "normal", Normal(0.3)], ids=str)
+def test_the_initializer_is_kept(initializer: object, tmp_path: Path) -> None:
+    model = MLP([3, 2], initializer=initializer, device="cpu")
+    model.save(tmp_path)
+    assert MLP.load(tmp_path, device="cpu").initializer == model.initializer
+    assert model.initializer in (He(), Glorot(), Normal(), Normal(0.3))
+
+
+def test_an_initializer_of_ones_own_is_left_out(tmp_path: Path) -> None:
+    class Tenth:
+        def std(self, in_features: int, out_features: int) -> float:
+            return 0.1
+
+    model = MLP([3, 2], initializer=Tenth(), device="cpu")
+    model.save(tmp_path)
+    np.testing.assert_array_equal(
+        MLP.load(tmp_path, device="cpu").state_dict()["layers.0.weight"], model.state_dict()["layers.0.weight"]
+    )
+
+
+def test_what_it_was_trained_on_and_the_class_names_are_kept(tmp_path: Path) -> None:
+    train, _ = load_digits()
+    model = MLP([64, 10], device="cpu")
+    assert model.inputs is None
+    fit(model, train, epochs=1)
+    assert model.inputs == Inputs((8, 8), "float32", "digits")
+    model.class_names = np.array([f"digit {i}" for i in range(10)])
+    model.save(tmp_path)
+    loaded = MLP.load(tmp_path, device="cpu")
+    assert loaded.inputs == model.inputs
+    assert loaded.class_names == tuple(f"digit {i}" for i in range(10))
+
+
+def test_the_folder_of_a_training_is_loaded_as_well(tmp_path: Path) -> None:
+    assert run("train", *DIGITS, "--hidden", 9, "--epochs", 2, "--quiet", "--out", tmp_path / "run") == 0
+    _, test = load_digits()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for path in (tmp_path / "run", str(tmp_path / "run"), tmp_path / "run" / "checkpoint.safetensors"):
+        model = MLP.load(path, device="cpu")
+        assert model.accuracy(test) == metrics["test_accuracy"]
+        assert (model.sizes, model.inputs) == ([64, 9, 10], Inputs((8, 8), "float32", "digits"))
+    with pytest.raises(ModelFileError, match=r"is the folder of a training run.*choose another"):
+        model.save(tmp_path / "run")
+    model.save(tmp_path / "copy")
+    copied = MLP.load(tmp_path / "copy" / "model.safetensors", device="cpu")
+    assert copied.accuracy(test) == metrics["test_accuracy"]
+    os.replace(tmp_path / "copy" / "model.safetensors", tmp_path / "run" / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"holds both .*name the file that is meant"):
+        MLP.load(tmp_path / "run")
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    MLP([3, 2], device="cpu").save(tmp_path)
+    MLP([5, 2], device="cpu").save(tmp_path)
+    assert MLP.load(tmp_path, device="cpu").sizes == [5, 2]
+
+
+def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MLP([3, 2], device="cpu").save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        MLP([5, 2], device="cpu").save(tmp_path)
+    assert error.value.filename == str(tmp_path / "model.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    class Own(Activation):
+        name = "own"
+
+    for model, message in (
+        (MLP([3, 4, 2], Own(), device="cpu"), r"the activation Own\(\) cannot be saved: a file names one of relu"),
+        (MLP([3, 2], device="cpu"), "class_names are expected to be 2 texts or numbers, one for each class"),
+    ):
+        model.class_names = ["only one"]
+        with pytest.raises(ModelFileError, match=message):
+            model.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelFileError, match="is a file; give the name of a folder"):
+        MLP([3, 2], device="cpu").save(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "expected checkpoint.safetensors, of a training"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-3]), "cannot be read as a safetensors file"),
+        (lambda file: file.write_bytes(file.read_bytes()[:20]), "cannot be read as a safetensors file"),
+        (lambda file: file.write_bytes(b""), "cannot be read as a safetensors file"),
+        (
+            lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "pt"}),
+            "expected format gpumlp-model-1 or gpumlp-checkpoint-1, got pt",
+        ),
+        (
+            lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "gpumlp-checkpoint-1"}),
+            "was written by an older gpumlp and does not describe its network; python -m gpumlp.train --resume",
+        ),
+        (
+            lambda file: safetensors.numpy.save_file({}, file, {"format": "gpumlp-model-1", "model": "{"}),
+            "has a damaged header",
+        ),
+        (
+            lambda file: safetensors.numpy.save_file({}, file, {"format": "gpumlp-model-1", "model": "[]"}),
+            "has a damaged header: expected a JSON object",
+        ),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: Path) -> None:
+    MLP([3, 2], device="cpu").save(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(ModelFileError, match=message):
+        MLP.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": [3, 4, 2]}, "does not hold the network that it describes: layers.1.weight is missing"),
+        ({"dtype": "float64"}, "layers.0.(weight|bias) is expected to be float64, got float32"),
+        ({"activation": "mish"}, "describes a network that this version of gpumlp does not know: 'mish'"),
+        ({"activation": "relu", "activation_options": {"a": 1}}, "does not hold the network that it describes"),
+        ({"inputs": {"shape": [7], "dtype": "uint8", "data": ""}}, "sample of shape"),
+        ({"class_names": ["a"]}, "class_names are expected to be 2"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    MLP([3, 2], device="cpu").save(tmp_path)
+    with pytest.raises(ModelFileError, match=message):
+        MLP.load(rewritten(tmp_path, **changes), device="cpu")
+
+
+def test_there_is_no_such_folder_or_device(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"there is no run or saved network .*: no such folder"):
+        MLP.load(tmp_path / "none", device="cpu")
+    MLP([3, 2], device="cpu").save(tmp_path)
+    with pytest.raises(DeviceError):
+        MLP.load(tmp_path, device="cuda:99")
+    with pytest.raises(ValueError, match="device is expected to be"):
+        MLP.load(tmp_path, device="tpu")
+
+
+def test_no_code_in_a_file_is_ever_run(tmp_path: Path) -> None:
+    MLP([3, 2], device="cpu").save(tmp_path)
+    assert b"pickle" not in (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads((tmp_path / "model.safetensors").read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
+    assert set(header) == {"__metadata__", "layers.0.weight", "layers.0.bias"}
