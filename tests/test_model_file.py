@@ -5,13 +5,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpumlp import MLP, Activation, Dataset, DeviceError, Glorot, He, LeakyReLU, Normal, fit, load_digits
+from gpumlp import (
+    MLP,
+    Activation,
+    Dataset,
+    DeviceError,
+    Glorot,
+    He,
+    LeakyReLU,
+    Normal,
+    ReLU,
+    Tanh,
+    fit,
+    load_digits,
+)
 from gpumlp.backends import Backend
+from gpumlp.nn import activations
 from gpumlp.nn.model_file import Inputs, ModelFileError
 from tests.command_helpers import DIGITS, run
 from tests.strict_device import StrictBackend
@@ -110,6 +125,24 @@ def test_the_folder_of_a_training_is_loaded_as_well(tmp_path: Path) -> None:
         MLP.load(tmp_path / "run")
 
 
+def test_an_activation_of_ones_own_is_kept_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steep(Tanh):
+        name = "steep"
+
+        def __init__(self, steepness: float = 1.0) -> None:
+            self.steepness = steepness
+
+        def forward(self, xp: Any, s: Any, out: Any) -> None:
+            xp.tanh(self.steepness * s, out=out)
+
+    model = MLP([3, 4, 2], Steep(3.0), device="cpu")
+    model.save(tmp_path)
+    with pytest.raises(ModelFileError, match=r"the activation 'steep', which is not known here; add its class to"):
+        MLP.load(tmp_path, device="cpu")
+    monkeypatch.setitem(activations.ACTIVATIONS, "steep", Steep)
+    np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))
+
+
 def test_saving_again_replaces(tmp_path: Path) -> None:
     MLP([3, 2], device="cpu").save(tmp_path)
     MLP([5, 2], device="cpu").save(tmp_path)
@@ -132,14 +165,27 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    class Own(Activation):
-        name = "own"
+    class Disguised(ReLU):
+        pass
+
+    class Unspeakable(Activation):
+        name = "unspeakable"
+
+        def __init__(self) -> None:
+            self.rule = np.sin
 
     for model, message in (
-        (MLP([3, 4, 2], Own(), device="cpu"), r"the activation Own\(\) cannot be saved: a file names one of relu"),
+        (
+            MLP([3, 4, 2], Disguised(), device="cpu"),
+            r"Disguised\(\) cannot be saved: 'relu' is the name of gpumlp's own",
+        ),
+        (
+            MLP([3, 4, 2], Unspeakable(), device="cpu"),
+            r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
+        ),
         (MLP([3, 2], device="cpu"), "class_names are expected to be 2 texts or numbers, one for each class"),
     ):
-        model.class_names = ["only one"]
+        model.class_names = ["only one"] if len(model.sizes) == 2 else None
         with pytest.raises(ModelFileError, match=message):
             model.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -185,7 +231,8 @@ def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: P
     [
         ({"sizes": [3, 4, 2]}, "does not hold the network that it describes: layers.1.weight is missing"),
         ({"dtype": "float64"}, "layers.0.(weight|bias) is expected to be float64, got float32"),
-        ({"activation": "mish"}, "describes a network that this version of gpumlp does not know: 'mish'"),
+        ({"activation": "mish"}, "the activation 'mish', which is not known here"),
+        ({"initializer": "lecun"}, "describes a network that this version of gpumlp does not know: 'lecun'"),
         ({"activation": "relu", "activation_options": {"a": 1}}, "does not hold the network that it describes"),
         ({"inputs": {"shape": [7], "dtype": "uint8", "data": ""}}, "sample of shape"),
         ({"class_names": ["a"]}, "class_names are expected to be 2"),

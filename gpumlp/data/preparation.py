@@ -54,7 +54,7 @@ def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
 def centred(box: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A digit of at most 28 x 28 pixels in a field of 28 x 28, its centre of mass in the pixel (14, 14).
 
-    >>> int(centred(np.full((20, 4), 255, np.uint8))[4:24, 12:16].min())
+    >>> int(centred(np.full((20, 4), 255, np.uint8))[5:25, 13:17].min())
     255
     """
     place = []

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,13 +66,13 @@ def describe(model: MLP) -> dict[str, Any]:
     """All of a network but its weights, as JSON can hold it.
 
     Raises:
-        ModelFileError: the activation is one that a file cannot name, or the class names are unfit.
+        ModelFileError: the activation has the name of another, or the class names are unfit.
     """
     activation = model.activation
-    if ACTIVATIONS.get(activation.name) is not type(activation):
+    if ACTIVATIONS.get(activation.name, type(activation)) is not type(activation):
         raise ModelFileError(
-            f"the activation {activation!r} cannot be saved: a file names one of {', '.join(ACTIVATIONS)}; "
-            "add the class to gpumlp.nn.activations.ACTIVATIONS where the network is saved and where it is loaded"
+            f"the activation {activation!r} cannot be saved: {activation.name!r} is the name of gpumlp's own; "
+            "give the class another"
         )
     known: dict[Any, str] = {kind: name for name, kind in _INITIALIZERS.items()}
     initializer = known.get(type(model.initializer))
@@ -102,9 +103,13 @@ def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     return folder / MODEL
 
 
-def model_bytes(model: MLP) -> bytes:
-    """The content of ``model.safetensors``."""
-    return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": json.dumps(describe(model))})
+def model_bytes(model: MLP, facts: Mapping[str, str] | None = None) -> bytes:
+    """The content of ``model.safetensors``, with more facts in its metadata."""
+    try:
+        description = json.dumps(describe(model))
+    except TypeError as error:
+        raise ModelFileError(f"the activation {model.activation!r} cannot be saved: {error}") from error
+    return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": description, **(facts or {})})
 
 
 def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backend) -> M:
@@ -112,6 +117,11 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
     backend = get_backend(device)
     file = find_model(path)
     description, tensors = _read(file)
+    if description.get("activation", "relu") not in ACTIVATIONS:
+        raise ModelFileError(
+            f"{file} holds a network with the activation {description['activation']!r}, which is not known "
+            "here; add its class to gpumlp.nn.activations.ACTIVATIONS before"
+        )
     try:
         name, options = description["initializer"], description["initializer_options"]
         dtype = np.dtype(description["dtype"])

@@ -238,14 +238,15 @@ class MLP(Portable):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the network to ``folder/model.safetensors``, whole or not at all, for `load` on any device.
 
-        Kept are sizes, activation, dtype, initializer, `inputs`, `class_names` and the weights. Waits for the
-        device.
+        Kept are sizes, activation, dtype, initializer, `inputs`, `class_names` and the weights. An activation of
+        your own is kept by its name: for `load`, add the class to ``gpumlp.nn.activations.ACTIVATIONS``. Waits for
+        the device.
 
         Returns:
             The path of the file.
 
         Raises:
-            ModelFileError: the activation is not gpumlp's own, or the folder is that of a training run.
+            ModelFileError: the folder is that of a training run, or the class names are not one for each class.
             OSError: the disk is full, the folder is read-only, ...; a previous file is as it was.
         """
         return save_model(self, folder)

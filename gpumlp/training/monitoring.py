@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import safetensors.numpy
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..backends import Array
 from ..files import write_atomically
 from ..nn.hyperparameters import number, whole
+from ..nn.model_file import model_bytes
 from ..nn.network import MLP
 from .callbacks import Callback
 from .history import History
@@ -159,9 +158,7 @@ class EarlyStopping(_Monitoring):
 
 
 class BestCheckpoint(_Monitoring):
-    """Saves the network whenever it is the best so far: weights and biases, as a safetensors file.
-
-    ``model.load_state_dict(safetensors.numpy.load_file(path))`` takes them back, on any device.
+    """Saves the network whenever it is the best so far, as ``model.save`` does: ``MLP.load(path)`` reads it.
 
     Args:
         path: the file, replaced whole or not at all. Folders on the way to it are made.
@@ -185,7 +182,5 @@ class BestCheckpoint(_Monitoring):
     def on_epoch_end(self, trainer: Trainer) -> None:
         best = self.best(trainer)
         if best is not None and best.since == 0:
-            model = trainer.model
-            about: dict[str, Any] = {"sizes": model.sizes, "epoch": best.epoch, self.monitor: best.value}
-            metadata = {name: json.dumps(value) for name, value in about.items()}
-            write_atomically(self.path, safetensors.numpy.save(model.state_dict(), metadata))
+            facts = {"epoch": str(best.epoch), self.monitor: json.dumps(best.value)}
+            write_atomically(self.path, model_bytes(trainer.model, facts))
