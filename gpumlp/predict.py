@@ -21,6 +21,7 @@ from rich.table import Table
 from . import command
 from .backends import check_device_name
 from .files import write_atomically
+from .nn.model_file import CLASSIFICATION, loss_name
 from .nn.network import MLP
 from .predicting import CHOICES, STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
@@ -80,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         model = MLP.load(options.run, device=options.device)
+        if loss_name(model) != CLASSIFICATION:
+            raise ConfigError(
+                f"{options.run}: the network has the loss {loss_name(model)}, and so no probabilities of classes; "
+                "in Python, MLP.load(...).predict(...) uses it"
+            )
         results = predict_files(model, options.files, options.preparation, options.array)
         names = list(range(model.sizes[-1])) if model.class_names is None else list(model.class_names)
         predicted = [result for result in results if result.probabilities is not None]

@@ -17,7 +17,7 @@ from .data import DataError
 from .data.photographs import read_photograph
 from .data.preparation import PREPARATIONS, as_resized
 from .data.samples import is_array_file, read_samples
-from .nn.model_file import Inputs
+from .nn.model_file import Inputs, plain_inputs
 from .nn.network import MLP
 
 STANDARD_INPUT = "-"
@@ -54,7 +54,7 @@ def predict_files(
             ``"auto"``, what the network was trained on.
         array: which array of .npz files.
     """
-    inputs = model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
+    inputs = plain_inputs(model)
     results: dict[int, Prediction] = {}
     pictures: dict[int, npt.NDArray[Any]] = {}
     for index, file in enumerate(files):

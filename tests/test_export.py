@@ -126,6 +126,7 @@ def test_the_npz_holds_all_that_a_network_is(activation: object, tmp_path: Path)
             "divisor",
             "activation",
             "negative_slope",
+            "loss",
             "shape",
             "class_names",
         ]

@@ -146,6 +146,24 @@ def test_a_digit_in_two_parts_stays_whole() -> None:
     assert find_ink(page).shape == (60, 40)
 
 
+@pytest.mark.parametrize("angle", [0, 8, -12])
+def test_a_sheet_on_a_table_is_where_the_digit_is_looked_for(angle: float) -> None:
+    page = Image.fromarray(np.pad(1 - ring(), 30, constant_values=1)).resize((360, 360))
+    photo = np.asarray(page.rotate(angle, expand=True, fillcolor=-1))
+    photo = np.pad(np.where(photo < 0, 0.15, photo), 40, constant_values=0.15)
+    photo = photo + np.random.default_rng(0).normal(0, 0.03, photo.shape)
+    upright = Image.fromarray(ring()).rotate(angle)
+    assert (
+        np.abs(as_mnist(photo).astype(int) - as_mnist(np.asarray(upright))).mean() < 30
+    )  # a row or column beside, at most
+
+
+def test_two_digits_are_no_single_guess() -> None:
+    two = 1 - np.hstack([ring(), ring()])
+    with pytest.raises(NoDigitError, match="expected one digit, found 2 marks side by side; cut the picture up"):
+        as_mnist(two)
+
+
 def test_a_thin_pen_is_ink_all_the_same() -> None:
     page = np.ones((300, 300), dtype=np.float32)
     page[40:260, 150:152] = 0.4

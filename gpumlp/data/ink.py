@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +18,10 @@ _COARSE = 48  # blocks on the longer side, in which the paper's brightness is lo
 _FAINTEST = 0.08  # of the range from black to white: fainter marks are taken for dirt
 _NOISE = 5.0  # standard deviations of the paper's noise that a mark must exceed
 _MOST_NOISE = 0.3  # of the range: what looks like more is the ink itself, in a picture that is full of it
+_SHEET, _RIM = (
+    0.6,
+    0.01,
+)  # of its box: how much a sheet fills; of its longer side: what is left out, as it is blurred
 _SPECK = 0.04  # of the largest mark's area: smaller ones are specks
 _SMALLEST = 0.03  # of the picture's longer side: smaller marks are no digit
 
@@ -24,7 +30,7 @@ class NoDigitError(DataError):
     """Nothing in a picture looks like a digit; the message says what there is."""
 
 
-def find_ink(grey: Grey) -> Grey:
+def find_ink(grey: Grey, *, on_sheet: bool = False) -> Grey:
     """How much ink there is in each pixel of the box around the digit.
 
     1. The paper's brightness is a surface of second degree, fitted to what is left when all that stands out is set
@@ -35,8 +41,11 @@ def find_ink(grey: Grey) -> Grey:
        that does not, are left out. The rest is the digit, however many parts it has.
     4. 15 % of the ink's strength and less becomes 0, 85 % and more 1.
 
+    A sheet of paper on a table stands out as a mark itself; the digit is looked for on it.
+
     Args:
         grey: ``(height, width)``, 0 black, 1 white.
+        on_sheet: is this a sheet in a picture already? Then there is none on it.
 
     Returns:
         ``(rows, columns)`` float32 of the smallest box that holds the digit: 0 is paper, 1 is ink.
@@ -59,6 +68,9 @@ def find_ink(grey: Grey) -> Grey:
     level = float(np.percentile(beyond, 90))
     mask = strength > max(least, 0.5 * level)
     parts, labels = connected_components(mask)
+    if not on_sheet and _is_sheet(parts[0], height, width):
+        with suppress(NoDigitError):
+            return find_ink(_sheet_only(grey, labels == parts[0].number, parts[0]), on_sheet=True)
     kept = _digit(parts, height, width)
     chosen = np.isin(labels, [part.number for part in kept])
     top, bottom = min(part.top for part in kept), max(part.bottom for part in kept)
@@ -81,10 +93,39 @@ def _digit(parts: list[Component], height: int, width: int) -> list[Component]:
     kept = [part for part in parts if part.area >= _SPECK * parts[0].area] if parts else []
     if not kept or max(kept[0].height, kept[0].width) < max(3.0, _SMALLEST * longest):
         raise NoDigitError("no digit found: there is nothing on the page but specks")
+    tallest = max(part.height for part in kept)
+    large = sorted(
+        (part for part in kept if part.height > 0.6 * tallest and part.area > 0.35 * kept[0].area),
+        key=lambda part: part.left,
+    )
+    if any(left.right < right.left for left, right in pairwise(large)):
+        raise NoDigitError(f"expected one digit, found {len(large)} marks side by side; cut the picture up")
     share = kept[0].area / (height * width)
     if share > 0.6:
         raise NoDigitError(f"no digit found: a single mark covers {share:.0%} of the picture")
     return kept
+
+
+def _is_sheet(part: Component, height: int, width: int) -> bool:
+    """Is it large, and more or less a rectangle?"""
+    large = part.height > max(20, 0.4 * height) and part.width > max(20, 0.4 * width)
+    return large and part.area > _SHEET * part.height * part.width
+
+
+def _sheet_only(grey: Grey, sheet: npt.NDArray[np.bool_], part: Component) -> Grey:
+    """The box of a sheet; where it is askew, what is beside it becomes paper."""
+    rim = max(2, round(_RIM * max(part.height, part.width)))
+    spans = []
+    for axis in (
+        0,
+        1,
+    ):  # between the sheet's pixels in the same row and in the same column: what is drawn on it too
+        after = np.maximum.accumulate(sheet, axis)
+        spans.append(after & np.flip(np.maximum.accumulate(np.flip(sheet, axis), axis), axis))
+    within = ~_grown(~(spans[0] & spans[1]), rim)
+    only = np.where(within, grey, np.median(grey[within & sheet]) if (within & sheet).any() else 0)
+    box: Grey = only[part.top + rim : part.bottom - rim, part.left + rim : part.right - rim]
+    return box
 
 
 def _on_edge(part: Component, height: int, width: int) -> bool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="MLP")
 
 FORMAT = "gpumlp-model-1"
+CLASSIFICATION = "softmax_cross_entropy"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 _PREFIXES = {FORMAT: "", "gpumlp-checkpoint-1": "model."}  # of the network's tensors, by format
 _INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "normal": Normal}
@@ -80,12 +81,23 @@ def describe(model: MLP) -> dict[str, Any]:
         "sizes": model.sizes,
         "activation": activation.name,
         "activation_options": vars(activation),
+        "loss": loss_name(model),
         "dtype": model.dtype.name,
         "initializer": initializer,
         "initializer_options": {} if initializer is None else vars(model.initializer),
         "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
         "class_names": None if model.class_names is None else _plain_names(model),
     }
+
+
+def plain_inputs(model: MLP) -> Inputs:
+    """``model.inputs``; for a network that was not trained here, as many values of its dtype as it takes."""
+    return model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
+
+
+def loss_name(model: MLP) -> str:
+    """What the network was made to learn: ``"softmax_cross_entropy"`` for one class of several."""
+    return str(getattr(getattr(model, "loss", None), "name", CLASSIFICATION))
 
 
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
@@ -124,13 +136,14 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
         )
     try:
         name, options = description["initializer"], description["initializer_options"]
-        dtype = np.dtype(description["dtype"])
+        loss, dtype = description["loss"], np.dtype(description["dtype"])
         model = kind(
             description["sizes"],
             ACTIVATIONS[description["activation"]](**description["activation_options"]),
             initializer="auto" if name is None else _INITIALIZERS[name](**options),
             device=backend,
             dtype=dtype,
+            **({} if loss == CLASSIFICATION else {"loss": loss}),
         )
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
