@@ -26,8 +26,8 @@ _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
 def onnx_bytes(model: MLP) -> bytes:
     """The network as ONNX, checked by ``onnx.checker``.
 
-    Input ``samples``: ``(samples, *shape)``. After a training on pixels it is uint8, and the division by 255 is part
-    of the graph; otherwise it is of the network's dtype and used as it is. Outputs: ``probabilities`` and
+    Input ``samples``: ``(samples, *shape)``. After a training on pixels it is uint8, and the division by 255 is
+    part of the graph; otherwise it is of the network's dtype and used as it is. Outputs: ``probabilities`` and
     ``logits``, ``(samples, classes)`` of the network's dtype, and ``classes``, ``(samples,)`` int64, the most
     probable one; of a regression, only ``outputs``. The number of samples is free.
 

@@ -2,9 +2,11 @@
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from .evaluation import Evaluation
+from .importing import ImportedModelError
 from .initializers import Glorot, He, Normal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
+from .model_file import Inputs, ModelFileError
 from .network import MLP
 from .optimizers import SGD, Adam, Optimizer, OptimizerState
 from .penalties import Penalty
@@ -22,11 +24,14 @@ __all__ = [
     "Glorot",
     "He",
     "Identity",
+    "ImportedModelError",
+    "Inputs",
     "InverseTimeDecay",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",
     "Milestones",
+    "ModelFileError",
     "Normal",
     "Optimizer",
     "OptimizerState",

@@ -149,14 +149,7 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
         if wrong:
             raise ValueError(f"{wrong[0]} is expected to be {dtype}, got {tensors[wrong[0]].dtype}")
         model.load_state_dict(tensors)
-        if description["inputs"] is not None:
-            inputs = description["inputs"]
-            model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
-            if math.prod(model.inputs.shape) != model.sizes[0]:
-                raise ValueError(f"a sample of shape {model.inputs.shape} has not the {model.sizes[0]} features")
-        if description["class_names"] is not None:
-            model.class_names = tuple(description["class_names"])
-            _plain_names(model)
+        set_facts(model, description)
     except KeyError as error:
         raise ModelFileError(
             f"{file} describes a network that this version of gpumlp does not know: {error}"
@@ -164,6 +157,22 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{file} does not hold the network that it describes: {error}") from error
     return model
+
+
+def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
+    """Give a network the `inputs` and `class_names` of its description.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are missing, or do not suit the network.
+    """
+    inputs, names = description["inputs"], description["class_names"]
+    if inputs is not None:
+        model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
+        if math.prod(model.inputs.shape) != model.sizes[0]:
+            raise ValueError(f"a sample of shape {model.inputs.shape} has not the {model.sizes[0]} features")
+    if names is not None:
+        model.class_names = tuple(names)
+        _plain_names(model)
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:

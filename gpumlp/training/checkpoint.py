@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from ..backends import Backend, HostArray
 from ..files import write_atomically
-from ..nn.model_file import describe
+from ..nn.model_file import describe, set_facts
 from ..nn.network import MLP
 from .config import Config, ConfigError
 from .history import EpochRecord, History
@@ -85,7 +85,9 @@ class Checkpoint:
                 dtype=self.config.dtype,
             )
             model.load_state_dict(self._group("model."))
-        except ValueError as error:
+            if self.model:
+                set_facts(model, self.model)
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the weights do not fit MLP({self.sizes}): {error}") from error
         return model
 
