@@ -107,8 +107,9 @@ def test_five_lines_of_numpy_run_the_npz(tmp_path: Path) -> None:
     a = images.reshape(len(images), -1) / net["divisor"]
     for i in range(n := sum(name.startswith("weight") for name in net)):
         a = a @ net[f"weight_{i}"] + net[f"bias_{i}"]
-        a = np.maximum(a, 0) if i < n - 1 else np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(a, model.predict_proba(images), atol=1e-5)
+        a = np.maximum(a, 0) if i < n - 1 else a - a.max(axis=1, keepdims=True)
+    probabilities = np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, model.predict_proba(images), atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
