@@ -196,6 +196,18 @@ def test_noise_alone_is_no_digit(seed: int) -> None:
         find_ink(np.clip(light + rng.normal(0, rng.uniform(0.01, 0.12), light.shape), 0, 1))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 640), (640, 1), (2, 3), (10, 640), (8, 8), (13, 5), (97, 111)])
+def test_a_picture_of_any_size_gives_a_digit_or_a_reason(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for picture in (rng.random(size), (rng.random(size) < 0.2).astype(float), np.eye(*size)):
+        try:
+            prepared = as_mnist(picture)
+        except NoDigitError as error:
+            assert str(error)
+        else:
+            assert (prepared.shape, prepared.max()) == ((28, 28), 255)
+
+
 def test_the_built_in_digits_way_fills_8_rows_with_shares_of_ink() -> None:
     image = as_digits(1 - ring())
     assert (image.shape, image.dtype) == ((8, 8), np.float32)

@@ -135,7 +135,7 @@ def _on_edge(part: Component, height: int, width: int) -> bool:
 def _paper(grey: Grey) -> Grey:
     """The brightness of the paper everywhere, as a surface of second degree."""
     height, width = grey.shape
-    block = max(1, max(height, width) // _COARSE)
+    block = max(1, min(max(height, width) // _COARSE, height, width))
     rows, columns = height // block, width // block
     means = grey[: rows * block, : columns * block].reshape(rows, block, columns, block).mean(axis=(1, 3)).ravel()
     # Block (i, j) is centred on pixel (i + 1/2) block - 1/2.
