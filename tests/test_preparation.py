@@ -167,8 +167,10 @@ def test_two_digits_are_no_single_guess() -> None:
 def test_a_thin_pen_is_ink_all_the_same() -> None:
     page = np.ones((300, 300), dtype=np.float32)
     page[40:260, 150:152] = 0.4
-    image = as_mnist(page)
-    assert image.max() == 255
+    assert as_mnist(page).max() == 255
+    cross = np.ones((640, 640), dtype=np.float32)
+    cross[100:540, 320] = cross[320, 100:540] = 0
+    assert as_mnist(cross).max() == 255
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
         NoDigitError: there is no digit in it.
     """
     box = _fitted(find_ink(grey), _BOX)
-    strongest = float(np.percentile(box[box > 0.05], 90))
-    box = np.clip(box / max(strongest, 0.1), 0, 1)  # a thin pen is ink all the same
+    strongest = np.percentile(box[box > 0.2 * box.max()], 90)
+    box = np.clip(box / strongest, 0, 1)  # a thin pen is ink all the same
     return centred(np.rint(255 * box).astype(np.uint8))
 
 
