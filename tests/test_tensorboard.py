@@ -44,10 +44,20 @@ def start(out: Path, **options: object):
     return train(Config(**{**fixed, "out": str(out), "epochs": 3, **options}))
 
 
+def layer_tags(record: dict[str, object]) -> set[str]:
+    """The tags of the statistics of layers: of all that are numbers, and no counts."""
+    return {
+        f"{name}/layers.{index}"
+        for index, layer in enumerate(record["layers"])
+        for name, value in layer.items()
+        if isinstance(value, float)
+    }
+
+
 def assert_logged(folder: Path) -> None:
     """Every epoch of the history stands in the log once, in order, with its values."""
     reader, records = read(folder), history(folder)
-    assert set(reader.Tags()["scalars"]) == set(SCALARS)
+    assert set(reader.Tags()["scalars"]) == set(SCALARS) | layer_tags(records[-1])
     for tag, name in SCALARS.items():
         events = reader.Scalars(tag)
         assert [event.step for event in events] == [record["epoch"] for record in records]
@@ -79,7 +89,8 @@ def test_a_histogram_is_that_of_the_weights(tmp_path: Path, blobs: Dataset) -> N
 
 def test_without_validation_there_are_no_columns_of_it(tmp_path: Path) -> None:
     start(tmp_path / "run", validation=0)
-    assert set(read(tmp_path / "run").Tags()["scalars"]) == {tag for tag in SCALARS if "validation" not in tag}
+    tags = {tag for tag in SCALARS if "validation" not in tag} | layer_tags(history(tmp_path / "run")[-1])
+    assert set(read(tmp_path / "run").Tags()["scalars"]) == tags
 
 
 def test_the_log_does_not_change_the_training(tmp_path: Path) -> None:
