@@ -392,6 +392,17 @@ def test_no_epochs_no_findings() -> None:
     assert find([], Setting(classes=10, learning_rate=0.1)) == []
 
 
+def test_where_nothing_is_classified_only_units_are_judged() -> None:
+    history = curve([2.0, 9.0, 500.0], [2.0, 9.0, 500.0])
+    assert names(history) == {"exploding loss"}
+    history.setting = Setting(classes=1, learning_rate=0.1)
+    assert (history.findings(), history.trend()) == ([], None)
+    hidden = LayerStatistics(1e6, 0.1, 10.0, 0.9, None, 1000, 128)
+    layers = (hidden, dataclasses.replace(hidden, dead=None))
+    history.records[-1] = dataclasses.replace(history.records[-1], layers=layers)
+    assert names(history) == {"dead units"}
+
+
 def test_a_history_of_nobodys_training_says_so() -> None:
     with pytest.raises(ValueError, match="history of a training"):
         History().findings()

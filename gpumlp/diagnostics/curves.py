@@ -22,8 +22,8 @@ STILL_FALLING = 0.02  # an epoch, as a part of the loss
 
 
 def trend(records: Sequence[Record], classes: int) -> str | None:
-    """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs."""
-    if len(records) < 2:
+    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes."""
+    if len(records) < 2 or classes < 2:
         return None
     if exploded(records, classes):
         return "diverging"

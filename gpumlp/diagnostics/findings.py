@@ -29,7 +29,8 @@ class Setting:
     """How a network is trained, as far as advice depends on it.
 
     Attributes:
-        classes: of the data, whose logarithm is the loss of guessing.
+        classes: of the data; their logarithm is the loss of guessing. Below 2 where there are none, and then
+            only units are judged: the size of a loss or a gradient means nothing there.
         learning_rate: the initial one.
         activation: the name of that of the hidden layers.
         hidden: units of each hidden layer.

@@ -34,6 +34,8 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     """
     if not records:
         return []
+    if setting.classes < 2:
+        return [*_dead(records, setting), *_saturated(records, setting)]
     exploded = curves.exploded(records, setting.classes)
     if exploded and _moved_far(records):
         return [_exploding_loss(records, setting)]
