@@ -240,9 +240,27 @@ def test_a_diverging_training_leaves_nothing_behind(partial: bool) -> None:
         model.partial_fit(X, y).partial_fit(X, y).partial_fit(X, y) if partial else model.fit(X, y)
     if partial:
         assert all(np.isfinite(weight).all() for weight in model.coefs_)
+        assert np.isfinite(model.loss_curve_).all()
     else:
         with pytest.raises(NotFittedError):
             model.predict(X)
+
+
+def test_a_refused_fit_leaves_no_half_of_two_trainings() -> None:
+    model = fit(classifier(), *IRIS)
+    with pytest.raises(ValueError, match="alpha: expected"):
+        model.set_params(alpha=-1).fit(*CANCER)
+    assert model.score(*IRIS) > 0.5  # nothing was begun
+    with pytest.raises(ValueError, match="all weights are zero"):
+        model.set_params(alpha=0).fit(*CANCER, sample_weight=np.zeros(569))
+    with pytest.raises(NotFittedError):
+        model.predict(IRIS[0])
+    going_on = classifier().partial_fit(*IRIS, classes=[0, 1, 2])
+    before = going_on.predict_proba(IRIS[0])
+    with pytest.raises(ValueError, match="all weights are zero"):
+        going_on.partial_fit(*IRIS, sample_weight=np.zeros(150))
+    np.testing.assert_array_equal(going_on.predict_proba(IRIS[0]), before)
+    assert len(going_on.loss_curve_) == 1
 
 
 def test_diverging_with_early_stopping_keeps_the_best() -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
+import copy
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
-from ..backends import Array, Backend, HostArray
+from ..backends import Array, Backend
 from ..nn.network import MLP
 from .callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from .fitted import Fitted
 from .inputs import check_pair, read_samples, read_targets, read_weights
 from .parameters import ACTIVATIONS, check_parameters, hidden_sizes
+from .preparing import Preparing, warn_user
 from .solver import Epochs, Solver, draw_network, make_optimizer
 from .stopping import Progress
 from .validation import Validation
@@ -27,41 +26,15 @@ _NOT_FINITE = (
     "preprocessed: scale the features (sklearn.preprocessing.StandardScaler), or lower learning_rate_init."
 )
 
+_OF_A_NETWORK = ("coefs_", "intercepts_", "_network", "_on", "_shown", "_solver")
+_OF_A_TRAINING = (
+    *("n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "_no_improvement_count"),
+    *("validation_scores_", "validation_loss_curve_", "best_validation_score_"),
+)
 
-class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+
+class BaseMLP(Preparing, Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator with scikit-learn's parameters and attributes, and a gpumlp network inside."""
-
-    _numeric = False  # is y numbers, or labels?
-
-    # -- What the two kinds of estimator say --------------------------------------------------------------
-
-    def _read_y(self, y: HostArray, *, first: bool, same: bool = False) -> HostArray:
-        """The targets as the network's loss wants them.
-
-        Args:
-            y: as `read_targets` gives it.
-            first: set what is learnt of y: ``n_outputs_``, ``out_activation_``, the network's loss, classes.
-            same: refuse a y in which not every class occurs.
-        """
-        raise NotImplementedError
-
-    def _loss_terms(self) -> int:
-        """Over how many terms of a sample's loss scikit-learn reports the mean."""
-        return 1
-
-    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
-        """How good outputs are: accuracy or R^2."""
-        raise NotImplementedError
-
-    def _class_factors(self, targets: HostArray) -> HostArray | None:
-        """``class_weight`` by class number, from the targets to train on; None where there is none."""
-        return None
-
-    def _stratify(self, targets: HostArray) -> HostArray | None:
-        """By what the part that is held out is chosen evenly; None for by chance."""
-        return None
-
-    # -- Training -----------------------------------------------------------------------------------------
 
     @with_callbacks  # type: ignore[untyped-decorator,unused-ignore]
     def fit(
@@ -103,6 +76,9 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         backend, given = self._backend(), (X, y, sample_weight)
+        if first:  # what fails from here on leaves an estimator that is not fitted, rather than half of two
+            for name in _OF_A_NETWORK:
+                self.__dict__.pop(name, None)
         X = read_samples(self, X, backend, reset=first)
         y = read_targets(y, len(X), backend, numeric=self._numeric)
         targets = self._read_y(y, first=first, same=bool(self.warm_start))
@@ -117,6 +93,7 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
             batch_size = self._batch_size(len(rows))
             epochs = Epochs(solver, images, backend.asarray(targets), rows, batch_size, weights, float(self.alpha))
             before = network.parameters.data.copy()
+            record = {name: copy.copy(self.__dict__.get(name)) for name in _OF_A_TRAINING}
             try:
                 best = self._run(epochs, solver, watch, random, given, incremental=incremental)
                 if best is not None:
@@ -126,6 +103,7 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
             except BaseException:
                 backend.xp.copyto(network.parameters.data, before)
                 self.__dict__.pop("_solver", None)  # what it remembers belongs to what was undone
+                self.__dict__.update(record)
                 raise
         self._solver = solver
         self._expose(network)
@@ -144,6 +122,8 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
         """The epochs of one call; the parameters to keep in place of the last, if early stopping chose some."""
         network, best = solver.network, None
         by_score = bool(self.early_stopping and watch is not None)
+        if by_score and self.best_validation_score_ is not None:  # of the fit before, which left the best weights
+            best = network.parameters.data.copy()
         progress = Progress(self, by_score=by_score)
         tasks = None if incremental else EpochTasks(self, given, self.max_iter)
         ended = incremental
@@ -168,7 +148,7 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
                 if tasks is not None and tasks.end_epoch(lambda: self._attributes(network)):
                     ended = True
                 if diverged:
-                    self._warn(
+                    warn_user(
                         f"Training diverged in epoch {self.n_iter_}; the weights are those with the best "
                         "validation score. Scale the features, or lower learning_rate_init.",
                         ConvergenceWarning,
@@ -179,10 +159,10 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
         except KeyboardInterrupt:
             if self.n_iter_ == 0:
                 raise
-            self._warn("Training interrupted by user.")
+            warn_user("Training interrupted by user.")
             ended = True
         if not ended:
-            self._warn(
+            warn_user(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
@@ -194,9 +174,7 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
     # -- The parts of it ----------------------------------------------------------------------------------
 
     def _begin(self, features: int, backend: Backend, random: Any) -> MLP:
-        """A new network; nothing of an earlier training is left."""
-        for name in ("coefs_", "intercepts_", "_network", "_on", "_shown", "_solver"):
-            self.__dict__.pop(name, None)
+        """A new network, and an empty record of its training."""
         sizes = [features, *hidden_sizes(self.hidden_layer_sizes), self.n_outputs_]
         self.n_layers_, self.n_iter_, self.t_ = len(sizes), 0, 0
         self._activation = ACTIVATIONS[self.activation]
@@ -224,65 +202,3 @@ class BaseMLP(Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc
         if not incremental or saved is None:
             return Solver(network, make_optimizer(self))
         return Solver.from_host(network, saved) if isinstance(saved, dict) else saved
-
-    @staticmethod
-    def _weights(weights: HostArray | None, targets: HostArray, factors: HostArray | None) -> HostArray | None:
-        """Sample weights times class weights; None where all samples count alike."""
-        if factors is None:
-            return weights
-        numbers = targets if targets.ndim == 1 else targets[:, 0].astype(np.int64)
-        by_sample: HostArray = factors[numbers]
-        return by_sample if weights is None else weights * by_sample
-
-    def _validation(
-        self,
-        images: Array,
-        targets: HostArray,
-        weights: HostArray | None,
-        given: Any,
-        factors: HostArray | None,
-        random: Any,
-        backend: Backend,
-    ) -> tuple[HostArray, Validation | None]:
-        """Rows to train on, and what to validate on."""
-        if given is not None:
-            X, y, sample_weight = given
-            X = read_samples(self, X, backend, reset=False)
-            y = self._read_y(read_targets(y, len(X), backend, numeric=self._numeric), first=False)
-            sample_weight = read_weights(sample_weight, len(X), backend, "sample_weight_val")
-            sample_weight = self._weights(sample_weight, y, factors)
-            images_val = backend.asarray(X, dtype=images.dtype)
-            return np.arange(len(targets)), Validation(images_val, y, sample_weight, self)
-        if not self.early_stopping:
-            return np.arange(len(targets)), None
-        rows, held_out = train_test_split(
-            np.arange(len(targets)),
-            random_state=random,
-            test_size=self.validation_fraction,
-            stratify=self._stratify(targets),
-        )
-        if len(held_out) < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-            )
-        for part, name in ((rows, "training"), (held_out, "validation")):
-            if weights is not None and not weights[part].any():
-                raise ValueError(f"the {name} part of the samples has no weight; give X_val and y_val yourself")
-        images_val = backend.xp.take(images, backend.asarray(held_out), axis=0)
-        weights_val = None if weights is None else weights[held_out]
-        return rows, Validation(images_val, targets[held_out], weights_val, self)
-
-    def _batch_size(self, samples: int) -> int:
-        if isinstance(self.batch_size, str):
-            return min(200, samples)
-        if self.batch_size > samples:
-            self._warn(f"Got `batch_size` {self.batch_size} larger than sample size {samples}. It is clipped.")
-        return min(int(self.batch_size), samples)
-
-    @staticmethod
-    def _warn(message: str, kind: type[Warning] = UserWarning) -> None:
-        """Warn about the user's line, behind the frames of both libraries."""
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("gpumlp.", "sklearn.")):
-            level, frame = level + 1, frame.f_back
-        warnings.warn(message, kind, stacklevel=level)
