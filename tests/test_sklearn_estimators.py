@@ -225,6 +225,15 @@ def test_early_stopping_keeps_the_best_weights() -> None:
         model.partial_fit(X, y)
 
 
+def test_a_warm_start_that_spoils_the_network_leaves_the_best_of_the_fit_before() -> None:
+    # scikit-learn's keeps the last weights here: the best ones are the same arrays, and are overwritten.
+    model = fit(classifier(early_stopping=True, warm_start=True, learning_rate_init=0.01), *CANCER)
+    best, before = model.best_validation_score_, model.predict_proba(CANCER[0])
+    fit(model.set_params(learning_rate_init=10.0, max_iter=2), *CANCER)
+    assert model.best_validation_score_ == best > model.validation_scores_[-1]
+    np.testing.assert_array_equal(model.predict_proba(CANCER[0]), before)
+
+
 def test_too_few_to_hold_out() -> None:
     with pytest.raises(ValueError, match=r"least populated classes in y have only 1 member.*\['b'\]"):
         classifier(early_stopping=True).fit(np.ones((4, 2)), ["a", "a", "a", "b"])
