@@ -77,6 +77,21 @@ def test_values_that_are_no_pixels_are_used_as_they_are(dtype: str, sizes: list[
         np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [("squared_error", ["outputs"]), ("logistic_cross_entropy", ["probabilities", "logits"])],
+)
+def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    model = MLP([6, 5, 1], "tanh", loss=loss, device="cpu")
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    program = session(onnx_bytes(model))
+    assert [output.name for output in program.get_outputs()] == names
+    expected = [model.predict_proba(x), model.logits(x)] if len(names) == 2 else [model.predict(x)]
+    for found, right in zip(program.run(None, {"samples": x}), expected, strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-6)
+
+
 def test_the_names_of_classes_are_in_the_file() -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
     model = MLP([4, 2], device="cpu")

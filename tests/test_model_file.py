@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,17 @@ def test_an_initializer_of_ones_own_is_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         MLP.load(tmp_path, device="cpu").state_dict()["layers.0.weight"], model.state_dict()["layers.0.weight"]
     )
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error"])
+def test_the_loss_is_kept_and_pickles_know_as_much(loss: str, tmp_path: Path) -> None:
+    model = MLP([3, 2], loss=loss, device="cpu")
+    model.inputs, model.class_names = Inputs((3,), "float64", "own"), ("a", "b")
+    model.save(tmp_path)
+    for other in (MLP.load(tmp_path, device="cpu"), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert repr(other) == repr(model)
+        assert (other.initializer, other.inputs) == (model.initializer, model.inputs)
+        assert other.class_names == ("a", "b")
 
 
 def test_what_it_was_trained_on_and_the_class_names_are_kept(tmp_path: Path) -> None:

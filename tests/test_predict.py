@@ -323,6 +323,12 @@ def test_outputs_that_are_no_numbers_are_no_prediction(tmp_path: Path, capsys: C
     assert "outputs are not finite" in capsys.readouterr().err
 
 
+def test_a_regression_has_no_classes(tmp_path: Path, capsys: Captured) -> None:
+    MLP([12, 3], loss="squared_error", device="cpu").save(tmp_path)
+    assert run("predict", tmp_path, tmp_path / "x.npy") == 2
+    assert "the network has the loss squared_error, and so no probabilities of classes" in capsys.readouterr().err
+
+
 # -- The command line --------------------------------------------------------------------------------------
 
 

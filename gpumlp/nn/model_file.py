@@ -97,7 +97,7 @@ def plain_inputs(model: MLP) -> Inputs:
 
 def loss_name(model: MLP) -> str:
     """What the network was made to learn: ``"softmax_cross_entropy"`` for one class of several."""
-    return str(getattr(getattr(model, "loss", None), "name", CLASSIFICATION))
+    return model.loss.name
 
 
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
@@ -143,7 +143,7 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
             initializer="auto" if name is None else _INITIALIZERS[name](**options),
             device=backend,
             dtype=dtype,
-            **({} if loss == CLASSIFICATION else {"loss": loss}),
+            loss=loss,
         )
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backends import DeviceError, get_backend
 
-_KEPT = ("sizes", "activation", "loss", "dtype")
+_KEPT = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")
 
 
 class Portable:
