@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import command
+from . import command, report
 from .training.config import PRESETS, Config, ConfigError
+from .training.run import RunFolder, open_run
 from .training.session import resume_config, train
 
 PROGRAM = "gpumlp-train"
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.resume is None:
             config = config.without_leftovers()
         config.check()
+        if config.report or (config.resume is not None and open_run(config.resume).config.report):
+            report.require_libraries()  # before the training, not after it
         outcome = train(config)
         if outcome.metrics is None:
             print(
@@ -30,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return command.INTERRUPTED
+        if outcome.folder.config.report:
+            _write_report(outcome.folder)
         accuracy = outcome.metrics["test_accuracy"]
         if config.min_accuracy is not None and accuracy < config.min_accuracy:
             print(
@@ -41,6 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.OK
 
     return command.run(PROGRAM, work)
+
+
+def _write_report(folder: RunFolder) -> None:
+    path = folder.path / report.FILE
+    report.write_page(path, report.report_page([str(folder.path)], data_dir=folder.config.data_dir))
+    if not folder.config.quiet:
+        print(f"report: {path}")
 
 
 def _starting_point(words: Sequence[str]) -> Config:

@@ -101,6 +101,8 @@ class Config:
     """tensorboard: write what TensorBoard shows, too, into the folder of the run (extra: .[tensorboard])."""
     quiet: bool = False
     """Print nothing but errors."""
+    report: bool = False
+    """Write report.html, a page on the run, into its folder at the end; needs pip install '.[report]'."""
     preset: str | None = None
     """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50."""
 

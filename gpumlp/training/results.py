@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import platform
 from typing import Any
+
+import numpy as np
 
 import gpumlp
 
@@ -51,6 +54,8 @@ def metrics_of(trainer: Trainer, test: Dataset, result: Evaluation, config: Conf
         "dtype": config.dtype,
         "seed": config.seed,
         "version": gpumlp.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
         "trend": history.trend(),
         "findings": [vars(finding) for finding in history.findings()],
     }

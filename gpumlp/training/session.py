@@ -32,6 +32,7 @@ RESUME_OPTIONS = (
     "epochs",
     "min_accuracy",
     "quiet",
+    "report",
     *ADDITIONS,
 )
 
@@ -117,14 +118,14 @@ def _resume(config: Config, display: ProgressDisplay) -> Outcome:
     _check_data(checkpoint, training)
     trainer = _trainer(checkpoint.make_model(backend), training, config)
     checkpoint.restore(trainer)
-    folder.config = dataclasses.replace(config, resume=None)
+    folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
     display.say(f"going on with {folder.path} after epoch {trainer.epoch} of {config.epochs}")
     return _run(trainer, test, folder, display)
 
 
 def resume_config(path: str) -> Config:
     """The configuration with which the run in a folder goes on."""
-    return dataclasses.replace(open_run(path).config, resume=path, quiet=False)
+    return dataclasses.replace(open_run(path).config, resume=path, quiet=False, report=False)
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:

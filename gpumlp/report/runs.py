@@ -1,0 +1,151 @@
+"""A run as the report reads it: what is in its folder, and its network on its test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import Dataset
+from ..nn.network import MLP
+from ..training.config import Config, ConfigError
+from ..training.run import HISTORY, open_run
+from ..training.session import load_run
+
+DIVERGED = "diverged.json"
+
+# Settings of a call and not of what is computed: they need not be repeated to get the same network.
+_OF_THE_CALL = ("log", "out", "overwrite", "resume", "min_accuracy", "quiet", "report", "preset")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is to report on.
+
+    Attributes:
+        name: of its folder, made unique among the runs of a report.
+        path: the folder.
+        config: resolved.
+        model: the network of the last checkpoint.
+        test: its test set.
+        data: of the training set: ``name``, ``classes``, ``train_fingerprint``.
+        epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
+        metrics: at the end of a finished run, or None.
+        diverged: what was noted when the loss was lost, or None.
+    """
+
+    name: str
+    path: Path
+    config: Config
+    model: MLP
+    test: Dataset
+    data: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    metrics: dict[str, Any] | None
+    diverged: dict[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """How the training ended, in words."""
+        planned = self.config.epochs
+        if self.diverged is not None:
+            return f"diverged after {len(self.epochs)} of {planned} epochs"
+        if self.metrics is None:
+            return f"not finished: {len(self.epochs)} of {planned} epochs"
+        return "finished"
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration without what belongs to a single call."""
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _OF_THE_CALL}
+
+    def command_line(self) -> str:
+        """The command that trains this network again."""
+        defaults = dataclasses.asdict(Config())
+        words = ["python", "-m", "gpumlp.train"]
+        for name, value in self.settings().items():
+            if value == defaults[name] or value is None:
+                continue
+            words.append("--" + name.replace("_", "-"))
+            if isinstance(value, list | tuple):
+                words += map(str, value)
+            elif value is not True:
+                words.append(str(value))
+        return shlex.join(words)
+
+
+def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[Run]:
+    """Read runs and load their test sets.
+
+    Args:
+        paths: of the folders.
+        device: that the networks are put on.
+        data_dir: folder with MNIST's files, for the runs on MNIST.
+
+    Raises:
+        ConfigError: a run is named twice.
+        CheckpointError, DataError, DeviceError: a run or its data cannot be read.
+    """
+    resolved = [Path(path).resolve() for path in paths]
+    for path, folder in zip(paths, resolved, strict=True):
+        if resolved.count(folder) > 1:
+            raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
+    on_mnist = [open_run(path).config.dataset == "mnist" for path in paths]
+    if not any(on_mnist):
+        on_mnist = [True] * len(paths)  # loading the data refuses a data_dir that has no meaning
+    runs = [_read(path, device, data_dir if mnist else None) for path, mnist in zip(paths, on_mnist, strict=True)]
+    for key in (
+        lambda run: run.path.resolve().name,
+        lambda run: str(run.path),
+        lambda run: str(run.path.resolve()),
+    ):
+        names = [key(run) for run in runs]
+        if len(set(names)) == len(names):
+            break
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _read(path: str, device: str, data_dir: str | None) -> Run:
+    folder, model, test = load_run(path, device, data_dir)
+    checkpoint = folder.load()
+    known = [dataclasses.asdict(record) for record in checkpoint.history]
+    return Run(
+        name=folder.path.name,
+        path=folder.path,
+        config=checkpoint.config,
+        model=model,
+        test=test,
+        data=checkpoint.dataset,
+        epochs=_history(folder.path / HISTORY, known),
+        metrics=folder.read_metrics(),
+        diverged=_object(folder.path / DIVERGED),
+    )
+
+
+def _history(path: Path, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of the file as far as the checkpoint knows them; where one is damaged, what the checkpoint has."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for index, (record, line) in enumerate(zip(known, lines, strict=False)):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found.get("epoch") == record["epoch"]:
+            known[index] = {**record, **found}
+    return known
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {"message": f"{path.name} cannot be read"}
+    return found if isinstance(found, dict) else {"message": str(found)}

@@ -1,0 +1,120 @@
+// The trained networks of this page, as window.gpumlp:
+//
+//   networks                             what they are: name, sizes, activation, height, width, box, ...
+//   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
+//   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays
+//   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
+//   inputs(image, network = 0)           such an image as inputs: 0 becomes the background's value, 1 the ink's
+//   drawing()                            the image in the field "What the network sees"
+//
+// Sums are taken in double precision and kept in single, so that answers are Python's to 1e-4.
+"use strict";
+window.gpumlp = (() => {
+  const networks = JSON.parse(document.getElementById("gpumlp-networks").textContent);
+  const decoded = new Map();
+
+  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+  const floats = (text) => {
+    const view = new DataView(bytes(text).buffer);
+    return Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(4 * index, true));
+  };
+
+  // Weights are whole numbers of 3 bytes, lowest first, times the scale of their unit.
+  const decode = (network) =>
+    networks[network].layers.map((layer) => {
+      const packed = bytes(layer.weights), scales = floats(layer.scales), biases = floats(layer.biases);
+      const weights = new Float32Array(packed.length / 3);
+      for (let index = 0, place = 0; index < weights.length; index++, place += 3) {
+        const whole = ((packed[place + 2] << 24) | (packed[place + 1] << 16) | (packed[place] << 8)) >> 8;
+        weights[index] = whole * scales[index % scales.length];
+      }
+      return { weights, biases };
+    });
+
+  const rules = {
+    relu: (s) => Math.max(0, s),
+    leaky_relu: (s, slope) => Math.max(s, slope * s),
+    tanh: Math.tanh,
+    sigmoid: (s) => 0.5 * (1 + Math.tanh(0.5 * s)),
+    identity: (s) => s,
+  };
+
+  const forward = (pixels, network) => {
+    if (!networks[network]) throw new RangeError(`there is no network ${network}`);
+    const { sizes, activation, slope } = networks[network];
+    if (pixels.length !== sizes[0]) throw new RangeError(`expected ${sizes[0]} pixels, got ${pixels.length}`);
+    if (!decoded.has(network)) decoded.set(network, decode(network));
+    const layers = decoded.get(network), outputs = [];
+    let input = Float32Array.from(pixels);
+    layers.forEach(({ weights, biases }, number) => {
+      const units = biases.length, sums = Float64Array.from(biases);
+      for (let from = 0, place = 0; from < input.length; from++, place += units) {
+        const value = input[from];
+        if (value !== 0) for (let unit = 0; unit < units; unit++) sums[unit] += value * weights[place + unit];
+      }
+      const last = number === layers.length - 1;
+      input = Float32Array.from(sums, (s) => last ? s : rules[activation](s, slope));
+      outputs.push(input);
+    });
+    return outputs;
+  };
+
+  const predict = (pixels, network = 0) => {
+    const logits = forward(pixels, network).at(-1);
+    const largest = logits.reduce((a, b) => Math.max(a, b));
+    const powers = Float64Array.from(logits, (s) => Math.exp(s - largest));
+    const total = powers.reduce((a, b) => a + b);
+    return Float32Array.from(powers, (power) => power / total);
+  };
+
+  const activations = (pixels, network = 0) => forward(pixels, network).slice(0, -1);
+
+  // The part of [from, to) that each of `count` equal pieces covers, as [first cell, weights...].
+  const pieces = (from, to, count) => Array.from({ length: count }, (_, index) => {
+    const start = from + (to - from) * index / count, end = from + (to - from) * (index + 1) / count;
+    const first = Math.floor(start), weights = [];
+    for (let cell = first; cell < end - 1e-9; cell++) weights.push(Math.min(end, cell + 1) - Math.max(start, cell));
+    return { first, weights };
+  });
+
+  const centre = (ink, width, height, network = 0) => {
+    const field = networks[network], image = new Float32Array(field.height * field.width);
+    let left = width, right = -1, top = height, bottom = -1;
+    for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) if (ink[y * width + x] > 0.02) {
+      left = Math.min(left, x); right = Math.max(right, x);
+      top = Math.min(top, y); bottom = Math.max(bottom, y);
+    }
+    if (right < 0) return image;
+    const wide = right + 1 - left, high = bottom + 1 - top;
+    const scale = Math.min(field.box[0] / high, field.box[1] / wide);
+    const columns = Math.max(1, Math.round(wide * scale)), rows = Math.max(1, Math.round(high * scale));
+    const across = pieces(left, right + 1, columns), down = pieces(top, bottom + 1, rows);
+    const area = (wide / columns) * (high / rows);
+    const small = new Float32Array(rows * columns);
+    let mass = 0, massX = 0, massY = 0;
+    down.forEach((vertical, row) => across.forEach((horizontal, column) => {
+      let sum = 0;
+      vertical.weights.forEach((v, dy) => horizontal.weights.forEach((h, dx) => {
+        sum += v * h * ink[(vertical.first + dy) * width + horizontal.first + dx];
+      }));
+      const value = small[row * columns + column] = sum / area;
+      mass += value; massX += value * (column + 0.5); massY += value * (row + 0.5);
+    }));
+    // The centre of mass comes to where it mostly was, the middle, as far as the drawing stays inside.
+    const within = (offset, room) => Math.min(Math.max(0, room), Math.max(0, offset));
+    const atX = within(Math.round(field.centre[1] - massX / mass), field.width - columns);
+    const atY = within(Math.round(field.centre[0] - massY / mass), field.height - rows);
+    for (let row = 0; row < rows; row++)
+      for (let column = 0; column < columns; column++)
+        image[(atY + row) * field.width + atX + column] = small[row * columns + column];
+    return image;
+  };
+
+  const inputs = (image, network = 0) => {
+    const { background, ink } = networks[network];
+    return Float32Array.from(image, (share) => background + share * (ink - background));
+  };
+
+  return { networks, predict, activations, centre, inputs, drawing: () => new Float32Array(0) };
+})();

@@ -1,0 +1,331 @@
+"""`python -m gpumlp.report`: what it writes, of which runs, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpumlp
+from gpumlp import MLP, Dataset, command, load_digits
+from gpumlp.report import __main__ as report
+from gpumlp.report import drawing_page, report_page
+from gpumlp.report.charts import Line, chart
+from gpumlp.report.embedding import Field
+from gpumlp.report.measures import measure
+from gpumlp.report.runs import read_runs
+from gpumlp.training.config import Config
+from tests.command_helpers import DIGITS, run
+from tests.data_helpers import small_mnist, write_files
+
+pytest.importorskip("jinja2")
+QUICK = (*DIGITS, "--epochs", 2, "--quiet")
+
+
+def write(*words: object) -> int:
+    return report.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert run("train", *QUICK, "--out", folder) == 0
+    return folder
+
+
+def table_data(path: Path, shape: tuple[int, ...], classes: int = 3, samples: int = 60) -> Path:
+    """A data set of one's own, of samples of a shape."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(samples) % classes
+    x = rng.normal(labels.reshape(-1, *[1] * len(shape)), 1, (samples, *shape)).astype(np.float32)
+    np.savez(path, x_train=x, y_train=labels, x_test=x[:40], y_test=labels[:40])
+    return path
+
+
+def text_of(page: str) -> str:
+    """The words of a page."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_a_page_is_written_into_the_run_s_folder_and_named(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write(digits) == 0
+    path = digits / "report.html"
+    size = path.stat().st_size
+    assert capsys.readouterr().out == f"report on {digits}: {path} ({size / 1000:,.0f} kB)\n"
+    assert size < 3_000_000
+    page = path.read_text(encoding="utf-8")
+    metrics = json.loads((digits / "metrics.json").read_text())
+    text = text_of(page)
+    assert f"Test accuracy {100 * metrics['test_accuracy']:.2f} %" in text
+    assert f"gpumlp {gpumlp.__version__}, Python" in text
+    assert Config.from_dict(json.loads((digits / "config.json").read_text())).optimizer == "sgd"
+    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)", page)  # nothing is fetched
+
+
+def test_confusions_and_mistakes_are_those_of_the_predictions() -> None:
+    _, test = load_digits()
+    model = MLP([64, 12, 10], seed=0, device="cpu")
+    found = measure(model, test, mistakes=7)
+    probabilities = model.predict_proba(test.images)
+    predictions = probabilities.argmax(axis=1)
+    assert found.samples == len(test)
+    assert found.wrong == int((predictions != test.labels).sum())
+    assert found.confusion[3, 5] == int(((test.labels == 3) & (predictions == 5)).sum())
+    assert found.recall()[4] == pytest.approx((predictions[test.labels == 4] == 4).mean())
+    wrong = np.flatnonzero(predictions != test.labels)
+    surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong])][:7]
+    assert [mistake.probability for mistake in found.mistakes] == pytest.approx(probabilities.max(axis=1)[surest])
+    assert all(predictions[m.sample] == m.prediction != test.labels[m.sample] for m in found.mistakes)
+
+
+def test_a_page_s_command_line_trains_the_same_network(tmp_path: Path) -> None:
+    words = (*QUICK, "--hidden", 9, 7, "--activation", "tanh", "--schedule", "milestones", "--milestones", 1, 2)
+    assert run("train", *words, "--l2", 1e-4, "--nesterov", "--batch-size", "full", "--out", tmp_path / "a") == 0
+    (first,) = read_runs([str(tmp_path / "a")], "cpu", None)
+    arguments = first.command_line().split()[3:]
+    assert run("train", *arguments, "--quiet", "--out", tmp_path / "b") == 0
+    (second,) = read_runs([str(tmp_path / "b")], "cpu", None)
+    assert first.settings() == second.settings()
+    for name, tensor in first.model.state_dict().items():
+        assert tensor.tobytes() == second.model.state_dict()[name].tobytes()
+
+
+def test_no_hidden_layer_is_a_command_line_too(tmp_path: Path) -> None:
+    assert run("train", *QUICK, "--hidden", "--out", tmp_path / "a") == 0
+    (softmax_regression,) = read_runs([str(tmp_path / "a")], "cpu", None)
+    words = softmax_regression.command_line().split()[3:]
+    assert command.parse(Config, "train", words).hidden == ()
+    assert "softmax regression" in text_of(report_page([str(tmp_path / "a")]))
+
+
+def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path: Path) -> None:
+    npz = table_data(tmp_path / "table.npz", (5,), classes=12)
+    other = ("--dataset", npz, "--device", "cpu", "--epochs", 2, "--quiet", "--validation", 0)
+    assert run("train", *other, "--activation", "tanh", "--dtype", "float64", "--out", tmp_path / "<b>") == 0
+    assert write(digits, tmp_path / "<b>", "--out", tmp_path / "new" / "page.html") == 0
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    text = text_of(page)
+    assert "<b></" not in page
+    assert "&lt;b&gt;" in page
+    different = text.partition("What differs")[2].partition("What is the same")[0]
+    assert "activation relu tanh" in different
+    assert "dtype float32 float64" in different
+    assert "optimizer" not in different
+    assert "Trained without validation samples: &lt;b&gt;" in text
+    assert "no images of one channel" in text
+    assert "12 classes" not in text  # few enough for a matrix
+
+
+def test_samples_that_are_no_images_get_tables_and_no_pad(tmp_path: Path) -> None:
+    npz = table_data(tmp_path / "table.npz", (5,), classes=25, samples=100)
+    words = ("--dataset", npz, "--device", "cpu", "--epochs", 1, "--quiet", "--batch-size", 50)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    page = report_page([str(tmp_path / "a")])
+    assert "<img" not in page
+    assert "<canvas" not in page
+    text = text_of(page)
+    assert "25 classes are too many for a matrix" in text
+    assert "Probability" not in text or "its probability" in text
+    assert "Sample Truth Prediction" in text
+
+
+def test_an_unfinished_run_is_reported_as_it_is(digits: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "checkpoint.safetensors"):
+        (tmp_path / name).write_bytes((digits / name).read_bytes())
+    lines = (digits / "history.jsonl").read_text()
+    (tmp_path / "history.jsonl").write_text(
+        lines + lines.splitlines()[-1].replace('"epoch": 2', '"epoch": 3') + "\n{"
+    )
+    text = text_of(report_page([str(tmp_path)]))
+    assert "is not finished : the network is that of its last checkpoint, after epoch 2 of 2" in text
+
+
+def test_what_diagnostics_left_is_shown_and_their_absence_is_said(digits: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    told = tmp_path / "told"
+    for folder in (bare, told):
+        folder.mkdir()
+        for name in ("config.json", "checkpoint.safetensors", "history.jsonl", "metrics.json"):
+            (folder / name).write_bytes((digits / name).read_bytes())
+    metrics = json.loads((digits / "metrics.json").read_text())
+    finding = {"name": "dead_units", "layer": 1, "message": "layer 1: 61 % of units are <dead>"}
+    (told / "metrics.json").write_text(json.dumps({**metrics, "findings": [finding], "trend": "overfitting"}))
+    layer = {"gradient_norm": 0.5, "update_ratio": 1e-3, "weight_norm": 3, "dead": 0.61, "saturated": None}
+    records = [json.loads(line) for line in (digits / "history.jsonl").read_text().splitlines()]
+    layers = [{**layer, "dead": None}, layer]
+    (told / "history.jsonl").write_text("".join(json.dumps({**r, "layers": layers}) + "\n" for r in records))
+    page = report_page([str(told)])
+    assert "61 % of units are &lt;dead&gt;" in page
+    assert "The curves say: overfitting" in text_of(page)
+    assert "Dead units over 2 epochs: layer 2 from 61 % to 61 %" in page
+    assert "Saturated units over" not in page
+
+    metrics.pop("findings", None)
+    metrics.pop("trend", None)
+    (bare / "metrics.json").write_text(json.dumps(metrics))
+    (bare / "history.jsonl").write_text("")  # the checkpoint's records stand in
+    text = text_of(report_page([str(bare)]))
+    assert "Not recorded by this run." in text
+
+
+def test_a_diverged_run_says_so(digits: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "checkpoint.safetensors", "history.jsonl"):
+        (tmp_path / name).write_bytes((digits / name).read_bytes())
+    found = {"name": "diverging", "layer": None, "message": "training diverged in epoch 3"}
+    (tmp_path / "diverged.json").write_text(json.dumps(found))
+    text = text_of(report_page([str(tmp_path)]))
+    assert "training diverged after 2 of 2 epochs" in text
+    assert "training diverged in epoch 3" in text
+
+
+def test_a_training_that_diverges_at_once_can_be_reported(tmp_path: Path) -> None:
+    words = (*QUICK, "--activation", "leaky_relu", "--learning-rate", 1e8, "--out", tmp_path / "a")
+    assert run("train", *words) == 1
+    text = text_of(report_page([str(tmp_path / "a")]))
+    assert "training diverged after 0 of 2 epochs" in text
+    assert "No epoch is finished" in text
+
+
+def test_the_folder_of_mnist_s_files_is_for_the_runs_on_mnist(digits: Path, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "mnist", small_mnist(40, 20, side=6))
+    options = ("--dataset", "mnist", "--data-dir", folder, "--device", "cpu", "--epochs", 1, "--quiet")
+    assert run("train", *options, "--batch-size", 10, "--out", tmp_path / "a") == 0
+    (tmp_path / "elsewhere").mkdir()
+    for file in folder.iterdir():
+        file.rename(tmp_path / "elsewhere" / file.name)
+    page = report_page([str(digits), str(tmp_path / "a")], data_dir=str(tmp_path / "elsewhere"))
+    assert "40x6x6-uint8" in text_of(page)
+
+
+def test_train_writes_the_page_at_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *DIGITS, "--epochs", 1, "--out", tmp_path / "a", "--report") == 0
+    path = tmp_path / "a" / "report.html"
+    assert capsys.readouterr().out.endswith(f"report: {path}\n")
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    for epochs, words in ((2, []), (3, ["--report"])):  # asked for once, or again
+        assert run("train", "--resume", tmp_path / "a", "--epochs", epochs, *words) == 0
+        assert f"Epochs {epochs}" in text_of(path.read_text(encoding="utf-8"))
+    assert run("train", *QUICK, "--out", tmp_path / "b") == 0
+    assert run("train", "--resume", tmp_path / "b", "--report") == 0
+    assert (tmp_path / "b" / "report.html").exists()
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "PIL", "jinja2"])
+def test_without_the_extra_there_is_one_error_before_any_work(
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    expected = f"reports need {library}, which is not installed; install it with pip install '.[report]'\n"
+    assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 2
+    assert capsys.readouterr() == ("", f"gpumlp-train: {expected}")
+    assert not (tmp_path / "a").exists()
+    assert write(digits, "--out", tmp_path / "page.html") == 2
+    assert capsys.readouterr() == ("", f"gpumlp-report: {expected}")
+
+
+def test_wrong_words_are_refused_in_one_line_each(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complaint(*words: object) -> str:
+        assert write(*words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err.removeprefix("gpumlp-report: ").rstrip("\n")
+
+    assert complaint() == "expected the folder of at least one run, got none"
+    assert complaint(tmp_path / "none") == f"there is no run {tmp_path / 'none'}: no such folder"
+    assert complaint(tmp_path).startswith(f"there is no checkpoint {tmp_path}")
+    assert complaint(digits, f"{digits}/") == f"{digits}: expected each run once, got it 2 times"
+    assert complaint(digits, "--out", tmp_path) == f"out: expected the path of a file to write, got {tmp_path}"
+    assert complaint(digits, "--device", "tpu").startswith("device is expected to be")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert write(digits, "--out", tmp_path / "file" / "page.html") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+    def fails(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    page = tmp_path / "page.html"
+    page.write_text("as it was")
+    monkeypatch.setattr(os, "replace", fails)
+    assert write(digits, "--out", page) == 1
+    assert capsys.readouterr().err == f"gpumlp-report: {page}: No space left on device\n"
+    assert page.read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "page.html"]
+
+
+def test_a_network_too_large_for_the_page_is_left_out_and_named(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = len(report_page([str(digits)]).encode())
+    monkeypatch.setattr("gpumlp.report.page.LIMIT", whole - 10_000)
+    page = report_page([str(digits)])
+    assert len(page.encode()) < whole
+    assert "is not here to draw for" in page
+    assert "<canvas" not in page
+
+
+def test_two_layers_of_512_leave_room_for_a_report_below_3_mb() -> None:
+    page = drawing_page(MLP([784, 512, 512, 10], device="cpu"), (28, 28))
+    assert len(page.encode()) < 2_750_000  # and a report on such a run, its network aside, takes 0.15 MB
+
+
+def test_the_drawing_page_refuses_what_does_not_fit() -> None:
+    model = MLP([64, 8, 10], device="cpu")
+    with pytest.raises(ValueError, match=r"expects images of 64 values, got 7 x 9 = 63"):
+        drawing_page(model, (7, 9))
+    flat = Dataset(np.zeros((4, 64)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"expected data of images of 8 x 8"):
+        drawing_page(model, (8, 8), data=flat)
+
+
+def test_fields_are_measured() -> None:
+    field = Field.of(load_digits()[0])
+    assert field == Field(8, 8, 0.0, 1.0, 8, 7, 4.0, 4.0)
+    ink = np.full((5, 12, 12), 250, dtype=np.uint8)
+    ink[:, 3:9, 4:8] = 10  # dark on bright
+    found = Field.of(Dataset(ink, [0, 1, 0, 1, 0]))
+    assert found == Field(12, 12, 250 / 255, 10 / 255, 6, 4, 6.0, 6.0)
+    assert Field.of(Dataset(np.zeros((4, 6)), [0, 1, 0, 1])) is None
+
+
+def test_charts_place_values_within_their_panel() -> None:
+    drawn = chart("Loss", [Line("a", [1.0, None, 0.5, 0.25], 0), Line("b", [None] * 4, 1)])
+    assert drawn is not None
+    assert [line.label for line in drawn.lines] == ["a"]
+    assert drawn.paths[0].count("M") == 2  # the line is broken where there is no value
+    assert drawn.summary == "Loss over 4 epochs: a from 1 to 0.25."
+    heights = [y for y, _ in drawn.y_ticks]
+    assert heights == sorted(heights, reverse=True)
+    assert chart("Loss", [Line("a", [None, float("nan")], 0)]) is None
+    logarithmic = chart("Norm", [Line("a", [0.0, 1e-3, 10.0], 0)], log=True)
+    assert logarithmic is not None
+    assert [text for _, text in logarithmic.y_ticks] == ["0.001", "0.01", "0.1", "1", "10"]
+    short = chart("Norm", [Line("a", [0.13, 0.4], 0)], log=True)
+    assert short is not None
+    assert [text for _, text in short.y_ticks] == ["0.1", "0.2", "0.5"]
+    accuracy = chart("Accuracy", [Line("a", [0.913, 0.998], 0)], unit="%")
+    assert accuracy is not None
+    assert [text for _, text in accuracy.y_ticks][-1] == "100 %"
+    for each in (drawn, logarithmic, short, accuracy):
+        points = [tuple(map(float, pair.split())) for path in each.paths for pair in re.split("[ML]", path)[1:]]
+        assert all(62 <= x <= 546 and 12 <= y <= 260 for x, y in points)

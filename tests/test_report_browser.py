@@ -1,0 +1,238 @@
+"""The pages of `gpumlp.report` in a real browser: quiet, self-contained, and as exact as Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, Dataset, fit, load_dataset
+from gpumlp.report import drawing_page, report_page, write_page
+from tests.browser_helpers import chromium, complaints, open_page, requests
+from tests.command_helpers import DIGITS, run
+
+pytest.importorskip("jinja2")
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield from chromium(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Dataset, Dataset]:
+    """MNIST where it can be had, otherwise the digits."""
+    train, test, _ = load_dataset("auto")
+    return train, test
+
+
+@pytest.fixture(scope="module")
+def network(data: tuple[Dataset, Dataset]) -> MLP:
+    train = data[0]
+    model = MLP([train.features, 64, train.classes], seed=0, device="cpu")
+    fit(model, train, epochs=3, batch_size=64)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pad(
+    chrome: Any, data: tuple[Dataset, Dataset], network: MLP, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("pad") / "pad.html"
+    write_page(path, drawing_page(network, data[1].feature_shape, title="A pad", data=data[1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reports(chrome: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on one run and one on two, of which one is called <b>."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = (*DIGITS, "--epochs", 3, "--quiet")
+    assert run("train", *words, "--out", folder / "one", "--report") == 0
+    assert run("train", *words, "--out", folder / "<b>", "--hidden", "--validation", 0) == 0
+    write_page(folder / "two.html", report_page([str(folder / "one"), str(folder / "<b>")]))
+    return folder
+
+
+def predictions(chrome: Any, images: np.ndarray) -> np.ndarray:
+    script = "return arguments[0].map((pixels) => Array.from(window.gpumlp.predict(pixels)))"
+    return np.array(chrome.execute_script(script, images.tolist()))
+
+
+def shares(chrome: Any) -> list[str]:
+    """The probabilities as the bars say them, once the drawing is painted."""
+    chrome.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    return [value.text for value in chrome.find_elements("css selector", "#pad-bars .value")]
+
+
+def stroke(chrome: Any, *moves: tuple[int, int]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    canvas = chrome.find_element("id", "pad")
+    chrome.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
+    actions = ActionChains(chrome, duration=10).move_to_element_with_offset(canvas, *moves[0]).click_and_hold()
+    for move in moves[1:]:
+        actions.move_by_offset(*move)
+    actions.release().perform()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 400)])
+@pytest.mark.parametrize("name", ["one/report.html", "two.html"])
+def test_reports_open_without_complaint_request_or_sideways_scrolling(
+    chrome: Any, reports: Path, name: str, scheme: str, width: int
+) -> None:
+    open_page(chrome, reports / name, width=width, scheme=scheme)
+    ground = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(",")))
+    assert (brightness > 600) == (scheme == "light")
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+    assert requests(chrome) == [(reports / name).as_uri()]
+    assert complaints(chrome) == []
+
+
+def test_what_the_browser_reports_would_be_seen(chrome: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text("<script>console.error('heard'); fetch('http://127.0.0.1:9/asked').catch(() => {})</script>")
+    open_page(chrome, path)
+    time.sleep(0.3)
+    assert any("heard" in message for message in complaints(chrome))
+    assert "http://127.0.0.1:9/asked" in requests(chrome)
+
+
+def test_names_are_text_and_never_markup(chrome: Any, reports: Path) -> None:
+    open_page(chrome, reports / "two.html")
+    assert "<b>" in chrome.find_element("css selector", ".run-list").text
+    assert [option.text for option in chrome.find_elements("css selector", "#pad-network option")][1].startswith(
+        "<b>"
+    )
+
+
+def test_every_section_control_and_picture_has_a_name(chrome: Any, reports: Path) -> None:
+    open_page(chrome, reports / "two.html")
+    nameless = chrome.execute_script(
+        'return [...document.querySelectorAll(\'img:not([alt]), img[alt=""], table:not(:has(> caption)),'
+        "section:not([aria-labelledby]), [role=img]:not([aria-label]), canvas:not([aria-label])')]"
+        ".map((element) => element.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []
+    unlabelled = chrome.execute_script(
+        "return [...document.querySelectorAll('input, select')].filter((field) => !field.labels.length).length"
+    )
+    assert unlabelled == 0
+    identities = chrome.execute_script(
+        "return [...document.querySelectorAll('[id]')].map((element) => element.id)"
+    )
+    assert len(identities) == len(set(identities))
+    for link in chrome.find_elements("css selector", "nav a"):
+        assert chrome.find_elements("css selector", link.get_dom_attribute("href"))
+
+
+def test_the_slider_reads_the_curves_out(chrome: Any, reports: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(chrome, reports / "one/report.html")
+    slider, readout = (
+        chrome.find_element("id", "curves-epoch"),
+        chrome.find_element("css selector", "#curves .readout"),
+    )
+    last = readout.text
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert chrome.find_element("css selector", "#curves .at").text == "2 of 3"
+    assert readout.text != last
+    assert readout.text.startswith("Loss")
+    assert "training" in readout.text
+
+
+def test_the_page_gives_python_s_probabilities(
+    chrome: Any, pad: Path, data: tuple[Dataset, Dataset], network: MLP
+) -> None:
+    open_page(chrome, pad)
+    images = data[1].images[:100].reshape(100, -1)
+    inputs = images / 255 if images.dtype == np.uint8 else images
+    np.testing.assert_allclose(predictions(chrome, inputs), network.predict_proba(images), atol=1e-4)
+    assert requests(chrome) == [pad.as_uri()]
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype"),
+    [("relu", "float32"), ("leaky_relu", "float64"), ("tanh", "float32"), ("sigmoid", "float64")],
+)
+def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: str, dtype: str) -> None:
+    model = MLP([16, 12, 9, 12], activation=activation, initializer="normal", seed=1, device="cpu", dtype=dtype)
+    start = model.state_dict()
+    model.load_state_dict({name: 100 * tensor for name, tensor in start.items()})  # far from linear
+    write_page(tmp_path / "pad.html", drawing_page(model, (4, 4)))
+    open_page(chrome, tmp_path / "pad.html")
+    images = np.random.default_rng(0).random((100, 16))
+    np.testing.assert_allclose(predictions(chrome, images), model.predict_proba(images), atol=1e-4)
+    assert complaints(chrome) == []
+
+
+def test_a_drawing_of_a_test_image_is_centred_as_that_was(
+    chrome: Any, pad: Path, data: tuple[Dataset, Dataset], network: MLP
+) -> None:
+    """Each image five times as large, and off the centre, comes back as it was."""
+    open_page(chrome, pad)
+    images = data[1].images[:20].astype(np.float64)
+    images /= images.max()
+    large = np.pad(np.kron(images, np.ones((5, 5))), [(0, 0), (0, 30), (20, 0)])
+    script = (
+        "const [ink, width, height] = arguments;"
+        "return ink.map((drawing) => Array.from(window.gpumlp.centre(drawing, width, height)))"
+    )
+    flat = large.reshape(len(large), -1).round(3)
+    back = np.array(chrome.execute_script(script, flat.tolist(), large.shape[2], large.shape[1]))
+    agree = network.predict(back.astype(np.float32)) == network.predict(data[1].images[:20])
+    assert agree.mean() >= 0.9
+    assert np.median(np.abs(back.reshape(images.shape) - images).mean(axis=(1, 2))) < 0.03
+
+
+def test_drawing_changes_the_probabilities_and_can_be_undone(chrome: Any, pad: Path) -> None:
+    open_page(chrome, pad)
+    assert set(shares(chrome)) == {"–"}
+    stroke(chrome, (-60, -80), (100, 0), (-60, 160))
+    one = shares(chrome)
+    assert set(one) != {"–"}
+    stroke(chrome, (-60, 60), (120, 0))
+    assert shares(chrome) != one
+    time.sleep(0.6)
+    assert chrome.find_element("id", "pad-result").text.startswith("It looks like")
+    assert "above 0" in chrome.find_element("css selector", "#pad-hidden figcaption").text
+    chrome.find_element("id", "pad-undo").click()
+    assert shares(chrome) == one
+    chrome.find_element("id", "pad-clear").click()
+    assert set(shares(chrome)) == {"–"}
+    assert complaints(chrome) == []
+
+
+def test_drawing_works_from_the_keyboard(chrome: Any, pad: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(chrome, pad)
+    canvas = chrome.find_element("id", "pad")
+    canvas.send_keys(Keys.ARROW_UP * 8)
+    assert set(shares(chrome)) == {"–"}  # the brush is still up
+    canvas.send_keys(Keys.SPACE + Keys.ARROW_DOWN * 16)
+    one = shares(chrome)
+    assert set(one) != {"–"}
+    assert chrome.find_element("id", "pad-brush").text == "brush down"
+    canvas.send_keys(Keys.SPACE + Keys.ARROW_UP * 5)
+    assert shares(chrome) == one
+    canvas.send_keys("z")
+    assert set(shares(chrome)) == {"–"}
+
+
+def test_another_network_answers_where_it_is_chosen(chrome: Any, reports: Path) -> None:
+    from selenium.webdriver.support.select import Select
+
+    open_page(chrome, reports / "two.html")
+    stroke(chrome, (-40, -60), (80, 0), (-30, 120))
+    first = shares(chrome)
+    assert chrome.find_elements("css selector", "#pad-hidden canvas")
+    Select(chrome.find_element("id", "pad-network")).select_by_index(1)
+    assert shares(chrome) != first
+    assert not chrome.find_elements("css selector", "#pad-hidden canvas")  # softmax regression
