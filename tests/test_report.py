@@ -177,6 +177,17 @@ def test_what_diagnostics_left_is_shown_and_their_absence_is_said(digits: Path, 
     assert "Not recorded by this run." in text
 
 
+def test_the_network_of_the_best_epoch_can_be_reported_beside_its_run(tmp_path: Path) -> None:
+    words = (*DIGITS, "--quiet", "--epochs", 6, "--early-stopping", 6, "--out", tmp_path / "a")
+    assert run("train", *words) == 0
+    page = report_page([str(tmp_path / "a"), str(tmp_path / "a" / "best")])
+    text = text_of(page)
+    assert "a/best" in text
+    assert "kept after the best epoch, " in text
+    assert "is not finished" not in text
+    assert "Gradient norm over" in page.partition("Layers of a/best")[2]  # from the checkpoint's own history
+
+
 def test_a_diverged_run_says_so(digits: Path, tmp_path: Path) -> None:
     for name in ("config.json", "checkpoint.safetensors", "history.jsonl"):
         (tmp_path / name).write_bytes((digits / name).read_bytes())

@@ -36,6 +36,7 @@ class Run:
         epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
         metrics: at the end of a finished run, or None.
         diverged: what was noted when the loss was lost, or None.
+        is_best: is it the network that was kept after the best epoch of another run?
     """
 
     name: str
@@ -47,11 +48,14 @@ class Run:
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
     diverged: dict[str, Any] | None
+    is_best: bool
 
     @property
     def state(self) -> str:
         """How the training ended, in words."""
         planned = self.config.epochs
+        if self.is_best:
+            return f"kept after the best epoch, {len(self.epochs)}"
         if self.diverged is not None:
             return f"diverged after {len(self.epochs)} of {planned} epochs"
         if self.metrics is None:
@@ -97,14 +101,12 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     if not any(on_mnist):
         on_mnist = [True] * len(paths)  # loading the data refuses a data_dir that has no meaning
     runs = [_read(path, device, data_dir if mnist else None) for path, mnist in zip(paths, on_mnist, strict=True)]
-    for key in (
-        lambda run: run.path.resolve().name,
-        lambda run: str(run.path),
-        lambda run: str(run.path.resolve()),
-    ):
-        names = [key(run) for run in runs]
-        if len(set(names)) == len(names):
-            break
+    full = [run.path.resolve() for run in runs]
+    short = [
+        f"{path.parent.name}/{path.name}" if run.is_best else path.name
+        for path, run in zip(full, runs, strict=True)
+    ]
+    names = short if len(set(short)) == len(short) else list(paths)
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
@@ -113,7 +115,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
     checkpoint = folder.load()
     known = [dataclasses.asdict(record) for record in checkpoint.history]
     return Run(
-        name=folder.path.name,
+        name=folder.path.name,  # read_runs makes it unique
         path=folder.path,
         config=checkpoint.config,
         model=model,
@@ -122,6 +124,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         epochs=_history(folder.path / HISTORY, known),
         metrics=folder.read_metrics(),
         diverged=_object(folder.path / DIVERGED),
+        is_best=folder.is_best,
     )
 
 

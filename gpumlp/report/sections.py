@@ -167,7 +167,7 @@ def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
     result = []
     for run in runs:
         recorded = [epoch.get("layers") for epoch in run.epochs]
-        depth = max((len(layers) for layers in recorded if isinstance(layers, list)), default=0)
+        depth = max((len(layers) for layers in recorded if isinstance(layers, list | tuple)), default=0)
         charts: list[Chart] = []
         for key, title, unit, log in _LAYER_VALUES:
             lines = []
@@ -182,7 +182,7 @@ def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _layer_value(layers: Any, index: int, key: str) -> float | None:
-    if not isinstance(layers, list) or index >= len(layers) or not isinstance(layers[index], dict):
+    if not isinstance(layers, list | tuple) or index >= len(layers) or not isinstance(layers[index], dict):
         return None
     value = layers[index].get(key)
     return float(value) if isinstance(value, int | float) else None
