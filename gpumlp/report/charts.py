@@ -145,7 +145,7 @@ def _log_scale(low: float, high: float) -> tuple[float, float, list[float]]:
     from matplotlib.ticker import LogLocator
 
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    if last - first > 2:
+    if last - first > 3:
         ticks = [float(tick) for tick in LogLocator(numticks=7).tick_values(10.0**first, 10.0**last)]
         return 10.0**first, 10.0**last, [t for t in ticks if 10.0**first * 0.99 <= t <= 10.0**last * 1.01]
     ticks = [part * 10.0**power for power in range(first, last + 1) for part in (1, 2, 5)]
