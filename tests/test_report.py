@@ -304,6 +304,8 @@ def test_the_drawing_page_refuses_what_does_not_fit() -> None:
     model = MLP([64, 8, 10], device="cpu")
     with pytest.raises(ValueError, match=r"expects images of 64 values, got 7 x 9 = 63"):
         drawing_page(model, (7, 9))
+    with pytest.raises(ValueError, match=r"a page draws the probabilities of classes, got .* squared_error"):
+        drawing_page(MLP([64, 8, 2], loss="squared_error", device="cpu"), (8, 8))
     flat = Dataset(np.zeros((4, 64)), [0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"expected data of images of 8 x 8"):
         drawing_page(model, (8, 8), data=flat)

@@ -96,13 +96,18 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
         name: shown on the page.
 
     Raises:
-        ValueError: the images have not as many values as the network has inputs, or its activation is one that the
-            page does not know.
+        ValueError: the images have not as many values as the network has inputs, its outputs are no classes, or
+            its activation is one that the page does not know.
     """
     if field.height * field.width != model.sizes[0]:
         raise ValueError(
             f"{model} expects images of {model.sizes[0]} values, got {field.height} x {field.width} = "
             f"{field.height * field.width}; give the image_shape that it was trained on"
+        )
+    if model.loss.output != "softmax":
+        raise ValueError(
+            f"a page draws the probabilities of classes, got a network with the loss {model.loss.name}; "
+            "train with softmax_cross_entropy"
         )
     activation = model.activation
     if type(activation) is not ACTIVATIONS.get(activation.name):
