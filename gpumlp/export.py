@@ -27,7 +27,7 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run, or of model.save."""
     format: str = "onnx"
-    """onnx, safetensors or npz."""
+    """onnx, safetensors, npz, or html, a page to draw on."""
     out: str | None = None
     """The file (network.onnx, ... in the folder); one that is there is replaced."""
 

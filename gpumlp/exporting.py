@@ -1,4 +1,4 @@
-"""A network in formats that other programs run: ONNX, safetensors, NumPy's npz."""
+"""A network in formats that other programs run: ONNX, safetensors, NumPy's npz, a page for a browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .nn.model_file import describe, model_bytes, plain_inputs
+from .data import load_digits
+from .nn.model_file import ModelFileError, describe, model_bytes, plain_inputs
 from .nn.network import MLP
 from .onnx_program import onnx_bytes
 
@@ -50,8 +51,34 @@ def npz_bytes(model: MLP) -> bytes:
     return buffer.getvalue()
 
 
+def html_bytes(model: MLP) -> bytes:
+    """The network as a page to draw on, which answers in a browser; see `gpumlp.report.drawing_page`.
+
+    Raises:
+        ModelFileError: the network does not take images, or its activation is not one of gpumlp's.
+        MissingExtraError: a library of the report's extra is not installed.
+    """
+    from .report import drawing_page  # not above: it needs libraries of its own
+
+    inputs = plain_inputs(model)
+    if len(inputs.shape) != 2:
+        raise ModelFileError(
+            f"a page to draw on needs a network for images of height x width; this one takes samples of "
+            f"{' x '.join(map(str, inputs.shape))}"
+        )
+    height, width = inputs.shape
+    # The built-in digits fill their images, others are taken to have a margin as MNIST's.
+    digits = load_digits()[0] if inputs.data == "digits" else None
+    try:
+        page = drawing_page(model, (height, width), title=f"Draw for {model}", data=digits)
+    except ValueError as error:
+        raise ModelFileError(f"there is no page for this network: {error}") from error
+    return page.encode()
+
+
 FORMATS: dict[str, Callable[[MLP], bytes]] = {
     "onnx": onnx_bytes,
     "safetensors": safetensors_bytes,
     "npz": npz_bytes,
+    "html": html_bytes,
 }

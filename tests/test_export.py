@@ -162,6 +162,30 @@ def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.logits(test_images()[:9]), model.logits(test_images()[:9]))
 
 
+# -- A page to draw on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz")])
+def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    model = MLP([shape[0] * shape[1], 8, 10], device="cpu")
+    model.inputs = Inputs(shape, "uint8", data)
+    model.save(tmp_path)
+    assert run("export", tmp_path, "--format", "html") == 0
+    page = (tmp_path / "network.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html")
+    assert f"Draw for {model}" in page
+
+
+def test_there_is_no_page_to_draw_on_for_what_is_no_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    MLP([12, 3], device="cpu").save(tmp_path)
+    assert run("export", tmp_path, "--format", "html") == 2
+    assert "needs a network for images of height x width; this one takes samples of 12" in capsys.readouterr().err
+
+
 # -- The command line --------------------------------------------------------------------------------------
 
 
@@ -182,7 +206,7 @@ def test_a_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["net", "--format", "pickle"], "format: expected one of onnx, safetensors, npz"),
+        (["net", "--format", "pickle"], "format: expected one of onnx, safetensors, npz, html"),
         (
             ["net", "--format", "npz", "--out", "none/a.npz"],
             "out: expected the path of a file in a folder that is there",
