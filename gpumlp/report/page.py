@@ -14,8 +14,8 @@ import gpumlp
 
 from ..data import Dataset
 from ..extras import require
+from ..files import write_atomically
 from ..nn.network import MLP
-from ..training.checkpoint import write_atomically
 from ..training.config import ConfigError
 from .embedding import Field, embed, embedded_size, image_shape
 from .runs import Run, read_runs
