@@ -11,6 +11,8 @@ from typing import Any
 
 Report = dict[str, Any]
 
+_UNFOLDED = "\n</details>\n"
+
 
 def main(files: Sequence[str] | None = None) -> int:
     """Print the tables of each file, and return the exit code."""
@@ -38,14 +40,15 @@ def comparison(report: Report) -> Iterator[str]:
     rows = {(r["network"], r["batch_size"], r["momentum"], r["peer"]): r for r in report["results"]}
     momenta = _distinct(r["momentum"] for r in report["results"])
     peers = [peer for peer in _distinct(r["peer"] for r in report["results"]) if peer != "gpumlp"]
-    for network in _distinct(r["network"] for r in report["results"]):
+    for index, network in enumerate(_distinct(r["network"] for r in report["results"])):
         sizes = _distinct(r["batch_size"] for r in report["results"] if r["network"] == network)
 
         def over_momenta(size: int, peer: str, text: Callable[[Report], str], network: str = network) -> str:
             found = [rows.get((network, size, momentum, peer)) for momentum in momenta]
             return " / ".join("-" if row is None else text(row) for row in found)
 
-        yield f"**{network}**, momentum {' / '.join(f'{momentum:g}' for momentum in momenta)}\n"
+        title = f"{network}, momentum {' / '.join(f'{momentum:g}' for momentum in momenta)}"
+        yield from [f"**{title}**\n"] if index == 0 else _folded(title)
         names = ["batch", "gpumlp, samples/s", "of the limit", *(report["peers"][peer] for peer in peers)]
         yield from _head(names)
         for size in sizes:
@@ -55,7 +58,7 @@ def comparison(report: Report) -> Iterator[str]:
                 over_momenta(size, "gpumlp", lambda row: f"{row['share_of_arithmetic']:.0%}"),
                 *(over_momenta(size, peer, lambda row: f"{row['gpumlp_is']:.2f}x") for peer in peers),
             )
-        yield ""
+        yield "" if index == 0 else _UNFOLDED
     yield from _goals(report, momenta)
 
 
@@ -64,12 +67,13 @@ def _goals(report: Report, momenta: Sequence[float]) -> Iterator[str]:
     rows = [row for row in report["results"] if row.get("goal")]
     if not rows:
         return
-    yield "**Goals**: at least so many times the other's samples per second, and what was reached\n"
+    yield from _folded("Goals: at least so many times the other's samples per second, and what was reached")
     yield from _head(["network", "batch", "beside", "goal", f"reached, momentum {' / '.join(map(str, momenta))}"])
     for key in _distinct((r["network"], r["batch_size"], r["peer"]) for r in rows):
         found = [row for row in rows if (row["network"], row["batch_size"], row["peer"]) == key]
         reached = " / ".join(f"{row['gpumlp_is']:.2f}x" for row in sorted(found, key=lambda row: row["momentum"]))
         yield _line(key[0], f"{key[1]:,}", report["peers"][key[2]], f"{found[0]['goal']:g}x", reached)
+    yield _UNFOLDED
 
 
 def throughput(report: Report) -> Iterator[str]:
@@ -99,6 +103,11 @@ def estimators(report: Report) -> Iterator[str]:
             *(_spread(row["seconds"], ".2f" if row["median"] >= 1 else ".3f") for row in (ours, theirs)),
             *(f"{rows[data, dtype, library]['gpumlp_is']['median']:.2f}x" for library in others),
         )
+
+
+def _folded(title: str) -> Iterator[str]:
+    """The beginning of a part that opens at a click."""
+    yield f"<details><summary>{title}</summary>\n"
 
 
 def _spread(values: Sequence[float], form: str) -> str:
