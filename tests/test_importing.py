@@ -231,3 +231,74 @@ def test_neither_library_is_imported_unless_its_owner_has_done_so() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_numbers_of_layers_are_their_order_whatever_the_files() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(0)
+    parts = [part for _ in range(12) for part in (torch.nn.Linear(6, 6), torch.nn.Tanh())]
+    network = torch.nn.Sequential(*parts, torch.nn.Linear(6, 3))
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype("float32")
+    with torch.no_grad():
+        expected = torch.softmax(network(torch.from_numpy(x)), 1).numpy()
+    shuffled = dict(sorted(network.state_dict().items()))  # "0", "10", "12", "2", ...: as safetensors has them
+    for prefix in ("", "model.net."):
+        state = {prefix + name: tensor for name, tensor in shuffled.items()}
+        found = MLP.from_torch(state, activation="tanh", device="cpu").predict_proba(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_modules_that_come_again_are_there_again() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(0)
+    twice, act = torch.nn.Linear(5, 5), torch.nn.ReLU()
+    network = torch.nn.Sequential(twice, act, twice, act, torch.nn.Linear(5, 3))
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    model = MLP.from_torch(network, device="cpu")
+    assert model.sizes == [5, 5, 5, 3]
+    with torch.no_grad():
+        expected = torch.softmax(network(torch.from_numpy(x)), 1).numpy()
+    np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["hook", "pre_hook", "weight_norm", "parametrization"])
+def test_what_computes_something_else_than_its_weights_is_refused(change: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    layer = torch.nn.Linear(5, 4)
+    if change == "hook":
+        layer.register_forward_hook(lambda module, x, out: 2 * out)
+    elif change == "pre_hook":
+        layer.register_forward_pre_hook(lambda module, x: None)
+    elif change == "weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            layer = torch.nn.utils.weight_norm(layer)
+    else:
+        layer = torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(ImportedModelError, match=r"(?s)layer 0, .*hooks or parametrizations"):
+        MLP.from_torch(torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Linear(4, 3)), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"0.weight": [[1.0, 2.0]]}, "0.weight: expected a tensor or an array, got list"),
+        ({"0.weight": np.full((3, 2), np.nan)}, "0.weight: expected finite weights"),
+        ({"0.weight": np.ones((3, 2), dtype=complex)}, "0.weight: expected real weights"),
+        ({"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}, "0.weight: expected a bias of 3 values"),
+        ({"0.weight": np.ones((3, 2)), "1.weight": np.ones((3, 4))}, "1.weight: expected 3 inputs"),
+    ],
+)
+def test_weights_that_are_none_are_named(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImportedModelError, match=message):
+        MLP.from_torch(state, activation="relu", device="cpu")
+
+
+def test_a_sequential_whose_layers_do_not_fit_is_named() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+    with pytest.raises(ImportedModelError, match=r"layer 2, .*expected 4 inputs"):
+        MLP.from_torch(network, device="cpu")
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4, device="meta"))
+    with pytest.raises(ImportedModelError, match=r"layer 0, .*meta"):
+        MLP.from_torch(network, device="cpu")

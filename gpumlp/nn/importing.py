@@ -92,8 +92,8 @@ def from_torch(
     Args:
         kind: the class to make.
         network: the Sequential, or a mapping of names to tensors, weights ``(out_features, in_features)`` as
-        PyTorch
-            has them, in the order of the layers.
+            PyTorch has them. Where the names of layers differ in numbers alone, the numbers are the order of the
+            layers, otherwise the mapping's is.
         activation: of the hidden layers, for a state dict only, which does not say.
         device: as of `MLP`.
         dtype: that of the first weight by default (float32 for half precision).
@@ -154,11 +154,20 @@ def _flat(network: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             f"expected a torch.nn.Sequential or its state dict, got {type(network).__name__}, whose order of "
             "layers is not known; put its layers into a Sequential"
         )
-    for name, layer in network.named_children():
+    for name, layer in network._modules.items():  # named_children() leaves out a module that comes again
+        _refuse_hooks(f"layer {prefix}{name}, {layer}", layer)
         if type(layer).__name__ == "Sequential":
             yield from _flat(layer, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", layer
+
+
+def _refuse_hooks(label: str, layer: Any) -> None:
+    """Where PyTorch computes something else than the layer's weights say: weight_norm and the like."""
+    if any(getattr(layer, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks", "parametrizations")):
+        raise ImportedModelError(
+            f"{label}: has hooks or parametrizations, which change what its weights say; remove them first"
+        )
 
 
 def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[HostArray], Activation]:
@@ -175,8 +184,7 @@ def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[H
         if closed and what != "Identity":
             raise ImportedModelError(f"{label}: nothing can follow the output's activation")
         if what == "Linear":
-            weights.append(_host(layer.weight).T)
-            biases.append(np.zeros(len(layer.weight)) if layer.bias is None else _host(layer.bias))
+            _append(label, layer.weight, layer.bias, weights, biases)
             between.append(None)
         elif what == "Flatten":
             if weights or (layer.start_dim, layer.end_dim) != (1, -1):
@@ -225,23 +233,15 @@ def _torch_activation(label: str, layer: Any) -> Activation:
 
 
 def _from_state(state: Mapping[str, Any]) -> tuple[list[HostArray], list[HostArray]]:
-    """Weights and biases of a state dict, in its order."""
+    """Weights and biases of a state dict, in the order of its layers."""
     if not state:
         raise ImportedModelError("the state dict is empty")
     weights: list[HostArray] = []
     biases: list[HostArray] = []
-    for name, tensor in state.items():
-        layer, _, part = str(name).rpartition(".")
+    for name, tensor in _in_order(state):
+        layer, _, part = name.rpartition(".")
         if part == "weight" and tensor.ndim == 2:
-            weight = _host(tensor).T
-            if weights and weights[-1].shape[1] != len(weight):
-                raise ImportedModelError(
-                    f"{name}: expected {weights[-1].shape[1]} inputs, the outputs of the layer before, got "
-                    f"{len(weight)}"
-                )
-            weights.append(weight)
-            bias = state.get(f"{layer}.bias" if layer else "bias")
-            biases.append(np.zeros(weight.shape[1]) if bias is None else _host(bias))
+            _append(name, tensor, state.get(f"{layer}.bias" if layer else "bias"), weights, biases)
         elif part != "bias" or getattr(state.get(f"{layer}.weight" if layer else "weight"), "ndim", 0) != 2:
             raise ImportedModelError(
                 f"{name} of shape {tuple(tensor.shape)}: expected only weights (out, in) and biases (out,) of "
@@ -250,9 +250,44 @@ def _from_state(state: Mapping[str, Any]) -> tuple[list[HostArray], list[HostArr
     return weights, biases
 
 
-def _host(tensor: Any) -> HostArray:
+def _in_order(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The tensors in the order of their layers' numbers: a file may give 0, 10, 2 for 0, 2, 10."""
+    named: list[tuple[str, Any]] = [(str(name), tensor) for name, tensor in state.items()]
+    for name, tensor in named:
+        if not hasattr(tensor, "ndim") or not hasattr(tensor, "shape"):
+            raise ImportedModelError(f"{name}: expected a tensor or an array, got {type(tensor).__name__}")
+    prefixes = [name.split(".")[:-1] for name, _ in named]
+    if len({tuple(part for part in prefix if not part.isdecimal()) for prefix in prefixes}) == 1:
+        named.sort(key=lambda item: [int(part) for part in item[0].split(".") if part.isdecimal()])
+    return named
+
+
+def _append(label: str, weight: Any, bias: Any, weights: list[HostArray], biases: list[HostArray]) -> None:
+    """Take over a layer, with `weight` ``(out, in)`` and `bias` ``(out,)`` or None, behind those there are."""
+    values = _host(label, weight).T
+    if values.ndim != 2:
+        raise ImportedModelError(f"{label}: expected a weight of shape (out, in), got {values.T.shape}")
+    if weights and weights[-1].shape[1] != len(values):
+        raise ImportedModelError(
+            f"{label}: expected {weights[-1].shape[1]} inputs, the outputs of the layer before, got {len(values)}"
+        )
+    shift = np.zeros(values.shape[1]) if bias is None else _host(label, bias)
+    if shift.shape != values.shape[1:]:
+        raise ImportedModelError(f"{label}: expected a bias of {values.shape[1]} values, got shape {shift.shape}")
+    weights.append(values)
+    biases.append(shift)
+
+
+def _host(label: str, tensor: Any) -> HostArray:
     """A tensor's values, on any device and of any floating dtype, or a NumPy array's, as float64."""
+    if getattr(tensor, "is_meta", False):
+        raise ImportedModelError(f"{label}: is on PyTorch's meta device, without values")
     if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu().double().numpy()
+        tensor = tensor.detach().cpu()
+        tensor = tensor.numpy() if tensor.is_complex() else tensor.double().numpy()
+    if np.iscomplexobj(tensor):
+        raise ImportedModelError(f"{label}: expected real weights, got {np.asarray(tensor).dtype}")
     values: HostArray = np.asarray(tensor, dtype="float64")
+    if not np.isfinite(values).all():
+        raise ImportedModelError(f"{label}: expected finite weights, got NaN or infinity")
     return values
