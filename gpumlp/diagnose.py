@@ -50,10 +50,14 @@ def diagnosis(folder: RunFolder) -> list[str]:
     history.setting = setting_of(
         checkpoint.sizes, config.activation, config.make_optimizer(), config.make_schedule(), config.make_penalty()
     )
-    epochs = f"{len(history)} epoch{'' if len(history) == 1 else 's'}"
+    epochs = f"{len(history):,} epoch{'' if len(history) == 1 else 's'}"
+    if folder.read_metrics() is None:  # the training has not come to its end
+        epochs = f"{len(history):,} of {config.epochs:,} epoch{'' if config.epochs == 1 else 's'}"
     trend = "diverged" if diverged is not None else history.trend() or "too few to tell how it goes"
     lines = [f"{folder.path}: {epochs}, {trend}"]
-    found = ([] if diverged is None else [diverged]) + history.findings()
+    found = history.findings()
+    if diverged is not None:  # where a loss that explodes ends
+        found = [diverged, *(finding for finding in found if finding.name != "exploding loss")]
     lines += [f"  {finding.name}: {finding.message}" for finding in found]
     if not found and len(history) > 1:
         lines.append("  nothing is wrong")

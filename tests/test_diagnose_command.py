@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpumlp import Callback, Trainer
+from gpumlp.training import EpochRecord
 from tests.command_helpers import DIGITS, assert_same_run, finish, history, run, spawn, tensors
 
 HEALTHY = (*DIGITS, "--epochs", 3)
@@ -33,7 +35,7 @@ def test_what_is_wrong_is_printed_saved_and_diagnosed_again(
     printed = re.findall(r"finding: (.*)\n", capsys.readouterr().out)
     saved = metrics(tmp_path / "run")["findings"]
     assert [finding["message"] for finding in saved] == printed
-    assert {(finding["name"], finding["layer"]) for finding in saved} == {("dead units", 1), ("dead units", 2)}
+    assert [(finding["name"], finding["layer"]) for finding in saved] == [("dead units", 1)]
     assert run("diagnose", tmp_path / "run") == 0
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == [
         f"dead units: {message}" for message in printed
@@ -47,7 +49,7 @@ def test_the_lines_of_the_history_hold_the_statistics(tmp_path: Path) -> None:
         assert [list(layer) for layer in line["layers"]] == 2 * [
             [
                 *("gradient_norm", "update_ratio", "weight_norm", "dead", "saturated"),
-                *("samples", "gradient_samples"),
+                *("samples", "gradient_samples", "largest_input"),
             ]
         ]
         assert [layer["dead"] is None for layer in line["layers"]] == [False, True]
@@ -79,9 +81,42 @@ def test_a_diverged_run_leaves_why_until_it_goes_well(tmp_path: Path, capsys: py
     assert finding["name"] == "diverged"
     assert error == f"gpumlp-train: {finding['message']}\n"
     assert run("diagnose", folder) == 0
-    assert capsys.readouterr().out == f"{folder}: 0 epochs, diverged\n  diverged: {finding['message']}\n"
+    assert capsys.readouterr().out == f"{folder}: 0 of 50 epochs, diverged\n  diverged: {finding['message']}\n"
     assert run("train", *HEALTHY, "--quiet", "--overwrite", "--out", folder) == 0
     assert not (folder / "diverged.json").exists()
+
+
+def test_a_loss_that_explodes_before_it_is_lost_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--activation", "leaky_relu", "--hidden", 64, "--learning-rate", 3]
+    folder = tmp_path / "run"
+    assert run("train", *DIGITS, *words, "--quiet", "--diagnostics", "off", "--out", folder) == 1
+    (message,) = re.findall("gpumlp-train: (.*)\n", capsys.readouterr().err)
+    epochs = len(history(folder))
+    assert epochs > 0
+    assert run("diagnose", folder) == 0
+    assert capsys.readouterr().out == (
+        f"{folder}: {epochs} of 50 epochs, diverged\n  diverged: {message}\n"
+        "  only the curves were judged: the run was made without diagnostics\n"
+    )
+
+
+def test_a_run_that_was_interrupted_is_diagnosed_as_far_as_it_went(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = Trainer._train_epoch
+
+    def interrupted(trainer: Trainer, listeners: list[Callback]) -> EpochRecord | None:
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(trainer, listeners)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    assert run("train", *DIGITS, "--quiet", "--out", tmp_path / "run") == 130
+    capsys.readouterr()
+    assert run("diagnose", tmp_path / "run") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}: 2 of 50 epochs, converging\n  nothing is wrong\n"
 
 
 def test_a_loss_that_only_the_test_set_shows_leaves_why_too(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def expected(model: MLP, before: dict[str, np.ndarray], data: Dataset, rows: int
                 "gradient_norm": np.linalg.norm(outputs[index][:rows].T @ delta),
                 "update_ratio": np.linalg.norm(weight - old) / np.linalg.norm(weight),
                 "weight_norm": np.linalg.norm(weight),
+                "largest_input": np.abs(outputs[index][:rows]).max(),
             }
         )
         if index:
@@ -94,7 +95,7 @@ def test_the_statistics_are_what_they_say(backend: Backend, blobs: Dataset, acti
     assert rows < found[0].samples == 100
     wanted = expected(model, before[0], held_out, rows)
     for layer, values in zip(found, wanted, strict=True):
-        for name in ("gradient_norm", "update_ratio", "weight_norm"):
+        for name in ("gradient_norm", "update_ratio", "weight_norm", "largest_input"):
             assert getattr(layer, name) == pytest.approx(values[name], rel=1e-3), name
     share = "dead" if activation == "relu" else "saturated"
     other = "saturated" if activation == "relu" else "dead"
@@ -145,10 +146,11 @@ def test_a_number_too_large_for_the_dtype_is_none_and_the_line_is_json(blobs: Da
     backend = StrictBackend()
     model = MLP([20, 8, 4], initializer=Normal(1e17), device=backend)
     trainer = Trainer(model, blobs, batch_size=32)
-    values = [math.inf, 1.0, math.inf, 4.0, 4.0, 4.0, 2.0, 0.0, 0.0, 0.0]  # squares, and counts
+    values = [math.inf, 1.0, math.inf, 4.0, 4.0, 4.0, 2.0, 0.0, 0.0, 0.0, 3.0, math.inf]  # squares, counts, sizes
     first, second = trainer._watcher._probe.statistics(values)
     assert (first.gradient_norm, first.update_ratio, first.weight_norm, first.dead) == (None, None, 2.0, 0.25)
     assert (second.gradient_norm, second.update_ratio, second.weight_norm, second.dead) == (1.0, 1.0, 2.0, None)
+    assert (first.largest_input, second.largest_input) == (3.0, None)
     record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0, (first, second))
     assert "Infinity" not in record.to_json()
     assert "NaN" not in record.to_json()
@@ -161,18 +163,24 @@ def test_a_line_without_layers_still_loads() -> None:
     assert EpochRecord.from_dict(values).layers is None
 
 
+def test_a_layer_of_before_its_inputs_were_looked_at_still_loads() -> None:
+    layer = dict.fromkeys(("gradient_norm", "update_ratio", "weight_norm", "dead", "saturated"), 0.5)
+    record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0)
+    line = {**vars(record), "layers": [layer | {"samples": 100, "gradient_samples": 16}]}
+    assert EpochRecord.from_dict(line).layers[0].largest_input is None
+
+
 # -- Illnesses, made on purpose ------------------------------------------------------------------------------
 
 
 def test_dead_units() -> None:
     history = train([64, 64], optimizer=SGD(1.0, momentum=0.9))
-    assert names(history) == {"dead units"}
-    first = history.findings()[0]
-    layer = history.records[-1].layers[0]
-    assert first.layer == 1
-    assert first.message == (
-        f"layer 1: {100 * layer.dead:.0f} % of units are dead (output 0 for all 179 validation images): lower "
-        "learning_rate (now 1.0) or use leaky_relu"
+    first, second, _ = history.records[-1].layers
+    (finding,) = history.findings()  # one for both layers
+    assert (finding.name, finding.layer) == ("dead units", 1)
+    assert finding.message == (
+        f"layers 1 and 2: {100 * first.dead:.0f} % and {100 * second.dead:.0f} % of units are dead (output 0 for "
+        "all 179 validation samples): lower learning_rate (now 1.0) or use leaky_relu"
     )
 
 
@@ -184,7 +192,10 @@ def test_units_that_are_born_dead_are_found_in_their_layer() -> None:
     history = fit(model, DIGITS, epochs=3, batch_size=32)
     assert [(finding.name, finding.layer) for finding in history.findings()] == [("dead units", 2)]
     assert history.records[-1].layers[1].dead >= 20 / 32
-    assert f"all {history.records[-1].layers[1].samples} training images" in history.findings()[0].message
+    message = history.findings()[0].message
+    assert f"all {history.records[-1].layers[1].samples} training samples" in message
+    assert "they were so after the first epoch already, draw other weights" in message
+    assert "learning_rate" not in message
 
 
 @pytest.mark.parametrize(("activation", "scale"), [("tanh", 3), ("sigmoid", 10)])
@@ -200,6 +211,16 @@ def test_units_saturated_by_large_steps_are_not_blamed_on_the_start() -> None:
     assert "the steps are too large, lower learning_rate (now 0.5)" in history.findings()[0].message
 
 
+def test_units_that_steps_saturate_are_named_beside_the_loss_that_explodes() -> None:
+    history = train([64], "tanh", optimizer=SGD(5.0))
+    assert [(finding.name, finding.layer) for finding in history.findings()] == [
+        ("saturated units", 1),
+        ("exploding loss", None),
+    ]
+    for finding in history.findings():
+        assert "the steps are too large, lower learning_rate (now 5.0)" in finding.message
+
+
 @pytest.mark.parametrize(("activation", "scale"), [("sigmoid", None), ("tanh", 0.05), ("relu", 0.05)])
 def test_vanishing_gradients(activation: str, scale: float | None) -> None:
     start = {} if scale is None else {"initializer": Normal(scale)}
@@ -207,6 +228,34 @@ def test_vanishing_gradients(activation: str, scale: float | None) -> None:
     assert [(finding.name, finding.layer) for finding in history.findings()] == [("vanishing gradients", 1)]
     advice = "initializer glorot" if activation == "tanh" else "initializer he"
     assert advice in history.findings()[0].message
+
+
+@pytest.mark.parametrize(("depth", "deviation"), [(5, 0.01), (3, 0.01), (2, 0.001)])
+def test_weights_too_small_to_learn_from_are_not_taken_for_units_that_died(depth: int, deviation: float) -> None:
+    history = train([64] * depth, initializer=Normal(deviation), optimizer=SGD(0.1, momentum=0.9))
+    (finding,) = history.findings()
+    assert (finding.name, finding.layer) == ("vanishing gradients", 1)
+    assert f"none of the {depth} hidden layers gives on more than" in finding.message
+    assert "the initial weights are too small, use initializer he" in finding.message
+    assert "learning_rate" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("hidden", "activation", "size", "optimizer", "name"),
+    [
+        ([64], "relu", 1000, SGD(0.01), "dead units"),
+        ([64], "relu", 1000, Adam(), "exploding gradients"),
+        ([64], "tanh", 100, SGD(0.01), "saturated units"),
+        ([], "relu", 1000, SGD(1.0), "exploding loss"),
+    ],
+)
+def test_inputs_that_nobody_scaled(
+    hidden: list[int], activation: str, size: int, optimizer: object, name: str
+) -> None:
+    data = Dataset((DIGITS.images * float(size)).astype(np.float32), DIGITS.labels)
+    (finding,) = train(hidden, activation, data, optimizer=optimizer).findings()
+    assert finding.name == name
+    assert finding.message.endswith(f": the inputs are up to {size:,} in absolute value, scale them to about 1")
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
@@ -217,10 +266,21 @@ def test_exploding_gradients(activation: str) -> None:
 
 
 def test_a_loss_that_explodes_and_stays_finite() -> None:
-    history = train([128], "tanh", optimizer=SGD(1.0, momentum=0.9))
+    history = train([], optimizer=SGD(500.0, momentum=0.9))
     assert names(history) == {"exploding loss"}
     assert history.trend() == "diverging"
-    assert "lower learning_rate (now 1.0) or momentum (now 0.9)" in history.findings()[0].message
+    assert "lower learning_rate (now 500.0) or momentum (now 0.9)" in history.findings()[0].message
+
+
+def test_a_loss_that_explodes_when_the_learning_rate_is_raised() -> None:
+    def raised(rate: float, epoch: int) -> float:
+        return rate if epoch < 5 else 300 * rate
+
+    history = train([64], "leaky_relu", optimizer=SGD(0.02), schedule=raised)
+    (finding,) = history.findings()
+    assert finding.name == "exploding loss"
+    assert "the steps are too large, lower learning_rate (now 6.0, 0.02 at first)" in finding.message
+    assert "initializer" not in finding.message
 
 
 def test_overfitting() -> None:
@@ -267,6 +327,20 @@ def test_unstable(hidden: list[int], optimizer: object, factor: float, advice: s
     assert names(history) == {"unstable"}
     assert history.trend() == "unstable"
     assert advice in history.findings()[0].message
+
+
+def test_without_statistics_a_loss_that_has_grown_is_not_blamed_on_the_start() -> None:
+    (finding,) = curve([2.0, 40.0, 4000.0]).findings()
+    assert "the steps are too large, lower learning_rate (now 0.1)" in finding.message
+    (finding,) = curve([3000.0, 5000.0, 4000.0]).findings()
+    assert "start from smaller weights (initializer he), or lower learning_rate (now 0.1)" in finding.message
+
+
+def test_a_learning_rate_that_keeps_the_loss_from_settling() -> None:
+    history = train([64], "leaky_relu", optimizer=Adam(0.1), epochs=50, validation=143)
+    assert (names(history), history.trend()) == ({"unstable"}, "unstable")
+    assert "of the last 10 epochs" in history.findings()[0].message
+    assert "lower learning_rate (now 0.1), or let it fall (schedule step)" in history.findings()[0].message
 
 
 # -- Divergence: the advice follows the evidence ----------------------------------------------------------------
@@ -356,7 +430,7 @@ def curve(train_loss: list[float], validation_loss: list[float] | None = None, a
             for n, (loss, other) in enumerate(zip(train_loss, held_out, strict=True), 1)
         ]
     )
-    history.setting = Setting(classes=10, learning_rate=0.1)
+    history.setting = Setting(classes=10)
     return history
 
 
@@ -370,6 +444,8 @@ def curve(train_loss: list[float], validation_loss: list[float] | None = None, a
         ([2.0, 0.5, 0.4, 0.3, 0.2, 0.1], [2.0, 0.3, 0.2, 0.2, 0.2, 0.9], "converging"),  # a single bad epoch
         ([2.3, 1.9, 1.6, 1.5, 1.5, 1.5], None, "underfitting"),
         ([1.0, 0.5, 0.9, 0.5, 0.8, 0.4], None, "unstable"),
+        ([1.0, 0.5, 0.9, 0.5, 0.8, *[0.3] * 9], None, "converging"),  # it has settled since
+        ([1.0, 0.1, 0.05, 0.1, 0.05, 0.1], None, "converging"),  # by less than 0.04 of the loss of guessing
         ([2.3, 9.0, 50.0], None, "diverging"),
         ([90.0, 20.0, 7.0, 1.0, 0.5, 0.3], None, "converging"),  # on its way back
         ([2.3], None, None),
@@ -389,13 +465,13 @@ def test_a_gap_in_accuracy_is_overfitting_too() -> None:
 
 
 def test_no_epochs_no_findings() -> None:
-    assert find([], Setting(classes=10, learning_rate=0.1)) == []
+    assert find([], Setting(classes=10)) == []
 
 
 def test_where_nothing_is_classified_only_units_are_judged() -> None:
     history = curve([2.0, 9.0, 500.0], [2.0, 9.0, 500.0])
     assert names(history) == {"exploding loss"}
-    history.setting = Setting(classes=1, learning_rate=0.1)
+    history.setting = Setting(classes=1)
     assert (history.findings(), history.trend()) == ([], None)
     hidden = LayerStatistics(1e6, 0.1, 10.0, 0.9, None, 1000, 128)
     layers = (hidden, dataclasses.replace(hidden, dead=None))
@@ -415,12 +491,12 @@ def test_a_finding_is_a_whole_sentence_about_a_layer() -> None:
     history = curve([2.0, 1.0, 0.5], [2.0, 1.0, 0.6])
     layers = (healthy, dataclasses.replace(healthy, dead=0.61), dataclasses.replace(healthy, dead=None))
     history.records[-1] = dataclasses.replace(history.records[-1], layers=layers)
-    history.setting = Setting(classes=10, learning_rate=1.0, hidden=(128, 64))
+    history.setting = Setting(classes=10, hidden=(128, 64))
     assert history.findings() == [
         Finding(
             "dead units",
-            "layer 2: 61 % of units are dead (output 0 for all 1,000 validation images): lower learning_rate "
-            "(now 1.0) or use leaky_relu",
+            "layer 2: 61 % of units are dead (output 0 for all 1,000 validation samples): lower learning_rate "
+            "(now 0.1) or use leaky_relu",
             2,
         )
     ]

@@ -13,8 +13,8 @@ EXPLODED = 3.0  # so many times it is worse than any ignorance
 HIGH = 0.5  # half of it is not a fit
 EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 RISE = 1.1  # from one epoch to the next: a tenth more
-RISE_LEAST = 0.05  # and at least so much of the loss of guessing
-RISES_SHARE, RISES_LEAST = 0.2, 2  # in so many of the epochs
+RISE_LEAST = 0.04  # and at least so much of the loss of guessing
+RISES, RECENT = 2, 10  # so many in the last epochs; what was long before is over
 OVERFIT_RISE, OVERFIT_LEAST = 1.5, 0.15  # the validation loss over its lowest; nats
 LASTING = 3  # epochs for which the validation must have been so bad
 OVERFIT_GAP = 0.1  # between the accuracies
@@ -27,7 +27,7 @@ def trend(records: Sequence[Record], classes: int) -> str | None:
         return None
     if exploded(records, classes):
         return "diverging"
-    if len(rises(records, classes)) >= max(RISES_LEAST, RISES_SHARE * (len(records) - 1)):
+    if len(rises(records, classes)) >= RISES:
         return "unstable"
     if len(records) >= EPOCHS_TO_FIT and records[-1].train_loss > HIGH * math.log(classes):
         return "underfitting"
@@ -42,12 +42,13 @@ def exploded(records: Sequence[Record], classes: int) -> bool:
 
 
 def rises(records: Sequence[Record], classes: int) -> list[int]:
-    """The epochs, counted from 1, after which the training loss rose by a tenth, and by more than noise."""
+    """Those of the recent epochs, counted from 1, after which the training loss rose by more than noise."""
     least = RISE_LEAST * math.log(classes)
-    losses = [record.train_loss for record in records]
+    first = max(0, len(records) - RECENT - 1)
+    losses = [record.train_loss for record in records[first:]]
     return [
         epoch
-        for epoch, (before, after) in enumerate(itertools.pairwise(losses), 1)
+        for epoch, (before, after) in enumerate(itertools.pairwise(losses), first + 1)
         if after > RISE * before and after - before > least
     ]
 

@@ -16,7 +16,8 @@ class Finding:
     Attributes:
         name: which of the known illnesses, such as ``"dead units"``.
         message: a whole sentence: the evidence in figures, the likely cause, and what to try.
-        layer: which layer it is in, counted from 1 (the first hidden layer); None if it is the whole network.
+        layer: which layer it is in, counted from 1 (the first hidden layer), the lowest if it is in several; None
+            if it is the whole network.
     """
 
     name: str
@@ -31,7 +32,6 @@ class Setting:
     Attributes:
         classes: of the data; their logarithm is the loss of guessing. Below 2 where there are none, and then
             only units are judged: the size of a loss or a gradient means nothing there.
-        learning_rate: the initial one.
         activation: the name of that of the hidden layers.
         hidden: units of each hidden layer.
         optimizer: ``"SGD"``, ``"Adam"``, ...
@@ -41,7 +41,6 @@ class Setting:
     """
 
     classes: int
-    learning_rate: float
     activation: str = "relu"
     hidden: tuple[int, ...] = ()
     optimizer: str = "SGD"
@@ -62,5 +61,7 @@ class Record(Protocol):
     def validation_loss(self) -> float | None: ...
     @property
     def validation_accuracy(self) -> float | None: ...
+    @property
+    def learning_rate(self) -> float: ...
     @property
     def layers(self) -> Sequence[LayerStatistics] | None: ...

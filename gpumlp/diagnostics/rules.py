@@ -2,7 +2,7 @@
 
 They follow the tables of symptoms that courses give. The limits are set so that trainings which do well, of every
 activation and optimizer, are left in peace. A fault within a layer explains a bad curve, so a curve is a finding
-of its own only where no layer has one.
+of its own only where no layer has one; save a loss that steps have made explode, which is never left out.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from . import curves
+from . import causes, curves
+from .curve_rules import exploding_loss, overfitting, underfitting, unstable
 from .findings import Finding, Record, Setting
 from .statistics import LayerStatistics
 
 DEAD = 0.4  # of a layer's ReLU units
+BORN = 0.1  # of their norm: an epoch that moves the weights less has killed no units
 SATURATED = 0.8  # of a layer's outputs
 LEAST_UNITS = 8  # of a layer that can be called saturated: a single unit often is, and learns
 FAINT_RATIO = 1e-3  # the first layer's gradient over the largest ...
 FAINT, NO_BETTER = 0.01, 0.9  # ... or its norm, where the loss is still that part of the loss of guessing
 EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabilities, so healthy ones are about 1
-MOVED = 0.5  # of their norm: an epoch that moves the weights so far has made them what they are
-STANDING_STILL = 0.01  # the part of their norm that an epoch moves the weights
-STRONG_L2, STRONG_L1 = 0.03, 0.003
 
 
 def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
@@ -34,63 +33,79 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     """
     if not records:
         return []
+    units = [*_dead(records, setting), *_saturated(records, setting)]
     if setting.classes < 2:
-        return [*_dead(records, setting), *_saturated(records, setting)]
+        return units
     exploded = curves.exploded(records, setting.classes)
-    if exploded and _moved_far(records):
-        return [_exploding_loss(records, setting)]
+    if exploded and causes.moved_far(records):
+        return [*units, exploding_loss(records, setting)]
     kind = curves.trend(records, setting.classes)
-    if kind == "underfitting" and _strong_penalty(setting):
-        return [_underfitting(records, setting)]
-    found = ([] if exploded else _vanishing(records, setting)) or [
-        *_exploding_gradients(records, setting),
-        *_dead(records, setting),
-        *_saturated(records, setting),
-    ]
+    if kind == "underfitting" and causes.strong_penalty(setting):
+        return [underfitting(records, setting)]
+    found = ([] if exploded else _vanishing(records, setting)) or [*_exploding_gradients(records, setting), *units]
     if found:
         return found
     if exploded:
-        return [_exploding_loss(records, setting)]
-    rules = {"unstable": _unstable, "underfitting": _underfitting, "overfitting": _overfitting}
+        return [exploding_loss(records, setting)]
+    rules = {"unstable": unstable, "underfitting": underfitting, "overfitting": overfitting}
     rule = rules.get(kind or "")
     return [] if rule is None else [rule(records, setting)]
 
 
-# -- Within a layer -----------------------------------------------------------------------------------------
-
-
 def _dead(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    kind = "training" if records[-1].validation_loss is None else "validation"
-    return [
-        Finding(
-            "dead units",
-            f"layer {number}: {_percent(layer.dead)} of units are dead (output 0 for all {layer.samples:,} {kind} "
-            f"images): lower learning_rate (now {_rate(setting)}) or use leaky_relu",
-            number,
-        )
-        for number, layer in _numbered(records[-1])
+    last = records[-1]
+    found = [
+        (number, layer, layer.dead)
+        for number, layer in causes.numbered(last)
         if layer.dead is not None and layer.dead >= DEAD
     ]
+    if not found:
+        return []
+    number, layer, _ = found[0]
+    kind = "training" if last.validation_loss is None else "validation"
+    if (cure := causes.large_inputs(records)) is None:
+        born = "they were so after the first epoch already, draw other weights (initializer he)"
+        cure = (born if _born_dead(records[0], number) else f"lower {causes.rate(records)}") + " or use leaky_relu"
+    evidence = f"of units are dead (output 0 for all {layer.samples:,} {kind} samples)"
+    shares = [(number, share) for number, _, share in found]
+    return [Finding("dead units", f"{_layers(shares)} {evidence}: {cure}", number)]
+
+
+def _born_dead(first: Record, number: int) -> bool:
+    """Were a layer's units dead before any step could have killed them?"""
+    if first.layers is None or causes.moved_far([first]):
+        return False
+    layer = first.layers[number - 1]
+    return (layer.dead or 0) >= DEAD and (layer.update_ratio or 0) < BORN
 
 
 def _saturated(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    return [
-        Finding(
-            "saturated units",
-            f"layer {number}: {_percent(layer.saturated)} of the outputs are saturated ({setting.activation} has "
-            f"there less than 2 % of its slope; {layer.gradient_samples:,} images), and hardly any gradient gets "
-            f"through: {_too_large(records, setting)}",
-            number,
-        )
-        for number, layer in _numbered(records[-1])
+    found = [
+        (number, layer, layer.saturated)
+        for number, layer in causes.numbered(records[-1])
         if layer.saturated is not None
         and layer.saturated >= SATURATED
         and setting.hidden[number - 1] >= LEAST_UNITS
     ]
+    if not found:
+        return []
+    number, layer, _ = found[0]
+    shares = [(number, share) for number, _, share in found]
+    return [
+        Finding(
+            "saturated units",
+            f"{_layers(shares)} of the outputs are saturated ({setting.activation} has there less than 2 % of its "
+            f"slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
+            f"{causes.too_large(records, setting)}",
+            number,
+        )
+    ]
 
 
 def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    norms = [(layer.gradient_norm, number) for number, layer in _numbered(records[-1]) if layer.gradient_norm]
+    norms = [
+        (layer.gradient_norm, number) for number, layer in causes.numbered(records[-1]) if layer.gradient_norm
+    ]
     norm, number = max(norms, default=(0.0, 0))
     if norm <= EXPLODING:
         return []
@@ -98,7 +113,7 @@ def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Fi
         Finding(
             "exploding gradients",
             f"layer {number}: the norm of the gradient is {norm:,.3g}, where about 1 is usual: "
-            f"{_too_large(records, setting)}",
+            f"{causes.too_large(records, setting)}",
             number,
         )
     ]
@@ -107,141 +122,51 @@ def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Fi
 def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
     """The gradient gets lost on its way down, from the start: not because units died or large steps spoiled it."""
     guess, loss = math.log(setting.classes), records[-1].train_loss
-    measured = [[layer.gradient_norm or 0.0 for layer in record.layers] for record in records if record.layers]
-    if not measured or len(measured[0]) < 2 or not measured[0][0] or loss <= curves.HIGH * guess:
+    looks = [record.layers for record in records if record.layers]
+    if not looks or len(looks[0]) < 2 or loss <= curves.HIGH * guess:
         return []
-    if _moved_far(records, first_layer_only=True):
+    if causes.moved_far(records[:1], first_layer_only=True) or any((look[0].dead or 0) >= DEAD for look in looks):
         return []
-    if any((layer.dead or 0) >= DEAD for record in records if record.layers for layer in record.layers[:1]):
+    scale = None if causes.strong_penalty(setting) else causes.scale(records[0], setting)
+    small = scale is not None and scale < causes.SMALL_SCALE
+    if not looks[0][0].gradient_norm and not small:  # a layer above was born dead
         return []
-    middle = len(measured) // 2
-    norm = sorted(norms[0] for norms in measured)[middle]
-    ratio = sorted(norms[0] / max(norms) if max(norms) else 0.0 for norms in measured)[middle]
+    norm, ratio = _faintness(looks)
     if not (ratio < FAINT_RATIO or (norm < FAINT and loss > NO_BETTER * guess)):
         return []
     layers = len(setting.hidden)
-    advice = {
-        "sigmoid": ", whose slope is at most 1/4, use relu with initializer he",
-        "tanh": " use initializer glorot, or relu with initializer he",
-    }.get(setting.activation, " use initializer he") + (", or fewer layers" if layers > 1 else "")
+    hidden = f"{layers} hidden layer{'s' if layers > 1 else ''}"
+    if small:
+        advice = (
+            f"none of the {hidden} gives on more than {causes.percent(scale)} of its input's size: the initial "
+            f"weights are too small, use initializer {causes.suited(setting)}"
+        )
+    else:
+        advice = f"in {hidden} of {setting.activation}" + {
+            "sigmoid": ", whose slope is at most 1/4, use relu with initializer he",
+            "tanh": " use initializer glorot, or relu with initializer he",
+        }.get(setting.activation, " use initializer he")
+        advice += ", or fewer layers" if layers > 1 else ""
     return [
         Finding(
             "vanishing gradients",
             f"layer 1: the norm of its gradient is {norm:.2g}, {ratio:.2g} times the largest layer's (medians of "
-            f"{_epochs(len(measured))}), while the training loss is still {loss:.3g}: in {layers} hidden "
-            f"layer{'s' if layers > 1 else ''} of {setting.activation}{advice}",
+            f"{causes.epochs(len(looks))}), while the training loss is still {loss:.3g}: {advice}",
             1,
         )
     ]
 
 
-# -- Of the curves ------------------------------------------------------------------------------------------
+def _faintness(looks: Sequence[Sequence[LayerStatistics]]) -> tuple[float, float]:
+    """The norm of the first layer's gradient, and its part of the largest layer's: medians over the epochs."""
+    measured = [[layer.gradient_norm or 0.0 for layer in look] for look in looks]
+    middle = len(measured) // 2
+    norm = sorted(norms[0] for norms in measured)[middle]
+    return norm, sorted(norms[0] / max(norms) if max(norms) else 0.0 for norms in measured)[middle]
 
 
-def _exploding_loss(records: Sequence[Record], setting: Setting) -> Finding:
-    loss, guess = records[-1].train_loss, math.log(setting.classes)
-    return Finding(
-        "exploding loss",
-        f"the training loss is {loss:.3g}, {loss / guess:.3g} times that of guessing ({guess:.2f}): "
-        f"{_too_large(records, setting)}",
-    )
-
-
-def _unstable(records: Sequence[Record], setting: Setting) -> Finding:
-    rises = curves.rises(records, setting.classes)
-    worst = max(rises, key=lambda epoch: records[epoch].train_loss - records[epoch - 1].train_loss)
-    before, after = records[worst - 1].train_loss, records[worst].train_loss
-    schedule = ", or let it fall (schedule step)" if setting.constant_rate else ""
-    return Finding(
-        "unstable",
-        f"the training loss rose by more than a tenth after {len(rises)} of {_epochs(len(records) - 1)} (from "
-        f"{before:.3g} to {after:.3g} after epoch {worst}): the steps are too large, lower learning_rate (now "
-        f"{_rate(setting)}){_momentum(setting)}{schedule}",
-    )
-
-
-def _underfitting(records: Sequence[Record], setting: Setting) -> Finding:
-    last, guess = records[-1], math.log(setting.classes)
-    moved = [layer.update_ratio for _, layer in _numbered(last) if layer.update_ratio is not None]
-    falling = curves.falling(records)
-    rate = f"learning_rate (now {_rate(setting)})"
-    evidence = (
-        f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has {guess:.2f}) and "
-        f"the accuracy {_percent(last.train_accuracy)}"
-    )
-    units = f"more hidden units (now {' '.join(map(str, setting.hidden)) or 'none'})"
-    if _strong_penalty(setting):
-        name, value = ("l2", setting.l2) if setting.l2 >= STRONG_L2 else ("l1", setting.l1)
-        advice = f": the penalty keeps the weights too small, lower {name} (now {value:g})"
-    elif setting.hidden and min(setting.hidden) < setting.classes:
-        advice = f": use {units}"
-    elif _moved_far(records):
-        advice = (
-            f": the first epoch moved the weights by more than half of their norm, lower {rate}, or use {units}"
-        )
-    elif moved and max(moved) < STANDING_STILL:
-        advice = (
-            f", and the last epoch moved the weights of no layer by more than {100 * max(moved):.2g} % of their "
-            f"norm: raise {rate}"
-        )
-    elif falling > curves.STILL_FALLING:
-        advice = f", still falling by {100 * falling:.2g} % an epoch: train for more epochs, or raise {rate}"
-    else:
-        advice = f" and no longer gets better: use {units}, or another {rate}"
-    return Finding("underfitting", evidence + advice)
-
-
-def _overfitting(records: Sequence[Record], setting: Setting) -> Finding:
-    last, best = records[-1], curves.best_epoch(records)
-    assert best is not None
-    lowest = records[best - 1].validation_loss
-    stop = f", or stop after about {_epochs(best)}" if best < len(records) else ""
-    return Finding(
-        "overfitting",
-        f"the validation loss is {last.validation_loss:.3g} ({lowest:.3g} in epoch {best}) and the accuracy "
-        f"{_percent(last.validation_accuracy)} in validation against {_percent(last.train_accuracy)} in "
-        f"training: train on more data, raise l2 (now {setting.l2:g}), use fewer hidden units{stop}",
-    )
-
-
-# -- Causes and words ---------------------------------------------------------------------------------------
-
-
-def _moved_far(records: Sequence[Record], *, first_layer_only: bool = False) -> bool:
-    """Are the weights what the first epoch has made of them, rather than what they were drawn as?"""
-    layers = _numbered(records[0])[: 1 if first_layer_only else None]
-    return any(layer.update_ratio is None or layer.update_ratio > MOVED for _, layer in layers)
-
-
-def _strong_penalty(setting: Setting) -> bool:
-    return setting.l2 >= STRONG_L2 or setting.l1 >= STRONG_L1
-
-
-def _too_large(records: Sequence[Record], setting: Setting) -> str:
-    """What to do where weights are too large: it depends on who made them so."""
-    rate = f"learning_rate (now {_rate(setting)})"
-    if _moved_far(records):
-        return f"the steps are too large, lower {rate}{_momentum(setting)}"
-    suited = "he" if setting.activation in ("relu", "leaky_relu") else "glorot"
-    return f"start from smaller weights (initializer {suited}), scale the inputs to about 1, or lower {rate}"
-
-
-def _numbered(record: Record) -> list[tuple[int, LayerStatistics]]:
-    return list(enumerate(record.layers or (), 1))
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def _epochs(count: int) -> str:
-    return f"{count:,} epoch{'' if count == 1 else 's'}"
-
-
-def _rate(setting: Setting) -> str:
-    rate = setting.learning_rate
-    return f"{rate:.1f}" if rate == round(rate, 1) and rate < 1000 else f"{rate:g}"
-
-
-def _momentum(setting: Setting) -> str:
-    return f" or momentum (now {setting.momentum:g})" if setting.momentum else ""
+def _layers(shares: Sequence[tuple[int, float]]) -> str:
+    """``layer 2: 61 %``, or ``layers 1 and 2: 98 % and 100 %``."""
+    numbers = causes.listed([str(number) for number, _ in shares])
+    percents = causes.listed([causes.percent(share) for _, share in shares])
+    return f"layer{'s' if len(shares) > 1 else ''} {numbers}: {percents}"

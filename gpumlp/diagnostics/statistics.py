@@ -33,8 +33,10 @@ class LayerStatistics:
             (|tanh| > 0.99), over `gradient_samples`; None for layers of other activations.
         samples: how many were looked at: the first chunk of the validation samples, or else training samples.
         gradient_samples: how many of those went into the gradient.
+        largest_input: in absolute value, of what the layer is given, over `gradient_samples`; None in runs of
+            before it was taken.
 
-    `gradient_norm`, `update_ratio` and `weight_norm` are None where they are too large for the network's dtype.
+    Numbers that are too large for the network's dtype are None.
     """
 
     gradient_norm: float | None
@@ -44,6 +46,7 @@ class LayerStatistics:
     saturated: float | None
     samples: int
     gradient_samples: int
+    largest_input: float | None = None
 
 
 class Probe:
@@ -71,7 +74,7 @@ class Probe:
         self._targets = parameters.weight_views(scratch)
         self._flat_targets = [view.reshape(-1) for view in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
-        self.values: Array = xp.zeros((5, len(model.layers)), dtype="float64")
+        self.values: Array = xp.zeros((6, len(model.layers)), dtype="float64")
 
     def look(self, seen: Workspace, before: Array) -> None:
         """Take the statistics.
@@ -96,6 +99,8 @@ class Probe:
                 xp.abs(size, out=size)
                 values[4, index] = xp.sum(xp.greater(size, SATURATED), dtype="float64")
         xp.copyto(own.inputs, seen.inputs[: self.rows])
+        for index, given in enumerate([own.inputs, *own.outputs[: len(model.layers) - 1]]):
+            values[5, index] = xp.maximum(xp.max(given), xp.abs(xp.min(given)))
         # The loss has left the error term of a mean over the whole batch.
         xp.multiply(seen.logits[: self.rows], self.samples / self.rows, out=own.logits)
 
@@ -115,8 +120,8 @@ class Probe:
         """The `values`, flattened and read by the host, as statistics of each layer."""
         layers = self.model.layers
         count = len(layers)
-        gradients, changes, weights, dead, saturated = (
-            values[start : start + count] for start in range(0, 5 * count, count)
+        gradients, changes, weights, dead, saturated, inputs = (
+            values[start : start + count] for start in range(0, 6 * count, count)
         )
         return tuple(
             LayerStatistics(
@@ -129,6 +134,7 @@ class Probe:
                 else None,
                 samples=self.samples,
                 gradient_samples=self.rows,
+                largest_input=inputs[index] if math.isfinite(inputs[index]) else None,
             )
             for index, layer in enumerate(layers)
         )

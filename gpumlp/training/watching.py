@@ -92,7 +92,6 @@ def setting_of(
     """How a network is trained, for the advice of the findings."""
     return Setting(
         classes=sizes[-1],
-        learning_rate=optimizer.learning_rate,
         activation=activation,
         hidden=tuple(sizes[1:-1]),
         optimizer=type(optimizer).__name__,
