@@ -33,8 +33,8 @@ class LayerStatistics:
             (|tanh| > 0.99), over `gradient_samples`; None for layers of other activations.
         samples: how many were looked at: the first chunk of the validation samples, or else training samples.
         gradient_samples: how many of those went into the gradient.
-        largest_input: in absolute value, of what the layer is given, over `gradient_samples`; None in runs of
-            before it was taken.
+        largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
+            others, and in runs of before it was taken.
 
     Numbers that are too large for the network's dtype are None.
     """
@@ -71,6 +71,7 @@ class Probe:
         self._workspace = Workspace(model, self.rows, pixels=False)
         self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
         self._scratch = scratch
+        self._inputs_known = False
         self._targets = parameters.weight_views(scratch)
         self._flat_targets = [view.reshape(-1) for view in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
@@ -99,8 +100,9 @@ class Probe:
                 xp.abs(size, out=size)
                 values[4, index] = xp.sum(xp.greater(size, SATURATED), dtype="float64")
         xp.copyto(own.inputs, seen.inputs[: self.rows])
-        for index, given in enumerate([own.inputs, *own.outputs[: len(model.layers) - 1]]):
-            values[5, index] = xp.maximum(xp.max(given), xp.abs(xp.min(given)))
+        if not self._inputs_known:  # they are the same after every epoch
+            values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))
+            self._inputs_known = True
         # The loss has left the error term of a mean over the whole batch.
         xp.multiply(seen.logits[: self.rows], self.samples / self.rows, out=own.logits)
 
@@ -134,7 +136,7 @@ class Probe:
                 else None,
                 samples=self.samples,
                 gradient_samples=self.rows,
-                largest_input=inputs[index] if math.isfinite(inputs[index]) else None,
+                largest_input=inputs[0] if index == 0 and math.isfinite(inputs[0]) else None,
             )
             for index, layer in enumerate(layers)
         )
