@@ -61,16 +61,28 @@ def html_bytes(model: MLP) -> bytes:
     from .report import drawing_page  # not above: it needs libraries of its own
 
     inputs = plain_inputs(model)
-    if len(inputs.shape) != 2:
+    shape = inputs.shape[:2] if inputs.shape[2:] == (1,) else inputs.shape
+    if len(shape) != 2:
         raise ModelFileError(
             f"a page to draw on needs a network for images of height x width; this one takes samples of "
             f"{' x '.join(map(str, inputs.shape))}"
         )
-    height, width = inputs.shape
+    if not inputs.pixels and inputs.data != "digits":  # whose scale is known
+        raise ModelFileError(
+            f"a page to draw on needs a network for pixels; this one was trained on images of {inputs.dtype} in a "
+            "scale of their own, which only its data tells: python -m gpumlp.report RUN has a pad for it"
+        )
+    height, width = shape
     # The built-in digits fill their images, others are taken to have a margin as MNIST's.
     digits = load_digits()[0] if inputs.data == "digits" else None
+    title = "Draw a digit" if inputs.data in ("mnist", "digits") else "Draw for the network"
     try:
-        page = drawing_page(model, (height, width), title=f"Draw for {model}", data=digits)
+        page = drawing_page(
+            model,
+            (height, width),
+            title=title,
+            data=digits,
+        )
     except ValueError as error:
         raise ModelFileError(f"there is no page for this network: {error}") from error
     return page.encode()

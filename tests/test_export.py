@@ -165,7 +165,9 @@ def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
 # -- A page to draw on --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz")])
+@pytest.mark.parametrize(
+    ("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz"), ((8, 8, 1), "own.npz")]
+)
 def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str, tmp_path: Path) -> None:
     pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
     model = MLP([shape[0] * shape[1], 8, 10], device="cpu")
@@ -174,7 +176,30 @@ def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str
     assert run("export", tmp_path, "--format", "html") == 0
     page = (tmp_path / "network.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html")
-    assert f"Draw for {model}" in page
+    title = "Draw a digit" if data in ("mnist", "digits") else "Draw for the network"
+    assert f"<h1>{title}</h1>" in page
+
+
+def test_the_page_to_draw_on_calls_the_classes_by_their_names(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    model = MLP([64, 3], device="cpu")
+    model.inputs, model.class_names = Inputs((8, 8), "uint8", "own.npz"), ("owl", "<b>", 7)
+    model.save(tmp_path)
+    assert run("export", tmp_path, "--format", "html") == 0
+    page = (tmp_path / "network.html").read_text(encoding="utf-8")
+    assert '"classes": ["owl", "\\u003cb\\u003e", "7"]' in page
+    assert "<b>" not in page
+
+
+def test_there_is_no_page_to_draw_on_for_a_scale_that_nobody_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = MLP([64, 3], device="cpu")
+    model.inputs = Inputs((8, 8), "float32", "own.npz")
+    model.save(tmp_path)
+    assert run("export", tmp_path, "--format", "html") == 2
+    assert "trained on images of float32 in a scale of their own" in capsys.readouterr().err
+    assert not (tmp_path / "network.html").exists()
 
 
 def test_there_is_no_page_to_draw_on_for_what_is_no_image(

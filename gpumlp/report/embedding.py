@@ -118,6 +118,7 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "sizes": model.sizes,
+        "classes": [str(name) for name in model.class_names or range(model.sizes[-1])],
         "activation": activation.name,
         "slope": activation.negative_slope if isinstance(activation, LeakyReLU) else 0,
         "height": field.height,

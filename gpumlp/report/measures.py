@@ -9,11 +9,13 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
+from ..diagnostics.statistics import SATURATED
 from ..nn.network import MLP
 from ..nn.workspace import Workspace
 
 ACTIVATION_SAMPLES = 1000  # of the test set, for the statistics of activations
-SATURATED = {"tanh": (-0.99, 0.99), "sigmoid": (0.01, 0.99)}  # outputs beyond these
+# Outputs beyond these are saturated, as in the diagnostics: of sigmoid, |2 a - 1| counts.
+SATURATED_BEYOND = {"tanh": (-SATURATED, SATURATED), "sigmoid": ((1 - SATURATED) / 2, (1 + SATURATED) / 2)}
 
 
 class Mistake(NamedTuple):
@@ -114,8 +116,8 @@ def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
         zero = dead = saturated = None
         if kind == "relu":
             zero, dead = float((outputs == 0).mean()), float((outputs == 0).all(axis=0).mean())
-        if kind in SATURATED:
-            low, high = SATURATED[kind]
+        if kind in SATURATED_BEYOND:
+            low, high = SATURATED_BEYOND[kind]
             saturated = float(((outputs < low) | (outputs > high)).mean())
         result.append(
             LayerActivity(outputs.shape[1], float(outputs.mean()), float(outputs.std()), zero, dead, saturated)

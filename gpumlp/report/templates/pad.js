@@ -99,7 +99,7 @@
     clearTimeout(timer);
     timer = setTimeout(() => {
       const order = [...shares.keys()].sort((a, b) => shares[b] - shares[a]);
-      result.textContent = empty ? "Draw something." : `It looks like ${order[0]}, ${percent(shares[order[0]])}; next ${order[1]}, ${percent(shares[order[1]])}.`;
+      result.textContent = empty ? "Draw something." : `It looks like ${networks[network].classes[order[0]]}, ${percent(shares[order[0]])}; next ${networks[network].classes[order[1]]}, ${percent(shares[order[1]])}.`;
       seen.setAttribute("aria-label", empty ? "Nothing yet" : "Your drawing, scaled and centred");
     }, 400);
   };
@@ -187,7 +187,7 @@
     bars.replaceChildren(...Array.from({ length: field.sizes.at(-1) }, (_, label) => {
       const row = element("li", ""), track = element("span", "track");
       track.append(element("span", "fill"));
-      row.append(element("span", "label", String(label)), track, element("span", "value", "–"));
+      row.append(element("span", "label", field.classes[label]), track, element("span", "value", "–"));
       return row;
     }));
     bars.classList.toggle("many", field.sizes.at(-1) > 12);
