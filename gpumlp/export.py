@@ -16,6 +16,7 @@ from .files import write_atomically
 from .nn.model_file import find_model
 from .nn.network import MLP
 from .training.config import ConfigError
+from .training.output import check_output
 
 PROGRAM = "gpumlp-export"
 
@@ -32,14 +33,9 @@ class Options:
     """The file (network.onnx, ... in the folder); one that is there is replaced."""
 
     def check(self) -> None:
-        """Raises ConfigError, with all mistakes at once."""
-        problems = []
+        """Raises ConfigError."""
         if self.format not in FORMATS:
-            problems.append(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
-        if self.out is not None and (Path(self.out).is_dir() or not Path(self.out).parent.is_dir()):
-            problems.append(f"out: expected the path of a file in a folder that is there, got {self.out!r}")
-        if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         source = find_model(options.run)
-        model = MLP.load(source, device="cpu")
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
+        check_output("out", out if options.out is None else options.out, [source])
+        model = MLP.load(source, device="cpu")
         content = FORMATS[options.format](model)
         write_atomically(out, content)
         print(f"{out}: {model}, {len(content):,} bytes")

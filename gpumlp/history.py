@@ -18,6 +18,7 @@ from .files import write_atomically
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.lines import epoch_line, header_line, number, percent
+from .training.output import check_output
 from .training.records import RunRecord, columns, differences, find_runs, read_run
 
 PROGRAM = "gpumlp-history"
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         if not options.runs:
             raise ConfigError("expected the folder of a run, or several, got none")
-        if options.csv == "":
-            raise ConfigError("csv: expected a file, or - for standard output, got nothing")
+        if options.csv not in (None, "-"):
+            check_output("csv", options.csv)
         if options.reverse and options.sort is None:
             raise ConfigError("reverse: expected only with --sort")
         names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))

@@ -25,6 +25,7 @@ from .nn.model_file import CLASSIFICATION, loss_name
 from .nn.network import MLP
 from .predicting import CHOICES, STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
+from .training.output import check_output
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -68,8 +69,6 @@ class Options:
             problems.append(f"preparation: expected one of {', '.join(CHOICES)}, got {self.preparation!r}")
         if self.out is not None and Path(self.out).suffix not in (".csv", ".npy"):
             problems.append(f"out: expected FILE.csv or FILE.npy, got {self.out!r}")
-        elif self.out is not None and not Path(self.out).parent.is_dir():
-            problems.append(f"out: there is no folder {Path(self.out).parent}")
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -80,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
+        if options.out is not None:
+            check_output("out", options.out, [options.run, *options.files])
         model = MLP.load(options.run, device=options.device)
         if loss_name(model) != CLASSIFICATION:
             raise ConfigError(

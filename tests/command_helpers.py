@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from gpumlp import diagnose, evaluate, export, info, predict, train
 from gpumlp import history as history_command
+from gpumlp.report import __main__ as report
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ("--dataset", "digits", "--device", "cpu")
@@ -26,6 +27,7 @@ MAINS = {
     "history": history_command.main,
     "info": info.main,
     "predict": predict.main,
+    "report": report.main,
     "export": export.main,
 }
 CLOCK = ("seconds", "samples_per_second")  # what two equal runs may differ in

@@ -232,11 +232,8 @@ def test_a_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ("words", "message"),
     [
         (["net", "--format", "pickle"], "format: expected one of onnx, safetensors, npz, html"),
-        (
-            ["net", "--format", "npz", "--out", "none/a.npz"],
-            "out: expected the path of a file in a folder that is there",
-        ),
-        (["net", "--format", "npz", "--out", "net"], "out: expected the path of a file in a folder that is there"),
+        (["net", "--format", "npz", "--out", "none/a.npz"], "out: there is no folder none"),
+        (["net", "--format", "npz", "--out", "net"], "out: expected the path of a file to write, got net"),
         (["none", "--format", "npz"], "there is no run or saved network none"),
     ],
 )

@@ -180,7 +180,7 @@ def test_damaged_files_are_named(runs: Path, file: str, content: str, message: s
         (["empty"], "there is no run in empty"),
         (["a", "b", "--sort", "size"], "sort: expected one of run, epochs, train_loss"),
         (["a", "--reverse"], "reverse: expected only with --sort"),
-        (["a", "--csv", ""], "csv: expected a file"),
+        (["a", "--csv", ""], "csv: expected the path of a file to write, got nothing"),
     ],
 )
 def test_bad_input_is_refused_in_words(runs: Path, words: list[str], message: str, capsys, monkeypatch) -> None:
@@ -194,7 +194,7 @@ def test_bad_input_is_refused_in_words(runs: Path, words: list[str], message: st
 
 def test_a_csv_that_cannot_be_written_is_one_line(runs: Path) -> None:
     code, _, err = finish(spawn("history", runs / "a", "--csv", runs / "none" / "file.csv"))
-    assert (code, err) == (1, f"gpumlp-history: {runs / 'none' / 'file.csv'}: No such file or directory\n")
+    assert (code, err) == (2, f"gpumlp-history: csv: there is no folder {runs / 'none'}\n")
 
 
 def test_an_interrupted_run_has_no_test(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

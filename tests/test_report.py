@@ -111,6 +111,7 @@ def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path
     npz = table_data(tmp_path / "table.npz", (5,), classes=12)
     other = ("--dataset", npz, "--device", "cpu", "--epochs", 2, "--quiet", "--validation", 0)
     assert run("train", *other, "--activation", "tanh", "--dtype", "float64", "--out", tmp_path / "<b>") == 0
+    (tmp_path / "new").mkdir()
     assert write(digits, tmp_path / "<b>", "--out", tmp_path / "new" / "page.html") == 0
     page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     text = text_of(page)
@@ -269,8 +270,8 @@ def test_a_page_is_written_whole_or_not_at_all(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert write(digits, "--out", tmp_path / "file" / "page.html") == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert write(digits, "--out", tmp_path / "file" / "page.html") == 2
+    assert capsys.readouterr().err == f"gpumlp-report: out: there is no folder {tmp_path / 'file'}\n"
 
     def fails(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -13,6 +13,8 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
+from ..training.output import check_output
+from ..training.run import open_run
 from .page import FILE, report_page, require_libraries, write_page
 
 PROGRAM = "gpumlp-report"
@@ -40,8 +42,6 @@ class Options:
             check_device_name(self.device)
         except ValueError as error:
             problems.append(str(error))
-        if self.out is not None and (not self.out or Path(self.out).is_dir()):
-            problems.append(f"out: expected the path of a file to write, got {self.out or 'nothing'}")
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_libraries()
         default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else Path(options.out)
+        data = [open_run(run).config.dataset for run in options.runs]
+        check_output("out", path if options.out is None else options.out, data)
         page = report_page(options.runs, device=options.device, data_dir=options.data_dir)
         size = write_page(path, page)
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")

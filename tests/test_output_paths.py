@@ -1,0 +1,65 @@
+"""Commands that write a file write neither over what they read nor over the files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpumlp import load_digits
+from tests.command_helpers import DIGITS, run
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    assert run("train", *DIGITS, "--hidden", 8, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
+    np.save(tmp_path / "in.npy", load_digits()[1].images[:3])
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "export run --format npz --out run/checkpoint.safetensors",
+            "run/checkpoint.safetensors is a file of the",
+        ),
+        ("export run --format npz --out run/metrics.json", "run/metrics.json is a file of the run in run"),
+        ("export run --format safetensors --out run/model.safetensors", "run/model.safetensors is a file of the"),
+        ("export net.safetensors --format npz --out net.safetensors", "net.safetensors is read by this command"),
+        ("report run --out run/config.json", "run/config.json is a file of the run in run; choose another name"),
+        ("report run --out none/page.html", "there is no folder none"),
+        ("history run --csv run/history.jsonl", "csv: run/history.jsonl is a file of the run in run"),
+        ("history run --csv run", "csv: expected the path of a file to write, got run"),
+        ("history run --csv /dev/null", "csv: expected the path of a file to write, but /dev/null is a device"),
+        ("predict run in.npy --out in.npy", "out: in.npy is read by this command; choose another name"),
+        ("predict run in.npy --out run/../in.npy", "is read by this command"),
+        ("predict run in.npy --out none/a.npy", "out: there is no folder none"),
+    ],
+)
+def test_no_command_writes_over_a_run_or_its_input(
+    trained: Path, words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert run("export", "run", "--format", "safetensors", "--out", "net.safetensors") == 0
+    capsys.readouterr()
+    before = contents(trained)
+    assert run(*words.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert message in err
+    assert contents(trained) == before
+
+
+def test_a_file_of_such_a_name_is_written_where_there_is_no_run(trained: Path) -> None:
+    (trained / "elsewhere").mkdir()
+    assert (
+        run("export", trained / "run", "--format", "npz", "--out", trained / "elsewhere" / "model.safetensors")
+        == 0
+    )
+    assert run("history", trained / "run", "--csv", trained / "elsewhere" / "config.json") == 0
