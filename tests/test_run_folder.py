@@ -17,7 +17,7 @@ from gpumlp.training.history import EpochRecord
 from gpumlp.training.run import RunFolder, open_run
 from gpumlp.training.session import Outcome, load_run, resume_config, train
 from gpumlp.training.trainer import Trainer
-from tests.command_helpers import assert_same_run, history, tensors
+from tests.command_helpers import DIGITS, assert_same_run, history, run, tensors
 
 FILES = {"config.json", "history.jsonl", "checkpoint.safetensors", "metrics.json"}
 
@@ -227,3 +227,74 @@ def test_a_last_epoch_that_only_the_test_set_sees_diverge_is_no_result(tmp_path:
         start(tmp_path / "run", epochs=1, batch_size="full", validation=0, learning_rate=1e30)
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert math.isfinite(history(tmp_path / "run")[0]["train_loss"])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_was_written_about_a_network_goes_with_it(tmp_path: Path) -> None:
+    words = (*DIGITS, "--hidden", 8, "--quiet", "--out", tmp_path / "run")
+    assert run("train", *words, "--epochs", 2, "--early-stopping", 5) == 0
+    fresh = names(tmp_path / "run")
+    assert "best/checkpoint.safetensors" in fresh
+    exported = ("network.npz", "network.onnx", "network.html", "network.safetensors")
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        for name in ("report.html", *exported):
+            (folder / name).write_text("of the first network")
+    (tmp_path / "run" / "notes.txt").write_text("my own")
+    assert run("train", "--resume", tmp_path / "run", "--epochs", 2) == 0  # nothing is trained
+    assert "network.npz" in names(tmp_path / "run")
+    assert run("train", *words, "--epochs", 1, "--overwrite") == 0
+    left = [name for name in fresh if not name.startswith("best/")]
+    assert names(tmp_path / "run") == sorted([*left, "notes.txt"])
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_a_run_that_goes_on_keeps_no_page_on_what_it_was(tmp_path: Path) -> None:
+    assert run("train", *DIGITS, "--hidden", 8, "--quiet", "--epochs", 1, "--out", tmp_path) == 0
+    (tmp_path / "report.html").write_text("after 1 epoch")
+    assert run("train", "--resume", tmp_path, "--epochs", 2, "--quiet") == 0
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_new_run_leaves_what_else_is_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    own = [tmp_path / "report.html", tmp_path / "network.npz", tmp_path / "best" / "checkpoint.safetensors"]
+    for path in own:
+        path.write_text("my own")
+    assert run("train", *DIGITS, "--hidden", 8, "--quiet", "--epochs", 1, "--out", tmp_path) == 0
+    assert [path.read_text() for path in own] == ["my own"] * 3
+
+
+def test_data_beside_a_run_is_not_removed_with_it(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
+    np.savez(tmp_path / "network.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ("--dataset", tmp_path / "network.npz", "--device", "cpu", "--quiet", "--epochs", 1, "--out", tmp_path)
+    assert run("train", *words) == 0
+    assert run("train", *words, "--overwrite") == 0
+    assert (tmp_path / "network.npz").exists()
+
+
+def test_the_best_network_of_a_run_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*DIGITS, "--hidden", 8, "--quiet", "--early-stopping", 9)
+    assert run("train", *words, "--epochs", 3, "--out", tmp_path / "run") == 0
+    best = tmp_path / "run" / "best"
+    assert run("train", "--resume", best, "--epochs", 9) == 2
+    assert capsys.readouterr().err.endswith(f"go on with the run: --resume {tmp_path / 'run'}\n")
+    assert run("train", *words, "--out", best, "--overwrite") == 2
+    assert "keeps its best network; choose another folder" in capsys.readouterr().err
+    monkeypatch.chdir(best)
+    assert run("train", "--resume", ".") == 2
+    assert f"--resume {tmp_path / 'run'}\n" in capsys.readouterr().err
+    assert names(best) == ["checkpoint.safetensors"]
+    for name in ("metrics.json", "history.jsonl", "config.json"):  # as versions left that went on with it
+        (best / name).write_bytes((tmp_path / "run" / name).read_bytes())
+    assert run("train", "--resume", tmp_path / "run", "--epochs", 5, "--quiet") == 0
+    assert names(best) == ["checkpoint.safetensors"]
+    epochs = len(Checkpoint.load(best / "checkpoint.safetensors").history)
+    capsys.readouterr()
+    assert run("history", best) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= epochs + 1

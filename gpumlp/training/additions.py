@@ -30,6 +30,7 @@ class BestFolder(Callback):
         if best is not None and best.since == 0:
             self.path.mkdir(exist_ok=True)
             Checkpoint.of(trainer, self.run.config).save(self.path / CHECKPOINT)
+            RunFolder(self.path, self.run.config).remove_all_but_checkpoint()  # it was about another network
 
 
 def additions(run: RunFolder) -> list[Callback]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED = (
     "diverged.json",
 )
 BEST = "best"  # a folder in that of the run, for a checkpoint
+_NUMBERS = ("test_accuracy", "test_loss", "seconds", "samples_per_second")  # of the metrics
+# What other commands write beside a run, unless they are told where.
+REPORT, EXPORTED = "report.html", ("network.onnx", "network.safetensors", "network.npz", "network.html")
 
 
 class RunFolder(Callback):
@@ -50,8 +54,11 @@ class RunFolder(Callback):
         if config.out is None:
             return cls(_new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}"), config)
         path = Path(config.out)
-        used = any((path / name).exists() for name in (CHECKPOINT, CONFIG, METRICS))
-        if used and not config.overwrite:
+        if cls(path, config).is_best:
+            raise ConfigError(
+                f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
+            )
+        if _holds_run(path) and not config.overwrite:
             state = "a finished" if (path / METRICS).exists() else "an unfinished"
             raise ConfigError(
                 f"out: {path} holds {state} run; go on with it (--resume {path}), replace it (--overwrite), "
@@ -72,16 +79,25 @@ class RunFolder(Callback):
     @property
     def is_best(self) -> bool:
         """Is this what a run keeps of its best epoch?"""
-        return self.path.name == BEST and (self.path.parent / CHECKPOINT).exists()
+        path = self.path.resolve()
+        return path.name == BEST and (path.parent / CHECKPOINT).exists()
 
     def on_train_begin(self, trainer: Trainer) -> None:
         # The checkpoint first: from the moment it exists, the run can be gone on with, and one that is to be
         # replaced is there until then. Metrics are those of a finished run, which this is no longer.
+        used = _holds_run(self.path)
         self._save_checkpoint(trainer)
-        for ending in (METRICS, DIVERGED):
-            (self.path / ending).unlink(missing_ok=True)
+        self._remove(METRICS, DIVERGED)
+        if used:  # otherwise files of these names are somebody's own
+            self._remove(REPORT)
+        if used and trainer.epoch == 0:  # nothing of the network before is to be taken for this one
+            self._remove(*EXPORTED)
+            best = RunFolder(self.path / BEST, self.config)
+            best.remove_all_but_checkpoint()
+            best._remove(CHECKPOINT)
+            with suppress(OSError):  # there is none, or somebody's own files are in it
+                best.path.rmdir()
         if trainer.epoch == 0:
-            (self.path / BEST / CHECKPOINT).unlink(missing_ok=True)
             remove_event_files(self.path)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
         lines = "".join(record.to_json() + "\n" for record in trainer.history)
@@ -101,6 +117,11 @@ class RunFolder(Callback):
             else:
                 self.on_epoch_end(trainer)
 
+    def remove_all_but_checkpoint(self) -> None:
+        """Remove what was written about an earlier state of the network, the samples it is trained on excepted."""
+        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, REPORT, *EXPORTED)
+        remove_event_files(self.path)
+
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the results of a finished run."""
         write_atomically(self.path / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
@@ -109,9 +130,14 @@ class RunFolder(Callback):
         """The results, or None if the run is not finished.
 
         Raises:
-            CheckpointError: the file is no JSON object.
+            CheckpointError: the file is no JSON object, or a result in it is no number.
         """
-        return self._read(METRICS)
+        metrics = read_object(self.path / METRICS)
+        for name in _NUMBERS:
+            value = (metrics or {}).get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise CheckpointError(f"{self.path / METRICS} is damaged: {name} is {value!r}, expected a number")
+        return metrics
 
     def write_divergence(self, finding: Finding) -> None:
         """Write why the run has ended without results."""
@@ -123,27 +149,40 @@ class RunFolder(Callback):
         Raises:
             CheckpointError: the file holds no finding.
         """
-        values = self._read(DIVERGED)
-        try:
-            return None if values is None else Finding(**values)
-        except TypeError as error:
-            raise CheckpointError(f"{self.path / DIVERGED} is damaged: {error}") from error
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        values = read_object(self.path / DIVERGED)
+        if values is None:
             return None
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} is damaged: expected a JSON object")
-        return values
+        if not all(isinstance(values.get(name), str) for name in ("name", "message")):
+            raise CheckpointError(f"{self.path / DIVERGED} is damaged: expected a name and a message")
+        layer = values.get("layer")
+        return Finding(values["name"], values["message"], layer if isinstance(layer, int) else None)
+
+    def _remove(self, *names: str) -> None:
+        data = Path(self.config.dataset).resolve()
+        for path in [self.path / name for name in names]:
+            if path.is_file() and path.resolve() != data:
+                path.unlink()
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
         Checkpoint.of(trainer, self.config).save(self.path / CHECKPOINT)
         self._saved = trainer.epoch
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: expected a JSON object")
+    return values
 
 
 def _append_line(path: Path, line: str) -> None:
@@ -171,6 +210,10 @@ def open_run(path: str) -> RunFolder:
     if not folder.is_dir():
         raise CheckpointError(f"there is no run {folder}: no such folder")
     return RunFolder(folder, Checkpoint.load(folder / CHECKPOINT).config)
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CHECKPOINT, CONFIG, METRICS))
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -100,7 +100,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
 
 def _resume(config: Config, display: ProgressDisplay) -> Outcome:
     assert config.resume is not None
-    folder = open_run(config.resume)
+    folder = _open_to_go_on(config.resume)
     checkpoint = folder.load()
     saved = checkpoint.config
     names = [field.name for field in dataclasses.fields(Config)]
@@ -125,7 +125,18 @@ def _resume(config: Config, display: ProgressDisplay) -> Outcome:
 
 def resume_config(path: str) -> Config:
     """The configuration with which the run in a folder goes on."""
-    return dataclasses.replace(open_run(path).config, resume=path, quiet=False, report=False)
+    return dataclasses.replace(_open_to_go_on(path).config, resume=path, quiet=False, report=False)
+
+
+def _open_to_go_on(path: str) -> RunFolder:
+    folder = open_run(path)
+    if folder.is_best:
+        run = folder.path.parent if folder.path.name else folder.path.resolve().parent
+        raise ConfigError(
+            f"resume: {path} is the network that the run in {run} keeps of its best epoch; go on with the run: "
+            f"--resume {run}"
+        )
+    return folder
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
