@@ -45,7 +45,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, print, and return the exit code."""
+    """Parse, print, and return the exit code: 1 if a run could not be read, though the others were."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
@@ -56,32 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.reverse and options.sort is None:
             raise ConfigError("reverse: expected only with --sort")
         names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))
-        runs = ordered(_read(names), options.sort, options.reverse)
+        read, problems = _read(names)
+        if not read:
+            raise CheckpointError("\n".join(problems))
+        runs = ordered(read, options.sort, options.reverse)
+        for problem in problems:
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        code = command.FAILED if problems else command.OK
         if options.csv == "-":
             print(as_csv(runs), end="")
-            return command.OK
-        lines = epochs_of(runs[0]) if len(runs) == 1 and options.sort is None else side_by_side(runs, options.sort)
+            return code
+        lines = (
+            epochs_of(runs[0]) if len(names) == 1 and options.sort is None else side_by_side(runs, options.sort)
+        )
         for line in lines:
             print(line)
         if options.csv is not None:
             write_atomically(Path(options.csv), as_csv(runs).encode())
             print(f"written: {options.csv}")
-        return command.OK
+        return code
 
     return command.run(PROGRAM, work)
 
 
-def _read(names: list[str]) -> list[RunRecord]:
-    """All of them, or an error that names every one that cannot be read."""
+def _read(names: list[str]) -> tuple[list[RunRecord], list[str]]:
+    """Those that can be read, and what is wrong with the others."""
     runs, problems = [], []
     for name in names:
         try:
             runs.append(read_run(name))
         except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    return runs
+            problems.append(" ".join(str(error).split()))
+    return runs, problems
 
 
 def ordered(runs: list[RunRecord], column: str | None, reverse: bool = False) -> list[RunRecord]:
@@ -113,7 +119,11 @@ def epochs_of(run: RunRecord) -> list[str]:
     if summary["best_epoch"] is not None:
         lowest = number(summary["best_validation_loss"])
         lines.append(f"lowest validation loss: {lowest}, after epoch {summary['best_epoch']}")
-    if run.metrics is None:
+    if run.diverged is not None:
+        lines.append(f"diverged: {run.diverged.message}")
+    elif run.is_best:
+        lines.append(f"kept after the best epoch, {len(run.epochs)}, of {planned}")
+    elif run.metrics is None:
         lines.append(f"unfinished: {len(run.epochs)} of {planned} epochs, and no test")
     elif summary["test_accuracy"] is not None:
         lines.append(f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}")
@@ -139,13 +149,15 @@ def side_by_side(runs: list[RunRecord], sorted_by: str | None = None) -> list[st
     lines = [[words[level] for words in header] for level in range(height)] + rows
     widths = [max(len(line[index]) for line in lines) for index in range(len(names))]
     left = [name == "run" or any(isinstance(run.config.get(name), str) for run in runs) for name in names]
-    return [
+    table = [
         "  ".join(
             cell.ljust(width) if to_the_left else cell.rjust(width)
             for cell, width, to_the_left in zip(line, widths, left, strict=True)
         ).rstrip()
         for line in lines
     ]
+    ill = [f"{run.name} diverged: {run.diverged.message}" for run in runs if run.diverged is not None]
+    return table + ill
 
 
 def as_csv(runs: list[RunRecord]) -> str:

@@ -160,16 +160,63 @@ def test_a_line_cut_off_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
         ("history.jsonl", "[1]\n", "line 1 is not that of an epoch"),
         ("history.jsonl", line(1, 0.5) + line(2, 0.5, train_loss="low"), "line 2 is not that of an epoch"),
         ("config.json", "[]", "expected a JSON object"),
+        ("history.jsonl", line(1, 0.5, layers=5), "line 1 is not that of an epoch: layers is 5"),
         ("metrics.json", "{", "metrics.json is damaged"),
+        (
+            "metrics.json",
+            '{"test_accuracy": "x"}',
+            "metrics.json is damaged: test_accuracy is 'x', expected a number",
+        ),
+        ("diverged.json", "[]", "diverged.json is damaged: expected a JSON object"),
+        ("diverged.json", '{"name": 1}', "diverged.json is damaged: expected a name and a message"),
     ],
 )
-def test_damaged_files_are_named(runs: Path, file: str, content: str, message: str, capsys) -> None:
+def test_a_damaged_run_is_named_and_hides_no_other(
+    runs: Path, file: str, content: str, message: str, capsys
+) -> None:
     (runs / "b" / file).write_text(content)
-    assert run("history", runs / "a", runs / "b") == 2
+    assert run("history", runs / "b") == 2
+    alone = capsys.readouterr()
+    assert (alone.out, len(alone.err.splitlines())) == ("", 1)
+    assert str(runs / "b" / file) in alone.err
+    assert message in alone.err
+    assert run("history", runs / "a", runs / "b") == 1
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert str(runs / "b" / file) in captured.err
-    assert message in captured.err
+    assert captured.err == alone.err
+    assert [row.split()[0] for row in captured.out.splitlines()][-1] == str(runs / "a")
+
+
+def test_a_diverged_run_is_called_so_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "c" / "diverged.json").write_text(
+        '{"name": "diverged", "layer": null, "message": "the loss was lost"}'
+    )
+    assert run("history", runs / "c") == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\ndiverged: the loss was lost\n")
+    assert "unfinished" not in out
+    assert run("history", runs) == 0
+    assert capsys.readouterr().out.endswith(f"\n{runs / 'c'} diverged: the loss was lost\n")
+
+
+def test_the_best_network_of_a_run_is_not_unfinished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*DIGITS, "--hidden", 8, "--quiet", "--early-stopping", 9, "--epochs", 2)
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    best = tmp_path / "run" / "best"
+    kept = len(read_run(str(best)).epochs)
+    (best / "metrics.json").write_text(
+        '{"test_accuracy": 0.1, "test_loss": 9}'
+    )  # left there by an earlier version
+    (best / "history.jsonl").write_text(line(1, 0.5) * 7)
+    assert run("history", best) == 0
+    assert capsys.readouterr().out.endswith(f"kept after the best epoch, {kept}, of 2\n")
+    assert read_run(str(best)).progress == str(kept)
+
+
+def test_a_report_at_the_end_is_no_difference_between_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(runs / "e", line(1, 0.3), report=True, preset="notes")
+    make_run(runs / "f", line(1, 0.3), seed=7)
+    assert run("history", runs / "e", runs / "f") == 0
+    assert capsys.readouterr().out.splitlines()[-3].split()[-1] == "seed"
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,11 @@ from typing import Any
 
 from ..data import Dataset
 from ..nn.network import MLP
-from ..training.config import Config, ConfigError
+from ..training.config import OF_THE_CALL, Config, ConfigError
 from ..training.run import HISTORY, open_run
 from ..training.session import load_run
 
 DIVERGED = "diverged.json"
-
-# Settings of a call and not of what is computed: they need not be repeated to get the same network.
-_OF_THE_CALL = ("log", "out", "overwrite", "resume", "min_accuracy", "quiet", "report", "preset")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration without what belongs to a single call."""
-        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _OF_THE_CALL}
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in OF_THE_CALL}
 
     def command_line(self) -> str:
         """The command that trains this network again."""

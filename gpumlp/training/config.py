@@ -19,6 +19,10 @@ T = TypeVar("T")
 SMALL_SET = 10_000  # training samples; fewer need smaller batches and more epochs for as many steps
 
 
+# Settings of a call and not of what is computed: they need not be repeated to get the same network.
+OF_THE_CALL = ("log", "out", "overwrite", "resume", "min_accuracy", "quiet", "report", "preset")
+
+
 class ConfigError(ValueError):
     """One or more values are wrong; each line of the message names one and its allowed range."""
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..diagnostics import Finding
 from .checkpoint import Checkpoint, CheckpointError
-from .config import Config
+from .config import OF_THE_CALL, Config
 from .history import EpochRecord
 from .monitoring import MONITORS
-from .run import CHECKPOINT, CONFIG, HISTORY, METRICS
+from .run import CHECKPOINT, CONFIG, HISTORY, RunFolder, read_object
 
 # What an epoch's line must hold; other versions may write more.
 _NUMBERS = ("train_loss", "train_accuracy", "learning_rate", "seconds", "samples_per_second")
 # Options that say nothing about how a run trained, and that of the epochs, which are counted anyway.
-_NOT_TRAINING = ("out", "overwrite", "resume", "quiet", "min_accuracy", "log", "diagnostics", "data_dir", "epochs")
+_NOT_TRAINING = (*OF_THE_CALL, "diagnostics", "data_dir", "epochs")
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,22 @@ class RunRecord:
         config: the options, with this version's defaults for those that it did not know.
         epochs: a dictionary for each finished epoch, in order: the fields of `EpochRecord` and any others.
         metrics: of a finished run; None while it is trained, and where it was interrupted or has diverged.
+        diverged: why it has diverged, or None.
+        is_best: is it the network that was kept after the best epoch of another run?
     """
 
     name: str
     config: dict[str, Any]
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
+    diverged: Finding | None = None
+    is_best: bool = False
 
     @property
     def progress(self) -> str:
         """How many epochs are done, and of how many where there are to be more."""
         planned = self.config.get("epochs")
-        if self.metrics is not None or planned in (None, len(self.epochs)):
+        if self.metrics is not None or self.is_best or planned in (None, len(self.epochs)):
             return str(len(self.epochs))
         return f"{len(self.epochs)}/{planned}"
 
@@ -98,13 +103,18 @@ def read_run(name: str) -> RunRecord:
         raise CheckpointError(f"there is no run {folder}: no such folder")
     if not is_run(folder):
         raise CheckpointError(f"there is no run in {folder}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}")
-    if (folder / CONFIG).exists() or (folder / HISTORY).exists():
-        config, epochs = _object(folder / CONFIG) or {}, _epochs(folder / HISTORY)
-    else:  # the best network of a run, say: the checkpoint knows its history
+    run = RunFolder(folder, Config())
+    # The best network of a run: what else versions before left beside it need not be about the same epoch.
+    if not run.is_best and ((folder / CONFIG).exists() or (folder / HISTORY).exists()):
+        config, epochs = read_object(folder / CONFIG) or {}, _epochs(folder / HISTORY)
+    else:
         checkpoint = Checkpoint.load(folder / CHECKPOINT)
         config = json.loads(checkpoint.config.to_json())
         epochs = [dataclasses.asdict(record) for record in checkpoint.history]
-    return RunRecord(name, {**json.loads(Config().to_json()), **config}, epochs, _object(folder / METRICS))
+    values = {**json.loads(Config().to_json()), **config}
+    if run.is_best:
+        return RunRecord(name, values, epochs, None, is_best=True)
+    return RunRecord(name, values, epochs, run.read_metrics(), run.read_divergence())
 
 
 def find_runs(name: str) -> list[str]:
@@ -157,20 +167,13 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
             raise CheckpointError(f"{path} is damaged: line {number} is not that of an epoch")
         if not all(epoch.get(name) is None or _is_number(epoch[name]) for name in MONITORS):
             raise CheckpointError(f"{path} is damaged: line {number} is not that of an epoch")
+        layers = epoch.get("layers")
+        if layers is not None and not (isinstance(layers, list) and all(isinstance(x, dict) for x in layers)):
+            raise CheckpointError(
+                f"{path} is damaged: line {number} is not that of an epoch: layers is {layers!r}"
+            )
         epochs.append(epoch)
     return epochs
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object")
-    return values
 
 
 def _several(value: Any) -> bool:
