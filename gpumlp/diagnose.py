@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         if not options.runs:
             raise ConfigError("runs: expected the folder of at least one run, got none")
+        if not all(options.runs):  # an empty path would be the current folder
+            raise ConfigError("runs: expected the folders of runs, got an empty name")
         for line in [line for run in options.runs for line in diagnosis(open_run(run))]:
             print(line)
         return command.OK

@@ -129,6 +129,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.Capture
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "good") == 0
     for words, message in (
         ([], "runs: expected the folder of at least one run, got none"),
+        ([tmp_path / "good", ""], "runs: expected the folders of runs, got an empty name"),
         ([tmp_path / "good", tmp_path / "none"], f"there is no run {tmp_path / 'none'}: no such folder"),
         ([tmp_path], f"there is no checkpoint {tmp_path / 'checkpoint.safetensors'}; give the folder of a run"),
     ):

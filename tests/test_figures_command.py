@@ -79,6 +79,19 @@ def test_unknown_names_and_wrong_values_are_all_named_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["", "new/folder"])
+def test_a_file_in_place_of_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert run("schedules", "--out", tmp_path / "file" / below) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"gpumlp-figures: out: expected a folder, got a file: {tmp_path / 'file'}\n",
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_without_matplotlib_one_line_says_how_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,9 @@ class Options:
             problems.append(str(error))
         if not self.out:
             problems.append("out: expected the path of a folder, got nothing")
+        files = [path for path in (Path(self.out), *Path(self.out).parents) if path.exists() and not path.is_dir()]
+        if files:
+            problems.append(f"out: expected a folder, got a file: {files[0]}")
         if problems:
             raise ConfigError("\n".join(problems))
 
