@@ -25,6 +25,7 @@ from .nn.model_file import CLASSIFICATION, loss_name
 from .nn.network import MLP
 from .predicting import CHOICES, STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
+from .training.lines import percent
 from .training.output import check_output
 
 PROGRAM = "gpumlp-predict"
@@ -131,16 +132,16 @@ def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", overflow="fold")
     table.add_column("class", justify="right")
-    table.add_column("probability", justify="right")
+    table.add_column("probability", justify="right", no_wrap=True)
     table.add_column("then")
     for result in results:
         samples = list(_samples(result))
         for index, row in samples[:_SHOWN]:
             order = np.argsort(-row, kind="stable")
-            then = ", ".join(f"{names[i]} ({row[i]:.2%})" for i in order[1 : 1 + _RUNNERS_UP])
+            then = ", ".join(f"{names[i]} ({percent(row[i])})" for i in order[1 : 1 + _RUNNERS_UP])
             file = result.file if index is None else f"{result.file}[{index}]"
             best = int(order[0])
-            table.add_row(escape(file), escape(str(names[best])), f"{row[best]:.2%}", escape(then))
+            table.add_row(escape(file), escape(str(names[best])), percent(row[best]), escape(then))
         if len(samples) > _SHOWN:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
             table.add_row(escape(result.file), "...", "", more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def test_photographs_become_a_table(
     rows = [line.split() for line in captured.out.splitlines() if ".jpg" in line]
     assert [Path(row[0]).name for row in rows] == ["0.jpg", "4.jpg", "6.jpg"]
     assert [row[1] for row in rows] == ["0", "4", "6"]
-    assert all(row[2].endswith("%") for row in rows)
+    for row in rows:
+        assert re.fullmatch(r"\d{1,3}\.\d\d", row[2])
+        assert row[3] == "%"  # as in all other lines of gpumlp, "16.71 %"
+    assert not re.search(r"\d%", captured.out)
     assert captured.out.split()[:4] == ["file", "class", "probability", "then"]
 
 

@@ -102,7 +102,7 @@ def _digit(parts: list[Component], height: int, width: int) -> list[Component]:
         raise NoDigitError(f"expected one digit, found {len(large)} marks side by side; cut the picture up")
     share = kept[0].area / (height * width)
     if share > 0.6:
-        raise NoDigitError(f"no digit found: a single mark covers {share:.0%} of the picture")
+        raise NoDigitError(f"no digit found: a single mark covers {100 * share:.0f} % of the picture")
     return kept
 
 

@@ -17,6 +17,7 @@ from ..extras import require
 from ..files import write_atomically
 from ..nn.network import MLP
 from ..training.config import ConfigError
+from ..training.lines import percent
 from .embedding import Field, embed, embedded_size, image_shape
 from .runs import Run, read_runs
 from .sections import comparison, configuration, curves, describe, statistics
@@ -166,8 +167,6 @@ def _environment() -> Environment:
 
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
-    environment.filters["percent"] = lambda value, digits=2: (
-        "–" if value is None else f"{100 * value:.{digits}f} %"
-    )
+    environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import to_host
+from ..training.lines import percent
 from .charts import Chart, Line, chart
 from .embedding import Field, image_shape
 from .images import grey, mosaic
@@ -105,15 +106,17 @@ def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, l
         value = (run.metrics or {}).get(name)
         return "not recorded" if value is None else format(value, form)
 
-    def last(run: Run, name: str, percent: bool) -> str:
+    def last(run: Run, name: str, share: bool) -> str:
         value = run.epochs[-1].get(name) if run.epochs else None
-        return "–" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4f}"
+        if share:
+            return percent(value, missing="–")
+        return "–" if value is None else f"{value:.4f}"
 
     return [
         ("Network", [item.network for item in shown]),
         ("Data", [run.test.name for run in runs]),
         ("Training", [run.state for run in runs]),
-        ("Test accuracy", [f"{100 * item.measures.accuracy:.2f} %" for item in shown]),
+        ("Test accuracy", [percent(item.measures.accuracy) for item in shown]),
         ("Mistakes", [f"{item.measures.wrong:,} of {item.measures.samples:,}" for item in shown]),
         ("Test loss", [f"{item.measures.loss:.4f}" for item in shown]),
         ("Training accuracy", [last(run, "train_accuracy", True) for run in runs]),

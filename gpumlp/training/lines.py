@@ -40,9 +40,15 @@ def epoch_cells(record: EpochRecord) -> list[str]:
     ]
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as a percentage with two decimals."""
-    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:
+    """A fraction as a percentage: 0.1671 as "16.71 %".
+
+    Args:
+        fraction: None where there is none.
+        digits: decimals.
+        missing: what stands for None.
+    """
+    return missing if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def number(value: float | None) -> str:
