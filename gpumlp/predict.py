@@ -46,7 +46,7 @@ class Options:
     """Print JSON, with the probability of every class, in place of a table."""
     out: str | None = None
     """Write the predictions of all samples to FILE.csv, or only their probabilities, (samples, classes), to
-    FILE.npy."""
+    FILE.npy: rows only, in the order of the files; a file that cannot be predicted has none, and is then named."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     preparation: str = "auto"
@@ -100,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in results:
             if result.error is not None:
                 print(f"{PROGRAM}: {result.error}", file=sys.stderr)
+        if options.out is not None and Path(options.out).suffix == ".npy" and 0 < len(predicted) < len(results):
+            print(f"{PROGRAM}: {_without_rows(options.out, results)}", file=sys.stderr)
         return command.OK if len(predicted) == len(results) else command.FAILED
 
     return command.run(PROGRAM, work)
@@ -146,6 +148,16 @@ def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
             table.add_row(escape(result.file), "...", "", more)
     return table
+
+
+def _without_rows(out: str, results: Sequence[Prediction]) -> str:
+    """Which inputs the rows of an array are not of."""
+    rows = sum(len(result.probabilities) for result in results if result.probabilities is not None)
+    missing = [result.file for result in results if result.probabilities is None]
+    return (
+        f"{out}: has {rows:,} row{'' if rows == 1 else 's'}, none for {', '.join(missing)}; --out FILE.csv names "
+        "the file of each row"
+    )
 
 
 def _content(out: str, results: Sequence[Prediction], names: list[Any]) -> bytes:

@@ -140,6 +140,21 @@ def test_a_wrong_file_is_named_and_the_rest_predicted(digits: Path, tmp_path: Pa
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
 
 
+def test_an_array_of_fewer_rows_than_files_says_which_have_none(
+    digits: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    good = pages(tmp_path, [0, 6])
+    words = [good[0], tmp_path / "none.png", good[1], tmp_path / "neither.png"]
+    assert run("predict", digits, *words, "--out", tmp_path / "p.npy") == 1
+    assert np.load(tmp_path / "p.npy").argmax(axis=1).tolist() == [0, 6]
+    assert capsys.readouterr().err.splitlines()[2:] == [
+        f"gpumlp-predict: {tmp_path / 'p.npy'}: has 2 rows, none for {words[1]}, {words[3]}; "
+        "--out FILE.csv names the file of each row"
+    ]
+    assert run("predict", digits, *good, "--out", tmp_path / "p.npy") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_nothing_is_written_where_nothing_could_be_predicted(
     digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
