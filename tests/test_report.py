@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpumlp
-from gpumlp import MLP, Dataset, command, load_digits
+from gpumlp import MLP, Dataset, Normal, command, fit, load_digits
 from gpumlp.report import __main__ as report
 from gpumlp.report import drawing_page, report_page
 from gpumlp.report.charts import Line, chart
@@ -85,6 +85,23 @@ def test_confusions_and_mistakes_are_those_of_the_predictions() -> None:
     surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong])][:7]
     assert [mistake.probability for mistake in found.mistakes] == pytest.approx(probabilities.max(axis=1)[surest])
     assert all(predictions[m.sample] == m.prediction != test.labels[m.sample] for m in found.mistakes)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_a_saturated_output_is_the_same_as_in_the_diagnostics(activation: str) -> None:
+    train, test = load_digits()
+    # The report looks at the first thousand test samples, the diagnostics at a batch of those they validate with.
+    model = MLP([64, 30, 10], activation, initializer=Normal(1.5), seed=1, device="cpu")
+    seen = Dataset(test.images[:100], test.labels[:100], classes=10)
+    history = fit(model, train, epochs=1, batch_size=100, validation=seen)
+    rows = history.records[-1].layers[0].gradient_samples
+    found = measure(model, Dataset(seen.images[:rows], seen.labels[:rows], classes=10), 1).activity[0].saturated
+    assert 0.05 < found < 0.95
+    assert found == history.records[-1].layers[0].saturated
+    hidden = model.layers[0]
+    sums = seen.images[:rows].reshape(rows, -1) @ model.state_dict()["layers.0.weight"] + hidden.bias
+    slope = 1 / np.cosh(sums / 2 if activation == "sigmoid" else sums) ** 2  # over the largest
+    assert found == pytest.approx((slope < 0.0199).mean(), abs=0.005)  # 1 - 0.99^2
 
 
 def test_a_page_s_command_line_trains_the_same_network(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..backends import Array
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
@@ -30,7 +31,7 @@ class LayerStatistics:
         weight_norm: at the epoch's end.
         dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
         saturated: the share of outputs of tanh or sigmoid that lie where the slope is below 2 % of its largest
-            (|tanh| > 0.99), over `gradient_samples`; None for layers of other activations.
+            (`saturated_outputs`), over `gradient_samples`; None for layers of other activations.
         samples: how many were looked at: the first chunk of the validation samples, or else training samples.
         gradient_samples: how many of those went into the gradient.
         largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
@@ -91,14 +92,10 @@ class Probe:
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.outputs[index], axis=0)
                 values[3, index] = xp.sum(xp.less_equal(largest, 0), dtype="float64")
-            elif _can_saturate(layer.activation):
+            elif can_saturate(layer.activation):
                 size = own.deltas[index]  # free until the backward pass
                 xp.copyto(size, own.outputs[index])
-                if isinstance(layer.activation, Sigmoid):  # from (0, 1) to (-1, 1)
-                    xp.multiply(size, 2, out=size)
-                    xp.subtract(size, 1, out=size)
-                xp.abs(size, out=size)
-                values[4, index] = xp.sum(xp.greater(size, SATURATED), dtype="float64")
+                values[4, index] = xp.sum(saturated_outputs(xp, layer.activation, size), dtype="float64")
         xp.copyto(own.inputs, seen.inputs[: self.rows])
         if not self._inputs_known:  # they are the same after every epoch
             values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))
@@ -132,7 +129,7 @@ class Probe:
                 weight_norm=_root(weights[index]),
                 dead=dead[index] / layer.out_features if isinstance(layer.activation, ReLU) else None,
                 saturated=saturated[index] / (layer.out_features * self.rows)
-                if _can_saturate(layer.activation)
+                if can_saturate(layer.activation)
                 else None,
                 samples=self.samples,
                 gradient_samples=self.rows,
@@ -151,5 +148,24 @@ def _root(square: float) -> float | None:
     return math.sqrt(square) if math.isfinite(square) else None
 
 
-def _can_saturate(activation: Activation) -> bool:
+def can_saturate(activation: Activation) -> bool:
+    """Has it slopes near 0 on both sides?"""
     return isinstance(activation, (Tanh, Sigmoid))
+
+
+def saturated_outputs(xp: Any, activation: Activation, outputs: Array) -> Array:
+    """Which outputs lie where the slope is below 2 % of its largest.
+
+    Args:
+        xp: the module of the array.
+        activation: that can saturate.
+        outputs: of any shape and floating dtype, overwritten.
+
+    Returns:
+        bool, of the same shape.
+    """
+    if isinstance(activation, Sigmoid):  # from (0, 1) to (-1, 1)
+        xp.multiply(outputs, 2, out=outputs)
+        xp.subtract(outputs, 1, out=outputs)
+    xp.abs(outputs, out=outputs)
+    return xp.greater(outputs, SATURATED)

@@ -9,13 +9,11 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
-from ..diagnostics.statistics import SATURATED
+from ..diagnostics.statistics import can_saturate, saturated_outputs
 from ..nn.network import MLP
 from ..nn.workspace import Workspace
 
 ACTIVATION_SAMPLES = 1000  # of the test set, for the statistics of activations
-# Outputs beyond these are saturated, as in the diagnostics: of sigmoid, |2 a - 1| counts.
-SATURATED_BEYOND = {"tanh": (-SATURATED, SATURATED), "sigmoid": ((1 - SATURATED) / 2, (1 + SATURATED) / 2)}
 
 
 class Mistake(NamedTuple):
@@ -116,9 +114,8 @@ def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
         zero = dead = saturated = None
         if kind == "relu":
             zero, dead = float((outputs == 0).mean()), float((outputs == 0).all(axis=0).mean())
-        if kind in SATURATED_BEYOND:
-            low, high = SATURATED_BEYOND[kind]
-            saturated = float(((outputs < low) | (outputs > high)).mean())
+        if can_saturate(model.activation):
+            saturated = float(saturated_outputs(np, model.activation, outputs.copy()).mean())
         result.append(
             LayerActivity(outputs.shape[1], float(outputs.mean()), float(outputs.std()), zero, dead, saturated)
         )
