@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Callback, Dataset, Trainer, fit
+from gpumlp import MLP, Callback, Dataset, EarlyStopping, Trainer, fit
 from gpumlp.evaluate import main as evaluate
 from gpumlp.train import main as train
 from gpumlp.training.checkpoint import Checkpoint
@@ -89,3 +90,32 @@ def test_an_interrupt_before_the_first_checkpoint_claims_nothing(
     assert train(["--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)]) == 130
     assert capsys.readouterr().err == "gpumlp-train: interrupted\n"
     assert not out.exists()
+
+
+@pytest.mark.parametrize("wrong", [5, None, "progress", Callback])
+def test_callbacks_that_are_no_list_of_them_are_refused(blobs: Dataset, wrong: Any) -> None:
+    with pytest.raises(
+        TypeError, match="callbacks is expected to be a list of functions or Callback objects, got"
+    ):
+        fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=1, callbacks=wrong)
+
+
+def test_a_single_callback_needs_no_list(blobs: Dataset) -> None:
+    epochs: list[int] = []
+    fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=2, callbacks=lambda trainer: epochs.append(trainer.epoch))
+    assert epochs == [1, 2]
+    stopping = EarlyStopping("train_loss", patience=1, min_delta=1e9)
+    assert len(fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=5, callbacks=stopping)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_delta": "a"}, "min_delta is expected to be a number at least 0, got 'a'"),
+        ({"min_delta": [1]}, r"min_delta is expected to be a number at least 0, got \[1\]"),
+        ({"monitor": ["train_loss"]}, r"monitor is expected to be one of train_loss.*got \['train_loss'\]"),
+    ],
+)
+def test_what_early_stopping_cannot_watch_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**options)

@@ -7,21 +7,31 @@ import operator
 
 
 def number(
-    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> float:
     """A hyperparameter as a Python float: a NumPy float64 would turn float32 arithmetic into float64.
 
     Raises:
-        ValueError: it is not finite, or outside of the range.
+        ValueError: it is no number, not finite, or outside of the range.
     """
-    result = float(value)
+    try:
+        result = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        result = math.nan
     above = low < result if open_low else low <= result
     below = result < high if open_high else result <= high
     if not (math.isfinite(result) and above and below):
         limits = f"{'above' if open_low else 'at least'} {low:g}"
         if high < math.inf:
             limits += f" and {'below' if open_high else 'at most'} {high:g}"
-        raise ValueError(f"{name} is expected to be a number {limits}, got {value}")
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"{name} is expected to be a number {limits}, got {shown}")
     return result
 
 

@@ -50,8 +50,16 @@ class _EpochFunction(Callback):
         self.function(trainer)
 
 
-def as_callbacks(callbacks: Iterable[CallbackLike]) -> list[Callback]:
-    """Each as a `Callback`; a plain function is called with the trainer after every epoch."""
+def as_callbacks(callbacks: CallbackLike | Iterable[CallbackLike]) -> list[Callback]:
+    """Each as a `Callback`, also a single one; a plain function is called with the trainer after every epoch.
+
+    Raises:
+        TypeError: something else is given.
+    """
+    if isinstance(callbacks, Callback) or (callable(callbacks) and not isinstance(callbacks, type)):
+        callbacks = [callbacks]
+    if isinstance(callbacks, (type, str)) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks is expected to be a list of functions or Callback objects, got {callbacks!r}")
     result: list[Callback] = []
     for callback in callbacks:
         if isinstance(callback, Callback):

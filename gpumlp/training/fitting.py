@@ -28,7 +28,7 @@ def fit(
     l2: float = 0.0,
     l1: float = 0.0,
     seed: int = 0,
-    callbacks: Iterable[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
 ) -> History:
     """Train a network in place.
@@ -45,7 +45,7 @@ def fit(
         seed: of the held-out samples and of the batch order: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
-            `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`.
+            `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
         diagnostics: look at each layer after every epoch, for ``history.findings()``; the results are the same.
 
     Returns:

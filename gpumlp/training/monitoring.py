@@ -56,7 +56,7 @@ class _Monitoring(Callback):
     """What the callbacks here share: a column to watch, checked when it is named and when training begins."""
 
     def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
-        if monitor not in MONITORS:
+        if not isinstance(monitor, str) or monitor not in MONITORS:
             raise ValueError(f"monitor is expected to be one of {', '.join(MONITORS)}, got {monitor!r}")
         self.monitor = monitor
         self.min_delta = number("min_delta", min_delta, 0)

@@ -122,7 +122,7 @@ class Trainer:
         """Ask for an end after the current epoch; for callbacks."""
         self._stop = True
 
-    def run(self, epochs: int, callbacks: Iterable[CallbackLike] = ()) -> History:
+    def run(self, epochs: int, callbacks: CallbackLike | Iterable[CallbackLike] = ()) -> History:
         """Train until `epochs` epochs are finished in all, or until interrupted (Ctrl-C) or stopped.
 
         An interrupt ends the training as it was after the last finished epoch, and is noted in the
