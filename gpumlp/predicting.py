@@ -63,7 +63,7 @@ def predict_files(
                 if is_array_file(path):
                     samples = read_samples(path, name, inputs.shape, array)
                     _check_samples(samples, inputs, model, name)
-                    results[index] = Prediction(file, _probabilities(model, samples), batch=True)
+                    results[index] = Prediction(file, _probabilities(model, samples, f"{name}: "), batch=True)
                 else:
                     pictures[index] = _picture(path, name, inputs, preparation)
         except DataError as error:
@@ -78,10 +78,15 @@ def predict_files(
     return [results[index] for index in range(len(files))]
 
 
-def _probabilities(model: MLP, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    probabilities: npt.NDArray[Any] = np.asarray(model.predict_proba(samples))
+def _probabilities(model: MLP, samples: npt.NDArray[Any], prefix: str = "") -> npt.NDArray[Any]:
+    try:
+        probabilities: npt.NDArray[Any] = np.asarray(model.predict_proba(samples))
+    except ValueError as error:  # such as a value too large for the network's dtype
+        raise DataError(f"{prefix}{error}") from error
     if not np.isfinite(probabilities).all():
-        raise DataError("the network's outputs are not finite: its training diverged, or the values are too large")
+        raise DataError(
+            f"{prefix}the network's outputs are not finite: its training diverged, or the values are too large"
+        )
     return probabilities
 
 

@@ -125,6 +125,27 @@ def test_one_sample_without_its_axis_is_refused(model: MLP) -> None:
         model.logits(X[0])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e39])
+def test_values_that_are_no_numbers_to_the_network_are_refused(model: MLP, wrong: float) -> None:
+    x = X.copy()
+    x[3, 5] = wrong
+    for call in (model.logits, model.predict, model.predict_proba):
+        with pytest.raises(ValueError, match=r"1 of 15,680 values are NaN, .*the first in sample 3;"):
+            call(x)
+    double = MLP([784, 10], device="cpu", dtype="float64")
+    assert np.isfinite(double.logits(np.nan_to_num(x, nan=1e39, posinf=1e39, neginf=-1e39))).all()
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "object", "U3"])
+def test_values_of_another_kind_are_refused(model: MLP, dtype: str) -> None:
+    with pytest.raises(ValueError, match="integers or real floats, got dtype"):
+        model.predict(X.astype(dtype))
+
+
+def test_no_samples_have_no_predictions(model: MLP) -> None:
+    assert model.predict(X[:0]).shape == (0,)
+
+
 def test_more_classes_than_outputs_are_refused(model: MLP) -> None:
     with pytest.raises(ValueError, match=r"has 10 classes, but Dataset.*has 11"):
         model.evaluate(Dataset(IMAGES, np.arange(20) % 11))

@@ -342,6 +342,15 @@ def test_outputs_that_are_no_numbers_are_no_prediction(tmp_path: Path, capsys: C
     assert "outputs are not finite" in capsys.readouterr().err
 
 
+def test_values_too_large_for_the_network_are_refused_in_one_line(tmp_path: Path, capsys: Captured) -> None:
+    MLP([12, 3], device="cpu").save(tmp_path)
+    np.save(tmp_path / "x.npy", np.full((5, 12), -1e39))
+    assert run("predict", tmp_path, tmp_path / "x.npy") == 1
+    err = capsys.readouterr().err
+    assert "x.npy: images are expected to be finite in float32, but 60 of 60 values are NaN" in err
+    assert err.count("\n") == 1
+
+
 def test_a_regression_has_no_classes(tmp_path: Path, capsys: Captured) -> None:
     MLP([12, 3], loss="squared_error", device="cpu").save(tmp_path)
     assert run("predict", tmp_path, tmp_path / "x.npy") == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from .losses import Loss, get_loss
 from .model_file import Inputs, load_model, save_model
 from .parameters import Parameters
 from .portable import Portable
+from .samples import flat_samples
 from .workspace import Workspace
 
 M = TypeVar("M", bound="MLP")
@@ -141,18 +141,20 @@ class MLP(Portable):
 
         Args:
             images: ``(samples, ...)``, of any feature shape that has the network's number of inputs.
-                uint8 means pixels, divided by 255; anything else is used as it is.
+                uint8 means pixels, divided by 255; anything else is used as it is. Values in host memory are
+                checked, those on a GPU are not: that would wait for it, and NaN there gives NaN.
 
         Returns:
             A CuPy array of the network's dtype if `images` is one and the network is on a GPU, otherwise a
             NumPy array.
 
         Raises:
-            ValueError: the number of features is not the network's.
+            ValueError: the number of features is not the network's, the dtype is not a real number's, or a value
+                in host memory is NaN, infinite, or too large for the network's dtype.
         """
         backend = self.backend
         on_device = backend.owns(images)
-        source = self._flatten(images if on_device else to_host(images))
+        source = flat_samples(self, images if on_device else to_host(images))
         with backend.activate():
             source = backend.asarray(source, dtype=None if source.dtype == np.uint8 else self.dtype)
             order = backend.xp.arange(len(source))
@@ -295,16 +297,3 @@ class MLP(Portable):
 
     def _repr_html_(self) -> str:
         return layer_table(self)
-
-    # -- Inside -----------------------------------------------------------------------------------------
-
-    def _flatten(self, images: Array) -> Array:
-        """The images as ``(samples, inputs)``, where they are."""
-        if images.ndim < 2:
-            raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
-        source = images.reshape(len(images), math.prod(images.shape[1:]))
-        if source.shape[1] != self.sizes[0]:
-            raise ValueError(
-                f"{self} expects {self.sizes[0]} features a sample, got {source.shape[1]} (shape {images.shape})"
-            )
-        return source
