@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, LeakyReLU, load_digits
-from gpumlp.nn.importing import ImportedModelError
+from gpumlp.nn.importing import ImportedModelError, _one_order
 
 # -- scikit-learn -------------------------------------------------------------------------------------------
 
@@ -301,4 +302,50 @@ def test_a_sequential_whose_layers_do_not_fit_is_named() -> None:
         MLP.from_torch(network, device="cpu")
     network = torch.nn.Sequential(torch.nn.Linear(5, 4, device="meta"))
     with pytest.raises(ImportedModelError, match=r"layer 0, .*meta"):
+        MLP.from_torch(network, device="cpu")
+
+
+def test_numbers_within_names_are_the_order_too() -> None:
+    rng = np.random.default_rng(0)
+    layers = {f"fc{number}.weight": rng.normal(size=(4, 4)) for number in range(1, 13)}
+    model = MLP.from_torch(dict(sorted(layers.items())), activation="tanh", device="cpu", dtype="float64")
+    for index, weight in enumerate(layers.values()):
+        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], weight.T)
+
+
+def test_an_order_that_neither_names_nor_widths_tell_is_refused() -> None:
+    square, names = np.ones((4, 4)), ("first", "second", "last")
+    with pytest.raises(ImportedModelError, match="the order of the layers is not known from the names first"):
+        MLP.from_torch({f"{name}.weight": square for name in names}, activation="relu", device="cpu")
+    shapes = [(5, 3), (5, 5), (2, 5)]
+    state = {f"{name}.weight": np.ones(shape) for name, shape in zip(names, shapes, strict=True)}
+    assert MLP.from_torch(state, activation="relu", device="cpu").sizes == [3, 5, 5, 2]
+
+
+def test_pytorchs_own_state_dict_is_in_the_order_of_the_network(nn: Any) -> None:
+    layers = OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "second", "last"))
+    state = nn.Sequential(layers).state_dict()
+    model = MLP.from_torch(state, activation="relu", device="cpu")
+    for index, name in enumerate(layers):
+        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], state[f"{name}.weight"].T)
+    with pytest.raises(ImportedModelError, match="the order of the layers is not known"):
+        MLP.from_torch(dict(state), activation="relu", device="cpu")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+def test_widths_tell_the_order_exactly_where_no_other_fits(layers: int) -> None:
+    for widths in itertools.product(range(3), repeat=layers + 1):
+        steps = list(itertools.pairwise(widths))
+        fitting = [
+            order
+            for order in itertools.permutations(range(layers))
+            if all(steps[a][1] == steps[b][0] for a, b in itertools.pairwise(order))
+        ]
+        assert _one_order(list(widths)) == (len(fitting) == 1), widths
+
+
+def test_a_sequential_with_a_hook_of_its_own_is_refused(nn: Any) -> None:
+    network = nn.Sequential(nn.Linear(3, 2))
+    network.register_forward_hook(lambda module, x, out: 2 * out)
+    with pytest.raises(ImportedModelError, match="Sequential: has hooks"):
         MLP.from_torch(network, device="cpu")

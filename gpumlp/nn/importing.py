@@ -7,6 +7,7 @@ equal for is refused, with the layer named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,13 +94,15 @@ def from_torch(
         kind: the class to make.
         network: the Sequential, or a mapping of names to tensors, weights ``(out_features, in_features)`` as
             PyTorch has them. Where the names of layers differ in numbers alone, the numbers are the order of the
-            layers, otherwise the mapping's is.
+            layers. Otherwise the mapping's is, if it comes from ``state_dict()`` or the layers' widths allow no
+            other: a file may have sorted the names.
         activation: of the hidden layers, for a state dict only, which does not say.
         device: as of `MLP`.
         dtype: that of the first weight by default (float32 for half precision).
 
     Raises:
-        ImportedModelError: a layer has no equal here.
+        ImportedModelError: a layer has no equal here, has hooks, does not fit the one before, or has values that
+            are not finite; or the order of a mapping's layers is not known.
     """
     if isinstance(network, Mapping):
         weights, biases = _from_state(network)
@@ -154,6 +157,7 @@ def _flat(network: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             f"expected a torch.nn.Sequential or its state dict, got {type(network).__name__}, whose order of "
             "layers is not known; put its layers into a Sequential"
         )
+    _refuse_hooks(f"Sequential {prefix}".strip(), network)
     for name, layer in network._modules.items():  # named_children() leaves out a module that comes again
         _refuse_hooks(f"layer {prefix}{name}, {layer}", layer)
         if type(layer).__name__ == "Sequential":
@@ -256,10 +260,36 @@ def _in_order(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
     for name, tensor in named:
         if not hasattr(tensor, "ndim") or not hasattr(tensor, "shape"):
             raise ImportedModelError(f"{name}: expected a tensor or an array, got {type(tensor).__name__}")
-    prefixes = [name.split(".")[:-1] for name, _ in named]
-    if len({tuple(part for part in prefix if not part.isdecimal()) for prefix in prefixes}) == 1:
-        named.sort(key=lambda item: [int(part) for part in item[0].split(".") if part.isdecimal()])
+    parts = [re.split(r"(\d+)", name.rpartition(".")[0]) for name, _ in named]
+    if len({tuple(part[::2]) for part in parts}) == 1:
+        order = sorted(range(len(named)), key=lambda i: [int(digits) for digits in parts[i][1::2]])
+        return [named[i] for i in order]
+    weights = [tensor for name, tensor in named if name.endswith("weight") and tensor.ndim == 2]
+    widths = [weight.shape[1] for weight in weights[:1]] + [weight.shape[0] for weight in weights]
+    # The network's own state_dict(), which has _metadata, is in its order; a file may be in the alphabet's.
+    if not hasattr(state, "_metadata") and not _one_order(widths):
+        raise ImportedModelError(
+            f"the order of the layers is not known from the names {', '.join(name for name, _ in named)}; give "
+            "names that differ in numbers alone, such as 0.weight and 1.weight, or the network's own state_dict()"
+        )
     return named
+
+
+def _one_order(widths: list[int]) -> bool:
+    """Can layers that lead from each of these widths to the next be put in this order only?
+
+    In another order, they would be a walk by the same steps. There is one if the walk ends where it began, comes
+    to a place three times, or to two places in turn: a, b, a, b.
+    """
+    places: dict[int, list[int]] = {}
+    for place, width in enumerate(widths):
+        places.setdefault(width, []).append(place)
+    again = [found for found in places.values() if len(found) > 1]
+    if len(widths) < 3:
+        return True
+    if widths[0] == widths[-1] or any(len(found) > 2 for found in again):
+        return False
+    return not any(a < c < b < d for a, b in again for c, d in again)
 
 
 def _append(label: str, weight: Any, bias: Any, weights: list[HostArray], biases: list[HostArray]) -> None:
