@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, LeakyReLU, load_digits
-from gpumlp.nn.importing import ImportedModelError, _one_order
+from gpumlp.nn.importing import ImportedModelError
+from gpumlp.nn.torch_state import _one_order
 
 # -- scikit-learn -------------------------------------------------------------------------------------------
 

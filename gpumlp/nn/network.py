@@ -14,7 +14,6 @@ import numpy.typing as npt
 from ..backends import Array, Backend, HostArray, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
 from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
-from .importing import from_sklearn, from_torch
 from .initializers import Initializer, draw_weights, get_initializer
 from .layer_table import layer_table
 from .layers import stack
@@ -23,6 +22,8 @@ from .model_file import Inputs, load_model, save_model
 from .parameters import Parameters
 from .portable import Portable
 from .samples import flat_samples
+from .sklearn_network import from_sklearn
+from .torch_network import from_torch
 from .workspace import Workspace
 
 M = TypeVar("M", bound="MLP")
@@ -270,7 +271,7 @@ class MLP(Portable):
     def from_sklearn(
         cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
     ) -> M:
-        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.nn.importing.from_sklearn`."""
+        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.nn.sklearn_network.from_sklearn`."""
         return from_sklearn(cls, estimator, device, dtype)
 
     @classmethod
@@ -282,7 +283,7 @@ class MLP(Portable):
         device: str | Backend = "auto",
         dtype: npt.DTypeLike | None = None,
     ) -> M:
-        """The network of a PyTorch ``Sequential``, or of its state dict; see `gpumlp.nn.importing.from_torch`."""
+        """The network of a PyTorch ``Sequential`` or its state dict; see `gpumlp.nn.torch_network.from_torch`."""
         return from_torch(cls, network, activation, device, dtype)
 
     def __str__(self) -> str:
