@@ -11,8 +11,8 @@ import tyro
 
 from . import command
 from .training.config import ConfigError
+from .training.judging import judge
 from .training.run import RunFolder, open_run
-from .training.watching import setting_of
 
 PROGRAM = "gpumlp-diagnose"
 
@@ -47,23 +47,17 @@ def diagnosis(folder: RunFolder) -> list[str]:
     Raises:
         CheckpointError: the run's files are damaged.
     """
-    checkpoint, diverged = folder.load(), folder.read_divergence()
-    config, history = checkpoint.config, checkpoint.history
-    history.setting = setting_of(
-        checkpoint.sizes, config.activation, config.make_optimizer(), config.make_schedule(), config.make_penalty()
-    )
-    epochs = f"{len(history):,} epoch{'' if len(history) == 1 else 's'}"
+    checkpoint = folder.load()
+    judgement = judge(checkpoint, None if folder.is_best else folder.read_divergence())
+    done, planned = judgement.epochs, checkpoint.config.epochs
+    epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
     if folder.read_metrics() is None:  # the training has not come to its end
-        epochs = f"{len(history):,} of {config.epochs:,} epoch{'' if config.epochs == 1 else 's'}"
-    trend = "diverged" if diverged is not None else history.trend() or "too few to tell how it goes"
-    lines = [f"{folder.path}: {epochs}, {trend}"]
-    found = history.findings()
-    if diverged is not None:  # where a loss that explodes ends
-        found = [diverged, *(finding for finding in found if finding.name != "exploding loss")]
-    lines += [f"  {finding.name}: {finding.message}" for finding in found]
-    if not found and len(history) > 1:
+        epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
+    lines = [f"{folder.path}: {epochs}, {judgement.trend or 'too few to tell how it goes'}"]
+    lines += [f"  {finding.name}: {finding.message}" for finding in judgement.findings]
+    if not judgement.findings and done > 1:
         lines.append("  nothing is wrong")
-    if len(history) and history.records[-1].layers is None:
+    if judgement.curves_only:
         lines.append("  only the curves were judged: the run was made without diagnostics")
     return lines
 

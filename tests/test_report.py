@@ -167,32 +167,72 @@ def test_an_unfinished_run_is_reported_as_it_is(digits: Path, tmp_path: Path) ->
     assert "is not finished : the network is that of its last checkpoint, after epoch 2 of 2" in text
 
 
-def test_what_diagnostics_left_is_shown_and_their_absence_is_said(digits: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare"
+def test_what_the_history_holds_of_the_layers_and_why_a_run_diverged_is_shown(
+    digits: Path, tmp_path: Path
+) -> None:
     told = tmp_path / "told"
-    for folder in (bare, told):
-        folder.mkdir()
-        for name in ("config.json", "checkpoint.safetensors", "history.jsonl", "metrics.json"):
-            (folder / name).write_bytes((digits / name).read_bytes())
-    metrics = json.loads((digits / "metrics.json").read_text())
+    told.mkdir()
+    for name in ("config.json", "checkpoint.safetensors"):
+        (told / name).write_bytes((digits / name).read_bytes())
     finding = {"name": "dead_units", "layer": 1, "message": "layer 1: 61 % of units are <dead>"}
-    (told / "metrics.json").write_text(json.dumps({**metrics, "findings": [finding], "trend": "overfitting"}))
+    (told / "diverged.json").write_text(json.dumps(finding))
     layer = {"gradient_norm": 0.5, "update_ratio": 1e-3, "weight_norm": 3, "dead": 0.61, "saturated": None}
     records = [json.loads(line) for line in (digits / "history.jsonl").read_text().splitlines()]
     layers = [{**layer, "dead": None}, layer]
     (told / "history.jsonl").write_text("".join(json.dumps({**r, "layers": layers}) + "\n" for r in records))
     page = report_page([str(told)])
     assert "61 % of units are &lt;dead&gt;" in page
-    assert "The curves say: overfitting" in text_of(page)
+    assert "The curves say: diverged" in text_of(page)
     assert "Dead units over 2 epochs: layer 2 from 61 % to 61 %" in page
     assert "Saturated units over" not in page
 
-    metrics.pop("findings", None)
-    metrics.pop("trend", None)
-    (bare / "metrics.json").write_text(json.dumps(metrics))
-    (bare / "history.jsonl").write_text("")  # the checkpoint's records stand in
-    text = text_of(report_page([str(bare)]))
-    assert "Not recorded by this run." in text
+
+def test_the_page_says_of_every_run_what_the_command_that_diagnoses_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*DIGITS, "--quiet", "--epochs", 2, "--learning-rate", 1, "--hidden", 64, 64, "--early-stopping", 9)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    (tmp_path / "a" / "metrics.json").unlink()  # as of a run that is not finished
+    (tmp_path / "a" / "history.jsonl").write_text("")  # the checkpoint's records stand in
+    for folder in (tmp_path / "a", tmp_path / "a" / "best"):
+        assert run("diagnose", folder) == 0
+        said = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+        text = text_of(report_page([str(folder)]))
+        assert said
+        assert all(": " in line for line in said)
+        for line in said:
+            assert line.partition(": ")[2].split(";")[0][:60] in text
+    assert run("train", *QUICK, "--diagnostics", "off", "--out", tmp_path / "b") == 0
+    assert "Only the curves were judged" in text_of(report_page([str(tmp_path / "b")]))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message", "diagnosed"),
+    [
+        ("history.jsonl", '{"epoch": 1, "train_loss": "x"}\n', "line 1 is not that of an epoch", False),
+        ("metrics.json", '{"test_accuracy": "x"}', "test_accuracy is 'x', expected a number", True),
+        ("diverged.json", "[]", "expected a JSON object", True),
+        ("diverged.json", '{"name": 1}', "expected a name and a message", True),
+    ],
+)
+def test_damaged_files_are_one_sentence_in_every_command(
+    digits: Path,
+    tmp_path: Path,
+    file: str,
+    content: str,
+    message: str,
+    diagnosed: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for path in digits.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / file).write_text(content)
+    for name in ("history", "report", *(["diagnose"] if diagnosed else [])):  # which goes by the checkpoint
+        assert run(name, tmp_path) == 2
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1)
+        assert f"{tmp_path / file} is damaged: {message}" in err
 
 
 def test_the_network_of_the_best_epoch_can_be_reported_beside_its_run(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset
+from ..diagnostics import Finding
 from ..nn.network import MLP
 from ..training.config import OF_THE_CALL, Config, ConfigError
+from ..training.judging import Judgement, judge
+from ..training.records import read_epochs
 from ..training.run import HISTORY, open_run
 from ..training.session import load_run
-
-DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Run:
         epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
         metrics: at the end of a finished run, or None.
         diverged: what was noted when the loss was lost, or None.
+        judgement: what the diagnostics say.
         is_best: is it the network that was kept after the best epoch of another run?
     """
 
@@ -44,7 +45,8 @@ class Run:
     data: dict[str, Any]
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
-    diverged: dict[str, Any] | None
+    diverged: Finding | None
+    judgement: Judgement
     is_best: bool
 
     @property
@@ -110,6 +112,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     folder, model, test = load_run(path, device, data_dir)
     checkpoint = folder.load()
+    diverged = None if folder.is_best else folder.read_divergence()
     known = [dataclasses.asdict(record) for record in checkpoint.history]
     return Run(
         name=folder.path.name,  # read_runs makes it unique
@@ -118,34 +121,15 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         model=model,
         test=test,
         data=checkpoint.dataset,
-        epochs=_history(folder.path / HISTORY, known),
-        metrics=folder.read_metrics(),
-        diverged=_object(folder.path / DIVERGED),
+        epochs=known if folder.is_best else _with_lines(known, folder.path / HISTORY),
+        metrics=None if folder.is_best else folder.read_metrics(),
+        diverged=diverged,
+        judgement=judge(checkpoint, diverged),
         is_best=folder.is_best,
     )
 
 
-def _history(path: Path, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the file as far as the checkpoint knows them; where one is damaged, what the checkpoint has."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    for index, (record, line) in enumerate(zip(known, lines, strict=False)):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and found.get("epoch") == record["epoch"]:
-            known[index] = {**record, **found}
-    return known
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {"message": f"{path.name} cannot be read"}
-    return found if isinstance(found, dict) else {"message": str(found)}
+def _with_lines(known: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """What the checkpoint knows of each epoch, and what the history file has beside it, of other versions, say."""
+    lines = {epoch["epoch"]: epoch for epoch in read_epochs(path)}
+    return [{**record, **lines.get(record["epoch"], {})} for record in known]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import to_host
+from ..diagnostics import Finding
 from ..training.lines import percent
 from .charts import Chart, Line, chart
 from .embedding import Field, image_shape
@@ -40,7 +41,7 @@ class Shown:
     confusions: list[tuple[int, int, int]]
     mistakes: list[dict[str, Any]]
     weights: dict[str, Any] | None
-    findings: list[dict[str, Any]] | None
+    findings: list[Finding]
     trend: str | None
 
     @property
@@ -73,10 +74,6 @@ def describe(run: Run, colour: int, runs: int = 1) -> Shown:
     off = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
-    source = run.metrics or {}
-    found = source.get("findings")
-    if run.diverged is not None:
-        found = [{"name": "diverged", **run.diverged}]
     return Shown(
         run=run,
         colour=colour,
@@ -94,8 +91,8 @@ def describe(run: Run, colour: int, runs: int = 1) -> Shown:
         confusions=confusions,
         mistakes=mistakes,
         weights=weights,
-        findings=[item for item in found if isinstance(item, dict)] if isinstance(found, list) else None,
-        trend=str(source["trend"]) if source.get("trend") else None,
+        findings=run.judgement.findings,
+        trend=run.judgement.trend,
     )
 
 

@@ -106,7 +106,7 @@ def read_run(name: str) -> RunRecord:
     run = RunFolder(folder, Config())
     # The best network of a run: what else versions before left beside it need not be about the same epoch.
     if not run.is_best and ((folder / CONFIG).exists() or (folder / HISTORY).exists()):
-        config, epochs = read_object(folder / CONFIG) or {}, _epochs(folder / HISTORY)
+        config, epochs = read_object(folder / CONFIG) or {}, read_epochs(folder / HISTORY)
     else:
         checkpoint = Checkpoint.load(folder / CHECKPOINT)
         config = json.loads(checkpoint.config.to_json())
@@ -150,7 +150,12 @@ def columns(runs: list[RunRecord]) -> list[str]:
     return [name for name in dict.fromkeys([*known, *found]) if name in found and name not in several]
 
 
-def _epochs(path: Path) -> list[dict[str, Any]]:
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history file; none if there is no such file.
+
+    Raises:
+        CheckpointError: a line that was written to its end is not that of an epoch.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
