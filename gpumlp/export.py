@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +12,14 @@ from typing import Annotated
 import tyro
 
 from . import command
-from .exporting import FORMATS
+from .data import DataError
+from .exporting import FORMATS, html_bytes
 from .files import write_atomically
-from .nn.model_file import find_model
+from .nn.model_file import CHECKPOINT, find_model
 from .nn.network import MLP
 from .training.config import ConfigError
 from .training.output import check_output
+from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
 
@@ -31,6 +34,8 @@ class Options:
     """onnx, safetensors, npz, or html, a page to draw on."""
     out: str | None = None
     """The file (network.onnx, ... in the folder); one that is there is replaced."""
+    data_dir: str | None = None
+    """For html: folder with MNIST's four files, if not that of the run."""
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -47,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = find_model(options.run)
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
         check_output("out", out if options.out is None else options.out, [source])
-        model = MLP.load(source, device="cpu")
-        content = FORMATS[options.format](model)
+        model, test = MLP.load(source, device="cpu"), None
+        if options.format == "html" and source.name == CHECKPOINT:
+            # Paper and ink are measured on the run's test set, as the report does, where that is to be had.
+            with suppress(DataError):
+                _, model, test = load_run(str(source.parent), "cpu", options.data_dir)
+        content = html_bytes(model, test) if options.format == "html" else FORMATS[options.format](model)
         write_atomically(out, content)
         print(f"{out}: {model}, {len(content):,} bytes")
         return command.OK

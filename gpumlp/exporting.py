@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import load_digits
+from .data import DataError, Dataset, load_digits
 from .nn.model_file import ModelFileError, describe, model_bytes, plain_inputs
 from .nn.network import MLP
 from .onnx_program import onnx_bytes
+from .predicting import choose_preparation
 
 
 def safetensors_bytes(model: MLP) -> bytes:
@@ -51,38 +52,43 @@ def npz_bytes(model: MLP) -> bytes:
     return buffer.getvalue()
 
 
-def html_bytes(model: MLP) -> bytes:
+def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
     """The network as a page to draw on, which answers in a browser; see `gpumlp.report.drawing_page`.
 
+    Args:
+        model: for images of one channel.
+        data: images as it was trained on, as those of a run's test set; without them, paper and ink are those of
+            MNIST or of the built-in digits.
+
     Raises:
-        ModelFileError: the network does not take images, or its activation is not one of gpumlp's.
-        MissingExtraError: a library of the report's extra is not installed.
+        ModelFileError: the network does not take images, or, without `data`, images in a scale that nobody knows;
+            or its activation is not one of gpumlp's.
+        MissingExtraError: jinja2 is not installed.
     """
-    from .report import drawing_page  # not above: it needs libraries of its own
+    from .report import drawing_page  # not above: most exports need none of it
+    from .report.embedding import plain_shape
 
     inputs = plain_inputs(model)
-    shape = inputs.shape[:2] if inputs.shape[2:] == (1,) else inputs.shape
-    if len(shape) != 2:
+    shape = plain_shape(inputs.shape)
+    if shape is None:
         raise ModelFileError(
             f"a page to draw on needs a network for images of height x width; this one takes samples of "
             f"{' x '.join(map(str, inputs.shape))}"
         )
-    if not inputs.pixels and inputs.data != "digits":  # whose scale is known
-        raise ModelFileError(
-            f"a page to draw on needs a network for pixels; this one was trained on images of {inputs.dtype} in a "
-            "scale of their own, which only its data tells: python -m gpumlp.report RUN has a pad for it"
-        )
-    height, width = shape
-    # The built-in digits fill their images, others are taken to have a margin as MNIST's.
-    digits = load_digits()[0] if inputs.data == "digits" else None
+    if data is None:
+        try:
+            choose_preparation(inputs)
+        except DataError as error:
+            raise ModelFileError(
+                f"there is no page for this network without its data: it was trained on images of {inputs.dtype} "
+                "in a scale of their own; export the run that it comes from, or give the data to "
+                "gpumlp.report.drawing_page"
+            ) from error
+        # The built-in digits fill their images, others are taken to have a margin as MNIST's.
+        data = load_digits()[0] if inputs.data == "digits" else None
     title = "Draw a digit" if inputs.data in ("mnist", "digits") else "Draw for the network"
     try:
-        page = drawing_page(
-            model,
-            (height, width),
-            title=title,
-            data=digits,
-        )
+        page = drawing_page(model, shape, title=title, data=data)
     except ValueError as error:
         raise ModelFileError(f"there is no page for this network: {error}") from error
     return page.encode()

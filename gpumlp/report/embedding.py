@@ -11,6 +11,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..nn.activations import ACTIVATIONS, LeakyReLU
+from ..nn.model_file import describe
 from ..nn.network import MLP
 
 _INK = 0.02  # a pixel that is this much of the way from background to ink is part of the drawing
@@ -77,7 +78,11 @@ class Field:
 
 def image_shape(data: Dataset) -> tuple[int, int] | None:
     """Height and width of the samples, or None where they are no images of one channel, of at least 4 x 4."""
-    shape = data.feature_shape
+    return plain_shape(data.feature_shape)
+
+
+def plain_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """`image_shape`, from the shape of a sample."""
     if len(shape) == 3 and shape[2] == 1:
         shape = shape[:2]
     if len(shape) != 2 or min(shape) < 4:
@@ -118,7 +123,7 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "sizes": model.sizes,
-        "classes": [str(name) for name in model.class_names or range(model.sizes[-1])],
+        "classes": [str(name) for name in describe(model)["class_names"] or range(model.sizes[-1])],
         "activation": activation.name,
         "slope": activation.negative_slope if isinstance(activation, LeakyReLU) else 0,
         "height": field.height,

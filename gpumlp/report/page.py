@@ -96,10 +96,10 @@ def drawing_page(
             without it, drawings look as MNIST's: ink 1 on 0, fitted into 20/28 of the image.
 
     Raises:
-        MissingExtraError: a library of ``.[report]`` is not installed.
+        MissingExtraError: jinja2 is not installed.
         ValueError: shape, data and network do not fit together, or the activation is no one of gpumlp's.
     """
-    require_libraries()
+    require("pages to draw on", "jinja2", "report")
     height, width = image_shape
     field = Field.like_mnist(height, width) if data is None else Field.of(data)
     if field is None or (field.height, field.width) != (height, width):

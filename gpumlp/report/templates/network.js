@@ -1,6 +1,6 @@
 // The trained networks of this page, as window.gpumlp:
 //
-//   networks                             what they are: name, sizes, activation, height, width, box, ...
+//   networks                             what they are: name, sizes, classes, activation, height, width, box, ...
 //   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
 //   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays
 //   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
