@@ -118,3 +118,12 @@ def test_real_steps(path: Path) -> None:
     words = ["--pip-dry-run"] if cuda else ["--", "--dataset", "digits", "--min-accuracy", "0.95", "--quiet"]
     done = run_script(path, REPOSITORY, *words)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_extra_for_the_documentation_brings_all_that_its_modules_import() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    own, pdoc = extras["docs"]
+    assert pdoc.startswith("pdoc>=")
+    brought = set(own.removeprefix("gpumlp[").removesuffix("]").split(","))
+    assert {"report", "sklearn", "tensorboard", "images", "onnx"} <= brought <= extras.keys()
