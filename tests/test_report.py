@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -296,6 +297,7 @@ def test_without_the_extra_there_is_one_error_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     library: str,
 ) -> None:
+    importlib.import_module("matplotlib")  # whole, before anything that it imports is missing
     monkeypatch.setitem(sys.modules, library, None)
     expected = f"reports need {library}, which is not installed; install it with pip install '.[report]'\n"
     assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 2
