@@ -134,15 +134,6 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_files_alone(
 
 
 @pytest.mark.usefixtures("_matplotlib")
-def test_a_folder_that_is_a_file_is_an_error_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert run("schedules", "--out", tmp_path / "file") == 1
-    assert capsys.readouterr().err == f"gpumlp-figures: {tmp_path / 'file'}: File exists\n"
-
-
-@pytest.mark.usefixtures("_matplotlib")
 def test_the_library_is_imported_only_to_draw_and_without_a_window_or_the_user_s_settings() -> None:
     code = (
         "import sys, gpumlp.figures; assert 'matplotlib' not in sys.modules; import matplotlib;"
