@@ -1,7 +1,8 @@
 """What do the diagnostics cost? ``python -m benchmarks.diagnostics``.
 
 Two trainings of the same network, one with diagnostics and one without, take turns, epoch by epoch, so that
-whatever else the machine does slows both. The time of an epoch is all of it: training, validation and statistics.
+whatever else the machine does slows both; of short epochs, which are not all looked at, 60 by 60. The time of an
+epoch is all of it: training, validation and statistics.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from dataclasses import dataclass
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
 from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset
+from gpumlp.diagnostics.statistics import SAMPLES_BETWEEN
 from gpumlp.training.config import Config, ConfigError
 
 from .measuring import too_few_repeats
 
 PROGRAM = "diagnostics"
+SHORT_EPOCHS = (
+    60  # in a turn: looks after every second to fifth of them are then in it as often as in a long training
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Options:
     seconds: float = 20.0
     """For each measurement."""
     repeats: int = 20
-    """Pairs of epochs, at least."""
+    """Pairs of turns, at least."""
     data_dir: str | None = None
     """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
 
@@ -75,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, object]:
     """Milliseconds of an epoch with diagnostics and without, and the median of what they add, pair by pair.
 
-    Undisturbed is the time that one epoch in ten stays below, with and without: on a machine that others use,
+    Undisturbed is the time that one turn in ten stays below, with and without: on a machine that others use,
     single epochs differ by much more than what is looked for.
     """
     config = Config(hidden=options.hidden).resolved(len(train))
@@ -90,7 +95,8 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         )
         for diagnostics in (True, False)
     )
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+    epochs = 1 if with_them.batches.samples >= SAMPLES_BETWEEN else SHORT_EPOCHS
+    seconds: dict[bool, list[float]] = {True: [], False: []}  # an epoch, in each turn
     end = time.perf_counter() + options.seconds
     pair = 0
     while pair <= options.repeats or time.perf_counter() < end:
@@ -98,9 +104,9 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         for trainer, on in turns if pair % 2 else turns[::-1]:
             trainer.model.backend.synchronize()
             start = time.perf_counter()
-            trainer.run(trainer.epoch + 1)
+            trainer.run(trainer.epoch + epochs)
             trainer.model.backend.synchronize()
-            seconds[on].append(time.perf_counter() - start)
+            seconds[on].append((time.perf_counter() - start) / epochs)
         pair += 1
     added = sorted(on / off - 1 for on, off in list(zip(seconds[True], seconds[False], strict=True))[1:])
     return {
@@ -108,6 +114,7 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         "network": "-".join(map(str, with_them.model.sizes)),
         "batch_size": config.batch_size,
         "pairs": len(added),
+        "epochs_in_a_turn": epochs,
         "milliseconds_with": 1e3 * statistics.median(seconds[True][1:]),
         "milliseconds_without": 1e3 * statistics.median(seconds[False][1:]),
         "milliseconds_undisturbed": [1e3 * sorted(seconds[on][1:])[pair // 10] for on in (True, False)],

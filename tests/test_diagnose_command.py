@@ -46,10 +46,13 @@ def test_the_lines_of_the_history_hold_the_statistics(tmp_path: Path) -> None:
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
     for line in history(tmp_path / "run"):
         assert list(line)[-1] == "layers"
+        if line["epoch"] == 2:  # the epochs of the digits are short
+            assert line["layers"] is None
+            continue
         assert [list(layer) for layer in line["layers"]] == 2 * [
             [
                 *("gradient_norm", "update_ratio", "weight_norm", "dead", "saturated"),
-                *("samples", "gradient_samples", "largest_input"),
+                *("samples", "gradient_samples", "largest_input", "mean", "deviation"),
             ]
         ]
         assert [layer["dead"] is None for layer in line["layers"]] == [False, True]

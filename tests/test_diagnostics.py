@@ -10,10 +10,17 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer
 from gpumlp.backends import Backend
-from gpumlp.diagnostics import Finding, LayerStatistics, Setting, find, trend
+from gpumlp.diagnostics import Finding, LayerStatistics, Setting, find, statistics, trend
 from gpumlp.training.history import EpochRecord, History
 from tests.diagnostics_helpers import curve, names
 from tests.strict_device import StrictBackend
+
+
+@pytest.fixture(autouse=True)
+def a_look_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few samples the test's training has."""
+    monkeypatch.setattr(statistics, "SAMPLES_BETWEEN", 1)
+
 
 # -- The statistics -----------------------------------------------------------------------------------------
 
@@ -44,6 +51,7 @@ def expected(model: MLP, before: dict[str, np.ndarray], data: Dataset, rows: int
         )
         if index:
             a = outputs[index][:rows]
+            result[-1] |= {"mean": a.mean(), "deviation": a.std()}  # of the inputs: the outputs of the layer below
             slope = {"relu": a > 0, "tanh": 1 - a * a, "sigmoid": a * (1 - a)}[model.activation.name]
             delta = (delta @ weight.T) * slope
             if model.activation.name == "relu":
@@ -77,6 +85,9 @@ def test_the_statistics_are_what_they_say(backend: Backend, blobs: Dataset, acti
     for index, layer in enumerate(found[:-1]):
         assert getattr(layer, share) == pytest.approx(wanted[index + 1]["below"], abs=0.02)
         assert getattr(layer, other) is None
+        assert layer.mean == pytest.approx(wanted[index + 1]["mean"], rel=1e-4)
+        assert layer.deviation == pytest.approx(wanted[index + 1]["deviation"], rel=1e-4)
+    assert found[-1].mean is found[-1].deviation is None
     assert found[-1].dead is found[-1].saturated is None
     assert any(wanted[index + 1]["below"] > 0 for index in range(2))
 
@@ -121,14 +132,35 @@ def test_a_number_too_large_for_the_dtype_is_none_and_the_line_is_json(blobs: Da
     backend = StrictBackend()
     model = MLP([20, 8, 4], initializer=Normal(1e17), device=backend)
     trainer = Trainer(model, blobs, batch_size=32)
-    values = [math.inf, 1.0, math.inf, 4.0, 4.0, 4.0, 2.0, 0.0, 0.0, 0.0, 3.0, 0.0]  # squares, counts, sizes
+    values = [math.inf, 1.0, math.inf, 4.0, 4.0, 4.0, 2.0, 0.0, 0.0, 0.0, 3.0, 0.0, math.inf, 0.0, 1.0, 0.0]
     first, second = trainer._watcher._probe.statistics(values)
     assert (first.gradient_norm, first.update_ratio, first.weight_norm, first.dead) == (None, None, 2.0, 0.25)
     assert (second.gradient_norm, second.update_ratio, second.weight_norm, second.dead) == (1.0, 1.0, 2.0, None)
     assert (first.largest_input, second.largest_input) == (3.0, None)
+    assert first.mean is first.deviation is None
     record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0, (first, second))
     assert "Infinity" not in record.to_json()
     assert "NaN" not in record.to_json()
+
+
+@pytest.mark.parametrize(
+    ("samples", "epochs"), [(3000, [1, 2, 3, 4, 5, 6]), (1500, [1, 2, 4, 6]), (1499, [1, 3, 6]), (7, [1, 5])]
+)
+def test_short_epochs_are_not_all_looked_at(
+    monkeypatch: pytest.MonkeyPatch, samples: int, epochs: list[int]
+) -> None:
+    monkeypatch.setattr(statistics, "SAMPLES_BETWEEN", 3000)
+    data = Dataset(np.zeros((samples, 3), dtype=np.float32), np.arange(samples) % 2, classes=2)
+    history = Trainer(MLP([3, 2, 2]), data, batch_size=1024).run(6)
+    assert [record.epoch for record in history if record.layers is not None] == epochs
+
+
+def test_a_unit_that_died_is_found_though_the_last_epoch_was_not_looked_at() -> None:
+    look = LayerStatistics(1.0, 0.1, 10.0, 0.9, None, 1000, 128)
+    records = [EpochRecord(n, 2.2, 0.2, 2.2, 0.2, 0.1, 1.0, 1.0, (look, look)) for n in (1, 2)]
+    records.append(dataclasses.replace(records[-1], epoch=3, layers=None))
+    found = find(records, Setting(classes=10, hidden=(16,)))
+    assert [finding.name for finding in found] == ["dead units"]
 
 
 def test_a_line_without_layers_still_loads() -> None:

@@ -21,6 +21,7 @@ from gpumlp.report.embedding import Field
 from gpumlp.report.measures import measure
 from gpumlp.report.runs import read_runs
 from gpumlp.training.config import Config
+from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
 from tests.data_helpers import small_mnist, write_files
 
@@ -142,6 +143,27 @@ def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path
     assert "Trained without validation samples: &lt;b&gt;" in text
     assert "no images of one channel" in text
     assert "12 classes" not in text  # few enough for a matrix
+
+
+def test_classes_are_called_by_their_names(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("nought", "one", "two", "<three>", "four", "five", "six", "seven", "eight", "nine")
+    loaded = load_run(str(digits))
+
+    def named(*_: object) -> object:
+        loaded[1].class_names = names
+        return loaded
+
+    monkeypatch.setattr("gpumlp.report.runs.load_run", named)
+    page = report_page([str(digits)])
+    assert "<three>" not in page
+    assert "&lt;three&gt;" in page
+    for section in ("confusion", "classes"):
+        assert "seven" in text_of(page.partition(f'<section id="{section}"')[2].partition("</section>")[0])
+    (mistake, *_) = measure(loaded[1], loaded[2]).mistakes
+    assert (
+        f"a {names[mistake.truth]} taken for {names[mistake.prediction]}".replace("<", "&lt;").replace(">", "&gt;")
+        in page
+    )
 
 
 def test_samples_that_are_no_images_get_tables_and_no_pad(tmp_path: Path) -> None:
@@ -381,18 +403,47 @@ def test_fields_are_measured() -> None:
     assert Field.of(Dataset(np.zeros((4, 6)), [0, 1, 0, 1])) is None
 
 
+@pytest.mark.parametrize(
+    ("epochs", "ticks"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (9, list(range(1, 10))),
+        (20, [1, 5, 10, 15, 20]),
+        (31, [1, 5, 10, 15, 20, 25, 31]),
+        (50, [1, 10, 20, 30, 40, 50]),
+    ],
+)
+def test_the_last_epoch_has_a_tick(epochs: int, ticks: list[int]) -> None:
+    drawn = chart("Loss", [Line("a", [1.0] * epochs, 0)])
+    assert drawn is not None
+    assert [text for _, text in drawn.x_ticks] == [str(tick) for tick in ticks]
+
+
 def test_charts_place_values_within_their_panel() -> None:
-    drawn = chart("Loss", [Line("a", [1.0, None, 0.5, 0.25], 0), Line("b", [None] * 4, 1)])
+    nan = float("nan")
+    drawn = chart("Loss", [Line("a", [1.0, nan, 0.5, None, 0.25], 0), Line("b", [None] * 5, 1)])
     assert drawn is not None
     assert [line.label for line in drawn.lines] == ["a"]
-    assert drawn.paths[0].count("M") == 2  # the line is broken where there is no value
-    assert drawn.summary == "Loss over 4 epochs: a from 1 to 0.25."
+    assert drawn.paths[0].count("M") == 2  # the line is broken at a NaN, and goes on over what was not looked at
+    assert drawn.paths[0].count("L") == 1
+    assert drawn.data()["lines"] == [{"label": "a", "values": [1.0, None, 0.5, 0.5, 0.25]}]
+    assert drawn.summary == "Loss over 5 epochs: a from 1 to 0.25."
     heights = [y for y, _ in drawn.y_ticks]
     assert heights == sorted(heights, reverse=True)
-    assert chart("Loss", [Line("a", [None, float("nan")], 0)]) is None
+    assert chart("Loss", [Line("a", [None, nan], 0)]) is None
     logarithmic = chart("Norm", [Line("a", [0.0, 1e-3, 10.0], 0)], log=True)
     assert logarithmic is not None
-    assert [text for _, text in logarithmic.y_ticks] == ["0.001", "0.01", "0.1", "1", "10"]
+    assert [text for _, text in logarithmic.y_ticks] == ["0.001", "0.01", "0.1", "1", "10", "0"]
+    heights = {text: y for y, text in logarithmic.y_ticks}
+    assert logarithmic.paths[0].startswith(f"M{logarithmic.first_x:g} {heights['0']:g}L")  # 0 is below all others
+    assert heights["0"] > heights["0.001"] > heights["10"]
+    fainter = chart("Norm", [Line("a", [1e-30, 1e-3, 10.0], 0)], log=True)
+    assert fainter is not None
+    assert [text for _, text in fainter.y_ticks] == ["0.001", "0.01", "0.1", "1", "10", "< 0.001"]
+    nothing = chart("Norm", [Line("a", [0.0, 0.0], 0)], log=True)
+    assert nothing is not None
+    assert nothing.summary == "Norm over 2 epochs: a from 0 to 0."
     short = chart("Norm", [Line("a", [0.13, 0.4], 0)], log=True)
     assert short is not None
     assert [text for _, text in short.y_ticks] == ["0.1", "0.2", "0.5"]

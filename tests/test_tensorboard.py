@@ -48,7 +48,7 @@ def layer_tags(record: dict[str, object]) -> set[str]:
     """The tags of the statistics of layers: of all that are numbers, and no counts."""
     return {
         f"{name}/layers.{index}"
-        for index, layer in enumerate(record["layers"])
+        for index, layer in enumerate(record["layers"] or ())
         for name, value in layer.items()
         if isinstance(value, float)
     }
@@ -57,7 +57,7 @@ def layer_tags(record: dict[str, object]) -> set[str]:
 def assert_logged(folder: Path) -> None:
     """Every epoch of the history stands in the log once, in order, with its values."""
     reader, records = read(folder), history(folder)
-    assert set(reader.Tags()["scalars"]) == set(SCALARS) | layer_tags(records[-1])
+    assert set(reader.Tags()["scalars"]) == set(SCALARS).union(*map(layer_tags, records))
     for tag, name in SCALARS.items():
         events = reader.Scalars(tag)
         assert [event.step for event in events] == [record["epoch"] for record in records]

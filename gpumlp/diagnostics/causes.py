@@ -41,8 +41,7 @@ def scale(record: Record, setting: Setting) -> float | None:
 
 def large_inputs(records: Sequence[Record]) -> str | None:
     """What to do about inputs far above 1; None where they are not."""
-    layers = records[-1].layers
-    largest = layers[0].largest_input if layers else None
+    largest = next((layer.largest_input for _, layer in last_look(records)), None)
     if largest is None or largest <= LARGE_INPUT:
         return None
     rounded = float(f"{largest:.3g}")
@@ -77,6 +76,11 @@ def momentum(setting: Setting) -> str:
 
 def numbered(record: Record) -> list[tuple[int, LayerStatistics]]:
     return list(enumerate(record.layers or (), 1))
+
+
+def last_look(records: Sequence[Record]) -> list[tuple[int, LayerStatistics]]:
+    """The layers, numbered, after the last epoch that was looked at; empty where none was."""
+    return next((numbered(record) for record in reversed(records) if record.layers), [])
 
 
 def percent(share: float | None) -> str:

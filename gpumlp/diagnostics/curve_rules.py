@@ -36,7 +36,7 @@ def unstable(records: Sequence[Record], setting: Setting) -> Finding:
 
 def underfitting(records: Sequence[Record], setting: Setting) -> Finding:
     last, guess = records[-1], math.log(setting.classes)
-    moved = [layer.update_ratio for _, layer in causes.numbered(last) if layer.update_ratio is not None]
+    moved = [layer.update_ratio for _, layer in causes.last_look(records) if layer.update_ratio is not None]
     falling = curves.falling(records)
     rate = causes.rate(records)
     evidence = (
@@ -56,7 +56,7 @@ def underfitting(records: Sequence[Record], setting: Setting) -> Finding:
         advice = f": an epoch moved the weights by more than half of their norm, lower {rate}, or use {units}"
     elif moved and max(moved) < STANDING_STILL:
         advice = (
-            f", and the last epoch moved the weights of no layer by more than {100 * max(moved):.2g} % of their "
+            f", and one epoch moves the weights of no layer by more than {100 * max(moved):.2g} % of their "
             f"norm: raise {rate}"
         )
     elif falling > curves.STILL_FALLING:

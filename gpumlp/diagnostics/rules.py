@@ -53,16 +53,15 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
 
 
 def _dead(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    last = records[-1]
     found = [
         (number, layer, layer.dead)
-        for number, layer in causes.numbered(last)
+        for number, layer in causes.last_look(records)
         if layer.dead is not None and layer.dead >= DEAD
     ]
     if not found:
         return []
     number, layer, _ = found[0]
-    kind = "training" if last.validation_loss is None else "validation"
+    kind = "training" if records[-1].validation_loss is None else "validation"
     if (cure := causes.large_inputs(records)) is None:
         born = "they were so after the first epoch already, draw other weights (initializer he)"
         cure = (born if _born_dead(records[0], number) else f"lower {causes.rate(records)}") + " or use leaky_relu"
@@ -82,7 +81,7 @@ def _born_dead(first: Record, number: int) -> bool:
 def _saturated(records: Sequence[Record], setting: Setting) -> list[Finding]:
     found = [
         (number, layer, layer.saturated)
-        for number, layer in causes.numbered(records[-1])
+        for number, layer in causes.last_look(records)
         if layer.saturated is not None
         and layer.saturated >= SATURATED
         and setting.hidden[number - 1] >= LEAST_UNITS
@@ -103,9 +102,7 @@ def _saturated(records: Sequence[Record], setting: Setting) -> list[Finding]:
 
 
 def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    norms = [
-        (layer.gradient_norm, number) for number, layer in causes.numbered(records[-1]) if layer.gradient_norm
-    ]
+    norms = [(layer.gradient_norm, number) for number, layer in causes.last_look(records) if layer.gradient_norm]
     norm, number = max(norms, default=(0.0, 0))
     if norm <= EXPLODING:
         return []

@@ -16,6 +16,7 @@ SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one in so many of an epoch's samples: a hundredth of the epoch's work
 MOST_WATCHED, LEAST_WATCHED, WATCHED_SHARE = 256, 32, 50  # the same for a forward pass of its own
+SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # a look takes the time of 90 samples of a small network
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LayerStatistics:
         gradient_samples: how many of those went into the gradient.
         largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
             others, and in runs of before it was taken.
+        mean, deviation: of a hidden layer's outputs, over units and `gradient_samples`; None for the output layer,
+            and in runs of before they were taken.
 
     Numbers that are too large for the network's dtype are None.
     """
@@ -48,6 +51,8 @@ class LayerStatistics:
     samples: int
     gradient_samples: int
     largest_input: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
 
 
 class Probe:
@@ -73,10 +78,11 @@ class Probe:
         self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
         self._scratch = scratch
         self._inputs_known = False
+        self._outputs = [output.reshape(-1) for output in self._workspace.outputs[:-1]]
         self._targets = parameters.weight_views(scratch)
         self._flat_targets = [view.reshape(-1) for view in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
-        self.values: Array = xp.zeros((6, len(model.layers)), dtype="float64")
+        self.values: Array = xp.zeros((8, len(model.layers)), dtype="float64")
 
     def look(self, seen: Workspace, before: Array) -> None:
         """Take the statistics.
@@ -89,6 +95,9 @@ class Probe:
         parameters, own = model.parameters, self._workspace
         for index, layer in enumerate(model.layers[:-1]):
             xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
+            flat = self._outputs[index]
+            values[6, index] = xp.sum(flat)
+            values[7, index] = xp.vdot(flat, flat)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.outputs[index], axis=0)
                 values[3, index] = xp.sum(xp.less_equal(largest, 0), dtype="float64")
@@ -119,9 +128,14 @@ class Probe:
         """The `values`, flattened and read by the host, as statistics of each layer."""
         layers = self.model.layers
         count = len(layers)
-        gradients, changes, weights, dead, saturated, inputs = (
-            values[start : start + count] for start in range(0, 6 * count, count)
+        gradients, changes, weights, dead, saturated, inputs, sums, squares = (
+            values[start : start + count] for start in range(0, 8 * count, count)
         )
+        outputs = [
+            _mean_and_deviation(sums[index], squares[index], layer.out_features * self.rows)
+            for index, layer in enumerate(layers[:-1])
+        ]
+        outputs.append((None, None))
         return tuple(
             LayerStatistics(
                 gradient_norm=_root(gradients[index]),
@@ -134,9 +148,21 @@ class Probe:
                 samples=self.samples,
                 gradient_samples=self.rows,
                 largest_input=inputs[0] if index == 0 and math.isfinite(inputs[0]) else None,
+                mean=outputs[index][0],
+                deviation=outputs[index][1],
             )
             for index, layer in enumerate(layers)
         )
+
+
+def is_due(epoch: int, epoch_samples: int) -> bool:
+    """Is there a look after this epoch, counted from 1?
+
+    After the first, and after every one, unless epochs are so short that a look would take a good part of their
+    time: then after every so many that there are 3,000 samples between two looks, but every fifth at least.
+    """
+    every = min(math.ceil(SAMPLES_BETWEEN / epoch_samples), MOST_EPOCHS_BETWEEN)
+    return epoch == 1 or epoch % every == 0
 
 
 def watched(epoch_samples: int) -> int:
@@ -146,6 +172,14 @@ def watched(epoch_samples: int) -> int:
 
 def _root(square: float) -> float | None:
     return math.sqrt(square) if math.isfinite(square) else None
+
+
+def _mean_and_deviation(total: float, squares: float, count: int) -> tuple[float | None, float | None]:
+    """Of `count` numbers, from their sum and the sum of their squares."""
+    if not (math.isfinite(total) and math.isfinite(squares)):
+        return None, None
+    mean = total / count
+    return mean, math.sqrt(max(0.0, squares / count - mean * mean))
 
 
 def can_saturate(activation: Activation) -> bool:

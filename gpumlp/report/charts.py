@@ -10,12 +10,17 @@ from typing import Any
 WIDTH, HEIGHT = 560, 300  # of the SVG's own coordinates
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40  # of the panel
 COLOURS = 6  # in page.css, as --line-0 ...
+LOG_RANGE = 1e-8  # of the largest value: what is below it is drawn as 0 ...
+EDGE = 18  # ... so far below the logarithmic axis
 DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Values by epoch, the first of epoch 1; None where there is none."""
+    """Values by epoch, the first of epoch 1.
+
+    None where none was taken: the line goes on to the next one. NaN and infinities are gaps.
+    """
 
     label: str
     values: Sequence[float | None]
@@ -57,8 +62,14 @@ class Chart:
         return _x(self.epochs, self.epochs)
 
     def data(self) -> dict[str, Any]:
-        """For the readout of ``charts.js``."""
-        lines = [{"label": line.label, "values": [_short(value) for value in line.values]} for line in self.lines]
+        """For the readout of ``charts.js``: where no value was taken, the one before."""
+        lines = []
+        for line in self.lines:
+            values = list(line.values)
+            for index in range(1, len(values)):
+                if values[index] is None:
+                    values[index] = values[index - 1]
+            lines.append({"label": line.label, "values": [_short(value) for value in values]})
         return {"title": self.title, "unit": self.unit, "lines": lines}
 
 
@@ -69,32 +80,44 @@ def chart(
 
     Args:
         title: names the values.
-        lines: what to draw; those without any finite value (or above 0, on a logarithmic axis) are left out.
+        lines: what to draw; those without any finite value are left out.
         unit: ``"%"`` for fractions.
-        log: a logarithmic axis.
+        log: a logarithmic axis, for values of 0 and above; 0, and what is below 1e-8 of the largest value, lies at
+            its lower edge.
         from_zero: an axis that begins at 0.
     """
 
     def usable(value: float | None) -> bool:
-        return value is not None and math.isfinite(value) and (value > 0 or not log)
+        return value is not None and math.isfinite(value)
 
     drawn = [line for line in lines if any(map(usable, line.values))]
     if not drawn:
         return None
     epochs = max(len(line.values) for line in drawn)
     values = [float(value) for line in drawn for value in line.values if value is not None and usable(value)]
-    low, high, ticks = _scale(min(values), max(values), unit, log, from_zero)
+    log = log and max(values) > 0
+    least = max(values) * LOG_RANGE
+    tiny = [value for value in values if value < least] if log else []
+    low, high, ticks = _scale(
+        min(value for value in values if value >= least or not log), max(values), unit, log, from_zero
+    )
     place: Callable[[float], float] = math.log10 if log else float
+    edge = HEIGHT - BOTTOM
+    bottom = edge - (EDGE if tiny else 0)
 
     def y(value: float) -> float:
+        if log and value < least:
+            return edge
         share = (place(value) - place(low)) / (place(high) - place(low))
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
+        return round(bottom - share * (bottom - TOP), 1)
 
     result = Chart(title, unit, drawn, epochs)
     for line in drawn:
         path, pen_down, end = "", False, (0.0, 0.0)
         for epoch, value in enumerate(line.values, 1):
-            if value is None or not usable(value):
+            if value is None:
+                continue
+            if not usable(value):
                 pen_down = False
                 continue
             end = (_x(epoch, epochs), y(value))
@@ -104,6 +127,8 @@ def chart(
         result.ends.append(end)
     result.x_ticks.extend((_x(epoch, epochs), f"{epoch:,}") for epoch in _epoch_ticks(epochs))
     result.y_ticks.extend((y(tick), _tick(tick, unit)) for tick in ticks)
+    if tiny:
+        result.y_ticks.append((edge, f"< {_tick(low, unit)}" if any(tiny) else "0"))
     parts = []
     for line in drawn:
         known = [float(value) for value in line.values if value is not None and usable(value)]
@@ -119,8 +144,11 @@ def _x(epoch: int, epochs: int) -> float:
 def _epoch_ticks(epochs: int) -> list[int]:
     from matplotlib.ticker import MaxNLocator
 
-    ticks = MaxNLocator(8, integer=True).tick_values(1, epochs)
-    return sorted({1, *(int(tick) for tick in ticks if 1 < tick <= epochs)})
+    located = MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]).tick_values(1, epochs)
+    ticks = [int(tick) for tick in located if 1 < tick < epochs]
+    if ticks and epochs - ticks[-1] < (located[1] - located[0]) / 2:
+        ticks.pop()  # no room for it beside the last epoch
+    return sorted({1, *ticks, epochs})
 
 
 def _scale(low: float, high: float, unit: str, log: bool, from_zero: bool) -> tuple[float, float, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..backends import to_host
 from ..diagnostics import Finding
+from ..nn.model_file import describe as facts
 from ..training.lines import percent
 from .charts import Chart, Line, chart
 from .embedding import Field, image_shape
@@ -25,6 +27,8 @@ _LAYER_VALUES = (
     ("gradient_norm", "Gradient norm", "", True),
     ("update_ratio", "Update-to-weight ratio", "", True),
     ("weight_norm", "Weight norm", "", False),
+    ("mean", "Mean output", "", False),
+    ("deviation", "Standard deviation of the outputs", "", False),
     ("dead", "Dead units", "%", False),
     ("saturated", "Saturated units", "%", False),
 )
@@ -37,6 +41,7 @@ class Shown:
     run: Run
     colour: int
     measures: Measures
+    names: list[str]
     classes: list[dict[str, Any]]
     confusions: list[tuple[int, int, int]]
     mistakes: list[dict[str, Any]]
@@ -71,6 +76,7 @@ def describe(run: Run, colour: int, runs: int = 1) -> Shown:
         weights["hidden"] = len(run.model.sizes) > 2
     recall, precision = measures.recall(), measures.precision()
     matrix = measures.confusion
+    names = [str(name) for name in facts(run.model)["class_names"] or range(len(matrix))]
     off = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
@@ -78,9 +84,10 @@ def describe(run: Run, colour: int, runs: int = 1) -> Shown:
         run=run,
         colour=colour,
         measures=measures,
+        names=names,
         classes=[
             {
-                "label": k,
+                "label": names[k],
                 "samples": int(matrix[k].sum()),
                 "missed": int(matrix[k].sum() - matrix[k, k]),
                 "recall": recall[k],
@@ -182,10 +189,13 @@ def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _layer_value(layers: Any, index: int, key: str) -> float | None:
-    if not isinstance(layers, list | tuple) or index >= len(layers) or not isinstance(layers[index], dict):
+    """A statistic of a layer: None where nobody looked after the epoch, NaN where there is none or none finite."""
+    if not layers:
         return None
+    if not isinstance(layers, list | tuple) or index >= len(layers) or not isinstance(layers[index], dict):
+        return math.nan
     value = layers[index].get(key)
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _in_words(value: Any) -> str:

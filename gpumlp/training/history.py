@@ -17,7 +17,8 @@ class EpochRecord:
 
     Losses are mean cross-entropies without the weight penalty and accuracies are fractions. The training
     ones are running means over the epoch's batches, each before its own update; the validation ones are
-    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics were off.
+    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics were off,
+    and after some of the epochs that are short (`gpumlp.diagnostics.statistics.is_due`).
     """
 
     epoch: int  # counted from 1

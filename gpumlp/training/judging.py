@@ -44,5 +44,5 @@ def judge(checkpoint: Checkpoint, diverged: Finding | None) -> Judgement:
         epochs=len(history),
         trend="diverged" if diverged is not None else history.trend(),
         findings=findings,
-        curves_only=len(history) > 0 and history.records[-1].layers is None,
+        curves_only=len(history) > 0 and all(record.layers is None for record in history),
     )

@@ -42,7 +42,8 @@ class Trainer:
         batch_size: samples a step, or ``"full"``; more than there are means all of them.
         validation: a `Dataset`, or how many training samples are held out (drawn by the seed), or None.
         seed: of the held-out samples and of the batch order.
-        diagnostics: take statistics of each layer after every epoch, without a change to the results.
+        diagnostics: take statistics of each layer after every epoch, without a change to the results; where an
+            epoch has fewer than 3,000 samples, after the first and then every second to fifth.
 
     Attributes:
         history: a record for each finished epoch.
@@ -191,7 +192,7 @@ class Trainer:
 
         if not (math.isfinite(loss) and math.isfinite(parameter_sum)):
             return None
-        validation, layers = self._watcher.after_epoch(self._snapshot[0])
+        validation, layers = self._watcher.after_epoch(self._snapshot[0], self.epoch + 1)
         if validation is not None and not math.isfinite(validation.loss):
             return None
         return EpochRecord(

@@ -9,7 +9,7 @@ import numpy as np
 from ..backends import Array
 from ..data.batches import ArrayBatches
 from ..diagnostics import LayerStatistics, Probe, Setting
-from ..diagnostics.statistics import watched
+from ..diagnostics.statistics import is_due, watched
 from ..nn.evaluation import Evaluation, evaluate_batches, evaluation, loss_and_hits
 from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer
@@ -46,6 +46,7 @@ class Watcher:
     ) -> None:
         self.model = model
         self.validation = validation
+        self._epoch_samples = batches.samples
         self._probe: Probe | None = None
         self._drawn: ArrayBatches | None = None
         if not diagnostics:
@@ -58,16 +59,19 @@ class Watcher:
             self._correct = model.backend.xp.empty(drawn.samples, dtype=bool)
         self._probe = Probe(model, (validation or drawn).batch_size, batches.samples, scratch)
 
-    def after_epoch(self, before: Array) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
-        """The validation, if there are samples for it, and the statistics, if asked for.
+    def after_epoch(
+        self, before: Array, epoch: int
+    ) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
+        """The validation, if there are samples for it, and the statistics, if asked for and due.
 
         Waits for the device once.
 
         Args:
             before: the parameters at the start of the epoch.
+            epoch: that has ended, counted from 1.
         """
         model, probe = self.model, self._probe
-        if probe is None:
+        if probe is None or not is_due(epoch, self._epoch_samples):
             return None if self.validation is None else evaluate_batches(model, self.validation), None
         if self.validation is None:
             self._look_at_drawn(probe, before)
