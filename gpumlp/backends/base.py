@@ -140,9 +140,19 @@ class Backend(LossOperations):
             a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation allows it.
         """
         xp = self.xp
-        xp.matmul(x, weight, out=s)
+        self.product(x, weight, s)
         xp.add(s, bias, out=s)
         activation.forward(xp, s, a)
+
+    def product(self, x: Array, weight: Array, out: Array) -> None:
+        """``out <- x W``.
+
+        Args:
+            x: ``(batch, in_features)``.
+            weight: ``(in_features, out_features)``.
+            out: ``(batch, out_features)``, overwritten.
+        """
+        self.xp.matmul(x, weight, out=out)
 
     def dense_backward(
         self,

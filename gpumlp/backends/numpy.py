@@ -6,7 +6,8 @@ import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,13 @@ import numpy.typing as npt
 from .base import PIXEL_SCALE, Backend, DeviceError, HostArray
 from .openblas import numpy_openblas
 from .rules import Array, OptimizerRule, PenaltyRule, StepRule
+from .threads import Pace, counts_up_to
 
 # A second thread costs the transfer of the parameters between the cores' caches. Measured on two cores: one thread
 # is faster for 784-128-10 up to batch 32 (3 million multiply-adds a pass), two are from batch 64 on.
+# Where a few steps tell, that is only the number to begin with (see `threads`).
 MULTIPLY_ADDS_PER_THREAD = 5_000_000
+WORK_FOR_ALL_THREADS = 200_000_000  # multiply-adds: no thread too many for that, and long steps cannot try much
 ROWS_AT_A_TIME = 1024  # of a batch: more leave the cache between operations, 7 to 10 % slower from 4,096 on
 ROWS_TO_CONVERT = 256  # at a time, so that they are still in the cache when they are scaled
 STEPS_BETWEEN_FLUSHES = 128  # of vanishing numbers; 0.9^128 is 1e-6, so that none gets through the margin of 1e8
@@ -34,6 +38,7 @@ class NumpyBackend(Backend):
         self.xp = np
         self._openblas = numpy_openblas()
         self.accumulates_products = self._openblas is not None
+        self._paces: WeakKeyDictionary[StepRule, Pace] = WeakKeyDictionary()
         self.rows_at_a_time = ROWS_AT_A_TIME if self.accumulates_products else None
 
     def activate(self) -> AbstractContextManager[Any]:
@@ -56,8 +61,61 @@ class NumpyBackend(Backend):
         return np.asarray(array)
 
     def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
+        if self._any_threads_will_do(step, batches):
+            assert self._openblas is not None
+            if step not in self._paces:
+                start = 1 + step.multiply_adds // MULTIPLY_ADDS_PER_THREAD
+                self._paces[step] = Pace(self._openblas.threads, self._most_threads(), start)
+            self._paces[step].run(step, batches)
+            return
         with self._threads_for(step.multiply_adds):
             super().run_steps(step, batches)
+
+    def _most_threads(self) -> int:
+        return 1 if self._openblas is None else int(self._openblas.controller.get_num_threads())
+
+    def _any_threads_will_do(self, step: StepRule, batches: Sequence[slice]) -> bool:
+        """Are there several threads, and are a step's results the same bits with any number of them?"""
+        most = self._most_threads()
+        if most == 1 or not step.sizes or step.multiply_adds > WORK_FOR_ALL_THREADS:
+            return False
+        # The last batch may be a smaller one; one that goes in parts has a last part as well.
+        rows = {size for batch in batches[:: max(1, len(batches) - 1)] for size in _parts(batch, step.rows)}
+        last = len(step.sizes) - 2
+        return all(
+            self._same_bits(step.dtype, size, *layer, self.logits_order if index == last else "C", most)
+            for index, layer in enumerate(zip(step.sizes, step.sizes[1:], strict=False))
+            for size in rows
+        )
+
+    @lru_cache(maxsize=64)  # noqa: B019 (a backend lives as long as its process)
+    def _same_bits(
+        self, dtype: np.dtype[Any], rows: int, inputs: int, units: int, order: Literal["C", "F"], most: int
+    ) -> bool:
+        """Are a layer's products the same bits with any number of threads? Tried on random numbers."""
+        assert self._openblas is not None
+        rng = np.random.default_rng(0)
+        x, weight, delta = (
+            rng.random(shape, dtype=dtype) - 0.5  # with all the digits of the dtype, or sums would be exact
+            for shape in ((rows, inputs), (inputs, units), (rows, units))
+        )
+        delta = np.asarray(delta, order=order)
+        results = []
+        for count in counts_up_to(most):
+            s, below, sums = np.empty_like(delta), np.empty_like(x), np.empty(units, dtype)
+            gradient, weights = np.empty_like(weight), weight.copy()
+            with self._openblas.threads(count):
+                self.product(x, weight, s)
+                np.matmul(delta, weight.T, out=below)
+                self.accumulate_product(x, delta, gradient)
+                self.accumulate_product(x, delta, weights, -0.1, 0.9)
+                self.column_sums(delta, sums)
+            results.append([array.tobytes() for array in (s, below, gradient, weights, sums)])
+        return all(result == results[0] for result in results)
+
+    def product(self, x: Array, weight: Array, out: Array) -> None:
+        if self._openblas is None or not self._openblas.product(x, weight, out):
+            super().product(x, weight, out)
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         # mode="clip" writes straight into `out`; the default mode builds the result elsewhere first.
@@ -124,6 +182,12 @@ class NumpyBackend(Backend):
         if state.steps and state.steps % STEPS_BETWEEN_FLUSHES == 0:
             for buffer in state.buffers.values():
                 flush_vanishing(buffer, state.scratch)
+
+
+def _parts(batch: slice, rows: int) -> set[int]:
+    """How many rows go through the layers at a time, of a batch."""
+    count = batch.stop - batch.start
+    return {min(count, rows), count % rows or rows} if count > rows else {count}
 
 
 @lru_cache(maxsize=16)  # batch sizes: a full one, a short last one, and those of evaluation

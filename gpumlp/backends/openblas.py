@@ -22,6 +22,7 @@ import threadpoolctl
 from .rules import Array
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112  # enumerators of cblas.h
+_BYTES_AT_ONCE = 1600  # of a row: the blocks of OpenBLAS's kernels are as large or larger
 _SCALAR = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
 
 
@@ -69,6 +70,43 @@ class OpenBlas:
                     self.controller.set_num_threads(self._found)
                 self._users.discard(me)
 
+    def product(self, x: Array, weight: Array, out: Array) -> bool:
+        """``out <- x W``, the same bits for any number of threads, if that takes more than `numpy.matmul`.
+
+        Sums that are too long for OpenBLAS's blocks it halves, with one thread and with several at different
+        places, unless the halves fill its registers. Parts that are short enough leave it no such choice.
+
+        Args:
+            x: ``(batch, in_features)``, C-contiguous.
+            weight: ``(in_features, out_features)``, C-contiguous.
+            out: ``(batch, out_features)``, C- or Fortran-contiguous, overwritten; all of one dtype.
+
+        Returns:
+            False if nothing was done, because `numpy.matmul` does as well or the layout is another.
+        """
+        (batch, k), n = x.shape, weight.shape[1]
+        size, gemm = x.itemsize, self._gemm.get(x.dtype)
+        if k * size <= _BYTES_AT_ONCE or k % 32 == 0 or gemm is None:
+            return False
+        if not (x.flags.c_contiguous and weight.flags.c_contiguous and x.dtype == weight.dtype == out.dtype):
+            return False
+        rows, columns = _buffer(x), _buffer(weight)
+        part = -(-k // -(-k * size // _BYTES_AT_ONCE))
+        for start in range(0, k, part):
+            count, keep = min(part, k - start), 0.0 if start == 0 else 1.0
+            left, right = ctypes.byref(rows, size * start), ctypes.byref(columns, size * start * n)
+            if out.flags.c_contiguous:
+                gemm(
+                    *(_ROW_MAJOR, _NO_TRANSPOSE, _NO_TRANSPOSE, batch, n, count),
+                    *(1.0, left, k, right, n, keep, _address(out), n),
+                )
+            else:  # the transpose of the product, which is contiguous
+                gemm(
+                    *(_ROW_MAJOR, _TRANSPOSE, _TRANSPOSE, n, batch, count),
+                    *(1.0, right, n, left, k, keep, _address(out.T), batch),
+                )
+        return True
+
     def accumulate_product(self, x: Array, delta: Array, out: Array, scale: float, keep: float) -> None:
         """``out <- keep out + scale x^T delta``.
 
@@ -113,7 +151,11 @@ class OpenBlas:
 
 def _address(array: Array) -> Any:
     """Where an array begins, for ctypes; a TypeError if it is not C-contiguous and writable."""
-    return ctypes.byref(ctypes.c_char.from_buffer(array))
+    return ctypes.byref(_buffer(array))
+
+
+def _buffer(array: Array) -> Any:
+    return ctypes.c_char.from_buffer(array)
 
 
 @lru_cache(maxsize=1)

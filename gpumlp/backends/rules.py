@@ -5,7 +5,10 @@ The rules themselves are written elsewhere (``gpumlp.nn``, ``gpumlp.training``),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
 
@@ -42,6 +45,15 @@ class OptimizerRule(Protocol):
 class StepRule(Protocol):
     """What `run_steps` needs of a training step (see ``gpumlp.training.step``)."""
 
-    multiply_adds: int  # of one pass through the layers, for a full batch
+    @property
+    def multiply_adds(self) -> int: ...  # of one pass through the layers, for a full batch
+    @property
+    def sizes(
+        self,
+    ) -> Sequence[int]: ...  # of the layers, inputs first; empty if it does more with the BLAS than them
+    @property
+    def rows(self) -> int: ...  # that go through the layers at a time
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # of the layers
 
     def __call__(self, batch: slice) -> None: ...

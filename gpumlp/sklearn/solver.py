@@ -206,7 +206,8 @@ class PenalisedStep:
 
     def __init__(self, inner: TrainingStep, penalties: list[Penalty | None], *, penalised: bool) -> None:
         self.inner, self.penalties, self._penalised = inner, penalties, penalised
-        self.multiply_adds = inner.multiply_adds
+        self.multiply_adds, self.rows, self.dtype = inner.multiply_adds, inner.rows, inner.dtype
+        self.sizes = () if penalised else inner.sizes  # the sum of squares depends on the number of threads
         self._batch_size = inner.batches.batch_size
         parameters = inner.model.parameters
         self._weights = parameters.data[parameters.weights]

@@ -26,6 +26,9 @@ class TrainingStep:
     Attributes:
         workspace: of a batch, or of a part of it.
         multiply_adds: of one pass through the layers, for a full workspace: the size of the work.
+        sizes: of the layers, inputs first.
+        rows: of a full workspace.
+        dtype: of the layers.
         losses: ``(samples,)``, the loss of each sample, times its weight where there are weights, in this epoch's
             order, before its batch's update.
         correct: ``(samples,)`` bool, whether it was classified correctly.
@@ -40,6 +43,7 @@ class TrainingStep:
         self.state = state
         self.penalty = penalty
         rows = min(batches.batch_size, model.backend.rows_at_a_time or batches.batch_size)
+        self.sizes, self.rows, self.dtype = model.sizes, rows, model.dtype
         self.multiply_adds = rows * sum(layer.weight.size for layer in model.layers)
         self.workspace = Workspace(model, rows, pixels=batches.pixels)
         xp = model.backend.xp
