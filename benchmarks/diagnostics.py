@@ -2,18 +2,22 @@
 
 Two trainings of the same network, one with diagnostics and one without, take turns, epoch by epoch, so that
 whatever else the machine does slows both; of short epochs, which are not all looked at, 60 by 60. The time of an
-epoch is all of it: training, validation and statistics.
+epoch is all of it: training, validation and statistics. On a machine that others use, single epochs differ by
+much more than what is looked for; so what comes after the steps of an epoch, validation and statistics, is also
+timed by itself, and the difference in that, as a part of the epoch, is what the statistics take.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
@@ -24,9 +28,8 @@ from gpumlp.training.config import Config, ConfigError
 from .measuring import too_few_repeats
 
 PROGRAM = "diagnostics"
-SHORT_EPOCHS = (
-    60  # in a turn: looks after every second to fifth of them are then in it as often as in a long training
-)
+# In a turn, so that looks after every second to fifth epoch are in it as often as in a long training.
+SHORT_EPOCHS = 60
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Options:
     """Data sets: mnist, digits."""
     device: str = "cpu"
     """cpu, cuda, ..."""
-    hidden: tuple[int, ...] = (128,)
-    """Units of each hidden layer."""
+    networks: tuple[str, ...] = ("128", "512-512")
+    """Units of the hidden layers, joined by dashes."""
     seconds: float = 20.0
     """For each measurement."""
     repeats: int = 20
@@ -55,14 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = too_few_repeats(options.repeats)
         if not options.datasets or not set(options.datasets) <= {"mnist", "digits"}:
             problems.append(f"datasets: expected mnist or digits, got {' '.join(options.datasets) or 'none'}")
+        bad = [name for name in options.networks if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", name)]
+        if bad or not options.networks:
+            problems.append(
+                f"networks: expected hidden units such as 128 or 512-512, got {' '.join(bad) or 'none'}"
+            )
         if not 0 < options.seconds < float("inf"):
             problems.append(f"seconds: expected a number above 0, got {options.seconds:g}")
         if problems:
             raise ConfigError("\n".join(problems))
         backend = gpumlp.get_backend(options.device)
         found = [
-            {"validation": held_out, **measure(options, load_dataset(name, options.data_dir)[0], held_out)}
-            for name in options.datasets
+            {"validation": held_out, **measure(options, train, hidden, held_out)}
+            for train in [load_dataset(name, options.data_dir)[0] for name in options.datasets]
+            for hidden in [tuple(map(int, network.split("-"))) for network in options.networks]
             for held_out in (True, False)
         ]
         machine = {
@@ -77,16 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(PROGRAM, work)
 
 
-def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, object]:
-    """Milliseconds of an epoch with diagnostics and without, and the median of what they add, pair by pair.
+def measure(options: Options, train: Dataset, hidden: tuple[int, ...], held_out: bool) -> dict[str, object]:
+    """Milliseconds of an epoch with diagnostics and without, and what they add in percent: medians of the pairs.
 
-    Undisturbed is the time that one turn in ten stays below, with and without: on a machine that others use,
-    single epochs differ by much more than what is looked for.
+    Undisturbed is the time that one turn in ten stays below, with and without. `statistics_percent` is the
+    difference in the time after the steps.
     """
-    config = Config(hidden=options.hidden).resolved(len(train))
+    config = Config(hidden=hidden).resolved(len(train))
     with_them, without = (
         Trainer(
-            MLP([train.features, *options.hidden, train.classes], device=options.device),
+            MLP([train.features, *hidden, train.classes], device=options.device),
             train,
             optimizer=SGD(0.01, momentum=0.9),
             batch_size=config.batch_size,  # type: ignore[arg-type]  # a number: the default
@@ -95,6 +104,7 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         )
         for diagnostics in (True, False)
     )
+    after = {True: time_after_steps(with_them), False: time_after_steps(without)}
     epochs = 1 if with_them.batches.samples >= SAMPLES_BETWEEN else SHORT_EPOCHS
     seconds: dict[bool, list[float]] = {True: [], False: []}  # an epoch, in each turn
     end = time.perf_counter() + options.seconds
@@ -103,12 +113,17 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         turns = [(with_them, True), (without, False)]
         for trainer, on in turns if pair % 2 else turns[::-1]:
             trainer.model.backend.synchronize()
+            after[on].append(0.0)
             start = time.perf_counter()
             trainer.run(trainer.epoch + epochs)
             trainer.model.backend.synchronize()
             seconds[on].append((time.perf_counter() - start) / epochs)
         pair += 1
     added = sorted(on / off - 1 for on, off in list(zip(seconds[True], seconds[False], strict=True))[1:])
+    taken = sorted(
+        (on - off) / epochs / epoch
+        for on, off, epoch in list(zip(after[True], after[False], seconds[False], strict=True))[1:]
+    )
     return {
         "dataset": train.name,
         "network": "-".join(map(str, with_them.model.sizes)),
@@ -120,7 +135,25 @@ def measure(options: Options, train: Dataset, held_out: bool) -> dict[str, objec
         "milliseconds_undisturbed": [1e3 * sorted(seconds[on][1:])[pair // 10] for on in (True, False)],
         "added_percent": 100 * statistics.median(added),
         "added_percent_quartiles": [100 * part for part in statistics.quantiles(added, n=4)[::2]],
+        "statistics_percent": 100 * statistics.median(taken),
+        "statistics_percent_quartiles": [100 * part for part in statistics.quantiles(taken, n=4)[::2]],
     }
+
+
+def time_after_steps(trainer: Trainer) -> list[float]:
+    """From now on the trainer adds the seconds that it spends on validation and statistics to the list's last."""
+    seconds: list[float] = []
+    watcher = trainer._watcher
+    original = watcher.after_epoch
+
+    def timed(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = original(*arguments)  # on an idle device, and waits for it
+        seconds[-1] += time.perf_counter() - start
+        return result
+
+    watcher.after_epoch = timed  # type: ignore[method-assign]
+    return seconds
 
 
 if __name__ == "__main__":

@@ -271,17 +271,21 @@ def test_markdown_compares_without_and_with_momentum() -> None:
 
 
 def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
-    words = ("--datasets", "digits", "--hidden", "8", "--seconds", "0.01", "--repeats", "5")
+    words = ("--datasets", "digits", "--networks", "8", "8-4", "--seconds", "0.01", "--repeats", "5")
     done = run_benchmark(*words, benchmark="diagnostics")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert [(row["dataset"], row["validation"], row["network"]) for row in results] == [
         ("digits", True, "64-8-10"),
         ("digits", False, "64-8-10"),
+        ("digits", True, "64-8-4-10"),
+        ("digits", False, "64-8-4-10"),
     ]
     for row in results:
         assert row["pairs"] >= 5
         assert min(row["milliseconds_with"], row["milliseconds_without"], *row["milliseconds_undisturbed"]) > 0
-        low, high = row["added_percent_quartiles"]
-        assert low <= row["added_percent"] <= high
+        for name in ("added_percent", "statistics_percent"):
+            low, high = row[f"{name}_quartiles"]
+            assert low <= row[name] <= high
     assert run_benchmark("--datasets", "others", benchmark="diagnostics").returncode == 2
+    assert run_benchmark("--networks", "128-", benchmark="diagnostics").returncode == 2

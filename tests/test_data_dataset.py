@@ -189,3 +189,11 @@ def test_importing_the_data_room_loads_neither_cupy_nor_the_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_entropy_of_labels_is_the_least_loss_of_a_guess() -> None:
+    labels = [0, 0, 0, 2]
+    entropy = Dataset(np.zeros((4, 2), np.float32), labels, classes=3).label_entropy
+    assert entropy == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert Dataset(np.zeros((4, 2), np.float32), [0, 1, 2, 3]).label_entropy == pytest.approx(np.log(4))
+    assert Dataset(np.zeros((4, 2), np.float32), [1] * 4).label_entropy == 0

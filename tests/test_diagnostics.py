@@ -159,7 +159,7 @@ def test_a_unit_that_died_is_found_though_the_last_epoch_was_not_looked_at() -> 
     look = LayerStatistics(1.0, 0.1, 10.0, 0.9, None, 1000, 128)
     records = [EpochRecord(n, 2.2, 0.2, 2.2, 0.2, 0.1, 1.0, 1.0, (look, look)) for n in (1, 2)]
     records.append(dataclasses.replace(records[-1], epoch=3, layers=None))
-    found = find(records, Setting(classes=10, hidden=(16,)))
+    found = find(records, Setting(classes=10, hidden=(16, 16)))
     assert [finding.name for finding in found] == ["dead units"]
 
 
@@ -188,7 +188,12 @@ def test_a_layer_of_before_its_inputs_were_looked_at_still_loads() -> None:
         ([2.0, 1.0, 0.5, 0.2, 0.1, 0.05], [2.0, 0.5, 0.4, 0.7, 0.8, 0.9], "overfitting"),
         ([0.01, 0.001, 0.002, 0.001, 0.002, 0.003], None, "converging"),  # noise at the bottom
         ([2.0, 0.5, 0.4, 0.3, 0.2, 0.1], [2.0, 0.3, 0.2, 0.2, 0.2, 0.9], "converging"),  # a single bad epoch
-        ([2.3, 1.9, 1.6, 1.5, 1.5, 1.5], None, "underfitting"),
+        ([2.0, 1.0, 0.5, 0.2, 0.1, 0.05], [2.0, 0.5, 0.4, 0.5, 0.5, 0.5], "overfitting"),
+        ([2.0, 1.0, 0.5, 0.2, 0.1, 0.05], [2.0, 0.1, 0.05, 0.06, 0.08, 0.1], "converging"),  # less than noise
+        ([2.3, 1.9, 1.6, 1.5, 1.4, 1.3], None, "underfitting"),  # still falling
+        ([2.3, 2.25, 2.2, 2.2, 2.2, 2.2], None, "underfitting"),  # hardly better than guessing
+        ([2.3, 1.9, 1.6, 1.5, 1.5, 1.5], None, "converging"),  # as labels with noise would have it
+        ([2.3, 1.9, 1.6, 1.5, 1.4, 1.3], [1.5, 1.4, 1.6, 1.8, 1.9, 2.0], "overfitting"),  # and far from a fit
         ([1.0, 0.5, 0.9, 0.5, 0.8, 0.4], None, "unstable"),
         ([1.0, 0.5, 0.9, 0.5, 0.8, *[0.3] * 9], None, "converging"),  # it has settled since
         ([1.0, 0.1, 0.05, 0.1, 0.05, 0.1], None, "converging"),  # by less than 0.04 of the loss of guessing
@@ -199,7 +204,7 @@ def test_a_layer_of_before_its_inputs_were_looked_at_still_loads() -> None:
 )
 def test_the_trend_of_a_curve(losses: list[float], validation: list[float] | None, name: str | None) -> None:
     history = curve(losses, validation)
-    assert history.trend() == trend(history.records, 10) == name
+    assert history.trend() == trend(history.records, Setting(classes=10)) == name
     illness = {"diverging": {"exploding loss"}, "converging": set(), None: set()}.get(name, {name})
     assert names(history) == illness
 
@@ -217,7 +222,7 @@ def test_no_epochs_no_findings() -> None:
 def test_where_nothing_is_classified_only_units_are_judged() -> None:
     history = curve([2.0, 9.0, 500.0], [2.0, 9.0, 500.0])
     assert names(history) == {"exploding loss"}
-    history.setting = Setting(classes=1)
+    history.setting = Setting(classes=1, hidden=(16,))
     assert (history.findings(), history.trend()) == ([], None)
     hidden = LayerStatistics(1e6, 0.1, 10.0, 0.9, None, 1000, 128)
     layers = (hidden, dataclasses.replace(hidden, dead=None))

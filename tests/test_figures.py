@@ -232,6 +232,7 @@ def test_first_layer_weights_of_what_is_no_image_are_refused(blobs: Dataset) -> 
 
 def test_each_learning_curve_is_what_it_is_called() -> None:
     runs = numbers("learning_curves")["runs"]
+    assert {name: run["trend"] for name, run in runs.items()} == {name: name for name in runs}
     converging, overfitting, underfitting, unstable = runs.values()
     assert list(runs) == ["converging", "overfitting", "underfitting", "unstable"]
     for losses in (converging["train_loss"], converging["validation_loss"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import zlib
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,12 @@ class Dataset:
     def features(self) -> int:
         """Number of values in one sample."""
         return math.prod(self.feature_shape)
+
+    @cached_property
+    def label_entropy(self) -> float:
+        """Entropy of the frequencies of the labels, in nats: the least loss of a guess without the samples."""
+        frequencies = np.unique(self.labels, return_counts=True)[1] / len(self)
+        return float(-np.sum(frequencies * np.log(frequencies)))
 
     def __len__(self) -> int:
         return len(self.images)

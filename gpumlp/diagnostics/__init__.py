@@ -1,6 +1,6 @@
 """What is wrong with a training: statistics of its layers, and rules that read them and the learning curves."""
 
-from .curves import trend
+from .curve_rules import trend
 from .findings import Finding, Setting
 from .rules import find
 from .statistics import LayerStatistics, Probe

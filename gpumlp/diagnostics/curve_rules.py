@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from . import causes, curves
 from .findings import Finding, Record, Setting
 
-STANDING_STILL = 0.01  # the part of their norm that an epoch moves the weights
+EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
+# Parts of the loss of guessing: what is no fit; what is none where its cause is known; what is hardly better. In
+# between, a loss that stays where it is may be all that the data allows for.
+HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
+STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
+STILL_FALLING = 0.02  # an epoch, as a part of the loss
+
+
+def trend(records: Sequence[Record], setting: Setting) -> str | None:
+    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes."""
+    if len(records) < 2 or setting.classes < 2:
+        return None
+    if curves.exploded(records, setting):
+        return "diverging"
+    if len(curves.rises(records, setting)) >= curves.RISES:
+        return "unstable"
+    if curves.overfits(records, setting):
+        return "overfitting"
+    return "converging" if why_underfitting(records, setting) is None else "underfitting"
 
 
 def exploding_loss(records: Sequence[Record], setting: Setting) -> Finding:
-    loss, guess = records[-1].train_loss, math.log(setting.classes)
+    loss, guess = records[-1].train_loss, setting.ignorance
     return Finding(
         "exploding loss",
         f"the training loss is {loss:.3g}, {loss / guess:.3g} times that of guessing ({guess:.2f}): "
@@ -21,49 +38,82 @@ def exploding_loss(records: Sequence[Record], setting: Setting) -> Finding:
 
 
 def unstable(records: Sequence[Record], setting: Setting) -> Finding:
-    rises = curves.rises(records, setting.classes)
+    rises = curves.rises(records, setting)
     worst = max(rises, key=lambda epoch: records[epoch].train_loss - records[epoch - 1].train_loss)
     before, after = records[worst - 1].train_loss, records[worst].train_loss
     schedule = ", or let it fall (schedule step)" if setting.constant_rate else ""
     steps = f"the steps are too large, lower {causes.rate(records)}{causes.momentum(setting)}{schedule}"
     return Finding(
         "unstable",
-        f"the training loss rose by more than a tenth in {len(rises)} of the last "
+        f"the training loss rose by 5 % or more in {len(rises)} of the last "
         f"{causes.epochs(min(curves.RECENT, len(records) - 1))} (from {before:.3g} to {after:.3g} in epoch "
         f"{worst + 1}): {causes.large_inputs(records) or steps}",
     )
 
 
-def underfitting(records: Sequence[Record], setting: Setting) -> Finding:
-    last, guess = records[-1], math.log(setting.classes)
-    moved = [layer.update_ratio for _, layer in causes.last_look(records) if layer.update_ratio is not None]
-    falling = curves.falling(records)
-    rate = causes.rate(records)
-    evidence = (
-        f"after {causes.epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
-        f"{guess:.2f}) and the accuracy {causes.percent(last.train_accuracy)}"
-    )
-    units = f"more hidden units (now {' '.join(map(str, setting.hidden)) or 'none'})"
-    inputs = causes.large_inputs(records)
+def why_underfitting(records: Sequence[Record], setting: Setting) -> str | None:
+    """Why a network does not fit its own training samples, and what to try; None where it does.
+
+    A loss that neither falls nor is as bad as guessing is left in peace unless its cause shows: noise in the
+    labels looks the same.
+    """
+    part = records[-1].train_loss / setting.guessing
+    if len(records) < EPOCHS_TO_FIT or part <= HIGH_WITH_A_CAUSE:
+        return None
+    rate, inputs = causes.rate(records), causes.large_inputs(records)
+    units = _more_units(setting)
+    moved = max((layer.update_ratio or 0.0 for _, layer in causes.last_look(records)), default=None)
     if causes.strong_penalty(setting):
         name, value = ("l2", setting.l2) if setting.l2 >= causes.STRONG_L2 else ("l1", setting.l1)
-        advice = f": the penalty keeps the weights too small, lower {name} (now {value:g})"
-    elif inputs is not None:
-        advice = f": {inputs}"
-    elif setting.hidden and min(setting.hidden) < setting.classes:
-        advice = f": use {units}"
-    elif causes.moved_far(records):
-        advice = f": an epoch moved the weights by more than half of their norm, lower {rate}, or use {units}"
-    elif moved and max(moved) < STANDING_STILL:
-        advice = (
-            f", and one epoch moves the weights of no layer by more than {100 * max(moved):.2g} % of their "
-            f"norm: raise {rate}"
+        return f": the penalty keeps the weights too small, lower {name} (now {value:g})"
+    if part > HIGH and inputs is not None:
+        return f": {inputs}"
+    if part > NO_BETTER and causes.moved_far(records):
+        return (
+            f": an epoch moved the weights by more than half of their norm to no avail, lower {rate}; or the "
+            "inputs do not tell the classes"
         )
-    elif falling > curves.STILL_FALLING:
-        advice = f", still falling by {100 * falling:.2g} % an epoch: train for more epochs, or raise {rate}"
-    else:
-        advice = f" and no longer gets better: use {units}, or another {rate}"
-    return Finding("underfitting", evidence + advice)
+    if part > HIGH and moved is not None and moved < STANDING_STILL:
+        return (
+            f", and one epoch moves the weights of no layer by more than {100 * moved:.2g} % of their norm: "
+            f"raise {rate}"
+        )
+    if setting.hidden and min(setting.hidden) < setting.classes - 1:  # too few to tell so many classes apart
+        return f": use {units}"
+    return _why_high(records, setting, moved or 0.0) if part > HIGH else None
+
+
+def _why_high(records: Sequence[Record], setting: Setting, moved: float) -> str | None:
+    """The same where the loss is above half of that of guessing, and nothing in the setting explains it."""
+    rate, falling, layers = causes.rate(records), curves.falling(records), len(setting.hidden)
+    units = _more_units(setting)
+    if moved > RESTLESS:
+        return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
+    if falling > STILL_FALLING:
+        faster = f", or raise {rate}" if curves.falls_steadily(records) else ""
+        return f", still falling by {100 * falling:.2g} % an epoch: train for more epochs{faster}"
+    if layers > 1 and setting.activation in ("tanh", "sigmoid"):
+        return (
+            f", and hardly falls in {layers} hidden layers of {setting.activation}: use relu or fewer layers, "
+            f"train for more epochs, or raise {rate}"
+        )
+    if records[-1].train_loss > NO_BETTER * setting.guessing:
+        return f" and does not get better: use {units}, or another {rate}; or the inputs do not tell the classes"
+    return None
+
+
+def _more_units(setting: Setting) -> str:
+    return f"more hidden units (now {' '.join(map(str, setting.hidden)) or 'none'})"
+
+
+def underfitting(records: Sequence[Record], setting: Setting) -> Finding:
+    last = records[-1]
+    return Finding(
+        "underfitting",
+        f"after {causes.epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
+        f"{setting.guessing:.2f}) and the accuracy {causes.percent(last.train_accuracy)}"
+        f"{why_underfitting(records, setting)}",
+    )
 
 
 def overfitting(records: Sequence[Record], setting: Setting) -> Finding:

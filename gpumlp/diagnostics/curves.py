@@ -1,49 +1,31 @@
-"""What the learning curves say: how the losses go over the epochs."""
+"""How the losses and accuracies go over the epochs."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
-from .findings import Record
+from .findings import Record, Setting
 
-# A loss is measured against that of guessing, log(classes).
-EXPLODED = 3.0  # so many times it is worse than any ignorance
-HIGH = 0.5  # half of it is not a fit
-EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
-RISE = 1.1  # from one epoch to the next: a tenth more
-RISE_LEAST = 0.04  # and at least so much of the loss of guessing
+EXPLODED = 3.0  # times the loss of ignorance
+RISE = 1.05  # from one epoch to the next
+RISE_LEAST = 0.04  # and at least so much of the loss of ignorance: less is noise
 RISES, RECENT = 2, 10  # so many in the last epochs; what was long before is over
-OVERFIT_RISE, OVERFIT_LEAST = 1.5, 0.15  # the validation loss over its lowest; nats
+OVERFIT_RISE = 1.15  # the validation loss over its lowest, and by more than noise
 LASTING = 3  # epochs for which the validation must have been so bad
 OVERFIT_GAP = 0.1  # between the accuracies
-STILL_FALLING = 0.02  # an epoch, as a part of the loss
 
 
-def trend(records: Sequence[Record], classes: int) -> str | None:
-    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes."""
-    if len(records) < 2 or classes < 2:
-        return None
-    if exploded(records, classes):
-        return "diverging"
-    if len(rises(records, classes)) >= RISES:
-        return "unstable"
-    if len(records) >= EPOCHS_TO_FIT and records[-1].train_loss > HIGH * math.log(classes):
-        return "underfitting"
-    return "overfitting" if overfits(records) else "converging"
-
-
-def exploded(records: Sequence[Record], classes: int) -> bool:
-    """Is the loss at the end far above that of guessing, and not on a steady way back from a bad start?"""
+def exploded(records: Sequence[Record], setting: Setting) -> bool:
+    """Is the loss at the end far worse than ignorance, and not on a steady way back from a bad start?"""
     first, last = records[0].train_loss, records[-1].train_loss
-    returning = last < first and not rises(records, classes)
-    return last > EXPLODED * math.log(classes) and not returning
+    returning = last < first and not rises(records, setting)
+    return last > EXPLODED * setting.ignorance and not returning
 
 
-def rises(records: Sequence[Record], classes: int) -> list[int]:
+def rises(records: Sequence[Record], setting: Setting) -> list[int]:
     """Those of the recent epochs, counted from 1, after which the training loss rose by more than noise."""
-    least = RISE_LEAST * math.log(classes)
+    least = RISE_LEAST * setting.ignorance
     first = max(0, len(records) - RECENT - 1)
     losses = [record.train_loss for record in records[first:]]
     return [
@@ -53,6 +35,12 @@ def rises(records: Sequence[Record], classes: int) -> list[int]:
     ]
 
 
+def falls_steadily(records: Sequence[Record]) -> bool:
+    """Did the training loss fall in each of the recent epochs?"""
+    losses = [record.train_loss for record in records[-RECENT - 1 :]]
+    return all(after < before for before, after in itertools.pairwise(losses))
+
+
 def best_epoch(records: Sequence[Record]) -> int | None:
     """The epoch of the lowest validation loss, counted from 1; None without validation."""
     losses = [record.validation_loss for record in records]
@@ -60,7 +48,7 @@ def best_epoch(records: Sequence[Record]) -> int | None:
     return min(known)[1] if known else None
 
 
-def overfits(records: Sequence[Record]) -> bool:
+def overfits(records: Sequence[Record], setting: Setting) -> bool:
     """Does the network do much worse on the validation samples than on its own, or than it did?"""
     last, best = records[-1], best_epoch(records)
     if best is None:
@@ -69,7 +57,7 @@ def overfits(records: Sequence[Record]) -> bool:
         min(record.validation_loss for record in part if record.validation_loss is not None)
         for part in ([records[best - 1]], records[-LASTING:])
     )
-    rose = recent > OVERFIT_RISE * lowest and recent - lowest > OVERFIT_LEAST
+    rose = recent > OVERFIT_RISE * lowest and recent - lowest > RISE_LEAST * setting.ignorance
     falls = last.train_loss < records[best - 1].train_loss
     accuracy = max(record.validation_accuracy or 0.0 for record in records[-LASTING:])
     return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,14 +31,15 @@ class Setting:
     """How a network is trained, as far as advice depends on it.
 
     Attributes:
-        classes: of the data; their logarithm is the loss of guessing. Below 2 where there are none, and then
-            only units are judged: the size of a loss or a gradient means nothing there.
+        classes: of the data. Below 2 where there are none, and then only units are judged: the size of a loss or
+            a gradient means nothing there.
         activation: the name of that of the hidden layers.
         hidden: units of each hidden layer.
         optimizer: ``"SGD"``, ``"Adam"``, ...
         momentum: of SGD; 0 without it.
         l2, l1: the weight penalty.
         constant_rate: does the learning rate stay as it is?
+        label_entropy: of the training labels, in nats; None where it is not known.
     """
 
     classes: int
@@ -48,6 +50,17 @@ class Setting:
     l2: float = 0.0
     l1: float = 0.0
     constant_rate: bool = True
+    label_entropy: float | None = None
+
+    @property
+    def ignorance(self) -> float:
+        """The loss of taking all classes for equally likely, in nats."""
+        return math.log(self.classes)
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a guess that knows how frequent each class is, in nats; `ignorance` if nobody does."""
+        return self.label_entropy or self.ignorance
 
 
 class Record(Protocol):

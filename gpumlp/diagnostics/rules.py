@@ -7,20 +7,19 @@ of its own only where no layer has one; save a loss that steps have made explode
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from . import causes, curves
-from .curve_rules import exploding_loss, overfitting, underfitting, unstable
+from .curve_rules import HIGH, NO_BETTER, exploding_loss, overfitting, trend, underfitting, unstable
 from .findings import Finding, Record, Setting
 from .statistics import LayerStatistics
 
-DEAD = 0.4  # of a layer's ReLU units
+DEAD = 0.5  # of a layer's ReLU units; a third is usual in deep networks that do well
 BORN = 0.1  # of their norm: an epoch that moves the weights less has killed no units
 SATURATED = 0.8  # of a layer's outputs
-LEAST_UNITS = 8  # of a layer that can be called saturated: a single unit often is, and learns
+LEAST_UNITS = 8  # of a layer that is judged: of a few, one often is dead or saturated, and the others learn
 FAINT_RATIO = 1e-3  # the first layer's gradient over the largest ...
-FAINT, NO_BETTER = 0.01, 0.9  # ... or its norm, where the loss is still that part of the loss of guessing
+FAINT = 0.01  # ... or its norm, where the loss is hardly better than that of guessing
 EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabilities, so healthy ones are about 1
 
 
@@ -36,10 +35,10 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     units = [*_dead(records, setting), *_saturated(records, setting)]
     if setting.classes < 2:
         return units
-    exploded = curves.exploded(records, setting.classes)
+    exploded = curves.exploded(records, setting)
     if exploded and causes.moved_far(records):
         return [*units, exploding_loss(records, setting)]
-    kind = curves.trend(records, setting.classes)
+    kind = trend(records, setting)
     if kind == "underfitting" and causes.strong_penalty(setting):
         return [underfitting(records, setting)]
     found = ([] if exploded else _vanishing(records, setting)) or [*_exploding_gradients(records, setting), *units]
@@ -56,7 +55,9 @@ def _dead(records: Sequence[Record], setting: Setting) -> list[Finding]:
     found = [
         (number, layer, layer.dead)
         for number, layer in causes.last_look(records)
-        if layer.dead is not None and layer.dead >= DEAD
+        if layer.dead is not None
+        and layer.dead >= DEAD
+        and (layer.dead == 1 or setting.hidden[number - 1] >= LEAST_UNITS)
     ]
     if not found:
         return []
@@ -118,9 +119,9 @@ def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Fi
 
 def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
     """The gradient gets lost on its way down, from the start: not because units died or large steps spoiled it."""
-    guess, loss = math.log(setting.classes), records[-1].train_loss
+    guess, loss = setting.guessing, records[-1].train_loss
     looks = [record.layers for record in records if record.layers]
-    if not looks or len(looks[0]) < 2 or loss <= curves.HIGH * guess:
+    if not looks or len(looks[0]) < 2 or loss <= HIGH * guess:
         return []
     if causes.moved_far(records[:1], first_layer_only=True) or any((look[0].dead or 0) >= DEAD for look in looks):
         return []

@@ -15,7 +15,7 @@ from ..nn.workspace import Workspace
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one in so many of an epoch's samples: a hundredth of the epoch's work
-MOST_WATCHED, LEAST_WATCHED, WATCHED_SHARE = 256, 32, 50  # the same for a forward pass of its own
+WATCHED = 256  # for a forward pass of its own: of fewer samples, many a unit is taken for dead that is not
 SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # a look takes the time of 90 samples of a small network
 
 
@@ -167,7 +167,7 @@ def is_due(epoch: int, epoch_samples: int) -> bool:
 
 def watched(epoch_samples: int) -> int:
     """How many samples a forward pass is worth that is made for the statistics alone."""
-    return min(epoch_samples, max(LEAST_WATCHED, min(MOST_WATCHED, epoch_samples // WATCHED_SHARE)))
+    return min(epoch_samples, WATCHED)
 
 
 def _root(square: float) -> float | None:

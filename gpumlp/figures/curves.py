@@ -32,7 +32,7 @@ _RUNS = {
     "converging": _Run(1.0, 32, SGD(0.03)),
     "overfitting": _Run(0.05, 256, Adam(0.01)),
     "underfitting": _Run(1.0, 1, SGD(0.03, momentum=0.9), "tanh"),
-    "unstable": _Run(0.5, 64, SGD(0.8, momentum=0.9), "tanh"),
+    "unstable": _Run(0.5, 64, Adam(0.5), "tanh"),
 }
 
 
@@ -59,8 +59,9 @@ def learning_curves(
     Returns:
         The figure; in ``runs``, by name: ``train_loss`` and ``validation_loss`` after each epoch and the final
         accuracies, and what makes it that run: ``best_epoch`` (of the lowest validation loss, from 1), ``rise``
-        (the final validation loss over the lowest, less 1), ``gap`` (final validation less training loss) and
-        ``ups`` (in how many epochs the training loss rose by more than a tenth).
+        (the final validation loss over the lowest, less 1), ``gap`` (final validation less training loss),
+        ``ups`` (in how many epochs the training loss rose by more than a tenth), and what the diagnostics call it,
+        ``trend``.
     """
     train, _ = load(data)
     whole, held_out = draw(train, (samples, validation), seed)
@@ -117,6 +118,7 @@ def _train(
         "rise": validated[-1] / min(validated) - 1,
         "gap": validated[-1] - losses[-1],
         "ups": sum(after > 1.1 * before for before, after in itertools.pairwise(losses)),
+        "trend": history.trend(),
     }
 
 

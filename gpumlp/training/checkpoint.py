@@ -61,7 +61,12 @@ class Checkpoint:
         return cls(
             config=config,
             sizes=model.sizes,
-            dataset={"name": train.name, "classes": train.classes, "train_fingerprint": train.fingerprint()},
+            dataset={
+                "name": train.name,
+                "classes": train.classes,
+                "train_fingerprint": train.fingerprint(),
+                "label_entropy": train.label_entropy,
+            },
             tensors=tensors,
             steps=trainer.optimizer_state.steps,
             random_state=trainer.random_state(),

@@ -100,7 +100,7 @@ class History:
             raise ValueError(
                 "a trend is expected to be asked of the history of a training; this one has no setting"
             )
-        return trend(self.records, self.setting.classes)
+        return trend(self.records, self.setting)
 
     @property
     def seconds(self) -> float:

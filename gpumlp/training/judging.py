@@ -35,7 +35,12 @@ def judge(checkpoint: Checkpoint, diverged: Finding | None) -> Judgement:
     """
     config, history = checkpoint.config, checkpoint.history
     history.setting = setting_of(
-        checkpoint.sizes, config.activation, config.make_optimizer(), config.make_schedule(), config.make_penalty()
+        checkpoint.sizes,
+        config.activation,
+        config.make_optimizer(),
+        config.make_schedule(),
+        config.make_penalty(),
+        checkpoint.dataset.get("label_entropy"),
     )
     findings = history.findings()
     if diverged is not None:  # where a loss that explodes ends

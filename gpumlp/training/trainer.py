@@ -71,7 +71,12 @@ class Trainer:
         self.schedule: Schedule = Constant() if schedule is None else schedule
         self.seed = seed
         self._setting = setting_of(
-            model.sizes, model.activation.name, self.optimizer, self.schedule, penalty or Penalty()
+            model.sizes,
+            model.activation.name,
+            self.optimizer,
+            self.schedule,
+            penalty or Penalty(),
+            train.label_entropy,
         )
         self.history = History()
         self.history.setting = self._setting

@@ -91,7 +91,12 @@ class Watcher:
 
 
 def setting_of(
-    sizes: Sequence[int], activation: str, optimizer: Optimizer, schedule: Schedule, penalty: Penalty
+    sizes: Sequence[int],
+    activation: str,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    penalty: Penalty,
+    label_entropy: float | None,
 ) -> Setting:
     """How a network is trained, for the advice of the findings."""
     return Setting(
@@ -103,4 +108,5 @@ def setting_of(
         l2=penalty.l2,
         l1=penalty.l1,
         constant_rate=isinstance(schedule, Constant),
+        label_entropy=label_entropy,
     )
