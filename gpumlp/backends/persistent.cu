@@ -1,0 +1,335 @@
+// Many training steps of a network of one hidden layer in one launch, its weights on chip from the first to the last.
+// rules.cuh is read before this text; persistent.py defines the sizes and says where this kernel is of use.
+//
+// Each block keeps UNITS hidden units in its shared memory: their columns of W1, their rows of W2, and what momentum
+// remembers of both. Every block keeps b2. A step of a batch:
+//
+//   1. s1 of the own units, summed over all inputs, and a1 = h(s1)
+//   2. their part of the logits, a1 W2, goes to global memory: all that blocks tell each other
+//   3. a barrier for the whole grid
+//   4. the logits: b2 and the parts of all blocks, summed by every block in the same order; softmax, loss and delta2
+//   5. delta1 = (delta2 W2^T) * h' of the own units, from W2 as it was before this step's update
+//   6. gradients, penalty and SGD step of what the block keeps; each computes the same b2
+//
+// One barrier a step is enough, because the parts of the logits have two places, used in turn. A block writes into a
+// place again two steps later, behind the barrier of the step between; there every block arrives only after it has
+// read, in 4, what the place held before.
+//
+// No sum depends on the order in which threads happen to run, and a step depends on nothing but parameters, velocity
+// and batch: however an epoch is split into launches, its result is the same, bit for bit.
+
+#define WARPS (THREADS / 32)
+#define STRIDE ((INPUTS + 15) / 16 * 16)  // of a row of inputs in shared memory; what is beyond INPUTS stays 0
+#define QUADS (STRIDE / 4)
+#define ROWS ((BATCH + 3) / 4 * 4)
+#define LOGITS (BATCH * CLASSES)
+
+#if PIXELS
+typedef unsigned char value;
+#else
+typedef real value;
+#endif
+
+// Four neighbours, read and written at once.
+template <typename T> struct alignas(4 * sizeof(T)) Four {
+    T v[4];
+};
+template <typename T> __device__ Four<T>& four(T* row, int index) { return ((Four<T>*)row)[index]; }
+template <typename T> __device__ const Four<T>& four(const T* row, int index) { return ((const Four<T>*)row)[index]; }
+
+// The pieces in which rows are copied: 16 bytes where rows are made of such.
+#if INPUTS % 16 == 0
+typedef Four<int> piece;
+#else
+typedef value piece;
+#endif
+#define PIECES (INPUTS * (int)sizeof(value) / (int)sizeof(piece))
+
+// What a block keeps of the parameters, or of their velocity.
+struct State {
+    alignas(32) real weight1[UNITS][STRIDE];  // columns of W1, as rows
+    real weight2[UNITS][CLASSES], bias1[UNITS], bias2[CLASSES];
+};
+
+// The shared memory of a block.
+struct Block {
+    State parameters, velocity;
+    alignas(32) real a[ROWS][UNITS];
+    alignas(32) real delta1[ROWS][UNITS];
+    real delta2[BATCH][CLASSES | 1];  // logits at first; with an odd width, threads of a warp read different banks
+    alignas(32) value rows[BUFFERS][ROWS][STRIDE];
+};
+static_assert(sizeof(Block) <= SHARED_BYTES, "persistent.py reserves too little shared memory");
+
+// The same tensors in global memory.
+struct Tensors {
+    real *weight1, *bias1, *weight2, *bias2;
+};
+
+struct Rules {
+    int activation, sgd;
+    real slope, momentum, step_size, l2, l1;
+
+    __device__ void update_bias(real* b, real* velocity, real g) const
+    {
+        step_of_sgd(b, velocity, g, sgd, momentum, step_size);
+    }
+    __device__ void update_weight(real* w, real* velocity, real g) const
+    {
+        update_bias(w, velocity, add_penalty(g, *w, l2, l1));
+    }
+};
+
+__device__ void move(real& here, real& there, bool out)
+{
+    if (out)
+        there = here;
+    else
+        here = there;
+}
+
+// Read the block's part of the tensors, or write it `out`. b2 is the first block's to write.
+__device__ void move_state(State& own, const Tensors& all, int first, int units, bool out)
+{
+    for (int k = threadIdx.x; k < INPUTS * units; k += THREADS)
+        move(own.weight1[k % units][k / units], all.weight1[(int64)(k / units) * HIDDEN + first + k % units], out);
+    for (int k = threadIdx.x; k < units * CLASSES; k += THREADS)
+        move(own.weight2[k / CLASSES][k % CLASSES], all.weight2[first * CLASSES + k], out);
+    for (int k = threadIdx.x; k < units; k += THREADS)
+        move(own.bias1[k], all.bias1[first + k], out);
+    if (!out || first == 0)
+        for (int k = threadIdx.x; k < CLASSES; k += THREADS)
+            move(own.bias2[k], all.bias2[k], out);
+}
+
+// The rows of a batch into shared memory.
+__device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, const int64* __restrict__ order,
+                       int batch)
+{
+#pragma unroll 4
+    for (int k = threadIdx.x; k < batch * PIECES; k += THREADS)
+        ((piece*)rows[k / PIECES])[k % PIECES] = ((const piece*)(source + order[k / PIECES] * INPUTS))[k % PIECES];
+}
+
+// Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
+template <int COUNT> __device__ void halve(real* values, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < COUNT / 2; k++) {
+        real low = values[k], high = values[k + COUNT / 2];
+        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
+    }
+}
+
+// Lane l of a warp gets the sum over all lanes of their value l / 2, in 16 exchanges; a sum of its own for each value
+// would take 80.
+__device__ real sum_over_warp(real (&values)[16], int lane)
+{
+    halve<16>(values, lane);
+    halve<8>(values, lane);
+    halve<4>(values, lane);
+    halve<2>(values, lane);
+    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
+}
+
+// a1 = h(scale x W1 + b1) of the own units. A warp takes four samples and four units at a time, its lanes share the
+// inputs: so a weight, once read, is used for four samples, and an input for four units.
+__device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int units, real scale, const Rules& rules)
+{
+    int lane = threadIdx.x % 32;
+    for (int task = threadIdx.x / 32; task < ROWS / 4 * (UNITS / 4); task += WARPS) {
+        int first_row = task % (ROWS / 4) * 4, first_unit = task / (ROWS / 4) * 4;
+        if (first_row >= batch)
+            continue;
+        real sums[16] = {};
+        for (int q = lane; q < QUADS; q += 32) {
+            Four<real> w[4];
+#pragma unroll
+            for (int u = 0; u < 4; u++)
+                w[u] = four(own.parameters.weight1[first_unit + u], q);
+#pragma unroll
+            for (int b = 0; b < 4; b++) {
+                Four<value> x = four(rows[first_row + b], q);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+#pragma unroll
+                    for (int u = 0; u < 4; u++)
+                        sums[4 * b + u] += (real)x.v[i] * w[u].v[i];
+            }
+        }
+        real s = scale * sum_over_warp(sums, lane);
+        int b = first_row + lane / 8, u = first_unit + lane / 2 % 4;
+        if (lane % 2 == 0)  // the last block may have room for more units than there are: they stay 0
+            own.a[b][u] = u < units ? activate(s + own.parameters.bias1[u], rules.activation, rules.slope) : (real)0;
+    }
+}
+
+// Gradient and step of four units' weights of four inputs.
+__device__ void update_weight1(Block& own, const value (*rows)[STRIDE], int batch, int q, int first_unit, real scale,
+                               const Rules& rules)
+{
+    real g[4][4] = {};
+#pragma unroll 4
+    for (int b = 0; b < batch; b++) {
+        Four<value> x = four(rows[b], q);
+        Four<real> delta = four(own.delta1[b], first_unit / 4);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int u = 0; u < 4; u++)
+                g[u][i] += (real)x.v[i] * delta.v[u];
+    }
+#pragma unroll
+    for (int u = 0; u < 4; u++) {
+        Four<real> w = four(own.parameters.weight1[first_unit + u], q);
+        Four<real> v = four(own.velocity.weight1[first_unit + u], q);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            rules.update_weight(&w.v[i], &v.v[i], scale * g[u][i]);
+        four(own.parameters.weight1[first_unit + u], q) = w;
+        four(own.velocity.weight1[first_unit + u], q) = v;
+    }
+}
+
+// Gradients and steps of all that the block keeps: tiles of W1, then single elements of W2, b1 and b2.
+__device__ void update(Block& own, const value (*rows)[STRIDE], int batch, real scale, const Rules& rules)
+{
+    const int tiles = QUADS * (UNITS / 4), weights2 = UNITS * CLASSES;
+    State &p = own.parameters, &v = own.velocity;
+    for (int task = threadIdx.x; task < tiles + weights2 + UNITS + CLASSES; task += THREADS) {
+        if (task < tiles) {
+            update_weight1(own, rows, batch, task % QUADS, task / QUADS * 4, scale, rules);
+            continue;
+        }
+        int k = task - tiles;
+        real g = 0;
+        if (k < weights2) {
+            int u = k / CLASSES, c = k % CLASSES;
+            for (int b = 0; b < batch; b++)
+                g += own.a[b][u] * own.delta2[b][c];
+            rules.update_weight(&p.weight2[u][c], &v.weight2[u][c], g);
+        } else if (k < weights2 + UNITS) {
+            int u = k - weights2;
+            for (int b = 0; b < batch; b++)
+                g += own.delta1[b][u];
+            rules.update_bias(&p.bias1[u], &v.bias1[u], g);
+        } else {
+            int c = k - weights2 - UNITS;
+            for (int b = 0; b < batch; b++)
+                g += own.delta2[b][c];
+            rules.update_bias(&p.bias2[c], &v.bias2[c], g);
+        }
+    }
+}
+
+// The barrier in two halves, so that a block can do something else between them. `arrived` counts from 0 in every
+// launch. The fences make what any thread of a block wrote before the first half seen by all behind the second.
+__device__ void arrive(unsigned* arrived)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(arrived, 1u);
+    }
+}
+
+__device__ void wait(const unsigned* arrived, unsigned expected)
+{
+    if (threadIdx.x == 0) {
+        while (*(const volatile unsigned*)arrived < expected)
+            __nanosleep(20);
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+// The samples from `start` to `stop` of the order, in batches of BATCH and what is left.
+//
+// To be launched cooperatively, as (1, BLOCKS) blocks, so that all are there at once, with SHARED_BYTES each.
+// `parts` holds 2 x BLOCKS x LOGITS, `arrived` is 0. Velocities are null with plain SGD.
+extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
+    const value* source, const int64* order, const int64* labels, int64 start, int64 stop, real scale, int activation,
+    real slope, int sgd, real momentum, real step_size, real l2, real l1, real* weight1, real* bias1, real* weight2,
+    real* bias2, real* velocity1, real* velocity_bias1, real* velocity2, real* velocity_bias2, real* losses,
+    bool* correct, real* parts, unsigned* arrived)
+{
+    extern __shared__ Block memory[];
+    Block& own = memory[0];
+    const int block = blockIdx.y, first = block * UNITS, units = min(UNITS, HIDDEN - first);
+    const Rules rules = {activation, sgd, slope, momentum, step_size, l2, l1};
+    const Tensors tensors = {weight1, bias1, weight2, bias2};
+    const Tensors velocities = {velocity1, velocity_bias1, velocity2, velocity_bias2};
+
+    for (int k = threadIdx.x; k < (int)(sizeof(Block) / sizeof(int)); k += THREADS)
+        ((int*)&own)[k] = 0;
+    __syncthreads();
+    move_state(own.parameters, tensors, first, units, false);
+    if (sgd != PLAIN)
+        move_state(own.velocity, velocities, first, units, false);
+    gather(own.rows[0], source, order + start, (int)min((int64)BATCH, stop - start));
+    __syncthreads();
+
+    unsigned step = 0;
+    for (int64 begin = start; begin < stop; begin += BATCH, step++) {
+        const int batch = (int)min((int64)BATCH, stop - begin);
+        const int64 next = begin + BATCH;
+        const int next_batch = (int)max((int64)0, min((int64)BATCH, stop - next));
+        const value(*rows)[STRIDE] = own.rows[step % BUFFERS];
+        real* all_parts = parts + (int64)(step % 2) * BLOCKS * LOGITS;
+
+        forward(own, rows, batch, units, scale, rules);
+        __syncthreads();
+
+        for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
+            real sum = 0;
+            for (int u = 0; u < UNITS; u++)
+                sum += own.a[k / CLASSES][u] * own.parameters.weight2[u][k % CLASSES];
+            all_parts[block * LOGITS + k] = sum;
+        }
+        arrive(arrived);
+        if (BUFFERS == 2)  // while the others arrive
+            gather(own.rows[(step + 1) % BUFFERS], source, order + next, next_batch);
+        wait(arrived, (step + 1) * BLOCKS);
+
+        for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
+            real sum = own.parameters.bias2[k % CLASSES];
+#pragma unroll 16
+            for (int other = 0; other < BLOCKS; other++)
+                sum += __ldcg(all_parts + other * LOGITS + k);  // from L2: other blocks wrote it
+            own.delta2[k / CLASSES][k % CLASSES] = sum;
+        }
+        __syncthreads();
+
+        for (int b = threadIdx.x; b < batch; b += THREADS) {
+            real loss;
+            bool hit;
+            softmax_of_sample(own.delta2[b], labels[begin + b], batch, CLASSES, &loss, &hit);
+            if (block == 0) {
+                losses[begin + b] = loss;
+                correct[begin + b] = hit;
+            }
+        }
+        __syncthreads();
+
+        for (int k = threadIdx.x; k < batch * UNITS; k += THREADS) {
+            int b = k / UNITS, u = k % UNITS;
+            real sum = 0;
+            for (int c = 0; c < CLASSES; c++)
+                sum += own.delta2[b][c] * own.parameters.weight2[u][c];
+            own.delta1[b][u] = sum * derivative(own.a[b][u], activation, slope);
+        }
+        __syncthreads();
+
+        update(own, rows, batch, scale, rules);
+        __syncthreads();
+
+        if (BUFFERS == 1 && next_batch > 0) {
+            gather(own.rows[0], source, order + next, next_batch);
+            __syncthreads();
+        }
+    }
+
+    move_state(own.parameters, tensors, first, units, true);
+    if (sgd != PLAIN)
+        move_state(own.velocity, velocities, first, units, true);
+}
