@@ -28,7 +28,8 @@ static Extent gridDim, blockDim, blockIdx, threadIdx;
 namespace host {
 
 const size_t STACK = 65536;
-const int PATIENCE = 2000;  // rounds in which nothing happens, until that is taken for a deadlock
+const int PATIENCE = 20000;  // rounds in which nothing happens, until that is taken for a deadlock
+const int SPELL = 64;  // rounds in which the same blocks are left out: the others get a step ahead, if they can
 
 // Where so many threads wait for each other.
 struct Meeting {
@@ -128,13 +129,15 @@ static void run(std::vector<Block>& blocks)
     for (Fiber& fiber : fibers)
         waiting.push_back(&fiber);
     std::mt19937 random(order);
-    for (int idle = 0; !waiting.empty(); idle = progress ? 0 : idle + 1) {
+    unsigned left_out = 0;  // a bit for each block
+    for (int round = 0, idle = 0; !waiting.empty(); round++, idle = progress ? 0 : idle + 1) {
         if (idle > PATIENCE) {
             fprintf(stderr, "threads wait for others that do not come\n");
             abort();
         }
         progress = false;
-        unsigned left_out = order == 0 ? 0 : random();  // a bit for each block
+        if (order != 0 && round % SPELL == 0)
+            left_out = random();
         if (order != 0)
             std::shuffle(waiting.begin(), waiting.end(), random);
         for (Fiber* fiber : waiting)
