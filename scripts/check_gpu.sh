@@ -48,13 +48,13 @@ export device work
 
 part 20 "machine" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 part 30 "versions" python -m gpumlp.info
-part 210 "tests marked gpu" python -m pytest -q -m gpu -p no:cacheprovider
+part 240 "tests marked gpu" python -m pytest -q -m gpu -p no:cacheprovider
 part 40 "training, CUDA graphs where they win" bash -c 'train graphs'
 part 40 "training, step by step" bash -c 'train eager --cuda-graphs off'
 part 10 "the same weights, bit for bit" bash -c 'same_weights graphs eager'
 part 40 "training, TF32" bash -c 'train tf32 --matmul-precision high'
-part 60 "training, persistent kernel" bash -c 'train persistent --persistent-kernel on'
-part 60 "the same again" bash -c 'train again --persistent-kernel on'
+part 40 "training, persistent kernel" bash -c 'train persistent --persistent-kernel on'
+part 40 "the same again" bash -c 'train again --persistent-kernel on'
 part 10 "it ran, and the same weights, bit for bit" bash -c 'ran_persistently && same_weights persistent again'
 part 60 "benchmark, quick: no figures to quote" \
     python -m benchmarks.throughput --devices cpu "$device" --quick --out "$work/benchmark"

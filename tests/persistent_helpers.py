@@ -71,8 +71,8 @@ def close(got: Trainer, want: Trainer, tolerance: float) -> None:
 
 def change_kernel(monkeypatch: pytest.MonkeyPatch, before: str, after: str, occurrence: int = 0) -> None:
     """Run another kernel: one whose text differs there."""
-    source = kernel_source("persistent.cu")
+    source = kernel_source(*persistent.SOURCES)
     parts = source.split(before)
     assert len(parts) > occurrence + 1, f"{before} is not in the kernel so often"
     changed = before.join(parts[: occurrence + 1]) + after + before.join(parts[occurrence + 1 :])
-    monkeypatch.setattr(persistent, "kernel_source", lambda name: changed)
+    monkeypatch.setattr(persistent, "kernel_source", lambda *names: changed)

@@ -12,7 +12,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, Dataset, DeviceError, LeakyReLU, Penalty, SquaredError, Trainer, get_backend
 from gpumlp.backends.cuda_kernels import kernel_source
-from gpumlp.backends.persistent import THREADS
+from gpumlp.backends.persistent import SOURCES, THREADS
 from gpumlp.backends.persistent_scope import Sizes, why_not
 from tests.persistent_helpers import bits, host_backend, ran, trainer_on
 from tests.strict_device import StrictArray, StrictNamespace
@@ -151,7 +151,7 @@ def test_the_source_compiles_and_spills_no_register(
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     sizes = sizes._replace(itemsize=4 if real == "float" else 8)
     source = tmp_path / "persistent.cu"
-    source.write_text(kernel_source("persistent.cu"))
+    source.write_text(kernel_source(*SOURCES))
     command = [compiler, "-cubin", f"-arch={architecture}", "-Werror", "all-warnings", "--resource-usage"]
     command += [*sizes.options(real, THREADS), "-o", str(tmp_path / "persistent.cubin"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -33,10 +33,10 @@ class Place(NamedTuple):
     factors: Array
 
 
-def kernel_source(name: str = "kernels.cu") -> str:
-    """The text of a CUDA source, with the rules of ``rules.cuh`` before it."""
-    texts = [files(__package__).joinpath(part).read_text(encoding="utf-8") for part in ("rules.cuh", name)]
-    return "\n".join(texts)
+def kernel_source(*names: str) -> str:
+    """The text of ``rules.cuh`` and of the sources that build on it, ``kernels.cu`` if none are named."""
+    parts = ("rules.cuh", *(names or ("kernels.cu",)))
+    return "\n".join(files(__package__).joinpath(part).read_text(encoding="utf-8") for part in parts)
 
 
 def real_name(dtype: np.dtype[Any]) -> str:

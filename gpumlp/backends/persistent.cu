@@ -1,5 +1,5 @@
 // Many training steps of a network of one hidden layer in one launch, its weights on chip from the first to the last.
-// rules.cuh is read before this text; persistent.py defines the sizes and says where this kernel is of use.
+// rules.cuh and persistent_block.cuh are read before this text; persistent_scope.py says which trainings it is for.
 //
 // Each block keeps UNITS hidden units in its shared memory: their columns of W1, their rows of W2, and what momentum
 // remembers of both. Every block keeps b2. A step of a batch:
@@ -18,54 +18,6 @@
 // No sum depends on the order in which threads happen to run, and a step depends on nothing but parameters, velocity
 // and batch: however an epoch is split into launches, its result is the same, bit for bit.
 
-#define WARPS (THREADS / 32)
-#define STRIDE ((INPUTS + 15) / 16 * 16)  // of a row of inputs in shared memory; what is beyond INPUTS stays 0
-#define QUADS (STRIDE / 4)
-#define ROWS ((BATCH + 3) / 4 * 4)
-#define LOGITS (BATCH * CLASSES)
-
-#if PIXELS
-typedef unsigned char value;
-#else
-typedef real value;
-#endif
-
-// Four neighbours, read and written at once.
-template <typename T> struct alignas(4 * sizeof(T)) Four {
-    T v[4];
-};
-template <typename T> __device__ Four<T>& four(T* row, int index) { return ((Four<T>*)row)[index]; }
-template <typename T> __device__ const Four<T>& four(const T* row, int index) { return ((const Four<T>*)row)[index]; }
-
-// The pieces in which rows are copied: 16 bytes where rows are made of such.
-#if INPUTS % 16 == 0
-typedef Four<int> piece;
-#else
-typedef value piece;
-#endif
-#define PIECES (INPUTS * (int)sizeof(value) / (int)sizeof(piece))
-
-// What a block keeps of the parameters, or of their velocity.
-struct State {
-    alignas(32) real weight1[UNITS][STRIDE];  // columns of W1, as rows
-    real weight2[UNITS][CLASSES], bias1[UNITS], bias2[CLASSES];
-};
-
-// The shared memory of a block.
-struct Block {
-    State parameters, velocity;
-    alignas(32) real a[ROWS][UNITS];
-    alignas(32) real delta1[ROWS][UNITS];
-    real delta2[BATCH][CLASSES | 1];  // logits at first; with an odd width, threads of a warp read different banks
-    alignas(32) value rows[BUFFERS][ROWS][STRIDE];
-};
-static_assert(sizeof(Block) <= SHARED_BYTES, "persistent.py reserves too little shared memory");
-
-// The same tensors in global memory.
-struct Tensors {
-    real *weight1, *bias1, *weight2, *bias2;
-};
-
 struct Rules {
     int activation, sgd;
     real slope, momentum, step_size, l2, l1;
@@ -79,37 +31,6 @@ struct Rules {
         update_bias(w, velocity, add_penalty(g, *w, l2, l1));
     }
 };
-
-__device__ void move(real& here, real& there, bool out)
-{
-    if (out)
-        there = here;
-    else
-        here = there;
-}
-
-// Read the block's part of the tensors, or write it `out`. b2 is the first block's to write.
-__device__ void move_state(State& own, const Tensors& all, int first, int units, bool out)
-{
-    for (int k = threadIdx.x; k < INPUTS * units; k += THREADS)
-        move(own.weight1[k % units][k / units], all.weight1[(int64)(k / units) * HIDDEN + first + k % units], out);
-    for (int k = threadIdx.x; k < units * CLASSES; k += THREADS)
-        move(own.weight2[k / CLASSES][k % CLASSES], all.weight2[first * CLASSES + k], out);
-    for (int k = threadIdx.x; k < units; k += THREADS)
-        move(own.bias1[k], all.bias1[first + k], out);
-    if (!out || first == 0)
-        for (int k = threadIdx.x; k < CLASSES; k += THREADS)
-            move(own.bias2[k], all.bias2[k], out);
-}
-
-// The rows of a batch into shared memory.
-__device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, const int64* __restrict__ order,
-                       int batch)
-{
-#pragma unroll 4
-    for (int k = threadIdx.x; k < batch * PIECES; k += THREADS)
-        ((piece*)rows[k / PIECES])[k % PIECES] = ((const piece*)(source + order[k / PIECES] * INPUTS))[k % PIECES];
-}
 
 // Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
 template <int COUNT> __device__ void halve(real* values, int lane)
@@ -293,7 +214,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
 
         for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
             real sum = own.parameters.bias2[k % CLASSES];
-#pragma unroll 16
+#pragma unroll 32
             for (int other = 0; other < BLOCKS; other++)
                 sum += __ldcg(all_parts + other * LOGITS + k);  // from L2: other blocks wrote it
             own.delta2[k / CLASSES][k % CLASSES] = sum;
