@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gpumlp import SGD, Dataset, DivergenceError, Penalty, Trainer
+from gpumlp import SGD, Dataset, DivergenceError, Penalty
 from gpumlp.backends import persistent
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.training.callbacks import Callback
@@ -198,8 +198,7 @@ def test_a_gradient_that_was_not_made_is_not_a_number(blobs: Dataset) -> None:
     trainer.keep_gradients()
     trainer.run(2)
     assert "somebody looks at the gradients" in trainer.how_steps_ran
-    gaps = {name: view._data for name, view in parameters.views(parameters.data).items()}
-    assert np.isfinite(parameters.data._data).all(), gaps
+    assert np.isfinite(parameters.data._data).all()  # the padding between tensors, too
     for gradient in parameters.views(parameters.gradient).values():
         assert np.isfinite(gradient._data).all()
 
@@ -212,4 +211,3 @@ def test_a_kernel_that_cannot_be_launched_is_done_without(blobs: Dataset, monkey
     assert with_it.how_steps_ran.startswith("one by one: cuda_graphs is off; not by the persistent kernel: Called")
     assert without.how_steps_ran == "one by one: cuda_graphs is off"
     assert bits(with_it) == bits(without)
-    assert isinstance(with_it, Trainer)

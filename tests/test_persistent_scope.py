@@ -104,7 +104,7 @@ def test_a_device_without_cooperative_launches(blobs: Dataset) -> None:
     )
 
 
-def test_before_the_first_step_and_with_graphs(blobs: Dataset) -> None:
+def test_before_the_first_step_and_after_it(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     assert trainer.how_steps_ran.endswith("not by the persistent kernel: no step was taken")
     trainer.run(1)

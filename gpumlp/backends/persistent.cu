@@ -32,27 +32,6 @@ struct Rules {
     }
 };
 
-// Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
-template <int COUNT> __device__ void halve(real* values, int lane)
-{
-#pragma unroll
-    for (int k = 0; k < COUNT / 2; k++) {
-        real low = values[k], high = values[k + COUNT / 2];
-        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
-    }
-}
-
-// Lane l of a warp gets the sum over all lanes of their value l / 2, in 16 exchanges; a sum of its own for each value
-// would take 80.
-__device__ real sum_over_warp(real (&values)[16], int lane)
-{
-    halve<16>(values, lane);
-    halve<8>(values, lane);
-    halve<4>(values, lane);
-    halve<2>(values, lane);
-    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
-}
-
 // a1 = h(scale x W1 + b1) of the own units. A warp takes four samples and four units at a time, its lanes share the
 // inputs: so a weight, once read, is used for four samples, and an input for four units.
 __device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int units, real scale, const Rules& rules)
@@ -82,6 +61,41 @@ __device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int 
         int b = first_row + lane / 8, u = first_unit + lane / 2 % 4;
         if (lane % 2 == 0)  // the last block may have room for more units than there are: they stay 0
             own.a[b][u] = u < units ? activate(s + own.parameters.bias1[u], rules.activation, rules.slope) : (real)0;
+    }
+}
+
+// What the own units add to the logits of each sample, in global memory.
+__device__ void give_part(const Block& own, int batch, real* part)
+{
+    for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
+        real sum = 0;
+        for (int u = 0; u < UNITS; u++)
+            sum += own.a[k / CLASSES][u] * own.parameters.weight2[u][k % CLASSES];
+        part[k] = sum;
+    }
+}
+
+// The logits, from b2 and the parts of all blocks.
+__device__ void take_parts(Block& own, int batch, const real* parts)
+{
+    for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
+        real sum = own.parameters.bias2[k % CLASSES];
+#pragma unroll 32
+        for (int block = 0; block < BLOCKS; block++)
+            sum += __ldcg(parts + block * LOGITS + k);  // past the first-level cache, which may hold older values
+        own.delta2[k / CLASSES][k % CLASSES] = sum;
+    }
+}
+
+// delta1 = (delta2 W2^T) * h' of the own units.
+__device__ void backward(Block& own, int batch, const Rules& rules)
+{
+    for (int k = threadIdx.x; k < batch * UNITS; k += THREADS) {
+        int b = k / UNITS, u = k % UNITS;
+        real sum = 0;
+        for (int c = 0; c < CLASSES; c++)
+            sum += own.delta2[b][c] * own.parameters.weight2[u][c];
+        own.delta1[b][u] = sum * derivative(own.a[b][u], rules.activation, rules.slope);
     }
 }
 
@@ -143,27 +157,6 @@ __device__ void update(Block& own, const value (*rows)[STRIDE], int batch, real 
     }
 }
 
-// The barrier in two halves, so that a block can do something else between them. `arrived` counts from 0 in every
-// launch. The fences make what any thread of a block wrote before the first half seen by all behind the second.
-__device__ void arrive(unsigned* arrived)
-{
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(arrived, 1u);
-    }
-}
-
-__device__ void wait(const unsigned* arrived, unsigned expected)
-{
-    if (threadIdx.x == 0) {
-        while (*(const volatile unsigned*)arrived < expected)
-            __nanosleep(20);
-        __threadfence();
-    }
-    __syncthreads();
-}
-
 // The samples from `start` to `stop` of the order, in batches of BATCH and what is left.
 //
 // To be launched cooperatively, as (1, BLOCKS) blocks, so that all are there at once, with SHARED_BYTES each.
@@ -192,35 +185,21 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
 
     unsigned step = 0;
     for (int64 begin = start; begin < stop; begin += BATCH, step++) {
-        const int batch = (int)min((int64)BATCH, stop - begin);
         const int64 next = begin + BATCH;
+        const int batch = (int)min((int64)BATCH, stop - begin);
         const int next_batch = (int)max((int64)0, min((int64)BATCH, stop - next));
         const value(*rows)[STRIDE] = own.rows[step % BUFFERS];
-        real* all_parts = parts + (int64)(step % 2) * BLOCKS * LOGITS;
+        real* place = parts + (int64)(step % 2) * BLOCKS * LOGITS;
 
         forward(own, rows, batch, units, scale, rules);
         __syncthreads();
-
-        for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
-            real sum = 0;
-            for (int u = 0; u < UNITS; u++)
-                sum += own.a[k / CLASSES][u] * own.parameters.weight2[u][k % CLASSES];
-            all_parts[block * LOGITS + k] = sum;
-        }
+        give_part(own, batch, place + block * LOGITS);
         arrive(arrived);
         if (BUFFERS == 2)  // while the others arrive
             gather(own.rows[(step + 1) % BUFFERS], source, order + next, next_batch);
         wait(arrived, (step + 1) * BLOCKS);
-
-        for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
-            real sum = own.parameters.bias2[k % CLASSES];
-#pragma unroll 32
-            for (int other = 0; other < BLOCKS; other++)
-                sum += __ldcg(all_parts + other * LOGITS + k);  // from L2: other blocks wrote it
-            own.delta2[k / CLASSES][k % CLASSES] = sum;
-        }
+        take_parts(own, batch, place);
         __syncthreads();
-
         for (int b = threadIdx.x; b < batch; b += THREADS) {
             real loss;
             bool hit;
@@ -231,19 +210,10 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
             }
         }
         __syncthreads();
-
-        for (int k = threadIdx.x; k < batch * UNITS; k += THREADS) {
-            int b = k / UNITS, u = k % UNITS;
-            real sum = 0;
-            for (int c = 0; c < CLASSES; c++)
-                sum += own.delta2[b][c] * own.parameters.weight2[u][c];
-            own.delta1[b][u] = sum * derivative(own.a[b][u], activation, slope);
-        }
+        backward(own, batch, rules);
         __syncthreads();
-
         update(own, rows, batch, scale, rules);
         __syncthreads();
-
         if (BUFFERS == 1 && next_batch > 0) {
             gather(own.rows[0], source, order + next, next_batch);
             __syncthreads();

@@ -1,4 +1,5 @@
-// What a block of persistent.cu keeps in shared memory, and how it comes there. Read between rules.cuh and that text.
+// What a block of persistent.cu keeps in shared memory and how it comes there, and how threads and blocks meet. Read
+// between rules.cuh and that text.
 //
 // The sizes are the compiler's to know, see persistent_scope.py: INPUTS, HIDDEN and CLASSES of the network, samples of
 // a BATCH, hidden UNITS of a block, all BLOCKS, THREADS of a block, BUFFERS for rows, and whether these are PIXELS.
@@ -92,4 +93,46 @@ __device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, 
             ((piece*)rows[k / PIECES])[k % PIECES] = read[r];
         }
     }
+}
+
+// Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
+template <int COUNT> __device__ void halve(real* values, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < COUNT / 2; k++) {
+        real low = values[k], high = values[k + COUNT / 2];
+        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
+    }
+}
+
+// Lane l of a warp gets the sum over all lanes of their value l / 2, in 16 exchanges; a sum of its own for each value
+// would take 80.
+__device__ real sum_over_warp(real (&values)[16], int lane)
+{
+    halve<16>(values, lane);
+    halve<8>(values, lane);
+    halve<4>(values, lane);
+    halve<2>(values, lane);
+    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
+}
+
+// The barrier in two halves, so that a block can do something else between them. `arrived` counts from 0 in every
+// launch. The fences make what any thread of a block wrote before the first half seen by all behind the second.
+__device__ void arrive(unsigned* arrived)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(arrived, 1u);
+    }
+}
+
+__device__ void wait(const unsigned* arrived, unsigned expected)
+{
+    if (threadIdx.x == 0) {
+        while (*(const volatile unsigned*)arrived < expected)
+            __nanosleep(20);
+        __threadfence();
+    }
+    __syncthreads();
 }
