@@ -40,7 +40,7 @@ from .counts import bytes_per_step, flops_per_sample
 from .limits import CPU_ORDER, cpu_limits, gpu_limits
 from .measuring import chosen_devices, load_data
 from .peers import ALL, Peer, Setting
-from .peers.base import first_line
+from .peers.base import NotMeantForError, first_line
 from .timing import Run, measure, plan
 
 PROGRAM = "compare"
@@ -162,6 +162,8 @@ def agreeing_peers(
                 agreeing.append(peer)
             else:
                 measured.leave_out(peer, f"disagrees in {where}")
+        elif isinstance(result, NotMeantForError):
+            measured.leave_out(peer, f"{result} (in {where})")
         else:
             measured.leave_out(
                 peer, f"failed: {type(result).__name__}: {first_line(result)} (in {where})", failed=True

@@ -73,7 +73,7 @@ class Measured:
         for timing in timings:
             if timing.error is not None:
                 where = f"{setting.network}, momentum {setting.momentum:g}, batch {setting.batch_size}"
-                self.leave_out(timing.peer, f"{timing.error} (in {where})", failed=True)
+                self.leave_out(timing.peer, f"{timing.error} (in {where})", failed=timing.meant)
                 continue
             rates = [trained / seconds for seconds in timing.seconds]
             figures = reporting.summary(rates)

@@ -11,6 +11,7 @@ from typing import Any
 # Okabe and Ito's colours, told apart also by colour-blind readers; markers and lines differ as well.
 STYLES = {
     "gpumlp": ("#0072B2", "o", "-"),
+    "gpumlp-persistent": ("#56B4E9", "P", "-"),
     "torch": ("#D55E00", "s", "--"),
     "torch-compiled": ("#E69F00", "v", (0, (4, 1, 1, 1, 1, 1))),
     "torch-graph": ("#E69F00", "v", (0, (4, 1, 1, 1, 1, 1))),

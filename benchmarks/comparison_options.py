@@ -25,7 +25,7 @@ class Options:
     devices: tuple[str, ...] = ()
     """cpu, cuda, cuda:1, ...; all there are by default."""
     peers: tuple[str, ...] = ()
-    """gpumlp, torch, torch-compiled, torch-graph, jax, scikit-learn, numpy; all by default."""
+    """gpumlp, torch, torch-compiled, torch-graph, jax, scikit-learn, numpy, gpumlp-persistent; all by default."""
     networks: tuple[str, ...] = NETWORKS
     """Units of each layer, inputs first."""
     batch_sizes: tuple[int, ...] = BATCH_SIZES

@@ -12,7 +12,7 @@ from gpumlp import Dataset
 
 from .agreement import initial_weights
 from .peers import Peer, Samples, Setting
-from .peers.base import first_line
+from .peers.base import NotMeantForError, first_line
 
 # Seconds before a run: the threads of the library before go on spinning for 80 ms (OpenBLAS's; measured), and
 # would take a core from the next.
@@ -32,6 +32,7 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     first_loss: float = float("nan")  # mean of the epoch that is not counted
     error: str | None = None  # why there are no figures
+    meant: bool = True  # for this setting
 
 
 def whole_batches(wanted: float, batch_size: int, all_samples: int) -> int:
@@ -87,6 +88,8 @@ def measure(
             timing.variant = fastest_variant(peer, run.samples)
             if setting.device != "cpu":
                 peer.epoch()  # of few batches: gpumlp tries CUDA graphs in its second epoch
+        except NotMeantForError as error:
+            timing.error, timing.meant = str(error), False
         except Exception as error:  # a peer that cannot run must not take the others with it
             timing.error = f"failed: {type(error).__name__}: {first_line(error)}"
         else:

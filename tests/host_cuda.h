@@ -1,90 +1,209 @@
-// Enough of CUDA to run kernels.cu on the processor: the grid is a loop, and a block's threads take turns.
-// Where a kernel has barriers, each thread is a fiber that yields at __syncthreads(), so all arrive before any goes on.
+// Enough of CUDA to run the kernels on the processor: the grid is a loop, and threads take turns.
+// Where a kernel has barriers, each thread is a fiber that goes on only once all have arrived. In a cooperative launch
+// all blocks are there at once; else one block follows the other. Fences do nothing here: a missing one is not found.
+#include <algorithm>
+#include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <math.h>
 #include <memory>
+#include <random>
 #include <ucontext.h>
 #include <vector>
 
 #define __global__
-#define __device__ static inline
+#define __device__ inline
 #define __shared__ static
+#define __restrict__
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
 
 struct Extent { unsigned x, y, z; };
 static Extent gridDim, blockDim, blockIdx, threadIdx;
 
 namespace host {
 
-struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack{new char[65536]};
-    Extent index;
-    bool done = false;
+const size_t STACK = 65536;
+const int PATIENCE = 20000;  // rounds in which nothing happens, until that is taken for a deadlock
+const int SPELL = 64;  // rounds in which the same blocks are left out: the others get a step ahead, if they can
+
+// Where so many threads wait for each other.
+struct Meeting {
+    unsigned arrived = 0, held = 0;
 };
 
-static ucontext_t scheduler;
+struct Warp {
+    Meeting meeting;
+    double values[32];
+};
+
+struct alignas(64) Line { char bytes[64]; };
+
+struct Block {
+    Extent index;
+    unsigned threads;
+    Meeting barrier;
+    std::vector<Warp> warps;
+    std::vector<Line> shared;
+};
+
+struct Fiber {
+    Extent index;
+    unsigned number;  // in the block
+    Block* block;
+    bool started = false, done = false;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    ucontext_t context;
+    jmp_buf place;
+};
+
+static ucontext_t first_scheduler;
+static jmp_buf scheduler;
 static Fiber* current;
 static const std::function<void()>* body;
+static unsigned order;  // 0: threads in order; else: in a random order, some blocks far ahead of others
+static bool progress;
 
 static void enter()
 {
     (*body)();
-    current->done = true;
-    swapcontext(&current->context, &scheduler);
+    current->done = progress = true;
+    _longjmp(scheduler, 1);
 }
 
-// Run all threads of a block to their next barrier, again and again, until all are done.
-static void run_block(std::vector<Fiber>& fibers)
+static void resume(Fiber& fiber)
 {
-    for (Fiber& fiber : fibers) {
-        fiber.done = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = 65536;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, enter, 0);
+    current = &fiber;
+    blockIdx = fiber.block->index;
+    threadIdx = fiber.index;
+    if (_setjmp(scheduler))
+        return;
+    if (fiber.started)
+        _longjmp(fiber.place, 1);
+    fiber.started = true;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, enter, 0);
+    swapcontext(&first_scheduler, &fiber.context);
+}
+
+// Let the others run.
+static void pause()
+{
+    if (!_setjmp(current->place))
+        _longjmp(scheduler, 1);
+}
+
+static void meet(Meeting& meeting, unsigned threads)
+{
+    unsigned number = meeting.held;
+    if (++meeting.arrived == threads) {
+        meeting.arrived = 0;
+        meeting.held++;
+        progress = true;
     }
-    for (size_t done = 0; done < fibers.size();) {
-        for (Fiber& fiber : fibers) {
-            current = &fiber;
-            threadIdx = fiber.index;
-            swapcontext(&scheduler, &fiber.context);
-            done += fiber.done;
+    while (meeting.held == number)
+        pause();
+}
+
+// Run the threads of these blocks in turns, until all are done.
+static void run(std::vector<Block>& blocks)
+{
+    std::vector<Fiber> fibers;
+    for (Block& block : blocks) {
+        block.threads = blockDim.x * blockDim.y * blockDim.z;
+        block.warps.resize((block.threads + 31) / 32);
+        for (unsigned i = 0; i < block.threads; i++) {
+            fibers.emplace_back();
+            fibers.back().index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+            fibers.back().number = i;
+            fibers.back().block = &block;
         }
-        if (done != 0 && done != fibers.size()) {
-            fprintf(stderr, "some threads of a block ended while others wait at a barrier\n");
+    }
+    std::vector<Fiber*> waiting;
+    for (Fiber& fiber : fibers)
+        waiting.push_back(&fiber);
+    std::mt19937 random(order);
+    unsigned left_out = 0;  // a bit for each block
+    for (int round = 0, idle = 0; !waiting.empty(); round++, idle = progress ? 0 : idle + 1) {
+        if (idle > PATIENCE) {
+            fprintf(stderr, "threads wait for others that do not come\n");
             abort();
         }
+        progress = false;
+        if (order != 0 && round % SPELL == 0)
+            left_out = random();
+        if (order != 0)
+            std::shuffle(waiting.begin(), waiting.end(), random);
+        for (Fiber* fiber : waiting)
+            if (!(left_out >> (fiber->block - blocks.data()) % 32 & 1))
+                resume(*fiber);
+        auto done = [](Fiber* fiber) { return fiber->done; };
+        waiting.erase(std::remove_if(waiting.begin(), waiting.end(), done), waiting.end());
     }
 }
 
-static void launch(const unsigned* grid, const unsigned* block, bool barriers, const std::function<void()>& kernel)
+static void launch(const unsigned* grid, const unsigned* block, bool barriers, bool cooperative, unsigned shared_bytes,
+                   const std::function<void()>& kernel)
 {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     body = &kernel;
-    std::vector<Fiber> fibers;
-    if (barriers) {
-        fibers.resize(size_t(block[0]) * block[1] * block[2]);
-        for (size_t i = 0; i < fibers.size(); i++)
-            fibers[i].index = {unsigned(i % block[0]), unsigned(i / block[0] % block[1]),
-                               unsigned(i / block[0] / block[1])};
-    }
-    for (blockIdx.z = 0; blockIdx.z < grid[2]; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++)
+    std::vector<Block> blocks;
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
                 if (barriers) {
-                    run_block(fibers);
-                } else {
-                    for (threadIdx.z = 0; threadIdx.z < block[2]; threadIdx.z++)
-                        for (threadIdx.y = 0; threadIdx.y < block[1]; threadIdx.y++)
-                            for (threadIdx.x = 0; threadIdx.x < block[0]; threadIdx.x++)
-                                kernel();
+                    blocks.emplace_back();
+                    blocks.back().index = blockIdx;
+                    blocks.back().shared.resize(shared_bytes / sizeof(Line) + 1);
+                    memset(blocks.back().shared.data(), 0xff, shared_bytes);  // NaN
+                    if (!cooperative) {
+                        run(blocks);
+                        blocks.clear();
+                    }
+                    continue;
                 }
+                for (threadIdx.z = 0; threadIdx.z < block[2]; threadIdx.z++)
+                    for (threadIdx.y = 0; threadIdx.y < block[1]; threadIdx.y++)
+                        for (threadIdx.x = 0; threadIdx.x < block[0]; threadIdx.x++)
+                            kernel();
+            }
+    if (cooperative)
+        run(blocks);
 }
+
+static inline void* shared_memory() { return current->block->shared.data(); }
 
 }  // namespace host
 
-static void __syncthreads() { swapcontext(&host::current->context, &host::scheduler); }
+extern "C" void set_order(unsigned order) { host::order = order; }
+
+static inline void __syncthreads() { host::meet(host::current->block->barrier, host::current->block->threads); }
+static inline void __threadfence() {}
+static inline void __nanosleep(unsigned) { host::pause(); }
+template <typename T> static inline T __ldcg(const T* address) { return *address; }
+
+static inline unsigned atomicAdd(unsigned* address, unsigned value)
+{
+    host::progress = true;
+    *address += value;
+    return *address - value;
+}
+
+template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int mask)
+{
+    unsigned number = host::current->number;
+    host::Warp& warp = host::current->block->warps[number / 32];
+    warp.values[number % 32] = value;
+    host::meet(warp.meeting, 32);
+    T other = warp.values[number % 32 ^ mask];
+    host::meet(warp.meeting, 32);  // nobody puts down the next value before all have read this one
+    return other;
+}

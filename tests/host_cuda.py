@@ -28,10 +28,16 @@ class HostCupy(StrictNamespace):
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
         self.products: list[int] = []  # the compute type of each matrix product
+        self.thread_order = 0  # in which the threads of a kernel take turns: 0, or a seed for a random one
+        self.attributes = {
+            "CooperativeLaunch": 1,
+            "MultiProcessorCount": 6,
+            "MaxSharedMemoryPerBlockOptin": 227 * 1024,
+        }
         self.ndarray, self.__version__ = StrictArray, "14 (a double)"
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
         self.cuda = SimpleNamespace(
-            Device=lambda index: HostDevice(index, self),
+            Device=lambda index=0: HostDevice(index, self),
             get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
@@ -40,8 +46,8 @@ class HostCupy(StrictNamespace):
             ),
         )
 
-    def RawModule(self, *, code: str, options: tuple[str, ...]) -> HostModule:
-        return HostModule(self, code=code, options=options)
+    def RawModule(self, **arguments: Any) -> HostModule:
+        return HostModule(self, **arguments)
 
     def wrap(self, result: Any) -> Any:
         if self.allocator is not None and isinstance(result, np.ndarray) and result.base is None:
@@ -146,7 +152,7 @@ class HostDevice:
     mem_info = (2**30, 2**31)
 
     def __init__(self, index: int, cupy: HostCupy) -> None:
-        self.id, self.cupy = index, cupy
+        self.id, self.cupy, self.attributes = index, cupy, cupy.attributes
 
     def __enter__(self) -> HostDevice:
         self.errors = np.errstate(over="ignore", invalid="ignore", divide="ignore")

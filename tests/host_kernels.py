@@ -1,8 +1,8 @@
 """The CUDA kernels on the processor: CuPy's `RawModule` with g++ in place of NVRTC.
 
-So the very text of ``kernels.cu`` runs, called by the very code that drives a GPU. The double is stricter than a
-GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an array of another type, an
-array with gaps, or a wrong number of arguments is an error.
+So the very text of ``kernels.cu`` and ``persistent.cu`` runs, called by the very code that drives a GPU. The
+double is stricter than a GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an
+array of another type, an array with gaps, or a wrong number of arguments is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from tests.strict_device import StrictArray
 
 HEADER = Path(__file__).with_name("host_cuda.h")
 COMPILED = Path(tempfile.gettempdir()) / "gpumlp-host-kernels"
-TYPES = {"int64": np.int64, "int": np.int32, "bool": np.bool_, "unsigned char": np.uint8}
+KERNEL = r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (\w+)\(([^)]*)\)'
+TYPES = {
+    "int64": np.int64,
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "bool": np.bool_,
+    "unsigned char": np.uint8,
+}
+UNASKED_SHARED_BYTES = 48 * 1024
 
 
 class Parameter(NamedTuple):
@@ -34,32 +42,37 @@ class Parameter(NamedTuple):
     pointer: bool
 
 
-def signatures(source: str, real: type[np.generic]) -> dict[str, list[Parameter]]:
+def signatures(source: str, defined: dict[str, str]) -> dict[str, list[Parameter]]:
     """The parameters of each kernel in the source."""
+    real = {"float": np.float32, "double": np.float64}[defined["REAL"]]
+    types = {**TYPES, "real": real, "value": np.uint8 if defined.get("PIXELS") == "1" else real}
     found = {}
-    for name, words in re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source):
+    for name, words in re.findall(KERNEL, source):
         parameters = []
         for word in words.split(","):
             base, star, parameter = re.fullmatch(r"\s*(?:const )?([\w ]+?)(\*?)\s+(\w+)\s*", word).groups()
-            parameters.append(Parameter(parameter, {**TYPES, "real": real}[base], star == "*"))
+            parameters.append(Parameter(parameter, types[base], star == "*"))
         found[name] = parameters
     return found
 
 
-def compile_for_the_host(source: str, real: str) -> ctypes.CDLL:
-    """The source as a shared library, with a function ``run_KERNEL(grid, block, arguments...)`` for each."""
+def compile_for_the_host(source: str, defined: dict[str, str], cooperative: bool = False) -> ctypes.CDLL:
+    """The source as a shared library, with a function ``run_KERNEL(grid, block, shared_bytes, ...)`` for each."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels cannot be run on the processor")
     wrappers = []
-    for name, words in re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source):
+    for name, words in re.findall(KERNEL, source):
         names = ", ".join(word.split()[-1] for word in words.split(","))
         barriers = "true" if "__syncthreads" in source.partition(f" {name}(")[2].partition("\n}")[0] else "false"
         wrappers.append(
-            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, {words}) '
-            f"{{ host::launch(grid, block, {barriers}, [=] {{ {name}({names}); }}); }}"
+            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, unsigned shared, {words}) '
+            f"{{ host::launch(grid, block, {barriers}, {str(cooperative).lower()}, shared, "
+            f"[=] {{ {name}({names}); }}); }}"
         )
-    text = "\n".join([f'#include "{HEADER}"', f"#define REAL {real}", source, *wrappers])
+    source = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = (\1*)host::shared_memory();", source)
+    definitions = [f"#define {name} {value}" for name, value in defined.items()]
+    text = "\n".join([f'#include "{HEADER}"', *definitions, source, *wrappers])
     key = hashlib.sha256((text + HEADER.read_text()).encode()).hexdigest()[:16]
     library = COMPILED / f"{key}.so"
     if not library.exists():
@@ -67,6 +80,7 @@ def compile_for_the_host(source: str, real: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
             (Path(folder) / "kernels.cpp").write_text(text)
             command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            command += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]  # it would stop changes of fibers
             subprocess.run([*command, "kernels.cpp", "-o", "out.so"], cwd=folder, check=True)
             (Path(folder) / "out.so").replace(library)
     return ctypes.CDLL(str(library))
@@ -75,11 +89,13 @@ def compile_for_the_host(source: str, real: str) -> ctypes.CDLL:
 class HostModule:
     """What CuPy's `RawModule` does, on the processor."""
 
-    def __init__(self, xp: Any, *, code: str, options: tuple[str, ...]) -> None:
-        (real,) = (option.removeprefix("-DREAL=") for option in options)
-        self.xp = xp
-        self.signatures = signatures(code, {"float": np.float32, "double": np.float64}[real])
-        self.library = compile_for_the_host(code, real)
+    def __init__(
+        self, xp: Any, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False
+    ) -> None:
+        defined = dict(option.removeprefix("-D").split("=") for option in options)
+        self.xp, self.cooperative = xp, enable_cooperative_groups
+        self.signatures = signatures(code, defined)
+        self.library = compile_for_the_host(code, defined, enable_cooperative_groups)
 
     def get_function(self, name: str) -> HostKernel:
         return HostKernel(self, name)
@@ -93,16 +109,27 @@ class HostKernel:
         self.parameters = module.signatures[name]
         self.function = getattr(module.library, f"run_{name}")
         self.function.restype = None
+        self.max_dynamic_shared_size_bytes = UNASKED_SHARED_BYTES
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0
+    ) -> None:
         assert len(grid) <= 3
         assert np.prod(block) <= 1024
         assert max(grid[1:], default=1) <= 65535
         assert min((*grid, *block)) >= 1
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        if self.module.cooperative:
+            facts = self.module.xp.cuda.Device().attributes
+            assert shared_mem <= facts["MaxSharedMemoryPerBlockOptin"]
+            if np.prod(grid) > facts["MultiProcessorCount"]:
+                raise ValueError(f"The specified grid size {grid} exceeds the limit")
         assert len(args) == len(self.parameters), f"{self.name}: {len(args)} arguments for {self.parameters}"
         values = [self.convert(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
         extents = [(ctypes.c_uint * 3)(*(*extent, 1, 1)[:3]) for extent in (grid, block)]
-        self.module.xp.launched(self.name, lambda: self.function(*extents, *values))
+        self.module.library.set_order(self.module.xp.thread_order)
+        shared = ctypes.c_uint(shared_mem)
+        self.module.xp.launched(self.name, lambda: self.function(*extents, shared, *values))
 
     def convert(self, parameter: Parameter, value: Any) -> Any:
         """The argument for C, or an error where a GPU would silently read other bytes."""

@@ -160,7 +160,8 @@ def test_a_name_that_is_no_device_is_refused(name: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "choices"), [("matmul_precision", "highest, high"), ("cuda_graphs", "auto, off")]
+    ("option", "choices"),
+    [("matmul_precision", "highest, high"), ("cuda_graphs", "auto, off"), ("persistent_kernel", "off, on")],
 )
 def test_an_option_that_is_none_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):
@@ -173,8 +174,10 @@ def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str)
     module = load_cupy_backend(HostCupy())
     monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
     assert (get_backend(device).tf32, get_backend(device).graphs is None) == (False, False)
-    chosen = get_backend(device, matmul_precision="high", cuda_graphs="off")
+    assert get_backend(device).persistent is None
+    chosen = get_backend(device, matmul_precision="high", cuda_graphs="off", persistent_kernel="on")
     assert (chosen.tf32, chosen.graphs) == (True, None)
+    assert chosen.persistent is not None
     model = MLP([3, 2], device=chosen)
     assert model.backend is chosen
 

@@ -17,9 +17,12 @@ import pytest
 
 from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.peers import ALL, Peer, Samples, Setting
+from benchmarks.peers.base import NotMeantForError
+from benchmarks.peers.gpumlp import GpumlpPersistent
 from benchmarks.peers.textbook import Textbook
 from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
+from tests.host_cuda import HostCupy, load_cupy_backend
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
@@ -99,6 +102,22 @@ class GraphOnCpu(TorchGraph):
     def _capture(self, size: int):  # type: ignore[no-untyped-def]
         rows = self.y.new_tensor(range(size))
         return SimpleNamespace(replay=lambda: self.total.add_(self._step(rows), alpha=size)), rows
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
+    momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_cupy_backend(HostCupy())
+    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
+    setting = replace(SETTING, sizes=(20, 16, 4), momentum=momentum, device="cuda")
+    (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+    (result,) = check_agreement([GpumlpPersistent], replace(SETTING, device="cuda"), blobs, threads=1)
+    assert isinstance(result, NotMeantForError)
+    assert str(result).endswith("it is for networks of one hidden layer, this one has 2")
+    assert GpumlpPersistent.why_not("cpu", "float32") == "the persistent kernel needs a GPU"
 
 
 def test_jax_in_a_process_of_its_own() -> None:

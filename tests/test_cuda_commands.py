@@ -62,6 +62,24 @@ def test_a_run_goes_on_with_graphs_or_without(cupy: HostCupy, words: tuple[str, 
     assert_same_run(whole, parts)
 
 
+def test_a_run_by_the_persistent_kernel_goes_on_by_it(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    words = (*words, "--optimizer", "sgd", "--hidden", "16", "--persistent-kernel", "on")
+    assert run("train", *words, "--epochs", 4, "--out", whole) == 0
+    assert "steps: by one persistent kernel: 4 blocks of 256 threads, 4 hidden units" in capsys.readouterr().out
+    assert run("train", *words, "--epochs", 2, "--out", parts) == 0
+    assert run("train", "--resume", parts, "--epochs", 4) == 0
+    assert_same_run(whole, parts)
+    with_adam = (*words, "--optimizer", "adam", "--epochs", 3, "--out", tmp_path / "adam")
+    capsys.readouterr()
+    assert run("train", *with_adam) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("steps: "))
+    assert line.startswith("steps: by CUDA graphs: ")
+    assert line.endswith("; not by the persistent kernel: it knows no optimizer but SGD")
+
+
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,10 +93,11 @@ def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
 
 
 def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "--matmul-precision", "medium", "--cuda-graphs", "on") == 2
+    assert run("train", "--matmul-precision", "medium", "--cuda-graphs", "on", "--persistent-kernel", "auto") == 2
     message = capsys.readouterr().err
     assert "matmul_precision: expected one of highest, high, got 'medium'" in message
     assert "cuda_graphs: expected one of auto, off, got 'on'" in message
+    assert "persistent_kernel: expected one of off, on, got 'auto'" in message
 
 
 class CUDARuntimeError(RuntimeError):

@@ -53,6 +53,10 @@ class Samples:
         return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
 
+class NotMeantForError(Exception):
+    """A peer that does what it should is not meant for a setting; says why."""
+
+
 class Peer(ABC):
     """One library at work on one setting.
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from gpumlp import MLP, SGD, Dataset, DeviceError, Trainer, get_backend
 
-from .base import Peer, Samples, Setting
+from .base import NotMeantForError, Peer, Samples, Setting
 
 
 class Gpumlp(Peer):
     name = "gpumlp"
     title = "gpumlp"
+    persistent_kernel: ClassVar[str] = "off"
 
     @classmethod
     def why_not(cls, device: str, dtype: str) -> str | None:
@@ -25,7 +28,8 @@ class Gpumlp(Peer):
         self, setting: Setting, samples: Samples, weights: dict[str, np.ndarray], threads: int | None = None
     ) -> None:
         self.setting, self.samples = setting, samples
-        self.model = MLP(setting.sizes, activation="relu", device=setting.device, dtype=setting.dtype)
+        backend = get_backend(setting.device, persistent_kernel=self.persistent_kernel)
+        self.model = MLP(setting.sizes, activation="relu", device=backend, dtype=setting.dtype)
         self.model.load_state_dict(weights)
         self.optimizer = SGD(setting.learning_rate, momentum=setting.momentum)
         self.trainer = self._trainer(slice(0, len(samples)))
@@ -41,16 +45,20 @@ class Gpumlp(Peer):
                 to_numpy = self.model.backend.to_numpy
                 buffers = {name: to_numpy(buffer) for name, buffer in state.buffers.items()}
                 trainer.restore(buffers, state.steps, before.random_state(), before.history)
-            result.append(trainer.run(trainer.epoch + 1)["train_loss"][-1])
+            result.append(self._run(trainer))
             before = trainer
         return result
 
     def epoch(self, part: int | None = None) -> float:
-        loss: float = self.trainer.run(self.trainer.epoch + 1)["train_loss"][-1]
-        return loss
+        return self._run(self.trainer)
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()
+
+    def _run(self, trainer: Trainer) -> float:
+        """One more epoch; its mean loss."""
+        loss: float = trainer.run(trainer.epoch + 1)["train_loss"][-1]
+        return loss
 
     def _trainer(self, rows: slice) -> Trainer:
         data = Dataset(
@@ -63,3 +71,24 @@ class Gpumlp(Peer):
             batch_size=self.setting.batch_size,
             diagnostics=False,  # nobody else in the comparison has any
         )
+
+
+class GpumlpPersistent(Gpumlp):
+    """The same with the persistent kernel, in the settings that it runs. Not yet measured on a GPU."""
+
+    name = "gpumlp-persistent"
+    title = "gpumlp, persistent kernel"
+    persistent_kernel = "on"
+
+    @classmethod
+    def why_not(cls, device: str, dtype: str) -> str | None:
+        if device == "cpu":
+            return "the persistent kernel needs a GPU"
+        return super().why_not(device, dtype)
+
+    def _run(self, trainer: Trainer) -> float:
+        loss = super()._run(trainer)
+        ran = trainer.how_steps_ran or ""
+        if not ran.startswith("by one persistent kernel"):
+            raise NotMeantForError(ran)
+        return loss

@@ -18,10 +18,12 @@ from .base import (
 from .frozen import FrozenStep
 from .numpy import NumpyBackend, is_device_array, to_host
 from .rules import Array
+from .whole import WholeStep
 
 __all__ = [
     "CUDA_GRAPHS",
     "MATMUL_PRECISIONS",
+    "PERSISTENT_KERNEL",
     "PIXEL_SCALE",
     "Array",
     "Backend",
@@ -30,6 +32,7 @@ __all__ = [
     "FrozenStep",
     "HostArray",
     "Memory",
+    "WholeStep",
     "array_namespace",
     "available_devices",
     "check_device_name",
@@ -42,6 +45,7 @@ __all__ = [
 
 MATMUL_PRECISIONS = ("highest", "high")
 CUDA_GRAPHS = ("auto", "off")
+PERSISTENT_KERNEL = ("off", "on")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -67,7 +71,11 @@ def check_device_name(name: object) -> str:
 
 
 def get_backend(
-    device: str | Backend = "auto", *, matmul_precision: str = "highest", cuda_graphs: str = "auto"
+    device: str | Backend = "auto",
+    *,
+    matmul_precision: str = "highest",
+    cuda_graphs: str = "auto",
+    persistent_kernel: str = "off",
 ) -> Backend:
     """The backend of a device.
 
@@ -78,6 +86,9 @@ def get_backend(
             ``"high"`` is TF32, faster, with 10 bits of mantissa in the factors. No effect on the CPU.
         cuda_graphs: ``"auto"``: many training steps in one launch on a GPU, where the result is the same bit
             for bit and sooner there; ``"off"``: never. No effect on the CPU.
+        persistent_kernel: ``"on"``: one launch for a whole epoch of a small network on a GPU, where the kernel
+            knows the training; its results differ from those of ``"off"`` by rounding. Not yet measured on a GPU.
+            No effect on the CPU.
 
     Raises:
         ValueError: the name is none of these, or one of the options.
@@ -86,8 +97,13 @@ def get_backend(
     >>> get_backend("cpu").name
     'cpu'
     """
-    options = {"matmul_precision": matmul_precision, "cuda_graphs": cuda_graphs}
-    for option, choices in (("matmul_precision", MATMUL_PRECISIONS), ("cuda_graphs", CUDA_GRAPHS)):
+    options = {
+        "matmul_precision": matmul_precision,
+        "cuda_graphs": cuda_graphs,
+        "persistent_kernel": persistent_kernel,
+    }
+    allowed = (MATMUL_PRECISIONS, CUDA_GRAPHS, PERSISTENT_KERNEL)
+    for option, choices in zip(options, allowed, strict=True):
         if options[option] not in choices:
             raise ValueError(f"{option} is expected to be one of {', '.join(choices)}, got {options[option]!r}")
     if isinstance(device, Backend):

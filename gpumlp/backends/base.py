@@ -99,8 +99,8 @@ class Backend(LossOperations):
         """Run a training step for each batch, in order.
 
         A device that can do better than one Python call a step (a captured graph, a persistent
-        kernel) overrides this. Of a step with a ``frozen`` method, see `FrozenStep`, it may also count on
-        ``learning_rate``, ``optimizer`` and ``state``.
+        kernel) overrides this. Of a step with the methods ``frozen`` or ``whole``, see `FrozenStep` and
+        `WholeStep`, it may also count on ``learning_rate``, ``optimizer`` and ``state``.
         """
         for batch in batches:
             step(batch)

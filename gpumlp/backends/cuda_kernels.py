@@ -33,9 +33,15 @@ class Place(NamedTuple):
     factors: Array
 
 
-def kernel_source() -> str:
-    """The text of ``kernels.cu``."""
-    return files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+def kernel_source(*names: str) -> str:
+    """The text of ``rules.cuh`` and of the sources that build on it, ``kernels.cu`` if none are named."""
+    parts = ("rules.cuh", *(names or ("kernels.cu",)))
+    return "\n".join(files(__package__).joinpath(part).read_text(encoding="utf-8") for part in parts)
+
+
+def real_name(dtype: np.dtype[Any]) -> str:
+    """What CUDA calls float32 and float64."""
+    return {"float32": "float", "float64": "double"}[dtype.name]
 
 
 class Kernels:
@@ -50,8 +56,7 @@ class Kernels:
     """
 
     def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
-        name = {"float32": "float", "float64": "double"}[dtype.name]
-        module = cupy.RawModule(code=kernel_source(), options=(f"-DREAL={name}",))
+        module = cupy.RawModule(code=kernel_source(), options=(f"-DREAL={real_name(dtype)}",))
         self._real = dtype.type
         self._null = np.uint64(0)
         self._gather_pixels = module.get_function("gather_pixels")

@@ -25,17 +25,16 @@ from .cuda_kernels import MOST_CLASSES, Kernels, Place
 from .cuda_rules import (
     ADAM,
     IDENTITY,
-    MOMENTUM,
-    NESTEROV,
     PENALTY,
-    PLAIN,
     RELU,
     SGD,
     activation_code,
     full_name,
+    sgd_code,
     slope_of,
     step_factors,
 )
+from .persistent import PersistentRunner
 from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
 
 
@@ -43,16 +42,22 @@ class CudaOperations(Backend):
     """The overrides, for any array library with CuPy's `RawModule`: CuPy itself, or a test's double of it."""
 
     graphs: GraphRunner | None = None  # None: every step by itself
+    persistent: PersistentRunner | None = None  # None: not asked for
     _kernels: dict[np.dtype[Any], Kernels]
     _capture: Capture | None = None
 
     def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
+        done = 0 if self.persistent is None else self.persistent.run(step, batches)
         if self.graphs is None:
-            return super().run_steps(step, batches)
-        return self.graphs.run(step, batches)
+            return super().run_steps(step, batches[done:])
+        return self.graphs.run(step, batches[done:])
 
     def how_steps_ran(self, step: StepRule) -> str | None:
-        return "one by one: cuda_graphs is off" if self.graphs is None else self.graphs.describe(step)
+        ran, words = (False, "") if self.persistent is None else self.persistent.describe(step)
+        if ran:
+            return f"by one persistent kernel: {words}"
+        otherwise = "one by one: cuda_graphs is off" if self.graphs is None else self.graphs.describe(step)
+        return f"{otherwise}; not by the persistent kernel: {words}" if words else otherwise
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:
@@ -195,7 +200,7 @@ class CudaOperations(Backend):
         factors = step_factors(rule, state.steps, learning_rate)
         place, slot = self._place(), 0 if self._capture is None else self._capture.next_slot()
         if name == SGD:
-            kind = NESTEROV if rule.nesterov else MOMENTUM if rule.momentum else PLAIN
+            kind = sgd_code(rule)
             velocity = state.buffers["velocity"] if rule.momentum else None
             return kernels.sgd_step(
                 parameters, gradient, velocity, weights, penalties, kind, rule.momentum, factors, slot, place

@@ -13,7 +13,7 @@ from .rules import ActivationRule, OptimizerRule
 PENALTY = "gpumlp.nn.penalties.Penalty"
 SGD, ADAM = "gpumlp.nn.optimizers.SGD", "gpumlp.nn.optimizers.Adam"
 
-# Numbered as in kernels.cu.
+# Numbered as in rules.cuh.
 IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID = range(5)
 ACTIVATION_CODES = {
     "gpumlp.nn.activations.Identity": IDENTITY,
@@ -38,6 +38,11 @@ def activation_code(activation: ActivationRule) -> int | None:
 def slope_of(activation: ActivationRule) -> float:
     """The negative slope of a leaky ReLU; of no meaning otherwise."""
     return float(getattr(activation, "negative_slope", 0.0))
+
+
+def sgd_code(optimizer: Any) -> int:
+    """The number of SGD's rule."""
+    return NESTEROV if optimizer.nesterov else MOMENTUM if optimizer.momentum else PLAIN
 
 
 def step_factors(optimizer: OptimizerRule, steps: int, learning_rate: float) -> tuple[float, float]:

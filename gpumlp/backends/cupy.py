@@ -19,6 +19,7 @@ from .base import DeviceError, HostArray, Memory
 from .cublaslt import Products
 from .cuda_graphs import GraphRunner
 from .cuda_operations import CudaOperations
+from .persistent import PersistentRunner
 from .rules import Array
 
 _TF32_SINCE = 80  # compute capability 8.0
@@ -65,9 +66,17 @@ class CupyBackend(CudaOperations):
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
             ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
         cuda_graphs: ``"auto"`` or ``"off"``, see `GraphRunner`.
+        persistent_kernel: ``"on"`` or ``"off"``, see `PersistentRunner`.
     """
 
-    def __init__(self, index: int, *, matmul_precision: str = "highest", cuda_graphs: str = "auto") -> None:
+    def __init__(
+        self,
+        index: int,
+        *,
+        matmul_precision: str = "highest",
+        cuda_graphs: str = "auto",
+        persistent_kernel: str = "off",
+    ) -> None:
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
@@ -78,6 +87,7 @@ class CupyBackend(CudaOperations):
         self.xp = cupy
         self.tf32 = False
         self.graphs = GraphRunner(self) if cuda_graphs == "auto" else None
+        self.persistent = PersistentRunner(self) if persistent_kernel == "on" else None
         self._products: list[Products | None] = []  # looked for when a product is first asked for
         try:
             capability = int(cupy.cuda.Device(index).compute_capability)

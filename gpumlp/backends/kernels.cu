@@ -1,4 +1,5 @@
 // The CUDA kernels of the training operations. base.py states what each operation does; tests hold the two together.
+// rules.cuh, which is read before this text, has the rules that one element or one sample follows.
 //
 // Compiled once with -DREAL=float and once with -DREAL=double, by NVRTC when a GPU is first used. Without a GPU the
 // tests compile the same text for sm_80 and sm_90, and as C++ for the processor, where they run it.
@@ -9,21 +10,6 @@
 // `position` is what lets a captured graph be used again further on in an epoch: {samples, steps} to go on from the
 // addresses and slots that were captured. A null pointer means that the call is not part of a graph.
 
-typedef REAL real;
-typedef long long int64;
-
-// The rules of nn/activations.py, numbered as in cuda_kernels.py.
-#define IDENTITY 0
-#define RELU 1
-#define LEAKY_RELU 2
-#define TANH 3
-#define SIGMOID 4
-
-// The rules of SGD.
-#define PLAIN 0
-#define MOMENTUM 1
-#define NESTEROV 2
-
 // A block of column_sums; cuda_kernels.py launches it with as many threads.
 #define SUM_COLUMNS 32
 #define SUM_ROWS 32
@@ -32,30 +18,6 @@ __device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.
 __device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }
 __device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
 __device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
-
-// h(s). NaN stays NaN, as with NumPy, so that a training that diverged is found out.
-__device__ real activate(real s, int rule, real slope)
-{
-    switch (rule) {
-    case RELU: return s <= (real)0 ? (real)0 : s;
-    case LEAKY_RELU: return s > (real)0 ? s : slope * s;
-    case TANH: return tanh(s);
-    case SIGMOID: return (tanh(s * (real)0.5) + (real)1) * (real)0.5;
-    default: return s;
-    }
-}
-
-// h'(s) from a = h(s).
-__device__ real derivative(real a, int rule, real slope)
-{
-    switch (rule) {
-    case RELU: return a > (real)0 ? (real)1 : (real)0;
-    case LEAKY_RELU: return a > (real)0 ? (real)1 : slope;
-    case TANH: return (real)1 - a * a;
-    case SIGMOID: return a * ((real)1 - a);
-    default: return (real)1;
-    }
-}
 
 // out[i, j] = source[rows[i], j] * scale
 extern "C" __global__ void gather_pixels(const unsigned char* source, const int64* rows, int64 batch, int64 features,
@@ -119,24 +81,9 @@ extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labe
                                                  const int64* position, real* losses, bool* correct)
 {
     int64 shift = position ? position[0] : 0;
-    for (int64 i = global_x(); i < batch; i += threads_x()) {
-        real* s = logits + i * classes;
-        int64 label = labels[shift + i], best = 0;
-        for (int64 j = 1; j < classes; j++)
-            if (s[j] > s[best])
-                best = j;
-        real largest = s[best], label_logit = s[label] - largest, total = 0;
-        for (int64 j = 0; j < classes; j++) {
-            s[j] = exp(s[j] - largest);
-            total += s[j];
-        }
-        real divisor = total * (real)batch;
-        for (int64 j = 0; j < classes; j++)
-            s[j] = s[j] / divisor;
-        s[label] -= (real)1 / (real)batch;
-        losses[shift + i] = log(total) - label_logit;
-        correct[shift + i] = best == label;
-    }
+    for (int64 i = global_x(); i < batch; i += threads_x())
+        softmax_of_sample(logits + i * classes, labels[shift + i], batch, classes, losses + shift + i,
+                          correct + shift + i);
 }
 
 // The gradient of parameter i with the penalty's share, which only weights have. Written back, as the reference does.
@@ -146,9 +93,7 @@ __device__ real penalised(real* gradient, const real* parameters, int64 i, int64
     real g = gradient[i];
     if (i < weights_start || i >= weights_stop || (l2 == (real)0 && l1 == (real)0))
         return g;
-    real w = parameters[i];
-    g += w * l2;
-    g += l1 * (real)((w > (real)0) - (w < (real)0));
+    g = add_penalty(g, parameters[i], l2, l1);
     gradient[i] = g;
     return g;
 }
@@ -167,13 +112,7 @@ extern "C" __global__ void sgd_step(real* parameters, real* gradient, real* velo
         step_size = factors_of(factors, slot, position)[0];
     for (int64 i = global_x(); i < size; i += threads_x()) {
         real g = penalised(gradient, parameters, i, weights_start, weights_stop, l2, l1);
-        real direction = g;
-        if (rule != PLAIN) {
-            real v = velocity[i] * momentum + g;
-            velocity[i] = v;
-            direction = rule == NESTEROV ? v * momentum + g : v;
-        }
-        parameters[i] -= direction * step_size;
+        step_of_sgd(parameters + i, rule == PLAIN ? 0 : velocity + i, g, rule, momentum, step_size);
     }
 }
 

@@ -91,6 +91,8 @@ class Config:
     """Of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
     cuda_graphs: str = "auto"
     """Many steps in one launch on a GPU: auto (where that is the same bit for bit, and faster) or off."""
+    persistent_kernel: str = "off"
+    """A whole epoch of a small network in one launch on a GPU (not yet measured on one): off or on."""
     diagnostics: str = "on"
     """Look at each layer after every epoch, for the findings at the end: on or off; the results are the same."""
     out: str | None = None

@@ -178,7 +178,11 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
 
 
 def _backend(config: Config, display: ProgressDisplay) -> Backend:
-    options = {"matmul_precision": config.matmul_precision, "cuda_graphs": config.cuda_graphs}
+    options = {
+        "matmul_precision": config.matmul_precision,
+        "cuda_graphs": config.cuda_graphs,
+        "persistent_kernel": config.persistent_kernel,
+    }
     if config.device == "auto":
         backend, reason = choose_device(**options)
         display.say(f"device: {backend.name} ({backend.device_name}); {reason}")

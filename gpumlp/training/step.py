@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..backends import Array, FrozenStep
+from ..backends import Array, FrozenStep, WholeStep
 from ..data.batches import ArrayBatches
 from ..nn.network import MLP
 from ..nn.optimizers import Accumulation, Optimizer, OptimizerState
@@ -51,6 +51,7 @@ class TrainingStep:
         self.correct: Array = xp.empty(batches.samples, dtype=bool)
         # The parts of a batch all need the same weights, so nothing may be added to those before the last of them.
         self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
+        self._gradient_wanted = False
         self.learning_rate = optimizer.learning_rate
 
     @property
@@ -74,6 +75,7 @@ class TrainingStep:
     def keep_gradient(self) -> None:
         """From now on leave the whole gradient in ``model.parameters.gradient``, for those who look at it."""
         self._may_accumulate = False
+        self._gradient_wanted = True
         self.learning_rate = self._learning_rate
 
     def frozen(self) -> FrozenStep:
@@ -102,6 +104,28 @@ class TrainingStep:
                 *(self.optimizer, self.penalty, repr(model.loss)),
                 *(repr(layer.activation) for layer in model.layers),
             ),
+        )
+
+    def whole(self) -> WholeStep:
+        """What this step is made of, for a backend that computes it in a way of its own."""
+        model, parameters = self.model, self.model.parameters
+        images, order, targets, *_ = self.batches.arrays()
+        return WholeStep(
+            parameters=parameters.views(parameters.data),
+            gradient=parameters.views(parameters.gradient),
+            buffers={name: parameters.views(buffer) for name, buffer in self.state.buffers.items()},
+            images=images,
+            order=order,
+            targets=targets,
+            weights=self.batches.weights,
+            losses=self.losses,
+            correct=self.correct,
+            activations=[layer.activation for layer in model.layers],
+            loss=model.loss,
+            optimizer=self.optimizer,
+            penalty=self.penalty,
+            batch_size=self.batches.batch_size,
+            gradient_wanted=self._gradient_wanted,
         )
 
     def __call__(self, batch: slice) -> None:

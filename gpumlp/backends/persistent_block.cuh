@@ -1,0 +1,138 @@
+// What a block of persistent.cu keeps in shared memory and how it comes there, and how threads and blocks meet. Read
+// between rules.cuh and that text.
+//
+// The sizes are the compiler's to know, see persistent_scope.py: INPUTS, HIDDEN and CLASSES of the network, samples of
+// a BATCH, hidden UNITS of a block, all BLOCKS, THREADS of a block, BUFFERS for rows, and whether these are PIXELS.
+
+#define WARPS (THREADS / 32)
+#define STRIDE ((INPUTS + 15) / 16 * 16)  // of a row of inputs in shared memory; what is beyond INPUTS stays 0
+#define QUADS (STRIDE / 4)
+#define ROWS ((BATCH + 3) / 4 * 4)
+#define LOGITS (BATCH * CLASSES)
+#define READS 8  // of a thread at a time
+
+#if PIXELS
+typedef unsigned char value;
+#else
+typedef real value;
+#endif
+
+// Four neighbours, read and written at once.
+template <typename T> struct alignas(4 * sizeof(T)) Four {
+    T v[4];
+};
+template <typename T> __device__ Four<T>& four(T* row, int index) { return ((Four<T>*)row)[index]; }
+template <typename T> __device__ const Four<T>& four(const T* row, int index) { return ((const Four<T>*)row)[index]; }
+
+// The pieces in which rows are copied: 16 bytes where rows are made of such.
+#if INPUTS % 16 == 0
+typedef Four<int> piece;
+#else
+typedef value piece;
+#endif
+#define PIECES (INPUTS * (int)sizeof(value) / (int)sizeof(piece))
+
+// What a block keeps of the parameters, or of their velocity.
+struct State {
+    alignas(32) real weight1[UNITS][STRIDE];  // columns of W1, as rows
+    real weight2[UNITS][CLASSES], bias1[UNITS], bias2[CLASSES];
+};
+
+// The shared memory of a block.
+struct Block {
+    State parameters, velocity;
+    alignas(32) real a[ROWS][UNITS];
+    alignas(32) real delta1[ROWS][UNITS];
+    real delta2[BATCH][CLASSES | 1];  // logits at first; with an odd width, threads of a warp read different banks
+    alignas(32) value rows[BUFFERS][ROWS][STRIDE];
+};
+static_assert(sizeof(Block) <= SHARED_BYTES, "persistent_scope.py reserves too little shared memory");
+
+// The same tensors of the whole network, in global memory.
+struct Tensors {
+    real *weight1, *bias1, *weight2, *bias2;
+};
+
+__device__ void move(real& here, real& there, bool out)
+{
+    if (out)
+        there = here;
+    else
+        here = there;
+}
+
+// Read the block's part of the tensors, or write it `out`. b2 is the first block's to write.
+__device__ void move_state(State& own, const Tensors& all, int first, int units, bool out)
+{
+    for (int k = threadIdx.x; k < INPUTS * units; k += THREADS)
+        move(own.weight1[k % units][k / units], all.weight1[(int64)(k / units) * HIDDEN + first + k % units], out);
+    for (int k = threadIdx.x; k < units * CLASSES; k += THREADS)
+        move(own.weight2[k / CLASSES][k % CLASSES], all.weight2[first * CLASSES + k], out);
+    for (int k = threadIdx.x; k < units; k += THREADS)
+        move(own.bias1[k], all.bias1[first + k], out);
+    if (!out || first == 0)
+        for (int k = threadIdx.x; k < CLASSES; k += THREADS)
+            move(own.bias2[k], all.bias2[k], out);
+}
+
+// The rows of a batch into shared memory. A thread has READS reads on their way before it waits for the first.
+__device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, const int64* __restrict__ order,
+                       int batch)
+{
+    const int pieces = batch * PIECES;
+    for (int first = threadIdx.x; first < pieces; first += READS * THREADS) {
+        piece read[READS];
+#pragma unroll
+        for (int r = 0; r < READS; r++) {
+            int k = min(first + r * THREADS, pieces - 1);  // the last piece again rather than none
+            read[r] = ((const piece*)(source + order[k / PIECES] * INPUTS))[k % PIECES];
+        }
+#pragma unroll
+        for (int r = 0; r < READS; r++) {
+            int k = min(first + r * THREADS, pieces - 1);
+            ((piece*)rows[k / PIECES])[k % PIECES] = read[r];
+        }
+    }
+}
+
+// Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
+template <int COUNT> __device__ void halve(real* values, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < COUNT / 2; k++) {
+        real low = values[k], high = values[k + COUNT / 2];
+        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
+    }
+}
+
+// Lane l of a warp gets the sum over all lanes of their value l / 2, in 16 exchanges; a sum of its own for each value
+// would take 80.
+__device__ real sum_over_warp(real (&values)[16], int lane)
+{
+    halve<16>(values, lane);
+    halve<8>(values, lane);
+    halve<4>(values, lane);
+    halve<2>(values, lane);
+    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
+}
+
+// The barrier in two halves, so that a block can do something else between them. `arrived` counts from 0 in every
+// launch. The fences make what any thread of a block wrote before the first half seen by all behind the second.
+__device__ void arrive(unsigned* arrived)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(arrived, 1u);
+    }
+}
+
+__device__ void wait(const unsigned* arrived, unsigned expected)
+{
+    if (threadIdx.x == 0) {
+        while (*(const volatile unsigned*)arrived < expected)
+            __nanosleep(20);
+        __threadfence();
+    }
+    __syncthreads();
+}

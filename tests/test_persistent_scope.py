@@ -1,0 +1,194 @@
+"""Which trainings the persistent kernel takes, what it says of the others, and what the compiler makes of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, SGD, Adam, Dataset, DeviceError, LeakyReLU, Penalty, SquaredError, Trainer, get_backend
+from gpumlp.backends.cuda_kernels import kernel_source
+from gpumlp.backends.persistent import SOURCES, THREADS
+from gpumlp.backends.persistent_scope import Sizes, why_not
+from tests.persistent_helpers import bits, host_backend, ran, trainer_on
+from tests.strict_device import StrictArray, StrictNamespace
+
+MNIST = Sizes(
+    inputs=784, hidden=128, classes=10, batch=32, units=4, buffers=2, itemsize=4, pixels=True
+)  # the goal's network
+
+
+class MyReLU(LeakyReLU):
+    """A subclass may compute anything."""
+
+    name = "my_relu"
+
+
+class MyPenalty(Penalty):
+    """Likewise."""
+
+
+def held(array: np.ndarray) -> StrictArray:
+    return StrictArray(array, StrictNamespace())
+
+
+def refused(trainer: Trainer) -> str:
+    """Train by other ways; the reason."""
+    trainer.run(1)
+    assert not ran(trainer)
+    assert "train_steps" not in trainer.model.backend.xp.launches
+    assert trainer.history["train_loss"][-1] > 0
+    return trainer.how_steps_ran.partition("; not by the persistent kernel: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("it is for networks of one hidden layer, this one has 2", {"hidden": (8, 8)}),
+        ("it is for networks of one hidden layer, this one has 0", {"hidden": ()}),
+        ("it knows no optimizer but SGD", {"optimizer": Adam()}),
+        ("it does not know this activation", {"activation": MyReLU()}),
+        ("a block would need 22 KiB of shared memory, for its weights and ", {"batch_size": 256}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_does_not_know_goes_the_other_ways(
+    reason: str, options: dict[str, object], blobs: Dataset
+) -> None:
+    backend = host_backend(MaxSharedMemoryPerBlockOptin=7 * 1024)
+    assert refused(trainer_on(backend, blobs, **options)).startswith(reason)
+    other = trainer_on(host_backend(choice="off"), blobs, **options)
+    other.run(1)
+    assert other.how_steps_ran == "one by one: cuda_graphs is off"
+
+
+def test_many_classes(blobs: Dataset) -> None:
+    data = Dataset(blobs.images, blobs.labels, classes=65)
+    assert refused(trainer_on(host_backend(), data)) == "it is for 64 classes at most, here are 65"
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("it knows no loss but softmax_cross_entropy", {"loss": SquaredError()}),
+        ("it does not know this penalty", {"penalty": MyPenalty()}),
+        ("the samples have weights", {"weights": np.ones(300, np.float32)}),
+        ("the samples are neither pixels nor of the network's dtype", {"images": np.zeros((300, 20), np.int16)}),
+        ("the samples are neither pixels nor of the network's dtype", {"targets": np.zeros(300, np.int32)}),
+        ("the arrays have gaps", {"order": np.zeros(600, np.int64)[::2]}),
+        ("somebody looks at the gradients, which it never makes", {"gradient_wanted": True}),
+    ],
+)
+def test_what_no_trainer_makes_or_only_some(reason: str, change: dict[str, object], blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    whole, batches = trainer._step.whole(), trainer.batches.slices
+    change = {name: held(value) if isinstance(value, np.ndarray) else value for name, value in change.items()}
+    assert why_not(whole, batches) is None
+    assert why_not(whole._replace(**change), batches) == reason
+
+
+def test_rows_that_begin_anywhere(blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    images = np.zeros(300 * 20 + 1, np.uint8)[1:].reshape(300, 20)
+    whole = trainer._step.whole()._replace(images=held(images))
+    assert why_not(whole, trainer.batches.slices) == "the samples do not begin at a multiple of 16 bytes"
+
+
+def test_a_device_without_cooperative_launches(blobs: Dataset) -> None:
+    assert refused(trainer_on(host_backend(CooperativeLaunch=0), blobs)) == (
+        "the device has no cooperative launches"
+    )
+
+
+def test_before_the_first_step_and_after_it(blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    assert trainer.how_steps_ran.endswith("not by the persistent kernel: no step was taken")
+    trainer.run(1)
+    words = "by one persistent kernel: 5 blocks of 64 threads, 4 hidden units and "
+    assert trainer.how_steps_ran.startswith(words)
+
+
+def test_a_step_of_somebodys_own_and_batches_in_another_order(blobs: Dataset) -> None:
+    backend = host_backend()
+    done: list[slice] = []
+    backend.run_steps(done.append, [slice(0, 16), slice(16, 32)])
+    assert done == [slice(0, 16), slice(16, 32)]
+    trainers = [trainer_on(host_backend(choice=choice), blobs) for choice in ("on", "off")]
+    for trainer in trainers:
+        trainer.run(1)
+        trainer.model.backend.run_steps(trainer._step, trainer.batches.slices[3:1:-1])
+    assert trainers[0].how_steps_ran.endswith("the batches do not follow each other")
+    backend.run_steps(trainers[0]._step, [])
+
+
+def test_no_more_blocks_than_are_there_at_once() -> None:
+    hidden = {Sizes(20, hidden, 4, 8, units, 2, 4, True).blocks for hidden, units in ((24, 4), (25, 8), (48, 8))}
+    assert hidden == {6, 4}
+
+
+# -- The compiler --------------------------------------------------------------------------------------
+
+COMPILED = [
+    MNIST,
+    MNIST._replace(batch=128, buffers=1),
+    MNIST._replace(batch=16, pixels=False),
+    Sizes(inputs=13, hidden=9, classes=3, batch=5, units=8, buffers=2, itemsize=4, pixels=True),
+]
+
+
+@pytest.mark.parametrize("sizes", COMPILED, ids=lambda sizes: "-".join(map(str, sizes)))
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_source_compiles_and_spills_no_register(
+    tmp_path: Path, architecture: str, real: str, sizes: Sizes
+) -> None:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
+    sizes = sizes._replace(itemsize=4 if real == "float" else 8)
+    source = tmp_path / "persistent.cu"
+    source.write_text(kernel_source(*SOURCES))
+    command = [compiler, "-cubin", f"-arch={architecture}", "-Werror", "all-warnings", "--resource-usage"]
+    command += [*sizes.options(real, THREADS), "-o", str(tmp_path / "persistent.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = done.stdout + done.stderr
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    assert registers <= 65536 // THREADS
+
+
+# -- A GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hidden", [128, 600])
+@pytest.mark.parametrize("batch_size", [32, 75, 1])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_on_a_gpu_it_trains_as_the_operations_do_and_repeats_itself(
+    activation: str, batch_size: int, hidden: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(4)
+    data = Dataset(rng.integers(0, 256, (300, 784), dtype=np.uint8), rng.integers(0, 10, 300), classes=10)
+    trainers = []
+    for choice in ("on", "on", "off"):
+        try:
+            backend = get_backend("cuda", persistent_kernel=choice, cuda_graphs="off")
+        except DeviceError as error:
+            pytest.skip(f"cuda: {error.cause}")
+        model = MLP([784, hidden, 10], activation=activation, seed=1, device=backend, dtype=dtype)
+        optimizer = SGD(0.003, momentum=0.9, nesterov=True)
+        trainers.append(
+            Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=1e-3, l1=1e-5), batch_size=batch_size)
+        )
+        trainers[-1].run(3)
+    assert ran(trainers[0]), trainers[0].how_steps_ran
+    assert bits(trainers[0]) == bits(trainers[1])
+    tolerance = 2e-3 if dtype == "float32" else 1e-9
+    for name, array in trainers[2].model.state_dict().items():
+        np.testing.assert_allclose(trainers[0].model.state_dict()[name], array, rtol=tolerance, atol=tolerance)
