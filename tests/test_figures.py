@@ -10,12 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpumlp import MLP, Dataset, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay, figures, load_digits
+from gpumlp import (
+    MLP,
+    SGD,
+    Dataset,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    Normal,
+    StepDecay,
+    figures,
+    fit,
+    load_digits,
+)
 from gpumlp.figures.backpropagation import three_clouds
 from gpumlp.figures.backward import backward_pass
 from gpumlp.figures.files import plain
+from gpumlp.figures.initial import XOR
 from gpumlp.figures.samples import draw
+from gpumlp.figures.style import in_house_style
 from tests.strict_device import StrictBackend
 
 matplotlib_figure = pytest.importorskip("matplotlib.figure")
@@ -265,6 +280,23 @@ def test_the_figures_train_on_any_device() -> None:
     shown = figures.first_layer_weights(load_digits(), epochs=1, device=backend).numbers
     assert shown["trained"].shape == (16, 8, 8)
     assert len(figures.backpropagation(device=backend).numbers["delta_norms"]) == 3
+
+
+def test_figures_compute_with_one_thread_and_leave_the_number_as_it_was() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert in_house_style(threads)() == {1}
+        assert threads() == before
+
+
+def test_the_trainings_on_xor_are_those_of_the_trainer() -> None:
+    starts = figures.initialization_scale(seed=3, seeds=1, epochs=40, scales=(1.0,)).numbers["starts"]
+    model = MLP([2, 4, 2], "tanh", initializer=Normal(1.0), seed=3, device="cpu")
+    history = fit(model, Dataset(*XOR, classes=2), optimizer=SGD(0.5), epochs=40, batch_size="full")
+    np.testing.assert_allclose(starts["normal, scale 1"]["losses"][0], history["train_loss"], rtol=1e-5)
 
 
 def test_parts_of_a_data_set_do_not_overlap_and_shrink_together(blobs: Dataset) -> None:
