@@ -169,6 +169,15 @@ def test_a_training_that_diverges_is_said_to() -> None:
     assert "training diverged" in " ".join(t.get_text() for t in result("gradient_flow").figure.axes[3].texts)
 
 
+def test_the_accuracies_carry_the_marks_of_their_lines() -> None:
+    axes = result("gradient_flow").figure.axes[4]
+    runs = numbers("gradient_flow")["networks"]["tanh"]
+    shown = {text.get_text() for text in axes.texts}
+    marks = dict(zip(("suited", "too small", "too large"), "●■▲", strict=True))
+    assert [line.get_marker() for line in axes.lines] == ["o", "s", "^"]
+    assert shown == {f"{marks[name]} {100 * run['after']['accuracy']:.0f} %" for name, run in runs.items()}
+
+
 def test_trajectories_end_near_the_minimum_and_the_stochastic_one_wanders_there() -> None:
     paths = numbers("trajectories")["paths"]
     ends = {name: path["heights"][-1] for name, path in paths.items()}
@@ -238,6 +247,13 @@ def test_first_layer_weights_are_the_drawn_ones_and_then_learned_ones() -> None:
     assert shown["trained"].shape == (16, 8, 8)
     assert abs(shown["smoothness_untrained"]) < 0.1
     assert shown["accuracy_trained"] > 0.85 > shown["accuracy_untrained"]
+
+
+def test_the_sign_of_weights_can_be_seen_in_a_grey_print() -> None:
+    (picture,) = result("first_layer_weights").figure.axes[0].images
+    assert picture.norm.vmin == -picture.norm.vmax
+    brightness = picture.cmap(np.linspace(0, 1, 50))[:, :3] @ (0.299, 0.587, 0.114)
+    assert np.diff(brightness).min() > 0
 
 
 def test_first_layer_weights_of_what_is_no_image_are_refused(blobs: Dataset) -> None:

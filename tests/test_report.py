@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from gpumlp.report import __main__ as report
 from gpumlp.report import drawing_page, report_page
 from gpumlp.report.charts import Line, chart
 from gpumlp.report.embedding import Field
+from gpumlp.report.images import mosaic
 from gpumlp.report.measures import measure
 from gpumlp.report.runs import read_runs
 from gpumlp.training.config import Config
@@ -164,6 +167,15 @@ def test_classes_are_called_by_their_names(digits: Path, monkeypatch: pytest.Mon
         f"a {names[mistake.truth]} taken for {names[mistake.prediction]}".replace("<", "&lt;").replace(">", "&gt;")
         in page
     )
+
+
+def test_the_sign_of_weights_can_be_seen_in_a_grey_print() -> None:
+    Image = pytest.importorskip("PIL.Image")
+    ramp = np.linspace(-1, 1, 30)
+    uri, _, limit = mosaic(ramp[:, None], (1, 30), 1)
+    (grey,) = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L"), dtype=int)
+    assert limit == pytest.approx(1)
+    assert np.diff(grey).min() > 0
 
 
 def test_samples_that_are_no_images_get_tables_and_no_pad(tmp_path: Path) -> None:
