@@ -13,7 +13,7 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
-from ..training.output import check_output
+from ..training.output import PAGES, check_output
 from ..training.run import open_run
 from .page import FILE, report_page, require_libraries, write_page
 
@@ -27,7 +27,7 @@ class Options:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of the runs."""
     out: str | None = None
-    """File to write; RUN/report.html for one run and report.html for several by default."""
+    """File to write, FILE.html; RUN/report.html for one run and report.html for several by default."""
     data_dir: str | None = None
     """Folder with MNIST's four files, if not that of the runs."""
     device: str = "cpu"
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else Path(options.out)
         data = [open_run(run).config.dataset for run in options.runs]
-        check_output("out", path if options.out is None else options.out, data)
+        check_output("out", path if options.out is None else options.out, data, endings=PAGES)
         page = report_page(options.runs, device=options.device, data_dir=options.data_dir)
         size = write_page(path, page)
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
