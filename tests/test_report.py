@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gpumlp
-from gpumlp import MLP, Dataset, Normal, command, fit, load_digits
+from gpumlp import MLP, Callback, Dataset, Normal, Trainer, command, fit, load_digits
 from gpumlp.report import __main__ as report
 from gpumlp.report import drawing_page, report_page
 from gpumlp.report.charts import Line, chart
@@ -23,6 +23,7 @@ from gpumlp.report.embedding import Field
 from gpumlp.report.images import mosaic
 from gpumlp.report.measures import measure
 from gpumlp.report.runs import read_runs
+from gpumlp.training import EpochRecord
 from gpumlp.training.config import Config
 from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
@@ -321,6 +322,54 @@ def test_train_writes_the_page_at_its_end(tmp_path: Path, capsys: pytest.Capture
     assert run("train", *QUICK, "--out", tmp_path / "b") == 0
     assert run("train", "--resume", tmp_path / "b", "--report") == 0
     assert (tmp_path / "b" / "report.html").exists()
+
+
+def test_train_writes_the_page_of_a_training_that_diverges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*DIGITS, "--epochs", 2, "--activation", "leaky_relu", "--learning-rate", 1e8)
+    assert run("train", *words, "--out", tmp_path / "a", "--report") == 1
+    out, err = capsys.readouterr()
+    path = tmp_path / "a" / "report.html"
+    assert out.endswith(f"report: {path}\n")
+    assert re.fullmatch(r"gpumlp-train: training diverged in epoch 1, .*\n", err)
+    assert "training diverged after 0 of 2 epochs" in text_of(path.read_text(encoding="utf-8"))
+    assert run("train", *words, "--out", tmp_path / "b") == 1  # it was not asked for
+    assert not (tmp_path / "b" / "report.html").exists()
+
+
+def test_train_writes_the_page_of_a_training_that_is_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = Trainer._train_epoch
+
+    def interrupted(trainer: Trainer, listeners: list[Callback]) -> EpochRecord | None:
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+        return train_epoch(trainer, listeners)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 130
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "interrupted; the run is saved after epoch 1 of 2" in err
+    text = text_of((tmp_path / "a" / "report.html").read_text(encoding="utf-8"))
+    assert "is not finished : the network is that of its last checkpoint, after epoch 1 of 2" in text
+
+
+def test_a_page_that_cannot_be_written_hides_no_divergence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpumlp.report.write_page", fails)
+    words = (*QUICK, "--activation", "leaky_relu", "--learning-rate", 1e8, "--out", tmp_path / "a", "--report")
+    assert run("train", *words) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("gpumlp-train: no report: ")
+    assert first.endswith("No space left on device")
+    assert second.startswith("gpumlp-train: training diverged in epoch 1")
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "PIL", "jinja2"])

@@ -12,6 +12,7 @@ from ..nn.optimizers import SGD, Optimizer
 from .history import History
 
 if TYPE_CHECKING:
+    from .run import RunFolder
     from .step import TrainingStep
 
 LARGE_FIRST_LOSS = 10.0  # times that of guessing, before the first update
@@ -23,12 +24,14 @@ class DivergenceError(RuntimeError):
     Attributes:
         finding: the evidence, the likely cause and what to try; its message is that of the error.
         history: of the epochs before.
+        folder: that of the run, where there is one and it has been told why it ended.
     """
 
     def __init__(self, finding: Finding, history: History) -> None:
         super().__init__(finding.message)
         self.finding = finding
         self.history = history
+        self.folder: RunFolder | None = None
 
 
 def diagnose(step: TrainingStep, epoch: int) -> Finding:

@@ -165,6 +165,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
             return Outcome(folder, history, None)
     except DivergenceError as error:
         folder.write_divergence(error.finding)
+        error.folder = folder
         raise
     metrics = metrics_of(trainer, test, result, folder.config)
     folder.write_metrics(metrics)
