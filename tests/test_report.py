@@ -243,32 +243,39 @@ def test_the_page_says_of_every_run_what_the_command_that_diagnoses_says(
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message", "diagnosed"),
+    ("file", "content", "message"),
     [
-        ("history.jsonl", '{"epoch": 1, "train_loss": "x"}\n', "line 1 is not that of an epoch", False),
-        ("metrics.json", '{"test_accuracy": "x"}', "test_accuracy is 'x', expected a number", True),
-        ("diverged.json", "[]", "expected a JSON object", True),
-        ("diverged.json", '{"name": 1}', "expected a name and a message", True),
+        ("history.jsonl", '{"epoch": 1, "train_loss": "x"}\n', "line 1 is not that of an epoch"),
+        ("metrics.json", '{"dataset": "digits", "test_acc', "Unterminated string"),
+        ("metrics.json", '{"test_accuracy": "x"}', "test_accuracy is 'x', expected a number"),
+        ("diverged.json", "[]", "expected a JSON object"),
+        ("diverged.json", '{"name": 1}', "expected a name and a message"),
     ],
 )
-def test_damaged_files_are_one_sentence_in_every_command(
-    digits: Path,
-    tmp_path: Path,
-    file: str,
-    content: str,
-    message: str,
-    diagnosed: bool,
-    capsys: pytest.CaptureFixture[str],
+def test_a_damaged_file_is_named_and_the_rest_is_used(
+    digits: Path, tmp_path: Path, file: str, content: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in digits.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / file).write_text(content)
-    for name in ("history", "report", *(["diagnose"] if diagnosed else [])):  # which goes by the checkpoint
-        assert run(name, tmp_path) == 2
+    damage = f"{tmp_path / file} is damaged: {message}"
+    assert run("history", tmp_path) == 2  # which knows nothing but these files
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert damage in err
+    for name in ("report", "diagnose"):  # which have the checkpoint
+        assert run(name, tmp_path) == 1
         out, err = capsys.readouterr()
-        assert (out, len(err.splitlines())) == ("", 1)
-        assert f"{tmp_path / file} is damaged: {message}" in err
+        assert err.startswith(f"gpumlp-{name}: {damage}")
+        assert len(err.splitlines()) == 1
+        assert out
+    text = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"A file of {tmp_path.name} cannot be read" in text
+    assert "is not finished" not in text
+    assert "Test accuracy" in text
+    assert ("training diverged after 2 of 2 epochs" in text) == (file == "diverged.json")
+    assert "epoch by epoch" in text
 
 
 def test_the_network_of_the_best_epoch_can_be_reported_beside_its_run(tmp_path: Path) -> None:
