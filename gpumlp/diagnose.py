@@ -11,7 +11,7 @@ import tyro
 
 from . import command
 from .training.config import ConfigError
-from .training.judging import judge
+from .training.judging import Beside, judge, read_beside
 from .training.run import RunFolder, open_run
 
 PROGRAM = "gpumlp-diagnose"
@@ -26,7 +26,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, diagnose, and return the exit code: 0, or 2 where a folder holds no run."""
+    """Parse, diagnose, and return the exit code: 1 where a file beside a checkpoint is damaged, 2 for no run."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
@@ -34,24 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("runs: expected the folder of at least one run, got none")
         if not all(options.runs):  # an empty path would be the current folder
             raise ConfigError("runs: expected the folders of runs, got an empty name")
-        for line in [line for run in options.runs for line in diagnosis(open_run(run))]:
+        pairs = [(folder, read_beside(folder)) for folder in map(open_run, options.runs)]
+        for line in [line for folder, beside in pairs for line in diagnosis(folder, beside)]:
             print(line)
-        return command.OK
+        damaged = [problem for _, beside in pairs for problem in beside.damaged]
+        for problem in damaged:
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        return command.FAILED if damaged else command.OK
 
     return command.run(PROGRAM, work)
 
 
-def diagnosis(folder: RunFolder) -> list[str]:
+def diagnosis(folder: RunFolder, beside: Beside) -> list[str]:
     """What is found in a run: a line for the course of its training, and one for each finding.
 
     Raises:
-        CheckpointError: the run's files are damaged.
+        CheckpointError: the run's checkpoint is damaged.
     """
     checkpoint = folder.load()
-    judgement = judge(checkpoint, None if folder.is_best else folder.read_divergence())
+    judgement = judge(checkpoint, beside.diverged)
     done, planned = judgement.epochs, checkpoint.config.epochs
     epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
-    if folder.read_metrics() is None:  # the training has not come to its end
+    if not beside.finished:
         epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
     lines = [f"{folder.path}: {epochs}, {judgement.trend or 'too few to tell how it goes'}"]
     lines += [f"  {finding.name}: {finding.message}" for finding in judgement.findings]

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         folder, model, test = load_run(options.run, options.device, options.data_dir)
+        metrics = folder.read_metrics()
         print(repr(model))
         print(describe(test, model.evaluate(test)))
-        metrics = folder.read_metrics()
         if folder.is_best:
             print(f"this is the network after the best epoch of the run in {folder.path.parent}")
         elif metrics is None:

@@ -18,7 +18,7 @@ from .files import write_atomically
 from .nn.model_file import CHECKPOINT, find_model
 from .nn.network import MLP
 from .training.config import ConfigError
-from .training.output import check_output
+from .training.output import PAGES, check_output
 from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
@@ -33,7 +33,8 @@ class Options:
     format: str = "onnx"
     """onnx, safetensors, npz, or html, a page to draw on."""
     out: str | None = None
-    """The file (network.onnx, ... in the folder); one that is there is replaced."""
+    """The file, whose name ends as the format is called (network.onnx, ... in the folder); one that is there is
+    replaced."""
     data_dir: str | None = None
     """For html: folder with MNIST's four files, if not that of the run."""
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         source = find_model(options.run)
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
-        check_output("out", out if options.out is None else options.out, [source])
+        endings = PAGES if options.format == "html" else (f".{options.format}",)
+        check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None
         if options.format == "html" and source.name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as the report does, where that is to be had.

@@ -40,8 +40,7 @@ class Options:
     reverse: bool = False
     """The largest first."""
     csv: str | None = None
-    """Write all epochs of all runs into this file, as CSV with a column run; - for standard output, and nothing
-    else."""
+    """Write all epochs of all runs into FILE.csv, with a column run; - for standard output, and nothing else."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.runs:
             raise ConfigError("expected the folder of a run, or several, got none")
         if options.csv not in (None, "-"):
-            check_output("csv", options.csv)
+            check_output("csv", options.csv, endings=(".csv",))
         if options.reverse and options.sort is None:
             raise ConfigError("reverse: expected only with --sort")
         names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))

@@ -6,7 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from . import command, report
+from .backends import DeviceError
+from .data import DataError
+from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, Config, ConfigError
+from .training.divergence import DivergenceError
 from .training.run import RunFolder, open_run
 from .training.session import resume_config, train
 
@@ -24,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config.check()
         if config.report or (config.resume is not None and open_run(config.resume).config.report):
             report.require_libraries()  # before the training, not after it
-        outcome = train(config)
+        try:
+            outcome = train(config)
+        except DivergenceError as error:
+            if error.folder is not None:
+                _report_the_unfinished(error.folder)
+            raise
         if outcome.metrics is None:
             print(
                 f"{PROGRAM}: interrupted; the run is saved after epoch {len(outcome.history)} of "
@@ -32,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"Go on with: python -m gpumlp.train --resume {outcome.folder.path}",
                 file=sys.stderr,
             )
+            _report_the_unfinished(outcome.folder)
             return command.INTERRUPTED
         if outcome.folder.config.report:
             _write_report(outcome.folder)
@@ -46,6 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.OK
 
     return command.run(PROGRAM, work)
+
+
+def _report_the_unfinished(folder: RunFolder) -> None:
+    """Write the page, if it is asked for; what stands against it is said, and how the training ended is, too."""
+    if not folder.config.report:
+        return
+    try:
+        _write_report(folder)
+    except (ConfigError, DataError, DeviceError, CheckpointError, OSError) as error:
+        print(f"{PROGRAM}: no report: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _write_report(folder: RunFolder) -> None:

@@ -10,12 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpumlp import MLP, Dataset, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay, figures, load_digits
+from gpumlp import (
+    MLP,
+    SGD,
+    Dataset,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    Normal,
+    StepDecay,
+    figures,
+    fit,
+    load_digits,
+)
 from gpumlp.figures.backpropagation import three_clouds
 from gpumlp.figures.backward import backward_pass
 from gpumlp.figures.files import plain
+from gpumlp.figures.initial import XOR
 from gpumlp.figures.samples import draw
+from gpumlp.figures.style import in_house_style
 from tests.strict_device import StrictBackend
 
 matplotlib_figure = pytest.importorskip("matplotlib.figure")
@@ -154,6 +169,15 @@ def test_a_training_that_diverges_is_said_to() -> None:
     assert "training diverged" in " ".join(t.get_text() for t in result("gradient_flow").figure.axes[3].texts)
 
 
+def test_the_accuracies_carry_the_marks_of_their_lines() -> None:
+    axes = result("gradient_flow").figure.axes[4]
+    runs = numbers("gradient_flow")["networks"]["tanh"]
+    shown = {text.get_text() for text in axes.texts}
+    marks = dict(zip(("suited", "too small", "too large"), "●■▲", strict=True))
+    assert [line.get_marker() for line in axes.lines] == ["o", "s", "^"]
+    assert shown == {f"{marks[name]} {100 * run['after']['accuracy']:.0f} %" for name, run in runs.items()}
+
+
 def test_trajectories_end_near_the_minimum_and_the_stochastic_one_wanders_there() -> None:
     paths = numbers("trajectories")["paths"]
     ends = {name: path["heights"][-1] for name, path in paths.items()}
@@ -225,6 +249,13 @@ def test_first_layer_weights_are_the_drawn_ones_and_then_learned_ones() -> None:
     assert shown["accuracy_trained"] > 0.85 > shown["accuracy_untrained"]
 
 
+def test_the_sign_of_weights_can_be_seen_in_a_grey_print() -> None:
+    (picture,) = result("first_layer_weights").figure.axes[0].images
+    assert picture.norm.vmin == -picture.norm.vmax
+    brightness = picture.cmap(np.linspace(0, 1, 50))[:, :3] @ (0.299, 0.587, 0.114)
+    assert np.diff(brightness).min() > 0
+
+
 def test_first_layer_weights_of_what_is_no_image_are_refused(blobs: Dataset) -> None:
     with pytest.raises(ValueError, match="expects images of height x width"):
         figures.first_layer_weights((blobs, blobs))
@@ -266,6 +297,23 @@ def test_the_figures_train_on_any_device() -> None:
     shown = figures.first_layer_weights(load_digits(), epochs=1, device=backend).numbers
     assert shown["trained"].shape == (16, 8, 8)
     assert len(figures.backpropagation(device=backend).numbers["delta_norms"]) == 3
+
+
+def test_figures_compute_with_one_thread_and_leave_the_number_as_it_was() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert in_house_style(threads)() == {1}
+        assert threads() == before
+
+
+def test_the_trainings_on_xor_are_those_of_the_trainer() -> None:
+    starts = figures.initialization_scale(seed=3, seeds=1, epochs=40, scales=(1.0,)).numbers["starts"]
+    model = MLP([2, 4, 2], "tanh", initializer=Normal(1.0), seed=3, device="cpu")
+    history = fit(model, Dataset(*XOR, classes=2), optimizer=SGD(0.5), epochs=40, batch_size="full")
+    np.testing.assert_allclose(starts["normal, scale 1"]["losses"][0], history["train_loss"], rtol=1e-5)
 
 
 def test_parts_of_a_data_set_do_not_overlap_and_shrink_together(blobs: Dataset) -> None:

@@ -37,6 +37,22 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("history run --csv run/history.jsonl", "csv: run/history.jsonl is a file of the run in run"),
         ("history run --csv run", "csv: expected the path of a file to write, got run"),
         ("history run --csv /dev/null", "csv: expected the path of a file to write, but /dev/null is a device"),
+        (
+            "report run --out in.npy",
+            "out: expected a name that ends in .html or .htm, got in.npy; choose such a name",
+        ),
+        ("export run --format html --out in.npy", "out: expected a name that ends in .html or .htm, got in.npy"),
+        (
+            "export run --format npz --out in.npy",
+            "out: expected a name that ends in .npz, got in.npy; choose such",
+        ),
+        (
+            "export run --format safetensors --out net.onnx",
+            "out: expected a name that ends in .safetensors, got net",
+        ),
+        ("export run --out net.html", "out: expected a name that ends in .onnx, got net.html"),
+        ("history run --csv in.npy", "csv: expected a name that ends in .csv, got in.npy; choose such a name"),
+        ("predict run in.npy --out net.npz", "out: expected FILE.csv or FILE.npy, got 'net.npz'"),
         ("predict run in.npy --out in.npy", "out: in.npy is read by this command; choose another name"),
         ("predict run in.npy --out run/../in.npy", "is read by this command"),
         ("predict run in.npy --out none/a.npy", "out: there is no folder none"),
@@ -58,8 +74,15 @@ def test_no_command_writes_over_a_run_or_its_input(
 
 def test_a_file_of_such_a_name_is_written_where_there_is_no_run(trained: Path) -> None:
     (trained / "elsewhere").mkdir()
-    assert (
-        run("export", trained / "run", "--format", "npz", "--out", trained / "elsewhere" / "model.safetensors")
-        == 0
-    )
-    assert run("history", trained / "run", "--csv", trained / "elsewhere" / "config.json") == 0
+    out = trained / "elsewhere" / "model.safetensors"
+    assert run("export", trained / "run", "--format", "safetensors", "--out", out) == 0
+    assert out.is_file()
+
+
+@pytest.mark.parametrize("name", ["page.htm", "PAGE.HTML"])
+def test_a_page_may_have_either_ending(trained: Path, name: str) -> None:
+    pytest.importorskip("jinja2")
+    for command in (("report",), ("export", "--format", "html")):
+        assert run(*command, trained / "run", "--out", trained / name) == 0
+        assert (trained / name).read_text(encoding="utf-8").startswith("<!doctype html>")
+        (trained / name).unlink()

@@ -1,109 +1,29 @@
-"""`python -m gpumlp.report`: what it writes, of which runs, and what it refuses."""
+"""What a report says: of one run and of several, finished, unfinished, diverged, and of any data."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import re
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import gpumlp
-from gpumlp import MLP, Dataset, Normal, command, fit, load_digits
-from gpumlp.report import __main__ as report
-from gpumlp.report import drawing_page, report_page
-from gpumlp.report.charts import Line, chart
-from gpumlp.report.embedding import Field
+from gpumlp import command
+from gpumlp.report import report_page
 from gpumlp.report.measures import measure
 from gpumlp.report.runs import read_runs
 from gpumlp.training.config import Config
 from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
 from tests.data_helpers import small_mnist, write_files
+from tests.report_helpers import QUICK, digits_run, table_data, text_of, write
 
 pytest.importorskip("jinja2")
-QUICK = (*DIGITS, "--epochs", 2, "--quiet")
-
-
-def write(*words: object) -> int:
-    return report.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the digits."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert run("train", *QUICK, "--out", folder) == 0
-    return folder
-
-
-def table_data(path: Path, shape: tuple[int, ...], classes: int = 3, samples: int = 60) -> Path:
-    """A data set of one's own, of samples of a shape."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(samples) % classes
-    x = rng.normal(labels.reshape(-1, *[1] * len(shape)), 1, (samples, *shape)).astype(np.float32)
-    np.savez(path, x_train=x, y_train=labels, x_test=x[:40], y_test=labels[:40])
-    return path
-
-
-def text_of(page: str) -> str:
-    """The words of a page."""
-    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.S)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
-
-
-def test_a_page_is_written_into_the_run_s_folder_and_named(
-    digits: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert write(digits) == 0
-    path = digits / "report.html"
-    size = path.stat().st_size
-    assert capsys.readouterr().out == f"report on {digits}: {path} ({size / 1000:,.0f} kB)\n"
-    assert size < 3_000_000
-    page = path.read_text(encoding="utf-8")
-    metrics = json.loads((digits / "metrics.json").read_text())
-    text = text_of(page)
-    assert f"Test accuracy {100 * metrics['test_accuracy']:.2f} %" in text
-    assert f"gpumlp {gpumlp.__version__}, Python" in text
-    assert Config.from_dict(json.loads((digits / "config.json").read_text())).optimizer == "sgd"
-    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)", page)  # nothing is fetched
-
-
-def test_confusions_and_mistakes_are_those_of_the_predictions() -> None:
-    _, test = load_digits()
-    model = MLP([64, 12, 10], seed=0, device="cpu")
-    found = measure(model, test, mistakes=7)
-    probabilities = model.predict_proba(test.images)
-    predictions = probabilities.argmax(axis=1)
-    assert found.samples == len(test)
-    assert found.wrong == int((predictions != test.labels).sum())
-    assert found.confusion[3, 5] == int(((test.labels == 3) & (predictions == 5)).sum())
-    assert found.recall()[4] == pytest.approx((predictions[test.labels == 4] == 4).mean())
-    wrong = np.flatnonzero(predictions != test.labels)
-    surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong])][:7]
-    assert [mistake.probability for mistake in found.mistakes] == pytest.approx(probabilities.max(axis=1)[surest])
-    assert all(predictions[m.sample] == m.prediction != test.labels[m.sample] for m in found.mistakes)
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
-def test_a_saturated_output_is_the_same_as_in_the_diagnostics(activation: str) -> None:
-    train, test = load_digits()
-    # The report looks at the first thousand test samples, the diagnostics at a batch of those they validate with.
-    model = MLP([64, 30, 10], activation, initializer=Normal(1.5), seed=1, device="cpu")
-    seen = Dataset(test.images[:100], test.labels[:100], classes=10)
-    history = fit(model, train, epochs=1, batch_size=100, validation=seen)
-    rows = history.records[-1].layers[0].gradient_samples
-    found = measure(model, Dataset(seen.images[:rows], seen.labels[:rows], classes=10), 1).activity[0].saturated
-    assert 0.05 < found < 0.95
-    assert found == history.records[-1].layers[0].saturated
-    hidden = model.layers[0]
-    sums = seen.images[:rows].reshape(rows, -1) @ model.state_dict()["layers.0.weight"] + hidden.bias
-    slope = 1 / np.cosh(sums / 2 if activation == "sigmoid" else sums) ** 2  # over the largest
-    assert found == pytest.approx((slope < 0.0199).mean(), abs=0.005)  # 1 - 0.99^2
+    return digits_run(tmp_path_factory.mktemp("runs"))
 
 
 def test_a_page_s_command_line_trains_the_same_network(tmp_path: Path) -> None:
@@ -229,35 +149,6 @@ def test_the_page_says_of_every_run_what_the_command_that_diagnoses_says(
     assert "Only the curves were judged" in text_of(report_page([str(tmp_path / "b")]))
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message", "diagnosed"),
-    [
-        ("history.jsonl", '{"epoch": 1, "train_loss": "x"}\n', "line 1 is not that of an epoch", False),
-        ("metrics.json", '{"test_accuracy": "x"}', "test_accuracy is 'x', expected a number", True),
-        ("diverged.json", "[]", "expected a JSON object", True),
-        ("diverged.json", '{"name": 1}', "expected a name and a message", True),
-    ],
-)
-def test_damaged_files_are_one_sentence_in_every_command(
-    digits: Path,
-    tmp_path: Path,
-    file: str,
-    content: str,
-    message: str,
-    diagnosed: bool,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for path in digits.iterdir():
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / file).write_text(content)
-    for name in ("history", "report", *(["diagnose"] if diagnosed else [])):  # which goes by the checkpoint
-        assert run(name, tmp_path) == 2
-        out, err = capsys.readouterr()
-        assert (out, len(err.splitlines())) == ("", 1)
-        assert f"{tmp_path / file} is damaged: {message}" in err
-
-
 def test_the_network_of_the_best_epoch_can_be_reported_beside_its_run(tmp_path: Path) -> None:
     words = (*DIGITS, "--quiet", "--epochs", 6, "--early-stopping", 6, "--out", tmp_path / "a")
     assert run("train", *words) == 0
@@ -298,74 +189,6 @@ def test_the_folder_of_mnist_s_files_is_for_the_runs_on_mnist(digits: Path, tmp_
     assert "40x6x6-uint8" in text_of(page)
 
 
-def test_train_writes_the_page_at_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", *DIGITS, "--epochs", 1, "--out", tmp_path / "a", "--report") == 0
-    path = tmp_path / "a" / "report.html"
-    assert capsys.readouterr().out.endswith(f"report: {path}\n")
-    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
-    for epochs, words in ((2, []), (3, ["--report"])):  # asked for once, or again
-        assert run("train", "--resume", tmp_path / "a", "--epochs", epochs, *words) == 0
-        assert f"Epochs {epochs}" in text_of(path.read_text(encoding="utf-8"))
-    assert run("train", *QUICK, "--out", tmp_path / "b") == 0
-    assert run("train", "--resume", tmp_path / "b", "--report") == 0
-    assert (tmp_path / "b" / "report.html").exists()
-
-
-@pytest.mark.parametrize("library", ["matplotlib", "PIL", "jinja2"])
-def test_without_the_extra_there_is_one_error_before_any_work(
-    digits: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    library: str,
-) -> None:
-    importlib.import_module("matplotlib")  # whole, before anything that it imports is missing
-    monkeypatch.setitem(sys.modules, library, None)
-    expected = f"reports need {library}, which is not installed; install it with pip install '.[report]'\n"
-    assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 2
-    assert capsys.readouterr() == ("", f"gpumlp-train: {expected}")
-    assert not (tmp_path / "a").exists()
-    assert write(digits, "--out", tmp_path / "page.html") == 2
-    assert capsys.readouterr() == ("", f"gpumlp-report: {expected}")
-
-
-def test_wrong_words_are_refused_in_one_line_each(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def complaint(*words: object) -> str:
-        assert write(*words) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        return err.removeprefix("gpumlp-report: ").rstrip("\n")
-
-    assert complaint() == "expected the folder of at least one run, got none"
-    assert complaint(tmp_path / "none") == f"there is no run {tmp_path / 'none'}: no such folder"
-    assert complaint(tmp_path).startswith(f"there is no checkpoint {tmp_path}")
-    assert complaint(digits, f"{digits}/") == f"{digits}: expected each run once, got it 2 times"
-    assert complaint(digits, "--out", tmp_path) == f"out: expected the path of a file to write, got {tmp_path}"
-    assert complaint(digits, "--device", "tpu").startswith("device is expected to be")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_page_is_written_whole_or_not_at_all(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert write(digits, "--out", tmp_path / "file" / "page.html") == 2
-    assert capsys.readouterr().err == f"gpumlp-report: out: there is no folder {tmp_path / 'file'}\n"
-
-    def fails(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    page = tmp_path / "page.html"
-    page.write_text("as it was")
-    monkeypatch.setattr(os, "replace", fails)
-    assert write(digits, "--out", page) == 1
-    assert capsys.readouterr().err == f"gpumlp-report: {page}: No space left on device\n"
-    assert page.read_text() == "as it was"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "page.html"]
-
-
 def test_a_network_too_large_for_the_page_is_left_out_and_named(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,81 +198,3 @@ def test_a_network_too_large_for_the_page_is_left_out_and_named(
     assert len(page.encode()) < whole
     assert "is not here to draw for" in page
     assert "<canvas" not in page
-
-
-def test_two_layers_of_512_leave_room_for_a_report_below_3_mb() -> None:
-    page = drawing_page(MLP([784, 512, 512, 10], device="cpu"), (28, 28))
-    assert len(page.encode()) < 2_750_000  # and a report on such a run, its network aside, takes 0.15 MB
-
-
-def test_the_drawing_page_refuses_what_does_not_fit() -> None:
-    model = MLP([64, 8, 10], device="cpu")
-    with pytest.raises(ValueError, match=r"expects images of 64 values, got 7 x 9 = 63"):
-        drawing_page(model, (7, 9))
-    with pytest.raises(ValueError, match=r"a page draws the probabilities of classes, got .* squared_error"):
-        drawing_page(MLP([64, 8, 2], loss="squared_error", device="cpu"), (8, 8))
-    flat = Dataset(np.zeros((4, 64)), [0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"expected data of images of 8 x 8"):
-        drawing_page(model, (8, 8), data=flat)
-
-
-def test_fields_are_measured() -> None:
-    field = Field.of(load_digits()[0])
-    assert field == Field(8, 8, 0.0, 1.0, 8, 7, 4.0, 4.0)
-    ink = np.full((5, 12, 12), 250, dtype=np.uint8)
-    ink[:, 3:9, 4:8] = 10  # dark on bright
-    found = Field.of(Dataset(ink, [0, 1, 0, 1, 0]))
-    assert found == Field(12, 12, 250 / 255, 10 / 255, 6, 4, 6.0, 6.0)
-    assert Field.of(Dataset(np.zeros((4, 6)), [0, 1, 0, 1])) is None
-
-
-@pytest.mark.parametrize(
-    ("epochs", "ticks"),
-    [
-        (1, [1]),
-        (2, [1, 2]),
-        (9, list(range(1, 10))),
-        (20, [1, 5, 10, 15, 20]),
-        (31, [1, 5, 10, 15, 20, 25, 31]),
-        (50, [1, 10, 20, 30, 40, 50]),
-    ],
-)
-def test_the_last_epoch_has_a_tick(epochs: int, ticks: list[int]) -> None:
-    drawn = chart("Loss", [Line("a", [1.0] * epochs, 0)])
-    assert drawn is not None
-    assert [text for _, text in drawn.x_ticks] == [str(tick) for tick in ticks]
-
-
-def test_charts_place_values_within_their_panel() -> None:
-    nan = float("nan")
-    drawn = chart("Loss", [Line("a", [1.0, nan, 0.5, None, 0.25], 0), Line("b", [None] * 5, 1)])
-    assert drawn is not None
-    assert [line.label for line in drawn.lines] == ["a"]
-    assert drawn.paths[0].count("M") == 2  # the line is broken at a NaN, and goes on over what was not looked at
-    assert drawn.paths[0].count("L") == 1
-    assert drawn.data()["lines"] == [{"label": "a", "values": [1.0, None, 0.5, 0.5, 0.25]}]
-    assert drawn.summary == "Loss over 5 epochs: a from 1 to 0.25."
-    heights = [y for y, _ in drawn.y_ticks]
-    assert heights == sorted(heights, reverse=True)
-    assert chart("Loss", [Line("a", [None, nan], 0)]) is None
-    logarithmic = chart("Norm", [Line("a", [0.0, 1e-3, 10.0], 0)], log=True)
-    assert logarithmic is not None
-    assert [text for _, text in logarithmic.y_ticks] == ["0.001", "0.01", "0.1", "1", "10", "0"]
-    heights = {text: y for y, text in logarithmic.y_ticks}
-    assert logarithmic.paths[0].startswith(f"M{logarithmic.first_x:g} {heights['0']:g}L")  # 0 is below all others
-    assert heights["0"] > heights["0.001"] > heights["10"]
-    fainter = chart("Norm", [Line("a", [1e-30, 1e-3, 10.0], 0)], log=True)
-    assert fainter is not None
-    assert [text for _, text in fainter.y_ticks] == ["0.001", "0.01", "0.1", "1", "10", "< 0.001"]
-    nothing = chart("Norm", [Line("a", [0.0, 0.0], 0)], log=True)
-    assert nothing is not None
-    assert nothing.summary == "Norm over 2 epochs: a from 0 to 0."
-    short = chart("Norm", [Line("a", [0.13, 0.4], 0)], log=True)
-    assert short is not None
-    assert [text for _, text in short.y_ticks] == ["0.1", "0.2", "0.5"]
-    accuracy = chart("Accuracy", [Line("a", [0.913, 0.998], 0)], unit="%")
-    assert accuracy is not None
-    assert [text for _, text in accuracy.y_ticks][-1] == "100 %"
-    for each in (drawn, logarithmic, short, accuracy):
-        points = [tuple(map(float, pair.split())) for path in each.paths for pair in re.split("[ML]", path)[1:]]
-        assert all(62 <= x <= 546 and 12 <= y <= 260 for x, y in points)

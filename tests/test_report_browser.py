@@ -94,6 +94,40 @@ def test_reports_open_without_complaint_request_or_sideways_scrolling(
     assert complaints(chrome) == []
 
 
+# Of each element with text of its own: what it is, and the contrast of the text as WCAG 2 defines it.
+CONTRASTS = """
+const parse = (colour) => {
+  const [r, g, b, a = 1] = colour.match(/-?[\\d.]+(e-?\\d+)?/g).map(Number);
+  return [...[r, g, b].map((part) => colour.startsWith("color(") ? part : part / 255), a];
+};
+const over = (top, below) => [0, 1, 2].map((i) => top[3] * top[i] + (1 - top[3]) * below[i]);
+const ground = (element) => element
+  ? over(parse(getComputedStyle(element).backgroundColor), ground(element.parentElement)) : [1, 1, 1];
+const luminance = (colour) => {
+  const [r, g, b] = colour.map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+document.querySelectorAll("details").forEach((element) => { element.open = true; });
+return [...document.body.querySelectorAll("*")].filter((element) => !element.closest("script, style, option") &&
+  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())).map((element) => {
+    const style = getComputedStyle(element), below = ground(element);
+    const text = over(parse(element.closest("svg") ? style.fill : style.color), below);
+    const [dark, bright] = [luminance(text), luminance(below)].sort((a, b) => a - b);
+    return [`${element.tagName}.${element.getAttribute("class")}`, (bright + 0.05) / (dark + 0.05)];
+  });
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["one/report.html", "two.html"])
+def test_all_text_stands_out_from_its_ground(chrome: Any, reports: Path, name: str, scheme: str) -> None:
+    open_page(chrome, reports / name, scheme=scheme)
+    found = chrome.execute_script(CONTRASTS)
+    assert len(found) > 200
+    assert {element for element, _ in found} >= {"SPAN.said", "TD.right", "TD.wrong", "TD.none", "text.null"}
+    assert {element: contrast for element, contrast in found if contrast < 4.5} == {}
+
+
 def test_what_the_browser_reports_would_be_seen(chrome: Any, tmp_path: Path) -> None:
     path = tmp_path / "bad.html"
     path.write_text("<script>console.error('heard'); fetch('http://127.0.0.1:9/asked').catch(() => {})</script>")

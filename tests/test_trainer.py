@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, StepDecay, Trainer, fit
+from gpumlp.nn.optimizers import Optimizer
 from gpumlp.training import EpochRecord
+from gpumlp.training.divergence import smaller_steps
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -234,3 +236,24 @@ def test_a_loss_that_only_the_validation_sees_is_a_divergence(blobs: Dataset) ->
     with pytest.raises(DivergenceError, match="epoch 1"):
         fit(network, blobs, epochs=1, batch_size="full", validation=50, optimizer=SGD(1e30))
     assert weights(network) == before
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [(SGD(1e30), "0.1"), (SGD(0.5), "0.05"), (Adam(1e30), "0.001"), (Adam(0.001), "0.0001")],
+)
+def test_after_a_divergence_a_usual_learning_rate_is_advised(optimizer: Optimizer, rate: str) -> None:
+    advice = smaller_steps(optimizer, optimizer.learning_rate)
+    assert advice == f"Try a learning_rate of {rate} or less, or another initializer"
+
+
+def test_an_optimizer_without_a_usual_rate_is_advised_a_tenth() -> None:
+    class Own(Optimizer):
+        pass
+
+    assert "of 20 or less" in smaller_steps(Own(200.0), 200.0)
+
+
+def test_a_training_with_an_absurd_learning_rate_advises_a_usual_one(blobs: Dataset) -> None:
+    with pytest.raises(DivergenceError, match=r"learning_rate 1e\+30.* Try a learning_rate of 0\.1 or less"):
+        fit(model(), blobs, epochs=1, batch_size=32, optimizer=SGD(1e30))

@@ -63,7 +63,8 @@ def first_layer_weights(
     )
     limit = float(np.quantile(np.abs(np.concatenate(images)), 0.998))
     for axes, weights, title in zip(sheet.panels, images, ("untrained", "trained"), strict=True):
-        drawn = axes.imshow(_mosaic(weights), cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+        # Ever brighter from below 0 to above it: the sign can be seen by the colour-blind, and in a grey print.
+        drawn = axes.imshow(_mosaic(weights), cmap="cividis", vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)

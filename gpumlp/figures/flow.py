@@ -34,6 +34,7 @@ DEPTH = 10  # layers with weights
 _SUITED: dict[str, Initializer] = {"relu": He(), "tanh": Glorot(), "sigmoid": Glorot()}
 _TITLES = {"relu": "ReLU", "tanh": "tanh", "sigmoid": "sigmoid"}
 _LOOKS = {"suited": (BLUE, "o", SOLID), "too small": (VERMILION, "s", DASHED), "too large": (GREEN, "^", DOTTED)}
+_MARKS = {"o": "●", "s": "■", "^": "▲"}  # in texts: which line is meant can be seen without colours, too
 
 
 @in_house_style
@@ -81,7 +82,8 @@ def gradient_flow(
         f"Norm of dC/dW over {len(parts[1]):,} samples that are not trained on, for nine hidden layers of {units} "
         f"units: with untrained weights (above) and after {epochs} epochs of SGD 0.05 on {len(parts[0]):,} others "
         f"(below). Initial weights: He for ReLU and Glorot otherwise (suited), or normal with standard deviation "
-        f"{small:g} (too small) or {large:g} (too large). Percentages: correct answers after training.",
+        f"{small:g} (too small) or {large:g} (too large). Percentages, with "
+        "their lines' marks: correct answers after training.",
         2,
         3,
         height=5.4,
@@ -152,7 +154,10 @@ def _label_accuracies(axes: Axes, runs: dict[str, Any]) -> None:
     end_labels(
         axes,
         [
-            (DEPTH, run["after"]["gradient_norms"][-1], f"{100 * run['after']['accuracy']:.0f} %", _LOOKS[name][0])
+            (
+                *(DEPTH, run["after"]["gradient_norms"][-1]),
+                *(f"{_MARKS[_LOOKS[name][1]]} {100 * run['after']['accuracy']:.0f} %", _LOOKS[name][0]),
+            )
             for name, run in runs.items()
             if run["after"] is not None
         ],

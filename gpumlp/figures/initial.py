@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends import Backend
+from ..backends import Backend, HostArray
 from ..data import Dataset
-from ..nn import MLP, SGD, Glorot, He, Normal
+from ..nn import MLP, SGD, Glorot, He, Normal, Penalty
 from ..nn.initializers import Initializer
-from ..training import fit
+from ..training.step import TrainingStep
 from .style import BLACK, BLUE, DASHED, DOTTED, GREEN, SOLID, VERMILION, FigureResult, Sheet, in_house_style, note
 
 if TYPE_CHECKING:
@@ -79,9 +79,19 @@ def initialization_scale(
     return sheet.result({"starts": starts})
 
 
-def _learn(data: Dataset, rule: Initializer, seed: int, epochs: int, device: str | Backend) -> list[float]:
+def _learn(data: Dataset, rule: Initializer, seed: int, steps: int, device: str | Backend) -> HostArray:
+    """The losses before each step. The steps alone: a trainer's care about epochs takes longer than these do."""
     model = MLP([2, 4, 2], "tanh", initializer=rule, seed=seed, device=device)
-    return fit(model, data, optimizer=SGD(0.5), epochs=epochs, batch_size="full")["train_loss"]
+    backend, optimizer = model.backend, SGD(0.5)
+    with backend.activate():
+        batches = data.batches(len(data), backend, model.dtype)
+        step = TrainingStep(model, batches, optimizer, optimizer.init(model.parameters.data), Penalty())
+        losses = backend.xp.empty((steps, len(data)), dtype=model.dtype)
+        for row in losses:
+            step(batches.slices[0])
+            row[...] = step.losses
+        means: HostArray = backend.to_numpy(losses).mean(axis=1, dtype="float64")
+    return means
 
 
 def _draw_losses(axes: Axes, start: dict[str, Any]) -> None:

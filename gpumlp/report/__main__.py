@@ -13,7 +13,8 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
-from ..training.output import check_output
+from ..training.judging import read_beside
+from ..training.output import PAGES, check_output
 from ..training.run import open_run
 from .page import FILE, report_page, require_libraries, write_page
 
@@ -27,7 +28,7 @@ class Options:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of the runs."""
     out: str | None = None
-    """File to write; RUN/report.html for one run and report.html for several by default."""
+    """File to write, FILE.html; RUN/report.html for one run and report.html for several by default."""
     data_dir: str | None = None
     """Folder with MNIST's four files, if not that of the runs."""
     device: str = "cpu"
@@ -47,7 +48,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, read, test, write, and return the exit code."""
+    """Parse, read, test, write, and return the exit code: 1 where a file beside a checkpoint is damaged."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
@@ -55,12 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_libraries()
         default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else Path(options.out)
-        data = [open_run(run).config.dataset for run in options.runs]
-        check_output("out", path if options.out is None else options.out, data)
+        folders = [open_run(run) for run in options.runs]
+        data = [folder.config.dataset for folder in folders]
+        check_output("out", path if options.out is None else options.out, data, endings=PAGES)
+        damaged = [problem for folder in folders for problem in read_beside(folder).damaged]
         page = report_page(options.runs, device=options.device, data_dir=options.data_dir)
         size = write_page(path, page)
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
-        return command.OK
+        for problem in damaged:
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        return command.FAILED if damaged else command.OK
 
     return command.run(PROGRAM, work)
 

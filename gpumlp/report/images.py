@@ -11,18 +11,8 @@ import numpy as np
 from ..backends import HostArray
 
 _LEVELS = 32  # grey or colour levels: more would cost bytes that nobody sees
-# From orange over white to purple, as the figures' PuOr, for weights below and above 0.
-_STOPS = np.array(
-    [
-        (127, 59, 8),
-        (224, 130, 20),
-        (254, 224, 182),
-        (247, 247, 247),
-        (216, 218, 235),
-        (128, 115, 172),
-        (45, 0, 75),
-    ]
-)
+# As the figures': ever brighter from below 0 to above it, for the colour-blind and for a grey print.
+_WEIGHTS, _BETWEEN = "cividis", (255, 255, 255)
 
 
 def grey(image: HostArray, background: float, ink: float) -> str:
@@ -44,6 +34,8 @@ def mosaic(weight: HostArray, shape: tuple[int, int], units: int) -> tuple[str, 
     Returns:
         A data URI, the units in the picture's order, and the weight of full colour.
     """
+    from matplotlib import colormaps
+
     weight = weight.astype(np.float64)
     chosen = np.argsort(-np.linalg.norm(weight, axis=0), kind="stable")[:units]
     images = weight[:, chosen].T.reshape(-1, *shape)
@@ -57,10 +49,9 @@ def mosaic(weight: HostArray, shape: tuple[int, int], units: int) -> tuple[str, 
         top, left = number // columns * (height + 1), number % columns * (width + 1)
         steps = np.rint(np.clip(image / limit, -1, 1) * (middle - 1)) + middle
         levels[top : top + height, left : left + width] = steps
-    places = np.abs(np.arange(_LEVELS) - middle) * np.sign(np.arange(_LEVELS) - middle) / (middle - 1)
-    at = np.linspace(-1, 1, len(_STOPS))
-    palette = np.stack([np.interp(places, at, _STOPS[:, channel]) for channel in range(3)], axis=1)
-    colours = [*np.rint(palette).astype(int).ravel().tolist(), 128, 128, 128]  # the last: lines between the units
+    shares = (np.arange(_LEVELS) - middle) / (middle - 1)  # of the limit; the first is not used
+    palette = colormaps[_WEIGHTS]((shares + 1) / 2, bytes=True)[:, :3]
+    colours = [*palette.ravel().tolist(), *_BETWEEN]  # the last: lines between the units
     return _png(levels, colours), [int(unit) for unit in chosen], limit
 
 

@@ -13,9 +13,8 @@ from ..data import Dataset
 from ..diagnostics import Finding
 from ..nn.network import MLP
 from ..training.config import OF_THE_CALL, Config, ConfigError
-from ..training.judging import Judgement, judge
-from ..training.records import read_epochs
-from ..training.run import HISTORY, open_run
+from ..training.judging import Judgement, judge, read_beside
+from ..training.run import open_run
 from ..training.session import load_run
 
 
@@ -31,10 +30,12 @@ class Run:
         test: its test set.
         data: of the training set: ``name``, ``classes``, ``train_fingerprint``.
         epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
-        metrics: at the end of a finished run, or None.
+        metrics: at the end of a finished run, or None, also if they are damaged.
         diverged: what was noted when the loss was lost, or None.
         judgement: what the diagnostics say.
         is_best: is it the network that was kept after the best epoch of another run?
+        finished: has the training come to its end?
+        damaged: a sentence for each file that cannot be read, and is done without.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Run:
     diverged: Finding | None
     judgement: Judgement
     is_best: bool
+    finished: bool
+    damaged: list[str]
 
     @property
     def state(self) -> str:
@@ -57,7 +60,7 @@ class Run:
             return f"kept after the best epoch, {len(self.epochs)}"
         if self.diverged is not None:
             return f"diverged after {len(self.epochs)} of {planned} epochs"
-        if self.metrics is None:
+        if not self.finished:
             return f"not finished: {len(self.epochs)} of {planned} epochs"
         return "finished"
 
@@ -112,7 +115,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     folder, model, test = load_run(path, device, data_dir)
     checkpoint = folder.load()
-    diverged = None if folder.is_best else folder.read_divergence()
+    beside = read_beside(folder)
     known = [dataclasses.asdict(record) for record in checkpoint.history]
     return Run(
         name=folder.path.name,  # read_runs makes it unique
@@ -121,15 +124,17 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         model=model,
         test=test,
         data=checkpoint.dataset,
-        epochs=known if folder.is_best else _with_lines(known, folder.path / HISTORY),
-        metrics=None if folder.is_best else folder.read_metrics(),
-        diverged=diverged,
-        judgement=judge(checkpoint, diverged),
+        epochs=_with_lines(known, beside.epochs),
+        metrics=beside.metrics,
+        diverged=beside.diverged,
+        judgement=judge(checkpoint, beside.diverged),
         is_best=folder.is_best,
+        finished=beside.finished,
+        damaged=beside.damaged,
     )
 
 
-def _with_lines(known: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _with_lines(known: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the checkpoint knows of each epoch, and what the history file has beside it, of other versions, say."""
-    lines = {epoch["epoch"]: epoch for epoch in read_epochs(path)}
+    lines = {epoch["epoch"]: epoch for epoch in epochs}
     return [{**record, **lines.get(record["epoch"], {})} for record in known]

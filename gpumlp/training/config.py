@@ -108,7 +108,8 @@ class Config:
     quiet: bool = False
     """Print nothing but errors."""
     report: bool = False
-    """Write report.html, a page on the run, into its folder at the end; needs pip install '.[report]'."""
+    """Write report.html, a page on the run, into its folder at the end, also where it diverges or is interrupted;
+    needs pip install '.[report]'."""
     preset: str | None = None
     """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50."""
 

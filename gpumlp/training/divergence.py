@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 from ..diagnostics import Finding
-from ..nn.optimizers import SGD
+from ..diagnostics.causes import LARGE_INPUT
+from ..nn.optimizers import SGD, Optimizer
 from .history import History
 
 if TYPE_CHECKING:
+    from .run import RunFolder
     from .step import TrainingStep
 
-LARGE_INPUTS = 20.0
 LARGE_FIRST_LOSS = 10.0  # times that of guessing, before the first update
 
 
@@ -22,12 +24,14 @@ class DivergenceError(RuntimeError):
     Attributes:
         finding: the evidence, the likely cause and what to try; its message is that of the error.
         history: of the epochs before.
+        folder: that of the run, where there is one and it has been told why it ended.
     """
 
     def __init__(self, finding: Finding, history: History) -> None:
         super().__init__(finding.message)
         self.finding = finding
         self.history = history
+        self.folder: RunFolder | None = None
 
 
 def diagnose(step: TrainingStep, epoch: int) -> Finding:
@@ -68,7 +72,7 @@ def diagnose(step: TrainingStep, epoch: int) -> Finding:
 def _advice(step: TrainingStep, epoch: int, inputs: float, first_loss: float) -> str:
     """The likeliest cause, from the most telling evidence to the least, and what to try."""
     rate, model = step.learning_rate, step.model
-    if inputs > LARGE_INPUTS:
+    if inputs > LARGE_INPUT:
         return "Inputs so large make every step too large: scale them to about 1"
     if isinstance(step.optimizer, SGD):
         # W <- (1 - rate l2) W: with momentum mu, |W| grows where rate l2 > 2 (1 + mu).
@@ -84,4 +88,11 @@ def _advice(step: TrainingStep, epoch: int, inputs: float, first_loss: float) ->
             f"The loss was {first_loss:.3g} before the first update, where guessing has {guess:.2f}: the initial "
             f"weights are too large; try initializer {model.activation.initializer}"
         )
-    return f"Try a learning_rate of {rate / 10:g} or less, or another initializer"
+    return smaller_steps(step.optimizer, rate)
+
+
+def smaller_steps(optimizer: Optimizer, learning_rate: float) -> str:
+    """What to try after a divergence with no other cause: a tenth, or what is usual where that is still less."""
+    (usual,) = (field.default for field in dataclasses.fields(optimizer) if field.name == "learning_rate")
+    rate = min(learning_rate / 10, usual if isinstance(usual, float) else math.inf)
+    return f"Try a learning_rate of {rate:g} or less, or another initializer"

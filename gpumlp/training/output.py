@@ -1,9 +1,9 @@
-"""Where a command may write a file: never over what it has read, nor over what a run needs."""
+"""Where a command may write a file: never over what it has read nor what a run needs, and under a fitting name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..nn.model_file import MODEL
@@ -11,16 +11,21 @@ from .config import ConfigError
 from .records import is_run
 from .run import CHECKPOINT, CONFIG, DIVERGED, HISTORY, METRICS
 
+PAGES = (".html", ".htm")  # how the names of pages end
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL)
 
 
-def check_output(option: str, path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+def check_output(
+    option: str, path: str | Path, inputs: Iterable[str | Path] = (), *, endings: Sequence[str] = ()
+) -> None:
     """To be called before any work.
 
     Args:
         option: that has the path, named in the message.
         path: of the file to write. One that is there is replaced.
         inputs: what the command reads; what is no file is passed over.
+        endings: of names that fit what is written, as ".html", in lower case; without any, all do. A file of
+            another kind is the user's, and nothing that a slip of the keyboard should replace.
 
     Raises:
         ConfigError: nothing can or may be written there.
@@ -37,3 +42,7 @@ def check_output(option: str, path: str | Path, inputs: Iterable[str | Path] = (
     for name in inputs:
         if file.exists() and os.path.isfile(name) and os.path.samefile(file, name):
             raise ConfigError(f"{option}: {file} is read by this command; choose another name")
+    if endings and file.suffix.lower() not in endings:
+        raise ConfigError(
+            f"{option}: expected a name that ends in {' or '.join(endings)}, got {file.name}; choose such a name"
+        )

@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..diagnostics import Finding
 from ..nn.evaluation import Evaluation
 from .config import Config
-from .divergence import DivergenceError
+from .divergence import DivergenceError, smaller_steps
 from .progress import percent
 from .trainer import Trainer
 
@@ -27,11 +27,8 @@ def take_test(trainer: Trainer, test: Dataset) -> Evaluation:
     """
     result = trainer.model.evaluate(test)
     if not math.isfinite(result.loss):
-        rate = trainer.optimizer.learning_rate
-        message = (
-            f"training diverged: the test loss after epoch {trainer.epoch} is {result.loss}. Try a learning_rate "
-            f"of {rate / 10:g} or less, or another initializer"
-        )
+        advice = smaller_steps(trainer.optimizer, trainer.optimizer.learning_rate)
+        message = f"training diverged: the test loss after epoch {trainer.epoch} is {result.loss}. {advice}"
         raise DivergenceError(Finding("diverged", message), trainer.history)
     return result
 

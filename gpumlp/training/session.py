@@ -89,7 +89,10 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     model = checkpoint.make_model(device or config.device)
     training, test, _ = load_dataset(config.dataset, config.data_dir)
     _check_data(checkpoint, training)
-    expected = (folder.read_metrics() or {}).get("test_fingerprint")
+    metrics = None
+    with suppress(CheckpointError):  # damaged: the checkpoint is as good as it was
+        metrics = folder.read_metrics()
+    expected = (metrics or {}).get("test_fingerprint")
     if expected not in (None, test.fingerprint()):
         raise CheckpointError(
             f"the run was tested on other data: expected a test set {expected}, but {test.name} has "
@@ -165,6 +168,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
             return Outcome(folder, history, None)
     except DivergenceError as error:
         folder.write_divergence(error.finding)
+        error.folder = folder
         raise
     metrics = metrics_of(trainer, test, result, folder.config)
     folder.write_metrics(metrics)
