@@ -49,7 +49,9 @@ def draw_network(
 def outputs(network: MLP, source: Array) -> Array:
     """The network's outputs ``(samples, outputs)`` before softmax or sigmoid, on its device.
 
-    Each row is the same to the last bit, whatever rows come with it: the passes all have the same shape.
+    Each row is the same, whatever rows come with it, because the passes all have the same shape: to the last bit
+    where the BLAS computes a row alike wherever it stands in a matrix, otherwise (OpenBLAS's kernels for AVX2) to
+    rounding.
 
     Args:
         network: of the device on which `source` is.
