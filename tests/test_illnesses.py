@@ -234,7 +234,7 @@ def diverge(data: Dataset = DIGITS, initializer: object = "auto", **options: obj
 
 
 def test_large_steps_diverge() -> None:
-    assert "Try a learning_rate of 10 or less" in diverge(optimizer=SGD(100.0)).message
+    assert "Try a learning_rate of 0.1 or less" in diverge(optimizer=SGD(100.0)).message
 
 
 def test_large_weights_diverge() -> None:
