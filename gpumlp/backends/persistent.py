@@ -7,13 +7,8 @@ the epoch's parts is.
 
 For 784-128-10 at batch 32 that is 32 blocks of 4 units. In a step each reads the 25 kB of the batch's pixels,
 writes its 1.3 kB of the logits' parts, and reads all 41 kB of them: 1.3 MB for all blocks, from the second-level
-cache. Each adds up 200,704 products, which takes the 128 units of a multiprocessor 1,568 ticks: 0.9 us at
-1.75 GHz, the floor of this division of the work.
-
-Prediction, not a measurement, for an H100: 5.5 us a step (4 to 9). From the instructions that the compiler made
-for sm_90 (122 registers a thread, none spilled), three begun in a tick where four could be: 1.3 us forward, 1.4 us
-backward; from common figures of latency: 1.3 us for the barrier and the next batch, which is read meanwhile,
-0.5 us for the parts of the logits, 0.7 us for the loss, 0.3 us for the rest.
+cache. Each adds up 200,704 products, for which the 128 units of a multiprocessor need 1,568 ticks at least: the
+floor of this division of the work.
 
 Sums have another order here than in the operations one by one, and so results differ from theirs by rounding: that
 is why the kernel runs only where it is asked for. Tested on the processor, with the threads of all blocks taking
