@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in under ten minutes: versions, the tests marked gpu, a short training with
+# Everything that needs an NVIDIA GPU, in under eight minutes: versions, the tests marked gpu, a short training with
 # and without CUDA graphs, in TF32 and by the persistent kernel, and a quick run of the benchmark. Each part has a
 # time limit.
 #
@@ -46,15 +46,15 @@ ran_persistently() {
 export -f train same_weights ran_persistently
 export device work
 
-part 20 "machine" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
-part 30 "versions" python -m gpumlp.info
+part 10 "machine" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+part 20 "versions" python -m gpumlp.info
 part 240 "tests marked gpu" python -m pytest -q -m gpu -p no:cacheprovider
-part 40 "training, CUDA graphs where they win" bash -c 'train graphs'
-part 40 "training, step by step" bash -c 'train eager --cuda-graphs off'
+part 24 "training, CUDA graphs where they win" bash -c 'train graphs'
+part 24 "training, step by step" bash -c 'train eager --cuda-graphs off'
 part 10 "the same weights, bit for bit" bash -c 'same_weights graphs eager'
-part 40 "training, TF32" bash -c 'train tf32 --matmul-precision high'
-part 40 "training, persistent kernel" bash -c 'train persistent --persistent-kernel on'
-part 40 "the same again" bash -c 'train again --persistent-kernel on'
+part 24 "training, TF32" bash -c 'train tf32 --matmul-precision high'
+part 24 "training, persistent kernel" bash -c 'train persistent --persistent-kernel on'
+part 24 "the same again" bash -c 'train again --persistent-kernel on'
 part 10 "it ran, and the same weights, bit for bit" bash -c 'ran_persistently && same_weights persistent again'
 part 60 "benchmark, quick: no figures to quote" \
     python -m benchmarks.throughput --devices cpu "$device" --quick --out "$work/benchmark"
