@@ -92,6 +92,16 @@ def test_the_statistics_are_what_they_say(backend: Backend, blobs: Dataset, acti
     assert any(wanted[index + 1]["below"] > 0 for index in range(2))
 
 
+def test_outputs_that_hardly_differ_have_the_deviation_that_they_have(blobs: Dataset) -> None:
+    model = MLP([20, 16, 4], "sigmoid", initializer=Normal(1e-5), device="cpu")
+    trainer = Trainer(model, blobs, optimizer=SGD(1e-9), validation=blobs)
+    found = trainer.run(1).records[0].layers[0]
+    inputs = blobs.images[: found.gradient_samples].reshape(found.gradient_samples, -1) / 255
+    outputs = 1 / (1 + np.exp(-inputs @ model.state_dict()["layers.0.weight"].astype(float)))
+    assert found.mean == pytest.approx(0.5, abs=1e-4)
+    assert found.deviation == pytest.approx(outputs.std(), rel=0.01)
+
+
 class Gradients(Callback):
     """What a callback sees of the gradients after each epoch."""
 

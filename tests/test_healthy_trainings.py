@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpumlp import SGD, Adam, Dataset, load_mnist
+from gpumlp import SGD, Adam, Dataset, ExponentialDecay, StepDecay, load_mnist
 from gpumlp.data import DataError
 from gpumlp.diagnostics import trend
 from tests.diagnostics_helpers import DIGITS, train
@@ -32,15 +32,19 @@ def test_so_are_deep_ones(activation: str) -> None:
     assert (history.findings(), history.trend()) == ([], "converging")
 
 
+@pytest.mark.parametrize("schedule", [None, StepDecay(0.1, 10), ExponentialDecay(0.1)], ids=["", "step", "exp"])
 @pytest.mark.parametrize("hidden", [[], [16], [64]])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_so_are_those_on_data_that_cannot_be_told_apart_better(hidden: list[int], classes: int) -> None:
+def test_so_are_those_on_data_that_cannot_be_told_apart_better(
+    hidden: list[int], classes: int, schedule: object
+) -> None:
     """A fifth or more of the labels is drawn at random, as much of the tables of this world."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3000, 6)).astype(np.float32)
     labels = np.minimum((x[:, :2] > 0) @ [1, 2], classes - 1) if classes == 4 else (x[:, 0] > 0).astype(int)
     labels = np.where(rng.random(3000) < 0.4, rng.integers(0, classes, 3000), labels)
-    history = train(hidden, data=Dataset(x, labels), optimizer=SGD(0.01, momentum=0.9), epochs=20, validation=500)
+    options = {"optimizer": SGD(0.01, momentum=0.9), "schedule": schedule, "epochs": 20, "validation": 500}
+    history = train(hidden, data=Dataset(x, labels), **options)
     assert history["train_loss"][-1] > 0.5 * np.log(classes)
     assert (history.findings(), history.trend()) == ([], "converging")
 

@@ -172,8 +172,16 @@ def test_a_network_that_only_knows_which_class_is_frequent_is_underfitting() -> 
     history = train([32], data=data, optimizer=SGD(0.001), epochs=20)
     assert history["train_loss"][-1] < 0.5 * np.log(2)  # which is no more than that
     assert (names(history), history.trend()) == ({"underfitting"}, "underfitting")
-    assert "guessing has 0.33" in history.findings()[0].message
+    assert f"guessing has {data.label_entropy:.3g}" in history.findings()[0].message
     assert "raise learning_rate (now 0.001)" in history.findings()[0].message
+
+
+def test_a_narrow_network_that_still_learns_is_to_go_on() -> None:
+    options = {"activation": "tanh", "optimizer": Adam(0.002)}
+    early = train([8, 8], epochs=5, **options)
+    assert "still falling" in early.findings()[0].message
+    assert "train for more epochs, or use more hidden units (now 8 8)" in early.findings()[0].message
+    assert train([8, 8], epochs=40, **options).findings() == []
 
 
 def test_a_deep_network_of_sigmoids_does_not_lack_units() -> None:

@@ -169,3 +169,19 @@ def test_a_product_in_parts_is_the_product(features: int, dtype: str, tolerance:
     strided = np.asfortranarray(x)
     NumpyBackend().product(strided, weight, out)  # a layout that is left to NumPy
     np.testing.assert_allclose(out, x.astype(float) @ weight.astype(float), atol=tolerance)
+
+
+@needs_openblas
+def test_a_product_in_parts_is_left_to_numpy_where_the_arrays_do_not_fit() -> None:
+    x, weight = np.ones((33, 784), np.float32), np.ones((784, 7), np.float32)
+    for wrong in (np.zeros((2, 7), np.float32), np.zeros((33, 6), np.float32)):
+        with pytest.raises(ValueError, match="mismatch"):
+            NumpyBackend().product(x, weight, wrong)
+        assert not wrong.any()
+    with pytest.raises(ValueError, match="mismatch"):
+        NumpyBackend().product(x, weight[:-1].copy(), np.zeros((33, 7), np.float32))
+    NumpyBackend().product(x[:0], weight, np.zeros((0, 7), np.float32))
+    x.flags.writeable = weight.flags.writeable = False
+    out = np.zeros((33, 7), np.float32)
+    NumpyBackend().product(x, weight, out)
+    np.testing.assert_array_equal(out, 784)

@@ -230,6 +230,18 @@ def test_a_divergence_leaves_the_last_good_epoch(blobs: Dataset) -> None:
     assert all(math.isfinite(loss) for loss in error.value.history["train_loss"])
 
 
+def test_after_a_divergence_gradients_are_added_where_they_were_before(blobs: Dataset) -> None:
+    model = MLP([20, 16, 4], device="cpu")
+    trainer = Trainer(model, blobs, optimizer=SGD(1e30), batch_size=32)
+    ways = [trainer._step._may_accumulate, trainer._step._gradient_wanted, trainer._step._accumulation is None]
+    with pytest.raises(DivergenceError):
+        trainer.run(3)
+    assert ways == [
+        *(trainer._step._may_accumulate, trainer._step._gradient_wanted),
+        trainer._step._accumulation is None,
+    ]
+
+
 def test_a_loss_that_only_the_validation_sees_is_a_divergence(blobs: Dataset) -> None:
     network = model()  # one step: the training loss was taken before it
     before = weights(network)

@@ -82,13 +82,18 @@ class OpenBlas:
             out: ``(batch, out_features)``, C- or Fortran-contiguous, overwritten; all of one dtype.
 
         Returns:
-            False if nothing was done, because `numpy.matmul` does as well or the layout is another.
+            False if nothing was done, because `numpy.matmul` does as well, or for its errors where the arrays do
+            not fit each other.
         """
         (batch, k), n = x.shape, weight.shape[1]
         size, gemm = x.itemsize, self._gemm.get(x.dtype)
         if k * size <= _BYTES_AT_ONCE or k % 32 == 0 or gemm is None:
             return False
         if not (x.flags.c_contiguous and weight.flags.c_contiguous and x.dtype == weight.dtype == out.dtype):
+            return False
+        if not batch or len(weight) != k or out.shape != (batch, n):
+            return False
+        if not (x.flags.writeable and weight.flags.writeable):  # ctypes takes no others
             return False
         rows, columns = _buffer(x), _buffer(weight)
         part = -(-k // -(-k * size // _BYTES_AT_ONCE))

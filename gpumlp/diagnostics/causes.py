@@ -83,6 +83,12 @@ def last_look(records: Sequence[Record]) -> list[tuple[int, LayerStatistics]]:
     return next((numbered(record) for record in reversed(records) if record.layers), [])
 
 
+def largest_move(records: Sequence[Record]) -> float | None:
+    """The largest part of its norm by which one of the epochs has moved a layer's weights; None without a look."""
+    moves = [layer.update_ratio or 0.0 for record in records for _, layer in numbered(record)]
+    return max(moves, default=None)
+
+
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 

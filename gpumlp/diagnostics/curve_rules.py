@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import causes, curves
 from .findings import Finding, Record, Setting
+from .statistics import MOST_EPOCHS_BETWEEN
 
 EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 # Parts of the loss of guessing: what is no fit; what is none where its cause is known; what is hardly better. In
@@ -13,6 +14,7 @@ EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
 STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
+FEW_UNITS = 16  # however many classes there are
 
 
 def trend(records: Sequence[Record], setting: Setting) -> str | None:
@@ -29,10 +31,10 @@ def trend(records: Sequence[Record], setting: Setting) -> str | None:
 
 
 def exploding_loss(records: Sequence[Record], setting: Setting) -> Finding:
-    loss, guess = records[-1].train_loss, setting.ignorance
+    loss, ignorance = records[-1].train_loss, setting.ignorance
     return Finding(
         "exploding loss",
-        f"the training loss is {loss:.3g}, {loss / guess:.3g} times that of guessing ({guess:.2f}): "
+        f"the training loss is {loss:.3g}, {loss / ignorance:.3g} times log(classes) ({ignorance:.2f}): "
         f"{causes.too_large(records, setting)}",
     )
 
@@ -61,8 +63,8 @@ def why_underfitting(records: Sequence[Record], setting: Setting) -> str | None:
     if len(records) < EPOCHS_TO_FIT or part <= HIGH_WITH_A_CAUSE:
         return None
     rate, inputs = causes.rate(records), causes.large_inputs(records)
-    units = _more_units(setting)
-    moved = max((layer.update_ratio or 0.0 for _, layer in causes.last_look(records)), default=None)
+    # A rate that falls is meant to end with small steps.
+    moved = causes.largest_move(records[-MOST_EPOCHS_BETWEEN:] if setting.constant_rate else records)
     if causes.strong_penalty(setting):
         name, value = ("l2", setting.l2) if setting.l2 >= causes.STRONG_L2 else ("l1", setting.l1)
         return f": the penalty keeps the weights too small, lower {name} (now {value:g})"
@@ -78,20 +80,21 @@ def why_underfitting(records: Sequence[Record], setting: Setting) -> str | None:
             f", and one epoch moves the weights of no layer by more than {100 * moved:.2g} % of their norm: "
             f"raise {rate}"
         )
-    if setting.hidden and min(setting.hidden) < setting.classes - 1:  # too few to tell so many classes apart
-        return f": use {units}"
-    return _why_high(records, setting, moved or 0.0) if part > HIGH else None
+    if _narrow(setting) and curves.falling(records) <= STILL_FALLING:
+        return f": use {_more_units(setting)}"
+    return _why_high(records, setting) if part > HIGH else None
 
 
-def _why_high(records: Sequence[Record], setting: Setting, moved: float) -> str | None:
+def _why_high(records: Sequence[Record], setting: Setting) -> str | None:
     """The same where the loss is above half of that of guessing, and nothing in the setting explains it."""
     rate, falling, layers = causes.rate(records), curves.falling(records), len(setting.hidden)
-    units = _more_units(setting)
+    units, moved = _more_units(setting), causes.largest_move(records[-MOST_EPOCHS_BETWEEN:]) or 0.0
     if moved > RESTLESS:
         return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
     if falling > STILL_FALLING:
+        more = f", or use {units}" if _narrow(setting) else ""
         faster = f", or raise {rate}" if curves.falls_steadily(records) else ""
-        return f", still falling by {100 * falling:.2g} % an epoch: train for more epochs{faster}"
+        return f", still falling by {100 * falling:.2g} % an epoch: train for more epochs{more}{faster}"
     if layers > 1 and setting.activation in ("tanh", "sigmoid"):
         return (
             f", and hardly falls in {layers} hidden layers of {setting.activation}: use relu or fewer layers, "
@@ -100,6 +103,11 @@ def _why_high(records: Sequence[Record], setting: Setting, moved: float) -> str 
     if records[-1].train_loss > NO_BETTER * setting.guessing:
         return f" and does not get better: use {units}, or another {rate}; or the inputs do not tell the classes"
     return None
+
+
+def _narrow(setting: Setting) -> bool:
+    """Has a layer too few units to take for granted that the classes can be told apart behind it?"""
+    return bool(setting.hidden) and min(setting.hidden) < min(setting.classes - 1, FEW_UNITS)
 
 
 def _more_units(setting: Setting) -> str:
@@ -111,7 +119,7 @@ def underfitting(records: Sequence[Record], setting: Setting) -> Finding:
     return Finding(
         "underfitting",
         f"after {causes.epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
-        f"{setting.guessing:.2f}) and the accuracy {causes.percent(last.train_accuracy)}"
+        f"{setting.guessing:.3g}) and the accuracy {causes.percent(last.train_accuracy)}"
         f"{why_underfitting(records, setting)}",
     )
 

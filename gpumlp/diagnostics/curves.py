@@ -54,7 +54,7 @@ def overfits(records: Sequence[Record], setting: Setting) -> bool:
     if best is None:
         return False
     lowest, recent = (
-        min(record.validation_loss for record in part if record.validation_loss is not None)
+        min((record.validation_loss for record in part if record.validation_loss is not None), default=0.0)
         for part in ([records[best - 1]], records[-LASTING:])
     )
     rose = recent > OVERFIT_RISE * lowest and recent - lowest > RISE_LEAST * setting.ignorance

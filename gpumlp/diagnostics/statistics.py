@@ -78,7 +78,7 @@ class Probe:
         self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
         self._scratch = scratch
         self._inputs_known = False
-        self._outputs = [output.reshape(-1) for output in self._workspace.outputs[:-1]]
+        self._deviations = [delta.reshape(-1) for delta in self._workspace.deltas[:-1]]
         self._targets = parameters.weight_views(scratch)
         self._flat_targets = [view.reshape(-1) for view in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
@@ -95,14 +95,15 @@ class Probe:
         parameters, own = model.parameters, self._workspace
         for index, layer in enumerate(model.layers[:-1]):
             xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
-            flat = self._outputs[index]
-            values[6, index] = xp.sum(flat)
-            values[7, index] = xp.vdot(flat, flat)
+            mean, rest = xp.mean(own.outputs[index]), self._deviations[index]
+            values[6, index] = mean
+            xp.subtract(own.outputs[index], mean, out=own.deltas[index])  # free until the backward pass
+            values[7, index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.outputs[index], axis=0)
                 values[3, index] = xp.sum(xp.less_equal(largest, 0), dtype="float64")
             elif can_saturate(layer.activation):
-                size = own.deltas[index]  # free until the backward pass
+                size = own.deltas[index]
                 xp.copyto(size, own.outputs[index])
                 values[4, index] = xp.sum(saturated_outputs(xp, layer.activation, size), dtype="float64")
         xp.copyto(own.inputs, seen.inputs[: self.rows])
@@ -128,11 +129,11 @@ class Probe:
         """The `values`, flattened and read by the host, as statistics of each layer."""
         layers = self.model.layers
         count = len(layers)
-        gradients, changes, weights, dead, saturated, inputs, sums, squares = (
+        gradients, changes, weights, dead, saturated, inputs, means, squares = (
             values[start : start + count] for start in range(0, 8 * count, count)
         )
         outputs = [
-            _mean_and_deviation(sums[index], squares[index], layer.out_features * self.rows)
+            _mean_and_deviation(means[index], squares[index] / (layer.out_features * self.rows))
             for index, layer in enumerate(layers[:-1])
         ]
         outputs.append((None, None))
@@ -174,12 +175,8 @@ def _root(square: float) -> float | None:
     return math.sqrt(square) if math.isfinite(square) else None
 
 
-def _mean_and_deviation(total: float, squares: float, count: int) -> tuple[float | None, float | None]:
-    """Of `count` numbers, from their sum and the sum of their squares."""
-    if not (math.isfinite(total) and math.isfinite(squares)):
-        return None, None
-    mean = total / count
-    return mean, math.sqrt(max(0.0, squares / count - mean * mean))
+def _mean_and_deviation(mean: float, variance: float) -> tuple[float | None, float | None]:
+    return (mean, math.sqrt(variance)) if math.isfinite(mean) and math.isfinite(variance) else (None, None)
 
 
 def can_saturate(activation: Activation) -> bool:

@@ -28,7 +28,7 @@ class Run:
         config: resolved.
         model: the network of the last checkpoint.
         test: its test set.
-        data: of the training set: ``name``, ``classes``, ``train_fingerprint``.
+        data: of the training set: ``name``, ``classes``, ``train_fingerprint``, ``label_entropy``.
         epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
         metrics: at the end of a finished run, or None, also if they are damaged.
         diverged: what was noted when the loss was lost, or None.

@@ -94,7 +94,7 @@ class Config:
     persistent_kernel: str = "off"
     """A whole epoch of a small network in one launch on a GPU (not yet measured on one): off or on."""
     diagnostics: str = "on"
-    """Look at each layer after every epoch, for the findings at the end: on or off; the results are the same."""
+    """Look at each layer after epochs (of very short ones, some), for the findings: on or off; same results."""
     out: str | None = None
     """Folder for the run (runs/TIME-DATASET)."""
     overwrite: bool = False

@@ -46,19 +46,19 @@ def diagnose(step: TrainingStep, epoch: int) -> Finding:
     """
     model, xp = step.model, step.model.backend.xp
     largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
-    step.keep_gradient()
-    for index, batch in enumerate(step.batches.slices):
-        step(batch)
-        loss = float(model.backend.to_numpy(step.losses[batch]).mean())
-        if index == 0:
-            first_loss = loss
-        if not math.isfinite(loss):
-            where += f", at step {index + 1} of {len(step.batches.slices)}, where the loss became {loss}"
-            break
-        for name, gradient in model.parameters.views(model.parameters.gradient).items():
-            value = float(xp.max(xp.abs(gradient)))
-            if math.isfinite(value) and value > largest:
-                largest, largest_name = value, name
+    with step.gradient_kept():
+        for index, batch in enumerate(step.batches.slices):
+            step(batch)
+            loss = float(model.backend.to_numpy(step.losses[batch]).mean())
+            if index == 0:
+                first_loss = loss
+            if not math.isfinite(loss):
+                where += f", at step {index + 1} of {len(step.batches.slices)}, where the loss became {loss}"
+                break
+            for name, gradient in model.parameters.views(model.parameters.gradient).items():
+                value = float(xp.max(xp.abs(gradient)))
+                if math.isfinite(value) and value > largest:
+                    largest, largest_name = value, name
     inputs = 1.0 if step.batches.pixels else float(xp.max(xp.abs(step.workspace.inputs)))
     gradient_note = f", largest gradient {largest:.3g} (of {largest_name})" if largest_name else ""
     range_note = "" if step.batches.pixels else f", inputs up to {inputs:.3g} in absolute value"

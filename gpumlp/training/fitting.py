@@ -46,7 +46,8 @@ def fit(
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
-        diagnostics: look at each layer after every epoch, for ``history.findings()``; the results are the same.
+        diagnostics: look at each layer after every epoch (of very short ones, after some), for
+            ``history.findings()``; the results are the same.
 
     Returns:
         The history, one record per epoch, which knows the `findings` and the `trend`. After Ctrl-C, that of the

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ..backends import Array, FrozenStep, WholeStep
 from ..data.batches import ArrayBatches
@@ -77,6 +78,17 @@ class TrainingStep:
         self._may_accumulate = False
         self._gradient_wanted = True
         self.learning_rate = self._learning_rate
+
+    @contextmanager
+    def gradient_kept(self) -> Iterator[None]:
+        """Within the context, as `keep_gradient`; after it as before."""
+        before = self._may_accumulate, self._gradient_wanted
+        self.keep_gradient()
+        try:
+            yield
+        finally:
+            self._may_accumulate, self._gradient_wanted = before
+            self.learning_rate = self._learning_rate
 
     def frozen(self) -> FrozenStep:
         """What a captured graph of this step holds on to."""

@@ -120,7 +120,8 @@ class Trainer:
         """From the next step on leave all gradients in ``model.parameters.gradient``, for callbacks to look at.
 
         Otherwise the CPU adds the weights' gradient straight into the parameters or the velocity, which is faster,
-        and it never exists as an array. The results differ in rounding only.
+        and it never exists as an array; nor does any gradient with a GPU's persistent kernel. The results differ
+        in rounding only.
         """
         self._step.keep_gradient()
 
