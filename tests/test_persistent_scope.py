@@ -105,6 +105,13 @@ def test_a_device_without_cooperative_launches(blobs: Dataset) -> None:
 
 
 def test_before_the_first_step_and_after_it(blobs: Dataset) -> None:
+@pytest.mark.parametrize("name", ["CooperativeLaunch", "MultiProcessorCount", "MaxSharedMemoryPerBlockOptin"])
+def test_a_device_that_does_not_tell(name: str, blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    del trainer.model.backend.xp.attributes[name]
+    assert refused(trainer) == f"the device does not tell its {name}"
+
+
     trainer = trainer_on(host_backend(), blobs)
     assert trainer.how_steps_ran.endswith("not by the persistent kernel: no step was taken")
     trainer.run(1)
