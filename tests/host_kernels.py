@@ -56,18 +56,23 @@ def signatures(source: str, defined: dict[str, str]) -> dict[str, list[Parameter
     return found
 
 
-def compile_for_the_host(source: str, defined: dict[str, str], cooperative: bool = False) -> ctypes.CDLL:
-    """The source as a shared library, with a function ``run_KERNEL(grid, block, shared_bytes, ...)`` for each."""
+def body_of(source: str, function: str) -> str:
+    """The text of a function's definition, from its parameters on."""
+    return re.search(rf" {function}\([^;{{]*\{{.*?\n\}}", source, re.DOTALL)[0]
+
+
+def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
+    """The source as a library, with ``run_KERNEL(grid, block, cooperative, shared_bytes, ...)`` for each."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels cannot be run on the processor")
     wrappers = []
     for name, words in re.findall(KERNEL, source):
         names = ", ".join(word.split()[-1] for word in words.split(","))
-        barriers = "true" if "__syncthreads" in source.partition(f" {name}(")[2].partition("\n}")[0] else "false"
+        barriers = "true" if "__syncthreads" in body_of(source, name) else "false"
         wrappers.append(
-            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, unsigned shared, {words}) '
-            f"{{ host::launch(grid, block, {barriers}, {str(cooperative).lower()}, shared, "
+            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, bool cooperative, '
+            f"unsigned shared, {words}) {{ host::launch(grid, block, {barriers}, cooperative, shared, "
             f"[=] {{ {name}({names}); }}); }}"
         )
     source = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = (\1*)host::shared_memory();", source)
@@ -92,48 +97,74 @@ class HostModule:
     def __init__(
         self, xp: Any, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False
     ) -> None:
+        if enable_cooperative_groups:  # as in CuPy before 14.2, which added --device-c
+            raise RuntimeError("Relocatable PTX code is requested, but cudadevrt is not found.")
         defined = dict(option.removeprefix("-D").split("=") for option in options)
-        self.xp, self.cooperative = xp, enable_cooperative_groups
+        self.xp, self.code = xp, code
         self.signatures = signatures(code, defined)
-        self.library = compile_for_the_host(code, defined, enable_cooperative_groups)
+        self.library = compile_for_the_host(code, defined)
 
     def get_function(self, name: str) -> HostKernel:
         return HostKernel(self, name)
 
 
 class HostKernel:
-    """A kernel: called as CuPy's are, with a grid, a block and the arguments."""
+    """CuPy's `RawKernel`: called with a grid, a block and the arguments, launched as its module was compiled."""
 
     def __init__(self, module: HostModule, name: str) -> None:
-        self.module, self.name = module, name
-        self.parameters = module.signatures[name]
-        self.function = getattr(module.library, f"run_{name}")
-        self.function.restype = None
+        self.kernel = HostFunction(self, module, name)
         self.max_dynamic_shared_size_bytes = UNASKED_SHARED_BYTES
 
     def __call__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], **keywords: Any
     ) -> None:
+        self.kernel(grid, block, args, enable_cooperative_groups=False, **keywords)
+
+
+class HostFunction:
+    """CuPy's `Function`, a kernel's ``kernel``: launched in either way, with no attributes to be set."""
+
+    __slots__ = ("_function", "_module", "_name", "_owner", "_parameters", "_waits")
+
+    def __init__(self, owner: HostKernel, module: HostModule, name: str) -> None:
+        self._owner, self._module, self._name = owner, module, name
+        self._parameters = module.signatures[name]
+        self._waits = " wait(" in body_of(module.code, name)
+        self._function = getattr(module.library, f"run_{name}")
+        self._function.restype = None
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared_mem: int = 0,
+        stream: None = None,
+        enable_cooperative_groups: bool = False,
+    ) -> None:
+        assert type(grid) is type(block) is tuple
         assert len(grid) <= 3
         assert np.prod(block) <= 1024
         assert max(grid[1:], default=1) <= 65535
         assert min((*grid, *block)) >= 1
-        assert shared_mem <= self.max_dynamic_shared_size_bytes
-        if self.module.cooperative:
-            facts = self.module.xp.cuda.Device().attributes
+        assert shared_mem <= self._owner.max_dynamic_shared_size_bytes
+        assert enable_cooperative_groups or not self._waits, "blocks wait for others that need not be there"
+        if enable_cooperative_groups:
+            facts = self._module.xp.cuda.Device().attributes
             assert shared_mem <= facts["MaxSharedMemoryPerBlockOptin"]
             if np.prod(grid) > facts["MultiProcessorCount"]:
                 raise ValueError(f"The specified grid size {grid} exceeds the limit")
-        assert len(args) == len(self.parameters), f"{self.name}: {len(args)} arguments for {self.parameters}"
-        values = [self.convert(parameter, value) for parameter, value in zip(self.parameters, args, strict=True)]
+        name, parameters = self._name, self._parameters
+        assert len(args) == len(parameters), f"{name}: {len(args)} arguments for {parameters}"
+        values = [self._convert(parameter, value) for parameter, value in zip(parameters, args, strict=True)]
         extents = [(ctypes.c_uint * 3)(*(*extent, 1, 1)[:3]) for extent in (grid, block)]
-        self.module.library.set_order(self.module.xp.thread_order)
-        shared = ctypes.c_uint(shared_mem)
-        self.module.xp.launched(self.name, lambda: self.function(*extents, shared, *values))
+        self._module.library.set_order(self._module.xp.thread_order)
+        cooperative, shared = ctypes.c_bool(enable_cooperative_groups), ctypes.c_uint(shared_mem)
+        self._module.xp.launched(name, lambda: self._function(*extents, cooperative, shared, *values))
 
-    def convert(self, parameter: Parameter, value: Any) -> Any:
+    def _convert(self, parameter: Parameter, value: Any) -> Any:
         """The argument for C, or an error where a GPU would silently read other bytes."""
-        where = f"{self.name}: {parameter.name}"
+        where = f"{self._name}: {parameter.name}"
         if not parameter.pointer:
             assert type(value) is parameter.type, f"{where} is {parameter.type}, got {type(value)}"
             return np.ctypeslib.as_ctypes_type(parameter.type)(value)

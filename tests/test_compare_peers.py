@@ -23,6 +23,7 @@ from benchmarks.peers.textbook import Textbook
 from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
 from tests.host_cuda import HostCupy, load_cupy_backend
+from tests.persistent_helpers import change_kernel
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
@@ -117,6 +118,10 @@ def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
     (result,) = check_agreement([GpumlpPersistent], replace(SETTING, device="cuda"), blobs, threads=1)
     assert isinstance(result, NotMeantForError)
     assert str(result).endswith("it is for networks of one hidden layer, this one has 2")
+    change_kernel(monkeypatch, "#define WARPS (THREADS / 32)", "#error no compiler likes this\n")
+    (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
+    assert type(result) is RuntimeError  # not a NotMeantForError: it is meant for this, and is broken
+    assert str(result).startswith("the persistent kernel failed: CalledProcessError: ")
     assert GpumlpPersistent.why_not("cpu", "float32") == "the persistent kernel needs a GPU"
 
 

@@ -213,6 +213,58 @@ def test_a_kernel_that_cannot_be_launched_is_done_without(blobs: Dataset, monkey
     with_it, without = trainer_on(host_backend(), blobs), trainer_on(host_backend(choice="off"), blobs)
     for trainer in (with_it, without):
         trainer.run(2)
-    assert with_it.how_steps_ran.startswith("one by one: cuda_graphs is off; not by the persistent kernel: Called")
+    assert with_it.how_steps_ran.startswith("one by one: cuda_graphs is off; the persistent kernel failed: Called")
     assert without.how_steps_ran == "one by one: cuda_graphs is off"
     assert bits(with_it) == bits(without)
+
+
+@pytest.mark.parametrize("function", ["empty", "zeros"])
+def test_without_memory_for_it_the_training_goes_on(
+    function: str, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_it, without = trainer_on(host_backend(), blobs), trainer_on(host_backend(choice="off"), blobs)
+
+    def out_of_memory(*arguments: object, **keywords: object) -> None:
+        raise MemoryError("Out of memory allocating 512 bytes")
+
+    monkeypatch.setattr(with_it.model.backend.xp, function, out_of_memory, raising=False)
+    for trainer in (with_it, without):
+        trainer.run(2)
+    assert with_it.how_steps_ran.endswith(
+        "; the persistent kernel failed: MemoryError: Out of memory allocating 512 bytes"
+    )
+    assert bits(with_it) == bits(without)
+
+
+# -- What CuPy makes of how the kernel is compiled and launched -------------------------------------------
+
+
+def test_only_the_launch_is_cooperative(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    xp, asked = trainer.model.backend.xp, []
+    compile_module = xp.RawModule
+    monkeypatch.setattr(
+        xp, "RawModule", lambda **options: asked.append(options) or compile_module(**options), raising=False
+    )
+    trainer.run(1)
+    assert ran(trainer), trainer.how_steps_ran
+    (options,) = (options for options in asked if "-DUNITS=4" in options["options"])
+    assert set(options) == {"code", "options"}
+
+
+def test_the_double_refuses_what_cupy_or_a_gpu_would(blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    trainer.run(1)
+    (kernel,) = trainer.model.backend.persistent._kernels.values()
+    with pytest.raises(AssertionError, match="blocks wait for others"):
+        kernel((1, 5), (64,), ())
+    with pytest.raises(AssertionError, match="blocks wait for others"):
+        kernel.kernel((1, 5), (64,), ())
+    with pytest.raises(TypeError, match="multiple values for keyword"):
+        kernel((1, 5), (64,), (), enable_cooperative_groups=True)
+    with pytest.raises(ValueError, match="exceeds the limit"):
+        kernel.kernel((1, 7), (64,), (), enable_cooperative_groups=True)
+    with pytest.raises(AttributeError):
+        kernel.kernel.max_dynamic_shared_size_bytes = 2**16
+    with pytest.raises(RuntimeError, match="cudadevrt"):
+        trainer.model.backend.xp.RawModule(code="", options=(), enable_cooperative_groups=True)

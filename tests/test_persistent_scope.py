@@ -14,7 +14,8 @@ from gpumlp import MLP, SGD, Adam, Dataset, DeviceError, LeakyReLU, Penalty, Squ
 from gpumlp.backends.cuda_kernels import kernel_source
 from gpumlp.backends.persistent import SOURCES, THREADS
 from gpumlp.backends.persistent_scope import Sizes, why_not
-from tests.persistent_helpers import bits, host_backend, ran, trainer_on
+from tests.host_kernels import body_of
+from tests.persistent_helpers import bits, change_kernel, host_backend, ran, trainer_on
 from tests.strict_device import StrictArray, StrictNamespace
 
 MNIST = Sizes(
@@ -104,6 +105,13 @@ def test_a_device_without_cooperative_launches(blobs: Dataset) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["CooperativeLaunch", "MultiProcessorCount", "MaxSharedMemoryPerBlockOptin"])
+def test_a_device_that_does_not_tell(name: str, blobs: Dataset) -> None:
+    trainer = trainer_on(host_backend(), blobs)
+    del trainer.model.backend.xp.attributes[name]
+    assert refused(trainer) == f"the device does not tell its {name}"
+
+
 def test_before_the_first_step_and_after_it(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     assert trainer.how_steps_ran.endswith("not by the persistent kernel: no step was taken")
@@ -128,6 +136,20 @@ def test_a_step_of_somebodys_own_and_batches_in_another_order(blobs: Dataset) ->
 def test_no_more_blocks_than_are_there_at_once() -> None:
     hidden = {Sizes(20, hidden, 4, 8, units, 2, 4, True).blocks for hidden, units in ((24, 4), (25, 8), (48, 8))}
     assert hidden == {6, 4}
+
+
+# -- The source -------------------------------------------------------------------------------------------
+
+
+def test_the_fences_are_there() -> None:
+    # On the processor, whose threads take turns, they do nothing, and no other test misses them. This one guards
+    # the text; that blocks see each other's parts of the logits, only a GPU can show.
+    source = kernel_source(*SOURCES)
+    assert re.search(r"__threadfence\(\);\s*atomicAdd\(arrived", body_of(source, "arrive"))
+    assert re.search(r"while \(.*arrived < expected\)[^}]*__threadfence\(\);", body_of(source, "wait"))
+    taken = body_of(source, "take_parts")
+    assert "__ldcg(parts + " in taken
+    assert len(re.findall(r"\bparts\b", taken)) == 2  # as parameter, and there
 
 
 # -- The compiler --------------------------------------------------------------------------------------
@@ -165,6 +187,41 @@ def test_the_source_compiles_and_spills_no_register(
 # -- A GPU ---------------------------------------------------------------------------------------------
 
 
+SMALL = {"dtype": "float32", "hidden": 128, "batch_size": 32}  # with MNIST's inputs: runs on every GPU
+
+
+def ran_or_skip(trainer: Trainer, setting: dict[str, object]) -> None:
+    """It was by the kernel, or the card has too little shared memory; but enough for the small setting."""
+    refusal = r"; not by the persistent kernel: (a block would need .* of shared memory, .*)"
+    too_large = re.search(refusal, trainer.how_steps_ran)
+    if too_large and setting != SMALL:
+        pytest.skip(too_large[1])
+    assert ran(trainer), trainer.how_steps_ran
+
+
+def test_a_large_setting_may_be_refused_on_a_gpu_and_the_small_one_may_not(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on(host_backend(MaxSharedMemoryPerBlockOptin=1024), blobs)
+    trainer.run(1)
+    with pytest.raises(pytest.skip.Exception, match=r"a block would need 3 KiB of shared memory.*has 1 KiB"):
+        ran_or_skip(trainer, SMALL | {"hidden": 600})
+    with pytest.raises((AssertionError, pytest.skip.Exception)) as caught:
+        ran_or_skip(trainer, dict(SMALL))
+    assert caught.type is AssertionError
+    change_kernel(monkeypatch, "#define WARPS (THREADS / 32)", "#error too little shared memory\n")
+    failed = trainer_on(host_backend(), blobs)
+    failed.run(1)
+    with pytest.raises((AssertionError, pytest.skip.Exception)) as caught:
+        ran_or_skip(failed, SMALL | {"hidden": 600})
+    assert caught.type is AssertionError
+
+
+def test_the_small_setting_has_room_in_64_kib() -> None:
+    assert MNIST._replace(buffers=1).shared_bytes <= 64 * 1024
+    assert {"hidden": MNIST.hidden, "batch_size": MNIST.batch, "dtype": "float32"} == SMALL
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("hidden", [128, 600])
@@ -187,7 +244,7 @@ def test_on_a_gpu_it_trains_as_the_operations_do_and_repeats_itself(
             Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=1e-3, l1=1e-5), batch_size=batch_size)
         )
         trainers[-1].run(3)
-    assert ran(trainers[0]), trainers[0].how_steps_ran
+    ran_or_skip(trainers[0], {"dtype": dtype, "hidden": hidden, "batch_size": batch_size})
     assert bits(trainers[0]) == bits(trainers[1])
     tolerance = 2e-3 if dtype == "float32" else 1e-9
     for name, array in trainers[2].model.state_dict().items():

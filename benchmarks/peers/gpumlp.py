@@ -89,6 +89,9 @@ class GpumlpPersistent(Gpumlp):
     def _run(self, trainer: Trainer) -> float:
         loss = super()._run(trainer)
         ran = trainer.how_steps_ran or ""
+        _, failed, words = ran.partition("; the persistent kernel failed: ")
+        if failed:
+            raise RuntimeError(f"the persistent kernel failed: {words}")
         if not ran.startswith("by one persistent kernel"):
             raise NotMeantForError(ran)
         return loss

@@ -34,7 +34,7 @@ from .cuda_rules import (
     slope_of,
     step_factors,
 )
-from .persistent import PersistentRunner
+from .persistent import Note, PersistentRunner
 from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
 
 
@@ -53,11 +53,13 @@ class CudaOperations(Backend):
         return self.graphs.run(step, batches[done:])
 
     def how_steps_ran(self, step: StepRule) -> str | None:
-        ran, words = (False, "") if self.persistent is None else self.persistent.describe(step)
-        if ran:
-            return f"by one persistent kernel: {words}"
+        note = Note(False, "") if self.persistent is None else self.persistent.describe(step)
+        if note.ran:
+            return f"by one persistent kernel: {note.words}"
         otherwise = "one by one: cuda_graphs is off" if self.graphs is None else self.graphs.describe(step)
-        return f"{otherwise}; not by the persistent kernel: {words}" if words else otherwise
+        if note.failed:
+            return f"{otherwise}; the persistent kernel failed: {note.words}"
+        return f"{otherwise}; not by the persistent kernel: {note.words}" if note.words else otherwise
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy as np
 from .base import PIXEL_SCALE
 from .cuda_kernels import kernel_source, real_name
 from .cuda_rules import PLAIN, activation_code, sgd_code, slope_of
-from .persistent_scope import Sizes, UnsuitableError, why_not
+from .persistent_scope import FailedError, Sizes, UnsuitableError, why_not
 from .whole import WholeStep
 
 if TYPE_CHECKING:
@@ -37,6 +37,20 @@ SOURCES = ("persistent_block.cuh", "persistent.cu")
 THREADS = 256  # of a block
 UNITS = 4  # of a block, or a multiple: as many as a thread of the kernel takes at a time
 MOST_STEPS = 65_536  # in one launch, which nothing can interrupt
+
+
+class Note(NamedTuple):
+    """How the last steps of a training were run.
+
+    Attributes:
+        ran: by the kernel?
+        words: how, or why not.
+        failed: did the kernel suit the training, and something went wrong?
+    """
+
+    ran: bool
+    words: str
+    failed: bool = False
 
 
 class PersistentRunner:
@@ -51,11 +65,11 @@ class PersistentRunner:
         self._backend, self.threads = backend, threads
         self._kernels: dict[Sizes, Any] = {}
         self._failures: dict[Sizes, str] = {}
-        self._notes: WeakKeyDictionary[Any, tuple[bool, str]] = WeakKeyDictionary()
+        self._notes: WeakKeyDictionary[Any, Note] = WeakKeyDictionary()
 
-    def describe(self, step: Any) -> tuple[bool, str]:
-        """Did the kernel run the last steps of this training? How, or why not, in words."""
-        return self._notes.get(step, (False, "no step was taken"))
+    def describe(self, step: Any) -> Note:
+        """Did the kernel run the last steps of this training? How, or why not."""
+        return self._notes.get(step, Note(False, "no step was taken"))
 
     def run(self, step: Any, batches: Sequence[slice]) -> int:
         """Run a step for each batch, in order, if the kernel suits this training.
@@ -71,9 +85,9 @@ class PersistentRunner:
                 self._launch(sizes, whole, part, step.learning_rate)
                 step.state.steps += len(part)
                 done += len(part)
-            self._notes[step] = True, self._in_words(sizes)
+            self._notes[step] = Note(True, self._in_words(sizes))
         except UnsuitableError as error:
-            self._notes[step] = False, str(error)
+            self._notes[step] = Note(False, str(error), isinstance(error, FailedError))
         return done
 
     def _prepare(self, step: Any, batches: Sequence[slice]) -> tuple[WholeStep, Sizes]:
@@ -86,7 +100,7 @@ class PersistentRunner:
             raise UnsuitableError(reason)
         sizes = self._sizes(whole)
         if sizes in self._failures:
-            raise UnsuitableError(self._failures[sizes])
+            raise FailedError(self._failures[sizes])
         return whole, sizes
 
     def _in_words(self, sizes: Sizes) -> str:
@@ -97,11 +111,10 @@ class PersistentRunner:
 
     def _sizes(self, whole: WholeStep) -> Sizes:
         """The sizes for this device; an `UnsuitableError` if there are none."""
-        facts = self._backend.xp.cuda.Device().attributes
-        if not facts["CooperativeLaunch"]:
+        if not self._fact("CooperativeLaunch"):
             raise UnsuitableError("the device has no cooperative launches")
         inputs, hidden = whole.parameters["layers.0.weight"].shape
-        most_blocks, room = facts["MultiProcessorCount"], facts["MaxSharedMemoryPerBlockOptin"]
+        most_blocks, room = self._fact("MultiProcessorCount"), self._fact("MaxSharedMemoryPerBlockOptin")
         dtype = whole.losses.dtype
         sizes = Sizes(
             inputs=inputs,
@@ -122,13 +135,20 @@ class PersistentRunner:
             )
         return sizes
 
+    def _fact(self, name: str) -> int:
+        """An attribute of the device; an `UnsuitableError` where CuPy leaves it out."""
+        value: int | None = self._backend.xp.cuda.Device().attributes.get(name)
+        if value is None:
+            raise UnsuitableError(f"the device does not tell its {name}")
+        return value
+
     def _kernel(self, sizes: Sizes, dtype: np.dtype[Any]) -> Any:
         kernel = self._kernels.get(sizes)
         if kernel is None:
             options = sizes.options(real_name(dtype), self.threads)
-            module = self._backend.xp.RawModule(
-                code=kernel_source(*SOURCES), options=options, enable_cooperative_groups=True
-            )
+            # Without CuPy's `enable_cooperative_groups`, which before 14.2 links with a library that wheels lack:
+            # only the launch has to be cooperative.
+            module = self._backend.xp.RawModule(code=kernel_source(*SOURCES), options=options)
             kernel = module.get_function("train_steps")
             kernel.max_dynamic_shared_size_bytes = sizes.shared_bytes  # above 48 KiB only for those who ask
             self._kernels[sizes] = kernel
@@ -142,7 +162,7 @@ class PersistentRunner:
         assert code is not None
         names = [f"layers.{layer}.{tensor}" for layer in (0, 1) for tensor in ("weight", "bias")]
         velocity = {} if rule == PLAIN else whole.buffers["velocity"]
-        arguments = (
+        arguments: tuple[Any, ...] = (
             *(whole.images, whole.order, whole.targets),
             *(np.int64(batches[0].start), np.int64(batches[-1].stop)),
             real(PIXEL_SCALE if sizes.pixels else 1.0),
@@ -151,16 +171,19 @@ class PersistentRunner:
             *(whole.parameters[name] for name in names),
             *(velocity.get(name, np.uint64(0)) for name in names),
             *(whole.losses, whole.correct),
-            xp.empty(2 * sizes.blocks * sizes.batch * sizes.classes, dtype=dtype),
-            xp.zeros(1, dtype=np.uint32),
         )
         try:
+            parts = xp.empty(2 * sizes.blocks * sizes.batch * sizes.classes, dtype=dtype)
+            arguments = (*arguments, parts, xp.zeros(1, dtype=np.uint32))
+            function = self._kernel(sizes, dtype).kernel  # what can be launched in either way
             # Of two dimensions, because of one CuPy would quietly launch as many blocks as are there at once.
             grid = (1, sizes.blocks)
-            self._kernel(sizes, dtype)(grid, (self.threads,), arguments, shared_mem=sizes.shared_bytes)
+            function(
+                grid, (self.threads,), arguments, shared_mem=sizes.shared_bytes, enable_cooperative_groups=True
+            )
         except Exception as error:  # CuPy's and CUDA's errors have many types; none may end a training
             first_line = str(error).partition("\n")[0]
             self._failures[sizes] = f"{type(error).__name__}: {first_line}"
-            raise UnsuitableError(self._failures[sizes]) from error
+            raise FailedError(self._failures[sizes]) from error
         for gradient in whole.gradient.values():
             gradient.fill(math.nan)  # nobody shall take an old one for that of these steps

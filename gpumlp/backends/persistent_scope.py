@@ -21,6 +21,10 @@ class UnsuitableError(RuntimeError):
     """The persistent kernel cannot run a training; says why."""
 
 
+class FailedError(UnsuitableError):
+    """It could have, but was not compiled or not launched, or found no memory."""
+
+
 class Sizes(NamedTuple):
     """What the kernel is compiled for.
 
