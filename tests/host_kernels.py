@@ -102,7 +102,7 @@ class HostModule:
         defined = dict(option.removeprefix("-D").split("=") for option in options)
         self.xp, self.code = xp, code
         self.signatures = signatures(code, defined)
-        self.library = compile_for_the_host(code, defined)
+        self.shared_object = compile_for_the_host(code, defined)
 
     def get_function(self, name: str) -> HostKernel:
         return HostKernel(self, name)
@@ -130,7 +130,7 @@ class HostFunction:
         self._owner, self._module, self._name = owner, module, name
         self._parameters = module.signatures[name]
         self._waits = " wait(" in body_of(module.code, name)
-        self._function = getattr(module.library, f"run_{name}")
+        self._function = getattr(module.shared_object, f"run_{name}")
         self._function.restype = None
 
     def __call__(
@@ -158,7 +158,7 @@ class HostFunction:
         assert len(args) == len(parameters), f"{name}: {len(args)} arguments for {parameters}"
         values = [self._convert(parameter, value) for parameter, value in zip(parameters, args, strict=True)]
         extents = [(ctypes.c_uint * 3)(*(*extent, 1, 1)[:3]) for extent in (grid, block)]
-        self._module.library.set_order(self._module.xp.thread_order)
+        self._module.shared_object.set_order(self._module.xp.thread_order)
         cooperative, shared = ctypes.c_bool(enable_cooperative_groups), ctypes.c_uint(shared_mem)
         self._module.xp.launched(name, lambda: self._function(*extents, cooperative, shared, *values))
 
