@@ -1,6 +1,8 @@
-"""Fixtures that the tests share: every backend by name, and small data."""
+"""Fixtures that the tests share: every backend by name, small data, PyTorch's modules, a terminal's width."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,3 +38,17 @@ def blobs() -> Dataset:
     centres = rng.integers(0, 256, (4, 20))
     images = np.clip(centres[labels] + rng.normal(0, 25, (300, 20)), 0, 255).astype(np.uint8)
     return Dataset(images, labels, classes=4, name="blobs")
+
+
+@pytest.fixture
+def nn() -> Any:
+    """PyTorch's modules, whose initial weights are the same in each test."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    torch.manual_seed(0)
+    return torch.nn
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 columns for what commands print."""
+    monkeypatch.setenv("COLUMNS", "100")

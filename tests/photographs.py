@@ -1,4 +1,4 @@
-"""Synthetic photographs: a digit on noisy paper in uneven light, somewhere in a larger picture."""
+"""Synthetic photographs: a digit on noisy paper in uneven light, in a larger picture; and a plain nought."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def photograph(
     light = 0.8 + 0.25 * (x * np.cos(angle) + y * np.sin(angle))
     brightness = light * (1 - rng.uniform(0.5, 0.85) * page) if dark_ink else 0.2 * light + 0.6 * page
     return np.rint(255 * np.clip(brightness + rng.normal(0, noise, SIZE), 0, 1)).astype(np.uint8)
+
+
+def ring(side: int = 120, outer: float = 40, inner: float = 28, middle: tuple[int, int] = (50, 64)) -> np.ndarray:
+    """A nought, 1 on 0."""
+    y, x = np.indices((side, side))
+    distance = np.hypot(y - middle[0], 1.5 * (x - middle[1]))
+    return ((distance < outer) & (distance > inner)).astype(np.float32)
 
 
 def as_file(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:

@@ -1,10 +1,9 @@
-"""``python -m gpumlp.export``: other programs get the same outputs from the file."""
+"""``python -m gpumlp.export`` to ONNX, NumPy and safetensors: other programs get the same outputs."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from gpumlp import MLP, Activation, LeakyReLU, load_digits, load_mnist
 from gpumlp.exporting import FORMATS, npz_bytes, onnx_bytes
 from gpumlp.nn.model_file import Inputs, ModelFileError
-from gpumlp.report import report_page
 from tests.command_helpers import DIGITS, run
 
 ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid", "identity"]
@@ -162,127 +160,6 @@ def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
     assert run("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "a.safetensors") == 0
     loaded = MLP.load(tmp_path / "a.safetensors", device="cpu")
     np.testing.assert_array_equal(loaded.logits(test_images()[:9]), model.logits(test_images()[:9]))
-
-
-# -- A page to draw on --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz"), ((8, 8, 1), "own.npz")]
-)
-def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str, tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    model = MLP([shape[0] * shape[1], 8, 10], device="cpu")
-    model.inputs = Inputs(shape, "uint8", data)
-    model.save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 0
-    page = (tmp_path / "network.html").read_text(encoding="utf-8")
-    assert page.lstrip().lower().startswith("<!doctype html")
-    title = "Draw a digit" if data in ("mnist", "digits") else "Draw for the network"
-    assert f"<h1>{title}</h1>" in page
-
-
-def test_the_page_to_draw_on_calls_the_classes_by_their_names(tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    model = MLP([64, 3], device="cpu")
-    model.inputs, model.class_names = Inputs((8, 8), "uint8", "own.npz"), ("owl", "<b>", 7)
-    model.save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 0
-    page = (tmp_path / "network.html").read_text(encoding="utf-8")
-    assert '"classes": ["owl", "\\u003cb\\u003e", "7"]' in page
-    assert "<b>" not in page
-
-
-def test_there_is_no_page_to_draw_on_for_a_scale_that_nobody_knows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = MLP([64, 3], device="cpu")
-    model.inputs = Inputs((8, 8), "float32", "own.npz")
-    model.save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 2
-    assert "trained on images of float32 in a scale of their own" in capsys.readouterr().err
-    assert not (tmp_path / "network.html").exists()
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
-def test_the_page_of_a_run_draws_as_its_report_does(shape: tuple[int, ...], tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    x = (rng.random((60, *shape)) - 0.5).astype(np.float32)
-    x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1] = 5, 5, 5, 5  # the paper
-    np.savez(tmp_path / "own.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
-    words = [
-        "--dataset",
-        tmp_path / "own.npz",
-        "--hidden",
-        4,
-        "--epochs",
-        1,
-        "--batch-size",
-        20,
-        "--validation",
-        6,
-    ]
-    assert run("train", *words, "--device", "cpu", "--quiet", "--out", tmp_path / "run") == 0
-    assert run("export", tmp_path / "run", "--format", "html") == 0
-    (exported,) = networks_of((tmp_path / "run" / "network.html").read_text(encoding="utf-8"))
-    (reported,) = networks_of(report_page([str(tmp_path / "run")]))
-    assert exported["background"] == 5
-    assert -0.5 <= exported["ink"] < -0.4
-    assert {**exported, "name": ""} == {**reported, "name": ""}
-
-
-def networks_of(page: str) -> list[dict[str, Any]]:
-    found = re.search(r'<script[^>]*id="gpumlp-networks"[^>]*>(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found[1])
-
-
-def test_the_page_calls_the_classes_by_their_names(tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    model = MLP([64, 3], device="cpu")
-    model.inputs, model.class_names = Inputs((8, 8), "uint8", "own.npz"), ("owl", "</script><b>", 7)
-    model.save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 0
-    page = (tmp_path / "network.html").read_text(encoding="utf-8")
-    assert networks_of(page)[0]["classes"] == ["owl", "</script><b>", "7"]
-    assert "</script><b>" not in page
-
-
-def test_there_is_no_page_for_a_scale_that_nobody_knows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = MLP([64, 3], device="cpu")
-    model.inputs = Inputs((8, 8), "float32", "own.npz")
-    model.save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 2
-    assert "it was trained on images of float32 in a scale of their own" in capsys.readouterr().err
-    assert not (tmp_path / "network.html").exists()
-
-
-def test_a_page_to_draw_on_needs_jinja2_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    model = MLP([64, 3], device="cpu")
-    model.inputs = Inputs((8, 8), "uint8", "own.npz")
-    model.save(tmp_path)
-    for library in ("matplotlib", "PIL"):
-        monkeypatch.setitem(sys.modules, library, None)
-    assert run("export", tmp_path, "--format", "html") == 0
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert run("export", tmp_path, "--format", "html") == 2
-    assert "pages to draw on need jinja2, which is not installed" in capsys.readouterr().err
-
-
-def test_there_is_no_page_to_draw_on_for_what_is_no_image(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    MLP([12, 3], device="cpu").save(tmp_path)
-    assert run("export", tmp_path, "--format", "html") == 2
-    assert "needs a network for images of height x width; this one takes samples of 12" in capsys.readouterr().err
 
 
 # -- The command line --------------------------------------------------------------------------------------

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import warnings
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,18 @@ import pytest
 
 from gpumlp import MLP, LeakyReLU, load_digits
 from gpumlp.nn.importing import ImportedModelError
-from gpumlp.nn.torch_state import _one_order
 
-# -- scikit-learn -------------------------------------------------------------------------------------------
+
+def test_neither_library_is_imported_unless_its_owner_has_done_so() -> None:
+    code = (
+        "import sys, gpumlp, gpumlp.nn.importing, gpumlp.predict, gpumlp.export\n"
+        "print({'torch', 'sklearn', 'PIL', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# -- scikit-learn ------------------------------------------------------------------------------------------
 
 
 def fitted(x: np.ndarray, y: Any, **options: Any) -> Any:
@@ -85,14 +92,7 @@ def test_what_is_no_fitted_classifier_is_refused() -> None:
             MLP.from_sklearn(estimator, device="cpu")
 
 
-# -- PyTorch ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nn() -> Any:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
-    torch.manual_seed(0)
-    return torch.nn
+# -- PyTorch -----------------------------------------------------------------------------------------------
 
 
 def torch_probabilities(network: Any, x: np.ndarray) -> np.ndarray:
@@ -204,63 +204,13 @@ def test_what_has_no_equal_is_refused_with_the_layer_named(nn: Any) -> None:
         MLP.from_torch(nn.Sequential(linear(3, 2)), activation="relu", device="cpu")
 
 
-def test_a_state_dict_is_checked_name_by_name() -> None:
-    weight, bias = np.zeros((4, 3)), np.zeros(4)
-    layers = OrderedDict({"0.weight": weight, "0.bias": bias, "2.weight": np.zeros((2, 4)), "2.bias": np.zeros(2)})
-    assert MLP.from_torch(layers, activation="tanh", device="cpu").sizes == [3, 4, 2]
-    for state, message in (
-        (layers, "does not tell the activation of its hidden layers; give activation="),
-        ({}, "the state dict is empty"),
-        ({**layers, "1.weight": bias, "1.running_mean": bias}, r"1.weight of shape \(4,\): expected only weights"),
-        ({"0.weight": np.zeros((4, 3, 5, 5))}, r"0.weight of shape \(4, 3, 5, 5\): expected only"),
-        ({"0.weight": weight, "2.weight": np.zeros((2, 5))}, "2.weight: expected 4 inputs"),
-        ({"0.weight": np.zeros((1, 3))}, "the last layer has one output"),
-    ):
-        with pytest.raises(ImportedModelError, match=message):
-            MLP.from_torch(state, device="cpu", activation=None if state is layers else "relu")
-
-
-def test_a_single_linear_layer_needs_no_activation() -> None:
-    weight = np.arange(6.0).reshape(2, 3)
-    model = MLP.from_torch({"weight": weight, "bias": np.array([1.0, 2.0])}, device="cpu")
-    np.testing.assert_array_equal(model.logits(np.eye(3)), weight.T + np.array([1, 2]))
-
-
-def test_neither_library_is_imported_unless_its_owner_has_done_so() -> None:
-    code = (
-        "import sys, gpumlp, gpumlp.nn.importing, gpumlp.predict, gpumlp.export\n"
-        "print({'torch', 'sklearn', 'PIL', 'onnx'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_the_numbers_of_layers_are_their_order_whatever_the_files() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    torch.manual_seed(0)
-    parts = [part for _ in range(12) for part in (torch.nn.Linear(6, 6), torch.nn.Tanh())]
-    network = torch.nn.Sequential(*parts, torch.nn.Linear(6, 3))
-    x = np.random.default_rng(0).normal(size=(20, 6)).astype("float32")
-    with torch.no_grad():
-        expected = torch.softmax(network(torch.from_numpy(x)), 1).numpy()
-    shuffled = dict(sorted(network.state_dict().items()))  # "0", "10", "12", "2", ...: as safetensors has them
-    for prefix in ("", "model.net."):
-        state = {prefix + name: tensor for name, tensor in shuffled.items()}
-        found = MLP.from_torch(state, activation="tanh", device="cpu").predict_proba(x)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_modules_that_come_again_are_there_again() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    torch.manual_seed(0)
-    twice, act = torch.nn.Linear(5, 5), torch.nn.ReLU()
-    network = torch.nn.Sequential(twice, act, twice, act, torch.nn.Linear(5, 3))
+def test_modules_that_come_again_are_there_again(nn: Any) -> None:
+    twice, act = nn.Linear(5, 5), nn.ReLU()
+    network = nn.Sequential(twice, act, twice, act, nn.Linear(5, 3))
     x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
     model = MLP.from_torch(network, device="cpu")
     assert model.sizes == [5, 5, 5, 3]
-    with torch.no_grad():
-        expected = torch.softmax(network(torch.from_numpy(x)), 1).numpy()
-    np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict_proba(x), torch_probabilities(network, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["hook", "pre_hook", "weight_norm", "parametrization"])
@@ -281,21 +231,6 @@ def test_what_computes_something_else_than_its_weights_is_refused(change: str) -
         MLP.from_torch(torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Linear(4, 3)), device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"0.weight": [[1.0, 2.0]]}, "0.weight: expected a tensor or an array, got list"),
-        ({"0.weight": np.full((3, 2), np.nan)}, "0.weight: expected finite weights"),
-        ({"0.weight": np.ones((3, 2), dtype=complex)}, "0.weight: expected real weights"),
-        ({"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}, "0.weight: expected a bias of 3 values"),
-        ({"0.weight": np.ones((3, 2)), "1.weight": np.ones((3, 4))}, "1.weight: expected 3 inputs"),
-    ],
-)
-def test_weights_that_are_none_are_named(state: dict[str, Any], message: str) -> None:
-    with pytest.raises(ImportedModelError, match=message):
-        MLP.from_torch(state, activation="relu", device="cpu")
-
-
 def test_a_sequential_whose_layers_do_not_fit_is_named() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(3, 3))
@@ -304,45 +239,6 @@ def test_a_sequential_whose_layers_do_not_fit_is_named() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(5, 4, device="meta"))
     with pytest.raises(ImportedModelError, match=r"layer 0, .*meta"):
         MLP.from_torch(network, device="cpu")
-
-
-def test_numbers_within_names_are_the_order_too() -> None:
-    rng = np.random.default_rng(0)
-    layers = {f"fc{number}.weight": rng.normal(size=(4, 4)) for number in range(1, 13)}
-    model = MLP.from_torch(dict(sorted(layers.items())), activation="tanh", device="cpu", dtype="float64")
-    for index, weight in enumerate(layers.values()):
-        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], weight.T)
-
-
-def test_an_order_that_neither_names_nor_widths_tell_is_refused() -> None:
-    square, names = np.ones((4, 4)), ("first", "second", "last")
-    with pytest.raises(ImportedModelError, match="the order of the layers is not known from the names first"):
-        MLP.from_torch({f"{name}.weight": square for name in names}, activation="relu", device="cpu")
-    shapes = [(5, 3), (5, 5), (2, 5)]
-    state = {f"{name}.weight": np.ones(shape) for name, shape in zip(names, shapes, strict=True)}
-    assert MLP.from_torch(state, activation="relu", device="cpu").sizes == [3, 5, 5, 2]
-
-
-def test_pytorchs_own_state_dict_is_in_the_order_of_the_network(nn: Any) -> None:
-    layers = OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "second", "last"))
-    state = nn.Sequential(layers).state_dict()
-    model = MLP.from_torch(state, activation="relu", device="cpu")
-    for index, name in enumerate(layers):
-        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], state[f"{name}.weight"].T)
-    with pytest.raises(ImportedModelError, match="the order of the layers is not known"):
-        MLP.from_torch(dict(state), activation="relu", device="cpu")
-
-
-@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
-def test_widths_tell_the_order_exactly_where_no_other_fits(layers: int) -> None:
-    for widths in itertools.product(range(3), repeat=layers + 1):
-        steps = list(itertools.pairwise(widths))
-        fitting = [
-            order
-            for order in itertools.permutations(range(layers))
-            if all(steps[a][1] == steps[b][0] for a, b in itertools.pairwise(order))
-        ]
-        assert _one_order(list(widths)) == (len(fitting) == 1), widths
 
 
 def test_a_sequential_with_a_hook_of_its_own_is_refused(nn: Any) -> None:
