@@ -153,18 +153,19 @@ class NumpyBackend(Backend):
         # Class after class in memory, so that maximum and sum run along contiguous samples. The same formulas
         # otherwise, with one division a sample in place of one a logit.
         batch = len(labels)
-        flat = logits.reshape(-1, order="F")
+        by_class = logits.T
+        flat = by_class.reshape(-1)
         label_entries = labels * batch + _arange(batch)
-        np.equal(logits.argmax(axis=1), labels, out=correct)
-        row = np.maximum.reduce(logits, axis=1)
-        np.subtract(logits, row[:, None], out=logits)
+        np.equal(by_class.argmax(axis=0), labels, out=correct)
+        row = np.maximum.reduce(by_class, axis=0)
+        np.subtract(by_class, row, out=by_class)
         label_logits = flat[label_entries]
-        np.exp(logits, out=logits)
-        np.add.reduce(logits, axis=1, out=row)
+        np.exp(by_class, out=by_class)
+        np.add.reduce(by_class, axis=0, out=row)
         np.log(row, out=losses)
         np.subtract(losses, label_logits, out=losses)
         np.divide(1 / batch, row, out=row)
-        np.multiply(logits, row[:, None], out=logits)
+        np.multiply(by_class, row, out=by_class)
         flat[label_entries] -= 1 / batch
 
     def update(
