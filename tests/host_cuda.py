@@ -17,6 +17,8 @@ from tests.host_kernels import HostModule
 from tests.strict_device import StrictArray, StrictNamespace
 
 NO_LAUNCH = {"empty", "empty_like", "dtype"}  # functions of CuPy's that start nothing on the device
+REDUCTIONS = {"sum", "mean", "max", "min", "all", "any", "argmax", "argmin", "count_nonzero"}
+COMPILED = {np.dtype(name) for name in ("float32", "float64", "int64", "uint8")}  # sums of uint8 are not met here
 
 
 class HostCupy(StrictNamespace):
@@ -28,6 +30,7 @@ class HostCupy(StrictNamespace):
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
         self.products: list[int] = []  # the compute type of each matrix product
+        self.compiled_reductions: list[str] = []  # those that CuPy would compile with CUB, in seconds each
         self.thread_order = 0  # in which the threads of a kernel take turns: 0, or a seed for a random one
         self.attributes = {
             "CooperativeLaunch": 1,
@@ -93,7 +96,18 @@ class HostCupy(StrictNamespace):
                 f"{name} in a capture: of CuPy's functions, the double knows few there"
             )
             return function
+        if name in REDUCTIONS:
+            return lambda *arguments, **keywords: self._reduced(name, function, arguments, keywords)
         return lambda *arguments, **keywords: self.launched(name, lambda: function(*arguments, **keywords))
+
+    def _reduced(self, name: str, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """A reduction. Along the last axes CuPy uses CUB: compiled already (``cub.pyx``), or compiled when met."""
+        array, dtype = arguments[0], keywords.get("dtype")
+        along_rows = keywords.get("axis") in (None, -1, array.ndim - 1)
+        known = name in ("sum", "max", "min") and array.dtype in COMPILED and dtype in (None, array.dtype)
+        if along_rows and array.flags.c_contiguous and not known:
+            self.compiled_reductions.append(f"{name} of {array.dtype}")
+        return self.launched(name, lambda: function(*arguments, **keywords))
 
 
 class HostGraph:

@@ -21,6 +21,7 @@ from tests.strict_device import StrictArray, StrictBackend
 OPERATIONS = [
     *("run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums", "add_scaled"),
     *("softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "weigh", "update"),
+    *("total", "all_finite"),
 ]
 RNG = np.random.default_rng(1)
 
@@ -106,6 +107,23 @@ def test_losses_of_float_targets(backend: Backend, operation: str, shape: tuple[
     targets = RNG.integers(0, 2, shape).astype(np.float32)
     losses, correct = np.empty(shape[0], np.float32), np.ones(shape[0], bool)
     compare(backend, operation, [normal(*shape) * np.float32(scale), targets, losses, correct])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "int64"])
+def test_total_is_a_sum_in_float64(backend: Backend, dtype: str) -> None:
+    values = RNG.normal(size=(7, 300)).astype(dtype)
+    with backend.activate():
+        total = backend.total(backend.asarray(values))
+    assert (total.shape, total.dtype) == ((), np.float64)
+    np.testing.assert_allclose(backend.to_numpy(total), values.sum(dtype="float64"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e38, np.inf, -np.inf, np.nan])
+def test_all_finite_finds_a_single_value(backend: Backend, value: float) -> None:
+    values = normal(30, 20)
+    values[17, 3] = value
+    with backend.activate():
+        assert backend.all_finite(backend.asarray(values)) is (value == 1e38)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -53,6 +53,16 @@ def test_the_same_run_by_graphs_and_step_by_step(
     assert_same_run(tmp_path / "graphs", tmp_path / "steps")
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_run_compiles_no_reductions(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, activation: str
+) -> None:
+    """CuPy takes 3 to 5 seconds for each of those, silently."""
+    options = ("--activation", activation, "--validation", 50, "--l1", 1e-5)
+    assert run("train", *words, *options, "--epochs", 3, "--out", tmp_path / "run") == 0
+    assert cupy.compiled_reductions == []
+
+
 def test_a_run_goes_on_with_graphs_or_without(cupy: HostCupy, words: tuple[str, ...], tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("train", *words, "--epochs", 6, "--out", whole) == 0

@@ -24,6 +24,7 @@ def test_graph_and_eager_weights_are_the_same_bit_for_bit(
     blobs: Dataset, batch_size: int, optimizer: object, listeners: list[object]
 ) -> None:
     graph, eager = pair(blobs, optimizer=optimizer, batch_size=batch_size)
+    graph.model.backend.steps_at_a_time = eager.model.backend.steps_at_a_time = 2
     for _ in range(4):
         for trainer in (graph, eager):
             trainer.run(trainer.epoch + 1, listeners)
@@ -31,6 +32,12 @@ def test_graph_and_eager_weights_are_the_same_bit_for_bit(
     assert plan(graph).state == "graph", plan(graph).reason
     assert "graph" in graph.model.backend.xp.launches
     assert "graph" not in eager.model.backend.xp.launches
+
+
+def test_listeners_leave_the_graphs_as_many_steps_as_they_take_at_once(blobs: Dataset) -> None:
+    trainer, _ = pair(blobs, batch_size=4)  # 75 batches
+    trainer.run(3, [Listener()])
+    assert plan(trainer).tried == LENGTHS[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -71,9 +78,9 @@ def test_a_long_first_epoch_already_ends_with_graphs(blobs: Dataset) -> None:
     # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
     graph, eager = pair(blobs, batch_size=4, diagnostics=False)
     launches = launches_of_an_epoch(graph)
-    trial = 3  # repeats, of 16 steps
-    assert launches.count("graph") == trial + 6
-    assert launches.count("gather_pixels") == 16 + 16 + trial * 16
+    repeats, steps = 3, 16 + 4 + 1
+    assert launches.count("graph") == repeats * 3 + 6
+    assert launches.count("gather_pixels") == 16 + (32 - steps) + repeats * steps
     eager.run(1)
     same_bits(graph, eager)
 
@@ -117,6 +124,40 @@ def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dat
     same_bits(graph, eager)
 
 
+def test_more_steps_at_a_time_than_were_tried_are_tried_again(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size=16)
+    batches = graph.batches.slices
+    for trainer in (graph, eager):
+        step, run_steps = trainer._step, trainer.model.backend.run_steps
+        for part in (batches[:2], batches[2:7]):
+            run_steps(step, part)
+    assert list(plan(graph).graphs) == [4, 1]
+    for trainer in (graph, eager):
+        trainer.run(2)
+    assert list(plan(graph).graphs) == list(LENGTHS)
+    assert plan(graph).state == "graph"
+    same_bits(graph, eager)
+
+
+def test_a_graph_of_each_length_is_held_against_single_steps(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size=8)  # 37 full batches
+    runner, lengths = graph.model.backend.graphs, []
+    capture = runner._capture
+
+    def wrong(plan: object, step: object, batches: list[slice]) -> object:
+        lengths.append(len(batches))
+        if len(batches) == 1:  # the next sample's place: a mistake that no graph of 4 or 16 steps makes
+            batches = [slice(batches[0].start + 1, batches[0].stop + 1)]
+        return capture(plan, step, batches)
+
+    runner._capture = wrong
+    for trainer in (graph, eager):
+        trainer.run(3)
+    assert lengths == list(LENGTHS)
+    assert (plan(graph).state, plan(graph).reason) == ("eager", "the results differ")
+    same_bits(graph, eager)
+
+
 def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
     graph, eager = pair(blobs, batch_size="full")
     for trainer in (graph, eager):
@@ -126,7 +167,7 @@ def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
 
 
 def test_more_steps_than_their_factors_have_room(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpumlp.backends.cuda_graphs.CAPACITY", 17)
+    monkeypatch.setattr("gpumlp.backends.cuda_graphs.CAPACITY", 23)
     graph, eager = pair(blobs, batch_size=7)  # 42 full batches
     always_faster(graph.model.backend)
     for trainer in (graph, eager):

@@ -75,9 +75,9 @@ def test_held_out_samples_are_not_trained_on(blobs: Dataset) -> None:
     assert trainer.batches.samples == 250
     assert trainer.validation_batches is not None
     assert trainer.validation_batches.samples == 50
-    held_out = set(trainer.validation_batches._rows.tolist())
-    assert held_out.isdisjoint(trainer.batches._rows.tolist())
-    assert len(held_out | set(trainer.batches._rows.tolist())) == 300
+    held_out = set(trainer.validation_batches.rows.tolist())
+    assert held_out.isdisjoint(trainer.batches.rows.tolist())
+    assert len(held_out | set(trainer.batches.rows.tolist())) == 300
 
 
 def test_without_validation_its_columns_are_none(blobs: Dataset) -> None:

@@ -55,6 +55,7 @@ class Backend(LossOperations):
         xp: the array library, with NumPy's names.
         logits_order: memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``, whichever suits the device.
         accumulates_products: does `dense_backward` with `scale` and `keep` cost no more than without?
+        steps_at_a_time: how many `run_steps` had better get, where there are as many.
         rows_at_a_time: of a batch, where a larger one is better taken in parts; None where it never is.
 
     A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
@@ -67,6 +68,7 @@ class Backend(LossOperations):
     logits_order: Literal["C", "F"] = "C"
     accumulates_products: bool = False
     rows_at_a_time: int | None = None
+    steps_at_a_time: int = 1
 
     # -- The edges: how arrays come and go ----------------------------------------------------------
 
@@ -211,6 +213,14 @@ class Backend(LossOperations):
     def column_sums(self, delta: Array, out: Array) -> None:
         """``out_j <- sum_i delta_ij``."""
         self.xp.sum(delta, axis=0, out=out)
+
+    def total(self, values: Array) -> Array:
+        """The sum of all elements of any dtype, in float64: ``()``, on the device."""
+        return self.xp.sum(values, dtype="float64")
+
+    def all_finite(self, values: Array) -> bool:
+        """Is there neither NaN nor infinity among them? Waits for the device."""
+        return bool(self.xp.all(self.xp.isfinite(values)))
 
     def update(
         self,

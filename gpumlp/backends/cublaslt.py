@@ -227,6 +227,6 @@ class Products:
         """Is the ReLU of NaN NaN, as in ``kernels.cu``? Some maxima give 0. Leaves `out` as it was."""
         xp = self._cupy
         self._launch(plan, x, y, out, xp.full(bias.shape, np.nan, dtype=bias.dtype))
-        kept = bool(xp.all(xp.isnan(out)))
+        kept = bool(xp.min(xp.isnan(out).view("uint8")))
         self._launch(plan, x, y, out, bias)
         return kept

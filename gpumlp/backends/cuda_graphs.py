@@ -5,9 +5,10 @@ epoch. A graph keeps addresses and scalars as they were, so what changes lies on
 part begins, and the optimizer's factors (learning rate, Adam's corrections) of its steps. The short last batch,
 and whatever else does not fit, goes step by step.
 
-The first steps of a training are run one by one, which compiles and tries what they need. Then one part is run
-both ways from the same state: only if every parameter, optimizer state, loss and hit is the same, bit for bit, and
-the graph is faster, is it used from there on. Anything that goes wrong means step by step, and is remembered.
+The first steps of a training are run one by one, which compiles and tries what they need. Then a few are run both
+ways from the same state, by a graph of each length: only if every parameter, optimizer state, loss and hit is the
+same, bit for bit, and graphs are faster, are they used from there on. Anything that goes wrong means step by step,
+and is remembered.
 Tested on a double of CuPy's streams; not yet measured on a GPU.
 """
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from .cuda_operations import CudaOperations
 
 LENGTHS = (16, 4, 1)  # steps in a graph; 16 of them take the GPU far longer than launching the next graph
-CAPACITY = 4096  # steps whose factors are on the device at a time
+CAPACITY = 256  # steps whose factors are on the device at a time: it works on them while the next are made ready
+TRIAL = 2 * LENGTHS[0]  # steps at most that the trial is made of
 _REPEATS = 3  # of each way in the trial; the fastest counts
 
 
@@ -56,7 +58,8 @@ class Plan:
     """The graphs of one `TrainingStep`.
 
     Attributes:
-        state: ``"new"``, ``"warm"`` after a first run, then ``"graph"`` or ``"eager"`` for good.
+        state: ``"new"``, ``"warm"`` after a first run, then ``"graph"`` or ``"eager"``: for good, unless the trial
+            had too few steps for the longest graph and more of them come.
         reason: why in words, once that is decided.
         key: of what was captured; graphs hold for nothing else.
         start: the sample with which the captured part begins.
@@ -72,6 +75,7 @@ class Plan:
     kept: list[Array] = field(default_factory=list)
     graphs: dict[int, Any] = field(default_factory=dict)
     place: Place | None = None
+    tried: int = 0  # the longest graph that was tried
 
 
 class GraphRunner:
@@ -109,19 +113,24 @@ class GraphRunner:
             return _one_by_one(step, batches)
         if plan.state == "new":
             plan.state, plan.size = "warm", batches[0].stop - batches[0].start
-            count = len(batches) if len(batches) <= 2 * LENGTHS[0] else LENGTHS[0]
+            count = len(batches) if len(batches) <= TRIAL else LENGTHS[0]
             _one_by_one(step, batches[:count])
             return self.run(step, batches[count:])
-        count = _equal_batches(batches, plan.size)
-        if plan.state == "eager" or count == 0:
-            return _one_by_one(step, batches)
-        if plan.state == "warm":
-            count = min(count, 2 * LENGTHS[0])
+        count = _equal_batches(batches[:TRIAL], plan.size)
+        if plan.state == "warm" or plan.tried < LENGTHS[0] <= count:
+            if count == 0:
+                return _one_by_one(step, batches)
             self._try(plan, step, frozen, batches[:count])
             return self.run(step, batches[count:])
-        for first in range(0, count, CAPACITY):
-            self._launch(plan, step, batches[first : min(first + CAPACITY, count)])
-        return _one_by_one(step, batches[count:])
+        if plan.state == "eager":
+            return _one_by_one(step, batches)
+        for first in range(0, len(batches), CAPACITY):
+            part = batches[first : first + CAPACITY]
+            count = _equal_batches(part, plan.size)
+            if count > 0:
+                self._launch(plan, step, part[:count])
+            _one_by_one(step, part[count:])
+        return None
 
     # -- Capture and launch ---------------------------------------------------------------------------
 
@@ -171,7 +180,8 @@ class GraphRunner:
 
     def _try(self, plan: Plan, step: Any, frozen: FrozenStep, batches: Sequence[slice]) -> None:
         """Run these equal batches one by one, and decide by what graphs make of the last of them."""
-        length = _longest(len(batches), LENGTHS)
+        plan.graphs, plan.tried = {}, _longest(len(batches), LENGTHS)
+        length = min(len(batches), sum(LENGTHS))
         _one_by_one(step, batches[:-length])
         part = batches[-length:]
         results = [array[part[0].start : part[-1].stop] for array in frozen.results]
@@ -233,7 +243,7 @@ class GraphRunner:
         """Are these equal, bit for bit? NaN included, which equals nothing."""
         xp = self._backend.xp
         return all(
-            bool(xp.all(xp.equal(mine.view(np.uint8), other.view(np.uint8))))
+            not xp.max(xp.bitwise_xor(mine.view(np.uint8), other.view(np.uint8)))  # see `CudaOperations.total`
             for result in results[1:]
             for mine, other in zip(results[0], result, strict=True)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -95,11 +96,9 @@ def why_not(whole: WholeStep, batches: Sequence[slice]) -> str | None:
 
 def _in_order(batches: Sequence[slice], size: int) -> bool:
     """Are there batches, each from where the one before ends, and all but perhaps the last of this size?"""
-    if not batches:
-        return False
-    first, last = batches[0].start, len(batches) - 1
-    return all(
-        batch.start == first + index * size
-        and (batch.stop == batch.start + size or (index == last and batch.stop < batch.start + size))
-        for index, batch in enumerate(batches)
-    )
+    return bool(batches) and list(batches) == _consecutive(batches[0].start, batches[-1].stop, size)
+
+
+@lru_cache(maxsize=16)  # the same in every epoch, and a GPU would wait for them
+def _consecutive(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]

@@ -11,7 +11,7 @@ class ArrayBatches:
     """Mini-batches of arrays that lie whole on the device; ``Dataset.batches`` makes them.
 
     Pixels stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
-    gathered. Loops know only `slices`, `shuffle` and `gather`, so that batches may come from elsewhere.
+    gathered. Loops know only `slices`, `reorder` and `gather`, so that batches may come from elsewhere.
 
     Args:
         images: ``(n, features)`` on the device, uint8 or the network's dtype.
@@ -23,6 +23,7 @@ class ArrayBatches:
             None for all alike.
 
     Attributes:
+        rows: ``(samples,)`` int64, on the host, as they were given.
         samples: how many samples an epoch has.
         slices: the batches, as parts of an epoch's order.
         pixels: are the images uint8?
@@ -48,7 +49,7 @@ class ArrayBatches:
         ]
         self.pixels = bool(images.dtype == np.uint8)
         self._images, self._labels, self._backend = images, labels, backend
-        self._rows = rows
+        self.rows = rows
         # Overwritten with each epoch's order, never exchanged: a captured graph knows them by their addresses.
         self._order: Array = backend.asarray(rows.copy())
         self._ordered_labels: Array = backend.xp.take(labels, self._order, axis=0)
@@ -64,11 +65,7 @@ class ArrayBatches:
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
         """One batch of some of these samples, on the same arrays."""
-        return self.select(np.sort(rng.permutation(self._rows)[:samples]), samples)
-
-    def shuffle(self, rng: np.random.Generator) -> None:
-        """Draw the order of the next epoch, on the host, so that it is the same for every device."""
-        self.reorder(rng.permutation(self._rows))
+        return self.select(np.sort(rng.permutation(self.rows)[:samples]), samples)
 
     def reorder(self, rows: HostArray) -> None:
         """Take the samples in this order: ``(samples,)`` int64, some permutation of the rows there are."""

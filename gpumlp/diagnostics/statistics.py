@@ -91,21 +91,22 @@ class Probe:
             seen: after a forward pass over the batch and its loss; read only.
             before: ``(size,)``, the parameters at the start of the epoch.
         """
-        model, xp, values = self.model, self.model.backend.xp, self.values
+        model, backend, values = self.model, self.model.backend, self.values
+        xp = backend.xp
         parameters, own = model.parameters, self._workspace
         for index, layer in enumerate(model.layers[:-1]):
             xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
-            mean, rest = xp.mean(own.outputs[index]), self._deviations[index]
+            mean, rest = backend.total(own.outputs[index]) / own.outputs[index].size, self._deviations[index]
             values[6, index] = mean
             xp.subtract(own.outputs[index], mean, out=own.deltas[index])  # free until the backward pass
             values[7, index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.outputs[index], axis=0)
-                values[3, index] = xp.sum(xp.less_equal(largest, 0), dtype="float64")
+                values[3, index] = backend.total(xp.less_equal(largest, 0))
             elif can_saturate(layer.activation):
                 size = own.deltas[index]
                 xp.copyto(size, own.outputs[index])
-                values[4, index] = xp.sum(saturated_outputs(xp, layer.activation, size), dtype="float64")
+                values[4, index] = backend.total(saturated_outputs(xp, layer.activation, size))
         xp.copyto(own.inputs, seen.inputs[: self.rows])
         if not self._inputs_known:  # they are the same after every epoch
             values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))

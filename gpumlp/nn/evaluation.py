@@ -74,4 +74,4 @@ def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None
         model.loss.output_error(backend, part.logits, labels, losses[batch], correct[batch])
         if look is not None and batch.start == 0:
             look(part)
-    return xp.stack([xp.sum(losses, dtype="float64"), xp.sum(correct, dtype="float64")])
+    return xp.stack([backend.total(losses), backend.total(correct)])

@@ -98,7 +98,7 @@ class BaseMLP(Preparing, Fitted, CallbackSupportMixin, BaseEstimator):  # type: 
                 best = self._run(epochs, solver, watch, random, given, incremental=incremental)
                 if best is not None:
                     backend.xp.copyto(network.parameters.data, best)
-                if not bool(backend.xp.all(backend.xp.isfinite(network.parameters.data))):
+                if not backend.all_finite(network.parameters.data):
                     raise ValueError(_NOT_FINITE)
             except BaseException:
                 backend.xp.copyto(network.parameters.data, before)

@@ -54,7 +54,7 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
         raise ValueError(f"X is expected to hold real numbers, got dtype {X.dtype}")
     with backend.activate():
         X = backend.asarray(X, dtype=DTYPE)
-        if not bool(backend.xp.all(backend.xp.isfinite(X))):
+        if not backend.all_finite(X):
             raise ValueError("Input X contains NaN or infinity, or a value too large for dtype('float32')")
     if reset:
         estimator.n_features_in_ = X.shape[1]

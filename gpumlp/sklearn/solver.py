@@ -184,7 +184,7 @@ class Epochs:
             if step.inner.learning_rate != solver.learning_rate:
                 step.inner.learning_rate = solver.learning_rate
             backend.run_steps(step, batches.slices)
-            total = xp.sum(step.inner.losses, dtype="float64")
+            total = backend.total(step.inner.losses)
             if self._alpha == 0:
                 return float(backend.to_numpy(total)) / batches.samples, 0.0
             total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), step.squares])).tolist()

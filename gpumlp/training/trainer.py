@@ -21,6 +21,7 @@ from ..nn.workspace import Workspace
 from .callbacks import Callback, CallbackLike, as_callbacks
 from .divergence import DivergenceError, diagnose
 from .history import EpochRecord, History
+from .orders import EpochOrders
 from .splitting import ORDER_STREAM, make_batches
 from .step import TrainingStep
 from .watching import Watcher, setting_of
@@ -85,7 +86,7 @@ class Trainer:
 
         self.batches, self.validation_batches = make_batches(model, train, validation, batch_size, seed)
         model.inputs = Inputs(train.feature_shape, train.images.dtype.name, train.name)
-        self._rng = np.random.default_rng([seed, ORDER_STREAM])
+        self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
             self.optimizer_state = self.optimizer.init(model.parameters.data)
             self._step = TrainingStep(
@@ -158,7 +159,7 @@ class Trainer:
     def _run_epoch(self, listeners: list[Callback]) -> None:
         start_epoch, order_state, steps = (
             self.epoch,
-            self._rng.bit_generator.state,
+            self._orders.state,
             self.optimizer_state.steps,
         )
         self._copy(self._buffers(), self._snapshot)
@@ -172,26 +173,28 @@ class Trainer:
         except BaseException:
             if self.epoch == start_epoch:
                 self._copy(self._snapshot, self._buffers())
-                self._rng.bit_generator.state = order_state
+                self._orders.state = order_state
                 self.optimizer_state.steps = steps
             raise
 
     def _train_epoch(self, listeners: list[Callback]) -> EpochRecord | None:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
-        xp = backend.xp
         step.learning_rate = float(self.schedule(self.optimizer.learning_rate, self.epoch))
 
         start = time.perf_counter()
-        batches.shuffle(self._rng)
-        part = math.ceil(len(batches.slices) / _PROGRESS_PARTS) if listeners else len(batches.slices)
+        batches.reorder(self._orders.draw())
+        part = len(batches.slices)
+        if listeners:
+            part = max(math.ceil(part / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in range(0, len(batches.slices), part):
             slices = batches.slices[first : first + part]
             backend.run_steps(step, slices)
             for listener in listeners:
                 listener.on_progress(self, slices[-1].stop)
-        sums = xp.stack(
-            [xp.sum(x, dtype="float64") for x in (step.losses, step.correct, self.model.parameters.data)]
+        self._orders.draw_ahead()  # while the device is at work
+        sums = backend.xp.stack(
+            [backend.total(x) for x in (step.losses, step.correct, self.model.parameters.data)]
         )
         loss, correct, parameter_sum = backend.to_numpy(sums).tolist()
         seconds = time.perf_counter() - start
@@ -224,7 +227,7 @@ class Trainer:
 
     def random_state(self) -> dict[str, Any]:
         """The state of the generator that draws the batch order, as JSON can hold it."""
-        return dict(self._rng.bit_generator.state)
+        return self._orders.state
 
     def restore(
         self, buffers: dict[str, HostArray], steps: int, random_state: dict[str, Any], history: History
@@ -242,7 +245,7 @@ class Trainer:
             for name, buffer in self.optimizer_state.buffers.items():
                 backend.xp.copyto(buffer, backend.asarray(buffers[name]))
         self.optimizer_state.steps = steps
-        self._rng.bit_generator.state = random_state
+        self._orders.state = random_state
         self.history = history
         self.history.setting = self._setting
 
