@@ -10,6 +10,10 @@ column-major memory of its transpose, so for ``C = X Y`` it is asked for ``C^T =
 is our X, and the rows of its D are our columns. Stored as it is, a factor needs no transposition; stored as the
 transpose of what the formula says, it needs one. A bias of cuBLASLt belongs to the rows of D: to our columns, the
 units of a layer.
+
+Used are the epilogues for bias, bias with ReLU, and the gradient of the bias. The one that masks by ReLU's
+derivative is not: it reads bits which the forward product has to store, an array more for each layer that must be of
+the same pass, and it saves one of 9 launches. The derivative is taken from the layer's output, as everywhere.
 """
 
 from __future__ import annotations
