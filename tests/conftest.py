@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import Dataset, DeviceError, get_backend
+from gpumlp import Dataset, get_backend
 from gpumlp.backends import Backend
+from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
@@ -24,10 +25,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         return host_cuda_backend()
     if request.param == "host-cublaslt":
         return host_cuda_backend(cublaslt=True)
-    try:
-        return get_backend(request.param)
-    except DeviceError as error:
-        pytest.skip(f"{request.param}: {error.cause}")
+    if request.param == "cuda":
+        return gpu_backend()
+    return get_backend(request.param)
 
 
 @pytest.fixture

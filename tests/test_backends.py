@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import subprocess
@@ -15,6 +16,7 @@ from gpumlp import MLP, ReLU, Tanh, available_devices, get_backend
 from gpumlp.backends import Backend, DeviceError, array_namespace, reference_backend
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn import SGD, Adam, Penalty
+from tests.gpu_helpers import import_showing_warnings, without_gpu
 from tests.host_cuda import HostCupy, load_cupy_backend
 from tests.strict_device import StrictArray, StrictBackend
 
@@ -159,7 +161,9 @@ def test_overrides_have_the_signature_of_the_reference(kind: type[Backend], oper
 @pytest.mark.gpu
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_cupy_overrides_have_the_signature_of_the_reference(operation: str) -> None:
-    pytest.importorskip("cupy", reason="CuPy is not installed")
+    if importlib.util.find_spec("cupy") is None:
+        without_gpu("CuPy is not installed")
+    import_showing_warnings("cupy")
     from gpumlp.backends.cupy import CupyBackend
 
     assert inspect.signature(getattr(CupyBackend, operation)) == inspect.signature(getattr(Backend, operation))

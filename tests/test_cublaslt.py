@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Adam, Dataset, DeviceError, Trainer, get_backend
+from gpumlp import MLP, Adam, Dataset, Trainer
 from gpumlp.backends.cublaslt import NotVerifiedError, Products
 from gpumlp.nn.activations import get_activation
+from tests.gpu_helpers import gpu_backend
 from tests.host_cublaslt import host_bindings
 from tests.host_cuda import HostCupy, host_cuda_backend, load_cupy_backend
 
@@ -210,18 +211,17 @@ def test_the_bindings_are_found_where_they_are_installed(monkeypatch: pytest.Mon
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_on_a_gpu_the_products_of_a_training_are_cublaslts(blobs: Dataset, precision: str) -> None:
+    backend = gpu_backend(matmul_precision=precision, cuda_graphs="off")
     pytest.importorskip("nvmath", reason="nvmath-python is not installed")
-    try:
-        backend = get_backend("cuda", matmul_precision=precision, cuda_graphs="off")
-    except DeviceError as error:
-        pytest.skip(f"cuda: {error.cause}")
     model, expected = MLP([20, 16, 12, 4], device=backend), MLP([20, 16, 12, 4], device="cpu")
     for network in (model, expected):
         Trainer(network, blobs, batch_size=64, validation=50).run(2)
     plans = backend.products()._plans
     assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS", "BGRADA"}
     left = {key[0] for key, plan in plans.items() if plan is None or not plan.verified}
-    assert left <= {"RELU_BIAS"}  # if its ReLU hides NaN, a kernel takes its place
+    # A ReLU that hides NaN is left to a kernel, and there may be no BGRADA in pure float32 for shapes so small.
+    # Plain products and those with a bias must be had. (Wrong results are warned of, which is an error here.)
+    assert left <= {"RELU_BIAS", "BGRADA"}
     tolerance = 1e-3 if precision == "highest" else 0.1
     for name, values in expected.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], values, rtol=tolerance, atol=tolerance)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, DeviceError, Penalty, ReLU, Trainer, get_backend
+from gpumlp import MLP, SGD, Adam, Dataset, Penalty, ReLU, Trainer
 from gpumlp.backends import Backend, cuda_kernels, cuda_rules, reference_backend
 from gpumlp.backends.cuda_rules import ACTIVATION_CODES
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
+from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
 DTYPES = ["float32", "float64"]
@@ -24,12 +25,7 @@ def normal(dtype: str, *shape: int) -> np.ndarray:
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Backend:
     """The kernels on the processor, and on a GPU where there is one."""
-    if request.param == "host":
-        return host_cuda_backend()
-    try:
-        return get_backend("cuda")
-    except DeviceError as error:
-        pytest.skip(f"cuda: {error.cause}")
+    return host_cuda_backend() if request.param == "host" else gpu_backend()
 
 
 def watch(backend: Backend) -> None:

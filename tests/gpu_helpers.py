@@ -1,0 +1,41 @@
+"""A GPU for the tests marked gpu: without one they skip with the reason, or fail where one is required."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from contextlib import suppress
+from typing import NoReturn
+
+import pytest
+
+from gpumlp import DeviceError, get_backend
+from gpumlp.backends import Backend
+
+REQUIRED = "GPUMLP_REQUIRE_GPU"  # 1: scripts/check_gpu.sh sets it, so that no test passes by by skipping
+
+
+def gpu_backend(**options: str) -> Backend:
+    """The first GPU, with the options of `get_backend`; without a usable one the test ends in `without_gpu`."""
+    for library in ("cupy", "nvmath.bindings"):
+        import_showing_warnings(library)
+    try:
+        return get_backend("cuda", **options)
+    except DeviceError as error:
+        cause = error.cause
+    return without_gpu(f"cuda: {cause}")  # out here, or a failure would show three errors
+
+
+def without_gpu(reason: str) -> NoReturn:
+    """Skip with this reason, or fail if the environment says that there is a GPU."""
+    if os.environ.get(REQUIRED, "0") not in ("", "0"):
+        pytest.fail(f"{REQUIRED} is set, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def import_showing_warnings(library: str) -> None:
+    """Import a library whose warnings are errors in no user's process; what prevents it is left to the backend."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("default")
+        importlib.import_module(library)
