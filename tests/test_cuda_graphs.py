@@ -7,6 +7,7 @@ import pytest
 from gpumlp import MLP, SGD, Adam, Dataset, LeakyReLU, Penalty, Trainer
 from gpumlp.backends.cuda_graphs import LENGTHS
 from gpumlp.training.callbacks import Callback
+from tests.gpu_helpers import gpu_backend
 from tests.graph_helpers import always_faster, launches_of_an_epoch, pair, plan, same_bits, trainer_on
 from tests.host_cuda import host_cuda_backend
 
@@ -189,15 +190,10 @@ def test_a_plan_goes_with_its_trainer(blobs: Dataset) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 @pytest.mark.parametrize("batch_size", [16, 75])
 def test_on_a_gpu_graph_and_eager_weights_are_the_same(blobs: Dataset, batch_size: int, optimizer: object) -> None:
-    pytest.importorskip("nvmath", reason="nvmath-python is not installed")
-    from gpumlp import DeviceError, get_backend
-
     trainers = []
     for choice in ("auto", "off"):
-        try:
-            backend = get_backend("cuda", cuda_graphs=choice)
-        except DeviceError as error:
-            pytest.skip(f"cuda: {error.cause}")
+        backend = gpu_backend(cuda_graphs=choice)
+        pytest.importorskip("nvmath", reason="nvmath-python is not installed")
         if backend.graphs is not None:
             always_faster(backend)
         trainers.append(trainer_on(backend, blobs, optimizer=optimizer, batch_size=batch_size))

@@ -12,8 +12,8 @@ transpose of what the formula says, it needs one. A bias of cuBLASLt belongs to 
 units of a layer.
 
 Used are the epilogues for bias, bias with ReLU, and the gradient of the bias. The one that masks by ReLU's
-derivative is not: it reads bits which the forward product has to store, an array more for each layer that must be of
-the same pass, and it saves one of 9 launches. The derivative is taken from the layer's output, as everywhere.
+derivative is not: it reads bits which the forward product has to store, an array more for each layer that must be
+of the same pass, and it saves one of 9 launches. The derivative is taken from the layer's output, as everywhere.
 """
 
 from __future__ import annotations
