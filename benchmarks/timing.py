@@ -127,9 +127,9 @@ def timed(peer: Peer, epochs: int = 1, part: int | None = None) -> tuple[float, 
 
 
 def fastest_variant(peer: Peer, samples: int) -> str | None:
-    """Set the variant that was fastest in short trials, in turns; None if there is but one way."""
-    if not peer.variants:
-        return None
+    """Set the variant that was fastest in short trials, in turns; a single one needs no trial."""
+    if len(peer.variants) < 2:
+        return next(iter(peer.variants), None)
     part = max(peer.setting.batch_size, samples // 4)
     best = dict.fromkeys(peer.variants, float("inf"))
     for _ in range(TRIALS):

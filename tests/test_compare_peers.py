@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks import timing
 from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.peers import ALL, Peer, Samples, Setting
 from benchmarks.peers.base import NotMeantForError
 from benchmarks.peers.gpumlp import GpumlpPersistent
 from benchmarks.peers.textbook import Textbook
+from benchmarks.peers.torch import TorchCompiled, TorchEager, own_threads
 from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
 from tests.host_cuda import HostCupy, load_cupy_backend
@@ -42,9 +44,9 @@ def peer(request: pytest.FixtureRequest) -> type[Peer]:
     return request.param
 
 
-def start(peer: type[Peer], setting: Setting, blobs: Dataset) -> Peer:
+def start(peer: type[Peer], setting: Setting, blobs: Dataset, threads: int | None = 1) -> Peer:
     samples = Samples(blobs.images, blobs.labels, setting.dtype)
-    return peer(setting, samples, initial_weights(setting), threads=1)
+    return peer(setting, samples, initial_weights(setting), threads)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -143,6 +145,31 @@ def test_jax_in_a_process_of_its_own() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_every_setting_is_offered_the_same_threads(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: loss)
+    monkeypatch.setattr(TorchCompiled, "_last", None)
+    monkeypatch.setattr(timing, "REST", 0)
+    monkeypatch.setattr(timing, "timed", lambda peer, *_, **__: (peer.epoch() * peer.threads, 0.0))  # 1 wins
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    own_threads.cache_clear()
+    try:
+        for batch_size in (16, 32):
+            setting, run = replace(SETTING, batch_size=batch_size), timing.Run(48, 1)
+            eager, compiled = timing.measure(setting, blobs, run, [TorchEager, TorchCompiled], repeats=5)
+            assert eager.variant is not None
+            assert eager.variant.endswith(", 1 thread")
+            assert [one.rpartition(", ")[2] for one in start(TorchEager, setting, blobs, None).variants] == [
+                "1 thread",
+                "2 threads",
+            ] * 2
+            assert compiled.variant == "2 threads"
+    finally:
+        own_threads.cache_clear()
+        torch.set_num_threads(before)
 
 
 class NoOutputBias(Textbook):

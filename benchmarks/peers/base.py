@@ -70,7 +70,8 @@ class Peer(ABC):
         name: as ``--peers`` takes it.
         title: in tables and figures.
         setting: what is trained.
-        variants: equivalent ways to run it; a short trial finds the fastest, and `choose` sets it.
+        variants: equivalent ways to run it; a short trial finds the fastest, and `choose` sets it; where there is
+            but one, it is how the peer runs from the start.
     """
 
     name: ClassVar[str]
