@@ -49,7 +49,7 @@ QUICK_SECONDS, QUICK_ORDER = 0.01, 512
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, measure, report, and return the exit code: 1 if a peer disagrees."""
+    """Check, measure, report, and return the exit code: 1 if a peer disagrees, or if there was none to measure."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, prog=PROGRAM, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
@@ -61,17 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks = [layer_sizes(network) for network in or_quick(options, "networks", NETWORKS[:1])]
         check_fits(options, networks, train)
         folder = Path() if options.check else output_folder(options)
-        agreed = True
+        agreed, found = True, False
         for device in devices:
             measured = compare(options, device, networks, train)
             agreed = agreed and measured.all_agree
+            if not (measured.agreement if options.check else measured.results):
+                what = "checked" if options.check else "measured"
+                print(f"{PROGRAM}: no peer could be {what} on {device.name}; nothing is written", file=sys.stderr)
+                continue
+            found = True
             if options.check:
                 continue
             report = comparing.report(measured, options, device, words, train, [notice] if notice else [])
             comparison_table.print_tables(report)
             for path in comparing.write(report, folder / f"{PROGRAM}-{device.name.replace(':', '')}"):
                 print(f"wrote {path}")
-        return command.OK if agreed else command.FAILED
+        return command.OK if agreed and found else command.FAILED
 
     return command.run(PROGRAM, work)
 
@@ -96,13 +101,15 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
     """Check the agreement on one device, then time setting by setting."""
     measured = Measured()
     peers = able_peers(options, device.name, measured)
+    if not peers:
+        return measured
     sizes_of_batches = or_quick(options, "batch_sizes", QUICK_BATCH_SIZES)
     agreeing: dict[tuple[tuple[int, ...], float], list[type[Peer]]] = {}
     for sizes in networks:
         for momentum in options.momenta:
             setting = Setting(sizes, min(sizes_of_batches), momentum, LEARNING_RATE, options.dtype, device.name)
             agreeing[sizes, momentum] = agreeing_peers(peers, setting, train, options.threads, measured)
-    if options.check:
+    if options.check or not any(agreeing.values()):
         return measured
 
     if device.name == "cpu":
@@ -122,6 +129,8 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
         for setting in settings:
             progress.update(task, description=f"{setting.network}, batch {setting.batch_size:,}")
             takers = agreeing[setting.sizes, setting.momentum]
+            if not takers:
+                continue
             run = run_of(options, setting, train, takers)
             timings = measure(
                 setting, train, run, takers, options.repeats, options.threads, lambda: progress.advance(task)

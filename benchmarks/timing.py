@@ -99,7 +99,8 @@ def measure(
     gc.freeze()  # or Python looks through everything that the libraries loaded while one of them is being timed
     try:
         for repeat in range(repeats):
-            for timing, peer in running[repeat % len(running) :] + running[: repeat % len(running)]:
+            ahead = repeat % max(len(running), 1)
+            for timing, peer in running[ahead:] + running[:ahead]:
                 timing.seconds.append(timed(peer, run.epochs)[0])
                 tick()
     finally:

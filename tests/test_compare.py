@@ -24,8 +24,6 @@ REPOSITORY = Path(__file__).parent.parent
 def test_disagreement_ends_in_exit_code_1_and_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import compare
-
     monkeypatch.setattr(compare, "ALL", (Textbook, NoOutputBias))
     words = ["--quick", "--devices", "cpu", "--batch-sizes", "256", "--momenta", "0", "--out", str(tmp_path)]
     assert compare.main(words) == 1
@@ -49,6 +47,29 @@ def test_failing_peer_does_not_take_the_others_with_it(blobs: Dataset) -> None:
     assert failed.seconds == []
     assert fine.error is None
     assert len(fine.seconds) == 5
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+def test_without_a_peer_that_can_run_there_is_one_line_and_no_file(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--quick", "--devices", "cpu", "--peers", "torch-graph", "--out", str(tmp_path)]
+    assert compare.main([*start, *words]) == 1
+    what = "checked" if words else "measured"
+    assert capsys.readouterr().err == f"compare: no peer could be {what} on cpu; nothing is written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_where_all_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "ALL", (Failing,))
+    words = ["--quick", "--devices", "cpu", "--batch-sizes", "256", "--samples", "512", "--out", str(tmp_path)]
+    assert compare.main(words) == 1
+    printed = capsys.readouterr()
+    assert "left out: failing: failed: RuntimeError: no such kernel" in printed.out
+    assert printed.err == "compare: no peer could be measured on cpu; nothing is written\n"
+    assert not list(tmp_path.iterdir())
 
 
 # -- What is timed ---------------------------------------------------------------------------------------
