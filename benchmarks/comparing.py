@@ -66,7 +66,7 @@ class Measured:
         self.agreement.append({**_named(setting), **record, "agrees": result.agrees})
 
     def add(self, setting: Setting, run: Run, timings: Sequence[Timing], flops: int, step_bytes: int) -> None:
-        """Note the figures of one setting: rates, ratios, goals and shares of the machine's limits."""
+        """Note the figures of one setting: rates, steps, ratios, goals and shares of the limits."""
         trained = run.samples * run.epochs
         steps = math.ceil(run.samples / setting.batch_size)
         medians = {}
@@ -79,6 +79,8 @@ class Measured:
             figures = reporting.summary(rates)
             medians[timing.peer.name] = median = figures["median"]
             bandwidth = self.limits.get("bytes")
+            floors = [flops * run.samples / steps / self.limits["flops"]]
+            floors += [step_bytes / bandwidth] if bandwidth else []
             ours = medians.get("gpumlp")  # the first to be measured
             self.results.append(
                 {
@@ -90,6 +92,8 @@ class Measured:
                     "steps_per_epoch": steps,
                     "samples_per_second": rates,
                     **figures,
+                    "microseconds_per_step": 1e6 * run.samples / median / steps,
+                    "floor_microseconds": 1e6 * max(floors),
                     "gpumlp_is": None if ours is None else ours / median,
                     "goal": goal(setting.network, setting.batch_size, timing.peer.name, setting.device),
                     "flops_per_sample": flops,
@@ -131,6 +135,10 @@ def report(
             "interleaved": "the peers of a setting take turns",
             "agreement": f"mean loss of each of {STEPS} steps against a textbook network in float64, at the "
             f"smallest batch size, within {TOLERANCES[options.dtype]:.0e}, on one of {SERIES} series of batches",
+            "microseconds_per_step": "of the median run, shuffling and reading the loss included; the mean of an "
+            "epoch's steps, of which the last may be short",
+            "floor_microseconds": "the larger of a step's flops over limits.flops and, on a GPU, its bytes over "
+            "limits.bytes",
             "share_of_arithmetic": "flops_per_sample x samples/s / limits.flops",
             "share_of_bandwidth": "bytes_per_step x steps/s / limits.bytes, on a GPU",
         },

@@ -269,6 +269,18 @@ def test_markdown_compares_without_and_with_momentum() -> None:
     lines = list(markdown.comparison({"results": results, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}))
     assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines
 
+    on_gpu = {"limits": {"flops": 1e12, "bytes": 1e11}, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}
+    times = {"microseconds_per_step": 41.234, "floor_microseconds": 9.876}
+    lines = list(markdown.comparison({**on_gpu, "results": [{**results[0], **times}, *results[1:]]}))
+    assert "| batch | gpumlp, samples/s | of the limit | us/step | floor, us | JAX |" in lines
+    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 41.2 / - | 9.88 / - | 1.50x / - |" in lines
+
+
+def test_markdown_reads_the_results_that_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = REPOSITORY / "benchmarks" / "results"
+    assert markdown.main([str(path) for path in sorted(folder.glob("compare*.json"))]) == 0
+    assert "**784-128-10, momentum 0 / 0.9**" in capsys.readouterr().out
+
 
 def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
     words = ("--datasets", "digits", "--networks", "8", "8-4", "--seconds", "0.01", "--repeats", "5")

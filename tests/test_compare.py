@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import compare, comparing, timing
 from benchmarks.comparison_figure import spread
+from benchmarks.comparison_table import three_digits
 from benchmarks.counts import bytes_per_step, flops_per_sample
 from benchmarks.peers import ALL
 from benchmarks.peers.textbook import Textbook
@@ -136,6 +137,23 @@ def test_ratio_goal_and_shares_of_the_limits() -> None:
     assert (theirs["gpumlp_is"], theirs["goal"]) == (2, 2.6)
     assert ours["share_of_arithmetic"] == 0.32
     assert theirs["share_of_bandwidth"] == pytest.approx(6 * 400 / 1e5)  # 2 epochs of 3 steps in a second
+    assert theirs["microseconds_per_step"] == pytest.approx(1e6 / 6)
+    floors = {"arithmetic": 1e6 * 1000 * (80 / 3) / 1e6, "memory": 1e6 * 400 / 1e5}
+    assert ours["floor_microseconds"] == pytest.approx(max(floors.values())) == floors["arithmetic"]
+    measured.limits = {"flops": 1e6, "bytes": 1e3}
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    assert measured.results[-1]["floor_microseconds"] == pytest.approx(1e6 * 400 / 1e3)
+    measured.limits = {"flops": 1e6}  # a CPU
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    assert measured.results[-1]["floor_microseconds"] == floors["arithmetic"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.01234, "0.0123"), (4.561, "4.56"), (9.996, "10.0"), (78.94, "78.9"), (999.6, "1,000"), (12345, "12,300")],
+)
+def test_times_are_shown_with_three_digits(value: float, words: str) -> None:
+    assert three_digits(value) == words
 
 
 # -- The command -----------------------------------------------------------------------------------------
@@ -168,6 +186,8 @@ def test_json_holds_every_run(quick: tuple[dict, str, Path]) -> None:
         same = [other for other in report["results"] if other["batch_size"] == row["batch_size"]]
         assert len({(other["samples"], other["epochs_per_run"]) for other in same}) == 1
         assert row["gpumlp_is"] == pytest.approx(same[0]["median"] / row["median"])
+        share = row["floor_microseconds"] / row["microseconds_per_step"]  # on a CPU there is one limit
+        assert row["share_of_arithmetic"] == pytest.approx(share)
         assert 0 < row["share_of_arithmetic"] == row["median"] * 409_088 / report["limits"]["flops"]
 
 
@@ -188,6 +208,13 @@ def test_says_who_was_left_out_and_who_agrees(quick: tuple[dict, str, Path]) -> 
     assert "left out: torch-graph: CUDA graphs need a GPU" in output
     assert "gpumlp agrees: its losses over 20 steps" in output
     assert all(entry["agrees"] for entry in report["agreement"])
+
+
+def test_table_shows_the_time_of_a_step_beside_its_floor(quick: tuple[dict, str, Path]) -> None:
+    report, output, _ = quick
+    for row in report["results"]:
+        times = {three_digits(row[name]) for name in ("microseconds_per_step", "floor_microseconds")}
+        assert any(times <= set(line.split()) for line in output.splitlines())
 
 
 def test_figure_is_written(quick: tuple[dict, str, Path]) -> None:
