@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import compare, comparing, timing
@@ -32,6 +33,26 @@ def test_disagreement_ends_in_exit_code_1_and_no_figures(
     report = json.loads((tmp_path / "compare-cpu.json").read_text())
     assert {row["peer"] for row in report["results"]} == {"numpy"}
     assert [entry["agrees"] for entry in report["agreement"]] == [True, False]
+
+
+class WrongInLargeBatches(Textbook):
+    name = "wrong in large batches"
+
+    def _step(self, rows: np.ndarray) -> np.floating:
+        return super()._step(rows if len(rows) < 100 else rows[::2])
+
+
+def test_agreement_is_checked_at_the_largest_batch_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "ALL", (Textbook, WrongInLargeBatches))
+    words = ["--quick", "--check", "--devices", "cpu", "--batch-sizes", "16", "64", "256", "--momenta", "0.9"]
+    assert compare.main([*words, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "wrong in large batches agrees: its losses over 20 steps" in printed
+    assert "wrong in large batches DISAGREES: its losses over 3 steps" in printed
+    assert "left out: wrong in large batches: disagrees in 784-128-10, momentum 0.9, batch 256" in printed
+    assert "batch 64" not in printed
 
 
 class Failing(Textbook):

@@ -19,12 +19,12 @@ from benchmarks import timing
 from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.peers import ALL, Peer, Samples, Setting
 from benchmarks.peers.base import NotMeantForError
-from benchmarks.peers.gpumlp import GpumlpPersistent
+from benchmarks.peers.gpumlp import Gpumlp, GpumlpPersistent
 from benchmarks.peers.textbook import Textbook
 from benchmarks.peers.torch import TorchCompiled, TorchEager, own_threads
 from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
-from tests.host_cuda import HostCupy, load_cupy_backend
+from tests.host_cuda import HostCupy, host_cuda_backend, load_cupy_backend
 from tests.persistent_helpers import change_kernel
 
 REPOSITORY = Path(__file__).parent.parent
@@ -127,6 +127,29 @@ def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
     assert GpumlpPersistent.why_not("cpu", "float32") == "the persistent kernel needs a GPU"
 
 
+def test_agreement_reaches_the_graphs_that_are_timed(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, ran = host_cuda_backend(cublaslt=True), []
+    monkeypatch.setattr("benchmarks.peers.gpumlp.get_backend", lambda *_, **__: backend)
+
+    class Watched(Gpumlp):
+        def unshuffled_epoch(self) -> float:
+            loss = super().unshuffled_epoch()
+            ran.append((self.trainer.how_steps_ran or "").partition(":")[0])
+            return loss
+
+    (result,) = check_agreement([Watched], replace(SETTING, device="cuda"), blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+    assert ran == ["one by one", "by CUDA graphs", "by CUDA graphs"]
+    assert len(result.epoch_losses) == 3
+
+
+def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: Dataset) -> None:
+    one, other = (start(peer, SETTING, blobs) for _ in range(2))
+    assert one.unshuffled_epoch() == other.unshuffled_epoch()
+    assert one.epoch() != pytest.approx(other.unshuffled_epoch(), rel=1e-6)
+
+
 def test_jax_in_a_process_of_its_own() -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
@@ -138,13 +161,13 @@ def test_jax_in_a_process_of_its_own() -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "test_peer or test_epoch",
+        "test_peer or test_epoch or test_unshuffled",
         __file__,
     ]
     environment = {**os.environ, "GPUMLP_TEST_JAX": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^9 passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_every_setting_is_offered_the_same_threads(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +221,16 @@ class Diverging(Textbook):
         return [*super().losses()[:-1], float("nan")]
 
 
-@pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging])
+class WrongEpoch(Textbook):
+    """Right step by step, but as it is timed it forgets the last sample."""
+
+    name = "wrong epoch"
+
+    def _train(self, order: np.ndarray) -> float:
+        return super()._train(order[:-1])
+
+
+@pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging, WrongEpoch])
 def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blobs: Dataset) -> None:
     first, second, third = check_agreement([Textbook, broken, Textbook], SETTING, blobs, threads=1)
     assert isinstance(second, Agreement)

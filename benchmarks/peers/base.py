@@ -101,6 +101,10 @@ class Peer(ABC):
             part: how many samples of the order to use, for a trial; peers without variants use all.
         """
 
+    @abstractmethod
+    def unshuffled_epoch(self) -> float:
+        """Train for one epoch by the code of `epoch`, in the order of the samples; its mean loss, on the host."""
+
     def synchronize(self) -> None:  # noqa: B027 - nothing to wait for on most CPUs
         """Wait until all work given to the device is done."""
 

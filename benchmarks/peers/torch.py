@@ -58,7 +58,17 @@ class TorchEager(Peer):
         import torch
 
         self._set_threads()
-        order = torch.randperm(self.count, device=self.device)[:part]
+        return self._train(torch.randperm(self.count, device=self.device)[:part])
+
+    def unshuffled_epoch(self) -> float:
+        import torch
+
+        self._set_threads()
+        return self._train(torch.arange(self.count, device=self.device))
+
+    def _train(self, order: Any) -> float:
+        import torch
+
         total = torch.zeros((), device=self.device, dtype=self.x.dtype)
         for rows in order.split(self.setting.batch_size):
             total.add_(self._step(rows), alpha=len(rows))
