@@ -101,6 +101,18 @@ def test_bad_options_are_all_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "option"), [("throughput", "batch_sizes"), ("memory", "batch_size"), ("scaling", "batch_size")]
+)
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, benchmark: str, option: str) -> None:
+    words = ["--quick", f"--{option.replace('_', '-')}", "2049"]
+    where = [] if benchmark == "memory" else ["--out", str(tmp_path)]
+    done = run_benchmark(*words, *where, benchmark=benchmark)
+    assert done.returncode == 2
+    assert done.stderr == f"{benchmark}: {option}: expected no more than the 2,048 samples, got 2,049\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_device(tmp_path: Path) -> None:
     done = run_benchmark("--quick", "--devices", "tpu", "--out", str(tmp_path))
     assert done.returncode == 2
