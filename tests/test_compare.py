@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import compare, comparing, timing
+from benchmarks import compare, comparing, limits, timing
 from benchmarks.comparison_figure import spread
 from benchmarks.comparison_table import three_digits
 from benchmarks.counts import bytes_per_step, flops_per_sample
@@ -175,6 +178,32 @@ def test_ratio_goal_and_shares_of_the_limits() -> None:
 )
 def test_times_are_shown_with_three_digits(value: float, words: str) -> None:
     assert three_digits(value) == words
+
+
+def test_memory_of_a_gpus_limits_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def made(array: np.ndarray) -> np.ndarray:
+        arrays.append(weakref.ref(array))
+        return array
+
+    pool = SimpleNamespace(free_all_blocks=lambda: alive.append(sum(array() is not None for array in arrays)))
+    cupy = SimpleNamespace(
+        uint8=np.uint8, matmul=np.matmul, copyto=np.copyto,
+        zeros=lambda *shape, dtype: made(np.zeros(*shape, dtype)),
+        empty_like=lambda array: made(np.empty_like(array)),
+        random=SimpleNamespace(random=lambda shape, dtype: made(np.ones(shape, dtype))),
+        cuda=SimpleNamespace(get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None)),
+        get_default_memory_pool=lambda: pool,
+    )  # fmt: skip
+    backend = SimpleNamespace(xp=cupy, activate=contextlib.nullcontext)
+    monkeypatch.setattr(limits, "get_backend", lambda *_, **__: backend)
+    monkeypatch.setattr(limits, "GPU_ORDER", 8)
+    monkeypatch.setattr(limits, "COPY_BYTES", 64)
+    found = limits.gpu_limits("cuda:0", "float32")
+    assert min(found["flops"], found["bytes"]) > 0
+    assert (len(arrays), alive) == (5, [0])
 
 
 # -- The command -----------------------------------------------------------------------------------------
