@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compare, comparing, limits, timing
-from benchmarks.comparison_figure import spread
+from benchmarks.comparison_figure import lowered, spread
 from benchmarks.comparison_table import three_digits
 from benchmarks.counts import bytes_per_step, flops_per_sample
 from benchmarks.peers import ALL
@@ -276,6 +276,12 @@ def test_labels_of_lines_keep_their_distance() -> None:
     assert spread([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
     assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     assert spread([0.2, 0.21, 0.26], 0.05) == pytest.approx([0.2233 - 0.05, 0.2233, 0.2733], abs=1e-4)
+
+
+def test_labels_of_lines_stay_below_the_title() -> None:
+    assert lowered([0.2, 0.9], 0.97) == [0.2, 0.9]
+    assert lowered([0.2, 1.0], 0.97) == pytest.approx([0.17, 0.97])
+    assert lowered([], 0.97) == []
 
 
 def test_check_measures_and_writes_nothing(tmp_path: Path) -> None:
