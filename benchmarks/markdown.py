@@ -25,12 +25,14 @@ def main(files: Sequence[str] | None = None) -> int:
     for path in paths:
         try:
             report = json.loads(Path(path).read_text(encoding="utf-8"))
-            tables = next((make for name, make in _TABLES.items() if name in report["benchmark"]), None)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError) as error:
             print(f"{path} is no file of results: {error}", file=sys.stderr)
             return 2
+        kind = report.get("benchmark") if isinstance(report, dict) else None
+        tables = next((make for name, make in _TABLES.items() if name in str(kind)), None)
         if tables is None:
-            print(f"{path}: there is no table of {report['benchmark']}", file=sys.stderr)
+            what = f"of {kind}" if kind else "of results that do not name their benchmark"
+            print(f"{path}: there is no table {what}, only of {', '.join(_TABLES)}", file=sys.stderr)
         else:
             print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
             print("\n".join(tables(report)))

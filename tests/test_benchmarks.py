@@ -294,6 +294,21 @@ def test_markdown_reads_the_results_that_are_here(capsys: pytest.CaptureFixture[
     assert "**784-128-10, momentum 0 / 0.9**" in capsys.readouterr().out
 
 
+def test_markdown_names_the_kinds_that_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    growth = '{"benchmark": "growth of the cost of an epoch"}'
+    for name, text in {"growth": growth, "unnamed": '{"results": []}', "list": "[1]"}.items():
+        (tmp_path / name).write_text(text)
+        assert markdown.main([str(tmp_path / name)]) == 0
+    (tmp_path / "broken").write_text("{")
+    assert markdown.main([str(tmp_path / "broken")]) == 2
+    growth, unnamed, a_list, broken = capsys.readouterr().err.splitlines()
+    known = ", only of comparison, training throughput, estimators"
+    assert growth == f"{tmp_path}/growth: there is no table of growth of the cost of an epoch{known}"
+    assert unnamed.endswith(f"there is no table of results that do not name their benchmark{known}")
+    assert a_list.endswith(known)
+    assert "broken is no file of results: " in broken
+
+
 def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
     words = ("--datasets", "digits", "--networks", "8", "8-4", "--seconds", "0.01", "--repeats", "5")
     done = run_benchmark(*words, benchmark="diagnostics")
