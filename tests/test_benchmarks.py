@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import markdown, scaling
+from benchmarks import markdown, reporting, scaling
 from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time, take_turns
 from benchmarks.throughput import copy_to, count_copies, crossovers
 from gpumlp import MLP, Dataset, Trainer
@@ -52,6 +53,7 @@ def test_json_holds_every_repeat_and_their_summary(quick: tuple[Path, str]) -> N
 def test_json_holds_the_circumstances(quick: tuple[Path, str]) -> None:
     report = json.loads((quick[0] / "throughput-cpu.json").read_text())
     assert report["command"].startswith("python -m benchmarks.throughput --quick --devices cpu")
+    assert report["commit"] == reporting.commit()
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"gpumlp", "numpy", "cupy"} <= set(report["versions"])
     assert [device["name"] for device in report["devices"]] == ["cpu"]
@@ -117,6 +119,31 @@ def test_unknown_device(tmp_path: Path) -> None:
     done = run_benchmark("--quick", "--devices", "tpu", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "devices: device is expected to be" in done.stderr
+
+
+def test_the_commit_is_told_from_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    monkeypatch.setattr(reporting, "__file__", str(tmp_path / "benchmarks" / "reporting.py"))
+    assert reporting.commit() is None
+
+    def git(*words: str) -> str:
+        settings = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *settings, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    assert reporting.commit() is None  # nothing is committed yet
+    results = tmp_path / "benchmarks" / "results" / "compare-cpu.json"
+    results.parent.mkdir(parents=True)
+    for path in (tmp_path / "code", results):
+        path.write_text("one")
+    git("add", "code", str(results))
+    git("commit", "-m", "one")
+    results.write_text("what a benchmark writes is no change of the code")
+    assert reporting.commit() == git("rev-parse", "--short", "HEAD")
+    (tmp_path / "code").write_text("two")
+    assert reporting.commit() == git("rev-parse", "--short", "HEAD") + "+"
 
 
 # -- The parts of a measurement ----------------------------------------------------------------------------
