@@ -7,9 +7,10 @@ clock starts, and is left out with a reason where it cannot be had. Equivalent w
 the optimizer) are tried first, and the fastest is taken; gpumlp is run as it is.
 
 First the losses of all over 20 steps, from the same weights on the same batches, are held against a textbook
-network in float64; who disagrees is not timed. Then, setting by setting, the peers take turns: an epoch of warm-up
-each, then the timed runs, one of each peer and again. The clock is read on an idle device, before the shuffling
-and when the mean loss of the last epoch is on the host.
+network in float64, and so is the mean loss of these steps as an epoch, by the code that is timed; that at the
+smallest batch size, and over 3 steps at the largest. Who disagrees is not timed. Then, setting by setting, the
+peers take turns: an epoch of warm-up each, then the timed runs, one of each peer and again. The clock is read on
+an idle device, before the shuffling and when the mean loss of the last epoch is on the host.
 
 A run is whole epochs of the same samples for all peers of a setting: of all samples where gpumlp trains on them in
 ``--seconds`` or less, otherwise of fewer. That changes what an epoch costs once (shuffling, reading the loss) only
@@ -33,7 +34,7 @@ from gpumlp import Dataset, command
 from gpumlp.backends import Device
 
 from . import comparing, comparison_table, reporting
-from .agreement import Agreement, check_agreement
+from .agreement import FEW_STEPS, STEPS, Agreement, check_agreement
 from .comparing import Measured, set_threads
 from .comparison_options import NETWORKS, QUICK_BATCH_SIZES, Options, check, check_fits, layer_sizes, or_quick
 from .counts import bytes_per_step, flops_per_sample
@@ -49,7 +50,7 @@ QUICK_SECONDS, QUICK_ORDER = 0.01, 512
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, measure, report, and return the exit code: 1 if a peer disagrees."""
+    """Check, measure, report, and return the exit code: 1 if a peer disagrees, or if there was none to measure."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, prog=PROGRAM, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
@@ -61,17 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks = [layer_sizes(network) for network in or_quick(options, "networks", NETWORKS[:1])]
         check_fits(options, networks, train)
         folder = Path() if options.check else output_folder(options)
-        agreed = True
+        agreed, found = True, False
         for device in devices:
             measured = compare(options, device, networks, train)
             agreed = agreed and measured.all_agree
+            if not (measured.agreement if options.check else measured.results):
+                what = "checked" if options.check else "measured"
+                print(f"{PROGRAM}: no peer could be {what} on {device.name}; nothing is written", file=sys.stderr)
+                continue
+            found = True
             if options.check:
                 continue
             report = comparing.report(measured, options, device, words, train, [notice] if notice else [])
             comparison_table.print_tables(report)
             for path in comparing.write(report, folder / f"{PROGRAM}-{device.name.replace(':', '')}"):
                 print(f"wrote {path}")
-        return command.OK if agreed else command.FAILED
+        return command.OK if agreed and found else command.FAILED
 
     return command.run(PROGRAM, work)
 
@@ -96,13 +102,19 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
     """Check the agreement on one device, then time setting by setting."""
     measured = Measured()
     peers = able_peers(options, device.name, measured)
+    if not peers:
+        return measured
     sizes_of_batches = or_quick(options, "batch_sizes", QUICK_BATCH_SIZES)
-    agreeing: dict[tuple[tuple[int, ...], float], list[type[Peer]]] = {}
+    agreeing = {(sizes, momentum): peers for sizes in networks for momentum in options.momenta}
+    checks = {max(sizes_of_batches): FEW_STEPS, min(sizes_of_batches): STEPS}  # the latter where both are one
     for sizes in networks:
-        for momentum in options.momenta:
-            setting = Setting(sizes, min(sizes_of_batches), momentum, LEARNING_RATE, options.dtype, device.name)
-            agreeing[sizes, momentum] = agreeing_peers(peers, setting, train, options.threads, measured)
-    if options.check:
+        for batch, steps in sorted(checks.items()):
+            for momentum in options.momenta:
+                setting = Setting(sizes, batch, momentum, LEARNING_RATE, options.dtype, device.name)
+                agreeing[sizes, momentum] = agreeing_peers(
+                    agreeing[sizes, momentum], setting, train, options.threads, measured, steps
+                )
+    if options.check or not any(agreeing.values()):
         return measured
 
     if device.name == "cpu":
@@ -122,6 +134,8 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
         for setting in settings:
             progress.update(task, description=f"{setting.network}, batch {setting.batch_size:,}")
             takers = agreeing[setting.sizes, setting.momentum]
+            if not takers:
+                continue
             run = run_of(options, setting, train, takers)
             timings = measure(
                 setting, train, run, takers, options.repeats, options.threads, lambda: progress.advance(task)
@@ -148,13 +162,18 @@ def able_peers(options: Options, device: str, measured: Measured) -> list[type[P
 
 
 def agreeing_peers(
-    peers: Sequence[type[Peer]], setting: Setting, train: Dataset, threads: int | None, measured: Measured
+    peers: Sequence[type[Peer]],
+    setting: Setting,
+    train: Dataset,
+    threads: int | None,
+    measured: Measured,
+    steps: int = STEPS,
 ) -> list[type[Peer]]:
     """Those whose losses agree; each verdict is printed."""
     agreeing = []
-    where = f"{setting.network}, momentum {setting.momentum:g}"
-    print(f"agreement in {where}, batch {setting.batch_size}, on {setting.device}")
-    for peer, result in zip(peers, check_agreement(peers, setting, train, threads), strict=True):
+    where = f"{setting.network}, momentum {setting.momentum:g}, batch {setting.batch_size}"
+    print(f"agreement in {where}, on {setting.device}")
+    for peer, result in zip(peers, check_agreement(peers, setting, train, threads, steps), strict=True):
         if isinstance(result, Agreement):
             print(f"  {result}")
             measured.agree(setting, result)
@@ -164,6 +183,8 @@ def agreeing_peers(
                 measured.leave_out(peer, f"disagrees in {where}")
         elif isinstance(result, NotMeantForError):
             measured.leave_out(peer, f"{result} (in {where})")
+            if steps < STEPS:  # it has agreed at the smallest batch size, and may be meant for those between
+                agreeing.append(peer)
         else:
             measured.leave_out(
                 peer, f"failed: {type(result).__name__}: {first_line(result)} (in {where})", failed=True

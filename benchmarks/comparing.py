@@ -16,7 +16,7 @@ from gpumlp.backends import Device
 from gpumlp.info import version
 
 from . import reporting
-from .agreement import SERIES, STEPS, TOLERANCES, Agreement
+from .agreement import FEW_STEPS, GPU_EPOCHS, SERIES, STEPS, TOLERANCES, Agreement
 from .peers import ALL, Peer, Setting
 from .throughput import DATA_NAMES
 from .timing import Run, Timing
@@ -61,12 +61,14 @@ class Measured:
     def agree(self, setting: Setting, result: Agreement) -> None:
         """Note a peer's agreement or disagreement."""
         self.all_agree = self.all_agree and result.agrees
-        record = {**asdict(result), "losses": [_finite(loss) for loss in result.losses]}
+        record = asdict(result)
+        for name in ("losses", "epoch_losses"):
+            record[name] = [_finite(loss) for loss in record[name]]
         record["largest_difference"] = _finite(result.largest_difference)
         self.agreement.append({**_named(setting), **record, "agrees": result.agrees})
 
     def add(self, setting: Setting, run: Run, timings: Sequence[Timing], flops: int, step_bytes: int) -> None:
-        """Note the figures of one setting: rates, ratios, goals and shares of the machine's limits."""
+        """Note the figures of one setting: rates, steps, ratios, goals and shares of the limits."""
         trained = run.samples * run.epochs
         steps = math.ceil(run.samples / setting.batch_size)
         medians = {}
@@ -79,6 +81,8 @@ class Measured:
             figures = reporting.summary(rates)
             medians[timing.peer.name] = median = figures["median"]
             bandwidth = self.limits.get("bytes")
+            floors = [flops * run.samples / steps / self.limits["flops"]]
+            floors += [step_bytes / bandwidth] if bandwidth else []
             ours = medians.get("gpumlp")  # the first to be measured
             self.results.append(
                 {
@@ -90,6 +94,8 @@ class Measured:
                     "steps_per_epoch": steps,
                     "samples_per_second": rates,
                     **figures,
+                    "microseconds_per_step": 1e6 * run.samples / median / steps,
+                    "floor_microseconds": 1e6 * max(floors),
                     "gpumlp_is": None if ours is None else ours / median,
                     "goal": goal(setting.network, setting.batch_size, timing.peer.name, setting.device),
                     "flops_per_sample": flops,
@@ -129,8 +135,14 @@ def report(
             "warm_up": "an epoch of each peer, a short trial of its variants, and on a GPU one more epoch",
             "scikit_learn": "a partial_fit is an epoch; with its checks and one-hot labels, some 2 % of it",
             "interleaved": "the peers of a setting take turns",
-            "agreement": f"mean loss of each of {STEPS} steps against a textbook network in float64, at the "
-            f"smallest batch size, within {TOLERANCES[options.dtype]:.0e}, on one of {SERIES} series of batches",
+            "agreement": f"mean loss of each of {STEPS} steps, the last of half a batch, and of an epoch of these "
+            f"steps by the code that is timed, unshuffled (on a GPU of {GPU_EPOCHS} epochs), against a textbook "
+            f"network in float64, within {TOLERANCES[options.dtype]:.0e}, on one of {SERIES} series of batches; "
+            f"at the smallest batch size, and likewise with {FEW_STEPS} steps at the largest",
+            "microseconds_per_step": "of the median run, shuffling and reading the loss included; the mean of an "
+            "epoch's steps, of which the last may be short",
+            "floor_microseconds": "the larger of a step's flops over limits.flops and, on a GPU, its bytes over "
+            "limits.bytes",
             "share_of_arithmetic": "flops_per_sample x samples/s / limits.flops",
             "share_of_bandwidth": "bytes_per_step x steps/s / limits.bytes, on a GPU",
         },

@@ -20,6 +20,7 @@ STYLES = {
     "numpy": ("#666666", "X", (0, (1, 1))),
 }
 _LABEL_GAP = 0.05  # least distance of two labels, in heights of a panel
+_LABEL_TOP = 0.97  # height of the highest label: a long title above the panel reaches over them
 _WIDTH, _HEIGHT, _LINE = 5.6, 3.7, 0.17  # inches: a panel, and a line of the caption
 
 
@@ -130,7 +131,7 @@ def _labels(axes: Any, titles: dict[str, str]) -> None:
         x, y = line.get_xdata()[-1], line.get_ydata()[-1]
         ends.append(((math.log(y) - low) / (high - low), x, line))
     ends.sort(key=lambda end: end[0])
-    heights = spread([height for height, _, _ in ends], _LABEL_GAP)
+    heights = lowered(spread([height for height, _, _ in ends], _LABEL_GAP), _LABEL_TOP)
     right = max((x for _, x, _ in ends), default=1)
     place = axes.get_yaxis_transform()  # x in widths of the panel, y in data
     for height, (_, _, line) in zip(heights, ends, strict=True):
@@ -166,6 +167,12 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
             (upper, n), (lower, m) = groups.pop(), groups.pop()
             groups.append(((upper * n + lower * m) / (n + m), n + m))
     return [_bottom(group, gap) + index * gap for group in groups for index in range(group[1])]
+
+
+def lowered(heights: Sequence[float], top: float) -> list[float]:
+    """Rising heights moved down together, as little as may be, until none is above the top."""
+    excess = max([0.0, *(height - top for height in heights[-1:])])
+    return [height - excess for height in heights]
 
 
 def _bottom(group: tuple[float, int], gap: float) -> float:

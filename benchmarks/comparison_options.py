@@ -9,6 +9,7 @@ from gpumlp import Dataset
 from gpumlp.training.config import ConfigError
 
 from .agreement import TOLERANCES
+from .measuring import too_large
 from .peers import ALL
 
 NETWORKS = ("784-128-10", "784-512-512-10", "784-2048-2048-10")
@@ -90,9 +91,7 @@ def check_fits(options: Options, networks: Sequence[tuple[int, ...]], train: Dat
             fit = f"{train.features} inputs and {train.classes} classes"
             problems.append(f"networks: {train} needs {fit}, got {'-'.join(map(str, sizes))}")
     most = min(len(train), options.samples or len(train))
-    for size in or_quick(options, "batch_sizes", QUICK_BATCH_SIZES):
-        if size > most:
-            problems.append(f"batch_sizes: expected no more than the {most:,} samples, got {size:,}")
+    problems += too_large("batch_sizes", or_quick(options, "batch_sizes", QUICK_BATCH_SIZES), most)
     if options.samples and options.samples > len(train):
         problems.append(f"samples: there are {len(train):,}, got {options.samples:,}")
     if problems:

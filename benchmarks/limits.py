@@ -49,14 +49,8 @@ def gpu_limits(device: str, dtype: str) -> dict[str, Any]:
     backend = get_backend(device, matmul_precision="highest")
     cupy = backend.xp
     with backend.activate():  # TF32 is off there, whatever CUPY_TF32 says
-        wait = cupy.cuda.get_current_stream().synchronize
-        a, b = (cupy.random.random((GPU_ORDER, GPU_ORDER), dtype=dtype) for _ in range(2))
-        out = cupy.empty_like(a)
-        product = _best(lambda: cupy.matmul(a, b, out=out), wait, calls=10)
-        source = cupy.zeros(COPY_BYTES, dtype=cupy.uint8)
-        target = cupy.empty_like(source)
-        copy = _best(lambda: cupy.copyto(target, source), wait, calls=20)
-    cupy.get_default_memory_pool().free_all_blocks()  # the other libraries have pools of their own
+        product, copy = _product_seconds(cupy, dtype), _copy_seconds(cupy)
+        cupy.get_default_memory_pool().free_all_blocks()  # the other libraries have pools of their own
     return {
         "flops": 2 * GPU_ORDER**3 / product,
         "by": "CuPy",
@@ -64,6 +58,20 @@ def gpu_limits(device: str, dtype: str) -> dict[str, Any]:
         "bytes": 2 * COPY_BYTES / copy,
         "copy": f"{COPY_BYTES:,} bytes, read and written",
     }
+
+
+def _product_seconds(cupy: Any, dtype: str) -> float:
+    """Seconds of a large product; its arrays are gone afterwards."""
+    a, b = (cupy.random.random((GPU_ORDER, GPU_ORDER), dtype=dtype) for _ in range(2))
+    out = cupy.empty_like(a)
+    return _best(lambda: cupy.matmul(a, b, out=out), cupy.cuda.get_current_stream().synchronize, calls=10)
+
+
+def _copy_seconds(cupy: Any) -> float:
+    """Seconds of a large copy; its arrays are gone afterwards."""
+    source = cupy.zeros(COPY_BYTES, dtype=cupy.uint8)
+    target = cupy.empty_like(source)
+    return _best(lambda: cupy.copyto(target, source), cupy.cuda.get_current_stream().synchronize, calls=20)
 
 
 def _best(work: Callable[[], Any], wait: Callable[[], Any] = lambda: None, calls: int = 1) -> float:

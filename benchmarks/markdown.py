@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .comparison_table import three_digits
+
 Report = dict[str, Any]
 
 _UNFOLDED = "\n</details>\n"
@@ -23,12 +25,14 @@ def main(files: Sequence[str] | None = None) -> int:
     for path in paths:
         try:
             report = json.loads(Path(path).read_text(encoding="utf-8"))
-            tables = next((make for name, make in _TABLES.items() if name in report["benchmark"]), None)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError) as error:
             print(f"{path} is no file of results: {error}", file=sys.stderr)
             return 2
+        kind = report.get("benchmark") if isinstance(report, dict) else None
+        tables = next((make for name, make in _TABLES.items() if name in str(kind)), None)
         if tables is None:
-            print(f"{path}: there is no table of {report['benchmark']}", file=sys.stderr)
+            what = f"of {kind}" if kind else "of results that do not name their benchmark"
+            print(f"{path}: there is no table {what}, only of {', '.join(_TABLES)}", file=sys.stderr)
         else:
             print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
             print("\n".join(tables(report)))
@@ -36,7 +40,12 @@ def main(files: Sequence[str] | None = None) -> int:
 
 
 def comparison(report: Report) -> Iterator[str]:
-    """A table for each network: gpumlp's rate, and how many times another's it is, without / with momentum."""
+    """A table for each network: gpumlp's rate, and how many times another's it is, without / with momentum.
+
+    On a GPU also the time of gpumlp's step, beside the floor that its bytes and operations set.
+    """
+    on_gpu = "bytes" in report.get("limits", {})
+    times = {"us/step": "microseconds_per_step", "floor, us": "floor_microseconds"} if on_gpu else {}
     rows = {(r["network"], r["batch_size"], r["momentum"], r["peer"]): r for r in report["results"]}
     momenta = _distinct(r["momentum"] for r in report["results"])
     peers = [peer for peer in _distinct(r["peer"] for r in report["results"]) if peer != "gpumlp"]
@@ -49,13 +58,17 @@ def comparison(report: Report) -> Iterator[str]:
 
         title = f"{network}, momentum {' / '.join(f'{momentum:g}' for momentum in momenta)}"
         yield from [f"**{title}**\n"] if index == 0 else _folded(title)
-        names = ["batch", "gpumlp, samples/s", "of the limit", *(report["peers"][peer] for peer in peers)]
+        names = ["batch", "gpumlp, samples/s", "of the limit", *times, *(report["peers"][peer] for peer in peers)]
         yield from _head(names)
         for size in sizes:
             yield _line(
                 f"{size:,}",
                 over_momenta(size, "gpumlp", lambda row: f"{row['median']:,.0f}"),
                 over_momenta(size, "gpumlp", lambda row: f"{row['share_of_arithmetic']:.0%}"),
+                *(
+                    over_momenta(size, "gpumlp", lambda row, key=key: _time(row.get(key)))
+                    for key in times.values()
+                ),
                 *(over_momenta(size, peer, lambda row: f"{row['gpumlp_is']:.2f}x") for peer in peers),
             )
         yield "" if index == 0 else _UNFOLDED
@@ -103,6 +116,11 @@ def estimators(report: Report) -> Iterator[str]:
             *(_spread(row["seconds"], ".2f" if row["median"] >= 1 else ".3f") for row in (ours, theirs)),
             *(f"{rows[data, dtype, library]['gpumlp_is']['median']:.2f}x" for library in others),
         )
+
+
+def _time(microseconds: float | None) -> str:
+    """Older results have no times of a step."""
+    return "-" if microseconds is None else three_digits(microseconds)
 
 
 def _folded(title: str) -> Iterator[str]:

@@ -76,6 +76,11 @@ def too_small(options: object, names: Sequence[str]) -> list[str]:
     return problems
 
 
+def too_large(name: str, sizes: Sequence[int], samples: int) -> list[str]:
+    """The problems of batch sizes, the values of an option, for which the data has too few samples."""
+    return [f"{name}: expected no more than the {samples:,} samples, got {n:,}" for n in sizes if n > samples]
+
+
 def load_data(options: DataOptions) -> tuple[Dataset, str | None]:
     """Training samples of MNIST's shape, and what must be said about them."""
     if not (options.generated or options.quick):

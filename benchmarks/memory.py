@@ -18,7 +18,7 @@ from pathlib import Path
 from gpumlp import MLP, SGD, Trainer, command
 from gpumlp.training.config import ConfigError
 
-from .measuring import CLASSES, FEATURES, load_data
+from .measuring import CLASSES, FEATURES, load_data, too_large
 from .throughput import layers
 
 PROGRAM = "memory"
@@ -75,6 +75,8 @@ def measure(options: Options, sizes: Sequence[int]) -> dict[str, int]:
     """Bytes of each part, their sum `needed`, and the `peak` of the process."""
     parts = {"interpreter and libraries": peak()}
     train, _ = load_data(options)
+    if problems := too_large("batch_size", [options.batch_size], len(train)):
+        raise ConfigError("\n".join(problems))
     trainer = Trainer(
         MLP(list(sizes), device="cpu"), train, optimizer=SGD(momentum=0.9), batch_size=options.batch_size
     )

@@ -39,11 +39,12 @@ _SPEED_VARIABLES = (
 
 
 def circumstances(devices: Sequence[Device], arguments: Sequence[str], program: str) -> dict[str, Any]:
-    """Date, command line, hardware, versions and BLAS, as JSON can hold them."""
+    """Date, command line, commit, hardware, versions and BLAS, as JSON can hold them."""
     gpus = any(device.name != "cpu" for device in devices)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"{program} {shlex.join(arguments)}".strip(),
+        "commit": commit(),
         "hardware": {
             "system": platform.platform(),
             "processors_usable": usable_processors(),
@@ -77,6 +78,26 @@ def circumstances(devices: Sequence[Device], arguments: Sequence[str], program: 
         "blas_kernel_choice": blas_kernel.CHOICE._asdict(),
         "environment": {name: os.environ[name] for name in _SPEED_VARIABLES if name in os.environ},
     }
+
+
+def commit() -> str | None:
+    """The short hash of the checkout that this runs from, with a + if its files have changed; None outside of one.
+
+    Results do not count as changes: a run on several devices has written some before it comes to its end.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # or a repository that gpumlp was unpacked into would answer
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -41,6 +41,7 @@ from .measuring import (
     samples_to_time,
     take_turns,
     too_few_repeats,
+    too_large,
     too_small,
     trainer,
 )
@@ -98,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = reporting.output_folder(options.out, trial=options.quick and options.out == Options.out)
         devices = chosen_devices(options.devices)
         unit = QUICK_SAMPLES if options.quick else MNIST_SAMPLES
+        if problems := too_large("batch_size", [options.batch_size], unit):
+            raise ConfigError("\n".join(problems))
         wanted = (1, 2, 4) if options.quick and options.multiples == Options.multiples else options.multiples
         multiples, left_out = fitting_memory(sorted(set(wanted)), unit, free_memory(), devices)
         data = generate(unit * max([1, *multiples]))

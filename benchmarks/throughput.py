@@ -43,6 +43,7 @@ from .measuring import (
     samples_to_time,
     take_turns,
     too_few_repeats,
+    too_large,
     too_small,
     trainer,
 )
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         devices = chosen_devices(options.devices)
         names = [device.name for device in devices]
         train, notice = load_data(options)
+        if problems := too_large("batch_sizes", batch_sizes, len(train)):
+            raise ConfigError("\n".join(problems))
 
         copies = [copy_to(get_backend(name), train, options.repeats) for name in names if name != "cpu"]
         results = [

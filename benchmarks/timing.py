@@ -99,7 +99,8 @@ def measure(
     gc.freeze()  # or Python looks through everything that the libraries loaded while one of them is being timed
     try:
         for repeat in range(repeats):
-            for timing, peer in running[repeat % len(running) :] + running[: repeat % len(running)]:
+            ahead = repeat % max(len(running), 1)
+            for timing, peer in running[ahead:] + running[:ahead]:
                 timing.seconds.append(timed(peer, run.epochs)[0])
                 tick()
     finally:
@@ -127,9 +128,9 @@ def timed(peer: Peer, epochs: int = 1, part: int | None = None) -> tuple[float, 
 
 
 def fastest_variant(peer: Peer, samples: int) -> str | None:
-    """Set the variant that was fastest in short trials, in turns; None if there is but one way."""
-    if not peer.variants:
-        return None
+    """Set the variant that was fastest in short trials, in turns; a single one needs no trial."""
+    if len(peer.variants) < 2:
+        return next(iter(peer.variants), None)
     part = max(peer.setting.batch_size, samples // 4)
     best = dict.fromkeys(peer.variants, float("inf"))
     for _ in range(TRIALS):

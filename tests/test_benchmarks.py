@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import markdown, scaling
+from benchmarks import markdown, reporting, scaling
 from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time, take_turns
 from benchmarks.throughput import copy_to, count_copies, crossovers
 from gpumlp import MLP, Dataset, Trainer
@@ -52,6 +53,7 @@ def test_json_holds_every_repeat_and_their_summary(quick: tuple[Path, str]) -> N
 def test_json_holds_the_circumstances(quick: tuple[Path, str]) -> None:
     report = json.loads((quick[0] / "throughput-cpu.json").read_text())
     assert report["command"].startswith("python -m benchmarks.throughput --quick --devices cpu")
+    assert report["commit"] == reporting.commit()
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"gpumlp", "numpy", "cupy"} <= set(report["versions"])
     assert [device["name"] for device in report["devices"]] == ["cpu"]
@@ -101,10 +103,47 @@ def test_bad_options_are_all_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "option"), [("throughput", "batch_sizes"), ("memory", "batch_size"), ("scaling", "batch_size")]
+)
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, benchmark: str, option: str) -> None:
+    words = ["--quick", f"--{option.replace('_', '-')}", "2049"]
+    where = [] if benchmark == "memory" else ["--out", str(tmp_path)]
+    done = run_benchmark(*words, *where, benchmark=benchmark)
+    assert done.returncode == 2
+    assert done.stderr == f"{benchmark}: {option}: expected no more than the 2,048 samples, got 2,049\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_device(tmp_path: Path) -> None:
     done = run_benchmark("--quick", "--devices", "tpu", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "devices: device is expected to be" in done.stderr
+
+
+def test_the_commit_is_told_from_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    monkeypatch.setattr(reporting, "__file__", str(tmp_path / "benchmarks" / "reporting.py"))
+    assert reporting.commit() is None
+
+    def git(*words: str) -> str:
+        settings = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *settings, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    assert reporting.commit() is None  # nothing is committed yet
+    results = tmp_path / "benchmarks" / "results" / "compare-cpu.json"
+    results.parent.mkdir(parents=True)
+    for path in (tmp_path / "code", results):
+        path.write_text("one")
+    git("add", "code", str(results))
+    git("commit", "-m", "one")
+    results.write_text("what a benchmark writes is no change of the code")
+    assert reporting.commit() == git("rev-parse", "--short", "HEAD")
+    (tmp_path / "code").write_text("two")
+    assert reporting.commit() == git("rev-parse", "--short", "HEAD") + "+"
 
 
 # -- The parts of a measurement ----------------------------------------------------------------------------
@@ -268,6 +307,33 @@ def test_markdown_compares_without_and_with_momentum() -> None:
     results = [row("gpumlp", 0.0, 3000, 1), row("jax", 0.0, 2000, 1.5), row("gpumlp", 0.9, 2500, 1)]
     lines = list(markdown.comparison({"results": results, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}))
     assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines
+
+    on_gpu = {"limits": {"flops": 1e12, "bytes": 1e11}, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}
+    times = {"microseconds_per_step": 41.234, "floor_microseconds": 9.876}
+    lines = list(markdown.comparison({**on_gpu, "results": [{**results[0], **times}, *results[1:]]}))
+    assert "| batch | gpumlp, samples/s | of the limit | us/step | floor, us | JAX |" in lines
+    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 41.2 / - | 9.88 / - | 1.50x / - |" in lines
+
+
+def test_markdown_reads_the_results_that_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = REPOSITORY / "benchmarks" / "results"
+    assert markdown.main([str(path) for path in sorted(folder.glob("compare*.json"))]) == 0
+    assert "**784-128-10, momentum 0 / 0.9**" in capsys.readouterr().out
+
+
+def test_markdown_names_the_kinds_that_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    growth = '{"benchmark": "growth of the cost of an epoch"}'
+    for name, text in {"growth": growth, "unnamed": '{"results": []}', "list": "[1]"}.items():
+        (tmp_path / name).write_text(text)
+        assert markdown.main([str(tmp_path / name)]) == 0
+    (tmp_path / "broken").write_text("{")
+    assert markdown.main([str(tmp_path / "broken")]) == 2
+    growth, unnamed, a_list, broken = capsys.readouterr().err.splitlines()
+    known = ", only of comparison, training throughput, estimators"
+    assert growth == f"{tmp_path}/growth: there is no table of growth of the cost of an epoch{known}"
+    assert unnamed.endswith(f"there is no table of results that do not name their benchmark{known}")
+    assert a_list.endswith(known)
+    assert "broken is no file of results: " in broken
 
 
 def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:

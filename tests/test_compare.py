@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import compare, comparing, timing
-from benchmarks.comparison_figure import spread
+from benchmarks import compare, comparing, limits, timing
+from benchmarks.comparison_figure import lowered, spread
+from benchmarks.comparison_table import three_digits
 from benchmarks.counts import bytes_per_step, flops_per_sample
 from benchmarks.peers import ALL
 from benchmarks.peers.textbook import Textbook
@@ -24,8 +29,6 @@ REPOSITORY = Path(__file__).parent.parent
 def test_disagreement_ends_in_exit_code_1_and_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import compare
-
     monkeypatch.setattr(compare, "ALL", (Textbook, NoOutputBias))
     words = ["--quick", "--devices", "cpu", "--batch-sizes", "256", "--momenta", "0", "--out", str(tmp_path)]
     assert compare.main(words) == 1
@@ -33,6 +36,26 @@ def test_disagreement_ends_in_exit_code_1_and_no_figures(
     report = json.loads((tmp_path / "compare-cpu.json").read_text())
     assert {row["peer"] for row in report["results"]} == {"numpy"}
     assert [entry["agrees"] for entry in report["agreement"]] == [True, False]
+
+
+class WrongInLargeBatches(Textbook):
+    name = "wrong in large batches"
+
+    def _step(self, rows: np.ndarray) -> np.floating:
+        return super()._step(rows if len(rows) < 100 else rows[::2])
+
+
+def test_agreement_is_checked_at_the_largest_batch_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "ALL", (Textbook, WrongInLargeBatches))
+    words = ["--quick", "--check", "--devices", "cpu", "--batch-sizes", "16", "64", "256", "--momenta", "0.9"]
+    assert compare.main([*words, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "wrong in large batches agrees: its losses over 20 steps" in printed
+    assert "wrong in large batches DISAGREES: its losses over 3 steps" in printed
+    assert "left out: wrong in large batches: disagrees in 784-128-10, momentum 0.9, batch 256" in printed
+    assert "batch 64" not in printed
 
 
 class Failing(Textbook):
@@ -49,6 +72,29 @@ def test_failing_peer_does_not_take_the_others_with_it(blobs: Dataset) -> None:
     assert failed.seconds == []
     assert fine.error is None
     assert len(fine.seconds) == 5
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)])
+def test_without_a_peer_that_can_run_there_is_one_line_and_no_file(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--quick", "--devices", "cpu", "--peers", "torch-graph", "--out", str(tmp_path)]
+    assert compare.main([*start, *words]) == 1
+    what = "checked" if words else "measured"
+    assert capsys.readouterr().err == f"compare: no peer could be {what} on cpu; nothing is written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_where_all_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "ALL", (Failing,))
+    words = ["--quick", "--devices", "cpu", "--batch-sizes", "256", "--samples", "512", "--out", str(tmp_path)]
+    assert compare.main(words) == 1
+    printed = capsys.readouterr()
+    assert "left out: failing: failed: RuntimeError: no such kernel" in printed.out
+    assert printed.err == "compare: no peer could be measured on cpu; nothing is written\n"
+    assert not list(tmp_path.iterdir())
 
 
 # -- What is timed ---------------------------------------------------------------------------------------
@@ -115,6 +161,49 @@ def test_ratio_goal_and_shares_of_the_limits() -> None:
     assert (theirs["gpumlp_is"], theirs["goal"]) == (2, 2.6)
     assert ours["share_of_arithmetic"] == 0.32
     assert theirs["share_of_bandwidth"] == pytest.approx(6 * 400 / 1e5)  # 2 epochs of 3 steps in a second
+    assert theirs["microseconds_per_step"] == pytest.approx(1e6 / 6)
+    floors = {"arithmetic": 1e6 * 1000 * (80 / 3) / 1e6, "memory": 1e6 * 400 / 1e5}
+    assert ours["floor_microseconds"] == pytest.approx(max(floors.values())) == floors["arithmetic"]
+    measured.limits = {"flops": 1e6, "bytes": 1e3}
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    assert measured.results[-1]["floor_microseconds"] == pytest.approx(1e6 * 400 / 1e3)
+    measured.limits = {"flops": 1e6}  # a CPU
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    assert measured.results[-1]["floor_microseconds"] == floors["arithmetic"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.01234, "0.0123"), (4.561, "4.56"), (9.996, "10.0"), (78.94, "78.9"), (999.6, "1,000"), (12345, "12,300")],
+)
+def test_times_are_shown_with_three_digits(value: float, words: str) -> None:
+    assert three_digits(value) == words
+
+
+def test_memory_of_a_gpus_limits_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def made(array: np.ndarray) -> np.ndarray:
+        arrays.append(weakref.ref(array))
+        return array
+
+    pool = SimpleNamespace(free_all_blocks=lambda: alive.append(sum(array() is not None for array in arrays)))
+    cupy = SimpleNamespace(
+        uint8=np.uint8, matmul=np.matmul, copyto=np.copyto,
+        zeros=lambda *shape, dtype: made(np.zeros(*shape, dtype)),
+        empty_like=lambda array: made(np.empty_like(array)),
+        random=SimpleNamespace(random=lambda shape, dtype: made(np.ones(shape, dtype))),
+        cuda=SimpleNamespace(get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None)),
+        get_default_memory_pool=lambda: pool,
+    )  # fmt: skip
+    backend = SimpleNamespace(xp=cupy, activate=contextlib.nullcontext)
+    monkeypatch.setattr(limits, "get_backend", lambda *_, **__: backend)
+    monkeypatch.setattr(limits, "GPU_ORDER", 8)
+    monkeypatch.setattr(limits, "COPY_BYTES", 64)
+    found = limits.gpu_limits("cuda:0", "float32")
+    assert min(found["flops"], found["bytes"]) > 0
+    assert (len(arrays), alive) == (5, [0])
 
 
 # -- The command -----------------------------------------------------------------------------------------
@@ -147,6 +236,8 @@ def test_json_holds_every_run(quick: tuple[dict, str, Path]) -> None:
         same = [other for other in report["results"] if other["batch_size"] == row["batch_size"]]
         assert len({(other["samples"], other["epochs_per_run"]) for other in same}) == 1
         assert row["gpumlp_is"] == pytest.approx(same[0]["median"] / row["median"])
+        share = row["floor_microseconds"] / row["microseconds_per_step"]  # on a CPU there is one limit
+        assert row["share_of_arithmetic"] == pytest.approx(share)
         assert 0 < row["share_of_arithmetic"] == row["median"] * 409_088 / report["limits"]["flops"]
 
 
@@ -169,6 +260,13 @@ def test_says_who_was_left_out_and_who_agrees(quick: tuple[dict, str, Path]) -> 
     assert all(entry["agrees"] for entry in report["agreement"])
 
 
+def test_table_shows_the_time_of_a_step_beside_its_floor(quick: tuple[dict, str, Path]) -> None:
+    report, output, _ = quick
+    for row in report["results"]:
+        times = {three_digits(row[name]) for name in ("microseconds_per_step", "floor_microseconds")}
+        assert any(times <= set(line.split()) for line in output.splitlines())
+
+
 def test_figure_is_written(quick: tuple[dict, str, Path]) -> None:
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     assert (quick[2] / "compare-cpu.png").read_bytes().startswith(b"\x89PNG")
@@ -178,6 +276,12 @@ def test_labels_of_lines_keep_their_distance() -> None:
     assert spread([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
     assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     assert spread([0.2, 0.21, 0.26], 0.05) == pytest.approx([0.2233 - 0.05, 0.2233, 0.2733], abs=1e-4)
+
+
+def test_labels_of_lines_stay_below_the_title() -> None:
+    assert lowered([0.2, 0.9], 0.97) == [0.2, 0.9]
+    assert lowered([0.2, 1.0], 0.97) == pytest.approx([0.17, 0.97])
+    assert lowered([], 0.97) == []
 
 
 def test_check_measures_and_writes_nothing(tmp_path: Path) -> None:

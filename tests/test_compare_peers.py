@@ -15,14 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks import timing
 from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.peers import ALL, Peer, Samples, Setting
 from benchmarks.peers.base import NotMeantForError
-from benchmarks.peers.gpumlp import GpumlpPersistent
+from benchmarks.peers.gpumlp import Gpumlp, GpumlpPersistent
 from benchmarks.peers.textbook import Textbook
+from benchmarks.peers.torch import TorchCompiled, TorchEager, own_threads
 from benchmarks.peers.torch_graph import TorchGraph
 from gpumlp import Dataset
-from tests.host_cuda import HostCupy, load_cupy_backend
+from tests.host_cuda import HostCupy, host_cuda_backend, load_cupy_backend
 from tests.persistent_helpers import change_kernel
 
 REPOSITORY = Path(__file__).parent.parent
@@ -42,9 +44,9 @@ def peer(request: pytest.FixtureRequest) -> type[Peer]:
     return request.param
 
 
-def start(peer: type[Peer], setting: Setting, blobs: Dataset) -> Peer:
+def start(peer: type[Peer], setting: Setting, blobs: Dataset, threads: int | None = 1) -> Peer:
     samples = Samples(blobs.images, blobs.labels, setting.dtype)
-    return peer(setting, samples, initial_weights(setting), threads=1)
+    return peer(setting, samples, initial_weights(setting), threads)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -125,6 +127,29 @@ def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
     assert GpumlpPersistent.why_not("cpu", "float32") == "the persistent kernel needs a GPU"
 
 
+def test_agreement_reaches_the_graphs_that_are_timed(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, ran = host_cuda_backend(cublaslt=True), []
+    monkeypatch.setattr("benchmarks.peers.gpumlp.get_backend", lambda *_, **__: backend)
+
+    class Watched(Gpumlp):
+        def unshuffled_epoch(self) -> float:
+            loss = super().unshuffled_epoch()
+            ran.append((self.trainer.how_steps_ran or "").partition(":")[0])
+            return loss
+
+    (result,) = check_agreement([Watched], replace(SETTING, device="cuda"), blobs, threads=1)
+    assert isinstance(result, Agreement), result
+    assert result.agrees, result
+    assert ran == ["one by one", "by CUDA graphs", "by CUDA graphs"]
+    assert len(result.epoch_losses) == 3
+
+
+def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: Dataset) -> None:
+    one, other = (start(peer, SETTING, blobs) for _ in range(2))
+    assert one.unshuffled_epoch() == other.unshuffled_epoch()
+    assert one.epoch() != pytest.approx(other.unshuffled_epoch(), rel=1e-6)
+
+
 def test_jax_in_a_process_of_its_own() -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
@@ -136,13 +161,38 @@ def test_jax_in_a_process_of_its_own() -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "test_peer or test_epoch",
+        "test_peer or test_epoch or test_unshuffled",
         __file__,
     ]
     environment = {**os.environ, "GPUMLP_TEST_JAX": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^9 passed", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_every_setting_is_offered_the_same_threads(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: loss)
+    monkeypatch.setattr(TorchCompiled, "_last", None)
+    monkeypatch.setattr(timing, "REST", 0)
+    monkeypatch.setattr(timing, "timed", lambda peer, *_, **__: (peer.epoch() * peer.threads, 0.0))  # 1 wins
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    own_threads.cache_clear()
+    try:
+        for batch_size in (16, 32):
+            setting, run = replace(SETTING, batch_size=batch_size), timing.Run(48, 1)
+            eager, compiled = timing.measure(setting, blobs, run, [TorchEager, TorchCompiled], repeats=5)
+            assert eager.variant is not None
+            assert eager.variant.endswith(", 1 thread")
+            assert [one.rpartition(", ")[2] for one in start(TorchEager, setting, blobs, None).variants] == [
+                "1 thread",
+                "2 threads",
+            ] * 2
+            assert compiled.variant == "2 threads"
+    finally:
+        own_threads.cache_clear()
+        torch.set_num_threads(before)
 
 
 class NoOutputBias(Textbook):
@@ -171,7 +221,16 @@ class Diverging(Textbook):
         return [*super().losses()[:-1], float("nan")]
 
 
-@pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging])
+class WrongEpoch(Textbook):
+    """Right step by step, but as it is timed it forgets the last sample."""
+
+    name = "wrong epoch"
+
+    def _train(self, order: np.ndarray) -> float:
+        return super()._train(order[:-1])
+
+
+@pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging, WrongEpoch])
 def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blobs: Dataset) -> None:
     first, second, third = check_agreement([Textbook, broken, Textbook], SETTING, blobs, threads=1)
     assert isinstance(second, Agreement)

@@ -70,7 +70,8 @@ class Peer(ABC):
         name: as ``--peers`` takes it.
         title: in tables and figures.
         setting: what is trained.
-        variants: equivalent ways to run it; a short trial finds the fastest, and `choose` sets it.
+        variants: equivalent ways to run it; a short trial finds the fastest, and `choose` sets it; where there is
+            but one, it is how the peer runs from the start.
     """
 
     name: ClassVar[str]
@@ -99,6 +100,10 @@ class Peer(ABC):
         Args:
             part: how many samples of the order to use, for a trial; peers without variants use all.
         """
+
+    @abstractmethod
+    def unshuffled_epoch(self) -> float:
+        """Train for one epoch by the code of `epoch`, in the order of the samples; its mean loss, on the host."""
 
     def synchronize(self) -> None:  # noqa: B027 - nothing to wait for on most CPUs
         """Wait until all work given to the device is done."""

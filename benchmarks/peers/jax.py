@@ -57,8 +57,14 @@ class JaxScan(Peer):
         return result
 
     def epoch(self, part: int | None = None) -> float:
-        order = self.put(self.rng.permutation(self.count).astype(np.int32))
-        self.state, loss = self._epoch(self.state, self.images, self.labels, order)
+        return self._train(self.rng.permutation(self.count))
+
+    def unshuffled_epoch(self) -> float:
+        return self._train(np.arange(self.count))
+
+    def _train(self, order: np.ndarray) -> float:
+        rows = self.put(order.astype(np.int32))
+        self.state, loss = self._epoch(self.state, self.images, self.labels, rows)
         return float(loss)
 
     def synchronize(self) -> None:

@@ -64,3 +64,10 @@ class ScikitLearn(Peer):
         with self.blas.limit(), config_context(assume_finite=True):
             self.model.partial_fit(self.samples.inputs[:part], self.samples.labels[:part])
         return float(self.model.loss_)
+
+    def unshuffled_epoch(self) -> float:
+        self.model.set_params(shuffle=False)
+        try:
+            return self.epoch()
+        finally:
+            self.model.set_params(shuffle=True)

@@ -39,14 +39,19 @@ class Textbook(Peer):
         ]
 
     def epoch(self, part: int | None = None) -> float:
-        size = self.setting.batch_size
         with self.blas.limit():
-            order = self.rng.permutation(len(self.samples))[:part]
-            total = 0.0
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                total += float(self._step(rows)) * len(rows)
-            return total / len(order)
+            return self._train(self.rng.permutation(len(self.samples))[:part])
+
+    def unshuffled_epoch(self) -> float:
+        with self.blas.limit():
+            return self._train(np.arange(len(self.samples)))
+
+    def _train(self, order: np.ndarray) -> float:
+        size, total = self.setting.batch_size, 0.0
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            total += float(self._step(rows)) * len(rows)
+        return total / len(order)
 
     def _step(self, rows: np.ndarray) -> np.floating:
         x, y = self.samples.inputs[rows], self.samples.labels[rows]

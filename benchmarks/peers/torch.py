@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +39,7 @@ class TorchEager(Peer):
         torch.set_float32_matmul_precision("highest")  # no TF32
         self.setting, self.count = setting, len(samples)
         self.device = torch.device(setting.device)
-        self.default_threads = threads or torch.get_num_threads()
+        self.default_threads = threads or own_threads()
         self.threads = self.default_threads
         self.x = torch.from_numpy(samples.inputs).to(self.device)
         self.y = torch.from_numpy(samples.labels).to(self.device)
@@ -57,7 +58,17 @@ class TorchEager(Peer):
         import torch
 
         self._set_threads()
-        order = torch.randperm(self.count, device=self.device)[:part]
+        return self._train(torch.randperm(self.count, device=self.device)[:part])
+
+    def unshuffled_epoch(self) -> float:
+        import torch
+
+        self._set_threads()
+        return self._train(torch.arange(self.count, device=self.device))
+
+    def _train(self, order: Any) -> float:
+        import torch
+
         total = torch.zeros((), device=self.device, dtype=self.x.dtype)
         for rows in order.split(self.setting.batch_size):
             total.add_(self._step(rows), alpha=len(rows))
@@ -78,11 +89,8 @@ class TorchEager(Peer):
         kinds = self._optimizers()
         if self.device.type == "cuda":
             return kinds
-        return tuple(
-            f"{kind}, {n} thread{'s' * (n > 1)}"
-            for kind in kinds
-            for n in thread_counts(threads, self.default_threads)
-        )
+        counts = thread_counts(threads, self.default_threads)
+        return tuple(f"{kind}, {_threads(n)}" for kind in kinds for n in counts)
 
     def _step(self, rows: Any) -> Any:
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,8 +172,11 @@ class TorchCompiled(TorchEager):
             return "torch.compile needs a C++ compiler (g++, or the one that CXX names)"
         return None
 
+    def choose(self, variant: str) -> None:
+        """Nothing to choose: compiled code keeps the number of threads that it was compiled for."""
+
     def _variants(self, threads: int | None) -> tuple[str, ...]:
-        return ()
+        return (_threads(self.default_threads),)
 
     def _network_and_loss(self) -> tuple[Any, Callable[..., Any]]:
         import torch
@@ -177,6 +188,18 @@ class TorchCompiled(TorchEager):
             TorchCompiled._last = (key, network, torch.compile(loss, dynamic=False))
         self._set_threads()
         return TorchCompiled._last[1:]
+
+
+@cache
+def own_threads() -> int:
+    """PyTorch's own number of threads, asked once: later it would be what the last trial has left behind."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _no_cuda(device: str) -> str | None:

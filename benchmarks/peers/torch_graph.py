@@ -49,14 +49,14 @@ class TorchGraph(TorchEager):
                 result.append(self.total.item() / len(rows))
         return result
 
-    def epoch(self, part: int | None = None) -> float:
+    def _train(self, order: Any) -> float:
         import torch
 
         with torch.cuda.device(self.device):
             self.total.zero_()
-            for rows in torch.randperm(self.count, device=self.device).split(self.setting.batch_size):
+            for rows in order.split(self.setting.batch_size):
                 self._replay(rows)
-            return self.total.item() / self.count
+            return self.total.item() / len(order)
 
     def _variants(self, threads: int | None) -> tuple[str, ...]:
         return ()
