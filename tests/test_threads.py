@@ -172,6 +172,20 @@ def test_a_product_in_parts_is_the_product(features: int, dtype: str, tolerance:
 
 
 @needs_openblas
+@pytest.mark.parametrize("parts_keep_bits", [True, False])
+def test_a_product_goes_in_parts_only_where_that_keeps_its_bits(
+    monkeypatch: pytest.MonkeyPatch, parts_keep_bits: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(OPENBLAS, "parts_keep_bits", parts_keep_bits)
+    monkeypatch.setattr(OPENBLAS, "product", lambda *arrays: asked.append(1))
+    x, weight, out = np.ones((33, 784), np.float32), np.ones((784, 7), np.float32), np.zeros((33, 7), np.float32)
+    NumpyBackend().product(x, weight, out)
+    np.testing.assert_array_equal(out, 784)
+    assert len(asked) == parts_keep_bits
+
+
+@needs_openblas
 def test_a_product_in_parts_is_left_to_numpy_where_the_arrays_do_not_fit() -> None:
     x, weight = np.ones((33, 784), np.float32), np.ones((784, 7), np.float32)
     for wrong in (np.zeros((2, 7), np.float32), np.zeros((33, 6), np.float32)):

@@ -23,6 +23,7 @@ from .rules import Array
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112  # enumerators of cblas.h
 _BYTES_AT_ONCE = 1600  # of a row: the blocks of OpenBLAS's kernels are as large or larger
+_OTHER_BITS = {"Haswell", "Zen"}
 _SCALAR = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
 
 
@@ -31,10 +32,13 @@ class OpenBlas:
 
     Attributes:
         controller: threadpoolctl's handle of the library.
+        parts_keep_bits: has `product` the same bits with any number of threads? Of kernels that were tried,
+            SkylakeX's; those for AVX2 have others all the same.
     """
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
+        self.parts_keep_bits = controller.info()["architecture"] not in _OTHER_BITS
         self._lock, self._found = threading.Lock(), 1
         self._users: set[object] = set()
         library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
@@ -71,7 +75,7 @@ class OpenBlas:
                 self._users.discard(me)
 
     def product(self, x: Array, weight: Array, out: Array) -> bool:
-        """``out <- x W``, the same bits for any number of threads, if that takes more than `numpy.matmul`.
+        """``out <- x W``, in parts, for `parts_keep_bits`, if that takes more than `numpy.matmul`.
 
         Sums that are too long for OpenBLAS's blocks it halves, with one thread and with several at different
         places, unless the halves fill its registers. Parts that are short enough leave it no such choice.
