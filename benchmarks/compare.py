@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -140,7 +141,7 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
             timings = measure(
                 setting, train, run, takers, options.repeats, options.threads, lambda: progress.advance(task)
             )
-            measured.add(setting, run, timings, flops_per_sample(setting.sizes), _bytes(setting))
+            measured.add(setting, run, timings, flops_per_sample(setting.sizes), _bytes_of(setting))
     return measured
 
 
@@ -201,9 +202,9 @@ def run_of(options: Options, setting: Setting, train: Dataset, peers: Sequence[t
     return plan(setting, train, yardstick, seconds, options.threads)
 
 
-def _bytes(setting: Setting) -> int:
+def _bytes_of(setting: Setting) -> Callable[[float], float]:
     itemsize = 4 if setting.dtype == "float32" else 8
-    return bytes_per_step(setting.sizes, setting.batch_size, momentum=setting.momentum > 0, itemsize=itemsize)
+    return partial(bytes_per_step, setting.sizes, momentum=setting.momentum > 0, itemsize=itemsize)
 
 
 if __name__ == "__main__":

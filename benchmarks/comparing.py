@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,21 @@ class Measured:
         record["largest_difference"] = _finite(result.largest_difference)
         self.agreement.append({**_named(setting), **record, "agrees": result.agrees})
 
-    def add(self, setting: Setting, run: Run, timings: Sequence[Timing], flops: int, step_bytes: int) -> None:
-        """Note the figures of one setting: rates, steps, ratios, goals and shares of the limits."""
+    def add(
+        self,
+        setting: Setting,
+        run: Run,
+        timings: Sequence[Timing],
+        flops: int,
+        step_bytes: Callable[[float], float],
+    ) -> None:
+        """Note the figures of one setting: rates, steps, ratios, goals and shares of the limits.
+
+        Args:
+            setting, run, timings: what was measured.
+            flops: of a sample.
+            step_bytes: of a step of so many samples.
+        """
         trained = run.samples * run.epochs
         steps = math.ceil(run.samples / setting.batch_size)
         medians = {}
@@ -81,8 +94,9 @@ class Measured:
             figures = reporting.summary(rates)
             medians[timing.peer.name] = median = figures["median"]
             bandwidth = self.limits.get("bytes")
-            floors = [flops * run.samples / steps / self.limits["flops"]]
-            floors += [step_bytes / bandwidth] if bandwidth else []
+            rows = run.samples / steps  # of the mean step: the last may be short
+            floors = [flops * rows / self.limits["flops"]]
+            floors += [step_bytes(rows) / bandwidth] if bandwidth else []
             ours = medians.get("gpumlp")  # the first to be measured
             self.results.append(
                 {
@@ -94,14 +108,14 @@ class Measured:
                     "steps_per_epoch": steps,
                     "samples_per_second": rates,
                     **figures,
-                    "microseconds_per_step": 1e6 * run.samples / median / steps,
+                    "microseconds_per_step": 1e6 * rows / median,
                     "floor_microseconds": 1e6 * max(floors),
                     "gpumlp_is": None if ours is None else ours / median,
                     "goal": goal(setting.network, setting.batch_size, timing.peer.name, setting.device),
                     "flops_per_sample": flops,
-                    "bytes_per_step": step_bytes,
+                    "bytes_per_step": step_bytes(setting.batch_size),
                     "share_of_arithmetic": flops * median / self.limits["flops"],
-                    "share_of_bandwidth": bandwidth and step_bytes * median * steps / run.samples / bandwidth,
+                    "share_of_bandwidth": bandwidth and step_bytes(rows) / rows * median / bandwidth,
                     "first_epoch_loss": _finite(timing.first_loss),
                 }
             )
@@ -141,10 +155,11 @@ def report(
             f"at the smallest batch size, and likewise with {FEW_STEPS} steps at the largest",
             "microseconds_per_step": "of the median run, shuffling and reading the loss included; the mean of an "
             "epoch's steps, of which the last may be short",
-            "floor_microseconds": "the larger of a step's flops over limits.flops and, on a GPU, its bytes over "
-            "limits.bytes",
+            "floor_microseconds": "the larger of the mean step's flops over limits.flops and, on a GPU, its bytes "
+            "over limits.bytes; what stays in a cache between operations can be faster than the latter",
+            "bytes_per_step": "of a full batch",
             "share_of_arithmetic": "flops_per_sample x samples/s / limits.flops",
-            "share_of_bandwidth": "bytes_per_step x steps/s / limits.bytes, on a GPU",
+            "share_of_bandwidth": "bytes of the mean step x steps/s / limits.bytes, on a GPU",
         },
         "peers": {peer.name: peer.title for peer in ALL},
         "limits": measured.limits,

@@ -22,7 +22,7 @@ def flops_per_sample(sizes: Sequence[int]) -> int:
     return 6 * sum(products) - 2 * products[0]
 
 
-def bytes_per_step(sizes: Sequence[int], batch_size: int, *, momentum: bool, itemsize: int = 4) -> int:
+def bytes_per_step(sizes: Sequence[int], batch_size: float, *, momentum: bool, itemsize: int = 4) -> float:
     """Bytes read and written by one training step, if every operation read its inputs and wrote its outputs once.
 
     The operations are those of a step in which everything elementwise is fused with what comes before it. Nothing

@@ -150,26 +150,31 @@ def test_goals() -> None:
 
 
 def test_ratio_goal_and_shares_of_the_limits() -> None:
+    def step_bytes(rows: float) -> float:
+        return 100 + 12 * rows
+
     measured = comparing.Measured(limits={"flops": 1e6, "bytes": 1e5})
     timings = [
         timing.Timing(peer, seconds=[s] * 5, first_loss=1.0) for peer, s in zip(ALL[:2], (0.5, 1), strict=True)
     ]
     setting = replace(SETTING, sizes=(784, 128, 10), batch_size=32)
-    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=step_bytes)
     ours, theirs = measured.results
     assert (ours["median"], theirs["median"]) == (320, 160)
     assert (theirs["gpumlp_is"], theirs["goal"]) == (2, 2.6)
     assert ours["share_of_arithmetic"] == 0.32
-    assert theirs["share_of_bandwidth"] == pytest.approx(6 * 400 / 1e5)  # 2 epochs of 3 steps in a second
+    mean = 100 + 12 * 80 / 3
+    assert ours["bytes_per_step"] == 100 + 12 * 32
+    assert theirs["share_of_bandwidth"] == pytest.approx(6 * mean / 1e5)  # 2 epochs of 3 steps in a second
     assert theirs["microseconds_per_step"] == pytest.approx(1e6 / 6)
-    floors = {"arithmetic": 1e6 * 1000 * (80 / 3) / 1e6, "memory": 1e6 * 400 / 1e5}
-    assert ours["floor_microseconds"] == pytest.approx(max(floors.values())) == floors["arithmetic"]
+    floors = {"arithmetic": 1e6 * 1000 * (80 / 3) / 1e6, "memory": 1e6 * mean / 1e5}
+    assert ours["floor_microseconds"] == pytest.approx(max(floors.values())) == pytest.approx(floors["arithmetic"])
     measured.limits = {"flops": 1e6, "bytes": 1e3}
-    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
-    assert measured.results[-1]["floor_microseconds"] == pytest.approx(1e6 * 400 / 1e3)
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=step_bytes)
+    assert measured.results[-1]["floor_microseconds"] == pytest.approx(1e6 * mean / 1e3)
     measured.limits = {"flops": 1e6}  # a CPU
-    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=400)
-    assert measured.results[-1]["floor_microseconds"] == floors["arithmetic"]
+    measured.add(setting, timing.Run(80, 2), timings, flops=1000, step_bytes=step_bytes)
+    assert measured.results[-1]["floor_microseconds"] == pytest.approx(floors["arithmetic"])
 
 
 @pytest.mark.parametrize(

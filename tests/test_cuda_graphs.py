@@ -135,9 +135,30 @@ def test_more_steps_at_a_time_than_were_tried_are_tried_again(blobs: Dataset) ->
     assert list(plan(graph).graphs) == [4, 1]
     for trainer in (graph, eager):
         trainer.run(2)
-    assert list(plan(graph).graphs) == list(LENGTHS)
+    assert list(plan(graph).graphs) == [16, 1]  # 18 steps
     assert plan(graph).state == "graph"
     same_bits(graph, eager)
+
+
+def test_an_interrupt_in_a_second_trial_leaves_a_training_that_goes_on(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size=16)
+    batches, runner = graph.batches.slices, graph.model.backend.graphs
+    for trainer in (graph, eager):
+        for part in (batches[:2], batches[2:7]):
+            trainer.model.backend.run_steps(trainer._step, part)
+    assert plan(graph).state == "graph"
+    capture, runner._capture = runner._capture, interrupted
+    assert graph.run(2).interrupted
+    assert graph.epoch == 0
+    runner._capture = capture
+    for trainer in (graph, eager):
+        trainer.run(2)
+    assert plan(graph).state == "graph"
+    same_bits(graph, eager)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_graph_of_each_length_is_held_against_single_steps(blobs: Dataset) -> None:

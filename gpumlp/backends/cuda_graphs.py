@@ -170,17 +170,20 @@ class GraphRunner:
         backend.xp.copyto(place.factors[: len(batches)], backend.asarray(host))
         done = 0
         while done < len(batches):
-            length = _longest(len(batches) - done, plan.graphs)
+            length = next((length for length in plan.graphs if length <= len(batches) - done), 0)
+            if length == 0:
+                return _one_by_one(step, batches[done:])
             kernels.set_position(place, batches[done].start - plan.start, done)
             plan.graphs[length].launch()
             state.steps += length
             done += length
+        return None
 
     # -- The trial ------------------------------------------------------------------------------------
 
     def _try(self, plan: Plan, step: Any, frozen: FrozenStep, batches: Sequence[slice]) -> None:
         """Run these equal batches one by one, and decide by what graphs make of the last of them."""
-        plan.graphs, plan.tried = {}, _longest(len(batches), LENGTHS)
+        plan.state, plan.graphs = "warm", {}  # until it is decided: an interrupt may come at any time
         length = min(len(batches), sum(LENGTHS))
         _one_by_one(step, batches[:-length])
         part = batches[-length:]
@@ -195,7 +198,7 @@ class GraphRunner:
 
         eager_seconds, eager = self._timed(frozen_part, restore, lambda: _one_by_one(step, part))
         try:
-            self._prepare(plan, step, frozen, batches)
+            self._prepare(plan, step, frozen, part)
             graph_seconds, graph = self._timed(frozen_part, restore, lambda: self._launch(plan, step, part))
         except Exception as error:  # CuPy's and CUDA's errors have many types; none may end a training
             plan.state, plan.reason = "eager", f"{type(error).__name__}: {error}"
@@ -207,6 +210,7 @@ class GraphRunner:
                 plan.reason = f"{length} steps took {graph_seconds:.3g} s rather than {eager_seconds:.3g} s"
             else:
                 plan.state, plan.reason = "eager", "graphs are not faster here"
+        plan.tried = next(iter(_split(length)))
         if plan.state == "eager":
             plan.graphs, plan.kept, plan.place = {}, [], None
         step.state.steps = steps + length
@@ -214,13 +218,12 @@ class GraphRunner:
         self._copy(eager[0], [*frozen.memory, *results])
 
     def _prepare(self, plan: Plan, step: Any, frozen: FrozenStep, batches: Sequence[slice]) -> None:
-        """Capture the graphs of all lengths that these batches allow for."""
+        """Capture the graphs that these batches are run by: no other is used, as no other is tried."""
         xp, dtype = self._backend.xp, frozen.memory[0].dtype
         plan.place = Place(xp.zeros(2, dtype="int64"), xp.zeros((CAPACITY, 2), dtype=dtype))
         plan.start, plan.key, plan.kept = batches[0].start, frozen.key(), frozen.arrays()
-        for length in LENGTHS:
-            if length <= len(batches):
-                plan.graphs[length] = self._capture(plan, step, batches[:length])
+        for length in _split(len(batches)):
+            plan.graphs[length] = self._capture(plan, step, batches[:length])
 
     def _timed(
         self, frozen: FrozenStep, restore: Callable[[], None], run: Callable[[], None]
@@ -267,8 +270,14 @@ def _equal_batches(batches: Sequence[slice], size: int) -> int:
     return len(batches)
 
 
-def _longest(count: int, lengths: Iterable[int]) -> int:
-    return next(length for length in lengths if length <= count)
+def _split(count: int) -> list[int]:
+    """Which of the lengths so many steps are made of, the longest first."""
+    result = []
+    for length in LENGTHS:
+        if count >= length:
+            result.append(length)
+            count %= length
+    return result
 
 
 def _refuse_allocation(size: int) -> Any:

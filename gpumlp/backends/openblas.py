@@ -23,7 +23,7 @@ from .rules import Array
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112  # enumerators of cblas.h
 _BYTES_AT_ONCE = 1600  # of a row: the blocks of OpenBLAS's kernels are as large or larger
-_OTHER_BITS = {"Haswell", "Zen"}
+_SAME_BITS = {"SkylakeX"}
 _SCALAR = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
 
 
@@ -32,13 +32,13 @@ class OpenBlas:
 
     Attributes:
         controller: threadpoolctl's handle of the library.
-        parts_keep_bits: has `product` the same bits with any number of threads? Of kernels that were tried,
-            SkylakeX's; those for AVX2 have others all the same.
+        parts_keep_bits: has `product` the same bits with any number of threads? With the kernel SkylakeX, as was
+            tried; with Haswell and Zen it has not, and others were not tried.
     """
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
-        self.parts_keep_bits = controller.info()["architecture"] not in _OTHER_BITS
+        self.parts_keep_bits = controller.info().get("architecture") in _SAME_BITS
         self._lock, self._found = threading.Lock(), 1
         self._users: set[object] = set()
         library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one

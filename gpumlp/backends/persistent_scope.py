@@ -99,6 +99,6 @@ def _in_order(batches: Sequence[slice], size: int) -> bool:
     return bool(batches) and list(batches) == _consecutive(batches[0].start, batches[-1].stop, size)
 
 
-@lru_cache(maxsize=16)  # the same in every epoch, and a GPU would wait for them
+@lru_cache(maxsize=64)  # the same in every epoch, and a GPU would wait for them
 def _consecutive(start: int, stop: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]

@@ -96,9 +96,10 @@ class Probe:
         parameters, own = model.parameters, self._workspace
         for index, layer in enumerate(model.layers[:-1]):
             xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
-            mean, rest = backend.total(own.outputs[index]) / own.outputs[index].size, self._deviations[index]
+            outputs, rest = own.outputs[index], self._deviations[index]
+            mean = backend.total(outputs) / outputs.size
             values[6, index] = mean
-            xp.subtract(own.outputs[index], mean, out=own.deltas[index])  # free until the backward pass
+            xp.subtract(outputs, mean.astype(outputs.dtype), out=own.deltas[index])  # free until the backward pass
             values[7, index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.outputs[index], axis=0)
