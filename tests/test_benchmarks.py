@@ -1,4 +1,4 @@
-"""The throughput and scaling benchmarks run, and say what they measured and with what."""
+"""The benchmarks of throughput and memory run, and say what they measured and with what."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import markdown, reporting, scaling
+from benchmarks import markdown, reporting
 from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time, take_turns
 from benchmarks.throughput import copy_to, count_copies, crossovers
 from gpumlp import MLP, Dataset, Trainer
 from gpumlp.backends import Device, Memory
+from tests.benchmark_helpers import REPOSITORY, run_benchmark
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def run_benchmark(*words: str, benchmark: str = "throughput") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -214,66 +208,6 @@ def test_data_that_does_not_fit_is_left_out_and_named() -> None:
     assert fitting_memory([40, 50], 60_000, None, [cpu, card])[0] == [40]  # a card holds them all at once
 
 
-# -- scaling -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def growth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of one quick run on the CPU."""
-    folder = tmp_path_factory.mktemp("growth")
-    done = run_benchmark("--quick", "--devices", "cpu", "--out", str(folder), benchmark="scaling")
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
-def test_scaling_measures_hidden_size_depth_and_data_size(growth: tuple[Path, str]) -> None:
-    report = json.loads((growth[0] / "scaling-cpu.json").read_text())
-    assert [(one["by"], [point["x"] for point in one["points"]]) for one in report["growth"]] == [
-        ("hidden size", [16, 64, 256]),
-        ("hidden layers", [1, 2, 3]),
-        ("samples", [2048, 4096, 8192]),
-    ]
-    for one in report["growth"]:
-        for point in one["points"]:
-            seconds = point["seconds_per_epoch"]
-            assert len(seconds) == report["method"]["repeats"] == 5
-            assert (point["min"], point["median"], point["max"]) == (
-                min(seconds),
-                sorted(seconds)[2],
-                max(seconds),
-            )
-            assert point["samples_timed"] == point["samples"]
-        assert one["fit"]["points"] == 3
-        assert f"cpu: {one['words']}" in growth[1]
-    assert any("Only the CPU was measured" in note for note in report["notes"])
-
-
-def test_scaling_draws_a_figure(growth: tuple[Path, str]) -> None:
-    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
-    assert (growth[0] / "scaling-cpu.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_part_of_an_epoch_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "FLOP_BUDGET", 0)  # four steps are the least
-    monkeypatch.setattr(scaling, "take_turns", lambda trainers, *_: [[0.25] * 5 for _ in trainers])
-    series = scaling.Series("hidden size", "", [scaling.Setting(16, (784, 16, 10), 1280)], whole_epochs=False)
-    options = scaling.Options(batch_size=32)
-    (one,) = scaling.measure(series, generate(1280), ["cpu"], options)
-    (point,) = one["points"]
-    assert (point["samples_timed"], point["steps_timed"], point["median"]) == (128, 4, 2.5)
-    (one,) = scaling.measure(series._replace(whole_epochs=True), generate(1280), ["cpu"], options)
-    assert (one["points"][0]["samples_timed"], one["points"][0]["median"]) == (1280, 0.25)
-
-
-def test_bad_options_of_scaling_are_all_named(tmp_path: Path) -> None:
-    wrong = ("--repeats", "1", "--batch-size", "0", "--depths", "0", "--out", str(tmp_path))
-    done = run_benchmark(*wrong, benchmark="scaling")
-    assert done.returncode == 2
-    for name in ("repeats", "batch_size", "depths"):
-        assert f"{name}: expected" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_memory_names_its_parts_and_the_peak() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", "--quick", "--batch-size", "64", "--json"],
@@ -295,45 +229,6 @@ def test_markdown_prints_the_table_of_a_result(
     for row in json.loads(path.read_text())["results"]:
         assert f"| {row['median']:,.0f} " in table
     assert "| batch | 784-128-10, cpu |" in table
-
-
-def test_markdown_compares_without_and_with_momentum() -> None:
-    def row(peer: str, momentum: float, rate: float, ratio: float) -> dict[str, object]:
-        return {
-            "network": "784-10", "batch_size": 1024, "momentum": momentum, "peer": peer, "median": rate,
-            "share_of_arithmetic": 0.25, "gpumlp_is": ratio,
-        }  # fmt: skip
-
-    results = [row("gpumlp", 0.0, 3000, 1), row("jax", 0.0, 2000, 1.5), row("gpumlp", 0.9, 2500, 1)]
-    lines = list(markdown.comparison({"results": results, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}))
-    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines
-
-    on_gpu = {"limits": {"flops": 1e12, "bytes": 1e11}, "peers": {"gpumlp": "gpumlp", "jax": "JAX"}}
-    times = {"microseconds_per_step": 41.234, "floor_microseconds": 9.876}
-    lines = list(markdown.comparison({**on_gpu, "results": [{**results[0], **times}, *results[1:]]}))
-    assert "| batch | gpumlp, samples/s | of the limit | us/step | floor, us | JAX |" in lines
-    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 41.2 / - | 9.88 / - | 1.50x / - |" in lines
-
-
-def test_markdown_reads_the_results_that_are_here(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = REPOSITORY / "benchmarks" / "results"
-    assert markdown.main([str(path) for path in sorted(folder.glob("compare*.json"))]) == 0
-    assert "**784-128-10, momentum 0 / 0.9**" in capsys.readouterr().out
-
-
-def test_markdown_names_the_kinds_that_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    growth = '{"benchmark": "growth of the cost of an epoch"}'
-    for name, text in {"growth": growth, "unnamed": '{"results": []}', "list": "[1]"}.items():
-        (tmp_path / name).write_text(text)
-        assert markdown.main([str(tmp_path / name)]) == 0
-    (tmp_path / "broken").write_text("{")
-    assert markdown.main([str(tmp_path / "broken")]) == 2
-    growth, unnamed, a_list, broken = capsys.readouterr().err.splitlines()
-    known = ", only of comparison, training throughput, estimators"
-    assert growth == f"{tmp_path}/growth: there is no table of growth of the cost of an epoch{known}"
-    assert unnamed.endswith(f"there is no table of results that do not name their benchmark{known}")
-    assert a_list.endswith(known)
-    assert "broken is no file of results: " in broken
 
 
 def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
