@@ -6,9 +6,9 @@ part begins, and the optimizer's factors (learning rate, Adam's corrections) of 
 and whatever else does not fit, goes step by step.
 
 The first steps of a training are run one by one, which compiles and tries what they need. Then a few are run both
-ways from the same state, by a graph of each length: only if every parameter, optimizer state, loss and hit is the
-same, bit for bit, and graphs are faster, are they used from there on. Anything that goes wrong means step by step,
-and is remembered.
+ways from the same state, by each graph that is to be used: only if every parameter, optimizer state, loss and hit
+is the same, bit for bit, and graphs are faster, are they used from there on. Anything that goes wrong means step
+by step, and is remembered.
 Tested on a double of CuPy's streams; not yet measured on a GPU.
 """
 
@@ -210,7 +210,7 @@ class GraphRunner:
                 plan.reason = f"{length} steps took {graph_seconds:.3g} s rather than {eager_seconds:.3g} s"
             else:
                 plan.state, plan.reason = "eager", "graphs are not faster here"
-        plan.tried = next(iter(_split(length)))
+        plan.tried = _split(length)[0]
         if plan.state == "eager":
             plan.graphs, plan.kept, plan.place = {}, [], None
         step.state.steps = steps + length

@@ -178,7 +178,7 @@ class CudaOperations(Backend):
         super().weigh(delta, losses, weights)
 
     # Of reductions CuPy brings some compiled: sums in an array's own dtype, the least and the largest number. Any
-    # other it compiles for itself with CUB, where it is first met, which takes 3 to 5 seconds each.
+    # other it compiles with CUB where it is first met, which takes seconds each: CuPy's `cub.pyx`.
 
     def total(self, values: Array) -> Array:
         return self.xp.sum(values.astype("float64"))

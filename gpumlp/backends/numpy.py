@@ -114,7 +114,7 @@ class NumpyBackend(Backend):
         return all(result == results[0] for result in results)
 
     def product(self, x: Array, weight: Array, out: Array) -> None:
-        # In parts it takes longer: 6 to 8 % of a step at batch 32 to 128, where it is for nothing.
+        # In parts it takes longer (benchmarks/README.md says how much), so not where that is for nothing.
         openblas = self._openblas
         if openblas is None or not openblas.parts_keep_bits or not openblas.product(x, weight, out):
             super().product(x, weight, out)

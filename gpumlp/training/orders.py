@@ -12,8 +12,7 @@ from ..backends import HostArray
 class EpochOrders:
     """Random orders, one an epoch, drawn on the host, so that they are the same for every device.
 
-    Putting 60,000 numbers in order takes the host some 0.6 ms, in which a GPU would do nothing; so the next order
-    can be drawn while it trains.
+    While the host draws an order, a GPU would do nothing; so the next one can be drawn while it trains.
 
     Args:
         rows: ``(samples,)``, what is put in order.
