@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cupy
 import numpy as np
@@ -44,7 +45,7 @@ from ..base import (
     Step,
 )
 from .cublaslt import Products
-from .graphs import LENGTHS, Capture, GraphRunner, NotCapturableError
+from .graphs import LENGTHS, Capture, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
     MOST_CLASSES,
     Kernels,
@@ -117,6 +118,11 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
+        self._runners: dict[str, PersistentRunner | GraphRunner] = {
+            "persistent": self.persistent,
+            "graphs": self.graphs,
+        }
+        self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
         self._products: list[Products | None] = []  # found when a product is first needed
@@ -182,9 +188,19 @@ class CudaBackend(Backend):
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
-        runners: dict[str, PersistentRunner | GraphRunner] = {"persistent": self.persistent, "graphs": self.graphs}
+        return self._choose(step, step_key(step))
+
+    def _choose(self, step: Step, key: StepKey) -> Execution:
+        """The way of running a step, decided again where its arrays or rules have changed."""
+        found = self._chosen.get(step)
+        if found is None or found[0] != key:
+            found = self._chosen[step] = key, self._by_rule(step)
+        return found[1]
+
+    def _by_rule(self, step: Step) -> Execution:
+        """The first way that is possible, of all or of the one that was asked for by name."""
         reasons: list[str] = []
-        for name, runner in runners.items():
+        for name, runner in self._runners.items():
             if self.wanted_execution not in ("auto", name):
                 continue
             reason = runner.unsupported_reason(step)
@@ -196,17 +212,16 @@ class CudaBackend(Backend):
         return Execution("eager", "; ".join(reasons) or "as asked for")
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        done = 0
-        while done < len(batches):  # again where a capture was refused on the way
-            name = self.execution(step).name
+        key, done = step_key(step), 0
+        while done < len(batches):
+            runner = self._runners.get(self._choose(step, key).name)
             rest, rates = batches[done:], learning_rates[done:]
-            if name == "persistent":
-                done += self.persistent.run(step, rest, rates)
-            elif name == "graphs":
-                done += self.graphs.run(step, rest, rates)
-            else:
+            if runner is None:
                 super().run_steps(step, rest, rates)
                 return
+            done += runner.run(step, key, rest, rates)
+            if done < len(batches):  # a capture was refused
+                del self._chosen[step]
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LENGTHS = (16, 4, 1)  # steps in a graph; 16 of them take the GPU far longer than launching the next graph
 CAPACITY = 256  # steps whose factors are on the device at a time: it works on them while the next are made ready
+
+
+StepKey: TypeAlias = tuple[Any, ...]
 
 
 class NotCapturableError(RuntimeError):
@@ -57,7 +60,7 @@ class Captured:
         arrays: the captured ones, kept so that their addresses are given to no others.
     """
 
-    key: tuple[Any, ...]
+    key: StepKey
     refusal: str | None
     graphs: dict[int, Any]
     place: Place
@@ -84,8 +87,13 @@ class GraphRunner:
         """How the steps are run, in words."""
         return f"up to {LENGTHS[0]} steps in one launch"
 
-    def run(self, step: Step, batches: range, learning_rates: Sequence[float]) -> int:
+    def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
         """Run steps that `unsupported_reason` has nothing against.
+
+        Args:
+            step: whose `batches` to run.
+            key: its `step_key`.
+            batches, learning_rates: as for `Backend.run_steps`.
 
         Returns:
             How many were run: all, or those before a capture that was refused.
@@ -94,25 +102,25 @@ class GraphRunner:
         while done < len(batches):
             batch = step.slices[batches[done]]
             found = self._captured.get(step)
-            known = found is not None and found.key == step_key(step)
+            known = found is not None and found.key == key
             if known and found is not None and found.refusal is not None:
                 break
             if found is None or not known or batch.stop - batch.start < step.batch_size:
                 step(batch, learning_rates[done])
                 done += 1
                 if not known and batch.stop - batch.start == step.batch_size:
-                    self._captured[step] = self._prepare(step)
+                    self._captured[step] = self._prepare(step, key)
                 continue
             full = _full_batches(step, batches[done : done + CAPACITY])
             self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
             done += full
         return done
 
-    def _prepare(self, step: Step) -> Captured:
+    def _prepare(self, step: Step, key: StepKey) -> Captured:
         """Capture a graph of each length that an epoch has full batches for; nothing is computed."""
         xp, dtype = self._backend.xp, step.parameters.dtype
         place = Place(xp.zeros(2, dtype="int64"), xp.zeros((CAPACITY, 2), dtype=dtype))
-        captured = Captured(step_key(step), None, {}, place, step.arrays())
+        captured = Captured(key, None, {}, place, step.arrays())
         full = _full_batches(step, range(min(LENGTHS[0], len(step.slices))))
         try:
             for length in LENGTHS:
@@ -162,7 +170,7 @@ class GraphRunner:
             done += length
 
 
-def step_key(step: Step) -> tuple[Any, ...]:
+def step_key(step: Step) -> StepKey:
     """Addresses, shapes and rules of a step: equal as long as what was prepared for it holds."""
     activations = [(repr(layer.activation), cuda_activation(layer.activation)) for layer in step.layers]
     return (

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..base import PIXEL_SCALE, CudaActivation, Step
-from .graphs import step_key
+from .graphs import StepKey
 from .kernels import cuda_activation, kernel_source, optimizer_kernel, real_name, sgd_code, unsupported_reason
 
 if TYPE_CHECKING:
@@ -81,14 +81,6 @@ class Sizes(NamedTuple):
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
 
-class Prepared(NamedTuple):
-    """What was found out about a step: the key it holds for, and the kernel's sizes or why there are none."""
-
-    key: tuple[Any, ...]
-    sizes: Sizes | None
-    reason: str | None
-
-
 class PersistentRunner:
     """Runs steps for a backend by the persistent kernel.
 
@@ -100,7 +92,7 @@ class PersistentRunner:
     def __init__(self, backend: CudaBackend, threads: int | None = None) -> None:
         self._backend, self._threads = backend, threads
         self._kernels: dict[tuple[Sizes, CudaActivation], Any] = {}
-        self._prepared: WeakKeyDictionary[Step, Prepared] = WeakKeyDictionary()
+        self._sizes: WeakKeyDictionary[Step, Sizes] = WeakKeyDictionary()
 
     def threads(self, batch_size: int) -> int:
         """Threads of a block: measured on an H100, 512 are 10 to 14 % faster from batch 64 on."""
@@ -108,36 +100,33 @@ class PersistentRunner:
 
     def unsupported_reason(self, step: Step) -> str | None:
         """Why the kernel cannot run this step on this device, as a sentence; None if it can."""
-        return self._prepare(step).reason
+        reason = unsupported_reason(step) or self._unsupported_shape(step)
+        if reason is not None:
+            return reason
+        self._sizes[step] = sizes = self._fit(step)
+        available = self._attribute("MaxSharedMemoryPerBlockOptin")
+        if sizes.shared_bytes <= available:
+            return None
+        return (
+            f"a block would need {sizes.shared_bytes / 1024:.0f} KiB of shared memory, for its weights and "
+            f"the rows of a batch, and the device has {available / 1024:.0f} KiB"
+        )
 
     def describe(self, step: Step) -> str:
-        """How the kernel runs this step, in words."""
-        sizes = self._prepare(step).sizes
-        assert sizes is not None
+        """How the kernel runs a step that `unsupported_reason` has nothing against, in words."""
+        sizes = self._sizes[step]
         return (
             f"{sizes.blocks} blocks of {self.threads(sizes.batch)} threads, {sizes.units} hidden units and "
             f"{sizes.shared_bytes / 1024:.0f} KiB of shared memory each"
         )
 
-    def run(self, step: Step, batches: range, learning_rates: Sequence[float]) -> int:
+    def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
         """Run steps that `unsupported_reason` has nothing against. Returns how many: all."""
-        sizes = self._prepare(step).sizes
-        assert sizes is not None
         for first in range(0, len(batches), MOST_STEPS):
             part = batches[first : first + MOST_STEPS]
-            self._launch(sizes, step, part, learning_rates[first : first + MOST_STEPS])
+            self._launch(self._sizes[step], step, part, learning_rates[first : first + MOST_STEPS])
             step.state.steps += len(part)
         return len(batches)
-
-    def _prepare(self, step: Step) -> Prepared:
-        found, key = self._prepared.get(step), step_key(step)
-        if found is None or found.key != key:
-            reason = unsupported_reason(step) or self._unsupported_shape(step)
-            sizes = None if reason else self._sizes(step)
-            if sizes is not None:
-                reason = self._unsupported_sizes(sizes)
-            found = self._prepared[step] = Prepared(key, sizes, reason)
-        return found
 
     def _unsupported_shape(self, step: Step) -> str | None:
         layers = len(step.layers)
@@ -154,7 +143,7 @@ class PersistentRunner:
         }
         return next((reason for reason, applies in reasons.items() if applies), None)
 
-    def _sizes(self, step: Step) -> Sizes:
+    def _fit(self, step: Step) -> Sizes:
         """What the kernel is compiled for on this device: two batches of rows where they fit."""
         hidden_layer, output_layer = step.layers
         inputs, hidden = hidden_layer.weight.shape
@@ -171,15 +160,6 @@ class PersistentRunner:
         if sizes.shared_bytes > self._attribute("MaxSharedMemoryPerBlockOptin"):
             sizes = sizes._replace(buffers=1)
         return sizes
-
-    def _unsupported_sizes(self, sizes: Sizes) -> str | None:
-        available = self._attribute("MaxSharedMemoryPerBlockOptin")
-        if sizes.shared_bytes <= available:
-            return None
-        return (
-            f"a block would need {sizes.shared_bytes / 1024:.0f} KiB of shared memory, for its weights and "
-            f"the rows of a batch, and the device has {available / 1024:.0f} KiB"
-        )
 
     def _attribute(self, name: str) -> int:
         return int(self._backend.xp.cuda.Device().attributes.get(name, 0))
