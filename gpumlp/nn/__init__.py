@@ -2,7 +2,6 @@
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from .evaluation import Evaluation
-from .importing import ImportedModelError
 from .initializers import Glorot, He, Normal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
@@ -24,7 +23,6 @@ __all__ = [
     "Glorot",
     "He",
     "Identity",
-    "ImportedModelError",
     "Inputs",
     "InverseTimeDecay",
     "LeakyReLU",

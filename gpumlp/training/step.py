@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..backends import Array, FrozenStep, WholeStep
-from ..data.batches import ArrayBatches
+from ..data.dataset import ArrayBatches
 from ..nn.network import MLP
 from ..nn.optimizers import Accumulation, Optimizer, OptimizerState
 from ..nn.penalties import Penalty
