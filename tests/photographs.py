@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-SIZE = (300, 400)  # pixels, height and width
+SIZE = (210, 280)  # pixels, height and width
 
 
 def pillow() -> Any:
@@ -19,7 +19,7 @@ def pillow() -> Any:
 def photograph(
     ink: np.ndarray, rng: np.random.Generator, noise: float = 0.06, dark_ink: bool = True, largest: float = 0.9
 ) -> np.ndarray:
-    """A picture ``(300, 400)`` uint8 of a digit ``(h, h)``, 0 paper and 1 ink, of 45 to 90 % of its height."""
+    """A picture ``(210, 280)`` uint8 of a digit ``(h, h)``, 0 paper and 1 ink, of 45 to 90 % of its height."""
     image = pillow()
     height, width = SIZE
     side = int(rng.uniform(0.45, largest) * height)
