@@ -45,13 +45,12 @@ class Options:
     json: bool = False
     """Print JSON, with the probability of every class, instead of a table."""
     out: str | None = None
-    """Write the predictions of all samples to FILE.csv, or their probabilities alone to FILE.npy: an array
-    (samples, classes) in the order of the files. A file that cannot be predicted has no row there and is named."""
+    """Write the predictions to FILE.csv, or only the probabilities, an array (samples, classes), to FILE.npy.
+    A file that cannot be predicted has no row there; a message names it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     preparation: str = "auto"
-    """How pictures are prepared: mnist, digits, resize (to the network's size, without cropping or inverting), or
-    auto, the one that matches the training data."""
+    """Of pictures: mnist, digits, resize (without cropping or inverting), or auto, to match the training data."""
     array: str | None = None
     """Name of the array to use from an .npz file with several."""
 
