@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, Backend, HostArray
-from ..data.batches import ArrayBatches
+from ..data.dataset import ArrayBatches
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import gpumlp
+from ..extras import require
+from ..nn import MLP, LeakyReLU, ModelFileError
+from ..nn.model_file import CLASSIFICATION, describe, loss_name, plain_inputs
 
-from .extras import require
-from .nn.activations import LeakyReLU
-from .nn.model_file import CLASSIFICATION, ModelFileError, describe, loss_name, plain_inputs
-from .nn.network import MLP
-
-_OPSET, _IR_VERSION = 17, 8  # of 2022: runtimes that are older are rare
+_OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
 _ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
     CLASSIFICATION: ("Softmax", {"axis": 1}),
@@ -24,12 +21,12 @@ _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
 
 
 def onnx_bytes(model: MLP) -> bytes:
-    """The network as ONNX, checked by ``onnx.checker``.
+    """The network as the content of an ONNX file, checked by ``onnx.checker``.
 
-    Input ``samples``: ``(samples, *shape)``. After a training on pixels it is uint8, and the division by 255 is
-    part of the graph; otherwise it is of the network's dtype and used as it is. Outputs: ``probabilities`` and
-    ``logits``, ``(samples, classes)`` of the network's dtype, and ``classes``, ``(samples,)`` int64, the most
-    probable one; of a regression, only ``outputs``. The number of samples is free.
+    The input is ``samples``, ``(samples, *shape)`` with any number of samples. If the network was trained on
+    uint8, it is uint8, and the division by 255 is part of the graph; otherwise it has the network's dtype and is
+    used as it is. The outputs are ``probabilities`` and ``logits``, ``(samples, classes)`` of the network's dtype,
+    and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``.
 
     Raises:
         ModelFileError: the activation is not one of gpumlp's.
@@ -38,6 +35,8 @@ def onnx_bytes(model: MLP) -> bytes:
     require("exports to ONNX", "onnx", "onnx")
     import onnx
     from onnx import TensorProto, helper, numpy_helper
+
+    from gpumlp import __version__
 
     program = _Program(model)
     number = helper.np_dtype_to_tensor_dtype(model.dtype)
@@ -61,7 +60,7 @@ def onnx_bytes(model: MLP) -> bytes:
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
         producer_name="gpumlp",
-        producer_version=gpumlp.__version__,
+        producer_version=__version__,
     )
     helper.set_model_props(result, {"class_names": json.dumps(describe(model)["class_names"])})
     onnx.checker.check_model(result, full_check=True)
@@ -72,10 +71,10 @@ class _Program:
     """What the network computes, step by step.
 
     Attributes:
-        inputs: what a sample is.
-        nodes: operator, names of what it takes, name of what it gives, and options.
-        constants: arrays by name, weights and biases among them.
-        outputs: names of what the caller gets.
+        inputs: description of a sample.
+        nodes: operator, names of its inputs, name of its output, and options.
+        constants: arrays by name, including weights and biases.
+        outputs: names of the graph's outputs.
     """
 
     def __init__(self, model: MLP) -> None:
@@ -99,7 +98,7 @@ class _Program:
             self.outputs.append(self._add("ArgMax", [last], "classes", axis=1, keepdims=0))
 
     def _first(self, model: MLP) -> str:
-        """Rows of values as the first layer takes them."""
+        """The samples as rows of scaled values, the input of the first layer."""
         self.constants["flat"] = np.array([0, model.sizes[0]], dtype=np.int64)
         rows = self._add("Reshape", ["samples", "flat"], "rows")
         if not self.inputs.pixels:
@@ -110,15 +109,13 @@ class _Program:
 
     def _activate(self, model: MLP, sums: str, layer: str) -> str:
         target = f"{layer}.outputs"
-        if isinstance(
-            model.activation, LeakyReLU
-        ):  # max(s, c s): the operator LeakyRelu is float32 only in places
+        if isinstance(model.activation, LeakyReLU):  # max(s, c s): some runtimes have LeakyRelu for float32 only
             self.constants["slope"] = np.array(model.activation.negative_slope, dtype=model.dtype)
             return self._add("Max", [sums, self._add("Mul", [sums, "slope"], f"{layer}.scaled")], target)
         if model.activation.name == "identity":
             return sums
         if model.activation.name not in _ACTIVATIONS:
-            raise ModelFileError(f"ONNX has no equal of the activation {model.activation!r}")
+            raise ModelFileError(f"the activation {model.activation!r} has no equivalent in ONNX")
         return self._add(_ACTIVATIONS[model.activation.name], [sums], target)
 
     def _add(self, operator: str, sources: list[str], target: str, **options: Any) -> str:
