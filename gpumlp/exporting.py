@@ -66,10 +66,10 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
         MissingExtraError: jinja2 is not installed.
     """
     from .report import drawing_page  # not above: most exports need none of it
-    from .report.embedding import plain_shape
+    from .report.embedding import image_size
 
     inputs = plain_inputs(model)
-    shape = plain_shape(inputs.shape)
+    shape = image_size(inputs.shape)
     if shape is None:
         raise ModelFileError(
             f"a page to draw on needs a network for images of height x width; this one takes samples of "
