@@ -11,7 +11,7 @@ from ..backends import Backend, HostArray, get_backend
 from ..data import Dataset
 from ..nn import MLP, SGD, Adam, ExponentialDecay, Penalty
 from ..nn.optimizers import Optimizer
-from ..training import fit
+from ..training import History, fit
 from .data import Data, draw, in_words, load
 from .style import (
     BLACK,
@@ -109,31 +109,38 @@ def _train_run(
 ) -> dict[str, Any]:
     train = whole if run.share == 1 else draw(whole, (max(1, int(run.share * len(whole))),), seed)[0]
     model = MLP([train.features, run.units, train.classes], run.activation, seed=seed, device=device)
-    losses: list[float] = []
-    history = fit(
-        model,
-        train,
-        optimizer=run.optimizer,
-        epochs=epochs,
-        batch_size=64,
-        validation=validation,
-        seed=seed,
-        callbacks=[lambda trainer: losses.append(trainer.model.evaluate(train).loss)],
+    history, curves = _train(
+        model, train, validation, optimizer=run.optimizer, epochs=epochs, batch_size=64, seed=seed
     )
-    validated = history["validation_loss"]
+    losses, validated = curves["train_loss"], curves["validation_loss"]
     return {
         "network": f"{'-'.join(map(str, model.sizes))} {model.activation.name}",
         "optimizer": _describe(run.optimizer),
         "samples": len(train),
-        "train_loss": losses,
-        "validation_loss": validated,
-        "train_accuracy": model.accuracy(train),
-        "validation_accuracy": history["validation_accuracy"][-1],
+        **curves,
         "best_epoch": 1 + int(np.argmin(validated)),
         "rise": validated[-1] / min(validated) - 1,
-        "gap": validated[-1] - losses[-1],
         "ups": sum(after > 1.1 * before for before, after in itertools.pairwise(losses)),
         "trend": history.trend(),
+    }
+
+
+def _train(model: MLP, train: Dataset, validation: Dataset, **options: Any) -> tuple[History, dict[str, Any]]:
+    """Train with the options of `fit`, and record losses after each epoch and final accuracies."""
+    losses: list[float] = []
+    history = fit(
+        model,
+        train,
+        validation=validation,
+        callbacks=[lambda trainer: losses.append(trainer.model.evaluate(train).loss)],
+        **options,
+    )
+    return history, {
+        "train_loss": losses,
+        "validation_loss": history["validation_loss"],
+        "gap": history["validation_loss"][-1] - losses[-1],
+        "train_accuracy": model.accuracy(train),
+        "validation_accuracy": history["validation_accuracy"][-1],
     }
 
 
@@ -318,28 +325,15 @@ def _train_penalised(
     device: str | Backend,
 ) -> dict[str, Any]:
     model = MLP([train.features, hidden, train.classes], seed=seed, device=device)
-    train_loss: list[float] = []
-    history = fit(
-        model,
-        train,
-        optimizer=SGD(0.1),
-        epochs=epochs,
-        batch_size=32,
-        validation=validation,
-        l2=penalty.l2,
-        l1=penalty.l1,
-        seed=seed,
-        callbacks=[lambda trainer: train_loss.append(trainer.model.evaluate(train).loss)],
+    penalties = {"l2": penalty.l2, "l1": penalty.l1}
+    _, curves = _train(
+        model, train, validation, optimizer=SGD(0.1), epochs=epochs, batch_size=32, seed=seed, **penalties
     )
     weights = [tensor for name, tensor in model.state_dict().items() if name.endswith("weight")]
     flat = np.concatenate([tensor.ravel() for tensor in weights])
     return {
         "penalty": repr(penalty),
-        "train_loss": train_loss,
-        "validation_loss": history["validation_loss"],
-        "gap": history["validation_loss"][-1] - train_loss[-1],
-        "train_accuracy": model.accuracy(train),
-        "validation_accuracy": history["validation_accuracy"][-1],
+        **curves,
         "weight_norm": float(np.linalg.norm(flat)),
         "weights_near_zero": float(np.mean(np.abs(flat) < _NEAR_ZERO)),
     }

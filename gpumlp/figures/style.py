@@ -73,6 +73,15 @@ class FigureResult(NamedTuple):
     figure: Figure
     numbers: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<figure {self.numbers['title']!r}; its numbers: {', '.join(self.numbers)}>"
+
+    def _repr_png_(self) -> bytes:
+        """The picture, which a notebook shows."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
 
 def in_house_style(draw: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that draws: it uses this module's style, and leaves the user's settings unchanged.

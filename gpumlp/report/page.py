@@ -229,7 +229,6 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         weight = to_host(run.model.state_dict()["layers.0.weight"])
         uri, chosen, limit = mosaic(weight, shape, UNITS // fewer)
         weights = {"image": uri, "units": chosen, "all": weight.shape[1], "limit": limit}
-        weights["columns"] = min(8, len(chosen))
         weights["hidden"] = len(run.model.sizes) > 2
     recall, precision = measures.recall(), measures.precision()
     matrix = measures.confusion
