@@ -27,11 +27,11 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
             activation is not one of gpumlp's.
         MissingExtraError: jinja2 is not installed.
     """
-    from .report import drawing_page  # not above: other exports do not need it
-    from .report.embedding import plain_shape
+    from .report import drawing_page  # not above: most exports need none of it
+    from .report.embedding import image_size
 
     inputs = plain_inputs(model)
-    shape = plain_shape(inputs.shape)
+    shape = image_size(inputs.shape)
     if shape is None:
         raise ModelFileError(
             f"a page to draw on needs a network for images of height x width; this one takes samples of "

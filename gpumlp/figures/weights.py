@@ -1,4 +1,4 @@
-"""Figures of initial weights: what their scale does to a training, and what is drawn."""
+"""Figures of weights: the scale of initial weights, their distribution, and what the first layer learns."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from ..backends import Backend, HostArray
 from ..data import Dataset
 from ..nn import MLP, SGD, Glorot, He, Normal, Penalty
 from ..nn.initializers import Initializer
+from ..training import fit
 from ..training.step import TrainingStep
+from .data import Data, in_words, load
 from .style import BLACK, BLUE, DASHED, DOTTED, GREEN, SOLID, VERMILION, FigureResult, Sheet, in_house_style, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 XOR = ([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [0, 1, 1, 0])
-_SOLVED = 0.1  # nats; a network that leaves a point undecided ends at 0.35 or above
+_SOLVED = 0.1  # nats; with one point undecided, the loss is at least 0.35
 
 
 @in_house_style
@@ -30,25 +32,25 @@ def initialization_scale(
     scales: Sequence[float] = (0.01, 0.1, 1.0, 3.0),
     device: str | Backend = "cpu",
 ) -> FigureResult:
-    """XOR, learned by a 2-4-2 tanh network from initial weights of several scales.
+    """A 2-4-2 tanh network trained on XOR from initial weights of several scales.
 
     Args:
-        seed: the first of the seeds.
-        seeds: trainings from each scale.
-        epochs: of each training: steps of gradient descent on all four points, learning rate 0.5.
-        scales: standard deviations of normal initial weights; Glorot's and He's are added.
+        seed: the first seed.
+        seeds: training runs from each scale.
+        epochs: of each run: steps of gradient descent on all four points, learning rate 0.5.
+        scales: standard deviations of normal initial weights; Glorot and He are added.
         device: as for `MLP`.
 
     Returns:
         The figure; in ``starts``, by name: ``losses`` ``(seeds, epochs)``, each before its step, their ``mean``
-        and ``std`` over the seeds by epoch, and ``solved``, how many of the trainings ended below 0.1 nats.
+        and ``std`` over the seeds by epoch, and ``solved``, the number of runs that ended below 0.1 nats.
     """
     rules: dict[str, Initializer] = {f"normal, scale {scale:g}": Normal(scale) for scale in scales}
     rules |= {"Glorot": Glorot(), "He": He()}
     data = Dataset(*XOR, classes=2, name="xor")
     starts: dict[str, dict[str, Any]] = {}
     for name, rule in rules.items():
-        losses = np.array([_learn(data, rule, seed + index, epochs, device) for index in range(seeds)])
+        losses = np.array([_train_on_xor(data, rule, seed + index, epochs, device) for index in range(seeds)])
         starts[name] = {
             "losses": losses,
             "mean": losses.mean(axis=0),
@@ -58,8 +60,8 @@ def initialization_scale(
     sheet = Sheet(
         "XOR from initial weights of several scales",
         f"A 2-4-2 tanh network, {epochs} steps of gradient descent (learning rate 0.5) on all four points, from "
-        f"{seeds} seeds. Thin: each training; thick: their mean; shaded: one standard deviation to both sides. "
-        f"Solved: below {_SOLVED:g} nats at the end.",
+        f"{seeds} seeds. Thin lines: single runs; thick: their mean; shaded: mean ± one standard deviation. "
+        f"Solved: a final loss below {_SOLVED:g} nats.",
         -(-len(rules) // 3),
         3,
         height=2.35 * -(-len(rules) // 3),
@@ -79,8 +81,8 @@ def initialization_scale(
     return sheet.result({"starts": starts})
 
 
-def _learn(data: Dataset, rule: Initializer, seed: int, steps: int, device: str | Backend) -> HostArray:
-    """The losses before each step. The steps alone: a trainer's care about epochs takes longer than these do."""
+def _train_on_xor(data: Dataset, rule: Initializer, seed: int, steps: int, device: str | Backend) -> HostArray:
+    """The losses before each step. Without a `Trainer`, whose work per epoch takes longer than these steps."""
     model = MLP([2, 4, 2], "tanh", initializer=rule, seed=seed, device=device)
     backend, optimizer = model.backend, SGD(0.5)
     with backend.activate():
@@ -107,18 +109,17 @@ def _draw_losses(axes: Axes, start: dict[str, Any]) -> None:
 def initial_weights(
     *, seed: int = 0, sizes: Sequence[int] = (784, 128, 64, 10), scale: float = 0.01, device: str | Backend = "cpu"
 ) -> FigureResult:
-    """The initial weights of a network by layer, and their variances against the theory.
+    """The initial weights of a network by layer, and their variances compared with theory.
 
     Args:
         seed: of the weights.
         sizes: of the network.
-        scale: standard deviation of the normal ones.
+        scale: standard deviation of the normal initializer.
         device: as for `MLP`.
 
     Returns:
-        The figure; in ``variances``, by initializer (normal, Glorot, He), a row for each layer: its ``shape``, the
-        ``theoretical`` and ``measured`` variance, and the ``sampling_error``, the standard deviation that the
-        measured one has by chance.
+        The figure; in ``variances``, by initializer (normal, Glorot, He), a row for each layer: ``shape``,
+        ``theoretical`` and ``measured`` variance, and ``sampling_error``, the standard error of the measured one.
     """
     rules: dict[str, Initializer] = {f"normal, scale {scale:g}": Normal(scale), "Glorot": Glorot(), "He": He()}
     drawn = {name: _weights(sizes, rule, seed, device) for name, rule in rules.items()}
@@ -136,9 +137,9 @@ def initial_weights(
         ]
     sheet = Sheet(
         f"Initial weights of a {'-'.join(map(str, sizes))} network",
-        "Distribution of the weights of each layer, as drawn (lines) and by the theory (shaded), and their "
-        "variances below: Glorot's is 2 / (in + out), He's 2 / in. The smaller the layer, the further "
-        "chance takes it from the theory.",
+        "Distribution of the weights of each layer: drawn (lines) and theoretical (shaded). Below: their "
+        "variances, in theory 2 / (in + out) for Glorot and 2 / in for He. The smaller the layer, the larger the "
+        "sampling error.",
         2,
         3,
         height=4.9,
@@ -199,3 +200,93 @@ def _draw_table(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
                 weight="bold" if index == 0 else "normal",
             )
     axes.plot([0, 1], [0.8, 0.8], transform=axes.transAxes, color=BLACK, linewidth=0.6)
+
+
+@in_house_style
+def first_layer_weights(
+    data: Data | None = None,
+    *,
+    seed: int = 0,
+    units: int = 32,
+    shown: int = 16,
+    epochs: int = 5,
+    l2: float = 1e-3,
+    device: str | Backend = "cpu",
+) -> FigureResult:
+    """The weights of the first layer as images, before and after training.
+
+    Args:
+        data: training and test set; MNIST or the built-in digits by default.
+        seed: of the initial weights and the batch order.
+        units: of the one hidden layer.
+        shown: number of units to show: those whose weights changed most.
+        epochs: of training with SGD 0.1, momentum 0.9, batches of 128.
+        l2: penalty; without it, weights of unused pixels would remain random.
+        device: as for `MLP`.
+
+    Returns:
+        The figure; ``untrained`` and ``trained`` ``(shown, height, width)``; ``smoothness_untrained`` and
+        ``smoothness_trained``: the correlation of neighbouring weights, about 0 for noise and 1 for a smooth
+        image; ``accuracy_untrained`` and ``accuracy_trained`` on the test set.
+
+    Raises:
+        ValueError: the samples are not images.
+    """
+    train, test = load(data)
+    if len(train.feature_shape) != 2:
+        raise ValueError(f"first_layer_weights expects images of height x width, got {train}")
+    model = MLP([train.features, units, train.classes], seed=seed, device=device)
+    start, first = model.state_dict()["layers.0.weight"], model.accuracy(test)
+    optimizer = SGD(0.1, momentum=0.9)
+    fit(model, train, optimizer=optimizer, epochs=epochs, batch_size=128, l2=l2, seed=seed)
+    end, last = model.state_dict()["layers.0.weight"], model.accuracy(test)
+    chosen = np.argsort(np.linalg.norm(end - start, axis=0))[::-1][:shown]
+    images = [weight[:, chosen].T.reshape(-1, *train.feature_shape) for weight in (start, end)]
+    sheet = Sheet(
+        f"First-layer weights, untrained and trained, {in_words(train)}",
+        f"The weights of {len(chosen)} of the {units} hidden units of a {'-'.join(map(str, model.sizes))} ReLU "
+        f"network, those that changed most, before and after {epochs} epochs (L2 {l2:g}; test accuracy "
+        f"{100 * first:.1f} % and {100 * last:.1f} %). Each image is one unit, at the same place in both panels; "
+        f"correlation of neighbouring weights: {smoothness(images[0]):.2f} and {smoothness(images[1]):.2f}.",
+        1,
+        2,
+        height=3.95,
+    )
+    limit = float(np.quantile(np.abs(np.concatenate(images)), 0.998))
+    for axes, weights, title in zip(sheet.panels, images, ("untrained", "trained"), strict=True):
+        # Brightness increases with the value: the sign is visible without colours.
+        drawn = axes.imshow(_mosaic(weights), cmap="cividis", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
+    sheet.figure.colorbar(drawn, ax=sheet.panels, shrink=0.8, label="weight", pad=0.01, extend="both")
+    return sheet.result(
+        {
+            "data": in_words(train),
+            "untrained": images[0],
+            "trained": images[1],
+            "smoothness_untrained": smoothness(images[0]),
+            "smoothness_trained": smoothness(images[1]),
+            "accuracy_untrained": first,
+            "accuracy_trained": last,
+        }
+    )
+
+
+def smoothness(images: HostArray) -> float:
+    """The correlation, from -1 to 1, of neighbouring values of images ``(n, height, width)``."""
+    across = np.stack([images[:, :, :-1].ravel(), images[:, :, 1:].ravel()])
+    down = np.stack([images[:, :-1].ravel(), images[:, 1:].ravel()])
+    return float(np.corrcoef(np.concatenate([across, down], axis=1))[0, 1])
+
+
+def _mosaic(images: HostArray) -> HostArray:
+    """Images in about as many rows as columns, separated by NaN, which is drawn white."""
+    count, height, width = images.shape
+    columns = -(-count // max(1, int(count**0.5)))
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet

@@ -1,4 +1,4 @@
-"""The data that figures are drawn from: MNIST, or the built-in digits where MNIST cannot be had."""
+"""The data that figures are computed from: MNIST, or the built-in digits if MNIST is not available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Data: TypeAlias = tuple[Dataset, Dataset]  # training and test set
 
 
 def load(data: Data | None) -> Data:
-    """The data set as it was given; otherwise MNIST or, where that cannot be had, the built-in digits."""
+    """The given data set; by default MNIST or, if that is not available, the built-in digits."""
     if data is not None:
         return data
     train, test, _ = load_dataset("auto")
@@ -21,7 +21,7 @@ def load(data: Data | None) -> Data:
 
 
 def in_words(dataset: Dataset) -> str:
-    """What titles call a data set; the digits are never taken for MNIST."""
+    """The name of a data set in titles, which never passes the digits off as MNIST."""
     if dataset.name == "mnist":
         return "MNIST"
     if dataset.name == "digits":
@@ -34,7 +34,7 @@ def draw(dataset: Dataset, counts: tuple[int, ...], seed: int) -> list[Dataset]:
 
     Args:
         dataset: to draw from.
-        counts: samples in each part; all in the same proportion fewer where there are not enough.
+        counts: samples in each part; reduced in proportion if the data set has fewer.
         seed: of the draw.
     """
     scale = min(1.0, len(dataset) / sum(counts))
