@@ -73,7 +73,7 @@ class Job:
 def machine(job: Job) -> None:
     """Hardware, versions and commit; not possible without a usable GPU."""
     try:
-        from benchmarks import reporting
+        from benchmarks import common
         from gpumlp import DeviceError, available_devices, get_backend, info
     except ModuleNotFoundError as error:
         raise NotPossibleError(f"{error.name} is not installed; {INSTALL} brings it") from error
@@ -82,7 +82,7 @@ def machine(job: Job) -> None:
     except (DeviceError, ValueError) as error:
         raise NotPossibleError(str(error)) from error
     (device,) = (device for device in available_devices() if device.name == name)
-    job.result = reporting.circumstances([device], [], "scripts/on_gpu.sh")
+    job.result = common.circumstances([device], [], "scripts/on_gpu.sh")
     for library in ("nvmath-python", "torch", "jax", "pytest"):
         job.result["versions"][library] = info.version(library)
     shown = subprocess.run([sys.executable, "-m", "gpumlp.info"], cwd=REPOSITORY, capture_output=True, text=True)
@@ -156,6 +156,7 @@ def _figures_of_run(folder: Path) -> dict[str, Any]:
     return {
         "dataset": metrics["dataset"],
         "ran": metrics.get("execution"),
+        "reason": metrics.get("execution_reason"),
         "epochs": len(epochs),
         "first_epoch_seconds": epochs[0]["seconds"],
         "samples_per_second": statistics.median(epoch["samples_per_second"] for epoch in epochs[1:] or epochs),
@@ -280,7 +281,7 @@ def _benchmark(job: Job, name: str, *words: str) -> None:
 
 def profile(job: Job) -> None:
     """Microseconds of a step with each way of running it, and of each kernel where PyTorch is there to ask."""
-    from benchmarks.measuring import generate, trainer
+    from benchmarks.common import generate, trainer
     from gpumlp import DeviceError, get_backend
 
     job.result["rows"] = rows = []
@@ -392,6 +393,7 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; 0, 1 where a part failed, 2 where there is no usable GPU."""
     parser = argparse.ArgumentParser(prog="on_gpu.sh", description=__doc__)
+    sys.path.insert(0, str(REPOSITORY))
     parser.add_argument("out", nargs="?", type=Path, help="folder for the results, new or empty")
     parser.add_argument("--parts", default=os.environ.get("PARTS", ""), help=f"some of: {' '.join(PARTS)}")
     parser.add_argument(
@@ -570,7 +572,7 @@ def _training(result: dict[str, Any]) -> Iterator[str]:
                 f"{row['first_epoch_seconds']:.2f}",
                 f"{row['samples_per_second']:,.0f}",
                 f"{100 * row['test_accuracy']:.2f} % ({row['dataset']})",
-                _words(row["ran"]),
+                f"{row['ran']}: {row['reason']}",
             ]
             for row in result["runs"]
         ),
@@ -581,19 +583,12 @@ def _training(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _compare(result: dict[str, Any]) -> Iterator[str]:
-    times = {(row["batch_size"], row["peer"]): row for row in result["results"]}
-    sizes, peers = (dict.fromkeys(key[index] for key in times) for index in (0, 1))
-    yield "## Beside other libraries: 784-128-10, momentum 0.9, microseconds a step\n"
-    rows = []
-    for size in sizes:
-        found = [times.get((size, peer)) for peer in peers]
-        floor = next(row["floor_microseconds"] for row in found if row)
-        cells = [f"{row['microseconds_per_step']:,.4g}" if row else "-" for row in found]
-        rows.append([f"{size:,}", *cells, f"{floor:.3g}"])
-    yield from table(["batch", *(result["peers"][peer] for peer in peers), "floor"], rows)
-    yield "The floor is the larger of arithmetic and memory traffic at this card's measured rates.\n"
-    for entry in result["left_out"]:
-        yield f"- left out: {entry['peer']}: {entry['reason']}"
+    from benchmarks.markdown import comparison
+
+    yield "## Beside other libraries\n"
+    yield from comparison(result)
+    yield "The floor is what arithmetic or memory traffic takes at this card's measured rates.\n"
+    yield from (f"- left out: {entry['peer']}: {entry['reason']}" for entry in result["left_out"])
     yield ""
 
 
@@ -643,20 +638,13 @@ def _profile(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _throughput(result: dict[str, Any]) -> Iterator[str]:
+    from benchmarks.markdown import throughput
+
     yield "## Where the GPU pays, samples/s\n"
-    devices = [device["name"] for device in result["devices"]]
-    rates = {(row["network"], row["batch_size"], row["device"]): row["median"] for row in result["results"]}
-    settings = dict.fromkeys(key[:2] for key in rates)
-    yield from table(
-        ["network", "batch", *devices],
-        (
-            [network, f"{size:,}", *(f"{rates[network, size, d]:,.0f}" for d in devices)]
-            for network, size in settings
-        ),
-    )
+    yield from throughput(result)
+    yield ""
     for network, ways in result["crossover"].items():
-        for way, sentences in ways.items():
-            yield from (f"- {network}, {way}: {sentence}" for sentence in sentences)
+        yield from (f"- {network}, {way}: {words}" for way, sentences in ways.items() for words in sentences)
     yield ""
 
 
@@ -683,11 +671,6 @@ _SECTIONS = {
     "tests": _tests,
     "sanitizer": _sanitizer,
 }
-
-
-def _words(ran: Any) -> str:
-    """How steps ran, as a run records it."""
-    return ": ".join(str(value) for value in ran.values() if value) if isinstance(ran, dict) else str(ran or "-")
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
