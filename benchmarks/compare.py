@@ -363,7 +363,7 @@ class Measured:
         Args:
             setting, samples, timings: what was measured, the samples those of an epoch.
             flops: of a sample.
-            step_bytes: of a step of so many samples.
+            step_bytes: of a step, by its number of samples.
         """
         steps = math.ceil(samples / setting.batch_size)
         medians = {}

@@ -5,7 +5,7 @@ data is generated, pixels of MNIST's shape; its content does not matter for the 
 `throughput`: an epoch, shuffling included, until its loss has arrived on the host, after one epoch of warm-up
 (two on a GPU), and the settings of a series take turns.
 
-Where an epoch over hidden size or depth costs more than `FLOP_BUDGET` operations, only so many of its steps are
+Where an epoch over hidden size or depth costs more than `FLOP_BUDGET` operations, only a part of its steps is
 timed and their time is scaled to the epoch; the report states how many. Epochs over data size are timed whole:
 there the data, which outgrows the caches, is the point. Sizes that do not fit into memory are left out, and named.
 
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "method": {
                 "unit": "seconds per epoch",
                 "repeat": "one epoch, shuffling included, read back at its end; where `samples_timed` of a point "
-                "is less than its `samples`, an epoch of so many, scaled up",
+                "is less than its `samples`, an epoch of that many, scaled up",
                 "flop_budget_of_a_repeat": FLOP_BUDGET,
                 "repeats": options.repeats,
                 "warm_up_epochs": {device.name: 1 if device.name == "cpu" else 2 for device in devices},

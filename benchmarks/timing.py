@@ -102,7 +102,7 @@ def measure(
 
 
 def make(peer: type[Peer], setting: Setting, samples: Samples, threads: int | None) -> Peer:
-    """A peer with everybody's initial weights."""
+    """A peer with the common initial weights."""
     return peer(setting, samples, initial_weights(setting), threads)
 
 

@@ -91,7 +91,7 @@ def machine(job: Job) -> None:
 
 
 def tests(job: Job) -> None:
-    """All tests marked gpu; a test that would skip for want of a GPU fails."""
+    """All tests marked gpu; a test that would skip without a GPU fails."""
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         raise NotPossibleError(f"{' and '.join(missing)} not installed; {INSTALL} brings it")
@@ -652,7 +652,7 @@ def _tests(result: dict[str, Any]) -> Iterator[str]:
     yield "## Tests\n"
     counts = ", ".join(f"{result[name]} {name}" for name in ("tests", "failures", "errors", "skipped"))
     yield f"{counts}; {result['seconds']:.0f} s\n"
-    yield from (f"- {name}" for name in result["failed"])
+    yield from (f"- {name}" for name in result["failed"][:30])
     yield ""
 
 

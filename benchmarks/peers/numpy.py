@@ -144,7 +144,7 @@ class ScikitLearn(Peer):
             nesterovs_momentum=False,
             random_state=np.random.RandomState(0),  # an integer would give every epoch the same order
         )
-        # A first call makes the network; then it gets everybody's initial weights, and a velocity of zero.
+        # A first call makes the network; then it gets the common initial weights, and a velocity of zero.
         first = samples.inputs[:classes]
         self.model.partial_fit(first, np.arange(len(first)), classes=np.arange(classes))
         for index, (weight, bias) in enumerate(layers(setting, weights)):
