@@ -13,7 +13,7 @@ import pytest
 from gpumlp import DeviceError, get_backend
 from gpumlp.backends import Backend
 
-REQUIRED = "GPUMLP_REQUIRE_GPU"  # 1: scripts/check_gpu.sh sets it, so that no test passes by by skipping
+REQUIRED = "GPUMLP_REQUIRE_GPU"  # 1: scripts/on_gpu.sh sets it, so that no test skips unnoticed
 
 
 def gpu_backend(**options: str) -> Backend:
