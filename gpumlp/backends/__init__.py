@@ -7,9 +7,12 @@ import sys
 from typing import Any, NamedTuple
 
 from .base import (
+    EXECUTIONS,
     PIXEL_SCALE,
     Backend,
     DeviceError,
+    Execution,
+    ExecutionError,
     HostArray,
     Memory,
     check_dtype,
@@ -22,6 +25,7 @@ from .whole import WholeStep
 
 __all__ = [
     "CUDA_GRAPHS",
+    "EXECUTIONS",
     "MATMUL_PRECISIONS",
     "PERSISTENT_KERNEL",
     "PIXEL_SCALE",
@@ -29,6 +33,8 @@ __all__ = [
     "Backend",
     "Device",
     "DeviceError",
+    "Execution",
+    "ExecutionError",
     "FrozenStep",
     "HostArray",
     "Memory",
@@ -76,6 +82,7 @@ def get_backend(
     matmul_precision: str = "highest",
     cuda_graphs: str = "auto",
     persistent_kernel: str = "off",
+    execution: str = "auto",
 ) -> Backend:
     """The backend of a device.
 
@@ -90,6 +97,8 @@ def get_backend(
             knows the training; its results differ from those of ``"off"`` by rounding. Not yet measured on a GPU.
             No effect on the CPU.
 
+        execution: ``"auto"``, ``"persistent"``, ``"graphs"`` or ``"eager"``. No effect on the CPU.
+
     Raises:
         ValueError: the name is none of these, or one of the options.
         DeviceError: the device cannot be used; the message says why and what mends it.
@@ -97,6 +106,10 @@ def get_backend(
     >>> get_backend("cpu").name
     'cpu'
     """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution is expected to be one of {', '.join(EXECUTIONS)}, got {execution!r}")
+    if execution in ("persistent", "eager"):
+        cuda_graphs, persistent_kernel = "off", "on" if execution == "persistent" else "off"
     options = {
         "matmul_precision": matmul_precision,
         "cuda_graphs": cuda_graphs,
@@ -118,8 +131,10 @@ def get_backend(
     return backend
 
 
-def choose_device(**options: str) -> tuple[Backend, str]:
+def choose_device(execution: str = "auto", **options: str) -> tuple[Backend, str]:
     """What ``"auto"`` means here: the backend, with the options of `get_backend`, and the reason in words."""
+    if execution in ("persistent", "eager"):
+        options |= {"cuda_graphs": "off", "persistent_kernel": "on" if execution == "persistent" else "off"}
     try:
         backend: Backend = _cupy_module().CupyBackend(0, **options)
     except DeviceError as error:

@@ -39,6 +39,24 @@ class DeviceError(RuntimeError):
         self.cure = cure
 
 
+EXECUTIONS = ("auto", "persistent", "graphs", "eager")
+
+
+class ExecutionError(DeviceError):
+    """The way of running steps that was asked for by name is not possible here."""
+
+
+class Execution(NamedTuple):
+    """How the steps of a network run: the way taken, why, and the number of BLAS threads on a CPU."""
+
+    name: str
+    reason: str
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
 class Memory(NamedTuple):
     """Device memory in bytes."""
 
@@ -110,6 +128,10 @@ class Backend(LossOperations):
     def how_steps_ran(self, step: StepRule) -> str | None:
         """How `run_steps` has run this step, and why, in words; None where there is only one way."""
         return None
+
+    def execution(self, step: StepRule) -> Execution:
+        """How `run_steps` runs this step."""
+        return Execution("eager", "one by one")
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         """Write ``source[rows]`` into `out` as the network's input.

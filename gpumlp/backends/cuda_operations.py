@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import PIXEL_SCALE, Backend
+from .base import PIXEL_SCALE, Backend, Execution
 from .cublaslt import Products
 from .cuda_graphs import TRIAL, Capture, GraphRunner, NotCapturableError
 from .cuda_kernels import MOST_CLASSES, Kernels, Place
@@ -61,6 +61,10 @@ class CudaOperations(Backend):
         if note.failed:
             return f"{otherwise}; the persistent kernel failed: {note.words}"
         return f"{otherwise}; not by the persistent kernel: {note.words}" if note.words else otherwise
+
+    def execution(self, step: StepRule) -> Execution:
+        name = "eager" if self.graphs is None else "graphs"
+        return Execution("persistent" if self.persistent else name, self.how_steps_ran(step) or "")
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from .base import PIXEL_SCALE, Backend, DeviceError, HostArray
+from .base import PIXEL_SCALE, Backend, DeviceError, Execution, HostArray
 from .openblas import numpy_openblas
 from .rules import Array, OptimizerRule, PenaltyRule, StepRule
 from .threads import Pace, counts_up_to
@@ -70,6 +70,10 @@ class NumpyBackend(Backend):
             return
         with self._threads_for(step.multiply_adds):
             super().run_steps(step, batches)
+
+    def execution(self, step: StepRule) -> Execution:
+        threads = min(self._most_threads(), 1 + step.multiply_adds // MULTIPLY_ADDS_PER_THREAD)
+        return Execution("eager", f"one by one, with {threads} BLAS thread{'s' * (threads > 1)}", threads)
 
     def _most_threads(self) -> int:
         return 1 if self._openblas is None else int(self._openblas.controller.get_num_threads())
