@@ -18,7 +18,6 @@ from .files import write_atomically
 from .nn.model_file import CHECKPOINT, find_model
 from .nn.network import MLP
 from .training.config import ConfigError
-from .training.output import PAGES, check_output
 from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
@@ -52,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         source = find_model(options.run)
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
-        endings = PAGES if options.format == "html" else (f".{options.format}",)
-        check_output("out", out if options.out is None else options.out, [source], endings=endings)
+        endings = command.PAGES if options.format == "html" else (f".{options.format}",)
+        command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None
         if options.format == "html" and source.name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as the report does, where that is to be had.

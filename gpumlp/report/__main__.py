@@ -13,8 +13,6 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
-from ..training.judging import read_beside
-from ..training.output import PAGES, check_output
 from ..training.run import open_run
 from .page import FILE, report_page, require_libraries, write_page
 
@@ -56,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_libraries()
         default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else Path(options.out)
-        folders = [open_run(run) for run in options.runs]
+        folders = [open_run(run, lenient=True) for run in options.runs]
         data = [folder.config.dataset for folder in folders]
-        check_output("out", path if options.out is None else options.out, data, endings=PAGES)
-        damaged = [problem for folder in folders for problem in read_beside(folder).damaged]
+        command.check_output("out", path if options.out is None else options.out, data, endings=command.PAGES)
+        damaged = [problem for folder in folders for problem in folder.damaged]
         page = report_page(options.runs, device=options.device, data_dir=options.data_dir)
         size = write_page(path, page)
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")

@@ -17,7 +17,8 @@ from ..extras import require
 from ..files import write_atomically
 from ..nn.network import MLP
 from ..training.config import ConfigError
-from ..training.lines import percent
+from ..training.progress import percent
+from ..training.run import REPORT
 from .embedding import Field, embed, embedded_size, image_shape
 from .runs import Run, read_runs
 from .sections import comparison, configuration, curves, describe, statistics
@@ -25,7 +26,7 @@ from .sections import comparison, configuration, curves, describe, statistics
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FILE = "report.html"  # in the folder of a run, by default
+FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
 

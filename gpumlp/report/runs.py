@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset
-from ..diagnostics import Finding
+from ..diagnostics import Diagnosis, Finding, diagnose
 from ..nn.network import MLP
-from ..training.config import OF_THE_CALL, Config, ConfigError
-from ..training.judging import Judgement, judge, read_beside
+from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
 from ..training.session import load_run
 
@@ -32,7 +31,7 @@ class Run:
         epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
         metrics: at the end of a finished run, or None, also if they are damaged.
         diverged: what was noted when the loss was lost, or None.
-        judgement: what the diagnostics say.
+        diagnosis: what the diagnostics say.
         is_best: is it the network that was kept after the best epoch of another run?
         finished: has the training come to its end?
         damaged: a sentence for each file that cannot be read, and is done without.
@@ -47,7 +46,7 @@ class Run:
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
     diverged: Finding | None
-    judgement: Judgement
+    diagnosis: Diagnosis
     is_best: bool
     finished: bool
     damaged: list[str]
@@ -66,7 +65,8 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration without what belongs to a single call."""
-        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in OF_THE_CALL}
+        per_call = options_marked("per_call")
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in per_call}
 
     def command_line(self) -> str:
         """The command that trains this network again."""
@@ -113,24 +113,23 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 
 
 def _read(path: str, device: str, data_dir: str | None) -> Run:
-    folder, model, test = load_run(path, device, data_dir)
-    checkpoint = folder.load()
-    beside = read_beside(folder)
-    known = [dataclasses.asdict(record) for record in checkpoint.history]
+    _, model, test = load_run(path, device, data_dir)
+    run = open_run(path, lenient=True)
+    known = [dataclasses.asdict(record) for record in run.checkpoint.history]
     return Run(
-        name=folder.path.name,  # read_runs makes it unique
-        path=folder.path,
-        config=checkpoint.config,
+        name=run.path.name,  # read_runs makes it unique
+        path=run.path,
+        config=run.config,
         model=model,
         test=test,
-        data=checkpoint.dataset,
-        epochs=_with_lines(known, beside.epochs),
-        metrics=beside.metrics,
-        diverged=beside.diverged,
-        judgement=judge(checkpoint, beside.diverged),
-        is_best=folder.is_best,
-        finished=beside.finished,
-        damaged=beside.damaged,
+        data=run.checkpoint.dataset,
+        epochs=_with_lines(known, run.lines),
+        metrics=run.metrics,
+        diverged=run.diverged,
+        diagnosis=diagnose(run),
+        is_best=run.is_best,
+        finished=run.finished,
+        damaged=run.damaged,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..backends import to_host
 from ..diagnostics import Finding
 from ..nn.model_file import describe as facts
-from ..training.lines import percent
+from ..training.progress import percent
 from .charts import Chart, Line, chart
 from .embedding import Field, image_shape
 from .images import grey, mosaic
@@ -98,8 +98,8 @@ def describe(run: Run, colour: int, runs: int = 1) -> Shown:
         confusions=confusions,
         mistakes=mistakes,
         weights=weights,
-        findings=run.judgement.findings,
-        trend=run.judgement.trend,
+        findings=run.diagnosis.findings,
+        trend=run.diagnosis.trend,
     )
 
 
