@@ -18,7 +18,6 @@ from .files import write_atomically
 from .nn import MLP
 from .nn.model_file import CHECKPOINT, find_model
 from .training.config import ConfigError
-from .training.output import PAGES, check_output
 from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
@@ -51,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         source = find_model(options.run)
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
-        endings = PAGES if options.format == "html" else (f".{options.format}",)
-        check_output("out", out if options.out is None else options.out, [source], endings=endings)
+        endings = command.PAGES if options.format == "html" else (f".{options.format}",)
+        command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None
         if options.format == "html" and source.name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as for the report, if the data is available.

@@ -26,8 +26,7 @@ from .nn.model_file import CLASSIFICATION, loss_name
 from .pictures import CHOICES
 from .predicting import STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
-from .training.lines import percent
-from .training.output import check_output
+from .training.progress import percent
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         if options.out is not None:
-            check_output("out", options.out, [options.run, *options.files])
+            command.check_output("out", options.out, [options.run, *options.files])
         model = MLP.load(options.run, device=options.device)
         if loss_name(model) != CLASSIFICATION:
             raise ConfigError(

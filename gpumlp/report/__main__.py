@@ -13,7 +13,6 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
-from ..training.output import PAGES, check_output
 from .page import FILE, render_report, require_libraries, write_page
 from .runs import read_runs
 
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = default if options.out is None else Path(options.out)
         runs = read_runs(options.runs, options.device, options.data_dir)
         datasets = [run.config.dataset for run in runs]
-        check_output("out", path if options.out is None else options.out, datasets, endings=PAGES)
+        command.check_output("out", path if options.out is None else options.out, datasets, endings=command.PAGES)
         size = write_page(path, render_report(runs))
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
         damaged = [problem for run in runs for problem in run.damaged]

@@ -21,7 +21,8 @@ from ..files import write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
 from ..training.config import ConfigError
-from ..training.lines import percent
+from ..training.progress import percent
+from ..training.run import REPORT
 from .charts import Chart, Line, chart
 from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
 from .runs import Measures, Run, measure, read_runs
@@ -29,7 +30,7 @@ from .runs import Measures, Run, measure, read_runs
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FILE = "report.html"  # in the folder of a run, by default
+FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
 MISTAKES, UNITS = 40, 64  # shown of each run

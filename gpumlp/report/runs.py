@@ -13,11 +13,10 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
-from ..diagnostics import Finding
+from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
 from ..nn.network import MLP, Workspace
-from ..training.config import OF_THE_CALL, Config, ConfigError
-from ..training.judging import Judgement, judge, read_beside
+from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
 from ..training.session import load_run
 
@@ -53,7 +52,7 @@ class Run:
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
     diverged: Finding | None
-    diagnosis: Judgement
+    diagnosis: Diagnosis
     is_best: bool
     finished: bool
     damaged: list[str]
@@ -72,7 +71,8 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration without the options of a single call."""
-        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in OF_THE_CALL}
+        per_call = options_marked("per_call")
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in per_call}
 
     def command_line(self) -> str:
         """The command that reproduces this training run."""
@@ -119,24 +119,23 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 
 
 def _read(path: str, device: str, data_dir: str | None) -> Run:
-    folder, model, test = load_run(path, device, data_dir)
-    checkpoint = folder.load()
-    beside = read_beside(folder)
-    known = [dataclasses.asdict(record) for record in checkpoint.history]
+    _, model, test = load_run(path, device, data_dir)
+    run = open_run(path, lenient=True)
+    known = [dataclasses.asdict(record) for record in run.checkpoint.history]
     return Run(
-        name=folder.path.name,  # read_runs makes it unique
-        path=folder.path,
-        config=checkpoint.config,
+        name=run.path.name,  # read_runs makes it unique
+        path=run.path,
+        config=run.config,
         model=model,
         test=test,
-        data=checkpoint.dataset,
-        epochs=_with_lines(known, beside.epochs),
-        metrics=beside.metrics,
-        diverged=beside.diverged,
-        diagnosis=judge(checkpoint, beside.diverged),
-        is_best=folder.is_best,
-        finished=beside.finished,
-        damaged=beside.damaged,
+        data=run.checkpoint.dataset,
+        epochs=_with_lines(known, run.lines),
+        metrics=run.metrics,
+        diverged=run.diverged,
+        diagnosis=diagnose(run),
+        is_best=run.is_best,
+        finished=run.finished,
+        damaged=run.damaged,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trainings that do well, of every kind, are left in peace by the diagnostics."""
+"""Training that goes well, of every kind, gives no finding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid"]
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), SGD(0.1), Adam()], ids=["momentum", "sgd", "adam"])
 @pytest.mark.parametrize("validation", [None, 179])
-def test_trainings_on_the_digits_that_do_well_are_left_in_peace(
+def test_good_training_on_the_digits_gives_no_finding(
     activation: str, optimizer: object, validation: int | None
 ) -> None:
     history = train([128], activation, optimizer=optimizer, epochs=20, validation=validation)
@@ -25,7 +25,7 @@ def test_trainings_on_the_digits_that_do_well_are_left_in_peace(
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_so_are_deep_ones(activation: str) -> None:
+def test_good_training_of_deep_networks_gives_no_finding(activation: str) -> None:
     hidden = [64] * 3 if activation == "sigmoid" else [32] * 6
     rate = 0.1 if activation == "sigmoid" else 0.01
     history = train(hidden, activation, optimizer=SGD(rate, momentum=0.9), epochs=30)
@@ -35,9 +35,7 @@ def test_so_are_deep_ones(activation: str) -> None:
 @pytest.mark.parametrize("schedule", [None, StepDecay(0.1, 10), ExponentialDecay(0.1)], ids=["", "step", "exp"])
 @pytest.mark.parametrize("hidden", [[], [16], [64]])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_so_are_those_on_data_that_cannot_be_told_apart_better(
-    hidden: list[int], classes: int, schedule: object
-) -> None:
+def test_noise_in_the_labels_gives_no_finding(hidden: list[int], classes: int, schedule: object) -> None:
     """A fifth or more of the labels is drawn at random, as much of the tables of this world."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3000, 6)).astype(np.float32)
@@ -50,7 +48,7 @@ def test_so_are_those_on_data_that_cannot_be_told_apart_better(
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam()], ids=["momentum", "adam"])
-def test_so_are_those_on_rare_classes(optimizer: object) -> None:
+def test_rare_classes_give_no_finding(optimizer: object) -> None:
     rare = np.flatnonzero(DIGITS.labels == 5)[:30]
     rows = np.sort(np.concatenate([np.flatnonzero(DIGITS.labels != 5), rare]))
     data = Dataset(DIGITS.images[rows], (DIGITS.labels[rows] == 5).astype(int))
@@ -59,7 +57,7 @@ def test_so_are_those_on_rare_classes(optimizer: object) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_so_is_one_that_is_rough_on_its_way_and_ends_well(seed: int) -> None:
+def test_rough_training_that_ends_well_gives_no_finding(seed: int) -> None:
     history = train([64] * 3, optimizer=SGD(0.1, momentum=0.9), epochs=50, seed=seed, validation=None)
     assert history["train_loss"][-1] < 0.001
     trends = {trend(history.records[:epochs], history.setting) for epochs in range(2, 51)}
@@ -76,7 +74,7 @@ def test_so_is_one_that_is_rough_on_its_way_and_ends_well(seed: int) -> None:
     ],
     ids=["default", "adam, tanh", "sigmoid", "softmax regression"],
 )
-def test_trainings_on_mnist_that_do_well_are_left_in_peace(
+def test_good_training_on_mnist_gives_no_finding(
     hidden: list[int], activation: str, optimizer: object, validation: int | None
 ) -> None:
     try:

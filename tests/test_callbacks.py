@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ import safetensors.numpy
 from gpumlp import MLP, SGD, BestCheckpoint, Dataset, EarlyStopping, Trainer, fit
 from gpumlp.backends import Backend
 from gpumlp.training import EpochRecord, History
-from gpumlp.training.monitoring import best_epoch
 
 
 def history_of(*losses: float | None) -> History:
@@ -58,20 +58,20 @@ def train_noisy(
     ],
 )
 def test_the_best_epoch(losses: tuple, min_delta: float, expected: tuple) -> None:
-    assert best_epoch(history_of(*losses), "validation_loss", min_delta) == pytest.approx(expected)
-    assert best_epoch(history_of(*losses), "validation_accuracy", min_delta)[::2] == expected[::2]
+    assert history_of(*losses).best("validation_loss", min_delta) == pytest.approx(expected)
+    assert history_of(*losses).best("validation_accuracy", min_delta)[::2] == expected[::2]
 
 
 def test_no_epoch_is_no_best_epoch() -> None:
-    assert best_epoch(history_of(), "validation_loss") is None
-    assert best_epoch(history_of(None, None), "validation_loss") is None
+    assert history_of().best("validation_loss") is None
+    assert history_of(None, None).best("validation_loss") is None
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("patience", [1, 4])
-def test_it_stops_after_so_many_epochs_without_a_better_one(patience: int) -> None:
+def test_it_stops_after_patience_epochs_without_a_better_one(patience: int) -> None:
     _, whole = train_noisy()
     stopping = EarlyStopping(patience=patience)
     _, history = train_noisy(stopping)
@@ -81,7 +81,7 @@ def test_it_stops_after_so_many_epochs_without_a_better_one(patience: int) -> No
     assert stopping.stopped_epoch == len(history) == stopping.best_epoch + patience
     assert losses[stopping.best_epoch - 1] == min(losses)
     for end in range(1, len(history)):  # and no sooner
-        best = best_epoch(History(history.records[:end]), "validation_loss")
+        best = History(history.records[:end]).best("validation_loss")
         assert best is not None
         assert best.since < patience
 
@@ -117,7 +117,7 @@ def test_the_best_is_restored_also_when_epochs_run_out_or_the_user_interrupts() 
         assert weights(model) == weights(train_noisy(epochs=stopping.best_epoch)[0])
 
 
-def test_one_object_serves_several_trainings() -> None:
+def test_one_object_serves_several_networks() -> None:
     stopping = EarlyStopping(patience=2)
     first, history = train_noisy(stopping)
     again, repeated = train_noisy(stopping)
@@ -125,14 +125,14 @@ def test_one_object_serves_several_trainings() -> None:
     assert weights(first) == weights(again)
 
 
-def test_a_training_that_is_over_does_not_go_on_by_an_epoch() -> None:
+def test_training_that_was_stopped_does_not_continue_by_an_epoch() -> None:
     model = MLP([20, 32, 4], device="cpu")
     trainer = Trainer(model, noisy(), optimizer=SGD(0.3), batch_size=32, validation=60)
     trainer.run(30, [EarlyStopping(patience=2, restore_best=False)])
     epochs, before = trainer.epoch, weights(model)
     trainer.run(30, [EarlyStopping(patience=2, restore_best=False)])
     assert (trainer.epoch, weights(model)) == (epochs, before)
-    with pytest.warns(RuntimeWarning, match=f"best epoch, {epochs - 2}, was before this training went on"):
+    with pytest.warns(RuntimeWarning, match=f"best epoch, {epochs - 2}, was before training was resumed"):
         trainer.run(30, [EarlyStopping(patience=2)])
     assert weights(model) == before
 
@@ -198,3 +198,16 @@ def test_without_validation_samples_there_is_nothing_to_watch(kind, tmp_path: Pa
         fit(model, noisy(), callbacks=[kind(monitor="validation_accuracy")])
     assert weights(model) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_delta": "a"}, "min_delta is expected to be a number of 0 or more, got 'a'"),
+        ({"min_delta": [1]}, r"min_delta is expected to be a number of 0 or more, got \[1\]"),
+        ({"monitor": ["train_loss"]}, r"monitor is expected to be one of train_loss.*got \['train_loss'\]"),
+    ],
+)
+def test_what_early_stopping_cannot_watch_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**options)

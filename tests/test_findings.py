@@ -1,4 +1,4 @@
-"""Illnesses made on purpose: exactly the right finding appears."""
+"""Training that is made to go wrong: exactly the right finding appears."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_weights_too_small_to_learn_from_are_not_taken_for_units_that_died(depth
         ([], "relu", 1000, SGD(1.0), "exploding loss"),
     ],
 )
-def test_inputs_that_nobody_scaled(
+def test_inputs_that_are_not_scaled(
     hidden: list[int], activation: str, size: int, optimizer: object, name: str
 ) -> None:
     data = Dataset((DIGITS.images * float(size)).astype(np.float32), DIGITS.labels)

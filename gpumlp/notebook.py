@@ -1,4 +1,4 @@
-"""How a history and a training look in a notebook."""
+"""How a history and the progress of training look in a notebook."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import importlib
 import sys
 import time
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..html import curves, progress_bar, table
-from .lines import COLUMNS, epoch_cells, number, percent
-
-if TYPE_CHECKING:
-    from .history import History
-    from .trainer import Trainer
+from .html import curves, progress_bar, table
+from .training.history import History
+from .training.progress import COLUMNS, epoch_cells, number, percent
+from .training.trainer import Trainer
 
 _MOST_ROWS = 100  # of a table; a longer history is shown in steps
 _PAUSE = 0.2  # seconds between two changes of a cell's output
@@ -21,7 +19,7 @@ _HEADER = [name for name, _ in COLUMNS]
 
 
 def history_html(history: History) -> str:
-    """The losses as curves, the last and the best epoch, and all epochs to be unfolded."""
+    """The losses as curves, the last and the best epoch, and all epochs in a table that can be unfolded."""
     if not history.records:
         return "<p>History: no epochs</p>"
     state = ", interrupted" if history.interrupted else ""
@@ -30,9 +28,7 @@ def history_html(history: History) -> str:
         f"{history.samples_per_second:,.0f} samples/s{state}"
     )
     rows = [["last", *epoch_cells(history.records[-1])]]
-    from .monitoring import best_epoch
-
-    best = best_epoch(history, "validation_loss")
+    best = history.best("validation_loss")
     if best is not None:
         rows.append(["best", *epoch_cells(history.records[best.epoch - 1])])
     step = -(-len(history) // _MOST_ROWS)
@@ -53,7 +49,7 @@ def loss_curves(history: History) -> str:
 
 
 class Cell:
-    """One output of a notebook's cell, which changes in place, so that a training of any length leaves one.
+    """One output of a notebook's cell, which changes in place, however many epochs there are.
 
     Args:
         display: IPython's function of this name.
@@ -65,7 +61,7 @@ class Cell:
         self._next = 0.0
 
     def show(self, trainer: Trainer, samples: int = 0, *, at_once: bool = False) -> None:
-        """Show how far the training is: so many samples into the next epoch. Soon after the last time, nothing."""
+        """Show the progress: `samples` into the next epoch. Does nothing soon after the last change."""
         now = time.monotonic()
         if now < self._next and not at_once:
             return
@@ -103,7 +99,7 @@ class _Output:
 
 
 def notebook_cell() -> Cell | None:
-    """The output of the cell that is running, or None outside a notebook. Imports nothing that is not there."""
+    """The output of the running cell; None outside a notebook. Imports IPython only if it is imported already."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:  # none in a terminal
