@@ -50,7 +50,8 @@ class Config:
     activation: str = "relu"
     """Of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
     initializer: str = "auto"
-    """Of the weights: auto (He for the ReLUs, Glorot otherwise), he, glorot or normal."""
+    """Of the weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform or
+    normal."""
     initializer_scale: float | None = None
     """Standard deviation of the normal initializer (0.01)."""
     optimizer: str = "sgd"
