@@ -75,15 +75,16 @@ html_copy_source = False
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 9,
     "logo": {"text": f"gpumlp {release}"},
+    "navbar_persistent": ["search-button"],
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
-html_sidebars = {"index": [], "start": []}
+html_sidebars = {"[!an]*": [], "notes": []}  # only the API reference and the notebooks have pages below them
 
 
 # -- Equations: KaTeX from _static/katex, in place of MathJax from a server --------------------------------

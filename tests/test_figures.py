@@ -96,9 +96,3 @@ def test_parts_of_a_data_set_do_not_overlap_and_shrink_together(blobs: Dataset) 
         row.tobytes() for row in np.asarray(second.images)
     }
     assert len(rows) == len({row.tobytes() for row in np.asarray(blobs.images)})
-
-
-def test_a_notebook_shows_a_figure_as_a_picture() -> None:
-    shown = result("schedules")
-    assert shown._repr_png_().startswith(b"\x89PNG")
-    assert repr(shown).startswith("<figure 'Learning-rate schedules'; its numbers: title, caption, epochs")

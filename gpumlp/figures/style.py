@@ -7,7 +7,6 @@ marker as well. Sheets are 8 inches wide, so that on A4 paper the smallest text 
 from __future__ import annotations
 
 import functools
-import io
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
@@ -64,15 +63,6 @@ class FigureResult(NamedTuple):
 
     figure: Figure
     numbers: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"<figure {self.numbers['title']!r}; its numbers: {', '.join(self.numbers)}>"
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows: the picture."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
 
 
 def in_house_style(draw: Callable[P, R]) -> Callable[P, R]:
