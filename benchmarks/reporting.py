@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gpumlp
-from gpumlp import blas_kernel
-from gpumlp.backends import Device
+from gpumlp.backends import Device, blas_kernel
 from gpumlp.info import usable_processors, version
 
 TRIAL_FOLDER = "runs/benchmark-trial"

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
 
 from benchmarks import estimators, markdown
-from gpumlp import blas_kernel
+from gpumlp.backends import blas_kernel
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -132,7 +132,7 @@ def test_a_device_that_cannot_be_used_is_named(check: ModuleType, monkeypatch: p
         raise DeviceError("there is no NVIDIA driver", "install one")
 
     monkeypatch.setattr(check, "installed", lambda module: True)
-    monkeypatch.setattr("gpumlp.backends._cupy_module", no_module)
+    monkeypatch.setattr("gpumlp.backends._cuda_module", no_module)
     with pytest.raises(SystemExit, match="cuda cannot be used: there is no NVIDIA driver; install one"):
         check.main(["needs", "cuda"])
 

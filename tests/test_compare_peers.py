@@ -112,7 +112,7 @@ def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
     momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load_cupy_backend(HostCupy())
-    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
+    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
     setting = replace(SETTING, sizes=(20, 16, 4), momentum=momentum, device="cuda")
     (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
     assert isinstance(result, Agreement), result
