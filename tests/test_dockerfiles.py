@@ -123,6 +123,7 @@ def test_real_steps(path: Path) -> None:
 def test_the_extra_for_the_documentation_brings_all_that_its_modules_import() -> None:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    own, *_ = extras["docs"]
+    own, pdoc = extras["docs"]
+    assert pdoc.startswith("pdoc>=")
     brought = set(own.removeprefix("gpumlp[").removesuffix("]").split(","))
     assert {"report", "sklearn", "tensorboard", "images", "onnx"} <= brought <= extras.keys()

@@ -226,3 +226,12 @@ def test_version_changelog_and_citation_agree() -> None:
     assert changes[0][0] == gpumlp.__version__
     assert f"\nversion: {gpumlp.__version__}\ndate-released: {changes[0][1]}\n" in citation
     assert (ROOT / "gpumlp/py.typed").is_file()
+
+
+def test_the_extra_docs_brings_all_that_the_documented_modules_import() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    brought = set(extras["docs"][0].removeprefix("gpumlp[").removesuffix("]").split(","))
+    assert {"report", "sklearn", "tensorboard", "images", "onnx"} <= brought <= extras.keys()
