@@ -51,7 +51,7 @@ from .training import (
     fit,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MLP",

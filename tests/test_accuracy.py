@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from gpumlp import Dataset, load_mnist
-from gpumlp.train import main
 from gpumlp.training.config import PRESETS, Config
 from gpumlp.training.session import train
 
@@ -33,16 +32,6 @@ def accuracy(out: Path, config: Config, **changes: object) -> float:
 
 def test_the_default_run_reaches_97_5_percent(mnist: object, tmp_path: Path) -> None:
     assert accuracy(tmp_path / "run", Config(dataset="mnist")) >= 0.975
-
-
-def test_the_first_command_of_the_readme_needs_no_option(
-    mnist: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpumlp-train"])
-    monkeypatch.chdir(tmp_path)
-    assert main() == 0
-    assert "mnist test accuracy: 9" in capsys.readouterr().out
-    assert len(list((tmp_path / "runs").glob("*-mnist/metrics.json"))) == 1
 
 
 def test_tanh_with_glorot_reaches_97_percent(mnist: object, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,27 @@ def test_weights_are_normal_with_that_variance(name: str, seed: int) -> None:
         assert abs(w.var() - variance) < 4 * math.sqrt(2 * variance**2 / w.size)
         share = np.mean(np.abs(w) < math.sqrt(variance))
         assert abs(share - 0.6827) < 4 * math.sqrt(0.6827 * 0.3173 / w.size)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("rule", "name"), [(Glorot(uniform=True), "glorot"), (He(uniform=True), "he")])
+def test_uniform_weights_fill_their_range_with_the_same_variance(rule: Initializer, name: str, seed: int) -> None:
+    model = MLP(SIZES, initializer=rule, seed=seed, device="cpu", dtype="float64")
+    same = MLP(SIZES, initializer=f"{name}_uniform", seed=seed, device="cpu", dtype="float64")
+    np.testing.assert_array_equal(model.parameters.data, same.parameters.data)
+    for layer, variance in zip(model.layers, VARIANCES[name], strict=True):
+        w, bound = layer.weight, math.sqrt(3 * variance)
+        assert np.abs(w).max() < bound * (1 + 1e-6)  # the table's variances are rounded
+        assert np.abs(w).max() > bound * (1 - 20 / w.size)
+        assert abs(w.mean()) < 4 * math.sqrt(variance / w.size)
+        assert abs(w.var() - variance) < 4 * math.sqrt(0.8 * variance**2 / w.size)  # the kurtosis is 9 / 5
+        assert abs(np.mean(np.abs(w) < bound / 2) - 0.5) < 4 * math.sqrt(0.25 / w.size)
+
+
+def test_a_saved_network_keeps_its_uniform_initializer(tmp_path: Path) -> None:
+    model = MLP([4, 3, 2], initializer=He(uniform=True), device="cpu")
+    model.save(tmp_path / "model")
+    assert MLP.load(tmp_path / "model", device="cpu").initializer == He(uniform=True)
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
@@ -91,5 +113,5 @@ def test_a_scale_goes_to_the_normal_rule_alone() -> None:
 
 @pytest.mark.parametrize("activation", [ReLU(), LeakyReLU(0.3)])
 def test_an_unknown_name_is_refused_with_the_known_ones(activation: ReLU) -> None:
-    with pytest.raises(ValueError, match="one of auto, he, glorot, normal, got 'xavier'"):
+    with pytest.raises(ValueError, match="one of auto, he, he_uniform, glorot, glorot_uniform, normal, got"):
         get_initializer("xavier", activation)

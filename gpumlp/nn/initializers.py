@@ -1,4 +1,4 @@
-"""Initial weights: normal with mean 0 and a variance that keeps signals and gradients at one scale.
+"""Initial weights: mean 0 and a variance that keeps signals and gradients at one scale, normal or uniform.
 
 Weights are drawn on the host in float64, so that one seed gives the same start on every device.
 Biases start at 0.
@@ -37,12 +37,18 @@ class Normal:
 class Glorot:
     """Var W = 2 / (in + out), for tanh and the sigmoid.
 
+    Args:
+        uniform: draw from ``-sqrt(6 / (in + out))`` to ``sqrt(6 / (in + out))`` instead of from a normal
+            distribution; the variance is the same.
+
     X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
     AISTATS 2010.
 
     >>> round(Glorot().std(784, 128) ** 2, 8)
     0.00219298
     """
+
+    uniform: bool = False
 
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / (in_features + out_features))
@@ -52,17 +58,23 @@ class Glorot:
 class He:
     """Var W = 2 / in, for the ReLUs, which let about half of the signal through.
 
+    Args:
+        uniform: draw from ``-sqrt(6 / in)`` to ``sqrt(6 / in)`` instead of from a normal distribution; the
+            variance is the same.
+
     K. He et al., "Delving deep into rectifiers", ICCV 2015.
 
     >>> round(He().std(784, 128) ** 2, 8)
     0.00255102
     """
 
+    uniform: bool = False
+
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / in_features)
 
 
-INITIALIZERS = ("auto", "he", "glorot", "normal")
+INITIALIZERS = ("auto", "he", "he_uniform", "glorot", "glorot_uniform", "normal")
 
 
 def get_initializer(initializer: str | Initializer, activation: Activation, scale: float = 0.01) -> Initializer:
@@ -79,10 +91,10 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
     if not isinstance(initializer, str):
         return initializer
     name = activation.initializer if initializer == "auto" else initializer
-    if name == "he":
-        return He()
-    if name == "glorot":
-        return Glorot()
+    if name in ("he", "he_uniform"):
+        return He(uniform=name == "he_uniform")
+    if name in ("glorot", "glorot_uniform"):
+        return Glorot(uniform=name == "glorot_uniform")
     if name == "normal":
         return Normal(scale)
     raise ValueError(f"initializer is expected to be one of {', '.join(INITIALIZERS)}, got {initializer!r}")
@@ -92,4 +104,8 @@ def draw_weights(
     initializer: Initializer, in_features: int, out_features: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Initial weights ``(in_features, out_features)`` on the host, float64."""
-    return rng.normal(0.0, initializer.std(in_features, out_features), (in_features, out_features))
+    std, shape = initializer.std(in_features, out_features), (in_features, out_features)
+    if isinstance(initializer, (Glorot, He)) and initializer.uniform:
+        bound = math.sqrt(3) * std  # a uniform distribution from -c to c has the variance c^2 / 3
+        return rng.uniform(-bound, bound, shape)
+    return rng.normal(0.0, std, shape)

@@ -1,0 +1,237 @@
+"""README, documentation and notebooks: what they print as code runs, and prints what they say.
+
+The Python blocks of a page run one after another, and so do its commands, in the same folder. An HTML comment
+``<!-- only parsed: REASON -->`` before a block keeps it from running: it needs a GPU, Docker or a network, or it
+takes long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from gpumlp import load_digits
+from tests.command_helpers import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+FENCE = re.compile(
+    r"(?:^<!-- only parsed: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\{?[\w-]+\}?)[^\n]*\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    reason: str | None  # why it does not run here
+
+
+def blocks(page: Path) -> list[Block]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [Block(match["language"].strip("{}"), match["text"], match["reason"]) for match in found]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of a block, as words; lines that end in a backslash go on, and && separates."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
+
+
+def plain(text: str) -> list[str]:
+    """Lines without what differs from machine to machine: numbers, names of processors, spaces."""
+    text = re.sub(r"cpu \([^\n]*?\)(?=;|$)", "cpu", text, flags=re.MULTILINE)
+    text = re.sub(r"; no usable GPU: .*", "", text)
+    return [" ".join(re.sub(r"\d[\d,.]*", "#", line).split()) for line in text.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with the files that a reader of the pages is said to have."""
+    monkeypatch.chdir(tmp_path)
+    test = load_digits()[1]
+    np.save("batch.npy", test.images[:4])
+    if importlib.util.find_spec("PIL"):
+        from PIL import Image
+
+        for index, name in enumerate(["photo.jpg", "scan.png"]):
+            ink = np.kron(255 - 255 * test.images[index].reshape(8, 8), np.ones((20, 20)))
+            Image.fromarray(np.pad(ink.astype(np.uint8), 60, constant_values=255)).save(name)
+    return tmp_path
+
+
+def run_command(words: list[str], page: Path) -> str:
+    """Run ``python -m gpumlp...`` in this process, and return what it printed; check any other command's words."""
+    if words[:2] == ["pip", "install"]:
+        extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        wanted = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
+        assert wanted, words
+        assert set((wanted[1] or "").split(",")) - {""} <= set(extras), words
+        return ""
+    if words[0] == "python" and words[1] == "-m" and words[2].startswith("gpumlp."):
+        name = words[2]
+        module = importlib.import_module(name)
+        if not hasattr(module, "main"):
+            module = importlib.import_module(f"{name}.__main__")
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = module.main(words[3:])
+        assert code == 0, f"{page.name}: {shlex.join(words)} ended with {code}"
+        return out.getvalue()
+    if words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file(), words
+        return ""
+    raise AssertionError(f"{page.name}: this test cannot run {shlex.join(words)}; mark the block")
+
+
+def check_words(words: list[str], page: Path) -> None:
+    """A command that does not run here: do its module, script and options exist?"""
+    if words[0] == "pip":
+        run_command(words, page)
+    elif words[:2] == ["python", "-m"] and words[2] != "pytest":
+        assert importlib.util.find_spec(words[2]), words
+        if words[2].startswith("gpumlp."):
+            assert_options_exist(words)
+    elif words[0].startswith("scripts/"):
+        assert (ROOT / words[0]).is_file(), words
+    elif words[0] == "docker" and "-f" in words:
+        assert (ROOT / words[words.index("-f") + 1]).is_file(), words
+
+
+def assert_options_exist(words: list[str]) -> None:
+    module, out = importlib.import_module(words[2]), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        module.main(["--help"])
+    for option in (word for word in words[3:] if word.startswith("--")):
+        assert option in out.getvalue(), words
+
+
+def run_python(code: str, names: dict[str, Any], where: str) -> str:
+    """Run code as a notebook would, and return what it printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, where, "exec"), names)
+    return out.getvalue()
+
+
+@contextlib.contextmanager
+def figures_without_windows() -> Iterator[None]:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    yield
+    pyplot.close("all")
+
+
+def needs_extras(page: Path, text: str) -> None:
+    for name in ("sklearn", "matplotlib", "PIL", "onnx", "tensorboardX", "jinja2"):
+        if name.lower() in text.lower():
+            pytest.importorskip(name, reason=f"{page.name} uses {name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_a_page_runs_as_printed(page: Path, folder: Path) -> None:
+    needs_extras(page, page.read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    printed: str | None = None  # by the last block, if it ran
+    with figures_without_windows(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, block in enumerate(blocks(page), 1):
+            where = f"{page.relative_to(ROOT)}, block {number}"
+            if block.language == "text":
+                lines = iter(plain(printed or ""))
+                for line in [] if printed is None else plain(block.text):
+                    assert line in lines or not line, f"{where}: {line!r} is not, or not here, in\n{printed}"
+            elif block.language == "python":
+                if block.reason:
+                    compile(block.text, where, "exec")
+                else:
+                    printed = run_python(block.text, names, where)
+            elif block.language == "code-cell":
+                if not block.text.startswith(":tags: [figure]"):  # tests/test_figures.py draws every figure
+                    run_python(block.text, names, where)
+            elif block.language == "sh":
+                if block.reason:
+                    for words in commands(block.text):
+                        check_words(words, page)
+                    printed = None
+                else:
+                    printed = "".join(run_command(words, page) for words in commands(block.text))
+            else:
+                assert block.language in {"toctree", "eval-rst", "include"}, where
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_is_kept_without_outputs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(notebook.parent)
+    text = notebook.read_text(encoding="utf-8")
+    needs_extras(notebook, text)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with figures_without_windows(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, cell in enumerate(json.loads(text)["cells"], 1):
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == []
+                assert cell["execution_count"] is None
+                run_python("".join(cell["source"]), names, f"{notebook.name}, cell {number}")
+
+
+def test_the_first_command_of_the_readme_prints_what_it_shows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any option, on MNIST; without it at hand the command would download it."""
+    if not os.environ.get("GPUMLP_DATA_DIR"):
+        pytest.skip("GPUMLP_DATA_DIR is not set, so there is no MNIST to train on")
+    from gpumlp.train import main
+
+    first, shown = blocks(ROOT / "README.md")[:2]
+    assert first.text == "pip install . && python -m gpumlp.train\npip install '.[test]' && python -m pytest\n"
+    monkeypatch.setattr(sys, "argv", ["gpumlp-train"])
+    assert main() == 0
+    output = capsys.readouterr().out
+    assert "mnist test accuracy: 9" in output
+    assert len(list((folder / "runs").glob("*-mnist/metrics.json"))) == 1
+    lines = iter(plain(output))
+    for line in plain(shown.text):
+        assert line == "..." or line in lines, f"{line!r} is not, or not here, in\n{output}"
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http:", "https:", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_version_changelog_and_citation_agree() -> None:
+    import gpumlp
+
+    changes = re.findall(
+        r"^## (\d+\.\d+\.\d+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert changes[0][0] == gpumlp.__version__
+    assert f"\nversion: {gpumlp.__version__}\ndate-released: {changes[0][1]}\n" in citation
+    assert (ROOT / "gpumlp/py.typed").is_file()
+
+
+def test_the_extra_docs_brings_all_that_the_documented_modules_import() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    brought = set(extras["docs"][0].removeprefix("gpumlp[").removesuffix("]").split(","))
+    assert {"report", "sklearn", "tensorboard", "images", "onnx"} <= brought <= extras.keys()
