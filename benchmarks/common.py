@@ -19,8 +19,8 @@ from rich.progress import Progress
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
-from gpumlp import MLP, SGD, Dataset, Trainer, blas_kernel, load_dataset
-from gpumlp.backends import Backend, Device, check_device_name, choose_device
+from gpumlp import MLP, SGD, Dataset, Trainer, load_dataset
+from gpumlp.backends import Backend, Device, blas_kernel, check_device_name, choose_device
 from gpumlp.info import usable_processors, version
 from gpumlp.training.config import ConfigError
 

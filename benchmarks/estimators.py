@@ -25,7 +25,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from gpumlp import DataError, available_devices, blas_kernel, command, load_mnist
+from gpumlp import DataError, available_devices, command, load_mnist
+from gpumlp.backends import blas_kernel
 from gpumlp.extras import require
 from gpumlp.info import version
 from gpumlp.training.config import ConfigError

@@ -8,7 +8,6 @@
 True
 """
 
-from . import blas_kernel  # noqa: F401  # before all else: it must come before NumPy
 from .backends import Backend, DeviceError, available_devices, get_backend
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .nn import (

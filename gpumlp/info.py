@@ -14,8 +14,8 @@ import threadpoolctl
 
 import gpumlp
 
-from . import blas_kernel, command
-from .backends import available_devices, choose_device
+from . import command
+from .backends import available_devices, blas_kernel, choose_device
 from .backends.openblas import numpy_openblas
 from .data import mnist_folders
 

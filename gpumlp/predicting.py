@@ -17,8 +17,8 @@ from .data import DataError
 from .data.photographs import read_photograph
 from .data.preparation import PREPARATIONS, as_resized
 from .data.samples import is_array_file, read_samples
-from .nn.model_file import Inputs, plain_inputs
-from .nn.network import MLP
+from .nn.model_file import plain_inputs
+from .nn.network import MLP, Inputs
 
 STANDARD_INPUT = "-"
 CHOICES = ("auto", *PREPARATIONS, "resize")

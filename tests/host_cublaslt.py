@@ -1,4 +1,4 @@
-"""A double of ``nvmath.bindings``: cuBLASLt's column-major matrices, transpositions and epilogues.
+"""A fake of ``nvmath.bindings``: cuBLASLt's column-major matrices, transpositions and epilogues.
 
 Written from cuBLASLt's documentation: D = alpha op(A) op(B) + beta C, then the epilogue. Descriptions are read
 through the addresses they are given by, and contradictions are errors, as they are there.

@@ -1,4 +1,4 @@
-"""CuPy on the processor: the strict device double, with kernels, streams and captures, to run `CupyBackend` on."""
+"""CuPy on the processor: the strict fake device, with kernels, streams and captures, to run `CudaBackend` on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import gpumlp.backends
-from gpumlp.backends.cublaslt import Products
+from gpumlp.backends.cuda.cublaslt import Products
 from tests.host_cublaslt import host_bindings
 from tests.host_kernels import HostModule
 from tests.strict_device import StrictArray, StrictNamespace
@@ -33,11 +33,11 @@ class HostCupy(StrictNamespace):
         self.compiled_reductions: list[str] = []  # those that CuPy would compile with CUB, in seconds each
         self.thread_order = 0  # in which the threads of a kernel take turns: 0, or a seed for a random one
         self.attributes = {
-            "CooperativeLaunch": 1,
+            "CooperativeLaunch": 0,  # set to 1 for the persistent kernel, which otherwise every step would run by
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
         }
-        self.ndarray, self.__version__ = StrictArray, "14 (a double)"
+        self.ndarray, self.__version__ = StrictArray, "14 (a fake)"
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
         self.cuda = SimpleNamespace(
             Device=lambda index=0: HostDevice(index, self),
@@ -93,7 +93,7 @@ class HostCupy(StrictNamespace):
             return function
         if self.capture is not None:
             assert name in ("zeros", "empty"), (
-                f"{name} in a capture: of CuPy's functions, the double knows few there"
+                f"{name} in a capture: of CuPy's functions, the fake knows few there"
             )
             return function
         if name in REDUCTIONS:
@@ -196,9 +196,9 @@ class ComputeTypes:
 
 
 def load_cupy_backend(cupy: HostCupy) -> Any:
-    """The module ``gpumlp.backends.cupy``, with a double in place of CuPy; nobody else gets to see either."""
-    path = Path(gpumlp.backends.__file__).with_name("cupy.py")
-    specification = importlib.util.spec_from_file_location("gpumlp.backends.cupy_on_the_host", path)
+    """The module ``gpumlp.backends.cuda.backend``, with a fake in place of CuPy; nobody else sees either."""
+    path = Path(gpumlp.backends.__file__).parent / "cuda" / "backend.py"
+    specification = importlib.util.spec_from_file_location("gpumlp.backends.cuda.backend_on_the_host", path)
     module = importlib.util.module_from_spec(specification)
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy
@@ -212,17 +212,15 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
 
 
 def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
-    """A `CupyBackend` on the processor, kernels included.
+    """A `CudaBackend` on the processor, kernels included.
 
     Args:
-        cublaslt: with a double of cuBLASLt for the matrix products.
+        cublaslt: with a fake of cuBLASLt for the matrix products.
         unknown: names of epilogues that it does not have.
-        options: of `CupyBackend`.
+        options: of `CudaBackend`.
     """
     cupy = HostCupy()
-    backend = load_cupy_backend(cupy).CupyBackend(0, **options)
-    if backend.graphs is not None:
-        backend.graphs.clock = lambda: len(cupy.launches)  # time is what launching takes
+    backend = load_cupy_backend(cupy).CudaBackend(0, **options)
     backend._products = [None]
     if cublaslt:
         backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]

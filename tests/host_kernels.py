@@ -1,7 +1,7 @@
 """The CUDA kernels on the processor: CuPy's `RawModule` with g++ in place of NVRTC.
 
 So the very text of ``kernels.cu`` and ``persistent.cu`` runs, called by the very code that drives a GPU. The
-double is stricter than a GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an
+fake is stricter than a GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an
 array of another type, an array with gaps, or a wrong number of arguments is an error.
 """
 

@@ -1,8 +1,8 @@
-"""A device double that behaves as CuPy does where it hurts, on the CPU.
+"""A fake device that behaves as CuPy does where it hurts, on the CPU.
 
 Its arrays refuse implicit conversion to NumPy and refuse to mix with NumPy arrays, its functions know only
 the arguments that CuPy's know, and a ledger counts what crosses to the host, what waits, and what is
-allocated. Trainings that run on it have none of the habits that would fail, or be slow, on a GPU.
+allocated. Training on it has none of the habits that would fail, or be slow, on a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Ledger:
 
 
 class StrictArray:
-    """An array in the memory of the double."""
+    """An array in the memory of the fake."""
 
     __array_ufunc__ = None  # numpy.add(StrictArray, ...) is a TypeError
 
@@ -132,7 +132,7 @@ class StrictNamespace:
         self.ledger = Ledger()
 
     def wrap(self, result: Any) -> Any:
-        """A result of NumPy's as an array of the double; CuPy's reductions give 0-d arrays, not scalars."""
+        """A result of NumPy's as an array of the fake; CuPy's reductions give 0-d arrays, not scalars."""
         if isinstance(result, (np.ndarray, np.generic)):
             data = np.asarray(result)
             if data.base is None:
@@ -170,10 +170,10 @@ class StrictNamespace:
 
 
 class StrictBackend(Backend):
-    """The operations of `Backend` as they are, on the double."""
+    """The operations of `Backend` as they are, on the fake."""
 
     def __init__(self) -> None:
-        self.name, self.device_name = "strict", "a strict device double"
+        self.name, self.device_name = "strict", "a strict fake device"
         self.xp = StrictNamespace()
         self.ledger = self.xp.ledger
 

@@ -12,18 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumlp import MLP, ReLU, Tanh, available_devices, get_backend
-from gpumlp.backends import Backend, DeviceError, array_namespace, reference_backend
+from gpumlp import (
+    MLP,
+    LogisticCrossEntropy,
+    ReLU,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    Tanh,
+    available_devices,
+    get_backend,
+)
+from gpumlp.backends import Accumulation, Backend, DeviceError, array_namespace, reference_backend
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn import SGD, Adam, Penalty
+from gpumlp.nn.losses import weigh
 from tests.gpu_helpers import import_showing_warnings, without_gpu
 from tests.host_cuda import HostCupy, load_cupy_backend
 from tests.strict_device import StrictArray, StrictBackend
 
 OPERATIONS = [
-    *("run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums", "add_scaled"),
-    *("softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "weigh", "update"),
-    *("total", "all_finite"),
+    *("execution", "run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums"),
+    *("add_scaled", "output_error", "update", "total", "all_finite"),
 ]
 RNG = np.random.default_rng(1)
 
@@ -32,13 +41,13 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def compare(backend: Backend, operation: str, arrays: list[np.ndarray], *rest: object) -> None:
-    """Run an operation on the backend and by the reference; all arrays must end up the same."""
+def compare(backend: Backend, loss: object, arrays: list[np.ndarray]) -> None:
+    """Compute a loss on the backend and by the reference; all arrays must end up the same."""
     on_device = [backend.asarray(array.copy()) for array in arrays]
     expected = [array.copy() for array in arrays]
     with backend.activate():
-        getattr(backend, operation)(*on_device, *rest)
-    getattr(reference_backend(np), operation)(*expected, *rest)
+        backend.output_error(loss, *on_device)
+    reference_backend(np).output_error(loss, *expected)
     for got, want in zip(on_device, expected, strict=True):
         np.testing.assert_allclose(backend.to_numpy(got), want, rtol=2e-6, atol=2e-6)
 
@@ -84,7 +93,7 @@ def test_dense_backward(backend: Backend, activation: object) -> None:
     x = activation(s)
     device = [backend.asarray(v.copy()) for v in (x, weight, delta, normal(5, 4), normal(4), normal(9, 5))]
     with backend.activate():
-        backend.dense_backward(*device[:5], activation, device[5])
+        backend.dense_backward(*device[:3], Accumulation(device[3]), device[4], activation, device[5])
     got = [backend.to_numpy(v) for v in device[3:]]
     want = [x.T @ delta, delta.sum(axis=0), (delta @ weight.T) * activation.derivative(s)]
     for value, expected in zip(got, want, strict=True):
@@ -97,18 +106,18 @@ def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> No
     labels = RNG.integers(0, 10, batch)
     compare(
         backend,
-        "softmax_cross_entropy",
+        SoftmaxCrossEntropy(),
         [normal(batch, 10) * np.float32(scale), labels, np.empty(batch, np.float32), np.zeros(batch, bool)],
     )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("operation", ["logistic_cross_entropy", "squared_error"])
+@pytest.mark.parametrize("loss", [LogisticCrossEntropy(), SquaredError()])
 @pytest.mark.parametrize("shape", [(1, 1), (33, 1), (7, 3)])
-def test_losses_of_float_targets(backend: Backend, operation: str, shape: tuple[int, int], scale: float) -> None:
+def test_losses_of_float_targets(backend: Backend, loss: object, shape: tuple[int, int], scale: float) -> None:
     targets = RNG.integers(0, 2, shape).astype(np.float32)
     losses, correct = np.empty(shape[0], np.float32), np.ones(shape[0], bool)
-    compare(backend, operation, [normal(*shape) * np.float32(scale), targets, losses, correct])
+    compare(backend, loss, [normal(*shape) * np.float32(scale), targets, losses, correct])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "int64"])
@@ -131,7 +140,12 @@ def test_all_finite_finds_a_single_value(backend: Backend, value: float) -> None
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_weigh(backend: Backend, order: str) -> None:
     delta = np.array(normal(7, 3), order=order)
-    compare(backend, "weigh", [delta, normal(7), RNG.random(7).astype(np.float32)])
+    arrays = [delta, normal(7), RNG.random(7).astype(np.float32)]
+    on_device = [backend.asarray(array.copy()) for array in arrays]
+    with backend.activate():
+        weigh(backend.xp, *on_device)
+    np.testing.assert_allclose(backend.to_numpy(on_device[0]), delta * arrays[2][:, None], rtol=1e-6)
+    np.testing.assert_allclose(backend.to_numpy(on_device[1]), arrays[1] * arrays[2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +178,9 @@ def test_cupy_overrides_have_the_signature_of_the_reference(operation: str) -> N
     if importlib.util.find_spec("cupy") is None:
         without_gpu("CuPy is not installed")
     import_showing_warnings("cupy")
-    from gpumlp.backends.cupy import CupyBackend
+    from gpumlp.backends.cuda.backend import CudaBackend
 
-    assert inspect.signature(getattr(CupyBackend, operation)) == inspect.signature(getattr(Backend, operation))
+    assert inspect.signature(getattr(CudaBackend, operation)) == inspect.signature(getattr(Backend, operation))
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -183,7 +197,7 @@ def test_a_name_that_is_no_device_is_refused(name: object) -> None:
 
 @pytest.mark.parametrize(
     ("option", "choices"),
-    [("matmul_precision", "highest, high"), ("cuda_graphs", "auto, off"), ("persistent_kernel", "off, on")],
+    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, graphs, eager")],
 )
 def test_an_option_that_is_none_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):
@@ -194,12 +208,10 @@ def test_an_option_that_is_none_is_refused_on_every_device(option: str, choices:
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     module = load_cupy_backend(HostCupy())
-    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
-    assert (get_backend(device).tf32, get_backend(device).graphs is None) == (False, False)
-    assert get_backend(device).persistent is None
-    chosen = get_backend(device, matmul_precision="high", cuda_graphs="off", persistent_kernel="on")
-    assert (chosen.tf32, chosen.graphs) == (True, None)
-    assert chosen.persistent is not None
+    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
+    assert (get_backend(device).tf32, get_backend(device).wanted_execution) == (False, "auto")
+    chosen = get_backend(device, matmul_precision="high", execution="graphs")
+    assert (chosen.tf32, chosen.wanted_execution) == (True, "graphs")
     model = MLP([3, 2], device=chosen)
     assert model.backend is chosen
 
@@ -212,7 +224,7 @@ def test_an_array_says_where_it_lives() -> None:
         array_namespace([1.0])
 
 
-def test_the_double_is_strict() -> None:
+def test_the_fake_is_strict() -> None:
     array = StrictBackend().asarray(np.ones(3))
     for mixture in (lambda: np.asarray(array), lambda: np.add(array, 1), lambda: array + np.ones(3)):
         with pytest.raises(TypeError):

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
 
 from benchmarks import estimators, markdown
-from gpumlp import blas_kernel
+from gpumlp.backends import blas_kernel
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpumlp.blas_kernel import (
+from gpumlp.backends.blas_kernel import (
     SWITCH,
     VARIABLE,
     Choice,
@@ -152,7 +152,8 @@ needs_the_wheel = pytest.mark.skipif(
     or built_in_kernels(_library) != set(FIVE_KERNELS),
     reason="needs Linux on x86-64 and NumPy's wheel with its five kernels",
 )
-ALONE = f"import runpy, os; runpy.run_path({str(ROOT / 'gpumlp' / 'blas_kernel.py')!r})\n"  # loads no NumPy
+MODULE = str(ROOT / "gpumlp" / "backends" / "blas_kernel.py")
+ALONE = f"import runpy, os; runpy.run_path({MODULE!r})\n"  # loads no NumPy
 SHOW = f"print(os.environ.get({VARIABLE!r}))"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, Dataset, fit
 from gpumlp.nn import Optimizer
-from gpumlp.nn.workspace import Workspace
+from gpumlp.nn.network import Workspace
 
 
 def offsets(model: MLP) -> dict[str, tuple[int, int]]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from gpumlp import MLP, SGD, Adam, Dataset, Penalty, Trainer
-from gpumlp.backends import reference_backend
+from gpumlp import MLP, SGD, Adam, Dataset, Penalty, SoftmaxCrossEntropy, Trainer
+from gpumlp.backends import Accumulation, reference_backend
 from gpumlp.backends.numpy import MULTIPLY_ADDS_PER_THREAD, NumpyBackend, flush_vanishing
 from gpumlp.backends.openblas import numpy_openblas
 
@@ -44,7 +44,7 @@ def test_accumulate_product(dtype: str, order: str, scale: float, keep: float) -
     before = RNG.normal(size=(5, 3)).astype(dtype)
     for backend in (NumpyBackend(), reference_backend(np)):
         out = before.copy()
-        backend.accumulate_product(x, delta, out, scale, keep)
+        backend.accumulate_product(x, delta, Accumulation(out, scale, keep))
         np.testing.assert_allclose(out, keep * before + scale * x.T @ delta, rtol=2e-6, atol=2e-6)
 
 
@@ -59,12 +59,14 @@ def test_add_scaled(backend: NumpyBackend) -> None:
 @needs_openblas
 def test_what_the_library_cannot_take_is_refused() -> None:
     x, delta, out = np.ones((4, 3)), np.ones((4, 2)), np.ones((3, 2))
+    target, gaps = Accumulation(out, 1.0, 1.0), np.ones((3, 4))[:, ::2]
+    whole = [array.astype(int) for array in (x, delta, out)]
     refused: list[tuple[type[Exception], Callable[[], None]]] = [
-        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta[:3], out, 1.0, 1.0)),
-        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta.astype("f4"), out, 1.0, 1.0)),
-        (ValueError, lambda: OPENBLAS.accumulate_product(*(a.astype(int) for a in (x, delta, out)), 1.0, 1.0)),
-        (TypeError, lambda: OPENBLAS.accumulate_product(x, delta, np.ones((3, 4))[:, ::2], 1.0, 1.0)),
-        (TypeError, lambda: OPENBLAS.accumulate_product(np.ones((4, 6))[:, ::2], delta, out, 1.0, 1.0)),
+        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta[:3], target)),
+        (ValueError, lambda: OPENBLAS.accumulate_product(x, delta.astype("f4"), target)),
+        (ValueError, lambda: OPENBLAS.accumulate_product(whole[0], whole[1], Accumulation(whole[2], 1.0, 1.0))),
+        (TypeError, lambda: OPENBLAS.accumulate_product(x, delta, Accumulation(gaps, 1.0, 1.0))),
+        (TypeError, lambda: OPENBLAS.accumulate_product(np.ones((4, 6))[:, ::2], delta, target)),
         (ValueError, lambda: OPENBLAS.add_scaled(x[0], 1.0, out[0])),
         (TypeError, lambda: OPENBLAS.add_scaled(x[:3, 0], 1.0, out[:, 0])),
     ]
@@ -83,7 +85,7 @@ def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
     for backend, order in ((NumpyBackend(), "F"), (reference_backend(np), "C")):
         delta, losses = np.array(logits, order=order), np.empty(batch, np.float32)
         correct = np.empty(batch, bool)
-        backend.softmax_cross_entropy(delta, labels, losses, correct)
+        backend.output_error(SoftmaxCrossEntropy(), delta, labels, losses, correct)
         results.append((delta, losses, correct))
     for got, want in zip(*results, strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7)
@@ -102,28 +104,32 @@ def test_adding_gradients_in_place_trains_alike(optimizer: SGD | Adam, penalty: 
     np.testing.assert_allclose(trained[2], trained[0], rtol=1e-9, atol=1e-12)
 
 
+class Step:
+    """A step of so much work that notes how many threads it has."""
+
+    slices = (slice(0, 1),)
+
+    def __init__(self, multiply_adds: int) -> None:
+        self.multiply_adds, self.seen = multiply_adds, 0
+
+    def __call__(self, batch: slice, learning_rate: float) -> None:
+        self.seen = OPENBLAS.controller.get_num_threads()
+
+
 @needs_openblas
 def test_threads_follow_the_work_and_are_given_back() -> None:
-    backend, seen = NumpyBackend(), []
-
-    class Step:
-        sizes = ()  # more than layers: the threads are not to be chosen by their speed
-
-        def __init__(self, multiply_adds: int) -> None:
-            self.multiply_adds = multiply_adds
-
-        def __call__(self, batch: slice) -> None:
-            seen.append(OPENBLAS.controller.get_num_threads())
-
+    backend = NumpyBackend()
+    steps = [Step(work) for work in (1, MULTIPLY_ADDS_PER_THREAD - 1, MULTIPLY_ADDS_PER_THREAD, 10**12)]
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
-        for work in (MULTIPLY_ADDS_PER_THREAD // 2, MULTIPLY_ADDS_PER_THREAD, 100 * MULTIPLY_ADDS_PER_THREAD):
-            backend.run_steps(Step(work), [slice(0, 1)])
-        assert seen == [1, 2, 2]  # never more than the user allows
+        for step in steps:
+            backend.run_steps(step, range(1), [0.1])
+        assert [step.seen for step in steps] == [1, 1, 2, 2]  # never more than the user allows
+        assert [backend.execution(step).threads for step in steps] == [1, 1, 2, 2]
         assert OPENBLAS.controller.get_num_threads() == 2
 
 
 @needs_openblas
-def test_overlapping_trainings_give_back_the_threads_that_the_first_has_found() -> None:
+def test_overlapping_runs_give_back_the_threads_that_the_first_has_found() -> None:
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         first, second = OPENBLAS.threads(1), OPENBLAS.threads(4)
         first.__enter__()
@@ -157,15 +163,13 @@ def test_an_interrupt_while_the_threads_are_set_gives_them_back(monkeypatch: pyt
 
 @needs_openblas
 def test_a_step_that_fails_gives_the_threads_back() -> None:
-    class Failing:
-        multiply_adds, sizes = 1, ()
-
-        def __call__(self, batch: slice) -> None:
+    class Failing(Step):
+        def __call__(self, batch: slice, learning_rate: float) -> None:
             raise KeyboardInterrupt
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         with pytest.raises(KeyboardInterrupt):
-            NumpyBackend().run_steps(Failing(), [slice(0, 1)])
+            NumpyBackend().run_steps(Failing(1), range(1), [0.1])
         assert OPENBLAS.controller.get_num_threads() == 2
 
 
@@ -175,7 +179,7 @@ def test_flush_vanishing_keeps_every_number_that_matters() -> None:
     np.testing.assert_array_equal(array, np.array([1, -2e-30, 0, 0, 0, np.inf], np.float32))
 
 
-def test_a_rule_of_ones_own_is_never_passed_over(blobs: Dataset) -> None:
+def test_a_users_own_rule_is_never_passed_over(blobs: Dataset) -> None:
     class Still(SGD):
         def update(self, xp: Any, parameters: Any, gradient: Any, state: Any, learning_rate: float) -> None:
             pass
@@ -199,7 +203,7 @@ def test_weight_gradients_are_there_for_those_who_ask_and_never_wrong(blobs: Dat
     assert np.isfinite(model.parameters.gradient).all()  # what pads the tensors included
 
 
-def test_a_penalty_of_ones_own_sees_the_gradient(blobs: Dataset) -> None:
+def test_a_users_own_penalty_sees_the_gradient(blobs: Dataset) -> None:
     class Clip(Penalty):
         def add_gradient(self, backend: Any, weights: Any, gradient: Any, scratch: Any) -> None:
             np.clip(gradient, -0.01, 0.01, out=gradient)

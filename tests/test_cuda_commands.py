@@ -1,4 +1,4 @@
-"""The commands with ``--device cuda``, on the processor: kernels compiled for it, CuPy and cuBLASLt as doubles."""
+"""The commands with ``--device cuda``, on the processor: kernels compiled for it, CuPy and cuBLASLt as fakes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpumlp import Dataset
-from gpumlp.backends.cublaslt import Products
+from gpumlp.backends.cuda.cublaslt import Products
 from tests.command_helpers import assert_same_run, run
 from tests.host_cublaslt import host_bindings
 from tests.host_cuda import HostCupy, load_cupy_backend
@@ -17,24 +17,22 @@ from tests.host_cuda import HostCupy, load_cupy_backend
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> HostCupy:
     """A machine with one GPU, for whoever asks for a backend."""
-    double = HostCupy()
-    module = load_cupy_backend(double)
+    fake = HostCupy()
+    module = load_cupy_backend(fake)
 
     def products(tf32: bool) -> Products:
-        found = Products(double, tf32, host_bindings(double.launched))
+        found = Products(fake, tf32, host_bindings(fake.launched))
         found.alignment = 4
         return found
 
     monkeypatch.setattr(module, "_find_products", products)
-    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
-    # Time is what launching takes, so that graphs win.
-    monkeypatch.setattr(module.GraphRunner.__init__, "__defaults__", (lambda: len(double.launches),))
-    return double
+    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
+    return fake
 
 
 @pytest.fixture
 def words(blobs: Dataset, tmp_path: Path) -> tuple[str, ...]:
-    """The options of a small training."""
+    """The options of a small run."""
     images, labels = np.asarray(blobs.images), np.asarray(blobs.labels)
     path = tmp_path / "blobs.npz"
     np.savez(path, x_train=images[:250], y_train=labels[:250], x_test=images[250:], y_test=labels[250:])
@@ -44,13 +42,12 @@ def words(blobs: Dataset, tmp_path: Path) -> tuple[str, ...]:
 def test_the_same_run_by_graphs_and_step_by_step(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, choice in (("graphs", "auto"), ("steps", "off")):
+    for way, shown in (("graphs", "execution: CUDA graphs: "), ("eager", "execution: step by step: ")):
         cupy.launches.clear()
-        assert run("train", *words, "--epochs", 4, "--cuda-graphs", choice, "--out", tmp_path / name) == 0
-        assert ("graph" in cupy.launches) == (choice == "auto")
-        words_for_it = {"auto": "steps: by CUDA graphs: ", "off": "steps: one by one: cuda_graphs is off"}
-        assert words_for_it[choice] in capsys.readouterr().out
-    assert_same_run(tmp_path / "graphs", tmp_path / "steps")
+        assert run("train", *words, "--epochs", 4, "--execution", way, "--out", tmp_path / way) == 0
+        assert ("graph" in cupy.launches) == (way == "graphs")
+        assert shown in capsys.readouterr().out
+    assert_same_run(tmp_path / "graphs", tmp_path / "eager")
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -67,7 +64,7 @@ def test_a_run_goes_on_with_graphs_or_without(cupy: HostCupy, words: tuple[str, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("train", *words, "--epochs", 6, "--out", whole) == 0
     assert run("train", *words, "--epochs", 3, "--out", parts) == 0
-    assert run("train", "--resume", parts, "--epochs", 6, "--cuda-graphs", "off") == 0
+    assert run("train", "--resume", parts, "--epochs", 6, "--execution", "eager") == 0
     assert "graph" in cupy.launches
     assert_same_run(whole, parts)
 
@@ -76,18 +73,21 @@ def test_a_run_by_the_persistent_kernel_goes_on_by_it(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    words = (*words, "--optimizer", "sgd", "--hidden", "16", "--persistent-kernel", "on")
+    cupy.attributes["CooperativeLaunch"] = 1
+    words = (*words, "--optimizer", "sgd", "--hidden", "16")
     assert run("train", *words, "--epochs", 4, "--out", whole) == 0
-    assert "steps: by one persistent kernel: 4 blocks of 256 threads, 4 hidden units" in capsys.readouterr().out
+    shown = "execution: persistent kernel: 4 blocks of 256 threads, 4 hidden units"
+    assert shown in capsys.readouterr().out
     assert run("train", *words, "--epochs", 2, "--out", parts) == 0
     assert run("train", "--resume", parts, "--epochs", 4) == 0
     assert_same_run(whole, parts)
     with_adam = (*words, "--optimizer", "adam", "--epochs", 3, "--out", tmp_path / "adam")
     capsys.readouterr()
     assert run("train", *with_adam) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("steps: "))
-    assert line.startswith("steps: by CUDA graphs: ")
-    assert line.endswith("; not by the persistent kernel: it knows no optimizer but SGD")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: "))
+    assert (
+        line == "execution: CUDA graphs: up to 16 steps in one launch; not persistent: it is for the optimizer SGD"
+    )
 
 
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
@@ -103,11 +103,19 @@ def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
 
 
 def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "--matmul-precision", "medium", "--cuda-graphs", "on", "--persistent-kernel", "auto") == 2
+    assert run("train", "--matmul-precision", "medium", "--execution", "fast") == 2
     message = capsys.readouterr().err
     assert "matmul_precision: expected one of highest, high, got 'medium'" in message
-    assert "cuda_graphs: expected one of auto, off, got 'on'" in message
-    assert "persistent_kernel: expected one of off, on, got 'auto'" in message
+    assert "execution: expected one of auto, persistent, graphs, eager, got 'fast'" in message
+
+
+def test_a_way_that_is_not_possible_is_an_error(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *words, "--epochs", 2, "--execution", "persistent", "--out", tmp_path / "run") == 2
+    message = capsys.readouterr().err
+    assert "execution persistent is not possible: it is for the optimizer SGD" in message
+    assert "Traceback" not in message
 
 
 class CUDARuntimeError(RuntimeError):

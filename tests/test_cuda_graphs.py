@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, LeakyReLU, Penalty, Trainer
-from gpumlp.backends.cuda_graphs import LENGTHS
+from gpumlp import MLP, SGD, Adam, Dataset, ExponentialDecay, LeakyReLU, Penalty, Trainer
+from gpumlp.backends import ExecutionError
+from gpumlp.backends.cuda.graphs import LENGTHS, NotCapturableError
 from gpumlp.training.callbacks import Callback
 from tests.gpu_helpers import gpu_backend
-from tests.graph_helpers import always_faster, launches_of_an_epoch, pair, plan, same_bits, trainer_on
 from tests.host_cuda import host_cuda_backend
 
 OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
@@ -16,6 +17,47 @@ OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
 
 class Listener(Callback):
     """Somebody who listens, so that an epoch is run in many parts."""
+
+
+def trainer_on(backend: object, data: Dataset, optimizer: object = None, **options: object) -> Trainer:
+    model = MLP(
+        [data.features, 16, 12, data.classes], activation=options.pop("activation", "relu"), device=backend
+    )
+    options = {"batch_size": 16, "schedule": ExponentialDecay(0.3), "penalty": Penalty(l2=1e-3)} | options
+    return Trainer(model, data, optimizer=optimizer or Adam(0.01), **options)
+
+
+def pair(data: Dataset, **options: object) -> tuple[Trainer, Trainer]:
+    """Two trainers that differ in the way of running steps alone."""
+    return tuple(
+        trainer_on(host_cuda_backend(cublaslt=True, execution=way), data, **options) for way in ("graphs", "eager")
+    )
+
+
+def state(trainer: Trainer) -> dict[str, np.ndarray]:
+    buffers = trainer.optimizer_state.buffers
+    return trainer.model.state_dict() | {name: array._data.copy() for name, array in buffers.items()}
+
+
+def same_bits(first: Trainer, second: Trainer) -> None:
+    one, other = state(first), state(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].tobytes() == other[name].tobytes(), name
+    assert first.history["train_loss"] == second.history["train_loss"]
+    assert first.history["train_accuracy"] == second.history["train_accuracy"]
+    assert first.optimizer_state.steps == second.optimizer_state.steps
+
+
+def lengths(trainer: Trainer) -> list[int]:
+    """The graphs that were captured, by the number of their steps."""
+    return list(trainer.model.backend.graphs._captured[trainer._step].graphs)
+
+
+def launches_of_an_epoch(trainer: Trainer, callbacks: list[object] = ()) -> list[str]:
+    trainer.model.backend.xp.launches.clear()
+    trainer.run(trainer.epoch + 1, callbacks)
+    return list(trainer.model.backend.xp.launches)
 
 
 @pytest.mark.parametrize("listeners", [[], [Listener()]], ids=["whole", "in parts"])
@@ -30,27 +72,23 @@ def test_graph_and_eager_weights_are_the_same_bit_for_bit(
         for trainer in (graph, eager):
             trainer.run(trainer.epoch + 1, listeners)
         same_bits(graph, eager)
-    assert plan(graph).state == "graph", plan(graph).reason
+    assert graph.execution.name == "graphs"
+    assert eager.execution.name == "eager"
     assert "graph" in graph.model.backend.xp.launches
     assert "graph" not in eager.model.backend.xp.launches
-
-
-def test_listeners_leave_the_graphs_as_many_steps_as_they_take_at_once(blobs: Dataset) -> None:
-    trainer, _ = pair(blobs, batch_size=4)  # 75 batches
-    trainer.run(3, [Listener()])
-    assert plan(trainer).tried == LENGTHS[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", LeakyReLU(0.2)])
 def test_every_activation_and_dtype(blobs: Dataset, activation: object, dtype: str) -> None:
     trainers = []
-    for choice in ("auto", "off"):
-        backend = host_cuda_backend(cublaslt=True, cuda_graphs=choice)
+    for way in ("graphs", "eager"):
+        backend = host_cuda_backend(cublaslt=True, execution=way)
         model = MLP([20, 16, 4], activation=activation, device=backend, dtype=dtype)
         trainers.append(Trainer(model, blobs, batch_size=16))
         trainers[-1].run(4)
-    assert plan(trainers[0]).state == "graph", plan(trainers[0]).reason
+    assert "graph" in launches_of_an_epoch(trainers[0])
+    trainers[1].run(5)
     same_bits(*trainers)
 
 
@@ -63,26 +101,20 @@ def test_an_epoch_takes_two_launches_a_graph_and_the_short_batch_its_own(blobs: 
     assert launches.count("gather_pixels") == 1  # the 19th batch, of 12 samples
 
 
-def test_the_trial_is_part_of_the_training(blobs: Dataset) -> None:
-    """No step is lost or done twice by it, wherever it falls, and epochs before it count too."""
-    graph, eager = pair(blobs, batch_size=64)
-    for trainer in (graph, eager):
-        trainer.run(1)
-    assert plan(graph).state == "warm"
-    for trainer in (graph, eager):
-        trainer.run(2)
-    assert plan(graph).state == "graph"
+def test_only_the_first_step_and_the_short_batch_run_by_themselves(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size=7, diagnostics=False)  # 42 full batches and a short one
+    launches = launches_of_an_epoch(graph)
+    assert launches.count("gather_pixels") == 2
+    assert launches.count("graph") == 2 + 2 + 1  # 41 = 16 + 16 + 4 + 4 + 1
+    eager.run(1)
     same_bits(graph, eager)
 
 
-def test_a_long_first_epoch_already_ends_with_graphs(blobs: Dataset) -> None:
-    # 75 batches: 16 one by one, 32 for the trial, 27 = 16 + 4 + 4 + 1 + 1 + 1
-    graph, eager = pair(blobs, batch_size=4, diagnostics=False)
-    launches = launches_of_an_epoch(graph)
-    repeats, steps = 3, 16 + 4 + 1
-    assert launches.count("graph") == repeats * 3 + 6
-    assert launches.count("gather_pixels") == 16 + (32 - steps) + repeats * steps
-    eager.run(1)
+def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:
+    graph, eager = pair(blobs)
+    rates = np.linspace(0.001, 0.1, len(graph.batches.slices)).tolist()
+    for trainer in (graph, eager):
+        trainer.model.backend.run_steps(trainer._step, range(len(rates)), rates)
     same_bits(graph, eager)
 
 
@@ -92,15 +124,9 @@ def test_an_array_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
         trainer.run(3)
         step, xp = trainer._step, trainer.model.backend.xp
         step.losses, step.correct = xp.zeros_like(step.losses), xp.zeros_like(step.correct)
-        step.batches._order = step.batches._order.copy()
+        step.batches.order = step.batches.order.copy()
         step.model.layers[1].bias_gradient = xp.zeros_like(step.model.layers[1].bias_gradient)
-    assert "graph" not in launches_of_an_epoch(graph)
-    eager.run(4)
-    same_bits(graph, eager)
-    for trainer in (graph, eager):
-        trainer.run(6)
-    assert "graph" in launches_of_an_epoch(graph)  # captured again
-    eager.run(7)
+        trainer.run(5)
     same_bits(graph, eager)
 
 
@@ -121,39 +147,18 @@ def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dat
         trainer.run(3)
         trainer.model.load_state_dict(MLP([20, 16, 12, 4], seed=8, device="cpu").state_dict())
         trainer.run(4)
-    assert plan(graph).state == "graph"
     same_bits(graph, eager)
 
 
-def test_more_steps_at_a_time_than_were_tried_are_tried_again(blobs: Dataset) -> None:
+def test_an_interrupt_within_a_capture_leaves_a_run_that_goes_on(blobs: Dataset) -> None:
     graph, eager = pair(blobs, batch_size=16)
-    batches = graph.batches.slices
-    for trainer in (graph, eager):
-        step, run_steps = trainer._step, trainer.model.backend.run_steps
-        for part in (batches[:2], batches[2:7]):
-            run_steps(step, part)
-    assert list(plan(graph).graphs) == [4, 1]
-    for trainer in (graph, eager):
-        trainer.run(2)
-    assert list(plan(graph).graphs) == [16, 1]  # 18 steps
-    assert plan(graph).state == "graph"
-    same_bits(graph, eager)
-
-
-def test_an_interrupt_in_a_second_trial_leaves_a_training_that_goes_on(blobs: Dataset) -> None:
-    graph, eager = pair(blobs, batch_size=16)
-    batches, runner = graph.batches.slices, graph.model.backend.graphs
-    for trainer in (graph, eager):
-        for part in (batches[:2], batches[2:7]):
-            trainer.model.backend.run_steps(trainer._step, part)
-    assert plan(graph).state == "graph"
+    runner = graph.model.backend.graphs
     capture, runner._capture = runner._capture, interrupted
     assert graph.run(2).interrupted
     assert graph.epoch == 0
     runner._capture = capture
     for trainer in (graph, eager):
         trainer.run(2)
-    assert plan(graph).state == "graph"
     same_bits(graph, eager)
 
 
@@ -161,50 +166,98 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_graph_of_each_length_is_held_against_single_steps(blobs: Dataset) -> None:
-    graph, eager = pair(blobs, batch_size=8)  # 37 full batches
-    runner, lengths = graph.model.backend.graphs, []
-    capture = runner._capture
-
-    def wrong(plan: object, step: object, batches: list[slice]) -> object:
-        lengths.append(len(batches))
-        if len(batches) == 1:  # the next sample's place: a mistake that no graph of 4 or 16 steps makes
-            batches = [slice(batches[0].start + 1, batches[0].stop + 1)]
-        return capture(plan, step, batches)
-
-    runner._capture = wrong
-    for trainer in (graph, eager):
-        trainer.run(3)
-    assert lengths == list(LENGTHS)
-    assert (plan(graph).state, plan(graph).reason) == ("eager", "the results differ")
-    same_bits(graph, eager)
-
-
 def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
     graph, eager = pair(blobs, batch_size="full")
     for trainer in (graph, eager):
         trainer.run(5)
-    assert list(plan(graph).graphs) == [LENGTHS[-1]] == [1]
+    assert lengths(graph) == [LENGTHS[-1]] == [1]
     same_bits(graph, eager)
 
 
 def test_more_steps_than_their_factors_have_room(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpumlp.backends.cuda_graphs.CAPACITY", 23)
+    monkeypatch.setattr("gpumlp.backends.cuda.graphs.CAPACITY", 23)
     graph, eager = pair(blobs, batch_size=7)  # 42 full batches
-    always_faster(graph.model.backend)
     for trainer in (graph, eager):
-        trainer.run(4)
-    assert plan(graph).state == "graph"
+        trainer.run(3)
     same_bits(graph, eager)
 
 
-def test_a_plan_goes_with_its_trainer(blobs: Dataset) -> None:
+def test_graphs_go_with_their_trainer(blobs: Dataset) -> None:
     backend = host_cuda_backend(cublaslt=True)
     trainer = trainer_on(backend, blobs)
-    trainer.run(3)
-    assert len(backend.graphs._plans) == 1
+    trainer.run(2)
+    assert len(backend.graphs._captured) == 1
     del trainer
-    assert len(backend.graphs._plans) == 0
+    assert len(backend.graphs._captured) == 0
+
+
+# -- Where a step cannot be captured ------------------------------------------------------------------
+
+
+class Slower(SGD):
+    """A user's own optimizer, which no kernel knows."""
+
+    def update(
+        self, xp: object, parameters: object, gradient: object, state: object, learning_rate: float
+    ) -> None:
+        super().update(xp, parameters, gradient, state, learning_rate / 2)
+
+
+@pytest.mark.parametrize(
+    ("reason", "cublaslt", "options"),
+    [
+        ("CuPy's products cannot be captured; install nvmath-python", False, {}),
+        ("there is no kernel for the optimizer Slower", True, {"optimizer": Slower()}),
+    ],
+)
+def test_what_cannot_be_captured_runs_step_by_step_or_is_an_error(
+    blobs: Dataset, reason: str, cublaslt: bool, options: dict[str, object]
+) -> None:
+    auto, eager, graphs = (
+        trainer_on(host_cuda_backend(cublaslt=cublaslt, execution=way), blobs, **options)
+        for way in ("auto", "eager", "graphs")
+    )
+    for trainer in (auto, eager):
+        trainer.run(3)
+    assert "graph" not in auto.model.backend.xp.launches
+    assert auto.execution.name == "eager"
+    assert f"not graphs: {reason}" in auto.execution.reason
+    same_bits(auto, eager)
+    with pytest.raises(ExecutionError, match=f"execution graphs is not possible: {reason}"):
+        graphs.run(1)
+
+
+def test_a_capture_that_is_refused_loses_no_step(blobs: Dataset) -> None:
+    # Without cuBLASLt's plain products CuPy's are needed, which nobody knows before the first step.
+    auto, eager, graphs = (
+        trainer_on(host_cuda_backend(cublaslt=True, unknown=("DEFAULT",), execution=way), blobs)
+        for way in ("auto", "eager", "graphs")
+    )
+    for trainer in (auto, eager):
+        trainer.run(2)
+    assert auto.execution.name == "eager"
+    assert "not graphs: a step cannot be captured: calling cuBLAS API" in auto.execution.reason
+    same_bits(auto, eager)
+    with pytest.raises(ExecutionError, match="a step cannot be captured"):
+        graphs.run(1)
+    assert graphs.epoch == 0
+
+
+def test_an_allocation_in_a_capture_is_refused(blobs: Dataset) -> None:
+    trainer, _ = pair(blobs)
+    step, backend = trainer._step, trainer.model.backend
+    trainer.run(2)
+
+    class Allocating(type(step)):
+        def __call__(self, batch: slice, learning_rate: float) -> None:
+            super().__call__(batch, learning_rate)
+            backend.xp.zeros(3)
+
+    step.__class__ = Allocating
+    place = backend.graphs._captured[step].place
+    with pytest.raises(NotCapturableError, match="allocates 24 bytes"):
+        backend.graphs._capture(step, step.slices[:1], place)
+    assert step.state.steps == trainer.epoch * len(trainer.batches.slices)
 
 
 @pytest.mark.gpu
@@ -212,14 +265,13 @@ def test_a_plan_goes_with_its_trainer(blobs: Dataset) -> None:
 @pytest.mark.parametrize("batch_size", [16, 75])
 def test_on_a_gpu_graph_and_eager_weights_are_the_same(blobs: Dataset, batch_size: int, optimizer: object) -> None:
     trainers = []
-    for choice in ("auto", "off"):
-        backend = gpu_backend(cuda_graphs=choice)
+    for way in ("graphs", "eager"):
+        backend = gpu_backend(execution=way)
         pytest.importorskip("nvmath", reason="nvmath-python is not installed")
-        if backend.graphs is not None:
-            always_faster(backend)
         trainers.append(trainer_on(backend, blobs, optimizer=optimizer, batch_size=batch_size))
         trainers[-1].run(5)
-    assert plan(trainers[0]).state == "graph", plan(trainers[0]).reason
+        assert trainers[-1].execution.name == way
     weights = [trainer.model.state_dict() for trainer in trainers]
     for name, array in weights[0].items():
         assert array.tobytes() == weights[1][name].tobytes(), name
+    assert trainers[0].history["train_loss"] == trainers[1].history["train_loss"]

@@ -1,13 +1,24 @@
-"""The CUDA kernels and the code that calls them, compiled for the processor and held against the reference."""
+"""The CUDA kernels and the code that calls them, compiled for the processor and compared with the reference.
+
+Also what a step launches on a GPU, in which precision, and that the CUDA source compiles.
+"""
 
 from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, Penalty, ReLU, Trainer
-from gpumlp.backends import Backend, cuda_kernels, cuda_rules, reference_backend
-from gpumlp.backends.cuda_rules import ACTIVATION_CODES
+from gpumlp import MLP, SGD, Activation, Adam, Dataset, Penalty, ReLU, SoftmaxCrossEntropy, Trainer
+from gpumlp.backends import Accumulation, Backend, CudaActivation, reference_backend
+from gpumlp.backends.cuda import kernels
+from gpumlp.backends.cuda.kernels import cuda_activation, kernel_source, optimizer_kernel
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
@@ -16,6 +27,7 @@ DTYPES = ["float32", "float64"]
 SHAPES = [(1, 1), (7, 3), (33, 65), (128, 10), (130, 31)]  # around the sizes of blocks
 OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()]
 RNG = np.random.default_rng(3)
+LOSS = SoftmaxCrossEntropy()
 
 
 def normal(dtype: str, *shape: int) -> np.ndarray:
@@ -94,9 +106,9 @@ def test_dense_backward(device: Backend, shape: tuple[int, int], activation: str
     backend = device
     got = [backend.asarray(array.copy()) for array in want]
     watch(backend)
-    backend.dense_backward(*got[:5], rule, got[5])
+    backend.dense_backward(*got[:3], Accumulation(got[3]), got[4], rule, got[5])
     assert launched(backend) in (None, ["matmul", "column_sums", "matmul", "activation_backward"])
-    reference_backend(np).dense_backward(*want[:5], rule, want[5])
+    reference_backend(np).dense_backward(*want[:3], Accumulation(want[3]), want[4], rule, want[5])
     tolerance = 3e-5 if dtype == "float32" else 1e-12
     for value, expected in zip(got[3:], want[3:], strict=True):
         np.testing.assert_allclose(backend.to_numpy(value), expected, rtol=tolerance, atol=tolerance)
@@ -112,9 +124,9 @@ def test_softmax_cross_entropy(device: Backend, shape: tuple[int, int], scale: f
     backend = device
     pairs = [guarded(backend, array) for array in want]
     watch(backend)
-    backend.softmax_cross_entropy(*[inside for inside, _ in pairs])
+    backend.output_error(LOSS, *[inside for inside, _ in pairs])
     assert launched(backend) in (None, ["softmax_cross_entropy"])
-    reference_backend(np).softmax_cross_entropy(*want)
+    reference_backend(np).output_error(LOSS, *want)
     tolerance = 3e-6 if dtype == "float32" else 1e-13
     for (inside, whole), expected in zip(pairs, want, strict=True):
         np.testing.assert_allclose(backend.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
@@ -151,24 +163,24 @@ def test_a_loss_that_is_not_a_number_stays_so(device: Backend) -> None:
     logits, s = np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)
     logits[0, 1] = np.nan
     losses = backend.asarray(np.zeros(2, np.float32))
-    backend.softmax_cross_entropy(
-        backend.asarray(logits), backend.asarray(np.zeros(2, np.int64)), losses, backend.asarray(np.zeros(2, bool))
+    backend.output_error(
+        LOSS,
+        backend.asarray(logits),
+        backend.asarray(np.zeros(2, np.int64)),
+        losses,
+        backend.asarray(np.zeros(2, bool)),
     )
     assert np.isnan(backend.to_numpy(losses)).tolist() == [True, False]
     for name in ACTIVATIONS:
         on_device = backend.asarray(s)
         backend.kernels(np.dtype(np.float32)).bias_activation(
-            on_device, backend.asarray(np.zeros(3, np.float32)), ACTIVATION_CODES[_full_name(name)], 0.01
+            on_device, backend.asarray(np.zeros(3, np.float32)), cuda_activation(get_activation(name))
         )
         assert np.isnan(backend.to_numpy(on_device)).all(), name
 
 
-def _full_name(activation: str) -> str:
-    return cuda_rules.full_name(ACTIVATIONS[activation]())
-
-
 def test_a_small_grid_does_all_the_work(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_kernels, "_MOST_BLOCKS", 2)
+    monkeypatch.setattr(kernels, "_MOST_BLOCKS", 2)
     test_gather(device, (130, 200), "float32")
     test_dense_forward(device, (130, 200), "tanh", "float32")
     test_dense_backward(device, (130, 200), "sigmoid", "float32")
@@ -177,7 +189,7 @@ def test_a_small_grid_does_all_the_work(device: Backend, monkeypatch: pytest.Mon
 
 
 class MyReLU(ReLU):
-    """A subclass may compute anything, so no kernel stands for it."""
+    """A subclass that computes something else, so no kernel computes it."""
 
     name = "my_relu"
 
@@ -186,6 +198,19 @@ class MyReLU(ReLU):
 
     def backward(self, xp: object, a: object, delta: object) -> None:
         xp.multiply(delta, 3, out=delta)
+
+
+class Softsign(Activation):
+    """A user's own activation, h(s) = s / (1 + |s|) and h' = (1 - |a|)^2, with CUDA expressions."""
+
+    name = "softsign"
+    cuda = CudaActivation("s / (1 + fabs(s))", "(1 - fabs(a)) * (1 - fabs(a))")
+
+    def forward(self, xp: object, s: object, out: object) -> None:
+        out[...] = s / (xp.abs(s) + 1)
+
+    def backward(self, xp: object, a: object, delta: object) -> None:
+        delta[...] = delta * (1 - xp.abs(a)) * (1 - xp.abs(a))
 
 
 class MySGD(SGD):
@@ -198,7 +223,7 @@ class MySGD(SGD):
         xp.subtract(parameters, state.scratch, out=parameters)
 
 
-def test_rules_of_the_users_own_are_computed_as_they_say(blobs: Dataset) -> None:
+def test_a_users_own_rules_are_computed_as_they_say(blobs: Dataset) -> None:
     weights = []
     for device in ("cpu", host_cuda_backend()):
         model = MLP([20, 16, 4], activation=MyReLU(), device=device)
@@ -213,5 +238,128 @@ def test_more_classes_than_a_thread_should_take_go_by_the_reference() -> None:
     labels = RNG.integers(0, 100, 5)
     arrays = [backend.asarray(a) for a in (logits, labels, np.empty(5, np.float32), np.zeros(5, bool))]
     backend.xp.launches.clear()
-    backend.softmax_cross_entropy(*arrays)
+    backend.output_error(LOSS, *arrays)
     assert "softmax_cross_entropy" not in backend.xp.launches
+
+
+# -- What a step launches ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sizes", "launches"), [([20, 4], 7), ([20, 16, 4], 13), ([20, 16, 12, 4], 19)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_a_step_is_six_launches_a_layer_and_one(
+    blobs: Dataset, sizes: list[int], launches: int, optimizer: SGD | Adam
+) -> None:
+    backend = host_cuda_backend()
+    trainer = Trainer(
+        MLP(sizes, device=backend), blobs, optimizer=optimizer, penalty=Penalty(l2=1e-4), batch_size=32
+    )
+    trainer.run(1)
+    for batch in trainer.batches.slices:  # the short last batch too
+        backend.xp.launches.clear()
+        with backend.ledger.counting() as ledger:
+            trainer._step(batch, 0.1)
+        assert len(backend.xp.launches) == launches
+        assert ledger.allocations == []
+        assert ledger.host_reads == ledger.host_writes == ledger.waits == 0
+
+
+@pytest.mark.parametrize(("precision", "compute_type"), [("highest", 1), ("high", 7)])
+def test_the_precision_of_products_holds_while_the_backend_is_active(precision: str, compute_type: int) -> None:
+    backend = host_cuda_backend(matmul_precision=precision)
+    setting = backend.xp._core._routines_linalg
+    for others in (1, 7):  # what the rest of the program has chosen
+        setting.set_compute_type("float32", others)
+        with suppress(KeyError), backend.activate():
+            assert setting.get_compute_type("float32") == compute_type
+            raise KeyError("the setting comes back after an error too")
+        assert setting.get_compute_type("float32") == others
+
+
+def test_training_uses_the_precision(blobs: Dataset) -> None:
+    backend = host_cuda_backend(matmul_precision="high")
+    Trainer(MLP([20, 16, 4], device=backend), blobs).run(1)
+    backend.xp.products.clear()
+    Trainer(MLP([20, 16, 4], device=backend), blobs, validation=50).run(1)
+    assert set(backend.xp.products) == {7}
+
+
+@pytest.mark.parametrize(
+    "operation", ["gather", "dense_forward", "dense_backward", "output_error", "update", "run_steps", "execution"]
+)
+def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> None:
+    override = getattr(type(host_cuda_backend()), operation)
+    assert override is not getattr(Backend, operation)
+    assert inspect.signature(override) == inspect.signature(getattr(Backend, operation))
+
+
+def test_the_fake_refuses_what_a_gpu_would_misread() -> None:
+    backend = host_cuda_backend()
+    kernel = backend.xp.RawModule(code=kernel_source("kernels.cu"), options=("-DREAL=float",)).get_function(
+        "column_sums"
+    )
+    values, sums = backend.asarray(np.ones((2, 3), np.float32)), backend.asarray(np.zeros(3, np.float32))
+    kernel((1,), (32, 32), (values, np.int64(2), np.int64(3), sums))
+    assert backend.to_numpy(sums).tolist() == [2, 2, 2]
+    for arguments in (
+        (values, np.int32(2), np.int64(3), sums),
+        (values, 2, np.int64(3), sums),
+        (values, np.int64(2), np.int64(3)),
+        (values, np.int64(2), np.int64(3), backend.asarray(np.zeros(3))),
+        (values.T, np.int64(2), np.int64(3), sums),
+    ):
+        with pytest.raises(AssertionError):
+            kernel((1,), (32, 32), arguments)
+
+
+def test_python_and_cuda_number_the_rules_alike() -> None:
+    defined = {
+        name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)\n", kernel_source("kernels.cu"))
+    }
+    assert {name.upper(): code for name, code in kernels._SGD_CODES.items()}.items() <= defined.items()
+    assert (defined["SUM_COLUMNS"], defined["SUM_ROWS"]) == kernels._SUM_BLOCK
+
+
+def test_a_subclass_or_object_that_changes_a_rule_is_not_taken_for_it() -> None:
+    class Same(ReLU):
+        name = "same"
+
+    class Mixed(Softsign, ReLU):
+        """Whose methods come from the one and whose statement could come from the other."""
+
+    class Stated(MyReLU):
+        cuda = CudaActivation("s * 3", "3")
+
+    assert cuda_activation(Same()) is ReLU.cuda
+    assert cuda_activation(Mixed()) is Softsign.cuda
+    assert cuda_activation(Stated()) is Stated.cuda
+    assert cuda_activation(MyReLU()) is None
+    changed = ReLU()
+    changed.forward = MyReLU().forward
+    assert cuda_activation(changed) is None
+    assert optimizer_kernel(SGD()) == "sgd"
+    assert optimizer_kernel(MySGD()) is None
+
+
+def test_a_users_own_activation_with_cuda_expressions_runs_in_the_kernels(blobs: Dataset) -> None:
+    losses = []
+    for device in ("cpu", host_cuda_backend()):
+        model = MLP([20, 16, 4], activation=Softsign(), seed=1, device=device)
+        losses.append(Trainer(model, blobs, optimizer=SGD(0.01), batch_size=64).run(2)["train_loss"])
+    assert {"bias_activation", "activation_backward"} <= set(device.xp.launches)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> None:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
+    source = tmp_path / "kernels.cu"
+    source.write_text(kernel_source("kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda))
+    command = [compiler, "-cubin", f"-arch={architecture}", f"-DREAL={real}", "-Werror", "all-warnings"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernels.cubin"), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ def cause(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     def no_module() -> NoReturn:
         raise DeviceError(f"CuPy {request.param}", "install it")
 
-    monkeypatch.setattr("gpumlp.backends._cupy_module", no_module)
+    monkeypatch.setattr("gpumlp.backends._cuda_module", no_module)
     return f"CuPy {request.param}"
 
 
@@ -49,7 +49,7 @@ def test_where_a_gpu_is_required_it_fails_instead(cause: str, monkeypatch: pytes
 
 def test_with_a_gpu_the_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_cupy_backend(HostCupy())
-    monkeypatch.setattr("gpumlp.backends._cupy_module", lambda: module)
+    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
     assert gpu_backend().graphs is not None
     assert gpu_backend(cuda_graphs="off").graphs is None
 

@@ -10,7 +10,7 @@ import pytest
 from gpumlp import MLP, SGD, Dense, Penalty, SoftmaxCrossEntropy
 from gpumlp.backends import reference_backend
 from gpumlp.nn.activations import ACTIVATIONS
-from gpumlp.nn.workspace import Workspace
+from gpumlp.nn.network import Workspace
 
 BATCH, CLASSES = 5, 3
 HIDDEN = [name for name in ACTIVATIONS if name != "identity"]
@@ -135,7 +135,7 @@ class Problem:
     def backward(self) -> None:
         self.cost()
         logits, losses = self.workspace.logits, np.empty(BATCH)
-        self.model.backend.softmax_cross_entropy(logits, self.labels, losses, np.empty(BATCH, dtype=bool))
+        self.model.backend.output_error(self.model.loss, logits, self.labels, losses, np.empty(BATCH, dtype=bool))
         self.model.backward_pass(self.workspace)
 
 
@@ -158,7 +158,7 @@ def test_a_smaller_batch_in_the_same_arrays_has_the_same_gradient() -> None:
     part.model = whole.model
     logits, losses = part.workspace.logits, np.empty(2)
     part.cost()
-    part.model.backend.softmax_cross_entropy(logits, part.labels, losses, np.empty(2, dtype=bool))
+    part.model.backend.output_error(part.model.loss, logits, part.labels, losses, np.empty(2, dtype=bool))
     part.model.backward_pass(part.workspace)
     for layer in part.model.layers:
         assert_same_gradient(layer.weight_gradient, central_differences(part.cost, layer.weight))

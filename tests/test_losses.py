@@ -99,7 +99,7 @@ def test_of_equal_logits_the_first_is_the_answer() -> None:
     logits = np.array([[1.0, 1, 0], [1, 1, 0], [0, 2, 2], [0, 2, 2], [5, 5, 5]])
     labels = np.array([0, 1, 1, 2, 2])
     correct = np.empty(5, dtype=bool)
-    get_backend("cpu").softmax_cross_entropy(logits, labels, np.empty(5), correct)
+    get_backend("cpu").output_error(SoftmaxCrossEntropy(), logits, labels, np.empty(5), correct)
     assert correct.tolist() == [True, False, True, False, False]
 
 

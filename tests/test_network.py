@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, Dataset, fit, softmax
-from gpumlp.nn.evaluation import CHUNK
+from gpumlp.nn.network import CHUNK
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)

@@ -55,7 +55,7 @@ def test_no_room_imports_from_above(room: str, forbidden: set[str]) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01)])
-def test_whole_trainings_agree_with_the_cpu(
+def test_whole_runs_agree_with_the_cpu(
     backend: Backend, blobs: Dataset, activation: str, optimizer: object
 ) -> None:
     histories, weights = [], []
@@ -130,7 +130,7 @@ def test_a_step_allocates_no_activation_gradient_or_parameter_array(
     trainer.run(1)
     for batch in trainer.batches.slices:  # the short last batch too
         with backend.ledger.counting() as ledger:
-            trainer._step(batch)
+            trainer._step(batch, 0.1)
         per_sample = batch.stop - batch.start  # a number per sample, as the loss needs, is all there is
         assert max(ledger.allocations) <= per_sample
         assert ledger.host_reads == ledger.waits == ledger.host_writes == 0

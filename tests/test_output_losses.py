@@ -148,7 +148,7 @@ def one_step(
     step = TrainingStep(model, batches, SGD(0.1), SGD(0.1).init(model.parameters.data), Penalty())
     step.keep_gradient()
     with backend.activate():
-        step(slice(0, len(rows)))
+        step(slice(0, len(rows)), 0.1)
     return backend.to_numpy(model.parameters.gradient), float(backend.to_numpy(step.losses).mean())
 
 
@@ -234,7 +234,7 @@ def test_a_network_from_a_gpu_is_read_onto_the_cpu_where_there_is_none(
     def no_gpu() -> None:
         raise DeviceError("there is no GPU")
 
-    monkeypatch.setattr("gpumlp.backends._cupy_module", no_gpu)
+    monkeypatch.setattr("gpumlp.backends._cuda_module", no_gpu)
     with pytest.warns(RuntimeWarning, match="a network from cuda:7 is read onto the CPU: there is no GPU"):
         read = pickle.loads(file.read_bytes())
     assert read.backend.name == "cpu"

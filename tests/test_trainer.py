@@ -105,7 +105,7 @@ def test_an_epoch_sees_every_sample_once(blobs: Dataset, batch_size, steps: int)
     trainer = Trainer(model(), blobs, batch_size=batch_size)
     trainer.run(1)
     assert trainer.optimizer_state.steps == steps
-    assert sorted(trainer.batches._order.tolist()) == list(range(300))
+    assert sorted(trainer.batches.order.tolist()) == list(range(300))
     assert trainer.batches.slices[-1].stop == 300
 
 
@@ -233,12 +233,16 @@ def test_a_divergence_leaves_the_last_good_epoch(blobs: Dataset) -> None:
 def test_after_a_divergence_gradients_are_added_where_they_were_before(blobs: Dataset) -> None:
     model = MLP([20, 16, 4], device="cpu")
     trainer = Trainer(model, blobs, optimizer=SGD(1e30), batch_size=32)
-    ways = [trainer._step._may_accumulate, trainer._step._gradient_wanted, trainer._step._accumulation is None]
+    ways = [
+        trainer._step._may_accumulate,
+        trainer._step.gradient_wanted,
+        trainer._step._accumulations(0.1) is None,
+    ]
     with pytest.raises(DivergenceError):
         trainer.run(3)
     assert ways == [
-        *(trainer._step._may_accumulate, trainer._step._gradient_wanted),
-        trainer._step._accumulation is None,
+        *(trainer._step._may_accumulate, trainer._step.gradient_wanted),
+        trainer._step._accumulations(0.1) is None,
     ]
 
 

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
+from . import blas_kernel  # isort: skip  # before NumPy
 import importlib.util
 import sys
 from typing import Any, NamedTuple
 
 from .base import (
     PIXEL_SCALE,
+    Accumulation,
+    Array,
     Backend,
+    CudaActivation,
     DeviceError,
+    Execution,
+    ExecutionError,
     HostArray,
     Memory,
+    Step,
     check_dtype,
     reference_backend,
+    stated,
 )
-from .frozen import FrozenStep
 from .numpy import NumpyBackend, is_device_array, to_host
-from .rules import Array
-from .whole import WholeStep
 
 __all__ = [
-    "CUDA_GRAPHS",
+    "EXECUTIONS",
     "MATMUL_PRECISIONS",
-    "PERSISTENT_KERNEL",
     "PIXEL_SCALE",
+    "Accumulation",
     "Array",
     "Backend",
+    "CudaActivation",
     "Device",
     "DeviceError",
-    "FrozenStep",
+    "Execution",
+    "ExecutionError",
     "HostArray",
     "Memory",
-    "WholeStep",
+    "Step",
     "array_namespace",
     "available_devices",
+    "blas_kernel",
     "check_device_name",
     "check_dtype",
     "get_backend",
     "is_device_array",
     "reference_backend",
+    "stated",
     "to_host",
 ]
 
 MATMUL_PRECISIONS = ("highest", "high")
-CUDA_GRAPHS = ("auto", "off")
-PERSISTENT_KERNEL = ("off", "on")
+EXECUTIONS = ("auto", "persistent", "graphs", "eager")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -58,10 +66,10 @@ class Device(NamedTuple):
 
 
 def check_device_name(name: object) -> str:
-    """The name, if it has the form of a device's.
+    """The name, if it has the form of a device's name.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: it has not.
     """
     if isinstance(name, str):
         kind, colon, index = name.partition(":")
@@ -71,11 +79,7 @@ def check_device_name(name: object) -> str:
 
 
 def get_backend(
-    device: str | Backend = "auto",
-    *,
-    matmul_precision: str = "highest",
-    cuda_graphs: str = "auto",
-    persistent_kernel: str = "off",
+    device: str | Backend = "auto", *, matmul_precision: str = "highest", execution: str = "auto"
 ) -> Backend:
     """The backend of a device.
 
@@ -84,28 +88,22 @@ def get_backend(
             and otherwise the CPU. A `Backend` is returned as it is.
         matmul_precision: of float32 matrix products on a GPU, in PyTorch's words: ``"highest"`` is float32;
             ``"high"`` is TF32, faster, with 10 bits of mantissa in the factors. No effect on the CPU.
-        cuda_graphs: ``"auto"``: many training steps in one launch on a GPU, where the result is the same bit
-            for bit and sooner there; ``"off"``: never. No effect on the CPU.
-        persistent_kernel: ``"on"``: one launch for a whole epoch of a small network on a GPU, where the kernel
-            knows the training; its results differ from those of ``"off"`` by rounding. Not yet measured on a GPU.
-            No effect on the CPU.
+        execution: how training steps are run on a GPU. ``"persistent"`` is one kernel launch for many steps of a
+            small network; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
+            operation. ``"auto"`` is the first of these that is possible. Results differ between ``"persistent"``
+            and the other two by rounding. No effect on the CPU.
 
     Raises:
-        ValueError: the name is none of these, or one of the options.
-        DeviceError: the device cannot be used; the message says why and what mends it.
+        ValueError: the name, or an option, is none of these.
+        DeviceError: the device cannot be used; the message says why and what to do.
 
     >>> get_backend("cpu").name
     'cpu'
     """
-    options = {
-        "matmul_precision": matmul_precision,
-        "cuda_graphs": cuda_graphs,
-        "persistent_kernel": persistent_kernel,
-    }
-    allowed = (MATMUL_PRECISIONS, CUDA_GRAPHS, PERSISTENT_KERNEL)
-    for option, choices in zip(options, allowed, strict=True):
-        if options[option] not in choices:
-            raise ValueError(f"{option} is expected to be one of {', '.join(choices)}, got {options[option]!r}")
+    options = {"matmul_precision": matmul_precision, "execution": execution}
+    for (option, value), choices in zip(options.items(), (MATMUL_PRECISIONS, EXECUTIONS), strict=True):
+        if value not in choices:
+            raise ValueError(f"{option} is expected to be one of {', '.join(choices)}, got {value!r}")
     if isinstance(device, Backend):
         return device
     name = check_device_name(device)
@@ -114,14 +112,14 @@ def get_backend(
     if name == "auto":
         return choose_device(**options)[0]
     index = int(name.partition(":")[2] or 0)
-    backend: Backend = _cupy_module().CupyBackend(index, **options)
+    backend: Backend = _cuda_module().CudaBackend(index, **options)
     return backend
 
 
 def choose_device(**options: str) -> tuple[Backend, str]:
     """What ``"auto"`` means here: the backend, with the options of `get_backend`, and the reason in words."""
     try:
-        backend: Backend = _cupy_module().CupyBackend(0, **options)
+        backend: Backend = _cuda_module().CudaBackend(0, **options)
     except DeviceError as error:
         return NumpyBackend(), f"no usable GPU: {error.cause}"
     return backend, "a usable GPU was found"
@@ -131,14 +129,14 @@ def available_devices() -> list[Device]:
     """The devices that can be used now, the CPU first."""
     devices = [Device("cpu", NumpyBackend().device_name, None)]
     try:
-        module = _cupy_module()
+        module = _cuda_module()
         count = module.device_count()
     except DeviceError:
         return devices
     for index in range(count):
         try:
-            backend = module.CupyBackend(index)
-        except DeviceError:  # a card that is there but does not work hides neither the others nor the CPU
+            backend = module.CudaBackend(index)
+        except DeviceError:  # a broken card hides neither the others nor the CPU
             continue
         devices.append(Device(backend.name, backend.device_name, backend.memory()))
     return devices
@@ -158,20 +156,20 @@ def array_namespace(array: Array) -> Any:
     raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}; convert it with numpy.asarray")
 
 
-def _cupy_module() -> Any:
-    """The CuPy backend's module; a DeviceError with the cause if it cannot be imported."""
+def _cuda_module() -> Any:
+    """The CUDA backend's module; a DeviceError with the cause if CuPy cannot be imported."""
     spec = importlib.util.find_spec("cupy")
     if spec is None or spec.origin is None:  # without an origin it is just some folder of that name
         raise DeviceError(
             "CuPy is not installed",
-            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or take "
+            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or use "
             "the device cpu",
         )
     try:
-        from . import cupy as module
+        from .cuda import backend as module
     except Exception as error:  # a broken installation can raise anything
         raise DeviceError(
             f"CuPy is installed, but cannot be imported: {type(error).__name__}: {error}",
-            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or take the device cpu",
+            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or use the device cpu",
         ) from error
     return module

@@ -2,8 +2,7 @@
 
 `Backend` is the reference: each training operation is written here once with the functions that
 NumPy and CuPy share (``xp``). A device overrides one only where a measurement says that it pays, and
-the parity tests hold the override against the code below, in values and in signature. The losses among
-them stand in ``losses.py``.
+the parity tests hold the override against the code below, in values and in signature.
 
 Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` for weights.
 """
@@ -12,31 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .losses import LossOperations
-from .rules import ActivationRule, Array, OptimizerRule, PenaltyRule, StepRule
-
+Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
 HostArray: TypeAlias = npt.NDArray[Any]
 
 PIXEL_SCALE = 1 / 255  # uint8 means pixels, everywhere: 0 is background, 255 is full ink
 
 
 class DeviceError(RuntimeError):
-    """A device that was asked for cannot be used; says why and what mends it.
+    """A device that was asked for cannot be used; the message says why and what to do.
 
     Attributes:
         cause: what is missing, in words.
         cure: what to do about it.
     """
 
-    def __init__(self, cause: str, cure: str = "take the device cpu instead") -> None:
+    def __init__(self, cause: str, cure: str = "use the device cpu instead") -> None:
         super().__init__(f"{cause}; {cure}")
         self.cause = cause
         self.cure = cure
+
+
+class ExecutionError(DeviceError):
+    """A way of running steps that was asked for by name is not possible; the message says why."""
 
 
 class Memory(NamedTuple):
@@ -46,7 +47,186 @@ class Memory(NamedTuple):
     total: int
 
 
-class Backend(LossOperations):
+class Execution(NamedTuple):
+    """How a device runs the steps of a training run.
+
+    Attributes:
+        name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
+        reason: details of this way, or why it is this one.
+        threads: BLAS threads of a step on the CPU; None on a GPU, or where NumPy's BLAS decides.
+    """
+
+    name: str
+    reason: str
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_EXECUTION_NAMES[self.name]}: {self.reason}"
+
+
+_EXECUTION_NAMES = {"persistent": "persistent kernel", "graphs": "CUDA graphs", "eager": "step by step"}
+
+
+class Accumulation(NamedTuple):
+    """Where a product adds its result: ``out <- keep out + scale product``.
+
+    A matrix product that adds to what is there costs no more than one that overwrites. So a weight gradient can go
+    straight into the velocity or the parameters, which saves a pass over all weights.
+    """
+
+    out: Array
+    scale: float = 1.0
+    keep: float = 0.0
+
+
+class CudaActivation(NamedTuple):
+    """What the CUDA kernels need to know about an activation.
+
+    Attributes:
+        forward: h(s), an expression of ``s``. Numbers are of the type ``real``: write ``(real)0.5``.
+        derivative: h'(s), an expression of ``a = h(s)``.
+        epilogue: cuBLASLt's name for a bias followed by this activation, or None.
+    """
+
+    forward: str
+    derivative: str
+    epilogue: str | None = None
+
+
+def stated(rule: object, attribute: str, *methods: str) -> Any:
+    """What a rule states about its methods, or None where that may no longer hold.
+
+    A device knows a rule (an activation, a loss, ...) by what its class states, such as
+    ``kernel = "sgd"``. A subclass that overrides one of the methods, without a statement of its own, may compute
+    anything; so the inherited statement does not count for it.
+
+    Args:
+        rule: the object.
+        attribute: the statement's name.
+        methods: which methods it describes.
+    """
+    owners = [getattr(rule, "__dict__", {}), *map(vars, type(rule).__mro__)]
+
+    def place(name: str) -> int:
+        return next((index for index, names in enumerate(owners) if name in names), len(owners))
+
+    holds = all(place(attribute) <= place(method) for method in methods)
+    return getattr(rule, attribute, None) if holds else None
+
+
+class ActivationRule(Protocol):
+    """What `dense_forward` and `dense_backward` need of an activation (see ``gpumlp.nn.activations``)."""
+
+    def forward(self, xp: Any, s: Array, out: Array) -> None: ...
+    def backward(self, xp: Any, a: Array, delta: Array) -> None: ...
+
+
+class LossRule(Protocol):
+    """What `output_error` needs of a loss (see ``gpumlp.nn.losses``)."""
+
+    def output_error(
+        self, backend: Any, outputs: Array, targets: Array, losses: Array, correct: Array
+    ) -> None: ...
+
+
+class PenaltyRule(Protocol):
+    """What `update` needs of a weight penalty (see ``gpumlp.nn.optimizers``)."""
+
+    def add_gradient(self, backend: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
+
+
+class OptimizerRule(Protocol):
+    """What `update` needs of an optimizer (see ``gpumlp.nn.optimizers``)."""
+
+    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
+    def complete(
+        self,
+        backend: Any,
+        penalty: Any,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
+    ) -> None: ...
+
+
+class LayerArrays(Protocol):
+    """A dense layer as a device sees it: its arrays and its activation."""
+
+    weight: Array
+    bias: Array
+    weight_gradient: Array
+    bias_gradient: Array
+    activation: Any
+
+
+class Step(Protocol):
+    """One training step: the description that every way of running steps works from.
+
+    Calling it runs a batch by the training operations. A device that knows a faster way (a captured graph, a
+    persistent kernel) reads what the step consists of instead. `gpumlp.training.step.TrainingStep` is one.
+
+    Attributes:
+        layers: first to last.
+        parameters, gradient: ``(size,)``, the flat buffers that the layers' arrays are views of.
+        weights: the slice of both that holds weights and no biases.
+        state: the optimizer's: ``buffers``, flat arrays by name, ``scratch``, and ``steps``, the number taken.
+        images: ``(n, features)``, uint8 pixels or the network's dtype.
+        order: ``(samples,)`` int64, the rows of an epoch.
+        targets: ``(samples, ...)``, in the epoch's order.
+        sample_weights: ``(samples,)`` in the epoch's order, or None.
+        losses, correct: ``(samples,)``, of which a step writes its batch's part.
+        slices: the batches of an epoch, consecutive; all have `batch_size` samples, but the last may have fewer.
+        gradient_wanted: does anybody read the whole gradient after a step?
+        same_rules: do all steps of an epoch obey the same rules? Only then can a device repeat a captured one.
+        multiply_adds: of one pass through the layers: the size of the work.
+    """
+
+    losses: Array
+    correct: Array
+    state: Any
+    loss: Any
+    optimizer: Any
+    penalty: Any
+    gradient_wanted: bool
+    same_rules: bool
+
+    @property
+    def layers(self) -> Sequence[LayerArrays]: ...
+    @property
+    def parameters(self) -> Array: ...
+    @property
+    def gradient(self) -> Array: ...
+    @property
+    def weights(self) -> slice: ...
+    @property
+    def images(self) -> Array: ...
+    @property
+    def order(self) -> Array: ...
+    @property
+    def targets(self) -> Array: ...
+    @property
+    def sample_weights(self) -> Array | None: ...
+    @property
+    def slices(self) -> Sequence[slice]: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def multiply_adds(self) -> int: ...
+
+    def buffer_views(self, name: str) -> Sequence[tuple[Array, Array]]:
+        """The parts of an optimizer's buffer that belong to the weight and the bias of each layer."""
+        ...
+
+    def arrays(self) -> list[Array]:
+        """Every array that a step reads or writes."""
+        ...
+
+    def __call__(self, batch: slice, learning_rate: float) -> None: ...
+
+
+class Backend:
     """One device and the array library that drives it.
 
     Attributes:
@@ -54,12 +234,12 @@ class Backend(LossOperations):
         device_name: the hardware in words.
         xp: the array library, with NumPy's names.
         logits_order: memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``, whichever suits the device.
-        accumulates_products: does `dense_backward` with `scale` and `keep` cost no more than without?
-        steps_at_a_time: how many `run_steps` had better get, where there are as many.
-        rows_at_a_time: of a batch, where a larger one is better taken in parts; None where it never is.
+        accumulates_products: does `dense_backward` with an `Accumulation` cost no more than without?
+        steps_at_a_time: preferred number of steps per call of `run_steps`.
+        rows_at_a_time: the largest part of a batch to pass through the layers at once; None for any.
 
     A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
-    where the device is; only `to_numpy` and `synchronize` wait for it.
+    where the device is; only `to_numpy`, `all_finite` and `synchronize` wait for it.
     """
 
     name: str
@@ -73,7 +253,7 @@ class Backend(LossOperations):
     # -- The edges: how arrays come and go ----------------------------------------------------------
 
     def activate(self) -> AbstractContextManager[Any]:
-        """A context within which new arrays land on this device; what uses a network or a trainer enters it."""
+        """A context within which new arrays are made on this device; everything that computes enters it."""
         return nullcontext()
 
     def owns(self, array: object) -> bool:
@@ -92,24 +272,34 @@ class Backend(LossOperations):
         """Wait until all work given to the device is done."""
 
     def memory(self) -> Memory | None:
-        """Free and total device memory, or None where that is not the device's to say."""
+        """Free and total device memory; None for the CPU."""
         return None
+
+    # -- Steps --------------------------------------------------------------------------------------
+
+    def execution(self, step: Step) -> Execution:
+        """How `run_steps` runs this step.
+
+        Raises:
+            ExecutionError: the way that was asked for is not possible for this step.
+        """
+        return Execution("eager", "the only way on this device")
+
+    def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
+        """Run consecutive batches of an epoch, in order.
+
+        Args:
+            step: what to run.
+            batches: numbers of the batches, as in ``step.slices``, in steps of 1.
+            learning_rates: one for each batch, Python floats.
+
+        Raises:
+            ExecutionError: as in `execution`.
+        """
+        for number, learning_rate in zip(batches, learning_rates, strict=True):
+            step(step.slices[number], learning_rate)
 
     # -- The training operations --------------------------------------------------------------------
-
-    def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
-        """Run a training step for each batch, in order.
-
-        A device that can do better than one Python call a step (a captured graph, a persistent
-        kernel) overrides this. Of a step with the methods ``frozen`` or ``whole``, see `FrozenStep` and
-        `WholeStep`, it may also count on ``learning_rate``, ``optimizer`` and ``state``.
-        """
-        for batch in batches:
-            step(batch)
-
-    def how_steps_ran(self, step: StepRule) -> str | None:
-        """How `run_steps` has run this step, and why, in words; None where there is only one way."""
-        return None
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         """Write ``source[rows]`` into `out` as the network's input.
@@ -118,7 +308,7 @@ class Backend(LossOperations):
             source: ``(samples, features)``, uint8 pixels or the dtype of `out`.
             rows: ``(batch,)`` int64, each in ``[0, samples)``: checked on the host when the order was
                 drawn, because a GPU would wrap a bad index silently.
-            staging: ``(batch, features)`` uint8, room to work in; None where `source` is not uint8.
+            staging: ``(batch, features)`` uint8, overwritten; None where `source` is not uint8.
             out: ``(batch, features)``, overwritten. Pixels come out in [0, 1].
         """
         xp = self.xp
@@ -138,67 +328,49 @@ class Backend(LossOperations):
             weight: ``(in_features, out_features)``.
             bias: ``(out_features,)``.
             activation: the rule h.
-            s: ``(batch, out_features)``, overwritten; what it holds afterwards is the backend's affair.
+            s: ``(batch, out_features)``, overwritten; its content afterwards depends on the device.
             a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation allows it.
         """
         xp = self.xp
-        self.product(x, weight, s)
+        xp.matmul(x, weight, out=s)
         xp.add(s, bias, out=s)
         activation.forward(xp, s, a)
-
-    def product(self, x: Array, weight: Array, out: Array) -> None:
-        """``out <- x W``.
-
-        Args:
-            x: ``(batch, in_features)``.
-            weight: ``(in_features, out_features)``.
-            out: ``(batch, out_features)``, overwritten.
-        """
-        self.xp.matmul(x, weight, out=out)
 
     def dense_backward(
         self,
         x: Array,
         weight: Array,
         delta: Array,
-        weight_gradient: Array,
+        weight_gradient: Accumulation,
         bias_gradient: Array,
         input_activation: ActivationRule | None,
         input_delta: Array | None,
-        scale: float = 1.0,
-        keep: float = 0.0,
     ) -> None:
         """The gradients of a dense layer and the error term of the layer below it.
 
         ``dW = x^T delta``, ``db = sum of delta over the batch`` and
         ``input_delta = (delta W^T) * h'``, with h' of the layer below taken from its output `x`.
 
-        With `scale` and `keep` the weight gradient is added where it is wanted, ``target <- keep target +
-        scale dW``: a plain SGD step is ``W <- W - eta dW``.
-
         Args:
             x: ``(batch, in_features)``, the layer's input. Overwritten if there is an `input_activation`.
             weight: ``(in_features, out_features)``.
             delta: ``(batch, out_features)``, the error term dC/ds of this layer.
-            weight_gradient, bias_gradient: overwritten, shaped as weight and bias. The first may be `weight`
-                itself, which is read before.
+            weight_gradient: where dW is added; may be `weight` itself, which is read before.
+            bias_gradient: ``(out_features,)``, overwritten.
             input_activation: the rule that made `x`, or None if `x` is data.
             input_delta: ``(batch, in_features)``, overwritten; None where nobody needs it.
-            scale, keep: Python floats.
         """
         xp = self.xp
         if input_delta is not None:
             xp.matmul(delta, weight.T, out=input_delta)
-        self.accumulate_product(x, delta, weight_gradient, scale, keep)
+        self.accumulate_product(x, delta, weight_gradient)
         self.column_sums(delta, bias_gradient)
         if input_delta is not None and input_activation is not None:
             input_activation.backward(xp, x, input_delta)
 
-    def accumulate_product(
-        self, x: Array, delta: Array, out: Array, scale: float = 1.0, keep: float = 0.0
-    ) -> None:
-        """``out <- keep out + scale x^T delta``; by default ``out <- x^T delta``, whatever `out` held."""
-        xp = self.xp
+    def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
+        """``out <- keep out + scale x^T delta``; with keep 0, what `out` held does not matter."""
+        xp, (out, scale, keep) = self.xp, target
         if scale == 1 and keep == 0:
             xp.matmul(x.T, delta, out=out)
         else:
@@ -214,12 +386,24 @@ class Backend(LossOperations):
         """``out_j <- sum_i delta_ij``."""
         self.xp.sum(delta, axis=0, out=out)
 
+    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+        """The loss of each sample of a batch, and the error term of the last layer.
+
+        Args:
+            loss: the rule.
+            outputs: ``(batch, outputs)``; overwritten with delta = dC/ds of the batch's mean loss C.
+            targets: ``(batch,)`` class numbers or ``(batch, outputs)`` numbers, as the loss expects them.
+            losses: ``(batch,)``, overwritten.
+            correct: ``(batch,)`` bool, overwritten: is the answer right?
+        """
+        loss.output_error(self, outputs, targets, losses, correct)
+
     def total(self, values: Array) -> Array:
         """The sum of all elements of any dtype, in float64: ``()``, on the device."""
         return self.xp.sum(values, dtype="float64")
 
     def all_finite(self, values: Array) -> bool:
-        """Is there neither NaN nor infinity among them? Waits for the device."""
+        """Are all values finite? Waits for the device."""
         return bool(self.xp.all(self.xp.isfinite(values)))
 
     def update(
@@ -238,7 +422,7 @@ class Backend(LossOperations):
         Args:
             optimizer, penalty: the rules.
             parameters, gradient: ``(size,)``, both overwritten.
-            weights: which part of them is weights; the rest is biases, which no penalty touches.
+            weights: the slice of both that holds weights; the rest is biases, which no penalty touches.
             state: the optimizer's own buffers, overwritten.
             learning_rate: a Python float: a NumPy float64 would turn float32 arithmetic into float64.
             accumulated: the weights' gradient is where the optimizer's `accumulation` wanted it.

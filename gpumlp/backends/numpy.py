@@ -6,22 +6,31 @@ import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .base import PIXEL_SCALE, Backend, DeviceError, HostArray
+from .base import (
+    PIXEL_SCALE,
+    Accumulation,
+    Array,
+    Backend,
+    DeviceError,
+    Execution,
+    HostArray,
+    LossRule,
+    OptimizerRule,
+    PenaltyRule,
+    Step,
+    stated,
+)
 from .openblas import numpy_openblas
-from .rules import Array, OptimizerRule, PenaltyRule, StepRule
-from .threads import Pace, counts_up_to
 
-# A second thread costs the transfer of the parameters between the cores' caches. Measured on two cores: one thread
-# is faster for 784-128-10 up to batch 32 (3 million multiply-adds a pass), two are from batch 64 on.
-# Where a few steps tell, that is only the number to begin with (see `threads`).
-MULTIPLY_ADDS_PER_THREAD = 5_000_000
-WORK_FOR_ALL_THREADS = 200_000_000  # multiply-adds: no thread too many for that, and long steps cannot try much
+# A second thread costs the transfer of data between the cores' caches. Measured on two cores of a Zen 3 (fastest
+# blocks, in pairs): a second one saves less than 15 % below 784-128-10 at batch 128 (13 million multiply-adds a
+# pass), 20 to 25 % there, 40 % at batch 1,024. Beside other programs two threads wait for each other.
+MULTIPLY_ADDS_PER_THREAD = 12_000_000
 ROWS_AT_A_TIME = 1024  # of a batch: more leave the cache between operations, 7 to 10 % slower from 4,096 on
 ROWS_TO_CONVERT = 256  # at a time, so that they are still in the cache when they are scaled
 STEPS_BETWEEN_FLUSHES = 128  # of vanishing numbers; 0.9^128 is 1e-6, so that none gets through the margin of 1e8
@@ -38,18 +47,11 @@ class NumpyBackend(Backend):
         self.xp = np
         self._openblas = numpy_openblas()
         self.accumulates_products = self._openblas is not None
-        self._paces: WeakKeyDictionary[StepRule, Pace] = WeakKeyDictionary()
         self.rows_at_a_time = ROWS_AT_A_TIME if self.accumulates_products else None
 
     def activate(self) -> AbstractContextManager[Any]:
         # Overflow and NaN are the trainer's to find and to explain, once, rather than a warning a step.
         return np.errstate(over="ignore", invalid="ignore", divide="ignore")
-
-    def _threads_for(self, multiply_adds: int) -> AbstractContextManager[None]:
-        """As many threads as the work is worth, for matrix products within the context."""
-        if self._openblas is None:
-            return nullcontext()
-        return self._openblas.threads(1 + multiply_adds // MULTIPLY_ADDS_PER_THREAD)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, np.ndarray)
@@ -60,64 +62,18 @@ class NumpyBackend(Backend):
     def to_numpy(self, array: Array) -> HostArray:
         return np.asarray(array)
 
-    def run_steps(self, step: StepRule, batches: Sequence[slice]) -> None:
-        if self._any_threads_will_do(step, batches):
-            assert self._openblas is not None
-            if step not in self._paces:
-                start = 1 + step.multiply_adds // MULTIPLY_ADDS_PER_THREAD
-                self._paces[step] = Pace(self._openblas.threads, self._most_threads(), start)
-            self._paces[step].run(step, batches)
-            return
-        with self._threads_for(step.multiply_adds):
-            super().run_steps(step, batches)
+    def execution(self, step: Step) -> Execution:
+        if self._openblas is None:
+            return Execution("eager", "NumPy, whose BLAS chooses its number of threads")
+        allowed = int(self._openblas.controller.get_num_threads())
+        threads = min(allowed, 1 + step.multiply_adds // MULTIPLY_ADDS_PER_THREAD)
+        count = f"{threads} BLAS thread{'s' if threads > 1 else ''}"
+        return Execution("eager", f"NumPy, {count} for {step.multiply_adds / 1e6:.3g} M multiply-adds", threads)
 
-    def _most_threads(self) -> int:
-        return 1 if self._openblas is None else int(self._openblas.controller.get_num_threads())
-
-    def _any_threads_will_do(self, step: StepRule, batches: Sequence[slice]) -> bool:
-        """Are there several threads, and are a step's results the same bits with any number of them?"""
-        most = self._most_threads()
-        if most == 1 or not step.sizes or step.multiply_adds > WORK_FOR_ALL_THREADS:
-            return False
-        # The last batch may be a smaller one; one that goes in parts has a last part as well.
-        rows = {size for batch in batches[:: max(1, len(batches) - 1)] for size in _parts(batch, step.rows)}
-        last = len(step.sizes) - 2
-        return all(
-            self._same_bits(step.dtype, size, *layer, self.logits_order if index == last else "C", most)
-            for index, layer in enumerate(zip(step.sizes, step.sizes[1:], strict=False))
-            for size in rows
-        )
-
-    @lru_cache(maxsize=64)  # noqa: B019 (a backend lives as long as its process)
-    def _same_bits(
-        self, dtype: np.dtype[Any], rows: int, inputs: int, units: int, order: Literal["C", "F"], most: int
-    ) -> bool:
-        """Are a layer's products the same bits with any number of threads? Tried on random numbers."""
-        assert self._openblas is not None
-        rng = np.random.default_rng(0)
-        x, weight, delta = (
-            rng.random(shape, dtype=dtype) - 0.5  # with all the digits of the dtype, or sums would be exact
-            for shape in ((rows, inputs), (inputs, units), (rows, units))
-        )
-        delta = np.asarray(delta, order=order)
-        results = []
-        for count in counts_up_to(most):
-            s, below, sums = np.empty_like(delta), np.empty_like(x), np.empty(units, dtype)
-            gradient, weights = np.empty_like(weight), weight.copy()
-            with self._openblas.threads(count):
-                self.product(x, weight, s)
-                np.matmul(delta, weight.T, out=below)
-                self.accumulate_product(x, delta, gradient)
-                self.accumulate_product(x, delta, weights, -0.1, 0.9)
-                self.column_sums(delta, sums)
-            results.append([array.tobytes() for array in (s, below, gradient, weights, sums)])
-        return all(result == results[0] for result in results)
-
-    def product(self, x: Array, weight: Array, out: Array) -> None:
-        # In parts it takes longer (benchmarks/README.md says how much), so not where that is for nothing.
-        openblas = self._openblas
-        if openblas is None or not openblas.parts_keep_bits or not openblas.product(x, weight, out):
-            super().product(x, weight, out)
+    def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
+        threads = self.execution(step).threads
+        with nullcontext() if threads is None or self._openblas is None else self._openblas.threads(threads):
+            super().run_steps(step, batches, learning_rates)
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         # mode="clip" writes straight into `out`; the default mode builds the result elsewhere first.
@@ -131,13 +87,11 @@ class NumpyBackend(Backend):
             np.copyto(part, staging[start : start + ROWS_TO_CONVERT])
             np.multiply(part, PIXEL_SCALE, out=part)
 
-    def accumulate_product(
-        self, x: Array, delta: Array, out: Array, scale: float = 1.0, keep: float = 0.0
-    ) -> None:
-        if (scale == 1 and keep == 0) or self._openblas is None:
-            super().accumulate_product(x, delta, out, scale, keep)
+    def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
+        if (target.scale == 1 and target.keep == 0) or self._openblas is None:
+            super().accumulate_product(x, delta, target)
         else:
-            self._openblas.accumulate_product(x, delta, out, scale, keep)
+            self._openblas.accumulate_product(x, delta, target)
 
     def add_scaled(self, x: Array, scale: float, out: Array, scratch: Array) -> None:
         if self._openblas is None:
@@ -148,10 +102,13 @@ class NumpyBackend(Backend):
     def column_sums(self, delta: Array, out: Array) -> None:
         np.matmul(_ones(len(delta), delta.dtype), delta, out=out)  # faster than a reduction down the columns
 
-    def softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
-        if not logits.flags.f_contiguous:
-            super().softmax_cross_entropy(logits, labels, losses, correct)
-            return
+    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+        if stated(loss, "kernel", "output_error") == "softmax_cross_entropy" and outputs.flags.f_contiguous:
+            self._softmax_cross_entropy(outputs, targets, losses, correct)
+        else:
+            super().output_error(loss, outputs, targets, losses, correct)
+
+    def _softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
         # Class after class in memory, so that maximum and sum run along contiguous samples. The same formulas
         # otherwise, with one division a sample in place of one a logit.
         batch = len(labels)
@@ -185,12 +142,6 @@ class NumpyBackend(Backend):
         if state.steps and state.steps % STEPS_BETWEEN_FLUSHES == 0:
             for buffer in state.buffers.values():
                 flush_vanishing(buffer, state.scratch)
-
-
-def _parts(batch: slice, rows: int) -> set[int]:
-    """How many rows go through the layers at a time, of a batch."""
-    count = batch.stop - batch.start
-    return {min(count, rows), count % rows or rows} if count > rows else {count}
 
 
 @lru_cache(maxsize=16)  # batch sizes: a full one, a short last one, and those of evaluation

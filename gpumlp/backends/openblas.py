@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
-from .rules import Array
+from .base import Accumulation, Array
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112  # enumerators of cblas.h
-_BYTES_AT_ONCE = 1600  # of a row: the blocks of OpenBLAS's kernels are as large or larger
-_SAME_BITS = {"SkylakeX"}
 _SCALAR = {np.dtype(np.float32): ("s", ctypes.c_float), np.dtype(np.float64): ("d", ctypes.c_double)}
 
 
@@ -32,13 +30,10 @@ class OpenBlas:
 
     Attributes:
         controller: threadpoolctl's handle of the library.
-        parts_keep_bits: has `product` the same bits with any number of threads? With the kernel SkylakeX, as was
-            tried; with Haswell and Zen it has not, and others were not tried.
     """
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
-        self.parts_keep_bits = controller.info().get("architecture") in _SAME_BITS
         self._lock, self._found = threading.Lock(), 1
         self._users: set[object] = set()
         library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
@@ -74,59 +69,20 @@ class OpenBlas:
                     self.controller.set_num_threads(self._found)
                 self._users.discard(me)
 
-    def product(self, x: Array, weight: Array, out: Array) -> bool:
-        """``out <- x W``, in parts, for `parts_keep_bits`, if that takes more than `numpy.matmul`.
-
-        Sums that are too long for OpenBLAS's blocks it halves, with one thread and with several at different
-        places, unless the halves fill its registers. Parts that are short enough leave it no such choice.
-
-        Args:
-            x: ``(batch, in_features)``, C-contiguous.
-            weight: ``(in_features, out_features)``, C-contiguous.
-            out: ``(batch, out_features)``, C- or Fortran-contiguous, overwritten; all of one dtype.
-
-        Returns:
-            False if nothing was done, because `numpy.matmul` does as well, or for its errors where the arrays do
-            not fit each other.
-        """
-        (batch, k), n = x.shape, weight.shape[1]
-        size, gemm = x.itemsize, self._gemm.get(x.dtype)
-        if k * size <= _BYTES_AT_ONCE or k % 32 == 0 or gemm is None:
-            return False
-        if not (x.flags.c_contiguous and weight.flags.c_contiguous and x.dtype == weight.dtype == out.dtype):
-            return False
-        if not batch or len(weight) != k or out.shape != (batch, n):
-            return False
-        if not (x.flags.writeable and weight.flags.writeable):  # ctypes takes no others
-            return False
-        rows, columns = _buffer(x), _buffer(weight)
-        part = -(-k // -(-k * size // _BYTES_AT_ONCE))
-        for start in range(0, k, part):
-            count, keep = min(part, k - start), 0.0 if start == 0 else 1.0
-            left, right = ctypes.byref(rows, size * start), ctypes.byref(columns, size * start * n)
-            if out.flags.c_contiguous:
-                gemm(
-                    *(_ROW_MAJOR, _NO_TRANSPOSE, _NO_TRANSPOSE, batch, n, count),
-                    *(1.0, left, k, right, n, keep, _address(out), n),
-                )
-            else:  # the transpose of the product, which is contiguous
-                gemm(
-                    *(_ROW_MAJOR, _TRANSPOSE, _TRANSPOSE, n, batch, count),
-                    *(1.0, right, n, left, k, keep, _address(out.T), batch),
-                )
-        return True
-
-    def accumulate_product(self, x: Array, delta: Array, out: Array, scale: float, keep: float) -> None:
+    def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``.
 
         Args:
             x: ``(batch, in_features)``, C-contiguous.
             delta: ``(batch, out_features)``, C- or Fortran-contiguous.
-            out: ``(in_features, out_features)``, C-contiguous, overwritten; all of one dtype, float32 or float64.
+            target: its `out` is ``(in_features, out_features)``, C-contiguous, overwritten. All arrays have one
+                dtype, float32 or float64.
 
         Raises:
-            ValueError: the layout is another; nothing is checked behind this call.
+            ValueError: other shapes or dtypes.
+            TypeError: another memory layout.
         """
+        out, scale, keep = target
         (batch, m), n = x.shape, delta.shape[1]
         gemm, fits = self._gemm.get(x.dtype), len(delta) == batch and out.shape == (m, n)
         if gemm is None or not fits or not x.dtype == delta.dtype == out.dtype:

@@ -24,6 +24,9 @@ class ArrayBatches:
 
     Attributes:
         rows: ``(samples,)`` int64, on the host, as they were given.
+        images: ``(n, features)``, as they were given.
+        order: ``(samples,)`` int64 on the device, this epoch's order of the rows.
+        targets: ``(samples, ...)`` on the device, the labels or other targets in this epoch's order.
         samples: how many samples an epoch has.
         slices: the batches, as parts of an epoch's order.
         pixels: are the images uint8?
@@ -48,11 +51,11 @@ class ArrayBatches:
             for start in range(0, self.samples, self.batch_size)
         ]
         self.pixels = bool(images.dtype == np.uint8)
-        self._images, self._labels, self._backend = images, labels, backend
+        self.images, self._labels, self._backend = images, labels, backend
         self.rows = rows
         # Overwritten with each epoch's order, never exchanged: a captured graph knows them by their addresses.
-        self._order: Array = backend.asarray(rows.copy())
-        self._ordered_labels: Array = backend.xp.take(labels, self._order, axis=0)
+        self.order: Array = backend.asarray(rows.copy())
+        self.targets: Array = backend.xp.take(labels, self.order, axis=0)
         self.weights: Array | None = None
         self.batch_weights = [float(batch.stop - batch.start) for batch in self.slices]
         self._weights = weights
@@ -61,7 +64,7 @@ class ArrayBatches:
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
-        return ArrayBatches(self._images, self._labels, rows, batch_size, self._backend, self._weights)
+        return ArrayBatches(self.images, self._labels, rows, batch_size, self._backend, self._weights)
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
         """One batch of some of these samples, on the same arrays."""
@@ -70,8 +73,8 @@ class ArrayBatches:
     def reorder(self, rows: HostArray) -> None:
         """Take the samples in this order: ``(samples,)`` int64, some permutation of the rows there are."""
         xp, backend = self._backend.xp, self._backend
-        xp.copyto(self._order, backend.asarray(rows))
-        xp.take(self._labels, self._order, axis=0, out=self._ordered_labels)
+        xp.copyto(self.order, backend.asarray(rows))
+        xp.take(self._labels, self.order, axis=0, out=self.targets)
         if self.weights is not None:
             xp.copyto(self.weights, backend.asarray(self._weights_of(rows)))
 
@@ -97,10 +100,5 @@ class ArrayBatches:
         Returns:
             The labels or other targets of the batch.
         """
-        self._backend.gather(self._images, self._order[batch], staging, out)
-        return self._ordered_labels[batch]
-
-    def arrays(self) -> list[Array]:
-        """The arrays that `gather` reads: the same ones in every epoch."""
-        weights = [] if self.weights is None else [self.weights]
-        return [self._images, self._order, self._ordered_labels, *weights]
+        self._backend.gather(self.images, self.order[batch], staging, out)
+        return self.targets[batch]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends import Array
+from ..backends import Accumulation, Array
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
-from ..nn.network import MLP
-from ..nn.workspace import Workspace
+from ..nn.network import MLP, Workspace
 
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
@@ -79,8 +78,8 @@ class Probe:
         self._scratch = scratch
         self._inputs_known = False
         self._deviations = [delta.reshape(-1) for delta in self._workspace.deltas[:-1]]
-        self._targets = parameters.weight_views(scratch)
-        self._flat_targets = [view.reshape(-1) for view in self._targets]
+        self._targets = [Accumulation(view) for view in parameters.weight_views(scratch)]
+        self._flat_targets = [target.out.reshape(-1) for target in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
         self.values: Array = xp.zeros((8, len(model.layers)), dtype="float64")
 

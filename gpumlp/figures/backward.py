@@ -9,7 +9,7 @@ import numpy as np
 from ..backends import HostArray
 from ..data import Dataset
 from ..nn import MLP
-from ..nn.workspace import Workspace
+from ..nn.network import Workspace
 
 
 class BackwardPass(NamedTuple):
@@ -46,7 +46,7 @@ def backward_pass(model: MLP, dataset: Dataset) -> BackwardPass:
         correct = backend.xp.empty(len(dataset), dtype=bool)
         labels = batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        backend.softmax_cross_entropy(workspace.logits, labels, losses, correct)
+        backend.output_error(model.loss, workspace.logits, labels, losses, correct)
         model.backward_pass(workspace)
         deltas = [np.array(backend.to_numpy(delta), dtype=np.float64) for delta in workspace.deltas]
         gradients = [np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.layers]

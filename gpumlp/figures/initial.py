@@ -88,7 +88,7 @@ def _learn(data: Dataset, rule: Initializer, seed: int, steps: int, device: str 
         step = TrainingStep(model, batches, optimizer, optimizer.init(model.parameters.data), Penalty())
         losses = backend.xp.empty((steps, len(data)), dtype=model.dtype)
         for row in losses:
-            step(batches.slices[0])
+            step(batches.slices[0], optimizer.learning_rate)
             row[...] = step.losses
         means: HostArray = backend.to_numpy(losses).mean(axis=1, dtype="float64")
     return means

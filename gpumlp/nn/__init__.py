@@ -1,15 +1,13 @@
 """The equations: activations, initial weights, layers, losses, penalties, optimizers, schedules, networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from .evaluation import Evaluation
 from .importing import ImportedModelError
 from .initializers import Glorot, He, Normal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
-from .model_file import Inputs, ModelFileError
-from .network import MLP
-from .optimizers import SGD, Adam, Optimizer, OptimizerState
-from .penalties import Penalty
+from .model_file import ModelFileError
+from .network import MLP, Evaluation, Inputs
+from .optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay
 
 __all__ = [

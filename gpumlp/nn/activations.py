@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..backends import Array, array_namespace
+from ..backends import Array, CudaActivation, array_namespace
 
 
 class Activation:
     """An activation function.
 
-    To add one, subclass, set `name` and `initializer`, and write `forward` and `backward`.
+    To add one, subclass, set `name` and `initializer`, and write `forward` and `backward`. It then works on every
+    device. With `cuda`, the same in CUDA's words, it is as fast on a GPU as those below. A subclass that overrides
+    `forward` or `backward` inherits no `cuda`.
 
     Attributes:
         name: as in ``MLP(..., activation=name)``.
         initializer: which initial weights suit it, ``"he"`` or ``"glorot"``: what ``"auto"`` means.
+        cuda: h and h' as CUDA expressions, or None.
     """
 
     name: ClassVar[str]
     initializer: ClassVar[str] = "glorot"
+    cuda: CudaActivation | None = None
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         """Write h(s) into `out`. All arrays have one shape, commonly ``(batch, units)``.
@@ -32,7 +36,7 @@ class Activation:
         raise NotImplementedError
 
     def backward(self, xp: Any, a: Array, delta: Array) -> None:
-        """``delta <- delta * h'(s)`` in place, where ``a = h(s)``. `a` is overwritten: its work is done."""
+        """``delta <- delta * h'(s)`` in place, where ``a = h(s)``. `a` is overwritten."""
         raise NotImplementedError
 
     def __call__(self, s: Array) -> Array:
@@ -66,6 +70,7 @@ class Identity(Activation):
     """h(s) = s, h'(s) = 1: the output layer, whose softmax belongs to the loss. `out` may be `s`."""
 
     name = "identity"
+    cuda = CudaActivation("s", "1", epilogue="BIAS")
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         if out is not s:
@@ -83,6 +88,7 @@ class ReLU(Activation):
 
     name = "relu"
     initializer = "he"
+    cuda = CudaActivation("s <= 0 ? 0 : s", "a > 0 ? 1 : 0", epilogue="RELU_BIAS")  # NaN stays NaN
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         xp.maximum(s, 0, out=out)
@@ -107,6 +113,11 @@ class LeakyReLU(Activation):
             raise ValueError(f"negative_slope is expected to be between 0 and 1, got {negative_slope}")
         self.negative_slope = float(negative_slope)
 
+    @property
+    def cuda(self) -> CudaActivation:  # type: ignore[override]
+        slope = f"(real){self.negative_slope!r}"
+        return CudaActivation(f"s > 0 ? s : {slope} * s", f"a > 0 ? 1 : {slope}")
+
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         xp.multiply(s, self.negative_slope, out=out)
         xp.maximum(s, out, out=out)
@@ -124,6 +135,7 @@ class Tanh(Activation):
     """h(s) = tanh(s) = (e^s - e^-s) / (e^s + e^-s); h'(s) = 1 - a^2. `out` may be `s`."""
 
     name = "tanh"
+    cuda = CudaActivation("tanh(s)", "1 - a * a")
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         xp.tanh(s, out=out)
@@ -141,6 +153,7 @@ class Sigmoid(Activation):
     """
 
     name = "sigmoid"
+    cuda = CudaActivation("(tanh(s * (real)0.5) + 1) * (real)0.5", "a * (1 - a)")
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         xp.multiply(s, 0.5, out=out)

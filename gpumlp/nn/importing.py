@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..backends import Backend, HostArray
 from .activations import Activation
-from .model_file import Inputs
+from .network import Inputs
 
 if TYPE_CHECKING:
     from .network import MLP

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, check_dtype, get_backend
+from ..backends import Accumulation, Array, Backend, check_dtype, get_backend
 from .activations import Activation, get_activation
 from .initializers import Initializer, draw_weights, get_initializer
 from .parameters import Parameters
@@ -86,9 +86,7 @@ class Dense:
         delta: Array,
         input_activation: Activation | None = None,
         input_delta: Array | None = None,
-        weight_target: Array | None = None,
-        scale: float = 1.0,
-        keep: float = 0.0,
+        weight_gradient: Accumulation | None = None,
     ) -> None:
         """Gradients from the error term: ``dW = x^T delta``, ``db = sum of delta over the batch``.
 
@@ -102,12 +100,11 @@ class Dense:
             delta: ``(batch, out_features)``, dC/ds of this layer.
             input_activation: the activation that made `x`.
             input_delta: ``(batch, in_features)``, overwritten.
-            weight_target, scale, keep: where dW goes in place of `weight_gradient`, see `Accumulation`:
-                ``weight_target <- keep weight_target + scale dW``.
+            weight_gradient: where dW is added, in place of overwriting the layer's `weight_gradient`.
         """
-        target = self.weight_gradient if weight_target is None else weight_target
+        target = weight_gradient or Accumulation(self.weight_gradient)
         self.backend.dense_backward(
-            x, self.weight, delta, target, self.bias_gradient, input_activation, input_delta, scale, keep
+            x, self.weight, delta, target, self.bias_gradient, input_activation, input_delta
         )
 
     def _draw(

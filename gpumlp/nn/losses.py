@@ -1,8 +1,8 @@
-"""The losses, from a network's outputs s: what training makes small, and what the outputs mean."""
+"""The losses, from a network's outputs s: what training minimizes, and what the outputs mean."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..backends import Array, Backend, array_namespace, reference_backend
 
@@ -10,14 +10,18 @@ from ..backends import Array, Backend, array_namespace, reference_backend
 class Loss:
     """A loss. To add one, subclass and write `output_error`, `check` and `predictions`.
 
+    A subclass that overrides `output_error` inherits no `kernel`.
+
     Attributes:
         name: as in ``MLP(..., loss=name)``.
+        kernel: by which a device knows the loss, to compute it in a way of its own; None for plain array code.
         output: the function that turns outputs into answers: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
         least_outputs: how many outputs a network needs for it.
         of_classes: are the targets class numbers ``(batch,)``? Otherwise they are ``(batch, outputs)`` floats.
     """
 
     name: ClassVar[str]
+    kernel: ClassVar[str | None] = None
     output: ClassVar[str] = "identity"
     least_outputs: ClassVar[int] = 1
     of_classes: ClassVar[bool] = False
@@ -25,7 +29,15 @@ class Loss:
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        """The loss of each sample into `losses`, hit or miss into `correct`; `outputs` become dC/ds."""
+        """The loss of each sample of a batch, and the error term of the last layer.
+
+        Args:
+            backend: whose ``xp`` to compute with.
+            outputs: ``(batch, outputs)`` s; overwritten with delta = dC/ds of the batch's mean loss C.
+            targets: ``(batch,)`` int64 class numbers if `of_classes`, else ``(batch, outputs)`` floats.
+            losses: ``(batch,)``, overwritten with the loss of each sample.
+            correct: ``(batch,)`` bool, overwritten: is the answer right?
+        """
         raise NotImplementedError
 
     def check(self, outputs: Array, targets: Array) -> None:
@@ -100,7 +112,7 @@ class SoftmaxCrossEntropy(Loss):
            [ 0.5 , -0.5 ]])
     """
 
-    name = "softmax_cross_entropy"
+    name = kernel = "softmax_cross_entropy"
     output = "softmax"
     least_outputs = 2
     of_classes = True
@@ -108,7 +120,18 @@ class SoftmaxCrossEntropy(Loss):
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        backend.softmax_cross_entropy(outputs, targets, losses, correct)
+        # Correct is a sample whose largest logit (the first, if several are equal) is the label's.
+        xp, logits, batch = backend.xp, outputs, len(targets)
+        rows = xp.arange(batch)
+        xp.equal(xp.argmax(logits, axis=1), targets, out=correct)
+        # A shift changes neither the loss nor the softmax, and with the maximum at 0 exp cannot overflow.
+        xp.subtract(logits, xp.max(logits, axis=1, keepdims=True), out=logits)
+        label_logits = logits[rows, targets]
+        xp.exp(logits, out=logits)
+        total = xp.sum(logits, axis=1, keepdims=True)
+        xp.subtract(xp.log(total[:, 0]), label_logits, out=losses)
+        xp.divide(logits, total * batch, out=logits)
+        logits[rows, targets] -= 1 / batch
 
     def check(self, outputs: Array, targets: Array) -> None:
         if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or len(targets) == 0:
@@ -146,7 +169,21 @@ class LogisticCrossEntropy(Loss):
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        backend.logistic_cross_entropy(outputs, targets, losses, correct)
+        # Correct is a sample all of whose answers are right; yes is a logit above 0.
+        xp, logits = backend.xp, outputs
+        xp.all(xp.equal(xp.greater(logits, 0), xp.greater(targets, 0.5)), axis=1, out=correct)
+        # From e = exp(-|s|), which cannot overflow: log(1 + exp(s)) = max(s, 0) + log(1 + e), and
+        # sigmoid(s) = 1 / (1 + e) for s > 0, else e / (1 + e).
+        small = xp.abs(logits)
+        xp.negative(small, out=small)
+        xp.exp(small, out=small)
+        each = xp.log1p(small)
+        xp.add(each, xp.maximum(logits, 0), out=each)
+        xp.subtract(each, targets * logits, out=each)
+        xp.sum(each, axis=1, out=losses)
+        xp.divide(xp.where(xp.greater(logits, 0), 1, small), small + 1, out=logits)
+        xp.subtract(logits, targets, out=logits)
+        xp.multiply(logits, 1 / len(targets), out=logits)
 
     def check(self, outputs: Array, targets: Array) -> None:
         super().check(outputs, targets)
@@ -175,7 +212,12 @@ class SquaredError(Loss):
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        backend.squared_error(outputs, targets, losses, correct)
+        xp = backend.xp
+        correct[...] = False  # a number is near or far, not right or wrong
+        xp.subtract(outputs, targets, out=outputs)
+        xp.sum(xp.square(outputs), axis=1, out=losses)
+        xp.multiply(losses, 0.5, out=losses)
+        xp.multiply(outputs, 1 / len(targets), out=outputs)
 
     def predictions(self, outputs: Array) -> Array:
         return outputs.copy()
@@ -197,6 +239,19 @@ def get_loss(loss: str | Loss) -> Loss:
     if loss not in LOSSES:
         raise ValueError(f"loss is expected to be one of {', '.join(LOSSES)}, got {loss!r}")
     return LOSSES[loss]()
+
+
+def weigh(xp: Any, delta: Array, losses: Array, weights: Array) -> None:
+    """Weigh the samples of a batch: ``delta_i <- w_i delta_i`` and ``losses_i <- w_i losses_i``, in place.
+
+    Args:
+        xp: the arrays' library.
+        delta: ``(batch, outputs)``, the error term of the last layer.
+        losses: ``(batch,)``.
+        weights: ``(batch,)``, of the same dtype; with a mean of 1, the mean loss is the weighted mean.
+    """
+    xp.multiply(delta, weights[:, None], out=delta)
+    xp.multiply(losses, weights, out=losses)
 
 
 def softmax(logits: Array) -> Array:

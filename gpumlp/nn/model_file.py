@@ -14,9 +14,8 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -26,11 +25,7 @@ from ..backends import Backend, HostArray, get_backend
 from ..files import write_atomically
 from .activations import ACTIVATIONS
 from .initializers import Glorot, He, Initializer, Normal
-
-if TYPE_CHECKING:
-    from .network import MLP
-
-M = TypeVar("M", bound="MLP")
+from .network import MLP, Inputs, M
 
 FORMAT = "gpumlp-model-1"
 CLASSIFICATION = "softmax_cross_entropy"
@@ -41,26 +36,6 @@ _INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "norm
 
 class ModelFileError(ValueError):
     """A network cannot be saved, or a file is none; the message says which, why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a network was trained on, so that those who use it can prepare the same.
-
-    Attributes:
-        shape: of one sample: ``(28, 28)``.
-        dtype: of the samples as they were given: ``"uint8"`` is pixels, divided by 255; others are used as given.
-        data: the data set's name: ``"mnist"``.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    data: str
-
-    @property
-    def pixels(self) -> bool:
-        """Are samples uint8, and divided by 255 as they enter the network?"""
-        return self.dtype == "uint8"
 
 
 def describe(model: MLP) -> dict[str, Any]:

@@ -1,32 +1,104 @@
-"""The multilayer perceptron."""
+"""The multilayer perceptron: its passes, the arrays that they work in, its evaluation and its use."""
 
 from __future__ import annotations
 
+import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, HostArray, check_dtype, get_backend, to_host
+from ..backends import Accumulation, Array, Backend, HostArray, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
-from .evaluation import CHUNK, Evaluation, LabelledData, evaluate_batches
 from .initializers import Initializer, draw_weights, get_initializer
-from .layer_table import layer_table
 from .layers import stack
 from .losses import Loss, get_loss
-from .model_file import Inputs, load_model, save_model
 from .parameters import Parameters
 from .portable import Portable
-from .samples import flat_samples
-from .sklearn_network import from_sklearn
-from .torch_network import from_torch
-from .workspace import Workspace
 
 M = TypeVar("M", bound="MLP")
+
+CHUNK = 1024  # samples per forward pass outside training; fixed, so that results do not depend on the caller
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network was trained on, so that those who use it can prepare the same.
+
+    Attributes:
+        shape: of one sample: ``(28, 28)``.
+        dtype: of the samples as they were given: ``"uint8"`` is pixels, divided by 255; others are used as given.
+        data: the data set's name: ``"mnist"``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: str
+
+    @property
+    def pixels(self) -> bool:
+        """Are samples uint8, and divided by 255 as they enter the network?"""
+        return self.dtype == "uint8"
+
+
+class Workspace:
+    """Activations and error terms of a network for up to `batch_size` samples.
+
+    A forward pass leaves the pre-activations in `deltas`; the loss and the backward pass then turn them
+    into error terms. The last layer has no activation, so its output shares its delta's array: that of
+    the logits.
+
+    Attributes:
+        inputs: ``(batch, in_features)``, a_0.
+        staging: ``(batch, in_features)`` uint8 for pixels on their way in, or None where the data has none.
+        outputs: a_l of each layer, ``(batch, out_features)``.
+        deltas: s_l and then delta_l of each layer, shaped alike.
+    """
+
+    def __init__(self, model: MLP, batch_size: int, *, pixels: bool) -> None:
+        xp, dtype = model.backend.xp, model.dtype
+        self.batch_size = batch_size
+        self.inputs: Array = xp.empty((batch_size, model.sizes[0]), dtype=dtype)
+        self.staging: Array | None = xp.empty((batch_size, model.sizes[0]), dtype="uint8") if pixels else None
+        self.deltas: list[Array] = [xp.empty((batch_size, size), dtype=dtype) for size in model.sizes[1:-1]]
+        self._logits: Array = xp.empty(batch_size * model.sizes[-1], dtype=dtype)
+        self._logits_order = model.backend.logits_order
+        self.deltas.append(self._logits_of(batch_size, model.sizes[-1]))
+        self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
+        self._parts: dict[int, Workspace] = {}  # never self: a cycle would outlive its use by many epochs
+
+    @property
+    def logits(self) -> Array:
+        return self.deltas[-1]
+
+    def rows(self, count: int) -> Workspace:
+        """The first `count` rows of the same arrays, for the last, smaller batch."""
+        if count == self.batch_size:
+            return self
+        part = self._parts.get(count)
+        if part is None:
+            part = object.__new__(Workspace)
+            part.batch_size = count
+            part.inputs = self.inputs[:count]
+            part.staging = None if self.staging is None else self.staging[:count]
+            part.deltas = [delta[:count] for delta in self.deltas[:-1]]
+            part.deltas.append(self._logits_of(count, self.logits.shape[1]))
+            part.outputs = [output[:count] for output in self.outputs[:-1]] + part.deltas[-1:]
+            part._parts = {}
+            self._parts[count] = part
+        return part
+
+    def _logits_of(self, count: int, classes: int) -> Array:
+        """``(count, classes)``, contiguous in the backend's order, in the memory of the logits."""
+        part = self._logits[: count * classes]
+        if self._logits_order == "C":
+            return part.reshape(count, classes)
+        return part.reshape(classes, count).T
 
 
 class MLP(Portable):
@@ -112,11 +184,7 @@ class MLP(Portable):
             x = a
 
     def backward_pass(
-        self,
-        workspace: Workspace,
-        weight_targets: Sequence[Array | None] = (),
-        scale: float = 1.0,
-        keep: float = 0.0,
+        self, workspace: Workspace, weight_gradients: Sequence[Accumulation | None] | None = None
     ) -> None:
         """Fill the gradients from the error term of the logits, the last of the workspace's deltas.
 
@@ -124,16 +192,14 @@ class MLP(Portable):
 
         Args:
             workspace: of a forward pass.
-            weight_targets, scale, keep: where the dW_l go in place of the gradients, see `Accumulation`.
+            weight_gradients: where each dW_l is added, in place of overwriting the layer's `weight_gradient`.
         """
-        targets = weight_targets or [None] * len(self.layers)
+        targets = weight_gradients or [None] * len(self.layers)
         for index in range(len(self.layers) - 1, 0, -1):
             below, x = self.layers[index - 1], workspace.outputs[index - 1]
             deltas = workspace.deltas
-            self.layers[index].backward(
-                x, deltas[index], below.activation, deltas[index - 1], targets[index], scale, keep
-            )
-        self.layers[0].backward(workspace.inputs, workspace.deltas[0], None, None, targets[0], scale, keep)
+            self.layers[index].backward(x, deltas[index], below.activation, deltas[index - 1], targets[index])
+        self.layers[0].backward(workspace.inputs, workspace.deltas[0], weight_gradient=targets[0])
 
     # -- Use --------------------------------------------------------------------------------------------
 
@@ -252,6 +318,8 @@ class MLP(Portable):
             ModelFileError: the folder is that of a training run, or the class names are not one for each class.
             OSError: the disk is full, the folder is read-only, ...; a previous file is as it was.
         """
+        from .model_file import save_model
+
         return save_model(self, folder)
 
     @classmethod
@@ -265,6 +333,8 @@ class MLP(Portable):
         Raises:
             ModelFileError: the file is missing, damaged, or of another format or version.
         """
+        from .model_file import load_model
+
         return load_model(cls, path, device)
 
     @classmethod
@@ -272,6 +342,8 @@ class MLP(Portable):
         cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
     ) -> M:
         """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.nn.sklearn_network.from_sklearn`."""
+        from .sklearn_network import from_sklearn
+
         return from_sklearn(cls, estimator, device, dtype)
 
     @classmethod
@@ -284,6 +356,8 @@ class MLP(Portable):
         dtype: npt.DTypeLike | None = None,
     ) -> M:
         """The network of a PyTorch ``Sequential`` or its state dict; see `gpumlp.nn.torch_network.from_torch`."""
+        from .torch_network import from_torch
+
         return from_torch(cls, network, activation, device, dtype)
 
     def __str__(self) -> str:
@@ -297,4 +371,107 @@ class MLP(Portable):
         )
 
     def _repr_html_(self) -> str:
+        from .layer_table import layer_table
+
         return layer_table(self)
+
+
+class Batches(Protocol):
+    """Labelled batches to evaluate on."""
+
+    samples: int
+    batch_size: int
+    slices: list[slice]
+    pixels: bool
+
+    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
+
+
+class LabelledData(Protocol):
+    """What evaluation needs of a data set: ``gpumlp.Dataset`` has it."""
+
+    classes: int
+
+    @property
+    def features(self) -> int: ...
+    def batches(self, batch_size: int, backend: Backend, dtype: npt.DTypeLike) -> Batches: ...
+
+
+class Evaluation(NamedTuple):
+    """How a network does on a data set: mean cross-entropy, fraction and number of correct answers."""
+
+    loss: float
+    accuracy: float
+    correct: int
+    samples: int
+
+
+def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
+    """Loss and accuracy on batches that are on the model's device already. Waits for the device once."""
+    loss, hits = model.backend.to_numpy(loss_and_hits(model, batches)).tolist()
+    return evaluation(loss, hits, batches.samples)
+
+
+def evaluation(loss: float, hits: float, samples: int) -> Evaluation:
+    """From the sums of the losses and of the correct answers."""
+    return Evaluation(loss / samples, hits / samples, int(hits), samples)
+
+
+def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None] | None = None) -> Array:
+    """The sums of the losses and of the correct answers, ``(2,)`` float64, on the device. Waits for nothing.
+
+    `look` is called with the workspace of the first batch, after its loss: the activations are in its outputs and
+    the error term in its logits.
+    """
+    backend, xp = model.backend, model.backend.xp
+    losses = xp.empty(batches.samples, dtype=model.dtype)
+    correct = xp.empty(batches.samples, dtype=bool)
+    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+    for batch in batches.slices:
+        part = workspace.rows(batch.stop - batch.start)
+        labels = batches.gather(batch, part.staging, part.inputs)
+        model.forward_pass(part)
+        backend.output_error(model.loss, part.logits, labels, losses[batch], correct[batch])
+        if look is not None and batch.start == 0:
+            look(part)
+    return xp.stack([backend.total(losses), backend.total(correct)])
+
+
+def flat_samples(model: MLP, images: Array) -> Array:
+    """The images as ``(samples, inputs)``, where they are.
+
+    Values are checked on the host only: looking at those on a device would wait for it.
+
+    Raises:
+        ValueError: the shape or dtype does not suit the network, or a value on the host is NaN, infinite, or too
+            large for the network's dtype.
+    """
+    if images.dtype.kind not in "buif":
+        raise ValueError(
+            f"images are expected to be integers or real floats, got dtype {images.dtype}; "
+            "give one dense numeric array, such as uint8 or float32"
+        )
+    if images.ndim < 2:
+        raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
+    rows = images.reshape(len(images), math.prod(images.shape[1:]))
+    if rows.shape[1] != model.sizes[0]:
+        raise ValueError(
+            f"{model} expects {model.sizes[0]} features a sample, got {rows.shape[1]} (shape {images.shape})"
+        )
+    if isinstance(rows, np.ndarray) and rows.dtype.kind == "f" and rows.size:
+        _check_range(rows, model)
+    return rows
+
+
+def _check_range(rows: HostArray, model: MLP) -> None:
+    """By the largest and the smallest value, which are NaN if any is: nothing of the samples' size is made."""
+    limit = float(np.finfo(model.dtype).max)
+    with np.errstate(invalid="ignore"):
+        if float(rows.max()) <= limit and float(rows.min()) >= -limit:
+            return
+        bad = ~(np.abs(rows) <= limit)
+    sample = int(bad.any(axis=1).argmax())
+    raise ValueError(
+        f"images are expected to be finite in {model.dtype.name}, but {int(bad.sum()):,} of {rows.size:,} values "
+        f"are NaN, infinite or too large, the first in sample {sample}; remove those samples or fill the values in"
+    )

@@ -1,8 +1,8 @@
-"""Optimizers: how a gradient changes the parameters.
+"""Optimizers and weight penalties: how a gradient changes the parameters.
 
 An optimizer is a frozen description (its hyperparameters); what it remembers between steps is an
 `OptimizerState` of flat buffers like the parameters, which `init` makes and `update` overwrites. So one
-optimizer can serve any number of trainings, and a state can be saved.
+optimizer can serve any number of training runs, and a state can be saved.
 
     theta: parameters    g: gradient    eta: learning rate
 """
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from ..backends import Array, Backend, array_namespace
+from ..backends import Accumulation, Array, Backend, array_namespace, stated
 from .hyperparameters import set_number
-from .penalties import Penalty
 
 
 @dataclass
@@ -33,30 +32,61 @@ class OptimizerState:
     steps: int = field(default=0)
 
 
-class Accumulation(NamedTuple):
-    """Where a backward pass may put the weights' gradient g at once: ``target <- keep target + scale g``.
+@dataclass(frozen=True)
+class Penalty:
+    """The weight penalty R(W) = (l2 / 2) sum W^2 + l1 sum |W|, with the gradient l2 W + l1 sign(W).
 
-    A matrix product that adds to what is there costs no more than one that overwrites, and spares a pass over
-    all weights. `target` is a flat buffer like the parameters.
+    It is added to the loss, to keep the weights small. Biases are never penalised.
+
+    The sums run over all weights of the network, not divided by the number of samples, so that a value
+    means the same for every data set and batch size.
     """
 
-    target: Array
-    scale: float
-    keep: float
+    l2: float = 0.0
+    l1: float = 0.0
+
+    kernel: ClassVar[str] = "l2_l1"  # by which a device knows the rule; see `gpumlp.backends.stated`
+
+    def __post_init__(self) -> None:
+        set_number(self, "l2", 0)
+        set_number(self, "l1", 0)
+
+    def __call__(self, weights: Array) -> float:
+        """R(W) of any array of weights, as a Python float. Waits for the device.
+
+        >>> import numpy as np
+        >>> Penalty(l2=0.5, l1=1.0)(np.array([[1.0, -2.0]]))
+        4.25
+        """
+        xp = array_namespace(weights)
+        return float(self.l2 / 2 * xp.sum(xp.square(weights)) + self.l1 * xp.sum(xp.abs(weights)))
+
+    def add_gradient(self, backend: Backend, weights: Array, gradient: Array, scratch: Array) -> None:
+        """``gradient += l2 W + l1 sign(W)`` in place, for vectors; `scratch`, shaped alike, is overwritten."""
+        if self.l2:
+            backend.add_scaled(weights, self.l2, gradient, scratch)
+        if self.l1:
+            backend.xp.sign(weights, out=scratch)
+            backend.xp.multiply(scratch, self.l1, out=scratch)
+            backend.xp.add(gradient, scratch, out=gradient)
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """An update rule. To add one: subclass, name its buffers, and write `update`.
 
+    A subclass that overrides `update` inherits no `kernel`.
+
     Attributes:
         learning_rate: eta_0, the initial learning rate.
         buffer_names: the names of its state's buffers.
+        kernel: by which a device knows the rule, to compute it in a way of its own; None for plain array code.
     """
 
     learning_rate: float
 
     buffer_names: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[str | None] = None
 
     def init(self, parameters: Array) -> OptimizerState:
         """A fresh state for these parameters: zeros, on their device."""
@@ -74,12 +104,16 @@ class Optimizer:
         """One step in place: `parameters` and `state` (its `steps` too) are overwritten, `gradient` is kept."""
         raise NotImplementedError
 
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
+        """What of the formula changes from step to step: step size and epsilon of step number `steps`, from 1."""
+        return learning_rate, 0.0
+
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        """How the weights' gradient can go straight into a buffer of this rule's; None if it needs g on its own.
+        """Where the weights' gradient g can be added at once; None if this rule needs g as an array of its own.
 
-        Optional: a rule that gives one has a `complete`, which then stands for the penalty and `update`.
+        Optional. `complete` then stands in for the penalty and `update`.
         """
         return None
 
@@ -123,6 +157,7 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     buffer_names: ClassVar[tuple[str, ...]] = ("velocity",)
+    kernel: ClassVar[str] = "sgd"
 
     def __post_init__(self) -> None:
         set_number(self, "learning_rate", 0, open_low=True)
@@ -155,8 +190,8 @@ class SGD(Optimizer):
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        if type(self).update is not SGD.update or type(penalty).add_gradient is not Penalty.add_gradient:
-            return None  # rules of somebody's own, which `complete` knows nothing of
+        if not (stated(self, "kernel", "update") and stated(penalty, "kernel", "add_gradient")):
+            return None  # a user's own rules, which `complete` does not know
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
         if not self.momentum and penalty == Penalty():
@@ -209,6 +244,7 @@ class Adam(Optimizer):
     correct_epsilon: bool = True
 
     buffer_names: ClassVar[tuple[str, ...]] = ("mean", "mean_square")
+    kernel: ClassVar[str] = "adam"
 
     def __post_init__(self) -> None:
         set_number(self, "learning_rate", 0, open_low=True)
@@ -228,11 +264,16 @@ class Adam(Optimizer):
         xp.multiply(step, 1 - self.beta2, out=step)
         xp.multiply(mean_square, self.beta2, out=mean_square)
         xp.add(mean_square, step, out=mean_square)
-        # The corrections of both means are scalars, so they go into the step size and epsilon.
-        mean_correction = 1 - self.beta1**state.steps
-        root_correction = math.sqrt(1 - self.beta2**state.steps)
+        step_size, epsilon = self.step_factors(state.steps, learning_rate)
         xp.sqrt(mean_square, out=step)
-        xp.add(step, self.epsilon * root_correction if self.correct_epsilon else self.epsilon, out=step)
+        xp.add(step, epsilon, out=step)
         xp.divide(mean, step, out=step)
-        xp.multiply(step, learning_rate * root_correction / mean_correction, out=step)
+        xp.multiply(step, step_size, out=step)
         xp.subtract(parameters, step, out=parameters)
+
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
+        # The corrections of both means are scalars, so they go into the step size and epsilon.
+        mean_correction = 1 - self.beta1**steps
+        root_correction = math.sqrt(1 - self.beta2**steps)
+        epsilon = self.epsilon * root_correction if self.correct_epsilon else self.epsilon
+        return learning_rate * root_correction / mean_correction, epsilon

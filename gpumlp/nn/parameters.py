@@ -21,8 +21,8 @@ class Parameters:
 
     Attributes:
         data: ``(size,)``, the parameters.
-        gradient: ``(size,)``, dC/dtheta of the last backward pass; NaN where a training has added it elsewhere
-            or never made it (see `Accumulation`, `WholeStep` and ``Trainer.keep_gradients``).
+        gradient: ``(size,)``, dC/dtheta of the last backward pass; NaN where training adds it elsewhere or never
+            makes it as an array (see ``Trainer.keep_gradients``).
         weights: the slice of both that holds weights and no biases.
         shapes: the shape of each tensor by name: ``layers.0.weight``, ``layers.0.bias``, ...
         count: how many parameters there are, padding not counted.

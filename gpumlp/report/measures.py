@@ -10,8 +10,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..diagnostics.statistics import can_saturate, saturated_outputs
-from ..nn.network import MLP
-from ..nn.workspace import Workspace
+from ..nn.network import MLP, Workspace
 
 ACTIVATION_SAMPLES = 1000  # of the test set, for the statistics of activations
 

@@ -17,10 +17,8 @@ import numpy as np
 
 from ..backends import Array, Backend, HostArray
 from ..data.batches import ArrayBatches
-from ..nn.network import MLP
-from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState
-from ..nn.penalties import Penalty
-from ..nn.workspace import Workspace
+from ..nn.network import MLP, Workspace
+from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep
 
 ROWS = 256  # of every forward pass outside training, so that a sample's outputs never depend on its neighbours
@@ -148,10 +146,7 @@ class Epochs:
             weights = weights.astype(network.dtype)
         with backend.activate():
             self.batches = ArrayBatches(images, targets, rows, batch_size, backend, weights)
-            penalties = self._penalties()
-            first = next((penalty for penalty in penalties if penalty is not None), Penalty())
-            step = TrainingStep(network, self.batches, solver.optimizer, solver.state, first)
-            self._step = PenalisedStep(step, penalties, penalised=alpha > 0)
+            self._step = PenalisedStep(network, self.batches, solver, self._penalties(), penalised=alpha > 0)
 
     def _penalties(self) -> list[Penalty | None]:
         """The penalty of each batch; None for one whose samples have no weight."""
@@ -181,10 +176,9 @@ class Epochs:
                 batches.reorder(self._rows[self._order])
                 if batches.weights is not None:
                     step.penalties = self._penalties()
-            if step.inner.learning_rate != solver.learning_rate:
-                step.inner.learning_rate = solver.learning_rate
-            backend.run_steps(step, batches.slices)
-            total = backend.total(step.inner.losses)
+            count = len(batches.slices)
+            backend.run_steps(step, range(count), [solver.learning_rate] * count)
+            total = backend.total(step.losses)
             if self._alpha == 0:
                 return float(backend.to_numpy(total)) / batches.samples, 0.0
             total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), step.squares])).tolist()
@@ -195,37 +189,45 @@ class Epochs:
         return total / batches.samples, value / batches.samples
 
 
-class PenalisedStep:
+class PenalisedStep(TrainingStep):
     """A training step whose penalty depends on the batch; adds up the squared weights on the way.
 
-    It has no `frozen`: a captured graph would hold on to one batch's penalty.
+    Args:
+        penalties: of each batch; None for one whose samples have no weight.
+        penalised: is any of them not zero?
 
     Attributes:
-        inner: the step.
-        penalties: of each batch.
         squares: ``(batches,)``, the sum of the squared weights before each batch's step.
     """
 
-    def __init__(self, inner: TrainingStep, penalties: list[Penalty | None], *, penalised: bool) -> None:
-        self.inner, self.penalties, self._penalised = inner, penalties, penalised
-        self.multiply_adds, self.rows, self.dtype = inner.multiply_adds, inner.rows, inner.dtype
-        self.sizes = () if penalised else inner.sizes  # the sum of squares depends on the number of threads
-        self._batch_size = inner.batches.batch_size
-        parameters = inner.model.parameters
-        self._weights = parameters.data[parameters.weights]
-        self._xp = inner.model.backend.xp
-        self.squares: Array = self._xp.zeros(len(penalties), dtype=inner.model.dtype)
+    same_rules = False
 
-    def __call__(self, batch: slice) -> None:
-        index = batch.start // self._batch_size
+    def __init__(
+        self,
+        network: MLP,
+        batches: ArrayBatches,
+        solver: Solver,
+        penalties: list[Penalty | None],
+        *,
+        penalised: bool,
+    ) -> None:
+        first = next((penalty for penalty in penalties if penalty is not None), Penalty())
+        super().__init__(network, batches, solver.optimizer, solver.state, first)
+        self.penalties, self._penalised = penalties, penalised
+        self._flat_weights = self.parameters[self.weights]
+        self._xp = network.backend.xp
+        self.squares: Array = self._xp.zeros(len(penalties), dtype=network.dtype)
+
+    def __call__(self, batch: slice, learning_rate: float) -> None:
+        index = batch.start // self.batch_size
         penalty = self.penalties[index]
         if penalty is None:  # nothing counts in this batch
-            self.inner.losses[batch] = 0
+            self.losses[batch] = 0
             return
         if self._penalised:
-            self.squares[index] = self._xp.dot(self._weights, self._weights)
-        self.inner.penalty = penalty
-        self.inner(batch)
+            self.squares[index] = self._xp.dot(self._flat_weights, self._flat_weights)
+        self.penalty = penalty
+        super().__call__(batch, learning_rate)
 
 
 def make_optimizer(estimator: Any) -> Optimizer:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..nn.initializers import Initializer, Normal
-from ..nn.optimizers import SGD, Adam, Optimizer
-from ..nn.penalties import Penalty
+from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
 from ..nn.schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
 from .ranges import BELONGS_TO, RANGES
 
@@ -89,10 +88,9 @@ class Config:
     """float32 or float64."""
     matmul_precision: str = "highest"
     """Of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
-    cuda_graphs: str = "auto"
-    """Many steps in one launch on a GPU: auto (where that is the same bit for bit, and faster) or off."""
-    persistent_kernel: str = "off"
-    """A whole epoch of a small network in one launch on a GPU (not yet measured on one): off or on."""
+    execution: str = "auto"
+    """How steps run on a GPU: persistent (one launch for many steps of a small network), graphs (CUDA graphs),
+    eager (each operation by itself) or auto (the first of these that is possible); no effect on the CPU."""
     diagnostics: str = "on"
     """Look at each layer after epochs (of very short ones, some), for the findings: on or off; same results."""
     out: str | None = None

@@ -34,12 +34,13 @@ class DivergenceError(RuntimeError):
         self.folder: RunFolder | None = None
 
 
-def diagnose(step: TrainingStep, epoch: int) -> Finding:
+def diagnose(step: TrainingStep, epoch: int, learning_rate: float) -> Finding:
     """Run the epoch again from its start, looking at every step, until the loss is lost.
 
     Args:
         step: with parameters and optimizer state as they were before the epoch; both are overwritten.
         epoch: its number, counted from 1.
+        learning_rate: of the epoch.
 
     Returns:
         Where it happened, the learning rate, the largest gradient, and what to try.
@@ -48,7 +49,7 @@ def diagnose(step: TrainingStep, epoch: int) -> Finding:
     largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
     with step.gradient_kept():
         for index, batch in enumerate(step.batches.slices):
-            step(batch)
+            step(batch, learning_rate)
             loss = float(model.backend.to_numpy(step.losses[batch]).mean())
             if index == 0:
                 first_loss = loss
@@ -62,16 +63,17 @@ def diagnose(step: TrainingStep, epoch: int) -> Finding:
     inputs = 1.0 if step.batches.pixels else float(xp.max(xp.abs(step.workspace.inputs)))
     gradient_note = f", largest gradient {largest:.3g} (of {largest_name})" if largest_name else ""
     range_note = "" if step.batches.pixels else f", inputs up to {inputs:.3g} in absolute value"
+    advice = _advice(step, epoch, learning_rate, inputs, first_loss)
     return Finding(
         "diverged",
-        f"training diverged {where}: learning_rate {step.learning_rate:g}{gradient_note}{range_note}. "
-        f"The parameters are those after epoch {epoch - 1}. {_advice(step, epoch, inputs, first_loss)}",
+        f"training diverged {where}: learning_rate {learning_rate:g}{gradient_note}{range_note}. "
+        f"The parameters are those after epoch {epoch - 1}. {advice}",
     )
 
 
-def _advice(step: TrainingStep, epoch: int, inputs: float, first_loss: float) -> str:
+def _advice(step: TrainingStep, epoch: int, rate: float, inputs: float, first_loss: float) -> str:
     """The likeliest cause, from the most telling evidence to the least, and what to try."""
-    rate, model = step.learning_rate, step.model
+    model = step.model
     if inputs > LARGE_INPUT:
         return "Inputs so large make every step too large: scale them to about 1"
     if isinstance(step.optimizer, SGD):

@@ -8,8 +8,7 @@ from typing import Literal
 from ..data import Dataset
 from ..nn.hyperparameters import whole
 from ..nn.network import MLP
-from ..nn.optimizers import Optimizer
-from ..nn.penalties import Penalty
+from ..nn.optimizers import Optimizer, Penalty
 from ..nn.schedules import Schedule
 from .callbacks import CallbackLike
 from .history import History

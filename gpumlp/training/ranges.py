@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..backends import CUDA_GRAPHS, MATMUL_PRECISIONS, PERSISTENT_KERNEL, check_device_name
+from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.initializers import INITIALIZERS
 
@@ -87,8 +87,7 @@ RANGES: dict[str, tuple[Check, str]] = {
     "seed": (_whole(0), "a whole number of 0 or more"),
     "dtype": _choice("float32", "float64"),
     "matmul_precision": _choice(*MATMUL_PRECISIONS),
-    "cuda_graphs": _choice(*CUDA_GRAPHS),
-    "persistent_kernel": _choice(*PERSISTENT_KERNEL),
+    "execution": _choice(*EXECUTIONS),
     "diagnostics": _choice("on", "off"),
     "out": (_optional(_is_text), "a folder"),
     "overwrite": (_is_flag, "true or false"),

@@ -12,7 +12,7 @@ import gpumlp
 
 from ..data import Dataset
 from ..diagnostics import Finding
-from ..nn.evaluation import Evaluation
+from ..nn.network import Evaluation
 from .config import Config
 from .divergence import DivergenceError, smaller_steps
 from .progress import percent
@@ -47,7 +47,9 @@ def metrics_of(trainer: Trainer, test: Dataset, result: Evaluation, config: Conf
         "samples_per_second": history.samples_per_second,
         "device": backend.name,
         "device_name": backend.device_name,
-        "steps": trainer.how_steps_ran,
+        "execution": trainer.execution.name,
+        "execution_reason": trainer.execution.reason,
+        "threads": trainer.execution.threads,
         "dtype": config.dtype,
         "seed": config.seed,
         "version": gpumlp.__version__,
@@ -61,9 +63,8 @@ def metrics_of(trainer: Trainer, test: Dataset, result: Evaluation, config: Conf
 def in_words(trainer: Trainer, test: Dataset, result: Evaluation) -> list[str]:
     """The lines that end a training: results, throughput, and what was found to be wrong, if anything was."""
     history, backend = trainer.history, trainer.model.backend
-    steps = [] if trainer.how_steps_ran is None else [f"steps: {trainer.how_steps_ran}"]
     return [
-        *steps,
+        f"execution: {trainer.execution}",
         describe(test, result),
         f"throughput: {history.samples_per_second:,.0f} samples/s on {backend.name} ({backend.device_name})",
         *(f"finding: {finding.message}" for finding in history.findings()),

@@ -26,7 +26,7 @@ from .trainer import Trainer
 RESUME_OPTIONS = (
     "resume",
     "device",
-    "cuda_graphs",
+    "execution",
     "data_dir",
     "diagnostics",
     "epochs",
@@ -184,8 +184,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDi
 def _backend(config: Config, display: ProgressDisplay) -> Backend:
     options = {
         "matmul_precision": config.matmul_precision,
-        "cuda_graphs": config.cuda_graphs,
-        "persistent_kernel": config.persistent_kernel,
+        "execution": config.execution,
     }
     if config.device == "auto":
         backend, reason = choose_device(**options)

@@ -9,9 +9,8 @@ import numpy as np
 from ..backends import HostArray
 from ..data import Dataset
 from ..data.batches import ArrayBatches
-from ..nn.evaluation import CHUNK
 from ..nn.hyperparameters import whole
-from ..nn.network import MLP
+from ..nn.network import CHUNK, MLP
 
 # Independent random streams of one seed; the network's own initial weights use the seed as it is.
 ORDER_STREAM, SPLIT_STREAM, WATCH_STREAM = 1, 2, 3

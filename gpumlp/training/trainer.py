@@ -9,15 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..backends import HostArray
+from ..backends import Execution, HostArray
 from ..data import Dataset
-from ..nn.evaluation import Evaluation, evaluate_batches
-from ..nn.model_file import Inputs
-from ..nn.network import MLP
-from ..nn.optimizers import SGD, Optimizer
-from ..nn.penalties import Penalty
+from ..nn.network import MLP, Evaluation, Inputs, Workspace, evaluate_batches
+from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
-from ..nn.workspace import Workspace
 from .callbacks import Callback, CallbackLike, as_callbacks
 from .divergence import DivergenceError, diagnose
 from .history import EpochRecord, History
@@ -113,9 +109,14 @@ class Trainer:
         return self._step.workspace
 
     @property
-    def how_steps_ran(self) -> str | None:
-        """How the device has run the steps, and why, in words; None where there is only one way."""
-        return self.model.backend.how_steps_ran(self._step)
+    def execution(self) -> Execution:
+        """How the device runs the steps, and why.
+
+        Raises:
+            ExecutionError: the way that was asked for is not possible.
+        """
+        with self.model.backend.activate():
+            return self.model.backend.execution(self._step)
 
     def keep_gradients(self) -> None:
         """From the next step on leave all gradients in ``model.parameters.gradient``, for callbacks to look at.
@@ -169,7 +170,8 @@ class Trainer:
                 self.history.append(record)
                 return
             self._copy(self._snapshot, self._buffers())
-            raise DivergenceError(diagnose(self._step, start_epoch + 1), self.history)
+            rate = float(self.schedule(self.optimizer.learning_rate, start_epoch))
+            raise DivergenceError(diagnose(self._step, start_epoch + 1, rate), self.history)
         except BaseException:
             if self.epoch == start_epoch:
                 self._copy(self._snapshot, self._buffers())
@@ -180,18 +182,19 @@ class Trainer:
     def _train_epoch(self, listeners: list[Callback]) -> EpochRecord | None:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
-        step.learning_rate = float(self.schedule(self.optimizer.learning_rate, self.epoch))
+        learning_rate = float(self.schedule(self.optimizer.learning_rate, self.epoch))
 
         start = time.perf_counter()
         batches.reorder(self._orders.draw())
-        part = len(batches.slices)
+        numbers = range(len(batches.slices))
+        part = len(numbers)
         if listeners:
             part = max(math.ceil(part / _PROGRESS_PARTS), backend.steps_at_a_time)
-        for first in range(0, len(batches.slices), part):
-            slices = batches.slices[first : first + part]
-            backend.run_steps(step, slices)
+        for first in numbers[::part]:
+            some = numbers[first : first + part]
+            backend.run_steps(step, some, [learning_rate] * len(some))
             for listener in listeners:
-                listener.on_progress(self, slices[-1].stop)
+                listener.on_progress(self, batches.slices[some[-1]].stop)
         self._orders.draw_ahead()  # while the device is at work
         sums = backend.xp.stack(
             [backend.total(x) for x in (step.losses, step.correct, self.model.parameters.data)]
@@ -210,7 +213,7 @@ class Trainer:
             train_accuracy=correct / batches.samples,
             validation_loss=None if validation is None else validation.loss,
             validation_accuracy=None if validation is None else validation.accuracy,
-            learning_rate=step.learning_rate,
+            learning_rate=learning_rate,
             seconds=seconds,
             samples_per_second=batches.samples / seconds,
             layers=layers,

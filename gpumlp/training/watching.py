@@ -10,12 +10,9 @@ from ..backends import Array
 from ..data.batches import ArrayBatches
 from ..diagnostics import LayerStatistics, Probe, Setting
 from ..diagnostics.statistics import is_due, watched
-from ..nn.evaluation import Evaluation, evaluate_batches, evaluation, loss_and_hits
-from ..nn.network import MLP
-from ..nn.optimizers import SGD, Optimizer
-from ..nn.penalties import Penalty
+from ..nn.network import MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
+from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
-from ..nn.workspace import Workspace
 from .splitting import WATCH_STREAM
 
 
@@ -86,7 +83,7 @@ class Watcher:
         assert drawn is not None
         labels = drawn.gather(drawn.slices[0], workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        model.loss.output_error(backend, workspace.logits, labels, self._losses, self._correct)
+        backend.output_error(model.loss, workspace.logits, labels, self._losses, self._correct)
         probe.look(workspace, before)
 
 

@@ -136,7 +136,7 @@ def apply() -> Choice:
     if "numpy" in sys.modules:
         if running_kernel() not in _AVX2_KERNELS:
             return Choice(None, "it has chosen by itself what suits this processor")
-        warnings.warn(_LATE, RuntimeWarning, stacklevel=4)  # the line that imports gpumlp
+        warnings.warn(_LATE, RuntimeWarning, stacklevel=5)  # the line that imports gpumlp
         return Choice(None, f"NumPy was imported before gpumlp, too late for {KERNEL}")
     os.environ[VARIABLE] = choice.kernel  # the C library's getenv sees it too
     return choice

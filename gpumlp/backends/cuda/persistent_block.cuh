@@ -1,7 +1,7 @@
-// What a block of persistent.cu keeps in shared memory and how it comes there, and how threads and blocks meet. Read
+// What a block of persistent.cu keeps in shared memory and how it gets there, and how threads and blocks meet. Read
 // between rules.cuh and that text.
 //
-// The sizes are the compiler's to know, see persistent_scope.py: INPUTS, HIDDEN and CLASSES of the network, samples of
+// The sizes are the compiler's to know, see persistent.py: INPUTS, HIDDEN and CLASSES of the network, samples of
 // a BATCH, hidden UNITS of a block, all BLOCKS, THREADS of a block, BUFFERS for rows, and whether these are PIXELS.
 
 #define WARPS (THREADS / 32)
@@ -46,7 +46,7 @@ struct Block {
     real delta2[BATCH][CLASSES | 1];  // logits at first; with an odd width, threads of a warp read different banks
     alignas(32) value rows[BUFFERS][ROWS][STRIDE];
 };
-static_assert(sizeof(Block) <= SHARED_BYTES, "persistent_scope.py reserves too little shared memory");
+static_assert(sizeof(Block) <= SHARED_BYTES, "persistent.py reserves too little shared memory");
 
 // The same tensors of the whole network, in global memory.
 struct Tensors {

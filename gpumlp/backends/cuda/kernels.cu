@@ -1,23 +1,18 @@
-// The CUDA kernels of the training operations. base.py states what each operation does; tests hold the two together.
-// rules.cuh, which is read before this text, has the rules that one element or one sample follows.
+// The CUDA kernels of the training operations. base.py states what each operation does; tests compare the two.
+// rules.cuh is read before this text: the rules that one element or one sample follows.
 //
-// Compiled once with -DREAL=float and once with -DREAL=double, by NVRTC when a GPU is first used. Without a GPU the
-// tests compile the same text for sm_80 and sm_90, and as C++ for the processor, where they run it.
+// Compiled with -DREAL=float or -DREAL=double, by NVRTC when a GPU is first used. Without a GPU the tests compile the
+// same text for sm_80 and sm_90, and as C++ for the processor, where they run it.
 //
 // Matrices are row-major without gaps, indices are 64 bits wide, and no sum depends on the order in which threads
-// happen to run, so that a training can be repeated bit for bit.
+// happen to run, so that training can be repeated bit for bit.
 //
 // `position` is what lets a captured graph be used again further on in an epoch: {samples, steps} to go on from the
 // addresses and slots that were captured. A null pointer means that the call is not part of a graph.
 
-// A block of column_sums; cuda_kernels.py launches it with as many threads.
+// A block of column_sums; kernels.py launches it with as many threads.
 #define SUM_COLUMNS 32
 #define SUM_ROWS 32
-
-__device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
-__device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }
-__device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
-__device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 
 // out[i, j] = source[rows[i], j] * scale
 extern "C" __global__ void gather_pixels(const unsigned char* source, const int64* rows, int64 batch, int64 features,
@@ -43,21 +38,6 @@ extern "C" __global__ void gather_rows(const real* source, const int64* rows, in
     }
 }
 
-// s = h(s + bias), in place
-extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units, int rule, real slope)
-{
-    for (int64 i = global_y(); i < batch; i += threads_y())
-        for (int64 j = global_x(); j < units; j += threads_x())
-            s[i * units + j] = activate(s[i * units + j] + bias[j], rule, slope);
-}
-
-// delta = delta * h', with h' from a = h(s)
-extern "C" __global__ void activation_backward(real* delta, const real* a, int64 size, int rule, real slope)
-{
-    for (int64 i = global_x(); i < size; i += threads_x())
-        delta[i] *= derivative(a[i], rule, slope);
-}
-
 // sums[j] = sum over i of values[i, j]. A block takes 32 columns; each thread every 32nd row of one of them.
 extern "C" __global__ void column_sums(const real* values, int64 rows, int64 columns, real* sums)
 {
@@ -76,7 +56,7 @@ extern "C" __global__ void column_sums(const real* values, int64 rows, int64 col
     }
 }
 
-// Loss, hit or miss, and output error of one sample a thread: right where there are few classes.
+// Loss, correctness and output error, one sample a thread: suited to few classes.
 extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labels, int64 batch, int64 classes,
                                                  const int64* position, real* losses, bool* correct)
 {

@@ -1,45 +1,19 @@
-// The rules that kernels.cu and persistent.cu share. Their sources are read behind this text.
+// The rules that kernels.cu and persistent.cu share. It is read before their text.
 
 typedef REAL real;
 typedef long long int64;
 
-// The rules of nn/activations.py, numbered as in cuda_rules.py.
-#define IDENTITY 0
-#define RELU 1
-#define LEAKY_RELU 2
-#define TANH 3
-#define SIGMOID 4
+__device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }
+__device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
+__device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 
-// The rules of SGD.
+// The rules of SGD, numbered as in kernels.py.
 #define PLAIN 0
 #define MOMENTUM 1
 #define NESTEROV 2
 
-// h(s). NaN stays NaN, as with NumPy, so that a training that diverged is found out.
-__device__ real activate(real s, int rule, real slope)
-{
-    switch (rule) {
-    case RELU: return s <= (real)0 ? (real)0 : s;
-    case LEAKY_RELU: return s > (real)0 ? s : slope * s;
-    case TANH: return tanh(s);
-    case SIGMOID: return (tanh(s * (real)0.5) + (real)1) * (real)0.5;
-    default: return s;
-    }
-}
-
-// h'(s) from a = h(s).
-__device__ real derivative(real a, int rule, real slope)
-{
-    switch (rule) {
-    case RELU: return a > (real)0 ? (real)1 : (real)0;
-    case LEAKY_RELU: return a > (real)0 ? (real)1 : slope;
-    case TANH: return (real)1 - a * a;
-    case SIGMOID: return a * ((real)1 - a);
-    default: return (real)1;
-    }
-}
-
-// Loss, hit or miss, and output error of one sample, which takes the place of its logits s.
+// Loss, correctness and output error of one sample; the error overwrites its logits s.
 __device__ void softmax_of_sample(real* s, int64 label, int64 batch, int64 classes, real* loss, bool* correct)
 {
     int64 best = 0;

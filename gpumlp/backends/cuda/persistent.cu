@@ -1,5 +1,5 @@
 // Many training steps of a network of one hidden layer in one launch, its weights on chip from the first to the last.
-// rules.cuh and persistent_block.cuh are read before this text; persistent_scope.py says which trainings it is for.
+// rules.cuh, activation.cuh and persistent_block.cuh are read before this text; persistent.py says which steps it runs.
 //
 // Each block keeps UNITS hidden units in its shared memory: their columns of W1, their rows of W2, and what momentum
 // remembers of both. Every block keeps b2. A step of a batch:
@@ -19,8 +19,8 @@
 // and batch: however an epoch is split into launches, its result is the same, bit for bit.
 
 struct Rules {
-    int activation, sgd;
-    real slope, momentum, step_size, l2, l1;
+    int sgd;
+    real momentum, step_size, l2, l1;
 
     __device__ void update_bias(real* b, real* velocity, real g) const
     {
@@ -34,7 +34,7 @@ struct Rules {
 
 // a1 = h(scale x W1 + b1) of the own units. A warp takes four samples and four units at a time, its lanes share the
 // inputs: so a weight, once read, is used for four samples, and an input for four units.
-__device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int units, real scale, const Rules& rules)
+__device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int units, real scale)
 {
     int lane = threadIdx.x % 32;
     for (int task = threadIdx.x / 32; task < ROWS / 4 * (UNITS / 4); task += WARPS) {
@@ -60,7 +60,7 @@ __device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int 
         real s = scale * sum_over_warp(sums, lane);
         int b = first_row + lane / 8, u = first_unit + lane / 2 % 4;
         if (lane % 2 == 0)  // the last block may have room for more units than there are: they stay 0
-            own.a[b][u] = u < units ? activate(s + own.parameters.bias1[u], rules.activation, rules.slope) : (real)0;
+            own.a[b][u] = u < units ? activate(s + own.parameters.bias1[u]) : (real)0;
     }
 }
 
@@ -88,14 +88,14 @@ __device__ void take_parts(Block& own, int batch, const real* parts)
 }
 
 // delta1 = (delta2 W2^T) * h' of the own units.
-__device__ void backward(Block& own, int batch, const Rules& rules)
+__device__ void backward(Block& own, int batch)
 {
     for (int k = threadIdx.x; k < batch * UNITS; k += THREADS) {
         int b = k / UNITS, u = k % UNITS;
         real sum = 0;
         for (int c = 0; c < CLASSES; c++)
             sum += own.delta2[b][c] * own.parameters.weight2[u][c];
-        own.delta1[b][u] = sum * derivative(own.a[b][u], rules.activation, rules.slope);
+        own.delta1[b][u] = sum * derivative(own.a[b][u]);
     }
 }
 
@@ -160,17 +160,18 @@ __device__ void update(Block& own, const value (*rows)[STRIDE], int batch, real 
 // The samples from `start` to `stop` of the order, in batches of BATCH and what is left.
 //
 // To be launched cooperatively, as (1, BLOCKS) blocks, so that all are there at once, with SHARED_BYTES each.
-// `parts` holds 2 x BLOCKS x LOGITS, `arrived` is 0. Velocities are null with plain SGD.
+// `rates` holds the learning rate of each batch, `parts` 2 x BLOCKS x LOGITS, `arrived` is 0. Velocities are null with
+// plain SGD.
 extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
-    const value* source, const int64* order, const int64* labels, int64 start, int64 stop, real scale, int activation,
-    real slope, int sgd, real momentum, real step_size, real l2, real l1, real* weight1, real* bias1, real* weight2,
-    real* bias2, real* velocity1, real* velocity_bias1, real* velocity2, real* velocity_bias2, real* losses,
-    bool* correct, real* parts, unsigned* arrived)
+    const value* source, const int64* order, const int64* labels, int64 start, int64 stop, real scale, int sgd,
+    real momentum, const real* rates, real l2, real l1, real* weight1, real* bias1, real* weight2, real* bias2,
+    real* velocity1, real* velocity_bias1, real* velocity2, real* velocity_bias2, real* losses, bool* correct,
+    real* parts, unsigned* arrived)
 {
     extern __shared__ Block memory[];
     Block& own = memory[0];
     const int block = blockIdx.y, first = block * UNITS, units = min(UNITS, HIDDEN - first);
-    const Rules rules = {activation, sgd, slope, momentum, step_size, l2, l1};
+    Rules rules = {sgd, momentum, 0, l2, l1};
     const Tensors tensors = {weight1, bias1, weight2, bias2};
     const Tensors velocities = {velocity1, velocity_bias1, velocity2, velocity_bias2};
 
@@ -185,13 +186,14 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
 
     unsigned step = 0;
     for (int64 begin = start; begin < stop; begin += BATCH, step++) {
+        rules.step_size = rates[step];
         const int64 next = begin + BATCH;
         const int batch = (int)min((int64)BATCH, stop - begin);
         const int next_batch = (int)max((int64)0, min((int64)BATCH, stop - next));
         const value(*rows)[STRIDE] = own.rows[step % BUFFERS];
         real* place = parts + (int64)(step % 2) * BLOCKS * LOGITS;
 
-        forward(own, rows, batch, units, scale, rules);
+        forward(own, rows, batch, units, scale);
         __syncthreads();
         give_part(own, batch, place + block * LOGITS);
         arrive(arrived);
@@ -210,7 +212,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
             }
         }
         __syncthreads();
-        backward(own, batch, rules);
+        backward(own, batch);
         __syncthreads();
         update(own, rows, batch, scale, rules);
         __syncthreads();

@@ -1,0 +1,16 @@
+// The kernels of an activation; rules.cuh and activation.cuh are read before this text.
+
+// s = h(s + bias), in place
+extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units)
+{
+    for (int64 i = global_y(); i < batch; i += threads_y())
+        for (int64 j = global_x(); j < units; j += threads_x())
+            s[i * units + j] = activate(s[i * units + j] + bias[j]);
+}
+
+// delta = delta * h', with h' from a = h(s)
+extern "C" __global__ void activation_backward(real* delta, const real* a, int64 size)
+{
+    for (int64 i = global_x(); i < size; i += threads_x())
+        delta[i] *= derivative(a[i]);
+}

@@ -1,0 +1,395 @@
+"""NVIDIA GPUs, driven by CuPy: the only module that imports it.
+
+Importing this module imports CuPy, so only `get_backend` and `available_devices` do, and only when a GPU
+is asked for.
+
+The training operations take few launches. A step of a network of L layers is 6 L + 1, 13 for 784-128-10, matrix
+products included (a test counts them): one to gather and scale the batch, two a layer forward (product; bias with
+activation), one for the loss with its gradient, two or four a layer backward (both gradients; above the first
+layer also the error term below and its activation), and one for the penalty with the optimizer. With cuBLASLt
+(``cublaslt.py``) bias and ReLU belong to the forward product, and both gradients are one call: 4 L + 1 with the
+ReLU, 9 for 784-128-10. Each override leaves to the reference what its kernel does not know: a user's own rules,
+more than 64 classes, arrays that are not contiguous.
+
+The way of running steps is chosen by a rule, `CudaBackend.execution`: the persistent kernel (``persistent.py``)
+where it knows all of the step, else CUDA graphs (``graphs.py``) where a step can be captured, else step by step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import cupy
+import numpy as np
+import numpy.typing as npt
+
+from ..base import (
+    PIXEL_SCALE,
+    Accumulation,
+    ActivationRule,
+    Array,
+    Backend,
+    DeviceError,
+    Execution,
+    ExecutionError,
+    HostArray,
+    LossRule,
+    Memory,
+    OptimizerRule,
+    PenaltyRule,
+    Step,
+)
+from .cublaslt import Products
+from .graphs import LENGTHS, Capture, GraphRunner, NotCapturableError, StepKey, step_key
+from .kernels import (
+    MOST_CLASSES,
+    Kernels,
+    Place,
+    cuda_activation,
+    has_loss_kernel,
+    has_penalty_kernel,
+    is_c_contiguous,
+    optimizer_kernel,
+)
+from .persistent import PersistentRunner
+
+_TF32_SINCE = 80  # compute capability 8.0
+_DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose own exceptions tell of a device that failed
+
+
+def device_count() -> int:
+    """How many GPUs the driver shows.
+
+    Raises:
+        DeviceError: no usable driver, or no GPU.
+    """
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except Exception as error:  # CuPy raises several types here, by version and by cause
+        try:
+            driver = int(cupy.cuda.runtime.driverGetVersion())
+        except Exception:
+            driver = 0
+        if driver == 0:
+            raise DeviceError(
+                f"CuPy {cupy.__version__} is installed, but there is no NVIDIA driver",
+                "install one (nvidia-smi shows whether it works), or use the device cpu",
+            ) from error
+        raise DeviceError(
+            f"CuPy {cupy.__version__} cannot use the NVIDIA driver, which supports CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10}: {error}",
+            "update the driver, or install the extra for its CUDA version (pip install '.[cuda12]' or "
+            "'.[cuda13]'), or use the device cpu",
+        ) from error
+    if count == 0:
+        raise DeviceError(
+            "the NVIDIA driver works, but shows no GPU",
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device cpu",
+        )
+    return count
+
+
+class CudaBackend(Backend):
+    """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous.
+
+    Args:
+        index: which GPU.
+        matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
+            ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
+        execution: ``"auto"``, or one way by name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
+    """
+
+    steps_at_a_time = 2 * LENGTHS[0]
+
+    def __init__(self, index: int, *, matmul_precision: str = "highest", execution: str = "auto") -> None:
+        count = device_count()
+        if index >= count:
+            present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
+            raise DeviceError(f"there is no device cuda:{index}", f"choose one of those there are: {present}, cpu")
+        self.index = index
+        self.name = f"cuda:{index}"
+        self.device_name = _name(index)
+        self.xp = cupy
+        self.tf32 = False
+        self.wanted_execution = execution
+        self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
+        self._runners: dict[str, PersistentRunner | GraphRunner] = {
+            "persistent": self.persistent,
+            "graphs": self.graphs,
+        }
+        self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
+        self._kernels: dict[Any, Kernels] = {}
+        self._capture: Capture | None = None
+        self._products: list[Products | None] = []  # found when a product is first needed
+        try:
+            capability = int(cupy.cuda.Device(index).compute_capability)
+            self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
+            with self.activate():
+                ones = cupy.ones((2, 2), dtype=cupy.float32)
+                (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
+                self.kernels(ones.dtype)
+        except Exception as failure:
+            error = failure.__cause__ if isinstance(failure, DeviceError) else failure
+            raise DeviceError(
+                f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
+                f"{type(error).__name__}: {error}",
+                "reinstall CuPy with NVIDIA's libraries (pip install '.[cuda13]' or '.[cuda12]'), or use the "
+                "device cpu",
+            ) from failure
+
+    def activate(self) -> AbstractContextManager[Any]:
+        return self._active()
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        try:
+            with cupy.cuda.Device(self.index), _float32_products(self.tf32):
+                yield
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _DRIVERS or isinstance(error, MemoryError):
+                raise  # not the device's; CuPy's own lack of memory is a MemoryError already
+            raise DeviceError(
+                f"{self.name} ({self.device_name}) failed: {type(error).__name__}: {error}",
+                "check it with nvidia-smi and start again (a run goes on with --resume), or use the device cpu",
+            ) from error
+
+    def products(self) -> Products | None:
+        if not self._products:
+            self._products.append(_find_products(self.tf32))
+        return self._products[0]
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, cupy.ndarray)
+
+    def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
+        with self.activate():
+            if isinstance(array, cupy.ndarray) and array.device.id != self.index:
+                array = array.copy()  # onto the active device
+            return cupy.asarray(array, dtype=dtype, order="C")
+
+    def to_numpy(self, array: Array) -> HostArray:
+        with self.activate():
+            host: HostArray = cupy.asnumpy(array)
+        return host
+
+    def synchronize(self) -> None:
+        with self.activate():
+            cupy.cuda.Device(self.index).synchronize()
+
+    def memory(self) -> Memory:
+        free, total = cupy.cuda.Device(self.index).mem_info
+        return Memory(int(free), int(total))
+
+    # -- Steps --------------------------------------------------------------------------------------
+
+    def execution(self, step: Step) -> Execution:
+        return self._choose(step, step_key(step))
+
+    def _choose(self, step: Step, key: StepKey) -> Execution:
+        """The way of running a step, decided again where its arrays or rules have changed."""
+        found = self._chosen.get(step)
+        if found is None or found[0] != key:
+            found = self._chosen[step] = key, self._by_rule(step)
+        return found[1]
+
+    def _by_rule(self, step: Step) -> Execution:
+        """The first way that is possible, of all or of the one that was asked for by name."""
+        reasons: list[str] = []
+        for name, runner in self._runners.items():
+            if self.wanted_execution not in ("auto", name):
+                continue
+            reason = runner.unsupported_reason(step)
+            if reason is None:
+                return Execution(name, "; ".join([runner.describe(step), *reasons]))
+            if self.wanted_execution == name:
+                raise ExecutionError(f"execution {name} is not possible: {reason}", "use execution auto instead")
+            reasons.append(f"not {name}: {reason}")
+        return Execution("eager", "; ".join(reasons) or "as asked for")
+
+    def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
+        key, done = step_key(step), 0
+        while done < len(batches):
+            runner = self._runners.get(self._choose(step, key).name)
+            rest, rates = batches[done:], learning_rates[done:]
+            if runner is None:
+                super().run_steps(step, rest, rates)
+                return
+            done += runner.run(step, key, rest, rates)
+            if done < len(batches):  # a capture was refused
+                del self._chosen[step]
+
+    @contextmanager
+    def capturing(self, capture: Capture) -> Iterator[None]:
+        """A context within which operations are part of a capture."""
+        products = self.products()
+        self._capture = capture
+        if products is not None:
+            products.capturing = True
+        try:
+            yield
+        finally:
+            self._capture = None
+            if products is not None:
+                products.capturing = False
+
+    # -- The training operations --------------------------------------------------------------------
+
+    def kernels(self, dtype: npt.DTypeLike) -> Kernels:
+        """The kernels for float32 or float64, compiled when first used."""
+        found = self._kernels.get(dtype)
+        if found is None:
+            found = self._kernels[dtype] = Kernels(self.xp, np.dtype(dtype))
+        return found
+
+    def matmul(self, x: Array, y: Array, out: Array) -> None:
+        """``out = x y``."""
+        products = self.products()
+        if products is None or not products.matmul(x, y, out):
+            self.xp.matmul(x, y, out=out)
+
+    def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
+        expected = out.dtype if staging is None else np.uint8
+        if source.dtype != expected or rows.dtype != np.int64 or not is_c_contiguous(source, rows, out):
+            self._require_kernel("gather")
+            return super().gather(source, rows, staging, out)
+        scale = None if staging is None else PIXEL_SCALE
+        return self.kernels(out.dtype).gather(source, rows, scale, self._place(), out)
+
+    def dense_forward(
+        self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
+    ) -> None:
+        cuda = cuda_activation(activation)
+        if cuda is None or bias.dtype != a.dtype or not is_c_contiguous(a, bias):
+            self._require_kernel("dense_forward")
+            return super().dense_forward(x, weight, bias, activation, s, a)
+        products = self.products()
+        if products is not None and cuda.epilogue and products.dense(cuda.epilogue, x, weight, bias, a):
+            return None
+        self.matmul(x, weight, a)
+        return self.kernels(a.dtype).bias_activation(a, bias, cuda)
+
+    def dense_backward(
+        self,
+        x: Array,
+        weight: Array,
+        delta: Array,
+        weight_gradient: Accumulation,
+        bias_gradient: Array,
+        input_activation: ActivationRule | None,
+        input_delta: Array | None,
+    ) -> None:
+        if weight_gradient.scale != 1 or weight_gradient.keep != 0:
+            self._require_kernel("dense_backward")
+            return super().dense_backward(
+                x, weight, delta, weight_gradient, bias_gradient, input_activation, input_delta
+            )
+        products = self.products()
+        if products is None or not products.gradients(x, delta, weight_gradient.out, bias_gradient):
+            self.matmul(x.T, delta, weight_gradient.out)
+            if bias_gradient.dtype == delta.dtype and is_c_contiguous(delta, bias_gradient):
+                self.kernels(delta.dtype).column_sums(delta, bias_gradient)
+            else:
+                self._require_kernel("dense_backward")
+                self.column_sums(delta, bias_gradient)
+        if input_delta is None:
+            return None
+        self.matmul(delta, weight.T, input_delta)
+        if input_activation is None:
+            return None
+        cuda = cuda_activation(input_activation)
+        same = x.dtype == input_delta.dtype == delta.dtype
+        if cuda is not None and same and is_c_contiguous(x, input_delta):
+            return self.kernels(delta.dtype).activation_backward(input_delta, x, cuda)
+        self._require_kernel("dense_backward")
+        return input_activation.backward(self.xp, x, input_delta)
+
+    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+        known = has_loss_kernel(loss) and outputs.shape[1] <= MOST_CLASSES
+        same = losses.dtype == outputs.dtype and targets.dtype == np.int64 and correct.dtype == np.bool_
+        if not known or not same or not is_c_contiguous(outputs, targets, losses, correct):
+            self._require_kernel("output_error")
+            return super().output_error(loss, outputs, targets, losses, correct)
+        kernels = self.kernels(outputs.dtype)
+        return kernels.softmax_cross_entropy(outputs, targets, self._place(), losses, correct)
+
+    # Of reductions CuPy brings some compiled: sums in an array's own dtype, the least and the largest number. Any
+    # other it compiles with CUB where it is first met, which takes seconds each: CuPy's `cub.pyx`.
+
+    def total(self, values: Array) -> Array:
+        return self.xp.sum(values.astype("float64"))
+
+    def all_finite(self, values: Array) -> bool:
+        return bool(self.xp.min(self.xp.isfinite(values).view("uint8")))
+
+    def update(
+        self,
+        optimizer: OptimizerRule,
+        penalty: PenaltyRule,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
+        accumulated: bool = False,
+    ) -> None:
+        known = optimizer_kernel(optimizer) is not None and has_penalty_kernel(penalty) and not accumulated
+        if not known or not is_c_contiguous(parameters, gradient, *state.buffers.values()):
+            self._require_kernel("update")
+            return super().update(
+                optimizer, penalty, parameters, gradient, weights, state, learning_rate, accumulated
+            )
+        slot = 0 if self._capture is None else self._capture.next_slot()
+        return self.kernels(parameters.dtype).update(
+            optimizer, penalty, parameters, gradient, weights, state, learning_rate, slot, self._place()
+        )
+
+    def _place(self) -> Place | None:
+        """Where a captured operation finds what changes; None outside a capture."""
+        return None if self._capture is None else self._capture.place
+
+    def _require_kernel(self, operation: str) -> None:
+        """Refuse, within a capture, what only the reference computes: a graph could not repeat its calls."""
+        if self._capture is not None:
+            raise NotCapturableError(f"no kernel knows this {operation}")
+
+
+def _find_products(tf32: bool) -> Products | None:
+    """cuBLASLt by NVIDIA's bindings, if they are installed."""
+    if importlib.util.find_spec("nvmath") is None:
+        return None
+    try:
+        from nvmath import bindings
+
+        return Products(cupy, tf32, bindings)
+    except Exception as error:  # a broken installation can raise anything; CuPy's products are as good
+        warnings.warn(f"nvmath-python is installed, but cannot be used: {error}", RuntimeWarning, stacklevel=2)
+        return None
+
+
+@contextmanager
+def _float32_products(tf32: bool) -> Iterator[None]:
+    """TF32 or float32 in CuPy's own products of float32 matrices, for as long as the context lasts.
+
+    CuPy has one such setting for the whole process and no public way to it.
+    """
+    linalg = cupy._core._routines_linalg
+    wanted = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT
+    before = linalg.get_compute_type("float32")
+    if before == wanted:
+        yield
+        return
+    linalg.set_compute_type("float32", wanted)
+    try:
+        yield
+    finally:
+        linalg.set_compute_type("float32", before)
+
+
+def _name(index: int) -> str:
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"]
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,227 @@
+"""The kernels of ``kernels.cu`` and ``activation.cu``: how they are compiled, and how each is launched.
+
+Nothing here imports CuPy: the library is passed, so that tests run these very calls on the processor.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base import Array, CudaActivation, Step, stated
+
+MOST_CLASSES = 64  # up to which a thread may take a whole row of logits
+
+_THREADS = 256
+_MATRIX_BLOCK = (32, 8)  # columns, rows
+_ROW_THREADS = 64
+_SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of kernels.cu
+_MOST_BLOCKS = 65_535  # in y, and enough in x: a kernel's loops do the rest
+_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2}  # numbered as in rules.cuh
+
+
+class Place(NamedTuple):
+    """Where a captured call finds what changes from one launch of its graph to the next.
+
+    Attributes:
+        position: ``(2,)`` int64 on the device: samples and steps to go on from.
+        factors: ``(steps, 2)``, an optimizer's `step_factors` of each step.
+    """
+
+    position: Array
+    factors: Array
+
+
+def kernel_source(*names: str, activation: CudaActivation | None = None) -> str:
+    """The text of ``rules.cuh`` and of the sources that build on it, with h and h' of an activation."""
+    parts = ["rules.cuh", *names]
+    defined = ""
+    if activation is not None:
+        defined = f"#define FORWARD {activation.forward}\n#define DERIVATIVE {activation.derivative}\n"
+        parts.insert(1, "activation.cuh")
+    return defined + "\n".join(files(__package__).joinpath(part).read_text(encoding="utf-8") for part in parts)
+
+
+def real_name(dtype: np.dtype[Any]) -> str:
+    """What CUDA calls float32 and float64."""
+    return {"float32": "float", "float64": "double"}[dtype.name]
+
+
+def cuda_activation(activation: Any) -> CudaActivation | None:
+    """What an activation states for CUDA, or None where no kernel can compute it."""
+    found: CudaActivation | None = stated(activation, "cuda", "forward", "backward")
+    return found
+
+
+def optimizer_kernel(optimizer: Any) -> str | None:
+    """The name of the kernel that takes an optimizer's step, ``"sgd"`` or ``"adam"``; None if there is none."""
+    name = stated(optimizer, "kernel", "update", "init", "active_buffers", "step_factors")
+    return name if name in ("sgd", "adam") else None
+
+
+def has_penalty_kernel(penalty: Any) -> bool:
+    """Do the optimizers' kernels know this penalty?"""
+    return bool(stated(penalty, "kernel", "add_gradient") == "l2_l1")
+
+
+def has_loss_kernel(loss: Any) -> bool:
+    """Is there a kernel for this loss?"""
+    return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
+
+
+def sgd_code(optimizer: Any) -> np.int32:
+    """The number of SGD's rule."""
+    rule = "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
+    code: np.int32 = np.int32(_SGD_CODES[rule])
+    return code
+
+
+def unsupported_reason(step: Step) -> str | None:
+    """What part of a step no kernel can compute, as a sentence; None if kernels know all of it."""
+    classes, dtype = step.layers[-1].bias.size, step.losses.dtype
+    unknown = [repr(layer.activation) for layer in step.layers if cuda_activation(layer.activation) is None]
+    arrays = (step.images, step.order, step.targets)
+    reasons = {
+        "the rules of a step change from batch to batch": not step.same_rules,
+        "the samples have weights": step.sample_weights is not None,
+        f"there is no kernel for the loss {step.loss!r}": not has_loss_kernel(step.loss),
+        f"the kernel of the loss takes up to {MOST_CLASSES} classes, here are {classes}": classes > MOST_CLASSES,
+        f"the activation {', '.join(unknown)} states no CUDA expression": bool(unknown),
+        f"there is no kernel for the optimizer {step.optimizer!r}": optimizer_kernel(step.optimizer) is None,
+        f"there is no kernel for the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
+        "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
+        "the targets are not int64": step.targets.dtype != np.int64,
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def is_c_contiguous(*arrays: Array) -> bool:
+    """Are these arrays laid out as the kernels take them to be?"""
+    return all(array.flags.c_contiguous for array in arrays)
+
+
+class Kernels:
+    """The kernels for one dtype.
+
+    Every scalar is given as the NumPy type that its parameter has: a kernel's arguments are raw bytes, and
+    nothing would convert them. The caller is responsible for shapes, dtypes and contiguity.
+
+    Args:
+        cupy: the library, or a fake of it.
+        dtype: float32 or float64, of all arrays but labels, rows and pixels.
+    """
+
+    def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
+        self._cupy, self._options = cupy, (f"-DREAL={real_name(dtype)}",)
+        module = cupy.RawModule(code=kernel_source("kernels.cu"), options=self._options)
+        self._real = dtype.type
+        self._null = np.uint64(0)
+        self._activations: dict[CudaActivation, tuple[Any, Any]] = {}
+        self._gather_pixels = module.get_function("gather_pixels")
+        self._gather_rows = module.get_function("gather_rows")
+        self._column_sums = module.get_function("column_sums")
+        self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
+        self._sgd_step = module.get_function("sgd_step")
+        self._adam_step = module.get_function("adam_step")
+        self._set_position = module.get_function("set_position")
+
+    def _activation(self, activation: CudaActivation) -> tuple[Any, Any]:
+        """The two kernels of an activation, compiled when first used."""
+        if activation not in self._activations:
+            code = kernel_source("activation.cu", activation=activation)
+            module = self._cupy.RawModule(code=code, options=self._options)
+            found = module.get_function("bias_activation"), module.get_function("activation_backward")
+            self._activations[activation] = found
+        return self._activations[activation]
+
+    def gather(self, source: Array, rows: Array, scale: float | None, place: Place | None, out: Array) -> None:
+        """``out = source[rows] * scale`` for pixels, ``source[rows]`` where `scale` is None."""
+        batch, features = out.shape
+        sizes = (np.int64(batch), np.int64(features))
+        grid = _matrix_grid(batch, features)
+        if scale is None:
+            self._gather_rows(grid, _MATRIX_BLOCK, (source, rows, *sizes, self._position(place), out))
+        else:
+            arguments = (source, rows, *sizes, self._real(scale), self._position(place), out)
+            self._gather_pixels(grid, _MATRIX_BLOCK, arguments)
+
+    def bias_activation(self, s: Array, bias: Array, activation: CudaActivation) -> None:
+        """``s = h(s + bias)`` in place."""
+        batch, units = s.shape
+        kernel, _ = self._activation(activation)
+        kernel(_matrix_grid(batch, units), _MATRIX_BLOCK, (s, bias, np.int64(batch), np.int64(units)))
+
+    def activation_backward(self, delta: Array, a: Array, activation: CudaActivation) -> None:
+        """``delta = delta * h'`` in place, with h' from the output `a`, which is kept."""
+        _, kernel = self._activation(activation)
+        kernel(_grid(delta.size), (_THREADS,), (delta, a, np.int64(delta.size)))
+
+    def column_sums(self, values: Array, sums: Array) -> None:
+        """``sums = values.sum(axis=0)``."""
+        rows, columns = values.shape
+        grid = (-(-columns // _SUM_BLOCK[0]),)
+        self._column_sums(grid, _SUM_BLOCK, (values, np.int64(rows), np.int64(columns), sums))
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, place: Place | None, losses: Array, correct: Array
+    ) -> None:
+        """See `Backend.softmax_cross_entropy`; for up to `MOST_CLASSES` classes."""
+        batch, classes = logits.shape
+        sizes = (np.int64(batch), np.int64(classes))
+        arguments = (logits, labels, *sizes, self._position(place), losses, correct)
+        self._softmax_cross_entropy(_grid(batch, _ROW_THREADS), (_ROW_THREADS,), arguments)
+
+    def update(
+        self,
+        optimizer: Any,
+        penalty: Any,
+        parameters: Array,
+        gradient: Array,
+        weights: slice,
+        state: Any,
+        learning_rate: float,
+        slot: int,
+        place: Place | None,
+    ) -> None:
+        """Penalty and optimizer step in one pass; see `Backend.update`.
+
+        A captured step reads what changes from step to step from the device, at `slot` of the place's factors.
+        """
+        real, name = self._real, optimizer_kernel(optimizer)
+        state.steps += 1
+        step_size, epsilon = map(real, optimizer.step_factors(state.steps, learning_rate))
+        start, stop, _ = weights.indices(parameters.size)
+        penalties = (real(penalty.l2), real(penalty.l1))
+        common = (np.int64(parameters.size), np.int64(start), np.int64(stop), *penalties)
+        factors = (self._null, np.int64(0), self._null)
+        if place is not None:
+            factors = (place.factors, np.int64(slot), place.position)
+        grid = _grid(parameters.size)
+        if name == "sgd":
+            velocity = state.buffers["velocity"] if optimizer.momentum else self._null
+            rule = (sgd_code(optimizer), real(optimizer.momentum), step_size)
+            self._sgd_step(grid, (_THREADS,), (parameters, gradient, velocity, *common, *rule, *factors))
+        else:
+            means = (state.buffers["mean"], state.buffers["mean_square"])
+            betas = [real(beta) for b in (optimizer.beta1, optimizer.beta2) for beta in (b, 1 - b)]
+            rule = (*betas, step_size, epsilon)
+            self._adam_step(grid, (_THREADS,), (parameters, gradient, *means, *common, *rule, *factors))
+
+    def set_position(self, place: Place, samples: int, steps: int) -> None:
+        """Where the next launch of a graph goes on from."""
+        self._set_position((1,), (1,), (place.position, np.int64(samples), np.int64(steps)))
+
+    def _position(self, place: Place | None) -> Any:
+        return self._null if place is None else place.position
+
+
+def _grid(size: int, threads: int = _THREADS) -> tuple[int]:
+    return (max(1, min(-(-size // threads), _MOST_BLOCKS)),)
+
+
+def _matrix_grid(rows: int, columns: int) -> tuple[int, int]:
+    across, down = _MATRIX_BLOCK
+    return max(1, min(-(-columns // across), _MOST_BLOCKS)), max(1, min(-(-rows // down), _MOST_BLOCKS))
