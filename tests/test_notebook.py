@@ -43,7 +43,7 @@ def test_a_network_is_a_table_of_its_layers() -> None:
         ["layers.0", "tanh", "784", "128", "100,480"],
         ["layers.1", "tanh", "128", "64", "8,256"],
         ["layers.2", "softmax", "64", "10", "650"],
-        ["in all", "", "", "", "109,386"],
+        ["total", "", "", "", "109,386"],
     ]
     assert texts(html, "p") == ["MLP 784-128-64-10, float32, on cpu"]
 

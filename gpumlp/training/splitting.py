@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backends import HostArray
 from ..data import Dataset
-from ..data.batches import ArrayBatches
+from ..data.dataset import ArrayBatches
 from ..nn.hyperparameters import whole
 from ..nn.network import CHUNK, MLP
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..backends import Array
-from ..data.batches import ArrayBatches
+from ..data.dataset import ArrayBatches
 from ..diagnostics import LayerStatistics, Probe, Setting
 from ..diagnostics.statistics import is_due, watched
 from ..nn.network import MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
