@@ -25,10 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of each file, and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     paths = [word for word in words if not word.startswith("-")]
+    if {"-h", "--help"} & {*words}:
+        print(__doc__)
+        return 0
     if not paths or set(words) - {*paths, "--figure"}:
         wanted = "[--figure] and files of results, such as benchmarks/results/compare-cpu.json"
         print(f"expected {wanted}, got {' '.join(words) or 'nothing'}", file=sys.stderr)
-        return 0 if {"-h", "--help"} & {*words} else 2
+        return 2
     for path in paths:
         try:
             report = json.loads(Path(path).read_text(encoding="utf-8"))

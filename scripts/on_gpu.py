@@ -347,9 +347,9 @@ def sanitizer(job: Job) -> None:
     for check, way in wanted:
         words = ["--dataset", "digits", "--epochs", "1", "--batch-size", "32", "--quiet", "--execution", way]
         command = [tool, "--tool", check, sys.executable, "-m", "gpumlp.train", "--device", job.device, *words]
-        log = (job.work / f"{check}-{way}.log").open("w+", encoding="utf-8")
         command += ["--out", str(job.work / f"{check}-{way}")]
-        processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log))
+        with (job.work / f"{check}-{way}.log").open("w", encoding="utf-8") as log:
+            processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log))
     rows = job.result["rows"] = []
     for (check, way), process in zip(wanted, processes, strict=True):
         code = process.wait()

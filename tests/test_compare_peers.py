@@ -23,7 +23,8 @@ from benchmarks.peers.gpumlp import Gpumlp, GpumlpGraphs
 from benchmarks.peers.numpy import Textbook
 from benchmarks.peers.torch import TorchCompiled, TorchEager, TorchGraph, own_threads
 from gpumlp import Dataset
-from tests.host_cuda import HostCupy, load_cupy_backend
+from gpumlp.backends import Backend
+from tests.host_cuda import host_cuda_backend
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
@@ -108,30 +109,39 @@ class GraphOnCpu(TorchGraph):
 
 @pytest.fixture
 def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`get_backend("cuda")` with kernels compiled for the processor."""
-    cupy = HostCupy()
-    cupy.attributes["CooperativeLaunch"] = 1
-    module = load_cupy_backend(cupy)
-    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
+    """GPU backends for the peers of gpumlp, with kernels and cuBLASLt on the processor."""
+
+    def backend(device: str, *, execution: str = "auto") -> Backend:
+        made: Backend = host_cuda_backend(cublaslt=True, execution=execution)
+        made.xp.attributes["CooperativeLaunch"] = 1  # for the persistent kernel
+        return made
+
+    monkeypatch.setattr("benchmarks.peers.gpumlp.get_backend", backend)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("sizes", [(20, 16, 4), (20, 16, 8, 4)])
+@pytest.mark.parametrize(
+    ("peer", "sizes", "way"),
+    [
+        (Gpumlp, (20, 16, 4), "persistent"),
+        (Gpumlp, (20, 16, 8, 4), "graphs"),
+        (GpumlpGraphs, (20, 16, 4), "graphs"),
+    ],
+)
 def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
-    sizes: tuple[int, ...], momentum: float, blobs: Dataset, host_cuda: None
+    peer: type[Peer], sizes: tuple[int, ...], way: str, momentum: float, blobs: Dataset, host_cuda: None
 ) -> None:
     setting = replace(SETTING, sizes=sizes, momentum=momentum, device="cuda")
-    (result,) = check_agreement([Gpumlp], setting, blobs, threads=1)
+    (result,) = check_agreement([peer], setting, blobs, threads=1)
     assert isinstance(result, Agreement), result
     assert result.agrees, result
-    expected = ("persistent",) if len(sizes) == 3 else ("eager",)  # CuPy's products cannot be captured
-    assert start(Gpumlp, setting, blobs).variants == expected
+    assert start(peer, setting, blobs).variants == (way,)
 
 
 def test_graphs_are_measured_beside_the_persistent_kernel_only(blobs: Dataset, host_cuda: None) -> None:
-    setting = replace(SETTING, sizes=(20, 16, 4), device="cuda")
-    (result,) = check_agreement([GpumlpGraphs], setting, blobs, threads=1)
-    assert isinstance(result, NotMeantForError)  # no graphs without nvmath-python
+    (result,) = check_agreement([GpumlpGraphs], replace(SETTING, device="cuda"), blobs, threads=1)
+    assert isinstance(result, NotMeantForError)
+    assert str(result) == "gpumlp runs by CUDA graphs here"
     assert GpumlpGraphs.unsupported_reason("cpu", "float32") == "CUDA graphs need a GPU"
 
 

@@ -128,6 +128,24 @@ def test_training_is_timed_and_its_bits_are_compared(
     assert " % on digits; " in job.note
 
 
+def test_what_the_sanitizer_finds_is_a_failure(
+    on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(
+        "#!/bin/sh\n"
+        "[ $2 = memcheck ] && echo '========= ERROR SUMMARY: 0 errors' && exit 0\n"
+        "echo '========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = on_gpu.Job("cuda", tmp_path, tmp_path / "sanitizer.json")
+    with pytest.raises(RuntimeError, match="racecheck of persistent: RACECHECK SUMMARY: 2 hazards"):
+        on_gpu.sanitizer(job)
+    assert [row["clean"] for row in job.result["rows"]] == [True, True, True, False]
+    assert job.note == "3 of 4 checks are clean"
+
+
 def test_the_time_limits_are_below_ten_minutes_together(on_gpu: ModuleType) -> None:
     assert sum(part.seconds for part in on_gpu.PARTS.values()) <= on_gpu.TOTAL_SECONDS < 600
 
