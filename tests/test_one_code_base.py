@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,45 +9,10 @@ from gpumlp import MLP, SGD, Adam, Dataset, Penalty, StepDecay, Trainer, fit
 from gpumlp.backends import Backend
 from tests.strict_device import StrictBackend
 
-PACKAGE = Path(__file__).parents[1] / "gpumlp"
-OUTSIDE = [path for path in PACKAGE.rglob("*.py") if "backends" not in path.parts]
-
 
 def trainer_on(backend: Backend, data: Dataset, **options: object) -> Trainer:
     model = MLP([data.features, 16, 12, data.classes], seed=3, device=backend)
     return Trainer(model, data, batch_size=32, seed=5, **options)
-
-
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_outside_the_backends_no_code_names_a_gpu_library(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {
-        (alias.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert not ({"cupy", "cupyx", "torch"} & (imported | names))
-
-
-@pytest.mark.parametrize(
-    ("room", "forbidden"),
-    [
-        ("backends", {"nn", "data", "diagnostics", "training", "figures", "report"}),
-        ("nn", {"data", "diagnostics", "training", "figures", "report"}),
-        ("data", {"nn", "diagnostics", "training", "figures", "report"}),
-        ("diagnostics", {"figures", "report"}),
-        ("training", {"figures", "report"}),
-        ("figures", {"report"}),
-    ],
-)
-def test_no_room_imports_from_above(room: str, forbidden: set[str]) -> None:
-    for path in (PACKAGE / room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                module = (node.module or "").removeprefix("gpumlp.")
-                assert module.partition(".")[0] not in forbidden, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "sigmoid"])

@@ -1,0 +1,95 @@
+"""How the code is laid out: which folder may import from which, read off the imports at the top of the modules."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpumlp"
+
+# Each folder with those it may import from; what stands in the package itself is for all but commands.
+BELOW = {
+    "backends": set(),
+    "nn": {"backends"},
+    "data": {"backends"},
+    "training": {"backends", "nn", "data"},
+    "diagnostics": {"backends", "nn", "data", "training"},
+    "interop": {"backends", "nn"},
+    "pictures": {"backends", "nn", "data"},
+    "sklearn": {"backends", "nn", "data", "training"},
+    "figures": {"backends", "nn", "data", "training", "diagnostics"},
+    "report": {"backends", "nn", "data", "training", "diagnostics", "figures", "interop"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """What a module imports when it is loaded, and what only a type checker sees: full names."""
+    path, found = MODULES[name], set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+    def visit(statements: list[ast.stmt]) -> None:
+        for node in statements:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                module = ".".join([*base, *filter(None, [node.module])])
+                found.update(
+                    f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module
+                    for alias in node.names
+                )
+            elif isinstance(node, ast.If | ast.Try):
+                visit([*node.body, *node.orelse])
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body)
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_folder_imports_only_from_those_below_it(name: str) -> None:
+    folder = name.split(".")[1:2]
+    if not folder or folder[0] not in BELOW or name == "gpumlp.data.preparation":  # kept for its public name
+        return
+    above = set(BELOW) - BELOW[folder[0]] - set(folder)
+    for module in imports(name):
+        parts = module.split(".")
+        assert parts[0] != "gpumlp" or len(parts) < 2 or parts[1] not in above, f"{name} imports {module}"
+
+
+def test_every_folder_has_its_place() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(BELOW)
+
+
+def test_no_imports_go_in_circles() -> None:
+    graph = {name: imports(name) & set(MODULES) - {name} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_cuda_backend_knows_a_gpu_library(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    used = {module.partition(".")[0] for module in imports(name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            used.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Name) and ".cuda." not in name:  # there, a parameter may be called so
+            used.add(node.id)
+    allowed = {"cupy", "nvmath"} if name == "gpumlp.backends.cuda.backend" else set()
+    assert not ({"cupy", "cupyx", "nvmath", "torch"} & used) - allowed
