@@ -66,13 +66,13 @@ def executions(out: Path) -> tuple[str, str]:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps: ")]
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: ")]
 
 
 def test_the_way_taken_is_shown_and_recorded(tmp_path: Path, devices: Devices, capsys) -> None:
     devices("graphs", "eager")
     start(tmp_path / "run", quiet=False)
-    assert said(capsys) == [f"steps: {Execution('graphs', 'as tested')}"]
+    assert said(capsys) == [f"execution: {Execution('graphs', 'as tested')}"]
     assert executions(tmp_path / "run") == ("graphs", "graphs")
     metrics = Run(tmp_path / "run").metrics
     assert metrics is not None
@@ -104,7 +104,7 @@ def test_a_resumed_run_takes_its_way_again(tmp_path: Path, devices: Devices, cap
     devices("persistent", "graphs", "eager")  # what "auto" would choose by now
     resume(tmp_path / "run")
     assert executions(tmp_path / "run") == ("graphs", "graphs")
-    assert said(capsys) == [f"steps: {Execution('graphs', 'as tested')}"]
+    assert said(capsys) == [f"execution: {Execution('graphs', 'as tested')}"]
 
 
 def test_a_resumed_run_whose_way_is_gone_takes_the_next_one_and_says_so(
@@ -116,8 +116,7 @@ def test_a_resumed_run_whose_way_is_gone_takes_the_next_one_and_says_so(
     resume(tmp_path / "run")
     assert executions(tmp_path / "run") == ("graphs", "graphs")
     assert said(capsys)[0] == (
-        "steps: not persistent as before (persistent needs what is missing); graphs instead of persistent: "
-        "results differ by rounding"
+        "execution: graphs instead of persistent (persistent needs what is missing): results differ by rounding"
     )
 
 
@@ -136,7 +135,7 @@ def test_the_way_can_be_changed_when_a_run_is_resumed(
     start(tmp_path / "run", execution=was)
     resume(tmp_path / "run", execution=now)
     assert executions(tmp_path / "run") == (now, now)
-    assert said(capsys)[0] == f"steps: {now} instead of {was}: {bits}"
+    assert said(capsys)[0] == f"execution: {now} instead of {was}: {bits}"
     devices("eager")
     with pytest.raises(ExecutionError):
         resume(tmp_path / "run", epochs=3, execution="graphs")
@@ -145,8 +144,8 @@ def test_the_way_can_be_changed_when_a_run_is_resumed(
 @pytest.mark.parametrize(
     ("first", "second", "text"),
     [
-        ("cuda", "cpu", "steps: eager on cpu instead of graphs on cuda:0: results differ by rounding"),
-        ("cpu", "cuda", "steps: graphs on cuda:0 instead of eager on cpu: results differ by rounding"),
+        ("cuda", "cpu", "execution: eager on cpu instead of graphs on cuda:0: results differ by rounding"),
+        ("cpu", "cuda", "execution: graphs on cuda:0 instead of eager on cpu: results differ by rounding"),
     ],
 )
 def test_on_another_device_a_run_takes_that_devices_way(
@@ -196,7 +195,9 @@ def test_an_old_run_whose_way_is_not_possible_takes_the_next_one_and_says_so(
     as_before(tmp_path / "run", cuda_graphs="auto", persistent_kernel="on")
     resume(tmp_path / "run")
     assert executions(tmp_path / "run") == ("eager", "eager")
-    assert "not persistent as before" in said(capsys)[0]
+    assert said(capsys)[0].startswith(
+        "execution: eager instead of persistent (persistent needs what is missing; graphs"
+    )
     assert Run(tmp_path / "run").options["execution"] == "persistent"
 
 

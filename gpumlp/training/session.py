@@ -162,7 +162,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
         except ExecutionError as error:
             if way == ways[-1]:
                 raise
-            reasons.append(f"not {way} as before ({error.cause})")
+            reasons.append(error.cause)
     name, was = trainer.model.backend.name, before.get("name", saved)
     moved = bool(before) and before["device"].partition(":")[0] != name.partition(":")[0]
     if moved and not asked:
@@ -170,10 +170,13 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     now = trainer.execution.name
     display.say(device)
     if moved:
-        display.say(f"steps: {now} on {name} instead of {was} on {before['device']}: results differ by rounding")
+        display.say(
+            f"execution: {now} on {name} instead of {was} on {before['device']}: results differ by rounding"
+        )
     elif name != "cpu" and now != was and was != "auto":
         bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
-        display.say(f"steps: {'; '.join([*reasons, f'{now} instead of {was}: {bits}'])}")
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        display.say(f"execution: {now} instead of {was}{why}: {bits}")
     return trainer
 
 
@@ -292,7 +295,7 @@ def _results(trainer: Trainer, test: Dataset, result: Evaluation, folder: RunFol
     history, backend = trainer.history, trainer.model.backend
     return [
         *_best_network(history, folder),
-        f"steps: {trainer.execution}",
+        f"execution: {trainer.execution}",
         describe_test(test, result),
         f"throughput: {throughput_line(history, first)} on {backend.name} ({backend.device_name})",
         *(f"finding: {finding.message}" for finding in history.findings()),
