@@ -110,7 +110,7 @@ def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pyte
         (["--resume", "none"], "there is no run none"),
         (["--validation", 1437, *DIGITS], "validation is expected to be from 0 to 1,436"),
         (["--dataset", "none.npz"], "none.npz"),
-        (["--data-dir", "none", *DIGITS], "data_dir none has no meaning"),
+        (["--data-dir", "none", *DIGITS], "data_dir none does not apply"),
         (["--device", "cuda:99", "--dataset", "digits"], "cuda"),
     ],
 )
