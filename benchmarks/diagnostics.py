@@ -143,8 +143,7 @@ def measure(options: Options, train: Dataset, hidden: tuple[int, ...], held_out:
 def time_after_steps(trainer: Trainer) -> list[float]:
     """From now on the trainer adds the seconds that it spends on validation and statistics to the list's last."""
     seconds: list[float] = []
-    watcher = trainer._watcher
-    original = watcher.after_epoch
+    original = trainer._measure
 
     def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -152,7 +151,7 @@ def time_after_steps(trainer: Trainer) -> list[float]:
         seconds[-1] += time.perf_counter() - start
         return result
 
-    watcher.after_epoch = timed  # type: ignore[method-assign]
+    trainer._measure = timed  # type: ignore[method-assign]
     return seconds
 
 

@@ -1,11 +1,11 @@
 """gpumlp's MLPClassifier beside scikit-learn's on the CPU: ``python -m benchmarks.estimators``.
 
-Both with scikit-learn's default parameters, on the same part of each data set and with the same ``random_state``,
-which gives both the same initial weights and batches. What is timed is `fit`, from arrays as scikit-learn's users
-have them: float64, and float32 as well. Each library is in a process of its own, and they take turns, fit by fit,
-while the others wait. scikit-learn's process does not know gpumlp; where gpumlp chooses another kernel of NumPy's
-BLAS than that has taken by itself (on some AMD processors with AVX-512), there is one more, with scikit-learn on
-the same kernel.
+Both with scikit-learn's default parameters, on the same part of each data set and with the same
+``random_state``, which gives both the same initial weights and batches. What is timed is `fit`, from arrays as
+scikit-learn's users have them: float64, and float32 as well. Each library has a process of its own, and they
+take turns, fit by fit, while the others wait. scikit-learn's process does not import gpumlp; where gpumlp
+chooses another kernel of NumPy's BLAS than scikit-learn gets by itself (on some AMD processors with AVX-512),
+there is one more process, with scikit-learn on gpumlp's kernel.
 
 Writes ``estimators-cpu.json`` with every single fit.
 """
@@ -23,17 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from gpumlp import DataError, available_devices, blas_kernel, command, load_mnist
+from gpumlp import DataError, available_devices, command, load_mnist
+from gpumlp.backends import blas_kernel
 from gpumlp.extras import require
 from gpumlp.info import version
 from gpumlp.training.config import ConfigError
 
-from . import reporting
+from . import common, markdown
 from .timing import REST
 
 PROGRAM = "estimators"
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, words)
         check(options)
         require("benchmarks of estimators", "sklearn", "sklearn")
-        folder = reporting.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
         datasets, seeds, max_iter = options.datasets, options.seeds, options.max_iter
         if options.quick:
             datasets, seeds, max_iter = ("wine",), 2, 3
@@ -91,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpu = [device for device in available_devices() if device.name == "cpu"]
         report = {
             "benchmark": "estimators",
-            **reporting.circumstances(cpu, words, f"python -m benchmarks.{PROGRAM}"),
+            **common.circumstances(cpu, words, f"python -m benchmarks.{PROGRAM}"),
             "quick": options.quick,
             "notes": list(dict.fromkeys(notes)),
             "parameters": f"scikit-learn's defaults (one hidden layer of 100, adam), max_iter={max_iter}",
@@ -100,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "results": results,
         }
         report["versions"]["scikit-learn"] = version("scikit-learn")
-        show(report)
-        path = reporting.write_json(report, folder / f"{PROGRAM}-cpu")
+        markdown.show(report)
+        path = common.write_json(report, folder / f"{PROGRAM}-cpu")
         print(f"wrote {path}")
         return command.OK
 
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(options: Options) -> None:
-    """Refuse options that make no sense, all of them at once."""
+    """Raise a ConfigError that names every wrong value."""
     problems = []
     for name, allowed in (("datasets", DATASETS), ("dtypes", DTYPES)):
         wrong = [value for value in getattr(options, name) if value not in allowed]
@@ -122,7 +120,7 @@ def check(options: Options) -> None:
 
 
 def start(stack: ExitStack) -> dict[str, Worker]:
-    """Who is measured: scikit-learn once more where gpumlp has another kernel of the BLAS."""
+    """The processes; scikit-learn has a second one where gpumlp has another kernel of the BLAS."""
     workers = {name: stack.enter_context(Worker(name)) for name in (OURS, THEIRS)}
     mine, theirs = (worker.ask({})["blas"] for worker in workers.values())
     if mine != theirs:
@@ -154,11 +152,13 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Have it fit once, and wait for the answer.
+        """Send a request, and wait for the answer.
 
         Raises:
             RuntimeError: the process has ended.
@@ -238,44 +238,12 @@ def measure(
                 "dtype": dtype,
                 "library": library,
                 **every,
-                **reporting.summary(every["seconds"]),
-                "gpumlp_is": reporting.summary(ratios),
+                **common.summary(every["seconds"]),
+                "gpumlp_is": common.summary(ratios),
                 "blas": fits[0]["blas"],
             }
         )
     return rows
-
-
-def show(report: dict[str, Any]) -> None:
-    """Circumstances and a table, on standard output."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
-    for line in [report["parameters"], report["method"], *reporting.facts(report), *report["notes"]]:
-        console.print(line, markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, caption=f"Median (least to most) of {report['seeds']} seeds.")
-    for column in ("data", "X", "library"):
-        table.add_column(column)
-    for column in ("accuracy, %", "epochs", "s to fit", "gpumlp is so many times as fast"):
-        table.add_column(column, justify="right")
-    before = None
-    for row in report["results"]:
-        if before not in (None, (row["data"], row["dtype"])):
-            table.add_section()
-        before = (row["data"], row["dtype"])
-        accuracy = reporting.summary([100 * value for value in row["accuracy"]])
-        table.add_row(
-            *(f"{row['data']}, {row['samples']:,}", row["dtype"], row["library"]),
-            spread(accuracy, ".2f"),
-            f"{reporting.summary(row['epochs'])['median']:g}",
-            spread(row, ".3f"),
-            "" if row["library"] == OURS else spread(row["gpumlp_is"], ".2f"),
-        )
-    console.print(table)
-
-
-def spread(values: dict[str, float], form: str) -> str:
-    """Median, least and most as text."""
-    return f"{values['median']:{form}} ({values['min']:{form}} to {values['max']:{form}})"
 
 
 if __name__ == "__main__":

@@ -1,83 +1,145 @@
-"""The benchmarks' figures. matplotlib is imported only where one is drawn."""
+"""The benchmarks' figures: `plot` draws any report. matplotlib is imported only where one is drawn."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .analysis import TOLERANCE
-from .reporting import crossover_lines, facts
+from .common import FIT_TOLERANCE, facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart also by colour-blind readers; markers and lines differ as well.
-STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
-PANEL_WIDTH, PANEL_HEIGHT, LINE_HEIGHT = 4.6, 3.9, 0.147  # inches
+DEVICE_STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+_DOT_DOT = (0, (4, 1, 1, 1, 1, 1))
+PEER_STYLES: dict[str, tuple[str, str, Any]] = {
+    "gpumlp": ("#0072B2", "o", "-"),
+    "gpumlp-graphs": ("#56B4E9", "P", "-"),
+    "gpumlp-persistent": ("#56B4E9", "P", "-"),  # in results of versions before 0.2
+    "torch": ("#D55E00", "s", "--"),
+    "torch-compiled": ("#E69F00", "v", _DOT_DOT),
+    "torch-graph": ("#E69F00", "v", _DOT_DOT),
+    "jax": ("#009E73", "^", "-."),
+    "scikit-learn": ("#CC79A7", "D", ":"),
+    "numpy": ("#666666", "X", (0, (1, 1))),
+}
+_LINE_HEIGHT = 0.16  # inches, of the text below
+_LABEL_GAP = 0.05  # least distance of two labels, in heights of a panel
+_LABEL_TOP = 0.97  # height of the highest label: a long title above the panel reaches over them
 
 
-def plot_throughput(report: dict[str, Any], path: Path) -> None:
-    """Samples per second over the batch size: a panel for each network, a line for each device.
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Write the figure of a report as PNG.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
+        ValueError: there is no figure of this benchmark.
     """
+    draw = _FIGURES.get(report["benchmark"])
+    if draw is None:
+        raise ValueError(f"there is no figure of {report['benchmark']}, only of {', '.join(_FIGURES)}")
+    draw(report).save(path)
+
+
+class _Canvas:
+    """A grid of panels, a title above, and lines of text below, which get the height that they need."""
+
+    def __init__(
+        self,
+        columns: int,
+        rows: int,
+        sentences: Sequence[str],
+        *,
+        title: str = "",
+        margin: float = 0.0,
+        **shared: Any,
+    ) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        left, gap, panel, top = 0.9, 0.75 + margin, 3.6, 0.75 if title else 0.4
+        width = left + columns * panel + (columns - 1) * gap + 0.2 + margin
+        width = max(width, 8.0)
+        lines = [line for sentence in sentences for line in textwrap.wrap(sentence, int(width * 15))]
+        below = _LINE_HEIGHT * len(lines) + 0.75
+        height = top + rows * 3.0 + (rows - 1) * 0.75 + below
+        self.figure = Figure(figsize=(width, height), dpi=130)
+        FigureCanvasAgg(self.figure)
+        self.panels: list[list[Axes]] = self.figure.subplots(rows, columns, squeeze=False, **shared).tolist()
+        inner = (width - left - 0.2 - margin - (columns - 1) * gap) / columns
+        self.figure.subplots_adjust(
+            left=left / width,
+            right=1 - (0.2 + margin) / width,
+            top=1 - top / height,
+            bottom=below / height,
+            wspace=gap / inner,
+            hspace=0.75 / 3.0,
+        )
+        self.figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=12, weight="bold")
+        text = "\n".join(lines)
+        self.figure.text(
+            0.15 / width, 0.12 / height, text, fontsize=8, color="#333333", va="bottom", linespacing=1.3
+        )
+
+    def save(self, path: Path) -> None:
+        self.figure.savefig(path)
+
+
+# -- Throughput and growth -------------------------------------------------------------------------------
+
+
+def _throughput(report: dict[str, Any]) -> _Canvas:
+    """Samples per second over the batch size: a panel for each network, a line for each device."""
     networks = list(report["workload"]["networks"])
-    copied = bool(report["copies"])
-    caption = (
-        f"Line: median of {report['method']['repeats']} epochs; band: least to most. All axes are logarithmic."
-    )
-    if copied:
-        caption += " Thin line: a training of one epoch, the copy of the data set to the device counted."
-    sentences = [*report["notes"], caption, *crossover_lines(report), *facts(report)]
-    title = f"Training throughput on {report['workload']['data']}"
-    canvas = _Canvas(len(networks), title, [*_trial(report), *sentences])
-    for axes, network in zip(canvas.panels, networks, strict=True):
-        for device, (colour, marker, line) in zip(report["devices"], STYLES, strict=False):
-            rows = [r for r in report["results"] if (r["network"], r["device"]) == (network, device["name"])]
+    caption = f"Line: median of {report['method']['repeats']} epochs; band: minimum to maximum. "
+    caption += "Both axes are logarithmic."
+    if report["copies"]:
+        caption += " Thin line: training for one epoch, the copy of the data set to the device included."
+    sentences = [*_trial(report), *report["notes"], caption, *_crossovers(report), *facts(report)]
+    canvas = _Canvas(len(networks), 1, sentences, title=f"Training throughput on {report['workload']['data']}")
+    for axes, network in zip(canvas.panels[0], networks, strict=True):
+        for device, (colour, marker, line) in zip(report["devices"], DEVICE_STYLES, strict=False):
+            name = device["name"]
+            rows = [row for row in report["results"] if (row["network"], row["device"]) == (network, name)]
             sizes = [row["batch_size"] for row in rows]
-            low, middle, high = ([row[name] for row in rows] for name in ("min", "median", "max"))
-            axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(sizes, middle, line, color=colour, marker=marker, markersize=5, label=device["name"])
+            _median_and_band(axes, rows, color=colour, marker=marker, linestyle=line, label=name)
             if rows and "with_copy" in rows[0]:
-                counted = [row["with_copy"]["1"] for row in rows]
+                with_copy = [row["with_copy"]["1"] for row in rows]
                 axes.plot(
-                    sizes, counted, line, color=colour, linewidth=0.8, label=f"{device['name']}, copy counted"
+                    sizes, with_copy, linestyle=line, color=colour, linewidth=0.8, label=f"{name}, with copy"
                 )
         _logarithmic(axes, sorted({row["batch_size"] for row in report["results"]}))
         axes.set_title(network, loc="left", fontsize=10)
         axes.set_xlabel("batch size (samples a step)")
-        values = [row[name] for row in report["results"] if row["network"] == network for name in ("min", "max")]
-        axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
+        rates = [row[name] for row in report["results"] if row["network"] == network for name in ("min", "max")]
+        axes.set_ylim(min(rates) / 1.6, max(rates) * 1.6)
         axes.legend(loc="lower right", frameon=False, fontsize=8)
-    canvas.panels[0].set_ylabel("training throughput (samples/s)")
-    canvas.save(path)
+    canvas.panels[0][0].set_ylabel("training throughput (samples/s)")
+    return canvas
 
 
-def plot_growth(report: dict[str, Any], path: Path) -> None:
-    """Seconds per epoch over hidden size, depth and data size, with the fitted lines where they hold.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+def _growth(report: dict[str, Any]) -> _Canvas:
+    """Seconds per epoch over hidden size, depth and data size, with the fitted lines where they hold."""
     caption = (
-        f"Points: median of {report['method']['repeats']} repeats; bars: least to most; line: power law, drawn "
-        "where it holds. All axes are logarithmic."
+        f"Points: median of {report['method']['repeats']} repeats; bars: minimum to maximum; line: power law, "
+        "drawn where it holds. Both axes are logarithmic."
     )
     title = f"How the cost of an epoch grows, batch size {report['workload']['batch_size']:,}"
     kinds = list(dict.fromkeys(growth["by"] for growth in report["growth"]))
-    canvas = _Canvas(len(kinds), title, [*_trial(report), *report["notes"], caption, *facts(report)])
+    canvas = _Canvas(len(kinds), 1, [*_trial(report), *report["notes"], caption, *facts(report)], title=title)
     names = [device["name"] for device in report["devices"]]
-    for axes, kind in zip(canvas.panels, kinds, strict=True):
+    for axes, kind in zip(canvas.panels[0], kinds, strict=True):
         panel = [growth for growth in report["growth"] if growth["by"] == kind]
         for growth in panel:
-            colour, marker, line = STYLES[names.index(growth["device"]) % len(STYLES)]
+            colour, marker, line = DEVICE_STYLES[names.index(growth["device"]) % len(DEVICE_STYLES)]
             points, fit = growth["points"], growth["fit"]
             xs, middle = [p["x"] for p in points], [p["median"] for p in points]
             bars = [[p["median"] - p["min"] for p in points], [p["max"] - p["median"] for p in points]]
-            holds = fit is not None and fit["largest_deviation"] <= TOLERANCE
+            holds = fit is not None and fit["largest_deviation"] <= FIT_TOLERANCE
             label = growth["device"] + (f", exponent {fit['exponent']:.2f}" if holds else ", no power law")
             axes.errorbar(xs, middle, bars, fmt=marker, color=colour, markersize=5, capsize=2, label=label)
             if holds:
@@ -89,52 +151,156 @@ def plot_growth(report: dict[str, Any], path: Path) -> None:
         axes.legend(loc="upper left", frameon=False, fontsize=8)
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.2, high * 1.6)  # room for the legend
-    canvas.panels[0].set_ylabel("seconds per epoch")
-    canvas.save(path)
+    canvas.panels[0][0].set_ylabel("seconds per epoch")
+    return canvas
 
 
-class _Canvas:
-    """Panels side by side, a title above and lines of text below, which get the height that they need."""
+# -- The comparison --------------------------------------------------------------------------------------
 
-    def __init__(self, panels: int, title: str, sentences: Sequence[str]) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
 
-        width = PANEL_WIDTH * panels + 0.6
-        lines = [line for sentence in sentences for line in textwrap.wrap(sentence, int(width * 15))]
-        text = LINE_HEIGHT * len(lines) + 0.15
-        height = PANEL_HEIGHT + 0.4 + text
-        self.figure = Figure(figsize=(width, height), dpi=130)
-        FigureCanvasAgg(self.figure)
-        self.panels: list[Axes] = list(self.figure.subplots(1, panels, squeeze=False)[0])
-        self.figure.subplots_adjust(
-            left=0.95 / width,
-            right=1 - 0.15 / width,
-            top=1 - 0.75 / height,
-            bottom=(text + 0.55) / height,
-            wspace=0.24,
+def _comparison(report: dict[str, Any]) -> _Canvas:
+    """A panel for each network and momentum: samples per second over the batch size, a line for each peer."""
+    rows = report["results"]
+    networks, momenta = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "momentum"))
+    sentences = [*_trial(report), *report["notes"], _caption(report), *_device_and_versions(report)]
+    canvas = _Canvas(len(networks), len(momenta), sentences, margin=1.7, sharex=True, sharey="col")
+    for down, momentum in enumerate(momenta):
+        for across, network in enumerate(networks):
+            axes = canvas.panels[down][across]
+            chosen = [row for row in rows if (row["network"], row["momentum"]) == (network, momentum)]
+            _peers_and_limits(axes, chosen, report["limits"])
+            training = f"SGD with momentum {momentum:g}" if momentum else "plain SGD"
+            axes.set_title(f"{network}, {training}", loc="left", fontsize=10, weight="bold")
+            if across == 0:
+                axes.set_ylabel("training throughput (samples/s)")
+            if down == len(momenta) - 1:
+                axes.set_xlabel("batch size (samples a step)")
+    for panels in canvas.panels:  # after the last change of a limit, which moves the labels
+        for axes in panels:
+            _labels(axes, report["peers"])
+    return canvas
+
+
+def _peers_and_limits(axes: Axes, rows: Sequence[dict[str, Any]], limits: dict[str, Any]) -> None:
+    for peer in dict.fromkeys(row["peer"] for row in rows):
+        colour, marker, line = PEER_STYLES[peer]
+        width, front = (2.2, 4) if peer == "gpumlp" else (1.4, 3)
+        mine = [row for row in rows if row["peer"] == peer]
+        _median_and_band(
+            axes, mine, color=colour, marker=marker, linestyle=line, linewidth=width, zorder=front, gid=peer
         )
-        self.figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=12, weight="bold")
-        self.figure.text(
-            0.15 / width, 0.1 / height, "\n".join(lines), fontsize=8, color="#333333", va="bottom", linespacing=1.3
+    by_size = {row["batch_size"]: row for row in sorted(rows, key=lambda row: row["batch_size"])}
+    lines = {"limit: arithmetic": [limits["flops"] / row["flops_per_sample"] for row in by_size.values()]}
+    if "bytes" in limits:
+        rates = [limits["bytes"] / row["bytes_per_step"] * size for size, row in by_size.items()]
+        lines["limit: memory"] = rates  # of full batches
+    for name, rates in lines.items():
+        axes.plot(list(by_size), rates, color="black", linewidth=0.9, linestyle=(0, (6, 3)), zorder=2, gid=name)
+    _logarithmic(axes, list(by_size), base=2)
+    axes.tick_params(axis="x", labelbottom=True)
+
+
+def _labels(axes: Axes, titles: dict[str, str]) -> None:
+    """The name of each line beside the panel, moved apart where names would overlap."""
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    last = max(float(line.get_xdata()[-1]) for line in axes.get_lines())  # type: ignore[index, arg-type]
+    ends = []
+    for line in axes.get_lines():
+        x, y = float(line.get_xdata()[-1]), float(line.get_ydata()[-1])  # type: ignore[index, arg-type]
+        if x < last:  # a peer that is not meant for larger batches
+            place = {"xy": (x, y), "xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(titles[str(line.get_gid())], **place, fontsize=8.5, color=line.get_color())
+            continue
+        ends.append(((math.log(y) - low) / (high - low), x, y, line))
+    ends.sort(key=lambda end: end[0])
+    heights = lowered(spread([end[0] for end in ends], _LABEL_GAP), _LABEL_TOP)
+    for height, (_, x, y, line) in zip(heights, ends, strict=True):
+        name = str(line.get_gid())
+        axes.annotate(
+            titles.get(name, name),
+            xy=(x, y),
+            xytext=(1.05, height),
+            textcoords="axes fraction",
+            fontsize=8.5,
+            color=line.get_color(),
+            weight="bold" if name == "gpumlp" else "normal",
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": line.get_color(),
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+            },
         )
 
-    def save(self, path: Path) -> None:
-        self.figure.savefig(path)
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights moved apart, as little as possible, until neighbours keep the gap."""
+    groups: list[tuple[float, int]] = []  # mean height, how many labels
+    for height in heights:
+        groups.append((height, 1))
+        while len(groups) > 1 and _end(groups[-2], gap, 1) + gap > _end(groups[-1], gap, -1):
+            (upper, n), (lower, m) = groups.pop(), groups.pop()
+            groups.append(((upper * n + lower * m) / (n + m), n + m))
+    return [_end(group, gap, -1) + index * gap for group in groups for index in range(group[1])]
 
 
-def _logarithmic(axes: Axes, ticks: Sequence[float]) -> None:
+def lowered(heights: Sequence[float], top: float) -> list[float]:
+    """Rising heights moved down together, as little as possible, until none is above the top."""
+    excess = max([0.0, *(height - top for height in heights[-1:])])
+    return [height - excess for height in heights]
+
+
+def _end(group: tuple[float, int], gap: float, side: int) -> float:
+    """Height of the first (-1) or last (1) label of a group."""
+    return group[0] + side * gap * (group[1] - 1) / 2
+
+
+def _caption(report: dict[str, Any]) -> str:
+    limits = report["limits"]
+    text = (
+        f"Line: median of {report['method']['repeats']} runs; band: minimum to maximum; both axes are logarithmic."
+    )
+    if "bytes" in limits:
+        text += " Limits: a large matrix product and a large copy, over the counts of benchmarks/limits.py."
+    else:
+        text += f" Limit: a large matrix product ({limits['by']}, {1e-9 * limits['flops']:,.0f} GFLOP/s)."
+    work = report["workload"]
+    return f"{text} ReLU, {work['dtype']}, shuffled {work['data']}, the peers of a setting taking turns."
+
+
+def _device_and_versions(report: dict[str, Any]) -> Iterator[str]:
+    (device,) = report["devices"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
+    processors = f"{report['hardware']['processors_usable']} processors usable"
+    yield f"{device['name']}: {device['description']}; {processors}; {versions}; measured {report['date'][:10]}"
+
+
+# -- What they share -------------------------------------------------------------------------------------
+
+
+def _median_and_band(axes: Axes, rows: Sequence[dict[str, Any]], **style: Any) -> None:
+    sizes = [row["batch_size"] for row in rows]
+    low, middle, high = ([row[name] for row in rows] for name in ("min", "median", "max"))
+    axes.fill_between(sizes, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(sizes, middle, markersize=5, **style)
+
+
+def _logarithmic(axes: Axes, ticks: Sequence[float], base: int = 10) -> None:
     """Both axes logarithmic, with plain numbers; a mark at every setting, labels as far as there is room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=base)
     axes.set_yscale("log")
     axes.set_xticks(ticks)
     shown = set(ticks if len(ticks) <= 8 else ticks[::-2])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _number(x) if x in shown else ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x in shown else ""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _number(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _short(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=8)
     axes.grid(which="major", color="#dddddd")
@@ -142,9 +308,25 @@ def _logarithmic(axes: Axes, ticks: Sequence[float]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:g}"
+def _short(value: float) -> str:
+    """0.2, 200, 5 k, 1 M."""
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.4g}"
+
+
+def _crossovers(report: dict[str, Any]) -> Iterator[str]:
+    for network, ways in report["crossover"].items():
+        yield from (f"{network} ({way}): {sentence}" for way, sentences in ways.items() for sentence in sentences)
 
 
 def _trial(report: dict[str, Any]) -> list[str]:
     return ["A quick trial of the benchmark: not figures to quote."] if report["quick"] else []
+
+
+_FIGURES: dict[str, Callable[[dict[str, Any]], _Canvas]] = {
+    "comparison of training throughput": _comparison,
+    "training throughput": _throughput,
+    "growth of the cost of an epoch": _growth,
+}

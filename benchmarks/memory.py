@@ -1,6 +1,6 @@
-"""How much memory does a training take on the CPU? ``python -m benchmarks.memory``.
+"""How much memory does training take on the CPU? ``python -m benchmarks.memory``.
 
-The peak resident memory of this process, beside what cannot be spared: the interpreter with its libraries, the
+The peak resident memory of this process, beside what is needed: the interpreter with its libraries, the
 data set as pixels of one byte, the parameters with their gradient and the optimizer's state, and the workspace of
 a batch. A process has one peak, so a run measures one network and one batch size.
 """
@@ -18,8 +18,7 @@ from pathlib import Path
 from gpumlp import MLP, SGD, Trainer, command
 from gpumlp.training.config import ConfigError
 
-from .measuring import CLASSES, FEATURES, load_data, too_large
-from .throughput import layers
+from . import common
 
 PROGRAM = "memory"
 MIB = 2**20
@@ -27,7 +26,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the peak memory of a training on the CPU."""
+    """Measure the peak memory of training on the CPU."""
 
     network: str = "784-128-10"
     """Units of each layer, from 784 to 10."""
@@ -36,7 +35,7 @@ class Options:
     data_dir: str | None = None
     """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not to be had."""
+    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
     quick: bool = False
     """Only show that it works, with 2,048 generated samples."""
     json: bool = False
@@ -48,17 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
-        sizes = layers(options.network)
-        if (
-            len(sizes) < 2
-            or min(sizes) < 1
-            or (sizes[0], sizes[-1]) != (FEATURES, CLASSES)
-            or options.batch_size < 1
-        ):
-            raise ConfigError(
-                f"expected a network from {FEATURES} to {CLASSES} units and a batch_size of 1 or more, got "
-                f"{options.network} and {options.batch_size}"
-            )
+        problems = common.wrong_networks([options.network])
+        if options.batch_size < 1:
+            problems.append(f"batch_size: expected 1 or more, got {options.batch_size}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        sizes = common.layers(options.network)
         parts = measure(options, sizes)
         if options.json:
             print(json.dumps(parts))
@@ -74,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Options, sizes: Sequence[int]) -> dict[str, int]:
     """Bytes of each part, their sum `needed`, and the `peak` of the process."""
     parts = {"interpreter and libraries": peak()}
-    train, _ = load_data(options)
-    if problems := too_large("batch_size", [options.batch_size], len(train)):
+    train, _ = common.load_data(options)
+    if problems := common.too_large("batch_size", [options.batch_size], len(train)):
         raise ConfigError("\n".join(problems))
     trainer = Trainer(
         MLP(list(sizes), device="cpu"), train, optimizer=SGD(momentum=0.9), batch_size=options.batch_size

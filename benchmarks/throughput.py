@@ -3,11 +3,11 @@
 For each network, samples per second over batch sizes on every device, and from which batch size on a GPU is
 faster than the CPU, with the copy of the data set to the GPU counted and not counted.
 
-The benchmark is a shortened training: the same `Trainer` that ``gpumlp.train`` uses, with the shuffling of each
-epoch and without validation. A repeat is one epoch, timed by the trainer itself from the start of the epoch to the
-moment its loss has arrived on the host, which waits for the device. One epoch of each setting is a warm-up and not
-counted, two on a GPU, where CUDA graphs may be tried in the second. The repeats are interleaved: every setting of
-a network once, then every setting again, so that a disturbance of the machine falls on all of them.
+The benchmark is a shortened training run: the same `Trainer` that ``gpumlp.train`` uses, with the shuffling of
+each epoch and without validation. A repeat is one epoch, timed by the trainer itself from the start of the
+epoch to the moment its loss has arrived on the host, which waits for the device. The first epoch of each
+setting is a warm-up, on a GPU the first two. The repeats are interleaved: every setting of a network once, then
+every setting again, so that a disturbance of the machine falls on all of them.
 
 Where an epoch of a large network would take too long, it is one of the data set's first samples only: as many as
 cost `FLOP_BUDGET` operations, at least four batches, the same on all devices. The report states how many.
@@ -19,41 +19,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
+# NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 from gpumlp import SGD, Dataset, command, get_backend
 from gpumlp.backends import Backend
 from gpumlp.training.config import ConfigError
 
-from . import analysis, figures, reporting
-from .counts import flops_per_sample
-from .measuring import (
-    CLASSES,
-    FEATURES,
-    LEARNING_RATE,
-    LEAST_REPEATS,
-    chosen_devices,
-    first,
-    load_data,
-    missing_gpu,
-    samples_to_time,
-    take_turns,
-    too_few_repeats,
-    too_large,
-    too_small,
-    trainer,
-)
+from . import common, figures, markdown
+from .limits import flops_per_sample
 
 PROGRAM = "throughput"
 NETWORKS = ("784-128-10", "784-512-512-10", "784-2048-2048-10")
 BATCH_SIZES = tuple(2**k for k in range(4, 14))
-EPOCHS_WITH_COPY = (1, 20)  # trainings over which the copy to the device is spread
+EPOCHS_WITH_COPY = (1, 20)  # numbers of epochs over which the copy to the device is spread
 FLOP_BUDGET = 1e11  # of a timed repeat: about a second of two cores
-DATA_NAMES = {"mnist": "MNIST", "generated": "generated data"}
 QUICK_NETWORKS, QUICK_BATCH_SIZES = ("784-128-10", "784-32-32-10"), (32, 256)
 
 
@@ -67,12 +51,12 @@ class Options:
     """Units of each layer, from 784 to 10."""
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     """Samples a step."""
-    repeats: int = LEAST_REPEATS
+    repeats: int = common.LEAST_REPEATS
     """Timed epochs of each setting, at least 5."""
     data_dir: str | None = None
     """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not to be had."""
+    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
     out: str = "benchmarks/results"
     """Folder for the results."""
     quick: bool = False
@@ -87,15 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         check(options)
-        folder = reporting.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
         networks, batch_sizes = options.networks, options.batch_sizes
         if options.quick:
             networks = QUICK_NETWORKS if networks == NETWORKS else networks
             batch_sizes = QUICK_BATCH_SIZES if batch_sizes == BATCH_SIZES else batch_sizes
-        devices = chosen_devices(options.devices)
+        devices = common.chosen_devices(options.devices)
         names = [device.name for device in devices]
-        train, notice = load_data(options)
-        if problems := too_large("batch_sizes", batch_sizes, len(train)):
+        train, notice = common.load_data(options)
+        if problems := common.too_large("batch_sizes", batch_sizes, len(train)):
             raise ConfigError("\n".join(problems))
 
         copies = [copy_to(get_backend(name), train, options.repeats) for name in names if name != "cpu"]
@@ -107,17 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count_copies(results, copies, len(train))
         report = {
             "benchmark": "training throughput",
-            **reporting.circumstances(devices, words, f"python -m benchmarks.{PROGRAM}"),
+            **common.circumstances(devices, words, f"python -m benchmarks.{PROGRAM}"),
             "quick": options.quick,
-            "notes": [note for note in (notice, missing_gpu(devices)) if note],
+            "notes": [note for note in (notice, common.missing_gpu(devices)) if note],
             "workload": {
                 "networks": {
-                    network: {"flops_per_sample": flops_per_sample(layers(network))} for network in networks
+                    network: {"flops_per_sample": flops_per_sample(common.layers(network))} for network in networks
                 },
                 "activation": "relu",
-                "optimizer": repr(SGD(LEARNING_RATE)),
+                "optimizer": repr(SGD(common.LEARNING_RATE)),
                 "dtype": "float32",
-                "data": DATA_NAMES.get(train.name, train.name),
+                "data": common.DATA_NAMES.get(train.name, train.name),
                 "samples": len(train),
             },
             "method": {
@@ -128,15 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "repeats": options.repeats,
                 "warm_up_epochs": {name: 1 if name == "cpu" else 2 for name in names},
                 "interleaved": "the devices and batch sizes of a network take turns",
-                "with_copy": "computed: a training on all samples at the median, plus the median copy, once",
+                "with_copy": "computed: training on all samples at the median, plus the median copy, once",
             },
             "copies": copies,
             "results": results,
             "crossover": {network: crossovers(results, network, bool(copies)) for network in networks},
         }
-        reporting.print_throughput(report)
+        markdown.show(report)
         stem = folder / "-".join([PROGRAM, *(name.replace(":", "") for name in names)])
-        for path in reporting.write(report, stem, figures.plot_throughput):
+        for path in common.write(report, stem, figures.plot):
             print(f"wrote {path}")
         return command.OK
 
@@ -145,37 +129,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(options: Options) -> None:
     """Raise a ConfigError that names every wrong value."""
-    problems = too_few_repeats(options.repeats) + too_small(options, ["batch_sizes"])
-    if not options.networks:
-        problems.append("networks: expected at least one, got none")
-    for network in options.networks:
-        sizes = layers(network)
-        if len(sizes) < 2 or min(sizes) < 1 or (sizes[0], sizes[-1]) != (FEATURES, CLASSES):
-            problems.append(
-                f"networks: expected units of each layer from {FEATURES} to {CLASSES}, such as {NETWORKS[0]}, "
-                f"got {network}"
-            )
+    problems = common.too_few_repeats(options.repeats) + common.too_small(options, ["batch_sizes"])
+    problems += common.wrong_networks(options.networks)
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def layers(network: str) -> list[int]:
-    """Units of each layer of a network's name, ``"784-128-10"``; a part that is no number is 0."""
-    return [int(part) if part.isdecimal() else 0 for part in network.split("-")]
 
 
 def measure(
     train: Dataset, network: str, devices: Sequence[str], batch_sizes: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
     """Train each setting of a network for `repeats` epochs after those of the warm-up, in turns."""
-    sizes = layers(network)
+    sizes = common.layers(network)
     settings = [(device, batch_size) for device in devices for batch_size in batch_sizes]
     trainers = [
-        trainer(sizes, first(train, samples_to_time(sizes, size, len(train), FLOP_BUDGET)), device, size)
+        common.trainer(
+            sizes, common.first(train, common.samples_to_time(sizes, size, len(train), FLOP_BUDGET)), device, size
+        )
         for device, size in settings
     ]
     results = []
-    seconds = take_turns(trainers, repeats, f"{network}: warm-up, then repeats")
+    seconds = common.take_turns(trainers, repeats, f"{network}: warm-up, then repeats")
     for (device, batch_size), each, times in zip(settings, trainers, seconds, strict=True):
         rates = [each.batches.samples / time for time in times]
         results.append(
@@ -186,14 +159,14 @@ def measure(
                 "samples": each.batches.samples,
                 "steps": len(each.batches.slices),
                 "samples_per_second": rates,
-                **reporting.summary(rates),
+                **common.summary(rates),
             }
         )
     return results
 
 
 def copy_to(backend: Backend, train: Dataset, repeats: int) -> dict[str, Any]:
-    """How long the data set takes from the host to a device, as at the start of a training."""
+    """How long the data set takes from the host to a device, as at the start of training."""
     images, seconds = train.images.reshape(len(train), -1), []
     with backend.activate():
         for _ in range(repeats + 1):
@@ -205,7 +178,7 @@ def copy_to(backend: Backend, train: Dataset, repeats: int) -> dict[str, Any]:
             del arrays
     seconds = seconds[1:]  # the first allocates the device's memory, and is the warm-up
     size = images.nbytes + train.labels.nbytes
-    return {"device": backend.name, "bytes": size, "seconds": seconds, **reporting.summary(seconds)}
+    return {"device": backend.name, "bytes": size, "seconds": seconds, **common.summary(seconds)}
 
 
 def count_copies(results: Sequence[dict[str, Any]], copies: Sequence[dict[str, Any]], samples: int) -> None:
@@ -214,7 +187,7 @@ def count_copies(results: Sequence[dict[str, Any]], copies: Sequence[dict[str, A
     for result in results:
         if result["device"] in medians:
             result["with_copy"] = {
-                str(epochs): analysis.rate_with_copy(result["median"], medians[result["device"]], samples, epochs)
+                str(epochs): rate_with_copy(result["median"], medians[result["device"]], samples, epochs)
                 for epochs in EPOCHS_WITH_COPY
             }
 
@@ -228,10 +201,69 @@ def crossovers(results: Sequence[dict[str, Any]], network: str, copied: bool) ->
         for row in rows:
             rate = row["median"] if epochs is None else row.get("with_copy", {}).get(str(epochs), row["median"])
             rates.setdefault(row["device"], {})[row["batch_size"]] = rate
-        return analysis.crossover(rates)
+        return crossover(rates)
 
     counted = {f"copy counted, {n} epoch{'s' if n > 1 else ''}": words(n) for n in EPOCHS_WITH_COPY if copied}
     return {"copy not counted": words(None), **counted}
+
+
+def rate_with_copy(rate: float, copy_seconds: float, samples: int, epochs: int) -> float:
+    """Samples per second of a whole training run, with the copy of the data set to the device at its start.
+
+    Args:
+        rate: samples per second without the copy.
+        copy_seconds: what the copy takes, once.
+        samples: in an epoch.
+        epochs: of the run.
+    """
+    total = samples * epochs
+    return total / (copy_seconds + total / rate)
+
+
+def crossover(rates: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """From which batch size on each device is faster than the first, in words.
+
+    Args:
+        rates: samples per second, by device and batch size; the same batch sizes for every device.
+
+    Returns:
+        A sentence for each device but the first, or one that there is nothing to compare.
+    """
+    base, *others = rates
+    if not others:
+        return ["measured on one device; no crossover"]
+    return [_compare(base, rates[base], other, rates[other]) for other in others]
+
+
+def _compare(base: str, base_rates: Mapping[int, float], other: str, other_rates: Mapping[int, float]) -> str:
+    ratios = {size: other_rates[size] / base_rates[size] for size in sorted(base_rates)}
+    sizes, largest = list(ratios), max(ratios)
+    faster = [size for size in sizes if ratios[size] > 1]
+    if not faster:
+        ahead = _times({size: 1 / ratio for size, ratio in ratios.items()})
+        return f"{base} is at least as fast as {other} at every batch size measured; {ahead}"
+    if len(faster) == len(sizes):
+        return f"{other} is faster than {base} at every batch size measured; {_times(ratios)}"
+    # from here to the end it is always faster; the sizes before that are told apart
+    start = len(sizes)
+    while ratios[sizes[start - 1]] > 1:
+        start -= 1
+    if start == len(sizes):
+        return f"{other} is faster than {base} at batch {_list(faster)} only, and not at {largest:,}"
+    before = [size for size in faster if size < sizes[start]]
+    also = f" (and at {_list(before)})" if before else ""
+    ahead = f"at {largest:,} by {ratios[largest]:.1f}x"
+    return f"from batch {sizes[start]:,} on{also}, {other} is faster than {base}; {ahead}"
+
+
+def _times(ratios: Mapping[int, float]) -> str:
+    """How far ahead at the smallest and at the largest size."""
+    return ", ".join(f"at {size:,} by {ratios[size]:.1f}x" for size in sorted({min(ratios), max(ratios)}))
+
+
+def _list(sizes: Sequence[int]) -> str:
+    *head, last = [f"{size:,}" for size in sizes]
+    return f"{', '.join(head)} and {last}" if head else last
 
 
 if __name__ == "__main__":

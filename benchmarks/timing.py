@@ -1,4 +1,4 @@
-"""Timing one setting: how long a run is, which variant each peer runs as, and the runs in turns."""
+"""Timing one setting: how many samples an epoch has, which variant each peer runs as, and the runs in turns."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from functools import lru_cache
 from gpumlp import Dataset
 
 from .agreement import initial_weights
-from .peers import Peer, Samples, Setting
-from .peers.base import NotMeantForError, first_line
+from .peers import NotMeantForError, Peer, Samples, Setting, first_line
 
-# Seconds before a run: the threads of the library before go on spinning for 80 ms (OpenBLAS's; measured), and
-# would take a core from the next.
+# Seconds before a run on a CPU: the threads of the previous library go on spinning for 80 ms (OpenBLAS's;
+# measured), and would take a core from the next.
 REST = 0.15
 TRIALS = 2  # of each variant, and of each length
 HOPELESS = 1.5  # times as slow as the fastest variant in its first trial: no second one
@@ -29,79 +28,73 @@ class Timing:
 
     peer: type[Peer]
     variant: str | None = None
-    seconds: list[float] = field(default_factory=list)
-    first_loss: float = float("nan")  # mean of the epoch that is not counted
+    epochs: int = 1  # of a run
+    seconds: list[float] = field(default_factory=list)  # of each run
+    first_loss: float = float("nan")  # mean of the first epoch, which is not counted
     error: str | None = None  # why there are no figures
     meant: bool = True  # for this setting
 
 
 def whole_batches(wanted: float, batch_size: int, all_samples: int) -> int:
-    """About so many samples, with a short last batch as the whole data set has it, and at least two steps."""
+    """About the samples wanted, with a short last batch as the whole data set has it, and at least two steps."""
     short = all_samples % batch_size
     steps = max(round((wanted - short) / batch_size), 1 if short else 2)
     return min(steps * batch_size + short, all_samples)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is timed at once, the same for all peers of a setting."""
-
-    samples: int  # in an epoch
-    epochs: int
-
-
-def plan(setting: Setting, train: Dataset, peer: type[Peer], seconds: float, threads: int | None) -> Run:
-    """As many samples, or whole epochs, as `peer` trains on in about so many seconds; measured."""
+def samples_of_epoch(
+    setting: Setting, train: Dataset, peer: type[Peer], seconds: float, threads: int | None
+) -> int:
+    """As many samples as `peer` trains on in about `seconds`, at most all; measured."""
     count = whole_batches(0, setting.batch_size, len(train))
     while True:
         trial = make(peer, setting, first(train, count, setting.dtype), threads)
         trial.epoch()
         duration = min(timed(trial)[0] for _ in range(TRIALS))  # threads that wake up late spoil a short one
         if duration > _TRIAL_SECONDS or count == len(train):
-            break
+            return whole_batches(seconds / duration * count, setting.batch_size, len(train))
         count = whole_batches(1.5 * _TRIAL_SECONDS / duration * count, setting.batch_size, len(train))
-    wanted = seconds / duration * count
-    samples = whole_batches(wanted, setting.batch_size, len(train))
-    return Run(samples, min(max(1, int(wanted / samples)), MOST_EPOCHS))
 
 
 def measure(
     setting: Setting,
     train: Dataset,
-    run: Run,
+    samples: int,
     peers: Iterable[type[Peer]],
     repeats: int,
+    seconds: float,
     threads: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Time each peer for `repeats` runs, after an epoch that is not counted.
+    """Time each peer for `repeats` runs, after epochs that are not counted.
 
-    The peers take turns, and each round begins with another of them, so that none is always behind the same one.
+    A run is as many whole epochs of the same samples as a peer trains in about `seconds`, at least one. The
+    peers take turns, and each round begins with another of them, so that none always follows the same one.
     """
-    samples = first(train, run.samples, setting.dtype)
+    data = first(train, samples, setting.dtype)
     timings = [Timing(peer) for peer in peers]
     running: list[tuple[Timing, Peer]] = []
     for timing in timings:
         try:
-            peer = make(timing.peer, setting, samples, threads)
+            peer = make(timing.peer, setting, data, threads)
             timing.first_loss = peer.epoch()
-            timing.variant = fastest_variant(peer, run.samples)
-            if setting.device != "cpu":
-                peer.epoch()  # of few batches: gpumlp tries CUDA graphs in its second epoch
+            timing.variant = fastest_variant(peer, samples)
+            duration, _ = timed(peer)  # the second epoch: what the first has compiled and captured is there
+            timing.epochs = min(max(1, int(seconds / duration)), MOST_EPOCHS)
         except NotMeantForError as error:
             timing.error, timing.meant = str(error), False
-        except Exception as error:  # a peer that cannot run must not take the others with it
+        except Exception as error:  # one peer that cannot run must not stop the others
             timing.error = f"failed: {type(error).__name__}: {first_line(error)}"
         else:
             running.append((timing, peer))
         tick()
     gc.collect()
-    gc.freeze()  # or Python looks through everything that the libraries loaded while one of them is being timed
+    gc.freeze()  # or Python looks through everything that the libraries have loaded while one of them is timed
     try:
         for repeat in range(repeats):
             ahead = repeat % max(len(running), 1)
             for timing, peer in running[ahead:] + running[:ahead]:
-                timing.seconds.append(timed(peer, run.epochs)[0])
+                timing.seconds.append(timed(peer, timing.epochs)[0])
                 tick()
     finally:
         gc.unfreeze()
@@ -109,7 +102,7 @@ def measure(
 
 
 def make(peer: type[Peer], setting: Setting, samples: Samples, threads: int | None) -> Peer:
-    """A peer with everybody's initial weights."""
+    """A peer with the common initial weights."""
     return peer(setting, samples, initial_weights(setting), threads)
 
 
@@ -118,7 +111,8 @@ def timed(peer: Peer, epochs: int = 1, part: int | None = None) -> tuple[float, 
 
     Shuffling is inside, and so is the arrival of each epoch's mean loss on the host.
     """
-    time.sleep(REST)
+    if peer.setting.device == "cpu":
+        time.sleep(REST)
     peer.synchronize()
     start = time.perf_counter()
     for _ in range(epochs):
@@ -145,5 +139,5 @@ def fastest_variant(peer: Peer, samples: int) -> str | None:
 
 @lru_cache(maxsize=2)
 def first(train: Dataset, count: int, dtype: str) -> Samples:
-    """The first so many samples; kept, because the peers and the momenta of a setting share them."""
+    """The first samples; kept, because the peers and the momenta of a setting share them."""
     return Samples(train.images.reshape(len(train), -1)[:count], train.labels[:count], dtype)

@@ -10,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_ROOT_USER_ACTION=ignore \
     XDG_CACHE_HOME=/cache
 
-# Dependencies in a layer of their own: a change of gpumlp does not install them again.
+# Dependencies have a layer of their own: a change of gpumlp does not install them again.
 RUN pip install --no-cache-dir \
     numpy==2.4.6 \
     pooch==1.9.0 \
@@ -24,13 +24,13 @@ COPY pyproject.toml README.md LICENSE ./
 COPY gpumlp gpumlp
 RUN pip install --no-cache-dir --no-deps .
 
-# Anybody may write to the volumes, so that --user works with any number.
+# Every user may write to the volumes, so that --user works with any number.
 RUN useradd --create-home --uid 1000 gpumlp \
     && install --directory --mode=1777 /cache /app/runs
 USER 1000
 WORKDIR /app
 VOLUME ["/cache", "/app/runs"]
 
-# "docker stop" acts like Ctrl-C: the run is kept as it was after its last epoch, and can be resumed.
+# "docker stop" acts like Ctrl-C: the run is saved after its last finished epoch, and can be resumed.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["python", "-m", "gpumlp.train"]

@@ -15,8 +15,9 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     XDG_CACHE_HOME=/cache \
     CUPY_CACHE_DIR=/cache/cupy
 
-# Dependencies in a layer of their own: a change of gpumlp does not install them again.
+# Dependencies have a layer of their own: a change of gpumlp does not install them again.
 # CuPy's extra "ctk" brings the CUDA libraries and the run-time compiler, so no CUDA base image is needed.
+# nvmath-python brings fused matrix products and CUDA graphs.
 ARG CUPY=cupy-cuda13x
 RUN pip install --no-cache-dir \
     numpy==2.4.6 \
@@ -25,20 +26,21 @@ RUN pip install --no-cache-dir \
     safetensors==0.8.0 \
     threadpoolctl==3.8.0 \
     tyro==1.0.17 \
-    "${CUPY}[ctk]==14.2.0"
+    "${CUPY}[ctk]==14.2.0" \
+    nvmath-python==1.0.0
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY gpumlp gpumlp
 RUN pip install --no-cache-dir --no-deps .
 
-# Anybody may write to the volumes, so that --user works with any number.
+# Every user may write to the volumes, so that --user works with any number.
 RUN useradd --create-home --uid 1000 gpumlp \
     && install --directory --mode=1777 /cache /app/runs
 USER 1000
 WORKDIR /app
 VOLUME ["/cache", "/app/runs"]
 
-# "docker stop" acts like Ctrl-C: the run is kept as it was after its last epoch, and can be resumed.
+# "docker stop" acts like Ctrl-C: the run is saved after its last finished epoch, and can be resumed.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["python", "-m", "gpumlp.train"]

@@ -10,6 +10,7 @@ True
 
 from .backends import Backend, DeviceError, available_devices, get_backend
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
+from .interop import ImportedModelError
 from .nn import (
     MLP,
     SGD,
@@ -21,7 +22,6 @@ from .nn import (
     Glorot,
     He,
     Identity,
-    ImportedModelError,
     Inputs,
     InverseTimeDecay,
     LeakyReLU,

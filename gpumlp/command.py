@@ -1,11 +1,12 @@
-"""What the commands share: a command line from a dataclass, and errors as one message with an exit code."""
+"""What the commands share: a command line from a dataclass, checks of output files, and errors as exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args
 
@@ -19,10 +20,12 @@ from .nn.model_file import ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.divergence import DivergenceError
+from .training.run import RUN_FILES, is_run
 
 T = TypeVar("T")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PAGES = (".html", ".htm")  # endings of the names of pages
 
 
 def parse(
@@ -32,7 +35,7 @@ def parse(
     default: T | None = None,
     description: str | None = None,
 ) -> T:
-    """A dataclass from the command line; exits with code 2 where there is no such option."""
+    """A dataclass from the command line; exits with code 2 on an unknown option."""
     result = tyro.cli(
         kind,
         prog=program,
@@ -53,8 +56,8 @@ def run(program: str, main: Callable[[], int]) -> int:
         code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
     try:
         sys.stdout.flush()
-    except OSError as error:  # the reader of a pipe has gone, as in "| head", or the disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+    except OSError as error:  # the reader of a pipe is gone, as in "| head", or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python tries again at exit
         if code == OK and not isinstance(error, BrokenPipeError):
             print(f"{program}: standard output: {error.strerror}", file=sys.stderr)
         return code or FAILED
@@ -80,6 +83,39 @@ def _exit_code(program: str, main: Callable[[], int]) -> int:
     for line in message.splitlines():
         print(f"{program}: {line}", file=sys.stderr)
     return code
+
+
+def check_output(
+    option: str, path: str | Path, inputs: Iterable[str | Path] = (), *, endings: Sequence[str] = ()
+) -> None:
+    """Check that a command may write a file, before it does any work.
+
+    Args:
+        option: the option with the path, for the message.
+        path: of the file to write. An existing one is replaced.
+        inputs: what the command reads; what is not a file is ignored.
+        endings: of file names that fit what is written, such as ".html", in lower case; all if there are none. A
+            file of another kind is the user's own, and a typing error must not replace it.
+
+    Raises:
+        ConfigError: nothing can or may be written there.
+    """
+    file = Path(path)
+    if not str(path) or file.is_dir():
+        raise ConfigError(f"{option}: expected the path of a file to write, got {str(path) or 'nothing'}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {file.parent}")
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{option}: expected the path of a file to write, but {file} is a device or a pipe")
+    if file.name in RUN_FILES and is_run(file.parent):
+        raise ConfigError(f"{option}: {file} is a file of the run in {file.parent}; choose another name")
+    for name in inputs:
+        if file.exists() and os.path.isfile(name) and os.path.samefile(file, name):
+            raise ConfigError(f"{option}: {file} is read by this command; choose another name")
+    if endings and file.suffix.lower() not in endings:
+        raise ConfigError(
+            f"{option}: expected a name that ends in {' or '.join(endings)}, got {file.name}; choose such a name"
+        )
 
 
 def _lenient_numbers() -> ConstructorRegistry:

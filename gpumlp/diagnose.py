@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 
 from . import command
+from .diagnostics import diagnose
 from .training.config import ConfigError
-from .training.judging import Beside, judge, read_beside
-from .training.run import RunFolder, open_run
+from .training.run import Run, open_run
 
 PROGRAM = "gpumlp-diagnose"
 
@@ -26,7 +26,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, diagnose, and return the exit code: 1 where a file beside a checkpoint is damaged, 2 for no run."""
+    """Parse, diagnose, and return the exit code: 1 if a file beside a checkpoint is damaged, 2 without a run."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("runs: expected the folder of at least one run, got none")
         if not all(options.runs):  # an empty path would be the current folder
             raise ConfigError("runs: expected the folders of runs, got an empty name")
-        pairs = [(folder, read_beside(folder)) for folder in map(open_run, options.runs)]
-        for line in [line for folder, beside in pairs for line in diagnosis(folder, beside)]:
+        runs = [open_run(path, lenient=True) for path in options.runs]
+        for line in [line for run in runs for line in diagnosis(run)]:
             print(line)
-        damaged = [problem for _, beside in pairs for problem in beside.damaged]
+        damaged = [problem for run in runs for problem in run.damaged]
         for problem in damaged:
             print(f"{PROGRAM}: {problem}", file=sys.stderr)
         return command.FAILED if damaged else command.OK
@@ -45,23 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(PROGRAM, work)
 
 
-def diagnosis(folder: RunFolder, beside: Beside) -> list[str]:
-    """What is found in a run: a line for the course of its training, and one for each finding.
-
-    Raises:
-        CheckpointError: the run's checkpoint is damaged.
-    """
-    checkpoint = folder.load()
-    judgement = judge(checkpoint, beside.diverged)
-    done, planned = judgement.epochs, checkpoint.config.epochs
+def diagnosis(run: Run) -> list[str]:
+    """What is found in a run: a line on how training went, and one for each finding."""
+    found = diagnose(run)
+    done, planned = found.epochs, run.config.epochs
     epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
-    if not beside.finished:
+    if not run.finished:
         epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
-    lines = [f"{folder.path}: {epochs}, {judgement.trend or 'too few to tell how it goes'}"]
-    lines += [f"  {finding.name}: {finding.message}" for finding in judgement.findings]
-    if not judgement.findings and done > 1:
+    lines = [f"{run.path}: {epochs}, {found.trend or 'too few to tell how it goes'}"]
+    lines += [f"  {finding.name}: {finding.message}" for finding in found.findings]
+    if not found.findings and done > 1:
         lines.append("  nothing is wrong")
-    if judgement.curves_only:
+    if found.curves_only:
         lines.append("  only the curves were judged: the run was made without diagnostics")
     return lines
 

@@ -10,15 +10,14 @@ from typing import Annotated
 import tyro
 
 from . import command
-from .training.results import describe
-from .training.session import load_run
+from .training.session import describe_test, load_run
 
 PROGRAM = "gpumlp-evaluate"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Reload a run and take its accuracy on the test set."""
+    """Load a run and print its accuracy on the test set."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
@@ -33,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
-        folder, model, test = load_run(options.run, options.device, options.data_dir)
-        metrics = folder.read_metrics()
+        run, model, test = load_run(options.run, options.device, options.data_dir)
+        metrics = run.metrics
         print(repr(model))
-        print(describe(test, model.evaluate(test)))
-        if folder.is_best:
-            print(f"this is the network after the best epoch of the run in {folder.path.parent}")
+        print(describe_test(test, model.evaluate(test)))
+        if run.is_best:
+            print(f"this is the network after the best epoch of the run in {run.path.parent}")
         elif metrics is None:
-            print(f"the run in {folder.path} is not finished: this is its last checkpoint")
+            print(f"the run in {run.path} is not finished: this is its last checkpoint")
         return command.OK
 
     return command.run(PROGRAM, work)

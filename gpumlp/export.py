@@ -1,4 +1,4 @@
-"""A saved network for other programs: ``python -m gpumlp.export RUN``, also installed as ``gpumlp-export``."""
+"""Export a saved network: ``python -m gpumlp.export RUN``, also installed as ``gpumlp-export``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from . import command
 from .data import DataError
 from .exporting import FORMATS, html_bytes
 from .files import write_atomically
+from .nn import MLP
 from .nn.model_file import CHECKPOINT, find_model
-from .nn.network import MLP
 from .training.config import ConfigError
-from .training.output import PAGES, check_output
 from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
@@ -26,20 +25,19 @@ PROGRAM = "gpumlp-export"
 
 @dataclass(frozen=True)
 class Options:
-    """Write a saved network as a file that other programs run."""
+    """Write a saved network to a file that other programs can run."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a run, or of model.save."""
+    """Folder of a training run, or of model.save."""
     format: str = "onnx"
-    """onnx, safetensors, npz, or html, a page to draw on."""
+    """onnx, safetensors, npz, or html (a page to draw on)."""
     out: str | None = None
-    """The file, whose name ends as the format is called (network.onnx, ... in the folder); one that is there is
-    replaced."""
+    """The file to write or replace, with the format as its suffix; by default network.onnx, ... in the folder."""
     data_dir: str | None = None
-    """For html: folder with MNIST's four files, if not that of the run."""
+    """For html: folder with MNIST's four files, if not the one that the run used."""
 
     def check(self) -> None:
-        """Raises ConfigError."""
+        """Raise ConfigError if the format is unknown."""
         if self.format not in FORMATS:
             raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
 
@@ -52,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         source = find_model(options.run)
         out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
-        endings = PAGES if options.format == "html" else (f".{options.format}",)
-        check_output("out", out if options.out is None else options.out, [source], endings=endings)
+        endings = command.PAGES if options.format == "html" else (f".{options.format}",)
+        command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None
         if options.format == "html" and source.name == CHECKPOINT:
-            # Paper and ink are measured on the run's test set, as the report does, where that is to be had.
+            # Paper and ink are measured on the run's test set, as for the report, if the data is available.
             with suppress(DataError):
                 _, model, test = load_run(str(source.parent), "cpu", options.data_dir)
         content = html_bytes(model, test) if options.format == "html" else FORMATS[options.format](model)

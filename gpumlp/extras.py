@@ -1,8 +1,33 @@
-"""Parts of gpumlp that need more than it installs by default: `pip install '.[report]'`, and so on."""
+"""Optional parts of gpumlp, and the libraries they need: ``pip install '.[report]'``, and so on."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from typing import NamedTuple
+
+
+class Extra(NamedTuple):
+    """An extra of ``pyproject.toml``: what it is for, and the modules that it installs."""
+
+    purpose: str
+    modules: tuple[str, ...]
+
+    @property
+    def missing(self) -> list[str]:
+        """The modules that are not installed."""
+        return [module for module in self.modules if importlib.util.find_spec(module) is None]
+
+
+EXTRAS = {
+    "cuda13": Extra("NVIDIA GPUs; cuda12 for a driver older than 580", ("cupy",)),
+    "nvmath": Extra("CUDA graphs and fused matrix products on a GPU", ("nvmath",)),
+    "report": Extra("figures and reports", ("matplotlib", "jinja2", "PIL")),
+    "sklearn": Extra("scikit-learn estimators", ("sklearn",)),
+    "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
+    "images": Extra("predictions of pictures", ("PIL",)),
+    "onnx": Extra("export to ONNX", ("onnx",)),
+}
 
 
 class MissingExtraError(RuntimeError):
@@ -10,12 +35,12 @@ class MissingExtraError(RuntimeError):
 
 
 def require(part: str, library: str, extra: str) -> None:
-    """Refuse, in one line, where a library of an extra is not there.
+    """Raise an error of one line if a library of an extra is missing.
 
     Args:
         part: what needs it, as the message calls it: "figures".
         library: the module to import.
-        extra: the extra of ``pyproject.toml`` that brings it.
+        extra: the extra of ``pyproject.toml`` that installs it.
 
     Raises:
         MissingExtraError: the library cannot be imported.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import sys
@@ -16,31 +17,33 @@ import tyro
 from . import command
 from .files import write_atomically
 from .training.checkpoint import CheckpointError
-from .training.config import ConfigError
-from .training.lines import epoch_line, header_line, number, percent
-from .training.output import check_output
-from .training.records import RunRecord, columns, differences, find_runs, read_run
+from .training.config import ConfigError, options_marked
+from .training.history import EpochRecord
+from .training.progress import epoch_line, header_line, number, percent
+from .training.run import Run, find_runs, has_parts
 
 PROGRAM = "gpumlp-history"
 
-# Of the summary, what a table has no room for; it can be sorted by nevertheless.
+# Columns of the summary that a table has no room for; it can be sorted by them nevertheless.
 _NOT_SHOWN = ("train_accuracy", "best_validation_accuracy", "test_loss")
+# Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
+_NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Print the history of a run, epoch by epoch, or of several side by side, a row each, with the options that
+    """Print the history of a run, epoch by epoch, or compare several runs in a table, with the options that
     differ."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of runs, or a folder that holds some."""
     sort: str | None = None
     """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss, or an
-    option of the training. Runs without a value come last."""
+    option of gpumlp-train. Runs without a value come last."""
     reverse: bool = False
-    """The largest first."""
+    """Sort in descending order."""
     csv: str | None = None
-    """Write all epochs of all runs into FILE.csv, with a column run; - for standard output, and nothing else."""
+    """Write all epochs of all runs into FILE.csv, with a column run; with - print only them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.runs:
             raise ConfigError("expected the folder of a run, or several, got none")
         if options.csv not in (None, "-"):
-            check_output("csv", options.csv, endings=(".csv",))
+            command.check_output("csv", options.csv, endings=(".csv",))
         if options.reverse and options.sort is None:
             raise ConfigError("reverse: expected only with --sort")
         names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))
@@ -78,18 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(PROGRAM, work)
 
 
-def _read(names: list[str]) -> tuple[list[RunRecord], list[str]]:
-    """Those that can be read, and what is wrong with the others."""
+def _read(names: list[str]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and what is wrong with the others."""
     runs, problems = [], []
     for name in names:
         try:
-            runs.append(read_run(name))
+            run = Run(name)
+            run.check()
+            runs.append(run)
         except CheckpointError as error:
             problems.append(" ".join(str(error).split()))
     return runs, problems
 
 
-def ordered(runs: list[RunRecord], column: str | None, reverse: bool = False) -> list[RunRecord]:
+def ordered(runs: list[Run], column: str | None, reverse: bool = False) -> list[Run]:
     """The runs sorted by a column of their summaries, or by an option; those without a value last.
 
     Raises:
@@ -110,9 +115,9 @@ def ordered(runs: list[RunRecord], column: str | None, reverse: bool = False) ->
     return [run for _, run in known] + [run for value, run in pairs if _missing(value)]
 
 
-def epochs_of(run: RunRecord) -> list[str]:
+def epochs_of(run: Run) -> list[str]:
     """The epochs of a run as lines, then how it ended."""
-    planned = run.config["epochs"] or len(run.epochs)
+    planned = run.options["epochs"] or len(run.epochs)
     lines = [header_line(), *(epoch_line(record, planned) for record in run.records())]
     summary = run.summary()
     if summary["best_epoch"] is not None:
@@ -129,7 +134,7 @@ def epochs_of(run: RunRecord) -> list[str]:
     return lines
 
 
-def side_by_side(runs: list[RunRecord], sorted_by: str | None = None) -> list[str]:
+def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     """A table with a row a run: final and best values, and the options in which the runs differ."""
     options = differences(runs)
     by = None if sorted_by is None else sorted_by.replace("-", "_")
@@ -147,7 +152,7 @@ def side_by_side(runs: list[RunRecord], sorted_by: str | None = None) -> list[st
     header = [[""] * (height - len(words)) + words for words in stacks]
     lines = [[words[level] for words in header] for level in range(height)] + rows
     widths = [max(len(line[index]) for line in lines) for index in range(len(names))]
-    left = [name == "run" or any(isinstance(run.config.get(name), str) for run in runs) for name in names]
+    left = [name == "run" or any(isinstance(run.options.get(name), str) for run in runs) for name in names]
     table = [
         "  ".join(
             cell.ljust(width) if to_the_left else cell.rjust(width)
@@ -155,12 +160,12 @@ def side_by_side(runs: list[RunRecord], sorted_by: str | None = None) -> list[st
         ).rstrip()
         for line in lines
     ]
-    ill = [f"{run.name} diverged: {run.diverged.message}" for run in runs if run.diverged is not None]
-    return table + ill
+    diverged = [f"{run.name} diverged: {run.diverged.message}" for run in runs if run.diverged is not None]
+    return table + diverged
 
 
-def as_csv(runs: list[RunRecord]) -> str:
-    """All epochs of all runs, a line each, under a header; what holds more than a value is left out."""
+def as_csv(runs: list[Run]) -> str:
+    """All epochs of all runs, a line each, under a header; columns with more than one value are left out."""
     names = columns(runs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -171,9 +176,29 @@ def as_csv(runs: list[RunRecord]) -> str:
     return text.getvalue()
 
 
-def _everything(run: RunRecord) -> dict[str, Any]:
+def differences(runs: list[Run]) -> list[str]:
+    """The options in which runs differ, in the order of `Config`."""
+    names = list(dict.fromkeys(name for run in runs for name in run.options))
+    return [
+        name
+        for name in names
+        if name not in _NOT_COMPARED and any(run.options.get(name) != runs[0].options.get(name) for run in runs)
+    ]
+
+
+def columns(runs: list[Run]) -> list[str]:
+    """The columns of the runs' epochs that hold one value each: the fields of `EpochRecord` first."""
+    epochs = [epoch for run in runs for epoch in run.epochs]
+    known = [field.name for field in dataclasses.fields(EpochRecord)]
+    found = list(dict.fromkeys(name for epoch in epochs for name in epoch)) or known
+    left_out = {name for epoch in epochs for name, value in epoch.items() if has_parts(value)}
+    left_out.add("layers")  # also where it is empty, because the diagnostics were off
+    return [name for name in dict.fromkeys([*known, *found]) if name in found and name not in left_out]
+
+
+def _everything(run: Run) -> dict[str, Any]:
     """The summary and the options; where they share a name (epochs), the summary's value."""
-    return {**run.config, **run.summary()}
+    return {**run.options, **run.summary()}
 
 
 def _missing(value: Any) -> bool:

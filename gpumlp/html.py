@@ -1,10 +1,12 @@
-"""Pieces of HTML for notebooks, escaped, and readable on light and dark pages."""
+"""HTML for notebooks: tables, curves and a progress bar, escaped, readable on light and dark pages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
+
+from .nn import MLP
 
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"  # both stand out on white and on black
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 170, 52, 10, 10, 34
@@ -14,12 +16,12 @@ _MOST_POINTS = 400  # of a curve: there are no more pixels
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1, foot: Sequence[str] = ()
 ) -> str:
-    """A table of texts, its first columns to the left and the numbers to the right.
+    """A table of texts, with the first columns aligned to the left and the others, numbers, to the right.
 
     Args:
         header: of the columns.
-        rows: as many cells each.
-        words: how many of the first columns hold words.
+        rows: each with a cell per column.
+        words: number of columns aligned to the left.
         foot: a last row, set apart.
 
     >>> table(["name", "n"], [["a < b", "1"]]).count("a &lt; b")
@@ -38,12 +40,30 @@ def table(
     return f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody>{end}</table>"
 
 
+def layer_table(model: MLP) -> str:
+    """A network's layers as a table, with their numbers of parameters."""
+    last = len(model.layers) - 1
+    rows = [
+        [
+            f"layers.{index}",
+            model.loss.output if index == last else layer.activation.name,
+            f"{layer.in_features:,}",
+            f"{layer.out_features:,}",
+            f"{layer.weight.size + layer.bias.size:,}",
+        ]
+        for index, layer in enumerate(model.layers)
+    ]
+    about = f"MLP {'-'.join(map(str, model.sizes))}, {model.dtype.name}, on {model.backend.name}"
+    header, total = ("layer", "activation", "inputs", "outputs", "parameters"), f"{model.parameters.count:,}"
+    return f"<div><p>{escape(about)}</p>{table(header, rows, words=2, foot=['total', '', '', '', total])}</div>"
+
+
 def curves(series: dict[str, list[float]], x_name: str) -> str:
-    """Curves over 1, 2, 3, ... as an inline SVG, from 0 up; values that are not finite leave a gap.
+    """Curves over 1, 2, 3, ... as an inline SVG, with a vertical axis from 0; values that are not finite are gaps.
 
     Args:
-        series: values by name, at most two, of one length.
-        x_name: what is counted to the right.
+        series: values by name, at most two, of equal length.
+        x_name: label of the horizontal axis.
     """
     count = max(map(len, series.values()), default=0)
     finite = [value for values in series.values() for value in values if math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""What gpumlp finds on this machine: ``python -m gpumlp.info``, also installed as ``gpumlp-info``."""
+"""What this machine offers to gpumlp: ``python -m gpumlp.info``, also installed as ``gpumlp-info``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import threadpoolctl
 import gpumlp
 
 from . import command
-from .backends import available_devices, blas_kernel, choose_device
+from .backends import Backend, available_devices, blas_kernel, choose_device
 from .backends.openblas import numpy_openblas
 from .data import mnist_folders
+from .extras import EXTRAS
 
 PROGRAM = "gpumlp-info"
 _LIBRARIES = ("cupy", "nvmath-python", "safetensors", "tyro", "rich", "pooch", "threadpoolctl")
@@ -25,11 +26,11 @@ _LIBRARIES = ("cupy", "nvmath-python", "safetensors", "tyro", "rich", "pooch", "
 
 @dataclass(frozen=True)
 class Options:
-    """Show versions, devices, BLAS, threads and folders."""
+    """Show versions, devices, ways of running steps, BLAS, threads, folders and optional parts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what there is, and return the exit code."""
+    """Print the facts, and return the exit code."""
 
     def work() -> int:
         command.parse(Options, PROGRAM, arguments)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """What there is, as pairs of a name and a text."""
+    """Pairs of a name and a text."""
     yield "gpumlp", gpumlp.__version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "numpy", np.__version__
@@ -56,13 +57,32 @@ def facts() -> Iterator[tuple[str, str]]:
         yield f"device {device.name}", device.description + memory
     backend, reason = choose_device()
     yield "device auto", f"{backend.name}; {reason}"
+    yield from executions(backend, reason)
     yield "processors", f"{usable_processors()} usable"
     yield from _blas()
     yield from mnist_folders()
+    for name, extra in EXTRAS.items():
+        missing = extra.missing
+        state = f"pip install '.[{name}]' ({', '.join(missing)} missing)" if missing else "installed"
+        yield f"extra {name}", f"{state}: {extra.purpose}"
+
+
+def executions(backend: Backend, reason: str) -> Iterator[tuple[str, str]]:
+    """The ways of running steps that ``--execution`` can name, and what is missing for them.
+
+    Args:
+        backend: of the device that ``auto`` chooses.
+        reason: why it was chosen.
+    """
+    on_gpu = backend.name != "cpu"
+    graphs = "available" if version("nvmath-python") else "needs nvmath-python: pip install '.[nvmath]'"
+    yield "execution persistent", "available for small networks" if on_gpu else f"not available: {reason}"
+    yield "execution graphs", graphs if on_gpu else f"not available: {reason}"
+    yield "execution eager", "available"
 
 
 def version(library: str) -> str | None:
-    """The installed version of a library, under any of the names that CuPy's wheels have; None without it."""
+    """The installed version of a library, also under the names of CuPy's wheels; None without it."""
     for package in (library, f"{library}-cuda13x", f"{library}-cuda12x"):
         try:
             return importlib.metadata.version(package)
@@ -72,7 +92,7 @@ def version(library: str) -> str | None:
 
 
 def usable_processors() -> int:
-    """How many processors this process may run on."""
+    """Number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -91,9 +111,9 @@ def _blas() -> Iterator[tuple[str, str]]:
         own = next((pool for pool in libraries if "numpy" in pool["filepath"]), libraries[0])
         in_effect = own.get("architecture")
         if numpy_openblas() is not None:
-            yield "cpu training", "gradients are added in place, and threads chosen by the size of a step"
+            yield "cpu training", "adds gradients in place and chooses threads by the size of a step"
         else:
-            yield "cpu training", "by NumPy alone: adding gradients in place needs the OpenBLAS of NumPy's wheel"
+            yield "cpu training", "uses NumPy alone: adding gradients in place needs the OpenBLAS of NumPy's wheel"
         yield "blas kernel", blas_kernel.describe(blas_kernel.CHOICE, in_effect, blas_kernel.read_processor())
     else:
         yield (

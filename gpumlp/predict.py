@@ -21,12 +21,12 @@ from rich.table import Table
 from . import command
 from .backends import check_device_name
 from .files import write_atomically
+from .nn import MLP
 from .nn.model_file import CLASSIFICATION, loss_name
-from .nn.network import MLP
-from .predicting import CHOICES, STANDARD_INPUT, Prediction, predict_files
+from .pictures import CHOICES
+from .predicting import STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
-from .training.lines import percent
-from .training.output import check_output
+from .training.progress import percent
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -35,33 +35,31 @@ _RUNNERS_UP = 2  # classes the table shows beside the most probable one
 
 @dataclass(frozen=True)
 class Options:
-    """Predict pictures of digits (PNG, JPEG), prepared as the training's images were, and arrays (.npy, .npz,
-    IDX)."""
+    """Predict pictures of digits (PNG, JPEG), prepared like the training images, and arrays (.npy, .npz, IDX)."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a run, or of model.save."""
+    """Folder of a training run, or of model.save."""
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Pictures and files of arrays; - is the standard input."""
+    """Pictures and files of arrays; - is standard input."""
     json: bool = False
-    """Print JSON, with the probability of every class, in place of a table."""
+    """Print JSON, with the probability of every class, instead of a table."""
     out: str | None = None
-    """Write the predictions of all samples to FILE.csv, or only their probabilities, (samples, classes), to
-    FILE.npy: rows only, in the order of the files; a file that cannot be predicted has none, and is then named."""
+    """Write the predictions to FILE.csv, or only the probabilities, an array (samples, classes), to FILE.npy.
+    A file that cannot be predicted has no row there; a message names it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     preparation: str = "auto"
-    """Of pictures: mnist, digits, resize (to the network's size, nothing else), or auto, what it was trained
-    on."""
+    """Of pictures: mnist, digits, resize (without cropping or inverting), or auto, to match the training data."""
     array: str | None = None
-    """Which array of an .npz file that has several."""
+    """Name of the array to use from an .npz file with several."""
 
     def check(self) -> None:
-        """Raises ConfigError, with all mistakes at once."""
+        """Raise ConfigError with all mistakes at once."""
         problems = []
         if not self.files:
-            problems.append("expected one file or more to predict; - is the standard input")
+            problems.append("expected one file or more to predict; - is standard input")
         if self.files.count(STANDARD_INPUT) > 1:
-            problems.append("- can be given only once: the standard input is read to its end")
+            problems.append("- can be given only once: standard input is read to its end")
         try:
             check_device_name(self.device)
         except ValueError as error:
@@ -75,18 +73,18 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, predict, and return the exit code: 1 if a file could not be predicted, though the others were."""
+    """Parse, predict, and return the exit code: 1 if a file could not be predicted, even if others were."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         if options.out is not None:
-            check_output("out", options.out, [options.run, *options.files])
+            command.check_output("out", options.out, [options.run, *options.files])
         model = MLP.load(options.run, device=options.device)
         if loss_name(model) != CLASSIFICATION:
             raise ConfigError(
-                f"{options.run}: the network has the loss {loss_name(model)}, and so no probabilities of classes; "
-                "in Python, MLP.load(...).predict(...) uses it"
+                f"{options.run}: the network has the loss {loss_name(model)}, so it gives no class probabilities; "
+                "use MLP.load(...).predict(...) in Python"
             )
         results = predict_files(model, options.files, options.preparation, options.array)
         names = list(range(model.sizes[-1])) if model.class_names is None else list(model.class_names)
@@ -151,7 +149,7 @@ def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
 
 
 def _without_rows(out: str, results: Sequence[Prediction]) -> str:
-    """Which inputs the rows of an array are not of."""
+    """Which inputs have no row in an array."""
     rows = sum(len(result.probabilities) for result in results if result.probabilities is not None)
     missing = [result.file for result in results if result.probabilities is None]
     return (
@@ -161,13 +159,11 @@ def _without_rows(out: str, results: Sequence[Prediction]) -> str:
 
 
 def _content(out: str, results: Sequence[Prediction], names: list[Any]) -> bytes:
-    """Of the file with all predictions."""
+    """The content of the file with all predictions."""
     if Path(out).suffix == ".npy":
         buffer = io.BytesIO()
-        np.save(
-            buffer,
-            np.concatenate([result.probabilities for result in results if result.probabilities is not None]),
-        )
+        rows = [result.probabilities for result in results if result.probabilities is not None]
+        np.save(buffer, np.concatenate(rows))
         return buffer.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

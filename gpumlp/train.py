@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from . import command, report
-from .backends import DeviceError
+from .backends import EXECUTIONS, DeviceError
 from .data import DataError
 from .training.checkpoint import CheckpointError
 from .training.config import PRESETS, Config, ConfigError
 from .training.divergence import DivergenceError
-from .training.run import RunFolder, open_run
+from .training.run import REPORT, Run, open_run
 from .training.session import resume_config, train
 
 PROGRAM = "gpumlp-train"
@@ -22,29 +22,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
+        _refuse_old_options(words)
         config = command.parse(Config, PROGRAM, words, default=_starting_point(words))
         if config.resume is None:
             config = config.without_leftovers()
         config.check()
         if config.report or (config.resume is not None and open_run(config.resume).config.report):
-            report.require_libraries()  # before the training, not after it
+            report.require_libraries()  # before training, not after it
         try:
             outcome = train(config)
         except DivergenceError as error:
             if error.folder is not None:
-                _report_the_unfinished(error.folder)
+                _report_unfinished(open_run(error.folder))
             raise
         if outcome.metrics is None:
             print(
                 f"{PROGRAM}: interrupted; the run is saved after epoch {len(outcome.history)} of "
                 f"{outcome.folder.config.epochs}. "
-                f"Go on with: python -m gpumlp.train --resume {outcome.folder.path}",
+                f"Resume it with: python -m gpumlp.train --resume {outcome.folder.path}",
                 file=sys.stderr,
             )
-            _report_the_unfinished(outcome.folder)
+            _report_unfinished(open_run(outcome.folder.path))
             return command.INTERRUPTED
         if outcome.folder.config.report:
-            _write_report(outcome.folder)
+            _write_report(open_run(outcome.folder.path))
         accuracy = outcome.metrics["test_accuracy"]
         if config.min_accuracy is not None and accuracy < config.min_accuracy:
             print(
@@ -58,21 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(PROGRAM, work)
 
 
-def _report_the_unfinished(folder: RunFolder) -> None:
-    """Write the page, if it is asked for; what stands against it is said, and how the training ended is, too."""
-    if not folder.config.report:
+def _report_unfinished(run: Run) -> None:
+    """Write the report if it is asked for; an error is printed, and does not hide how training ended."""
+    if not run.config.report:
         return
     try:
-        _write_report(folder)
+        _write_report(run)
     except (ConfigError, DataError, DeviceError, CheckpointError, OSError) as error:
         print(f"{PROGRAM}: no report: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _write_report(folder: RunFolder) -> None:
-    path = folder.path / report.FILE
-    report.write_page(path, report.report_page([str(folder.path)], data_dir=folder.config.data_dir))
-    if not folder.config.quiet:
+def _write_report(run: Run) -> None:
+    path = run.path / REPORT
+    report.write_page(path, report.report_page([run.name], data_dir=run.config.data_dir))
+    if not run.config.quiet:
         print(f"report: {path}")
+
+
+def _refuse_old_options(words: Sequence[str]) -> None:
+    """Name the option that has replaced an old one.
+
+    Raises:
+        ConfigError: an old one is given.
+    """
+    for old, instead in (("cuda_graphs", "eager for off"), ("persistent_kernel", "persistent for on")):
+        if _value_of("--" + old.replace("_", "-"), words) or _value_of("--" + old, words):
+            raise ConfigError(f"{old}: replaced by --execution {'|'.join(EXECUTIONS)} ({instead})")
 
 
 def _starting_point(words: Sequence[str]) -> Config:

@@ -1,4 +1,4 @@
-"""Make gpumlp/data/digits.npz from scikit-learn's copy of the UCI digits, the same bytes each time.
+"""Make gpumlp/data/digits.npz from scikit-learn's copy of the UCI digits; the same bytes on every run.
 
 python scripts/make_digits.py [FILE]
 """
@@ -24,13 +24,13 @@ def main(target: Path) -> None:
     digits = load_digits()
     levels = digits.images.astype(np.uint8)
     if not np.array_equal(levels, digits.images):
-        raise ValueError("scikit-learn's digits should be whole numbers; this copy is not the one expected")
+        raise ValueError("expected the digits of scikit-learn to be whole numbers; this copy has other values")
     labels = digits.target.astype(np.uint8)
 
-    # random.random() gives the same numbers in every Python; NumPy's generators promise that to no one.
+    # random.random() gives the same numbers in every version of Python; NumPy does not guarantee this.
     source = random.Random(SEED)
     keys = np.array([source.random() for _ in labels])
-    # In order of class, every fifth: so the test part has its share of each.
+    # Every fifth sample in order of class, so that all classes are equally represented in the test set.
     by_class = np.lexsort((keys, labels))
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[by_class[::TEST_EVERY]] = True
@@ -45,7 +45,7 @@ def main(target: Path) -> None:
 
 
 def write_npz(target: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Like numpy.savez, but with nothing of the machine in it: no date, no system, no zlib version."""
+    """Like numpy.savez, but independent of the machine: no date, operating system or zlib version."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             content = io.BytesIO()

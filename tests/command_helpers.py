@@ -1,4 +1,4 @@
-"""What several tests of runs and commands share: small trainings, in this process or in one of their own."""
+"""What the tests of runs and commands share: small training runs, in this process or in one of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings and curves for the tests of findings."""
+"""Trained networks and curves for the tests of findings."""
 
 from __future__ import annotations
 

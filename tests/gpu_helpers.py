@@ -13,11 +13,11 @@ import pytest
 from gpumlp import DeviceError, get_backend
 from gpumlp.backends import Backend
 
-REQUIRED = "GPUMLP_REQUIRE_GPU"  # 1: scripts/check_gpu.sh sets it, so that no test passes by by skipping
+REQUIRED = "GPUMLP_REQUIRE_GPU"  # 1: scripts/on_gpu.sh sets it, so that no test skips unnoticed
 
 
 def gpu_backend(**options: str) -> Backend:
-    """The first GPU, with the options of `get_backend`; without a usable one the test ends in `without_gpu`."""
+    """The first GPU, with the options of `get_backend`; without a usable one, see `without_gpu`."""
     for library in ("cupy", "nvmath.bindings"):
         import_showing_warnings(library)
     try:

@@ -1,36 +1,56 @@
-"""The benchmarks of throughput and memory run, and say what they measured and with what."""
+"""The benchmarks run, say what they measured and with what, and conclude the right things from the figures."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import markdown, reporting
-from benchmarks.measuring import fitting_memory, flops_per_sample, generate, samples_to_time, take_turns
-from benchmarks.throughput import copy_to, count_copies, crossovers
+from benchmarks import common, diagnostics, figures, markdown, memory, scaling, throughput
+from benchmarks.common import generate, samples_to_time, take_turns
+from benchmarks.limits import flops_per_sample
+from benchmarks.scaling import describe_fit, fit_power_law, fitting_memory
+from benchmarks.throughput import copy_to, count_copies, crossover, crossovers, rate_with_copy
 from gpumlp import MLP, Dataset, Trainer
 from gpumlp.backends import Device, Memory
-from tests.benchmark_helpers import REPOSITORY, run_benchmark
-from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+Quick = tuple[dict[str, Any], str, Path]
+
+
+def run_quick(name: str, folder: Path) -> Quick:
+    """The report, the output and the folder of one quick run on the CPU."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert module.main(["--quick", "--devices", "cpu", "--out", str(folder)]) == 0
+    return json.loads((folder / f"{name}-cpu.json").read_text()), output.getvalue(), folder
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of one quick run on the CPU."""
-    folder = tmp_path_factory.mktemp("results")
-    done = run_benchmark("--quick", "--devices", "cpu", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Quick:
+    return run_quick("throughput", tmp_path_factory.mktemp("results"))
 
 
-def test_json_holds_every_repeat_and_their_summary(quick: tuple[Path, str]) -> None:
-    report = json.loads((quick[0] / "throughput-cpu.json").read_text())
+@pytest.fixture(scope="module")
+def growth(tmp_path_factory: pytest.TempPathFactory) -> Quick:
+    return run_quick("scaling", tmp_path_factory.mktemp("growth"))
+
+
+# -- Throughput ------------------------------------------------------------------------------------------
+
+
+def test_json_holds_every_repeat_and_their_summary(quick: Quick) -> None:
+    report = quick[0]
     networks = report["workload"]["networks"]
     # forward and weight gradient of both layers, delta of the second: 2 (2 (784 128 + 128 10) + 128 10)
     assert networks["784-128-10"] == {"flops_per_sample": 409_088}
@@ -44,10 +64,10 @@ def test_json_holds_every_repeat_and_their_summary(quick: tuple[Path, str]) -> N
         assert row["min"] > 0
 
 
-def test_json_holds_the_circumstances(quick: tuple[Path, str]) -> None:
-    report = json.loads((quick[0] / "throughput-cpu.json").read_text())
+def test_json_holds_the_circumstances(quick: Quick) -> None:
+    report = quick[0]
     assert report["command"].startswith("python -m benchmarks.throughput --quick --devices cpu")
-    assert report["commit"] == reporting.commit()
+    assert report["commit"] == common.commit()
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"gpumlp", "numpy", "cupy"} <= set(report["versions"])
     assert [device["name"] for device in report["devices"]] == ["cpu"]
@@ -57,69 +77,61 @@ def test_json_holds_the_circumstances(quick: tuple[Path, str]) -> None:
     assert report["quick"] is True
 
 
-def test_says_what_was_not_measured(quick: tuple[Path, str]) -> None:
-    report = json.loads((quick[0] / "throughput-cpu.json").read_text())
+def test_says_what_was_not_measured(quick: Quick) -> None:
+    report, output, _ = quick
     notes = "\n".join(report["notes"])
     assert "Only the CPU was measured" in notes
     assert "Generated data" in notes
-    assert all(note in quick[1] for note in report["notes"])
+    assert all(note in output for note in report["notes"])
     assert report["copies"] == []
     for network in report["workload"]["networks"]:
-        assert f"{network}: measured on one device; no crossover" in quick[1]
+        assert f"{network}: measured on one device; no crossover" in output
 
 
-def test_figure_is_written(quick: tuple[Path, str]) -> None:
-    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
-    assert (quick[0] / "throughput-cpu.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_only_the_figure_is_missing(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from benchmarks.throughput import main\n"
-        f"sys.exit(main(['--quick', '--devices', 'cpu', '--batch-sizes', '256', '--out', {str(tmp_path)!r}]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "pip install '.[benchmark]'" in done.stdout
+def test_without_matplotlib_only_the_figure_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = json.loads((RESULTS / "throughput-cpu.json").read_text())
+    assert common.write(report, tmp_path / "throughput-cpu", figures.plot) == [tmp_path / "throughput-cpu.json"]
+    assert "pip install '.[benchmark]'" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["throughput-cpu.json"]
 
 
-def test_bad_options_are_all_named(tmp_path: Path) -> None:
-    wrong = ("--repeats", "2", "--batch-sizes", "0", "--networks", "784-x-10", "64-10", "784-128-10")
-    done = run_benchmark(*wrong, "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "repeats: expected 5 or more" in done.stderr
-    assert "batch_sizes: expected 1 or more, got 0" in done.stderr
-    assert [line[-8:] for line in done.stderr.splitlines() if "networks:" in line] == ["784-x-10", "ot 64-10"]
+def test_bad_options_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--repeats", "2", "--batch-sizes", "0", "--networks", "784-x-10", "64-10", "784-128-10"]
+    assert throughput.main([*wrong, "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "repeats: expected 5 or more" in message
+    assert "batch_sizes: expected 1 or more, got 0" in message
+    assert [line[-8:] for line in message.splitlines() if "networks:" in line] == ["784-x-10", "ot 64-10"]
+    assert scaling.main(["--repeats", "1", "--batch-size", "0", "--depths", "0", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert all(f"{name}: expected" in message for name in ("repeats", "batch_size", "depths"))
+    assert throughput.main(["--quick", "--devices", "tpu", "--out", str(tmp_path)]) == 2
+    assert "devices: device is expected to be" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "option"), [("throughput", "batch_sizes"), ("memory", "batch_size"), ("scaling", "batch_size")]
+    ("module", "option"), [(throughput, "batch_sizes"), (memory, "batch_size"), (scaling, "batch_size")]
 )
-def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, benchmark: str, option: str) -> None:
+def test_a_batch_larger_than_the_data_is_refused(
+    tmp_path: Path, module: Any, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--quick", f"--{option.replace('_', '-')}", "2049"]
-    where = [] if benchmark == "memory" else ["--out", str(tmp_path)]
-    done = run_benchmark(*words, *where, benchmark=benchmark)
-    assert done.returncode == 2
-    assert done.stderr == f"{benchmark}: {option}: expected no more than the 2,048 samples, got 2,049\n"
+    assert module.main([*words, *([] if module is memory else ["--out", str(tmp_path)])]) == 2
+    message = f"{module.PROGRAM}: {option}: expected no more than the 2,048 samples, got 2,049\n"
+    assert capsys.readouterr().err == message
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_device(tmp_path: Path) -> None:
-    done = run_benchmark("--quick", "--devices", "tpu", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "devices: device is expected to be" in done.stderr
-
-
-def test_the_commit_is_told_from_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_marked_where_files_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    monkeypatch.setattr(reporting, "__file__", str(tmp_path / "benchmarks" / "reporting.py"))
-    assert reporting.commit() is None
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "benchmarks" / "common.py"))
+    assert common.commit() is None
 
     def git(*words: str) -> str:
         settings = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
@@ -127,20 +139,17 @@ def test_the_commit_is_told_from_a_changed_one(tmp_path: Path, monkeypatch: pyte
         return done.stdout.strip()
 
     git("init")
-    assert reporting.commit() is None  # nothing is committed yet
+    assert common.commit() is None  # nothing is committed yet
     results = tmp_path / "benchmarks" / "results" / "compare-cpu.json"
     results.parent.mkdir(parents=True)
     for path in (tmp_path / "code", results):
         path.write_text("one")
     git("add", "code", str(results))
     git("commit", "-m", "one")
-    results.write_text("what a benchmark writes is no change of the code")
-    assert reporting.commit() == git("rev-parse", "--short", "HEAD")
+    results.write_text("what a benchmark writes is not a change of the code")
+    assert common.commit() == git("rev-parse", "--short", "HEAD")
     (tmp_path / "code").write_text("two")
-    assert reporting.commit() == git("rev-parse", "--short", "HEAD") + "+"
-
-
-# -- The parts of a measurement ----------------------------------------------------------------------------
+    assert common.commit() == git("rev-parse", "--short", "HEAD") + "+"
 
 
 def test_a_repeat_is_bounded_by_its_operations_but_has_four_steps() -> None:
@@ -153,22 +162,12 @@ def test_a_repeat_is_bounded_by_its_operations_but_has_four_steps() -> None:
     assert samples_to_time(large, 8192, 20_000, 1e11) == 20_000
 
 
-def test_graphs_are_tried_before_an_epoch_counts(monkeypatch: pytest.MonkeyPatch, blobs: Dataset) -> None:
-    backend, states, run = host_cuda_backend(cublaslt=True), [], Trainer.run
-    few_batches = Trainer(MLP([20, 8, 4], device=backend), blobs, batch_size=100)
+def test_a_gpu_has_two_epochs_of_warm_up(blobs: Dataset) -> None:
+    on_a_gpu = Trainer(MLP([20, 8, 4], device=StrictBackend()), blobs, batch_size=100)
     on_the_cpu = Trainer(MLP([20, 8, 4], device="cpu"), blobs, batch_size=100)
-
-    def watched(self: Trainer, epochs: int) -> object:
-        if self is few_batches:
-            states.append(backend.graphs.plan(self._step).state)
-        return run(self, epochs)
-
-    monkeypatch.setattr(Trainer, "run", watched)
-    seconds = take_turns([few_batches, on_the_cpu], 5, "repeats")
-    assert states[:2] == ["new", "warm"]
-    assert set(states[2:]) == {"graph"}
-    assert seconds == [few_batches.history["seconds"][2:], on_the_cpu.history["seconds"][1:]]
-    assert [len(each) for each in seconds] == [5, 5]
+    seconds = take_turns([on_a_gpu, on_the_cpu], 5, "repeats")
+    assert (on_a_gpu.epoch, on_the_cpu.epoch) == (7, 6)
+    assert seconds == [on_a_gpu.history["seconds"][2:], on_the_cpu.history["seconds"][1:]]
 
 
 def test_the_copy_to_a_device_is_timed_without_its_warm_up() -> None:
@@ -182,6 +181,8 @@ def test_the_copy_to_a_device_is_timed_without_its_warm_up() -> None:
 
 
 def test_the_copy_is_counted_where_there_is_one() -> None:
+    assert rate_with_copy(1000, 2, samples=1000, epochs=1) == pytest.approx(1000 / 3)  # 1 s and 2 s
+    assert rate_with_copy(1000, 2, samples=1000, epochs=20) == pytest.approx(20_000 / 22)
     results = [
         {"network": "n", "device": device, "batch_size": 32, "median": rate}
         for device, rate in (("cpu", 100.0), ("cuda:0", 150.0))
@@ -194,6 +195,74 @@ def test_the_copy_is_counted_where_there_is_one() -> None:
     assert [sentence.split()[0] for (sentence,) in words.values()] == ["cuda:0", "cpu", "cuda:0"]
 
 
+SIZES = (16, 64, 512, 8192)
+
+
+def rates(*ratios: float) -> dict[str, dict[int, float]]:
+    """A CPU of 1,000 samples/s, and a GPU that is faster by the ratios; the batch sizes out of order."""
+    return {
+        "cpu": dict.fromkeys(reversed(SIZES), 1000.0),
+        "cuda:0": {size: 1000 * ratio for size, ratio in zip(SIZES, ratios, strict=True)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ((0.5, 1.5, 3, 12), "from batch 64 on, cuda:0 is faster than cpu; at 8,192 by 12.0x"),
+        ((0.5, 0.9, 1, 12), "from batch 8,192 on, cuda:0 is faster than cpu; at 8,192 by 12.0x"),
+        ((1.5, 0.9, 2, 3), "from batch 512 on (and at 16), cuda:0 is faster than cpu; at 8,192 by 3.0x"),
+        ((2, 3, 4, 5), "cuda:0 is faster than cpu at every batch size measured; at 16 by 2.0x, at 8,192 by 5.0x"),
+        (
+            (0.5, 0.5, 0.25, 1),
+            "cpu is at least as fast as cuda:0 at every batch size measured; at 16 by 2.0x, at 8,192 by 1.0x",
+        ),
+        ((0.5, 2, 2, 0.5), "cuda:0 is faster than cpu at batch 64 and 512 only, and not at 8,192"),
+    ],
+)
+def test_the_crossover_in_words(ratios: tuple[float, ...], words: str) -> None:
+    table = rates(*ratios)
+    assert crossover(table) == [words]
+    table["cuda:1"] = table["cpu"]
+    assert crossover(table)[1].startswith("cpu is at least as fast as cuda:1")
+
+
+# -- Growth ----------------------------------------------------------------------------------------------
+
+
+def test_scaling_measures_hidden_size_depth_and_data_size(growth: Quick) -> None:
+    report, output, _ = growth
+    assert [(one["by"], [point["x"] for point in one["points"]]) for one in report["growth"]] == [
+        ("hidden size", [16, 64, 256]),
+        ("hidden layers", [1, 2, 3]),
+        ("samples", [2048, 4096, 8192]),
+    ]
+    for one in report["growth"]:
+        for point in one["points"]:
+            seconds = point["seconds_per_epoch"]
+            assert len(seconds) == report["method"]["repeats"] == 5
+            assert (point["min"], point["median"], point["max"]) == (
+                min(seconds),
+                sorted(seconds)[2],
+                max(seconds),
+            )
+            assert point["samples_timed"] == point["samples"]
+        assert one["fit"]["points"] == 3
+        assert f"cpu: {one['words']}" in output
+
+
+def test_a_part_of_an_epoch_is_scaled_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "FLOP_BUDGET", 0)  # four steps are the least
+    monkeypatch.setattr(common, "take_turns", lambda trainers, *_: [[0.25] * 5 for _ in trainers])
+    series = scaling.Series("hidden size", "", [scaling.Setting(16, (784, 16, 10), 1280)], whole_epochs=False)
+    options = scaling.Options(batch_size=32)
+    (one,) = scaling.measure(series, generate(1280), ["cpu"], options)
+    (point,) = one["points"]
+    assert (point["samples_timed"], point["steps_timed"], point["median"]) == (128, 4, 2.5)
+    (one,) = scaling.measure(series._replace(whole_epochs=True), generate(1280), ["cpu"], options)
+    assert (one["points"][0]["samples_timed"], one["points"][0]["median"]) == (1280, 0.25)
+
+
 def test_data_that_does_not_fit_is_left_out_and_named() -> None:
     card = Device("cuda:0", "a card", Memory(free=5 * 10**9, total=8 * 10**9))
     cpu = Device("cpu", "a processor", None)
@@ -203,13 +272,56 @@ def test_data_that_does_not_fit_is_left_out_and_named() -> None:
     kept, note = fitting_memory([1, 10, 20, 50], 60_000, 10**9, [cpu])
     assert kept == [1, 10]
     assert note == (
-        "Left out for want of memory: 20, 50 times 60,000 samples (from 1.02 GB on, of 1.00 GB that are free)."
+        "Left out for lack of memory: 20, 50 times 60,000 samples (from 1.02 GB on, of 1.00 GB that are free)."
     )
     assert fitting_memory([40, 50], 60_000, None, [cpu, card])[0] == [40]  # a card holds them all at once
 
 
+def test_a_power_law_is_found_exactly() -> None:
+    fit = fit_power_law([64, 128, 256, 4096], [3 * x**1.5 for x in (64, 128, 256, 4096)])
+    assert fit is not None
+    assert (fit.exponent, fit.factor, fit.r_squared) == pytest.approx((1.5, 3, 1))
+    assert (fit.first, fit.last, fit.points) == (64, 4096, 4)
+    assert fit(100) == pytest.approx(3000)
+
+
+def test_the_least_squares_line_by_hand() -> None:
+    # logarithms to the base of 2: x 0, 1, 2 and y 0, 2, 1; slope 1/2, shift 1/2, r² 1/4, residuals 1/2, 1, 1/2
+    fit = fit_power_law([1, 2, 4], [1, 4, 2], tolerance=10)
+    assert fit is not None
+    assert (fit.exponent, fit.factor, fit.r_squared) == pytest.approx((0.5, 2**0.5, 0.25))
+    assert fit.largest_deviation == pytest.approx(1)  # twice the line's value
+
+
+def test_a_fixed_cost_is_left_out_of_the_fit() -> None:
+    sizes = [2**k for k in range(2, 13)]
+    fit = fit_power_law(sizes, [100 + x for x in sizes])
+    assert fit is not None
+    assert fit.last == 4096
+    assert 64 <= fit.first <= 512
+    assert 0.8 < fit.exponent < 1
+    assert fit.largest_deviation <= 0.1
+
+
+def test_fits_in_words() -> None:
+    fit = fit_power_law([64, 512, 4096], [0.1, 0.8, 6.4])
+    assert describe_fit(fit, "hidden size") == (
+        "an epoch's time grows as hidden size to the power 1.00 from 64 to 4,096 "
+        "(3 points, r² 1.0000, at most 0 % off)"
+    )
+    none = fit_power_law([1, 2, 4, 8], [1, 5, 1, 5])
+    assert none is not None
+    assert (none.first, none.points) == (2, 3)
+    assert describe_fit(none, "depth").endswith("no power law holds to 10 %")
+    assert fit_power_law([1, 2], [1, 2]) is None
+    assert describe_fit(None, "depth") == "too few points for an exponent of the depth"
+
+
+# -- Memory and diagnostics ------------------------------------------------------------------------------
+
+
 def test_memory_names_its_parts_and_the_peak() -> None:
-    done = subprocess.run(
+    done = subprocess.run(  # a process has one peak
         [sys.executable, "-m", "benchmarks.memory", "--quick", "--batch-size", "64", "--json"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
@@ -220,22 +332,13 @@ def test_memory_names_its_parts_and_the_peak() -> None:
     assert parts["interpreter and libraries"] < parts["needed"] < parts["peak"] < 3 * parts["needed"]
 
 
-def test_markdown_prints_the_table_of_a_result(
-    quick: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+def test_the_cost_of_the_diagnostics_is_measured_in_pairs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = quick[0] / "throughput-cpu.json"
-    assert markdown.main([str(path)]) == 0
-    table = capsys.readouterr().out
-    for row in json.loads(path.read_text())["results"]:
-        assert f"| {row['median']:,.0f} " in table
-    assert "| batch | 784-128-10, cpu |" in table
-
-
-def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
-    words = ("--datasets", "digits", "--networks", "8", "8-4", "--seconds", "0.01", "--repeats", "5")
-    done = run_benchmark(*words, benchmark="diagnostics")
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)["results"]
+    monkeypatch.setattr(diagnostics, "SHORT_EPOCHS", 3)
+    words = ["--datasets", "digits", "--networks", "8", "8-4", "--seconds", "0.01", "--repeats", "5"]
+    assert diagnostics.main(words) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
     assert [(row["dataset"], row["validation"], row["network"]) for row in results] == [
         ("digits", True, "64-8-10"),
         ("digits", False, "64-8-10"),
@@ -248,5 +351,89 @@ def test_the_cost_of_the_diagnostics_is_measured_in_pairs() -> None:
         for name in ("added_percent", "statistics_percent"):
             low, high = row[f"{name}_quartiles"]
             assert low <= row[name] <= high
-    assert run_benchmark("--datasets", "others", benchmark="diagnostics").returncode == 2
-    assert run_benchmark("--networks", "128-", benchmark="diagnostics").returncode == 2
+    assert diagnostics.main(["--datasets", "others"]) == diagnostics.main(["--networks", "128-"]) == 2
+
+
+# -- Tables and figures ----------------------------------------------------------------------------------
+
+
+def test_the_short_table_of_a_result(quick: Quick) -> None:
+    report = quick[0]
+    lines = list(markdown.throughput(report))
+    assert lines[0] == "| batch | 784-128-10, cpu | 784-32-32-10, cpu |"
+    assert all(f" {row['median']:,.0f} |" in "".join(lines) for row in report["results"])
+
+
+def test_tables_of_comparisons() -> None:
+    def row(peer: str, momentum: float, rate: float, ratio: float) -> dict[str, object]:
+        return {
+            "network": "784-10", "batch_size": 1024, "momentum": momentum, "peer": peer, "median": rate,
+            "share_of_arithmetic": 0.25, "gpumlp_is": ratio,
+        }  # fmt: skip
+
+    results = [row("gpumlp", 0.0, 3000, 1), row("jax", 0.0, 2000, 1.5), row("gpumlp", 0.9, 2500, 1)]
+    peers = {"gpumlp": "gpumlp", "jax": "JAX"}
+    lines = list(markdown.comparison({"results": results, "peers": peers}))
+    assert "| 1,024 | 3,000 / 2,500 | 25% / 25% | 1.50x / - |" in lines
+
+    times = {"microseconds_per_step": 41.234, "floor_microseconds": 9.876}
+    on_gpu = {"limits": {"flops": 1e12, "bytes": 1e11}, "peers": peers}
+    lines = list(markdown.comparison({**on_gpu, "results": [{**results[0], **times}, *results[1:]]}))
+    assert "| batch | gpumlp | JAX | floor |" in lines
+    assert "| 1,024 | 41.2 / - | - / - | 9.88 / - |" in lines
+
+
+def test_the_benchmarks_readme_shows_what_was_measured_on_a_gpu() -> None:
+    report = json.loads((RESULTS / "compare-cuda-h100.json").read_text())
+    readme = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(line for line in markdown.comparison(report) if line.startswith("|")) in readme
+
+
+def test_results_of_every_benchmark_have_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [path for path in sorted(RESULTS.glob("*.json")) if not path.name.startswith("diagnostics")]
+    assert markdown.main([str(path) for path in names]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("<!-- ") == len(names) > 5
+    assert not printed.err
+
+
+def test_columns_are_aligned() -> None:
+    lines = ["text", *markdown.table(["a", "long name"], [["123", "4"]])]
+    assert list(markdown.aligned(lines)) == [
+        "text",
+        "| a   | long name |",
+        "|-----|-----------|",
+        "| 123 | 4         |",
+    ]
+
+
+def test_what_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"other": '{"benchmark": "tea"}', "unnamed": '{"results": []}', "list": "[1]"}.items():
+        (tmp_path / name).write_text(text)
+        assert markdown.main([str(tmp_path / name)]) == 0
+    (tmp_path / "broken").write_text("{")
+    assert markdown.main([str(tmp_path / "broken")]) == markdown.main([]) == markdown.main(["--figures", "x"]) == 2
+    other, unnamed, a_list, broken, nothing, _ = capsys.readouterr().err.splitlines()
+    assert other.startswith(
+        f"{tmp_path}/other: there is no table of tea, only of comparison of training throughput, "
+    )
+    assert "of results that do not name their benchmark" in unnamed
+    assert "of results that do not name their benchmark" in a_list
+    assert "broken is not a file of results: " in broken
+    assert nothing.startswith("expected [--figure] and files of results")
+
+
+@pytest.mark.parametrize("name", ["compare-cpu", "compare-cuda-h100", "throughput-cpu", "scaling-cpu"])
+def test_a_figure_is_drawn_from_the_results(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
+    shutil.copy(RESULTS / f"{name}.json", tmp_path)
+    assert markdown.main(["--figure", str(tmp_path / f"{name}.json")]) == 0
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_lines_keep_their_distance_and_stay_below_the_title() -> None:
+    assert figures.spread([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
+    assert figures.spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert figures.spread([0.2, 0.21, 0.26], 0.05) == pytest.approx([0.2233 - 0.05, 0.2233, 0.2733], abs=1e-4)
+    assert figures.lowered([0.2, 0.9], 0.97) == [0.2, 0.9]
+    assert figures.lowered([0.2, 1.0], 0.97) == pytest.approx([0.17, 0.97])

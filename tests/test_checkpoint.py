@@ -71,7 +71,7 @@ def state(trainer: Trainer) -> dict[str, object]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=["momentum", "plain", "nesterov", "adam", "schedule"])
-def test_a_training_goes_on_exactly(tmp_path: Path, blobs: Dataset, options: dict, dtype: str) -> None:
+def test_training_continues_exactly(tmp_path: Path, blobs: Dataset, options: dict, dtype: str) -> None:
     settings = config(dtype=dtype, **options)
     path = save(tmp_path / "checkpoint", blobs, settings)
     interrupted = go_on(path, blobs)
@@ -212,3 +212,12 @@ def test_a_file_is_whole_before_it_gets_its_name(tmp_path: Path, monkeypatch: py
     write_atomically(path, b"content")
     assert seen == [(b"content", False)]
     assert path.read_bytes() == b"content"
+
+
+def test_restoring_a_trainer_restores_its_network(blobs: Dataset) -> None:
+    first = Trainer(MLP([20, 8, 4], device="cpu"), blobs)
+    first.run(2)
+    second = Trainer(MLP([20, 8, 4], seed=9, device="cpu"), blobs)
+    Checkpoint.of(first, Config().resolved(len(blobs))).restore(second)
+    np.testing.assert_array_equal(second.model.parameters.data, first.model.parameters.data)
+    assert second.history is not first.history

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 import gpumlp
+from gpumlp.backends import EXECUTIONS
+from gpumlp.extras import EXTRAS
 from gpumlp.training.config import PRESETS, Config
-from tests.command_helpers import DIGITS, finish, history, run, spawn
+from tests.command_helpers import DIGITS, ROOT, finish, history, run, spawn
 
 SMALL = (*DIGITS, "--hidden", 16, "--epochs", 2)
 
@@ -27,11 +30,17 @@ def _no_colours_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert run("train", *SMALL, "--quiet", "--out", folder) == 0
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert run("train", *SMALL, "--out", tmp_path / "run") == 0
-    capsys.readouterr()
-    return tmp_path / "run"
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A finished run, which a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def config(folder: Path) -> dict[str, object]:
@@ -41,9 +50,10 @@ def config(folder: Path) -> dict[str, object]:
 # -- train -------------------------------------------------------------------------------------------------
 
 
-def test_training_prints_plain_lines(tmp_path: Path) -> None:
-    code, out, err = finish(spawn("train", *SMALL, "--out", tmp_path / "run"))
-    assert (code, err) == (0, "")
+def test_training_prints_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--out", tmp_path / "run") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "\x1b" not in out
     assert "\r" not in out
     epochs = [line for line in out.splitlines() if re.match(r" *\d/2 ", line)]
@@ -54,8 +64,9 @@ def test_training_prints_plain_lines(tmp_path: Path) -> None:
     assert f"digits test accuracy: {100 * accuracy:.2f} %" in out
 
 
-def test_quiet_prints_nothing(tmp_path: Path) -> None:
-    assert finish(spawn("train", *SMALL, "--quiet", "--out", tmp_path / "run")) == (0, "", "")
+def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--quiet", "--out", tmp_path / "run") == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +147,9 @@ def test_no_hidden_layer_is_softmax_regression(tmp_path: Path) -> None:
     assert config(tmp_path / "run")["hidden"] == []
 
 
-def test_a_file_of_ones_own_is_named_in_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_file_of_the_user_is_named_in_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 6)), np.arange(50) % 3
     np.savez(tmp_path / "flowers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
@@ -156,9 +169,9 @@ def test_min_accuracy_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run("train", *SMALL, "--quiet", "--min-accuracy", accuracy, "--out", tmp_path / "equal") == 0
 
 
-def test_a_divergence_is_one_line_and_code_1(tmp_path: Path) -> None:
-    code, _, err = finish(spawn("train", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run"))
-    assert code == 1
+def test_a_divergence_is_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run") == 1
+    err = capsys.readouterr().err
     assert re.fullmatch(r"gpumlp-train: training diverged in epoch 1, .*1e\+30, largest gradient .*\n", err)
 
 
@@ -176,7 +189,7 @@ def test_the_notes_preset_and_what_overrides_it(tmp_path: Path) -> None:
 
 def test_resume_needs_no_other_option(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--resume", finished, "--epochs", 4) == 0
-    assert f"going on with {finished} after epoch 2 of 4" in capsys.readouterr().out
+    assert f"resuming {finished} after epoch 2 of 4" in capsys.readouterr().out
     assert len(history(finished)) == 4
     assert run("train", f"--resume={finished}") == 0
     assert run("train", "--resume", finished, "--learning-rate", 0.5, "--seed", 1) == 2
@@ -226,12 +239,27 @@ def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"cupy", "safetensors", "device cpu", "device auto", "processors", "blas"} <= set(facts)
     assert {"GPUMLP_DATA_DIR", "data cache"} <= set(facts)
     assert "blas threads" in facts or facts["blas"].startswith("none")
+    assert {f"execution {name}" for name in EXECUTIONS[1:]} <= set(facts)
+    assert facts["execution eager"] == "available"
+    assert {f"extra {name}" for name in EXTRAS} <= set(facts)
+
+
+def test_info_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(EXTRAS, "onnx", EXTRAS["onnx"]._replace(modules=("onnx_of_tomorrow",)))
+    assert run("info") == 0
+    assert "pip install '.[onnx]' (onnx_of_tomorrow missing): export to ONNX" in capsys.readouterr().out
+
+
+def test_the_optional_parts_are_extras_of_the_package() -> None:
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
     ("command", "words"), [("info", []), ("train", ["--help"]), ("evaluate", ["--help"]), ("train", [*SMALL])]
 )
-def test_a_reader_that_has_gone_is_no_traceback(command: str, words: list, tmp_path: Path) -> None:
+def test_a_closed_pipe_gives_no_traceback(command: str, words: list, tmp_path: Path) -> None:
     process = spawn(command, *words, cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()  # as head does after its last line

@@ -16,29 +16,29 @@ import numpy as np
 import pytest
 
 from benchmarks import timing
-from benchmarks.agreement import STEPS, Agreement, check_agreement, initial_weights
-from benchmarks.peers import ALL, Peer, Samples, Setting
-from benchmarks.peers.base import NotMeantForError
-from benchmarks.peers.gpumlp import Gpumlp, GpumlpPersistent
-from benchmarks.peers.textbook import Textbook
-from benchmarks.peers.torch import TorchCompiled, TorchEager, own_threads
-from benchmarks.peers.torch_graph import TorchGraph
+from benchmarks.agreement import EPOCHS, FEW_STEPS, STEPS, Agreement, check_agreement, initial_weights
+from benchmarks.compare import ALL
+from benchmarks.peers import NotMeantForError, Peer, Samples, Setting
+from benchmarks.peers.gpumlp import Gpumlp, GpumlpGraphs
+from benchmarks.peers.numpy import Textbook
+from benchmarks.peers.torch import TorchCompiled, TorchEager, TorchGraph, own_threads
 from gpumlp import Dataset
-from tests.host_cuda import HostCupy, host_cuda_backend, load_cupy_backend
-from tests.persistent_helpers import change_kernel
+from gpumlp.backends import Backend
+from tests.host_cuda import host_cuda_backend
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
 # Where JAX is loaded, it warns of every fork, and other tests fork: so it gets a process of its own.
 JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
-# torch-compiled takes seconds to compile; run it by hand.
-PEERS = [peer for peer in ALL if peer.name != "torch-compiled" and (peer.name == "jax") == JAX_ALONE]
+# torch-compiled takes seconds to compile; the others need a GPU, and have tests of their own below.
+NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs"}
+PEERS = [peer for peer in ALL if peer.name not in NOT_HERE and (peer.name == "jax") == JAX_ALONE]
 
 
 @pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
 def peer(request: pytest.FixtureRequest) -> type[Peer]:
     """Each peer that can run on the CPU here; the others skip visibly, with the reason."""
-    reason = request.param.why_not("cpu", "float32")
+    reason = request.param.unsupported_reason("cpu", "float32")
     if reason is not None:
         pytest.skip(reason)
     return request.param
@@ -107,41 +107,42 @@ class GraphOnCpu(TorchGraph):
         return SimpleNamespace(replay=lambda: self.total.add_(self._step(rows), alpha=size)), rows
 
 
+@pytest.fixture
+def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU backends for the peers of gpumlp, with kernels and cuBLASLt on the processor."""
+
+    def backend(device: str, *, execution: str = "auto") -> Backend:
+        made: Backend = host_cuda_backend(cublaslt=True, execution=execution)
+        made.xp.attributes["CooperativeLaunch"] = 1  # for the persistent kernel
+        return made
+
+    monkeypatch.setattr("benchmarks.peers.gpumlp.get_backend", backend)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_persistent_kernel_agrees_with_the_textbook_where_it_runs(
-    momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("peer", "sizes", "way"),
+    [
+        (Gpumlp, (20, 16, 4), "persistent"),
+        (Gpumlp, (20, 16, 8, 4), "graphs"),
+        (GpumlpGraphs, (20, 16, 4), "graphs"),
+    ],
+)
+def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
+    peer: type[Peer], sizes: tuple[int, ...], way: str, momentum: float, blobs: Dataset, host_cuda: None
 ) -> None:
-    module = load_cupy_backend(HostCupy())
-    monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
-    setting = replace(SETTING, sizes=(20, 16, 4), momentum=momentum, device="cuda")
-    (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
+    setting = replace(SETTING, sizes=sizes, momentum=momentum, device="cuda")
+    (result,) = check_agreement([peer], setting, blobs, threads=1)
     assert isinstance(result, Agreement), result
     assert result.agrees, result
-    (result,) = check_agreement([GpumlpPersistent], replace(SETTING, device="cuda"), blobs, threads=1)
+    assert start(peer, setting, blobs).variants == (way,)
+
+
+def test_graphs_are_measured_beside_the_persistent_kernel_only(blobs: Dataset, host_cuda: None) -> None:
+    (result,) = check_agreement([GpumlpGraphs], replace(SETTING, device="cuda"), blobs, threads=1)
     assert isinstance(result, NotMeantForError)
-    assert str(result).endswith("it is for networks of one hidden layer, this one has 2")
-    change_kernel(monkeypatch, "#define WARPS (THREADS / 32)", "#error no compiler likes this\n")
-    (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
-    assert type(result) is RuntimeError  # not a NotMeantForError: it is meant for this, and is broken
-    assert str(result).startswith("the persistent kernel failed: CalledProcessError: ")
-    assert GpumlpPersistent.why_not("cpu", "float32") == "the persistent kernel needs a GPU"
-
-
-def test_agreement_reaches_the_graphs_that_are_timed(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, ran = host_cuda_backend(cublaslt=True), []
-    monkeypatch.setattr("benchmarks.peers.gpumlp.get_backend", lambda *_, **__: backend)
-
-    class Watched(Gpumlp):
-        def unshuffled_epoch(self) -> float:
-            loss = super().unshuffled_epoch()
-            ran.append((self.trainer.how_steps_ran or "").partition(":")[0])
-            return loss
-
-    (result,) = check_agreement([Watched], replace(SETTING, device="cuda"), blobs, threads=1)
-    assert isinstance(result, Agreement), result
-    assert result.agrees, result
-    assert ran == ["one by one", "by CUDA graphs", "by CUDA graphs"]
-    assert len(result.epoch_losses) == 3
+    assert str(result) == "gpumlp runs by CUDA graphs here"
+    assert GpumlpGraphs.unsupported_reason("cpu", "float32") == "CUDA graphs need a GPU"
 
 
 def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: Dataset) -> None:
@@ -181,8 +182,8 @@ def test_every_setting_is_offered_the_same_threads(blobs: Dataset, monkeypatch: 
     own_threads.cache_clear()
     try:
         for batch_size in (16, 32):
-            setting, run = replace(SETTING, batch_size=batch_size), timing.Run(48, 1)
-            eager, compiled = timing.measure(setting, blobs, run, [TorchEager, TorchCompiled], repeats=5)
+            setting = replace(SETTING, batch_size=batch_size)
+            eager, compiled = timing.measure(setting, blobs, 48, [TorchEager, TorchCompiled], repeats=5, seconds=0)
             assert eager.variant is not None
             assert eager.variant.endswith(", 1 thread")
             assert [one.rpartition(", ")[2] for one in start(TorchEager, setting, blobs, None).variants] == [
@@ -240,9 +241,19 @@ def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blo
     assert third.agrees
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("broken", [NoOutputBias, WrongEpoch])
+def test_few_steps_catch_a_wrong_peer_too(broken: type[Peer], blobs: Dataset) -> None:
+    right, wrong = check_agreement([Textbook, broken], replace(SETTING, batch_size=200), blobs, 1, FEW_STEPS)
+    assert isinstance(right, Agreement)
+    assert isinstance(wrong, Agreement)
+    assert right.agrees
+    assert not wrong.agrees
+    assert (wrong.losses, len(wrong.epoch_losses)) == ([], EPOCHS)
+
+
+@pytest.mark.parametrize("peer", [peer for peer in ALL if peer.name != "jax"], ids=lambda peer: peer.name)
 def test_peer_says_why_it_cannot_run_without_a_gpu(peer: type[Peer]) -> None:
-    reason = peer.why_not("cuda:77", "float32")
+    reason = peer.unsupported_reason("cuda:77", "float32")
     assert reason is not None
     assert "\n" not in reason
 
@@ -251,4 +262,4 @@ def test_peer_says_why_it_cannot_run_without_a_gpu(peer: type[Peer]) -> None:
 def test_missing_library_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     (peer,) = (peer for peer in ALL if peer.name == name)
-    assert peer.why_not("cpu", "float32") == "not installed; pip install '.[compare]' brings it"
+    assert peer.unsupported_reason("cpu", "float32") == "not installed; pip install '.[compare]' brings it"

@@ -1,17 +1,23 @@
-"""Dataset: what enters is checked once, and stays as it is."""
+"""What enters a Dataset is checked once and stays as it is; the built-in digits; data sets by name."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import subprocess
 import sys
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpumlp.data import DataError, Dataset
+from gpumlp.data import DataError, Dataset, load_dataset, load_digits, mnist
+from gpumlp.data.mnist import DataNotAvailable
+from tests.data_helpers import NAMES, TRAIN_IMAGES, serve_folder, small_mnist, write_files
 
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_digits.py"
 IMAGES = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
 LABELS = [2, 0, 1, 2]
 
@@ -182,13 +188,15 @@ def test_the_examples_in_the_docstrings_hold(module: str) -> None:
     assert result.failed == 0
 
 
-def test_importing_the_data_room_loads_neither_cupy_nor_the_network() -> None:
+def test_optional_libraries_are_imported_only_where_they_are_used() -> None:
     code = (
-        "import sys, gpumlp.data; gpumlp.data.load_digits();"
-        "print([m for m in ('cupy', 'pooch', 'requests', 'rich') if m in sys.modules])"
+        "import sys, gpumlp; gpumlp.load_digits()\n"
+        "print({'cupy', 'pooch', 'requests', 'rich'} & set(sys.modules))\n"
+        "import gpumlp.interop, gpumlp.pictures, gpumlp.predict, gpumlp.export\n"
+        "print({'cupy', 'torch', 'sklearn', 'PIL', 'onnx'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout == "set()\nset()\n"
 
 
 def test_the_entropy_of_labels_is_the_least_loss_of_a_guess() -> None:
@@ -197,3 +205,163 @@ def test_the_entropy_of_labels_is_the_least_loss_of_a_guess() -> None:
     assert entropy == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     assert Dataset(np.zeros((4, 2), np.float32), [0, 1, 2, 3]).label_entropy == pytest.approx(np.log(4))
     assert Dataset(np.zeros((4, 2), np.float32), [1] * 4).label_entropy == 0
+
+
+# -- The built-in digits ---------------------------------------------------------------------------------------
+
+
+def test_the_split_is_1437_and_360_images_of_8_x_8() -> None:
+    train, test = load_digits()
+    assert repr(train) == "Dataset('digits', 1,437 samples of 8 x 8 float32, 10 classes)"
+    assert repr(test) == "Dataset('digits', 360 samples of 8 x 8 float32, 10 classes)"
+
+
+def test_values_are_sixteenths_from_0_to_1() -> None:
+    for data in load_digits():
+        assert data.images.dtype == np.float32
+        assert (data.images.min(), data.images.max()) == (0.0, 1.0)
+        levels = data.images * 16
+        np.testing.assert_array_equal(levels, levels.round())
+
+
+def test_both_parts_have_their_share_of_every_class() -> None:
+    train, test = (np.bincount(data.labels, minlength=10) for data in load_digits())
+    np.testing.assert_allclose(test / (train + test), 0.2, atol=0.005)
+
+
+def test_the_order_is_shuffled() -> None:
+    for data in load_digits():
+        assert (np.diff(data.labels) == 0).mean() < 0.2  # 0.1 by chance, nearly 1 if sorted
+
+
+def test_the_content_does_not_change_between_versions() -> None:
+    assert [data.fingerprint() for data in load_digits()] == [
+        "1437x8x8-float32-96cea809",
+        "360x8x8-float32-35887e68",
+    ]
+
+
+def test_every_load_gives_arrays_of_its_own() -> None:
+    load_digits()[0].images[:] = 0
+    assert load_digits()[0].images.any()
+
+
+def test_the_file_is_made_by_the_script_byte_for_byte(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn, the source of the digits, is not installed")
+    spec = importlib.util.spec_from_file_location("make_digits", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    made = tmp_path / "digits.npz"
+    script.main(made)
+    assert made.read_bytes() == resources.files("gpumlp.data").joinpath("digits.npz").read_bytes()
+
+
+def test_nothing_of_the_original_is_lost_or_changed() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    original = datasets.load_digits()
+
+    def rows(images: np.ndarray, labels: np.ndarray) -> list[tuple[float, ...]]:
+        return sorted(map(tuple, np.column_stack([images.reshape(len(images), -1), labels]).tolist()))
+
+    train, test = load_digits()
+    ours = np.concatenate([train.images, test.images]) * 16, np.concatenate([train.labels, test.labels])
+    assert rows(*ours) == rows(original.images, original.target)
+
+
+# -- Data sets by name -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPUMLP_DATA_DIR", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(mnist, "_cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(mnist, "MIRRORS", ())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "data", small_mnist())
+
+
+def test_digits_come_without_notice() -> None:
+    train, test, notice = load_dataset("digits")
+    assert (train.name, test.name, notice) == ("digits", "digits", None)
+
+
+def test_a_path_that_ends_in_npz_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "Own.NPZ"
+    with path.open("wb") as file:
+        np.savez(file, x_train=np.eye(2), y_train=[0, 1], x_test=np.eye(2), y_test=[1, 0])
+    train, _, notice = load_dataset(path)
+    assert (train.name, notice) == ("Own.npz", None)
+
+
+@pytest.mark.parametrize("name", ["auto", "mnist"])
+def test_published_mnist_comes_without_notice(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = mnist.load_mnist(folder)
+    for data in real:
+        data.name = "mnist"
+    monkeypatch.setattr("gpumlp.data.load_mnist", lambda data_dir: real)
+    assert load_dataset(name, folder) == (*real, None)
+
+
+@pytest.mark.parametrize("name", ["auto", "mnist"])
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_files_that_are_not_mnists_own_come_with_a_notice(
+    folder: Path, name: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_environment:
+        monkeypatch.setenv("GPUMLP_DATA_DIR", str(folder))
+    train, test, notice = load_dataset(name, None if by_environment else folder)
+    assert train.name == test.name == "mnist-like"
+    assert notice is not None
+    assert str(folder) in notice
+    assert "not MNIST's published files" in notice
+
+
+def test_auto_falls_back_to_the_digits_and_says_why_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_folder(tmp_path) as server:
+        monkeypatch.setattr(mnist, "MIRRORS", (server.address,))
+        train, test, notice = load_dataset("auto")
+    assert train.name == test.name == "digits"
+    assert notice is not None
+    assert f"{server.host}: HTTP 404 for {TRAIN_IMAGES}" in notice
+    assert "digits (1,797 images of 8 x 8) are used instead" in notice
+    assert all(word in notice for word in (*NAMES, "--data-dir", "GPUMLP_DATA_DIR", "--dataset mnist"))
+    assert len(notice.splitlines()) == 4
+
+
+def test_mnist_never_falls_back() -> None:
+    with pytest.raises(DataNotAvailable, match="MNIST is not available"):
+        load_dataset("mnist")
+
+
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_damaged_files_in_a_named_folder_are_an_error_also_for_auto(
+    folder: Path, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / TRAIN_IMAGES).write_bytes((folder / TRAIN_IMAGES).read_bytes()[:-20])
+    monkeypatch.setenv("GPUMLP_DATA_DIR", str(folder))
+    with pytest.raises(DataError, match=f"{TRAIN_IMAGES}: expected"):
+        load_dataset("auto", None if by_environment else folder)
+
+
+def test_a_data_dir_without_mnist_is_an_error_also_for_auto(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected MNIST's files"):
+        load_dataset("auto", tmp_path)
+
+
+def test_an_unknown_name_lists_the_choices() -> None:
+    with pytest.raises(DataError, match="'cifar'; choose auto, mnist, digits or a path that ends in"):
+        load_dataset("cifar")
+
+
+@pytest.mark.parametrize("name", ["digits", "own.npz"])
+def test_data_dir_is_refused_where_it_does_not_apply(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"does not apply to the data set {name}"):
+        load_dataset(name, tmp_path)

@@ -89,7 +89,7 @@ def test_a_diverged_run_leaves_why_until_it_goes_well(tmp_path: Path, capsys: py
     assert not (folder / "diverged.json").exists()
 
 
-def test_a_loss_that_explodes_before_it_is_lost_is_said_once(
+def test_an_exploding_loss_that_diverges_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--activation", "leaky_relu", "--hidden", 64, "--learning-rate", 3]

@@ -1,4 +1,4 @@
-"""Statistics of layers, and what the rules say of curves; tests/test_illnesses.py has them on trainings."""
+"""Statistics of layers, and what the rules say of curves; tests/test_findings.py has them on training runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer
 from gpumlp.backends import Backend
-from gpumlp.diagnostics import Finding, LayerStatistics, Setting, find, statistics, trend
+from gpumlp.diagnostics import Finding, LayerStatistics, LayerWatch, Setting, find, statistics, trend
 from gpumlp.training.history import EpochRecord, History
 from tests.diagnostics_helpers import curve, names
 from tests.strict_device import StrictBackend
@@ -116,7 +116,7 @@ class Gradients(Callback):
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("validation", [None, 50])
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01)])
-def test_a_training_ends_with_the_same_bits_with_diagnostics_and_without(
+def test_training_gives_the_same_bits_with_and_without_diagnostics(
     backend: Backend, blobs: Dataset, optimizer: object, validation: int | None, keep: bool
 ) -> None:
     ends = []
@@ -143,7 +143,7 @@ def test_a_number_too_large_for_the_dtype_is_none_and_the_line_is_json(blobs: Da
     model = MLP([20, 8, 4], initializer=Normal(1e17), device=backend)
     trainer = Trainer(model, blobs, batch_size=32)
     values = [math.inf, 1.0, math.inf, 4.0, 4.0, 4.0, 2.0, 0.0, 0.0, 0.0, 3.0, 0.0, math.inf, 0.0, 1.0, 0.0]
-    first, second = trainer._watcher._probe.statistics(values)
+    first, second = LayerWatch(trainer).probe.statistics(values)
     assert (first.gradient_norm, first.update_ratio, first.weight_norm, first.dead) == (None, None, 2.0, 0.25)
     assert (second.gradient_norm, second.update_ratio, second.weight_norm, second.dead) == (1.0, 1.0, 2.0, None)
     assert (first.largest_input, second.largest_input) == (3.0, None)
@@ -240,10 +240,10 @@ def test_where_nothing_is_classified_only_units_are_judged() -> None:
     assert names(history) == {"dead units"}
 
 
-def test_a_history_of_nobodys_training_says_so() -> None:
-    with pytest.raises(ValueError, match="history of a training"):
+def test_a_history_without_a_setting_has_no_findings() -> None:
+    with pytest.raises(ValueError, match="need the history of a Trainer or of fit"):
         History().findings()
-    with pytest.raises(ValueError, match="history of a training"):
+    with pytest.raises(ValueError, match="need the history of a Trainer or of fit"):
         History().trend()
 
 

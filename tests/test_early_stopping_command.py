@@ -80,7 +80,7 @@ def test_killed_and_resumed_it_stops_at_the_same_epoch_with_the_same_weights(tmp
     assert_same_best(cut, whole)
 
 
-def test_a_stopped_run_stays_stopped_and_goes_on_with_more_patience(tmp_path: Path) -> None:
+def test_a_stopped_run_stays_stopped_and_resumes_with_more_patience(tmp_path: Path) -> None:
     epochs = len(start(tmp_path / "a", early_stopping=2).history)
     again = train(resume_config(str(tmp_path / "a")))
     assert len(again.history) == epochs
@@ -91,7 +91,7 @@ def test_a_stopped_run_stays_stopped_and_goes_on_with_more_patience(tmp_path: Pa
     assert_same_best(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_best_network_that_was_not_saved_is_saved_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_best_network_that_was_not_saved_is_saved_when_the_run_is_resumed(tmp_path: Path) -> None:
     start(tmp_path / "run", early_stopping=9, epochs=1)
     kept = tmp_path / "run" / "best" / "checkpoint.safetensors"
     os.remove(kept)

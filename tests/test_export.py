@@ -1,9 +1,9 @@
-"""``python -m gpumlp.export`` to ONNX, NumPy and safetensors: other programs get the same outputs."""
+"""``python -m gpumlp.export``: every format of a run or a network, and pages to draw on."""
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,169 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Activation, LeakyReLU, load_digits, load_mnist
-from gpumlp.exporting import FORMATS, npz_bytes, onnx_bytes
-from gpumlp.nn.model_file import Inputs, ModelFileError
+from gpumlp import MLP, Inputs, LeakyReLU, load_digits
+from gpumlp.exporting import FORMATS
+from gpumlp.report import report_page
 from tests.command_helpers import DIGITS, run
-
-ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid", "identity"]
-
-
-def session(content: bytes) -> Any:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
-    return runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-
-def test_images() -> np.ndarray:
-    """A thousand images of 28 x 28: MNIST's, or, without it, the built-in digits enlarged."""
-    if os.environ.get("GPUMLP_DATA_DIR"):
-        return load_mnist(download=False)[1].images[:1000]
-    images = np.rint(255 * load_digits()[0].images[:1000]).astype(np.uint8)
-    return np.pad(images.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))
-
-
-test_images.__test__ = False  # type: ignore[attr-defined]
-
-
-def pixel_network(activation: object, dtype: str) -> MLP:
-    model = MLP([784, 40, 30, 10], activation, seed=1, device="cpu", dtype=dtype)
-    model.inputs = Inputs((28, 28), "uint8", "mnist")
-    return model
-
-
-# -- ONNX --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_onnxruntime_gives_the_same_on_a_thousand_images(activation: object, dtype: str) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    model, images = pixel_network(activation, dtype), test_images()
-    assert images.shape == (1000, 28, 28)
-    program = session(onnx_bytes(model))
-    (given,) = program.get_inputs()
-    assert (given.name, given.type, given.shape) == ("samples", "tensor(uint8)", ["samples", 28, 28])
-    probabilities, logits, classes = program.run(["probabilities", "logits", "classes"], {"samples": images})
-    assert probabilities.dtype == logits.dtype == dtype
-    np.testing.assert_allclose(
-        probabilities, model.predict_proba(images), atol=1e-5 if dtype == "float32" else 1e-12
-    )
-    np.testing.assert_allclose(logits, model.logits(images), atol=1e-5 if dtype == "float32" else 1e-12)
-    np.testing.assert_array_equal(classes, model.predict(images))
-    assert program.run(["classes"], {"samples": images[:1]})[0].shape == (1,)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("sizes", [[12, 3], [12, 7, 3]])
-def test_values_that_are_no_pixels_are_used_as_they_are(dtype: str, sizes: list[int]) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    model = MLP(sizes, device="cpu", dtype=dtype)
-    x = np.random.default_rng(0).normal(size=(20, 12)).astype(dtype)
-    for inputs, shape in ((None, (12,)), (Inputs((4, 3), "float32", "own"), (4, 3))):
-        model.inputs = inputs
-        program = session(onnx_bytes(model))
-        assert program.get_inputs()[0].shape == ["samples", *shape]
-        (found,) = program.run(["probabilities"], {"samples": x.reshape(20, *shape)})
-        np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("loss", "names"),
-    [("squared_error", ["outputs"]), ("logistic_cross_entropy", ["probabilities", "logits"])],
-)
-def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    model = MLP([6, 5, 1], "tanh", loss=loss, device="cpu")
-    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
-    program = session(onnx_bytes(model))
-    assert [output.name for output in program.get_outputs()] == names
-    expected = [model.predict_proba(x), model.logits(x)] if len(names) == 2 else [model.predict(x)]
-    for found, right in zip(program.run(None, {"samples": x}), expected, strict=True):
-        np.testing.assert_allclose(found, right, atol=1e-6)
-
-
-def test_the_names_of_classes_are_in_the_file() -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    model = MLP([4, 2], device="cpu")
-    model.class_names = ("no", "yes")
-    program = onnx.load_from_string(onnx_bytes(model))
-    assert json.loads({entry.key: entry.value for entry in program.metadata_props}["class_names"]) == ["no", "yes"]
-    assert program.producer_name == "gpumlp"
-
-
-def test_an_activation_of_ones_own_is_refused() -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-
-    class Own(Activation):
-        name = "own"
-
-    with pytest.raises(ModelFileError, match=r"ONNX has no equal of the activation Own\(\)"):
-        onnx_bytes(MLP([3, 4, 2], Own(), device="cpu"))
-
-
-# -- NumPy and safetensors ---------------------------------------------------------------------------------
-
-
-def test_five_lines_of_numpy_run_the_npz(tmp_path: Path) -> None:
-    model, images = pixel_network("relu", "float32"), test_images()
-    (tmp_path / "network.npz").write_bytes(npz_bytes(model))
-    # These lines are in the README.
-    net = np.load(tmp_path / "network.npz")
-    a = images.reshape(len(images), -1) / net["divisor"]
-    for i in range(n := sum(name.startswith("weight") for name in net)):
-        a = a @ net[f"weight_{i}"] + net[f"bias_{i}"]
-        a = np.maximum(a, 0) if i < n - 1 else a - a.max(axis=1, keepdims=True)
-    probabilities = np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(probabilities, model.predict_proba(images), atol=1e-5)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-def test_the_npz_holds_all_that_a_network_is(activation: object, tmp_path: Path) -> None:
-    model = MLP([6, 5, 3], activation, device="cpu", dtype="float64")
-    model.class_names = ("a", "b", "c")
-    (tmp_path / "network.npz").write_bytes(npz_bytes(model))
-    net = np.load(tmp_path / "network.npz", allow_pickle=False)
-    assert sorted(net) == sorted(
-        [
-            "weight_0",
-            "bias_0",
-            "weight_1",
-            "bias_1",
-            "divisor",
-            "activation",
-            "negative_slope",
-            "loss",
-            "shape",
-            "class_names",
-        ]
-    )
-    assert (str(net["activation"]), net["divisor"], net["shape"].tolist()) == (model.activation.name, 1, [6])
-    assert net["negative_slope"] == (0.2 if isinstance(activation, LeakyReLU) else 0)
-    assert net["class_names"].tolist() == ["a", "b", "c"]
-    assert net["weight_0"].dtype == np.float64
-    np.testing.assert_array_equal(net["weight_1"], model.state_dict()["layers.1.weight"])
 
 
 def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
-    model = pixel_network(LeakyReLU(0.3), "float64")
+    model = MLP([784, 40, 10], LeakyReLU(0.3), device="cpu", dtype="float64")
     model.save(tmp_path)
     assert run("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "a.safetensors") == 0
     loaded = MLP.load(tmp_path / "a.safetensors", device="cpu")
-    np.testing.assert_array_equal(loaded.logits(test_images()[:9]), model.logits(test_images()[:9]))
-
-
-# -- The command line --------------------------------------------------------------------------------------
+    images = np.random.default_rng(0).integers(0, 256, (9, 28, 28), dtype=np.uint8)
+    np.testing.assert_array_equal(loaded.logits(images), model.logits(images))
 
 
 def test_a_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     assert run("train", *DIGITS, "--hidden", 8, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
     for kind in FORMATS:
         assert run("export", tmp_path / "run", "--format", kind) == 0
         path = tmp_path / "run" / f"network.{kind}"
         assert capsys.readouterr().out == f"{path}: MLP([64, 8, 10]), {path.stat().st_size:,} bytes\n"
     _, test = load_digits()
-    program = session((tmp_path / "run" / "network.onnx").read_bytes())
+    program = onnxruntime.InferenceSession(tmp_path / "run" / "network.onnx", providers=["CPUExecutionProvider"])
     model = MLP.load(tmp_path / "run", device="cpu")
     (found,) = program.run(["probabilities"], {"samples": test.images})
     np.testing.assert_allclose(found, model.predict_proba(test.images), atol=1e-6)
@@ -209,3 +71,99 @@ def test_without_onnx_the_extra_is_named(
     assert "exports to ONNX need onnx" in (err := capsys.readouterr().err)
     assert "pip install '.[onnx]'" in err
     assert not (tmp_path / "network.onnx").exists()
+
+
+def save_network(folder: Path, dtype: str, class_names: tuple[str | int, ...] | None = None) -> None:
+    """An untrained network for images of 8 x 8 in three classes."""
+    model = MLP([64, 3], device="cpu")
+    model.inputs, model.class_names = Inputs((8, 8), dtype, "own.npz"), class_names
+    model.save(folder)
+
+
+def page_of(folder: Path) -> str:
+    """The page that the command writes for a network."""
+    assert run("export", folder, "--format", "html") == 0
+    return (folder / "network.html").read_text(encoding="utf-8")
+
+
+def networks_of(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script[^>]*id="gpumlp-networks"[^>]*>(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz"), ((8, 8, 1), "own.npz")]
+)
+def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    model = MLP([shape[0] * shape[1], 8, 10], device="cpu")
+    model.inputs = Inputs(shape, "uint8", data)
+    model.save(tmp_path)
+    page = page_of(tmp_path)
+    assert page.lstrip().lower().startswith("<!doctype html")
+    title = "Draw a digit" if data in ("mnist", "digits") else "Draw for the network"
+    assert f"<h1>{title}</h1>" in page
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
+def test_the_page_of_a_run_draws_as_its_report_does(shape: tuple[int, ...], tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    x = (rng.random((60, *shape)) - 0.5).astype(np.float32)
+    x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1] = 5, 5, 5, 5  # the paper
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    words = [
+        "--dataset",
+        tmp_path / "own.npz",
+        "--hidden",
+        4,
+        "--epochs",
+        1,
+        "--batch-size",
+        20,
+        "--validation",
+        6,
+    ]
+    assert run("train", *words, "--device", "cpu", "--quiet", "--out", tmp_path / "run") == 0
+    (exported,) = networks_of(page_of(tmp_path / "run"))
+    (reported,) = networks_of(report_page([str(tmp_path / "run")]))
+    assert exported["background"] == 5
+    assert -0.5 <= exported["ink"] < -0.4
+    assert {**exported, "name": ""} == {**reported, "name": ""}
+
+
+def test_the_page_calls_the_classes_by_their_names(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    save_network(tmp_path, "uint8", ("owl", "</script><b>", 7))
+    page = page_of(tmp_path)
+    assert networks_of(page)[0]["classes"] == ["owl", "</script><b>", "7"]
+    assert "</script><b>" not in page
+
+
+def test_a_page_for_an_unknown_scale_needs_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_network(tmp_path, "float32")
+    assert run("export", tmp_path, "--format", "html") == 2
+    assert "it was trained on images of float32 with a scale of their own" in capsys.readouterr().err
+    assert not (tmp_path / "network.html").exists()
+
+
+def test_a_page_to_draw_on_needs_jinja2_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    save_network(tmp_path, "uint8")
+    for library in ("matplotlib", "PIL"):
+        monkeypatch.setitem(sys.modules, library, None)
+    assert run("export", tmp_path, "--format", "html") == 0
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert run("export", tmp_path, "--format", "html") == 2
+    assert "pages to draw on need jinja2, which is not installed" in capsys.readouterr().err
+
+
+def test_a_page_to_draw_on_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    MLP([12, 3], device="cpu").save(tmp_path)
+    assert run("export", tmp_path, "--format", "html") == 2
+    assert "needs a network for images of height x width; this one takes samples of 12" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from gpumlp import figures, load_digits
 from gpumlp.extras import MissingExtraError, require
 from gpumlp.figures import __main__ as command
-from gpumlp.figures.files import save
+from gpumlp.figures.style import save
 from tests.command_helpers import ROOT
 
 
@@ -51,14 +51,16 @@ def test_pictures_and_numbers_are_written_and_named(tmp_path: Path, capsys: pyte
 @pytest.mark.usefixtures("_matplotlib")
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     for folder in ("one", "other"):
-        assert run("trajectories", "--seed", 3, "--out", tmp_path / folder) == 0
+        assert run("backpropagation", "--seed", 3, "--out", tmp_path / folder) == 0
     for kind in ("png", "svg", "json"):
-        first, second = ((tmp_path / folder / f"trajectories.{kind}").read_bytes() for folder in ("one", "other"))
+        first, second = (
+            (tmp_path / folder / f"backpropagation.{kind}").read_bytes() for folder in ("one", "other")
+        )
         assert first == second
 
 
 @pytest.mark.usefixtures("_matplotlib")
-def test_where_mnist_cannot_be_had_the_digits_stand_in_and_this_is_said(
+def test_without_mnist_the_digits_are_used_with_a_notice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "load_dataset", lambda name, folder: (*load_digits(), f"no MNIST in {folder}"))
@@ -67,7 +69,7 @@ def test_where_mnist_cannot_be_had_the_digits_stand_in_and_this_is_said(
     assert "(in place of MNIST)" in json.loads((tmp_path / "first_layer_weights.json").read_text())["title"]
 
 
-def test_unknown_names_and_wrong_values_are_all_named_before_any_work(
+def test_all_wrong_options_are_reported_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run("schedules", "x", "y", "--seed", -1, "--device", "tpu", "--out", tmp_path / "out")
@@ -80,9 +82,7 @@ def test_unknown_names_and_wrong_values_are_all_named_before_any_work(
 
 
 @pytest.mark.parametrize("below", ["", "new/folder"])
-def test_a_file_in_place_of_the_folder_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
-) -> None:
+def test_a_file_as_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
     (tmp_path / "file").write_text("mine")
     assert run("schedules", "--out", tmp_path / "file" / below) == 2
     assert capsys.readouterr() == (
@@ -92,7 +92,7 @@ def test_a_file_in_place_of_the_folder_is_refused(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_without_matplotlib_one_line_says_how_to_install_it(
+def test_without_matplotlib_the_error_says_how_to_install_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_matplotlib(monkeypatch)
@@ -107,7 +107,7 @@ def test_without_matplotlib_one_line_says_how_to_install_it(
         figures.schedules()
 
 
-def test_a_broken_library_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_library_is_distinguished_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> None:
         raise ImportError("no such symbol")
 
@@ -117,7 +117,7 @@ def test_a_broken_library_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("_matplotlib")
-def test_a_figure_that_cannot_be_drawn_leaves_the_old_files_alone(
+def test_a_figure_that_cannot_be_drawn_leaves_the_old_files_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = figures.schedules()
@@ -134,7 +134,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_files_alone(
 
 
 @pytest.mark.usefixtures("_matplotlib")
-def test_the_library_is_imported_only_to_draw_and_without_a_window_or_the_user_s_settings() -> None:
+def test_matplotlib_is_imported_only_to_draw_and_settings_are_independent() -> None:
     code = (
         "import sys, gpumlp.figures; assert 'matplotlib' not in sys.modules; import matplotlib;"
         "matplotlib.rcParams['font.size'] = 30; figure, _ = gpumlp.figures.schedules();"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpumlp
-from gpumlp.training.records import read_run
+from gpumlp.training.run import Run
 from tests.command_helpers import DIGITS, finish, history, run, spawn
 
 COLUMNS = [
@@ -45,9 +45,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_is_shown_epoch_by_epoch_as_its_training_showed_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_shown_epoch_by_epoch_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *DIGITS, "--hidden", 8, "--epochs", 3, "--out", tmp_path / "run") == 0
     shown = [text for text in capsys.readouterr().out.splitlines() if text.startswith("  epoch") or "/3 " in text]
     assert run("history", tmp_path / "run") == 0
@@ -65,7 +63,7 @@ def test_runs_side_by_side_with_final_and_best_values(runs: Path, capsys: pytest
     assert run("history", *(runs / name for name in "abcd")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in lines[-4:]] == ["3", "3", "1/3", "0/3"]
-    summary = read_run(str(runs / "a")).summary()
+    summary = Run(str(runs / "a")).summary()
     assert summary == {
         "run": str(runs / "a"),
         "epochs": 3,
@@ -150,7 +148,7 @@ def test_what_other_versions_wrote_is_read(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_line_cut_off_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", line(1, 0.5), line(2, 0.4)[:30])
-    assert [epoch["epoch"] for epoch in read_run(str(folder)).epochs] == [1]
+    assert [epoch["epoch"] for epoch in Run(str(folder)).epochs] == [1]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_a_damaged_run_is_named_and_hides_no_other(
     assert [row.split()[0] for row in captured.out.splitlines()][-1] == str(runs / "a")
 
 
-def test_a_diverged_run_is_called_so_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverged_run_is_shown_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "c" / "diverged.json").write_text(
         '{"name": "diverged", "layer": null, "message": "the loss was lost"}'
     )
@@ -202,14 +200,14 @@ def test_the_best_network_of_a_run_is_not_unfinished(tmp_path: Path, capsys: pyt
     words = (*DIGITS, "--hidden", 8, "--quiet", "--early-stopping", 9, "--epochs", 2)
     assert run("train", *words, "--out", tmp_path / "run") == 0
     best = tmp_path / "run" / "best"
-    kept = len(read_run(str(best)).epochs)
+    kept = len(Run(str(best)).epochs)
     (best / "metrics.json").write_text(
         '{"test_accuracy": 0.1, "test_loss": 9}'
     )  # left there by an earlier version
     (best / "history.jsonl").write_text(line(1, 0.5) * 7)
     assert run("history", best) == 0
     assert capsys.readouterr().out.endswith(f"kept after the best epoch, {kept}, of 2\n")
-    assert read_run(str(best)).progress == str(kept)
+    assert Run(str(best)).progress == str(kept)
 
 
 def test_a_report_at_the_end_is_no_difference_between_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Nothing is lost: real processes are killed, interrupted and run out of disk, and go on bit for bit."""
+"""Nothing is lost: real processes are killed, interrupted and run out of disk space, and resume bit for bit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from tests.command_helpers import (
 
 resource = pytest.importorskip("resource", reason="signals and limits are those of POSIX")
 
-EPOCHS = 150
-KILLS = 5
+EPOCHS = 90
 RUNS = {
     "momentum": ("--momentum", 0.9, "--schedule", "step", "--step-size", 7, "--gamma", 0.9),
     "adam": ("--optimizer", "adam", "--schedule", "exponential", "--decay-rate", 0.01),
@@ -41,13 +40,13 @@ def start(out: Path, *words: object, **options: object):
     return spawn("train", *DIGITS, "--epochs", EPOCHS, "--hidden", 16, "--out", out, *words, **options)
 
 
-@pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
-def test_killed_at_any_moment_a_run_goes_on_exactly(tmp_path: Path, words: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(("name", "kills"), [("momentum", 5), ("adam", 2), ("nesterov", 2)])
+def test_killed_at_any_moment_a_run_resumes_exactly(tmp_path: Path, name: str, kills: int) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    uninterrupted = start(whole, *words)
+    uninterrupted = start(whole, *RUNS[name])
     moments = random.Random(0)
-    process = start(run, *words)
-    for kill in range(KILLS):
+    process = start(run, *RUNS[name])
+    for kill in range(kills):
         target = lines(run) + moments.randrange(1, 12)
         wait_until(lambda at_least=target: lines(run) >= at_least, process)
         time.sleep(moments.uniform(0, 0.01))
@@ -64,7 +63,7 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(tmp_path: Path, words: tuple
         process = spawn("train", "--resume", run)
     code, out, err = finish(process)
     assert (code, err) == (0, "")
-    assert "going on with" in out
+    assert "resuming" in out
     assert finish(uninterrupted)[0] == 0
     assert_same_run(run, whole)
     one, other = Checkpoint.load(checkpoint(run)), Checkpoint.load(checkpoint(whole))
@@ -100,7 +99,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(history(run)) == epochs
     assert err == (
         f"gpumlp-train: interrupted; the run is saved after epoch {epochs} of {EPOCHS}. "
-        f"Go on with: python -m gpumlp.train --resume {run}\n"
+        f"Resume it with: python -m gpumlp.train --resume {run}\n"
     )
     assert not (run / "metrics.json").exists()
     code, _, err = finish(spawn("train", "--resume", run))

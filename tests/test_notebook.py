@@ -1,4 +1,4 @@
-"""What a notebook shows: networks, histories, and a training in one output that changes in place."""
+"""What a notebook shows: networks, histories, and training in one output that changes in place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gpumlp import MLP, Dataset, History, Progress, Tanh, fit
+from gpumlp import MLP, Dataset, History, Progress, Tanh, fit, notebook
 from gpumlp.html import curves, table
-from gpumlp.training import EpochRecord, notebook
+from gpumlp.training import EpochRecord
 from tests.command_helpers import DIGITS, finish, spawn
 
 
@@ -43,7 +43,7 @@ def test_a_network_is_a_table_of_its_layers() -> None:
         ["layers.0", "tanh", "784", "128", "100,480"],
         ["layers.1", "tanh", "128", "64", "8,256"],
         ["layers.2", "softmax", "64", "10", "650"],
-        ["in all", "", "", "", "109,386"],
+        ["total", "", "", "", "109,386"],
     ]
     assert texts(html, "p") == ["MLP 784-128-64-10, float32, on cpu"]
 
@@ -139,7 +139,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     return shown
 
 
-def test_in_a_notebook_a_training_is_one_output(display: Display, blobs: Dataset, capsys) -> None:
+def test_in_a_notebook_training_is_one_output(display: Display, blobs: Dataset, capsys) -> None:
     fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=200, validation=50, callbacks=[Progress()])
     (output,) = display.outputs
     assert len(output) < 100  # not with every epoch, let alone every batch
@@ -187,4 +187,4 @@ def test_a_command_in_a_notebook_leaves_no_trace_of_a_bar(tmp_path, monkeypatch)
     code, out, _ = finish(spawn("train", *words))
     assert code == 0
     assert "\r" not in out
-    assert len(out.splitlines()) == 10
+    assert len(out.splitlines()) == 11

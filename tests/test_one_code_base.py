@@ -40,7 +40,7 @@ def test_outside_the_backends_no_code_names_a_gpu_library(path: Path) -> None:
         ("backends", {"nn", "data", "diagnostics", "training", "figures", "report"}),
         ("nn", {"data", "diagnostics", "training", "figures", "report"}),
         ("data", {"nn", "diagnostics", "training", "figures", "report"}),
-        ("diagnostics", {"data", "training", "figures", "report"}),
+        ("diagnostics", {"figures", "report"}),
         ("training", {"figures", "report"}),
         ("figures", {"report"}),
     ],

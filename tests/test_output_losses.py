@@ -24,7 +24,7 @@ from gpumlp import (
     fit,
 )
 from gpumlp.backends import Backend, DeviceError
-from gpumlp.data.batches import ArrayBatches
+from gpumlp.data.dataset import ArrayBatches
 from gpumlp.nn.losses import sigmoid
 from gpumlp.training.step import TrainingStep
 from tests.strict_device import StrictBackend
@@ -235,7 +235,7 @@ def test_a_network_from_a_gpu_is_read_onto_the_cpu_where_there_is_none(
         raise DeviceError("there is no GPU")
 
     monkeypatch.setattr("gpumlp.backends._cuda_module", no_gpu)
-    with pytest.warns(RuntimeWarning, match="a network from cuda:7 is read onto the CPU: there is no GPU"):
+    with pytest.warns(RuntimeWarning, match="a network from cuda:7 is loaded onto the CPU: there is no GPU"):
         read = pickle.loads(file.read_bytes())
     assert read.backend.name == "cpu"
     np.testing.assert_array_equal(read.parameters.data, model.parameters.data)

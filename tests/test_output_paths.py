@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,19 @@ from gpumlp import load_digits
 from tests.command_helpers import DIGITS, run
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("once")
+    assert run("train", *DIGITS, "--hidden", 8, "--epochs", 1, "--quiet", "--out", folder / "run") == 0
+    assert run("export", folder / "run", "--format", "safetensors", "--out", folder / "net.safetensors") == 0
+    np.save(folder / "in.npy", load_digits()[1].images[:3])
+    return folder
+
+
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    assert run("train", *DIGITS, "--hidden", 8, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
-    np.save(tmp_path / "in.npy", load_digits()[1].images[:3])
-    return tmp_path
+def trained(once: Path, tmp_path: Path) -> Path:
+    """A folder with a run, an exported network and samples, which a test may change."""
+    return Path(shutil.copytree(once, tmp_path / "folder"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -62,8 +71,6 @@ def test_no_command_writes_over_a_run_or_its_input(
     trained: Path, words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    assert run("export", "run", "--format", "safetensors", "--out", "net.safetensors") == 0
-    capsys.readouterr()
     before = contents(trained)
     assert run(*words.split()) == 2
     out, err = capsys.readouterr()

@@ -209,7 +209,7 @@ def test_damaged_metrics_are_named(tmp_path: Path) -> None:
     for content in ("{", "[]"):
         (tmp_path / "run" / "metrics.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"metrics\.json is damaged"):
-            open_run(str(tmp_path / "run")).read_metrics()
+            _ = open_run(str(tmp_path / "run")).metrics
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_what_was_written_about_a_network_goes_with_it(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "best").exists()
 
 
-def test_a_run_that_goes_on_keeps_no_page_on_what_it_was(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_no_report_of_its_earlier_state(tmp_path: Path) -> None:
     assert run("train", *DIGITS, "--hidden", 8, "--quiet", "--epochs", 1, "--out", tmp_path) == 0
     (tmp_path / "report.html").write_text("after 1 epoch")
     assert run("train", "--resume", tmp_path, "--epochs", 2, "--quiet") == 0
@@ -276,14 +276,14 @@ def test_data_beside_a_run_is_not_removed_with_it(tmp_path: Path) -> None:
     assert (tmp_path / "network.npz").exists()
 
 
-def test_the_best_network_of_a_run_is_not_gone_on_with(
+def test_the_best_network_of_a_run_cannot_be_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*DIGITS, "--hidden", 8, "--quiet", "--early-stopping", 9)
     assert run("train", *words, "--epochs", 3, "--out", tmp_path / "run") == 0
     best = tmp_path / "run" / "best"
     assert run("train", "--resume", best, "--epochs", 9) == 2
-    assert capsys.readouterr().err.endswith(f"go on with the run: --resume {tmp_path / 'run'}\n")
+    assert capsys.readouterr().err.endswith(f"resume that run: --resume {tmp_path / 'run'}\n")
     assert run("train", *words, "--out", best, "--overwrite") == 2
     assert "keeps its best network; choose another folder" in capsys.readouterr().err
     monkeypatch.chdir(best)
@@ -298,3 +298,51 @@ def test_the_best_network_of_a_run_is_not_gone_on_with(
     capsys.readouterr()
     assert run("history", best) == 0
     assert len(capsys.readouterr().out.splitlines()) >= epochs + 1
+
+
+def own_data(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(0)
+    test = np.random.default_rng(seed)
+    np.savez(
+        path,
+        x_train=rng.random((90, 5)),
+        y_train=np.arange(90) % 3,
+        x_test=test.random((9, 5)),
+        y_test=np.arange(9) % 3,
+    )
+
+
+def test_a_run_is_evaluated_on_its_own_test_set_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_data(tmp_path / "own.npz", seed=1)
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--dataset", "own.npz", "--device", "cpu", "--epochs", "1", "--out", "run", "--quiet") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("evaluate", "../run") == 0
+    own_data(tmp_path / "own.npz", seed=2)
+    assert run("evaluate", "../run") == 2
+    assert "the run was tested on other data" in capsys.readouterr().err
+
+
+def test_a_quiet_run_can_be_resumed_quietly_and_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", out, "--quiet") == 0
+    assert run("train", "--resume", out, "--epochs", "2", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert run("train", "--resume", out, "--epochs", "3") == 0
+    assert "3/3" in capsys.readouterr().out
+
+
+def test_an_interrupt_before_the_first_checkpoint_claims_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpumlp.training.run.RunFolder._save_checkpoint", interrupt)
+    out = tmp_path / "run"
+    assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)) == 130
+    assert capsys.readouterr().err == "gpumlp-train: interrupted\n"
+    assert not out.exists()

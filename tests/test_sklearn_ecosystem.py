@@ -1,4 +1,4 @@
-"""The estimators inside of scikit-learn's own tools, and beside frames, callbacks and other devices."""
+"""The estimators in scikit-learn's tools, with data frames, with callbacks and on other devices."""
 
 from __future__ import annotations
 
@@ -51,29 +51,15 @@ def test_pipeline_clone_and_cross_validation() -> None:
 
 
 def test_grid_search_in_two_processes() -> None:
-    # In a process of its own: what warns in joblib's workers is their affair, but they must end.
-    script = """
-from gpumlp.sklearn import MLPClassifier
-from sklearn.datasets import load_breast_cancer
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-X, y = load_breast_cancer(return_X_y=True)
-model = make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=5, random_state=0, device="cpu"))
-grid = {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__solver": ["adam", "sgd"]}
-search = GridSearchCV(model, grid, n_jobs=2, cv=2).fit(X, y)
-assert len(search.cv_results_["params"]) == 4, search.cv_results_
-print(search.best_params_, search.best_estimator_.score(X, y))
-"""
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-    assert result.returncode == 0, result.stderr
-    assert "mlpclassifier__solver" in result.stdout
+    grid = {"max_iter": [2, 5], "solver": ["adam", "sgd"]}
+    search = GridSearchCV(classifier(), grid, n_jobs=2, cv=2).fit(Z, Y)
+    assert len(search.cv_results_["params"]) == 4
+    assert search.best_estimator_.score(Z, Y) > 0.5
 
 
-def test_a_failing_candidate_is_an_error_that_grid_search_understands() -> None:
+def test_grid_search_reports_a_failing_candidate() -> None:
     search = GridSearchCV(classifier(), {"solver": ["adam", "lbfgs"]}, cv=2, error_score="raise")
-    with pytest.raises(ValueError, match="solver='lbfgs' is not offered"):
+    with pytest.raises(ValueError, match="gpumlp does not support solver='lbfgs'"):
         search.fit(Z, Y)
 
 
@@ -87,7 +73,7 @@ def test_permutation_importance() -> None:
     assert importances.importances_mean.argmax() == 0
 
 
-def test_targets_of_any_size_by_a_transformer() -> None:
+def test_scaled_targets() -> None:
     features, values = load_diabetes(return_X_y=True)
     model = make_pipeline(StandardScaler(), regressor(max_iter=100))
     wrapped = TransformedTargetRegressor(model, transformer=StandardScaler())
@@ -110,7 +96,7 @@ def test_frames_and_set_output() -> None:
         alone.predict(X)
 
 
-def test_a_pipeline_prepares_the_validation_set_too() -> None:
+def test_a_pipeline_transforms_the_validation_set() -> None:
     with config_context(enable_metadata_routing=True):
         model = classifier(early_stopping=True, max_iter=100).set_fit_request(X_val=True, y_val=True)
         pipeline = make_pipeline(StandardScaler(), model, transform_input=["X_val"])
@@ -153,7 +139,7 @@ def test_scikit_learns_callbacks() -> None:
     assert watch.tasks == [("setup", "fit"), ("begin", "fit"), *epochs, ("end", "fit"), ("teardown", "fit")]
     assert watch.scores[-1] == watch.scores[-2] == model.score(Z, Y)
     assert len(set(watch.scores)) > 1
-    assert model.loss_curve_ == classifier(max_iter=3).fit(Z, Y).loss_curve_  # they only watch
+    assert model.loss_curve_ == classifier(max_iter=3).fit(Z, Y).loss_curve_
     stopping = Watch(stop_after=2)
     assert classifier().set_callbacks(stopping).fit(Z, Y, np.ones(len(Y))).n_iter_ == 2
     monitor = callbacks.ScoringMonitor(scoring="accuracy")
@@ -171,7 +157,7 @@ def device_array(backend: StrictBackend, array: np.ndarray) -> StrictArray:
     return backend.asarray(array.astype(np.float32))
 
 
-@pytest.mark.parametrize("labels", [Y, Y + (X[:, 0] > 20), np.where(Y, "b", "m")], ids=["two", "three", "words"])
+@pytest.mark.parametrize("labels", [Y, Y + (X[:, 0] > 20), np.where(Y, "b", "m")], ids=["two", "three", "strings"])
 def test_samples_on_a_device_stay_there(labels: np.ndarray) -> None:
     backend = StrictBackend()
     inputs = device_array(backend, Z)
@@ -181,7 +167,7 @@ def test_samples_on_a_device_stay_there(labels: np.ndarray) -> None:
     np.testing.assert_allclose(on_device.loss_curve_, on_host.loss_curve_, rtol=1e-3)
     with backend.ledger.counting() as ledger:
         found = on_device.predict_proba(inputs), on_device.predict_log_proba(inputs)
-    assert ledger.host_reads == 1 * 2  # whether everything is finite, for each call
+    assert ledger.host_reads == 1 * 2  # the check that all inputs are finite, once per call
     assert all(isinstance(array, StrictArray) for array in found)
     np.testing.assert_allclose(backend.to_numpy(found[0]), on_host.predict_proba(Z), atol=0.02)
     assert isinstance(on_device.predict_proba(Z), np.ndarray)  # NumPy in, NumPy out
@@ -190,7 +176,7 @@ def test_samples_on_a_device_stay_there(labels: np.ndarray) -> None:
     assert on_device.score(inputs, y) == pytest.approx(on_host.score(Z, labels), abs=0.02)
     assert all(isinstance(weight, np.ndarray) for weight in on_device.coefs_ + on_device.intercepts_)
     with pytest.raises(ValueError, match="read-only"):
-        on_device.coefs_[0][...] = 0  # would be lost on the way
+        on_device.coefs_[0][...] = 0  # a write would not reach the device
     on_device.coefs_ = [0 * weight for weight in on_device.coefs_]
     assert np.ptp(backend.to_numpy(on_device.predict_proba(inputs)), axis=0).max() == 0
 
@@ -220,7 +206,7 @@ def test_regression_on_a_device() -> None:
         (np.zeros((4, 7)), "X has 7 features, but MLPClassifier is expecting 30"),
     ],
 )
-def test_device_arrays_are_checked_as_well(bad: np.ndarray, words: str) -> None:
+def test_device_arrays_are_checked(bad: np.ndarray, words: str) -> None:
     backend = StrictBackend()
     model = classifier(device=backend).fit(device_array(backend, Z), Y)
     with pytest.raises(ValueError, match=words):
@@ -251,18 +237,18 @@ def test_moving_a_fitted_estimator() -> None:
     on_gpu = model.__sklearn_array_api_convert__(lambda array: CupyLike())
     assert on_gpu.device == "cuda:1"
     np.testing.assert_array_equal(on_gpu.set_params(device="cpu").predict(Z), model.predict(Z))
-    with pytest.raises(ValueError, match="expected NumPy or CuPy as the place to go to"):
+    with pytest.raises(ValueError, match="expected arrays of NumPy or CuPy"):
         model.__sklearn_array_api_convert__(lambda array: object())
 
 
-def test_gpumlp_itself_does_without_scikit_learn() -> None:
+def test_gpumlp_itself_does_not_need_scikit_learn() -> None:
     script = (
         "import sys; sys.modules['sklearn'] = None; import gpumlp, gpumlp.train; gpumlp.MLP([3, 2], device='cpu')"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_without_scikit_learn_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpumlp.extras import MissingExtraError
 
     for name in [name for name in sys.modules if name.startswith("gpumlp.sklearn")]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, Dataset, TensorBoard, Trainer, fit
+from gpumlp.diagnostics import LayerStatistics
 from gpumlp.extras import MissingExtraError
 from gpumlp.training import EpochRecord
 from gpumlp.training.config import Config
@@ -110,7 +111,7 @@ def test_each_epoch_is_on_the_disk_when_it_ends(tmp_path: Path, blobs: Dataset) 
     assert seen == [[1], [1, 2], [1, 2, 3]]
 
 
-def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
+def test_a_resumed_run_appends(tmp_path: Path) -> None:
     start(tmp_path / "run", epochs=2)
     config = resume_config(str(tmp_path / "run"))
     assert config.log == "tensorboard"
@@ -129,7 +130,7 @@ def test_what_outran_the_checkpoint_does_not_stand_twice(tmp_path: Path) -> None
     assert len(history(tmp_path / "run")) == 4
 
 
-def test_a_log_can_begin_with_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_a_log_can_begin_with_a_resumed_run(tmp_path: Path) -> None:
     start(tmp_path / "run", epochs=2, log=None)
     train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=4, log="tensorboard"))
     assert [event.step for event in read(tmp_path / "run").Scalars("loss/train")] == [1, 2, 3, 4]
@@ -165,7 +166,7 @@ def test_another_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "log: expected one of tensorboard, got 'wandb'" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_up_ends_the_training_in_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_ends_training_with_one_line(tmp_path: Path) -> None:
     # Only the log outgrows the limit: it is appended to, while the checkpoint of so small a network is not.
     run_folder = tmp_path / "run"
     words = (*DIGITS, "--hidden", 1, "--epochs", 200, "--log", "tensorboard", "--out", run_folder)
@@ -178,21 +179,15 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line(tmp_path: Path) -> N
     assert_logged(run_folder)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    weight_norm: float
-    dead: float | None = None
-    samples: int = 100
-
-
 def test_statistics_of_layers_become_scalars_where_records_have_them() -> None:
-    record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0)
-    object.__setattr__(record, "layers", [{"weight_norm": 1.5, "name": "a"}, _Layer(2.5), _Layer(3.5, 0.25)])
-    values = dict(scalars(record))
+    layers = (
+        LayerStatistics(None, None, 1.5, None, None, 100, 16),
+        LayerStatistics(None, None, 2.5, 0.25, None, 100, 16),
+    )
+    values = dict(scalars(EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0, layers)))
     assert {tag: value for tag, value in values.items() if "layers" in tag} == {
         "weight_norm/layers.0": 1.5,
         "weight_norm/layers.1": 2.5,
-        "weight_norm/layers.2": 3.5,
-        "dead/layers.2": 0.25,
+        "dead/layers.1": 0.25,
     }
     assert values["loss/train"] == 0.5

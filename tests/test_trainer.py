@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, StepDecay, Trainer, fit
+from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, EarlyStopping, StepDecay, Trainer, fit
+from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn.optimizers import Optimizer
 from gpumlp.training import EpochRecord
 from gpumlp.training.divergence import smaller_steps
+from gpumlp.training.trainer import EpochOrders
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -160,7 +165,7 @@ def test_callbacks_do_not_change_the_result(blobs: Dataset) -> None:
     assert weights(train(blobs)[0]) == weights(train(blobs, callbacks=[Log(), print])[0])
 
 
-def test_a_callback_stops_the_training(blobs: Dataset) -> None:
+def test_a_callback_stops_training(blobs: Dataset) -> None:
     history = fit(model(), blobs, epochs=9, callbacks=[lambda trainer: trainer.epoch == 2 and trainer.stop()])
     assert len(history) == 2
     assert not history.interrupted
@@ -270,6 +275,128 @@ def test_an_optimizer_without_a_usual_rate_is_advised_a_tenth() -> None:
     assert "of 20 or less" in smaller_steps(Own(200.0), 200.0)
 
 
-def test_a_training_with_an_absurd_learning_rate_advises_a_usual_one(blobs: Dataset) -> None:
+def test_divergence_with_an_absurd_learning_rate_advises_a_usual_one(blobs: Dataset) -> None:
     with pytest.raises(DivergenceError, match=r"learning_rate 1e\+30.* Try a learning_rate of 0\.1 or less"):
         fit(model(), blobs, epochs=1, batch_size=32, optimizer=SGD(1e30))
+
+
+class Measure(Callback):
+    """Measures the parameters after each epoch, without a wait of its own."""
+
+    def __init__(self) -> None:
+        self.values: list[list[float]] = []
+
+    def on_measure(self, trainer: Trainer, seen, before):
+        now = trainer.model.parameters.data
+        return np.array([[trainer.epoch + 1, abs(now - before).max(), 0 if seen is None else len(seen.logits)]])
+
+    def on_measured(self, trainer: Trainer, values: list[float]) -> None:
+        self.values.append(values)
+
+
+@pytest.mark.parametrize("diagnostics", [True, False])
+@pytest.mark.parametrize("validation", [None, 50])
+def test_what_callbacks_measure_is_read_with_the_validation(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch, diagnostics: bool, validation: int | None
+) -> None:
+    reads = []
+    read = NumpyBackend.to_numpy
+    monkeypatch.setattr(NumpyBackend, "to_numpy", lambda self, array: reads.append(1) or read(self, array))
+    measure = Measure()
+    trainer = Trainer(model(), blobs, validation=validation, diagnostics=diagnostics)
+    reads.clear()
+    history = trainer.run(2, [measure])
+    assert len(reads) == 4  # twice an epoch
+    assert [values[0] for values in measure.values] == [1, 2]
+    assert all(values[1] > 0 and values[2] == (validation or 0) for values in measure.values)
+    assert (history.records[0].layers is not None) is diagnostics
+
+
+def test_training_does_not_need_the_diagnostics() -> None:
+    code = (
+        "import sys, gpumlp; data = gpumlp.load_digits()[0]; "
+        "gpumlp.fit(gpumlp.MLP([64, 10], device='cpu'), data, epochs=1, diagnostics=False); "
+        "assert 'gpumlp.diagnostics' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_numpy_integer_holds_samples_out(blobs: Dataset) -> None:
+    model = MLP([20, 8, 4], device="cpu")
+    history = fit(model, blobs, epochs=1, validation=np.int64(50), batch_size=np.int64(32))
+    assert history["validation_loss"][0] is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"validation": 0.1}, {"validation": True}, {"batch_size": True}, {"batch_size": 2.5}, {"epochs": 2.5}],
+)
+def test_a_count_that_is_no_whole_number_is_refused(blobs: Dataset, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected to be a whole number"):
+        fit(MLP([20, 8, 4], device="cpu"), blobs, **wrong)
+
+
+def test_a_callback_class_in_place_of_an_object_is_refused(blobs: Dataset) -> None:
+    with pytest.raises(TypeError, match="a callback is expected"):
+        fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=1, callbacks=[Callback])
+
+
+@pytest.mark.parametrize("wrong", [5, None, "progress", Callback])
+def test_callbacks_that_are_no_list_of_them_are_refused(blobs: Dataset, wrong: Any) -> None:
+    with pytest.raises(
+        TypeError, match="callbacks is expected to be a list of functions or Callback objects, got"
+    ):
+        fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=1, callbacks=wrong)
+
+
+def test_a_single_callback_needs_no_list(blobs: Dataset) -> None:
+    epochs: list[int] = []
+    fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=2, callbacks=lambda trainer: epochs.append(trainer.epoch))
+    assert epochs == [1, 2]
+    stopping = EarlyStopping("train_loss", patience=1, min_delta=1e9)
+    assert len(fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=5, callbacks=stopping)) == 2
+
+
+# -- The order of the samples --------------------------------------------------------------------------------
+
+
+def orders(seed: int = 3) -> EpochOrders:
+    return EpochOrders(np.arange(10, 30), np.random.default_rng(seed))
+
+
+def test_an_order_is_a_permutation_of_the_rows_and_another_one_each_time() -> None:
+    drawn = orders()
+    first, second = drawn.draw(), drawn.draw()
+    assert sorted(first) == sorted(second) == list(range(10, 30))
+    assert first.tolist() != second.tolist()
+
+
+def test_drawing_ahead_changes_no_order_and_no_state() -> None:
+    ahead, plain = orders(), orders()
+    for _ in range(3):
+        ahead.draw_ahead()
+        ahead.draw_ahead()  # once is enough
+        assert ahead.state == plain.state
+        assert ahead.draw().tolist() == plain.draw().tolist()
+    assert ahead.state == plain.state
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_orders_continue_from_a_state(ahead: bool) -> None:
+    first = orders()
+    first.draw()
+    if ahead:
+        first.draw_ahead()
+    second = orders(seed=4)
+    second.draw_ahead()
+    second.state = first.state
+    assert second.draw().tolist() == first.draw().tolist()
+
+
+def test_an_epoch_ends_with_the_next_order_at_hand(blobs: Dataset) -> None:
+    """And a trainer that goes on from the state of then takes the same one."""
+    trainer, other = (Trainer(MLP([20, 4], device="cpu"), blobs, batch_size=32) for _ in range(2))
+    trainer.run(1)
+    assert trainer._orders._ahead is not None
+    other.restore({}, trainer.optimizer_state.steps, trainer.random_state(), trainer.history)
+    np.testing.assert_array_equal(other._orders.draw(), trainer._orders.draw())

@@ -7,17 +7,18 @@ from typing import ClassVar
 import numpy as np
 
 from gpumlp import MLP, SGD, Dataset, DeviceError, Trainer, get_backend
+from gpumlp.backends import ExecutionError
 
-from .base import NotMeantForError, Peer, Samples, Setting
+from . import NotMeantForError, Peer, Samples, Setting
 
 
 class Gpumlp(Peer):
     name = "gpumlp"
     title = "gpumlp"
-    persistent_kernel: ClassVar[str] = "off"
+    execution: ClassVar[str] = "auto"
 
     @classmethod
-    def why_not(cls, device: str, dtype: str) -> str | None:
+    def unsupported_reason(cls, device: str, dtype: str) -> str | None:
         try:
             get_backend(device)
         except DeviceError as error:
@@ -28,14 +29,15 @@ class Gpumlp(Peer):
         self, setting: Setting, samples: Samples, weights: dict[str, np.ndarray], threads: int | None = None
     ) -> None:
         self.setting, self.samples = setting, samples
-        backend = get_backend(setting.device, persistent_kernel=self.persistent_kernel)
+        backend = get_backend(setting.device, execution=self.execution)
         self.model = MLP(setting.sizes, activation="relu", device=backend, dtype=setting.dtype)
         self.model.load_state_dict(weights)
         self.optimizer = SGD(setting.learning_rate, momentum=setting.momentum)
         self.trainer = self._trainer(slice(0, len(samples)))
+        self.variants = () if setting.device == "cpu" else (self.trainer.execution.name,)
 
     def losses(self) -> list[float]:
-        # A trainer of its own for each batch, which it cannot but take in order, goes on from the one before.
+        # Each batch has a trainer of its own, which continues from the one before: so they come in order.
         result: list[float] = []
         before: Trainer | None = None
         for rows in self.samples.batches(self.setting.batch_size):
@@ -55,12 +57,12 @@ class Gpumlp(Peer):
     def unshuffled_epoch(self) -> float:
         batches = self.trainer.batches
         reorder = batches.reorder
-        # A trainer always shuffles: the order that it has drawn is put back as it was, on its way to the batches.
+        # A trainer always shuffles: its order is sorted again on its way to the batches.
         batches.reorder = lambda rows: reorder(np.sort(rows))  # type: ignore[method-assign]
         try:
             return self.epoch()
         finally:
-            del batches.reorder  # the class's own comes to light again
+            del batches.reorder
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()
@@ -79,29 +81,30 @@ class Gpumlp(Peer):
             data,
             optimizer=self.optimizer,
             batch_size=self.setting.batch_size,
-            diagnostics=False,  # nobody else in the comparison has any
+            diagnostics=False,  # no other peer has any
         )
 
 
-class GpumlpPersistent(Gpumlp):
-    """The same with the persistent kernel, in the settings that it runs. Not yet measured on a GPU."""
+class GpumlpGraphs(Gpumlp):
+    """The same by CUDA graphs, in the settings that gpumlp runs by its persistent kernel."""
 
-    name = "gpumlp-persistent"
-    title = "gpumlp, persistent kernel"
-    persistent_kernel = "on"
+    name = "gpumlp-graphs"
+    title = "gpumlp, CUDA graphs"
+    execution = "graphs"
 
     @classmethod
-    def why_not(cls, device: str, dtype: str) -> str | None:
+    def unsupported_reason(cls, device: str, dtype: str) -> str | None:
         if device == "cpu":
-            return "the persistent kernel needs a GPU"
-        return super().why_not(device, dtype)
+            return "CUDA graphs need a GPU"
+        return super().unsupported_reason(device, dtype)
 
-    def _run(self, trainer: Trainer) -> float:
-        loss = super()._run(trainer)
-        ran = trainer.how_steps_ran or ""
-        _, failed, words = ran.partition("; the persistent kernel failed: ")
-        if failed:
-            raise RuntimeError(f"the persistent kernel failed: {words}")
-        if not ran.startswith("by one persistent kernel"):
-            raise NotMeantForError(ran)
-        return loss
+    def __init__(
+        self, setting: Setting, samples: Samples, weights: dict[str, np.ndarray], threads: int | None = None
+    ) -> None:
+        try:
+            super().__init__(setting, samples, weights, threads)
+        except ExecutionError as error:
+            raise NotMeantForError(str(error)) from error
+        batch = Samples(samples.images[: setting.batch_size], samples.labels[: setting.batch_size], setting.dtype)
+        if Gpumlp(setting, batch, weights).trainer.execution.name == "graphs":
+            raise NotMeantForError("gpumlp runs by CUDA graphs here")

@@ -1,4 +1,4 @@
-"""JAX: a whole epoch in one jitted `lax.scan`, with donated state. Not yet measured on a GPU."""
+"""JAX: a whole epoch in one jitted `lax.scan`, with donated state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Peer, Samples, Setting, first_line, layers, missing
+from . import Peer, Samples, Setting, first_line, layers, missing
 
 
 class JaxScan(Peer):
@@ -21,7 +21,7 @@ class JaxScan(Peer):
     title = "JAX, jit(scan)"
 
     @classmethod
-    def why_not(cls, device: str, dtype: str) -> str | None:
+    def unsupported_reason(cls, device: str, dtype: str) -> str | None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or it takes most of the GPU for itself
         if reason := missing("jax"):
             return reason

@@ -1,4 +1,4 @@
-"""Labelled samples, validated once when they enter."""
+"""Labelled samples: validated once when they enter, and cut into mini-batches for the training loop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Backend, HostArray, is_device_array, to_host
-from .batches import ArrayBatches
-from .errors import DataError
+from ..backends import Array, Backend, HostArray, is_device_array, to_host
 
 _MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
 _FINGERPRINT_BLOCK = 2**22  # bytes copied to the host at a time
+
+
+class DataError(ValueError):
+    """A file, an array or a name is not usable as data; the message says which, why, and what to do."""
 
 
 class Dataset:
@@ -26,14 +28,14 @@ class Dataset:
     everything else is used as given*. So bool and every integer dtype but uint8 become float32 here.
 
     Everything is checked here and nowhere later: a wrong label raises on NumPy, but wraps silently on CuPy.
-    The arrays are shared with the caller where no conversion is needed, and must not be written to.
+    The arrays are shared with the caller where no conversion is needed, and must not be modified.
 
     Args:
-        images: ``(n, ...)`` of at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
-            array-like or a CuPy array, which stays on its device.
+        images: ``(n, ...)`` with at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
+            array-like, or a CuPy array, which stays on its device.
         labels: ``(n,)`` of any integer dtype, 0 <= label < classes.
-        classes: how many there are, at least 2; the largest label + 1 by default.
-        name: what the data is called in messages and results.
+        classes: the number of classes, at least 2; the largest label + 1 by default.
+        name: used in messages and results.
 
     Attributes:
         images: ``(n, ...)``, uint8 or floating, a NumPy or CuPy array.
@@ -69,7 +71,7 @@ class Dataset:
 
     @cached_property
     def label_entropy(self) -> float:
-        """Entropy of the frequencies of the labels, in nats: the least loss of a guess without the samples."""
+        """Entropy of the label frequencies, in nats: the lowest loss possible without looking at the samples."""
         frequencies = np.unique(self.labels, return_counts=True)[1] / len(self)
         return float(-np.sum(frequencies * np.log(frequencies)))
 
@@ -84,13 +86,13 @@ class Dataset:
     def batches(
         self, batch_size: int, backend: Backend, dtype: npt.DTypeLike, rows: HostArray | None = None
     ) -> ArrayBatches:
-        """Move the data to a device, where it is not there already, and cut it into batches.
+        """Move the data to a device, unless it is there already, and cut it into batches.
 
         Args:
             batch_size: samples in a batch.
             backend: of the device.
-            dtype: of the network, float32 or float64; pixels stay uint8.
-            rows: ``(samples,)`` int64, which samples to use; all of them by default.
+            dtype: of the network, float32 or float64; uint8 images stay uint8.
+            rows: ``(samples,)`` int64, which samples to use; all by default.
         """
         images = backend.asarray(
             self.images.reshape(len(self), -1), dtype=None if self.images.dtype == np.uint8 else dtype
@@ -99,10 +101,10 @@ class Dataset:
         return ArrayBatches(images, backend.asarray(self.labels), rows, batch_size, backend)
 
     def fingerprint(self) -> str:
-        """Identify the content, whatever its name or device, as in ``"60000x28x28-uint8-1a2b3c4d"``.
+        """Identify the content, regardless of name and device, as in ``"60000x28x28-uint8-1a2b3c4d"``.
 
-        Made of shape, dtype and a CRC-32 over images and labels: it tells two data sets apart by accident,
-        not against intent. Computed at the first call (waits for the device), then kept.
+        Consists of shape, dtype and a CRC-32 over images and labels, so it detects accidental differences,
+        not deliberate ones. Computed at the first call (waits for the device), then cached.
         """
         if self._fingerprint is None:
             crc = 0
@@ -114,6 +116,103 @@ class Dataset:
         return self._fingerprint
 
 
+class ArrayBatches:
+    """Mini-batches of arrays that are held on the device as a whole; ``Dataset.batches`` creates them.
+
+    uint8 images stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
+    gathered. Loops use only `slices`, `reorder` and `gather`, so batches may come from another source.
+
+    Args:
+        images: ``(n, features)`` on the device, uint8 or the network's dtype.
+        labels: ``(n,)`` int64 class numbers, or other targets ``(n, outputs)``, on the device.
+        rows: ``(samples,)`` int64, which of the n samples to use.
+        batch_size: samples in a batch; the last batch may be smaller.
+        backend: of the device.
+        weights: ``(n,)`` on the host, of the network's dtype, 0 or more: the weight of each of the n samples;
+            None for equal weights.
+
+    Attributes:
+        rows: ``(samples,)`` int64, on the host, as given.
+        images: ``(n, features)``, as given.
+        order: ``(samples,)`` int64 on the device, this epoch's order of the rows.
+        targets: ``(samples, ...)`` on the device, the labels or other targets in this epoch's order.
+        samples: number of samples in an epoch.
+        slices: the batches, as slices of an epoch's order.
+        pixels: whether the images are uint8.
+        weights: ``(samples,)`` on the device, in this epoch's order, scaled to a mean of 1 in each batch (all 0
+            in a batch without weight), so that the mean loss is the weighted mean; None without weights.
+        batch_weights: the sum of the given weights in each batch; without weights, its number of samples.
+    """
+
+    def __init__(
+        self,
+        images: Array,
+        labels: Array,
+        rows: HostArray,
+        batch_size: int,
+        backend: Backend,
+        weights: HostArray | None = None,
+    ) -> None:
+        self.samples = len(rows)
+        self.batch_size = min(batch_size, self.samples)
+        self.slices = [
+            slice(start, min(start + self.batch_size, self.samples))
+            for start in range(0, self.samples, self.batch_size)
+        ]
+        self.pixels = bool(images.dtype == np.uint8)
+        self.images, self._labels, self._backend = images, labels, backend
+        self.rows = rows
+        # Overwritten with each epoch's order, never replaced: a captured graph refers to their addresses.
+        self.order: Array = backend.asarray(rows.copy())
+        self.targets: Array = backend.xp.take(labels, self.order, axis=0)
+        self.weights: Array | None = None
+        self.batch_weights = [float(batch.stop - batch.start) for batch in self.slices]
+        self._weights = weights
+        if weights is not None:
+            self.weights = backend.asarray(self._weights_of(rows))
+
+    def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
+        """Batches of other rows of the same arrays, which are shared."""
+        return ArrayBatches(self.images, self._labels, rows, batch_size, self._backend, self._weights)
+
+    def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
+        """One batch of `samples` random rows of these, on the same arrays."""
+        return self.select(np.sort(rng.permutation(self.rows)[:samples]), samples)
+
+    def reorder(self, rows: HostArray) -> None:
+        """Set the order of the samples: ``(samples,)`` int64, a permutation of `rows`."""
+        xp, backend = self._backend.xp, self._backend
+        xp.copyto(self.order, backend.asarray(rows))
+        xp.take(self._labels, self.order, axis=0, out=self.targets)
+        if self.weights is not None:
+            xp.copyto(self.weights, backend.asarray(self._weights_of(rows)))
+
+    def _weights_of(self, rows: HostArray) -> HostArray:
+        """The weights in an order, scaled in each batch; updates `batch_weights`."""
+        assert self._weights is not None
+        ordered = self._weights[rows].astype(np.float64)
+        for index, batch in enumerate(self.slices):
+            total = float(ordered[batch].sum())
+            self.batch_weights[index] = total
+            if total > 0:
+                ordered[batch] *= (batch.stop - batch.start) / total
+        return ordered.astype(self._weights.dtype)
+
+    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+        """Write the samples of a batch into ``out``.
+
+        Args:
+            batch: one of `slices`.
+            staging: ``(batch, features)`` uint8, overwritten; None where the images are not pixels.
+            out: ``(batch, features)``, overwritten.
+
+        Returns:
+            The labels or other targets of the batch.
+        """
+        self._backend.gather(self.images, self.order[batch], staging, out)
+        return self.targets[batch]
+
+
 def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(values)
@@ -122,10 +221,9 @@ def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
 
 
 def checked_images(images: Any, name: str) -> Any:
-    """Samples ``(n, ...)`` as `Dataset` takes them, uint8 or floating; raises a DataError that begins with
-    `name`."""
+    """Samples ``(n, ...)`` as `Dataset` stores them, uint8 or floating; errors begin with `name`."""
     what = f"{name}: images"
-    # A CuPy array answers to the same operators and NumPy functions below, and so stays where it is.
+    # A CuPy array supports the operators and NumPy functions used below, and so stays on its device.
     if not is_device_array(images):
         images = _to_array(images, what)
     if images.dtype.kind not in "buif":

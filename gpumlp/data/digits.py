@@ -1,4 +1,4 @@
-"""The digits that come with the package: small, and there without a network."""
+"""The digits that come with the package: small, and available without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .dataset import Dataset
 
-_LEVELS = 16  # a value is the number of inked dots, 0..16, in a block of 4 x 4
+_LEVELS = 16  # a value is the number of inked dots, 0 to 16, in a block of 4 x 4
 
 
 def load_digits() -> tuple[Dataset, Dataset]:

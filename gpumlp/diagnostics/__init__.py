@@ -1,8 +1,22 @@
-"""What is wrong with a training: statistics of its layers, and rules that read them and the learning curves."""
+"""What is wrong with a training run: statistics of its layers, and rules that read them and the learning curves.
 
-from .curve_rules import trend
-from .findings import Finding, Setting
-from .rules import find
-from .statistics import LayerStatistics, Probe
+`LayerWatch` is the callback that measures; the trainer works without it.
+"""
 
-__all__ = ["Finding", "LayerStatistics", "Probe", "Setting", "find", "trend"]
+from ..training.history import Finding, LayerStatistics, Setting
+from .findings import Diagnosis, diagnose
+from .rules import find, trend
+from .statistics import LayerWatch, Probe, is_due
+
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "LayerStatistics",
+    "LayerWatch",
+    "Probe",
+    "Setting",
+    "diagnose",
+    "find",
+    "is_due",
+    "trend",
+]

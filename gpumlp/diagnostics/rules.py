@@ -1,33 +1,57 @@
-"""The rules: which numbers are an illness, what it comes from, and what helps.
+"""The rules: which numbers show that something is wrong, what causes it, and what helps.
 
-They follow the tables of symptoms that courses give. The limits are set so that trainings which do well, of every
-activation and optimizer, are left in peace. A fault within a layer explains a bad curve, so a curve is a finding
-of its own only where no layer has one; save a loss that steps have made explode, which is never left out.
+They follow the tables of symptoms that courses give. The limits are set so that training that goes well gives no
+finding, with every activation and optimizer. A fault within a layer explains a bad curve, so a curve is a finding
+of its own only where no layer has one, except a loss that steps have made explode, which is always reported.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
-from . import causes, curves
-from .curve_rules import HIGH, NO_BETTER, exploding_loss, overfitting, trend, underfitting, unstable
-from .findings import Finding, Record, Setting
-from .statistics import LayerStatistics
+from ..training.divergence import LARGE_INPUT
+from ..training.history import Best, EpochRecord, Finding, LayerStatistics, Setting, best_epoch
+from .statistics import MOST_EPOCHS_BETWEEN
 
-DEAD = 0.5  # of a layer's ReLU units; 28 % were seen in a deep network that does well
-BORN = 0.1  # of their norm: an epoch that moves the weights less has killed no units
+# Layers.
+DEAD = 0.5  # of a layer's ReLU units; 28 % were seen in a deep network that trains well
+BORN = 0.1  # of their norm: an epoch that moves the weights less kills no units
 SATURATED = 0.8  # of a layer's outputs
-LEAST_UNITS = 8  # of a layer that is judged: of a few, one often is dead or saturated, and the others learn
+LEAST_UNITS = 8  # in a layer that is judged: with fewer, one is often dead or saturated while the others learn
 FAINT_RATIO = 1e-3  # the first layer's gradient over the largest ...
 FAINT = 0.01  # ... or its norm, where the loss is hardly better than that of guessing
 EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabilities, so healthy ones are about 1
 
+# Curves.
+EXPLODED = 3.0  # times the loss of ignorance
+RISE = 1.05  # from one epoch to the next
+RISE_LEAST = 0.04  # and by at least this part of the loss of ignorance: less is noise
+RISES, RECENT = 2, 10  # this many rises in the last epochs; older ones no longer matter
+OVERFIT_RISE = 1.15  # the validation loss over its lowest, and by more than noise
+LASTING = 3  # epochs for which validation must have been that bad
+OVERFIT_GAP = 0.1  # between the accuracies
+EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
+# Parts of the loss of guessing: no fit; no fit if a cause is known; hardly better than guessing. In between, a
+# loss that stays where it is may be all that the data allows.
+HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
+STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
+STILL_FALLING = 0.02  # an epoch, as a part of the loss
+FEW_UNITS = 16  # however many classes there are
 
-def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    """What is wrong with a training, in words; an empty list if nothing is.
+# Causes.
+MOVED = 0.5  # of their norm: an epoch that moves the weights further has made them what they are
+GROWN = 10.0  # times the lowest loss before: initial weights do not cause that
+SMALL_SCALE = 0.3  # of a layer's signal; Glorot's and He's weights keep it, times 1 to 1.4
+STRONG_L2, STRONG_L1 = 0.03, 0.003
+
+
+def find(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
+    """What is wrong with training; an empty list if nothing is.
 
     Args:
-        records: of its epochs, in order; those without ``layers`` tell only about the curves.
+        records: of the epochs, in order; those without ``layers`` tell only about the curves.
         setting: how it is trained.
     """
     if not records:
@@ -35,26 +59,42 @@ def find(records: Sequence[Record], setting: Setting) -> list[Finding]:
     units = [*_dead(records, setting), *_saturated(records, setting)]
     if setting.classes < 2:
         return units
-    exploded = curves.exploded(records, setting)
-    if exploded and causes.moved_far(records):
-        return [*units, exploding_loss(records, setting)]
+    exploded = _exploded(records, setting)
+    if exploded and _moved_far(records):
+        return [*units, _exploding_loss(records, setting)]
     kind = trend(records, setting)
-    if kind == "underfitting" and causes.strong_penalty(setting):
-        return [underfitting(records, setting)]
+    if kind == "underfitting" and _strong_penalty(setting):
+        return [_underfitting(records, setting)]
     found = ([] if exploded else _vanishing(records, setting)) or [*_exploding_gradients(records, setting), *units]
     if found:
         return found
     if exploded:
-        return [exploding_loss(records, setting)]
-    rules = {"unstable": unstable, "underfitting": underfitting, "overfitting": overfitting}
+        return [_exploding_loss(records, setting)]
+    rules = {"unstable": _unstable, "underfitting": _underfitting, "overfitting": _overfitting}
     rule = rules.get(kind or "")
     return [] if rule is None else [rule(records, setting)]
 
 
-def _dead(records: Sequence[Record], setting: Setting) -> list[Finding]:
+def trend(records: Sequence[EpochRecord], setting: Setting) -> str | None:
+    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes."""
+    if len(records) < 2 or setting.classes < 2:
+        return None
+    if _exploded(records, setting):
+        return "diverging"
+    if len(_rises(records, setting)) >= RISES:
+        return "unstable"
+    if _overfits(records, setting):
+        return "overfitting"
+    return "converging" if _why_underfitting(records, setting) is None else "underfitting"
+
+
+# -- Layers ---------------------------------------------------------------------------------------------
+
+
+def _dead(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
     found = [
         (number, layer, layer.dead)
-        for number, layer in causes.last_look(records)
+        for number, layer in _last_layers(records)
         if layer.dead is not None
         and layer.dead >= DEAD
         and (layer.dead == 1 or setting.hidden[number - 1] >= LEAST_UNITS)
@@ -63,26 +103,26 @@ def _dead(records: Sequence[Record], setting: Setting) -> list[Finding]:
         return []
     number, layer, _ = found[0]
     kind = "training" if records[-1].validation_loss is None else "validation"
-    if (cure := causes.large_inputs(records)) is None:
+    if (cure := _large_inputs(records)) is None:
         born = "they were so after the first epoch already, draw other weights (initializer he)"
-        cure = (born if _born_dead(records[0], number) else f"lower {causes.rate(records)}") + " or use leaky_relu"
+        cure = (born if _born_dead(records[0], number) else f"lower {_rate(records)}") + " or use leaky_relu"
     evidence = f"of units are dead (output 0 for all {layer.samples:,} {kind} samples)"
     shares = [(number, share) for number, _, share in found]
     return [Finding("dead units", f"{_layers(shares)} {evidence}: {cure}", number)]
 
 
-def _born_dead(first: Record, number: int) -> bool:
+def _born_dead(first: EpochRecord, number: int) -> bool:
     """Were a layer's units dead before any step could have killed them?"""
-    if first.layers is None or causes.moved_far([first]):
+    if first.layers is None or _moved_far([first]):
         return False
     layer = first.layers[number - 1]
     return (layer.dead or 0) >= DEAD and (layer.update_ratio or 0) < BORN
 
 
-def _saturated(records: Sequence[Record], setting: Setting) -> list[Finding]:
+def _saturated(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
     found = [
         (number, layer, layer.saturated)
-        for number, layer in causes.last_look(records)
+        for number, layer in _last_layers(records)
         if layer.saturated is not None
         and layer.saturated >= SATURATED
         and setting.hidden[number - 1] >= LEAST_UNITS
@@ -96,14 +136,14 @@ def _saturated(records: Sequence[Record], setting: Setting) -> list[Finding]:
             "saturated units",
             f"{_layers(shares)} of the outputs are saturated ({setting.activation} has there less than 2 % of its "
             f"slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
-            f"{causes.too_large(records, setting)}",
+            f"{_too_large(records, setting)}",
             number,
         )
     ]
 
 
-def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    norms = [(layer.gradient_norm, number) for number, layer in causes.last_look(records) if layer.gradient_norm]
+def _exploding_gradients(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
+    norms = [(layer.gradient_norm, number) for number, layer in _last_layers(records) if layer.gradient_norm]
     norm, number = max(norms, default=(0.0, 0))
     if norm <= EXPLODING:
         return []
@@ -111,22 +151,22 @@ def _exploding_gradients(records: Sequence[Record], setting: Setting) -> list[Fi
         Finding(
             "exploding gradients",
             f"layer {number}: the norm of the gradient is {norm:,.3g}, where about 1 is usual: "
-            f"{causes.too_large(records, setting)}",
+            f"{_too_large(records, setting)}",
             number,
         )
     ]
 
 
-def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
-    """The gradient gets lost on its way down, from the start: not because units died or large steps spoiled it."""
+def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
+    """A gradient that vanishes from the start on, and not because of dead units or large steps."""
     guess, loss = setting.guessing, records[-1].train_loss
     looks = [record.layers for record in records if record.layers]
     if not looks or len(looks[0]) < 2 or loss <= HIGH * guess:
         return []
-    if causes.moved_far(records[:1], first_layer_only=True) or any((look[0].dead or 0) >= DEAD for look in looks):
+    if _moved_far(records[:1], first_layer_only=True) or any((look[0].dead or 0) >= DEAD for look in looks):
         return []
-    scale = None if causes.strong_penalty(setting) else causes.scale(records[0], setting)
-    small = scale is not None and scale < causes.SMALL_SCALE
+    scale = None if _strong_penalty(setting) else _signal_scale(records[0], setting)
+    small = scale is not None and scale < SMALL_SCALE
     if not looks[0][0].gradient_norm and not small:  # a layer above was born dead
         return []
     norm, ratio = _faintness(looks)
@@ -136,8 +176,8 @@ def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
     hidden = f"{layers} hidden layer{'s' if layers > 1 else ''}"
     if small:
         advice = (
-            f"none of the {hidden} gives on more than {causes.percent(scale)} of its input's size: the initial "
-            f"weights are too small, use initializer {causes.suited(setting)}"
+            f"none of the {hidden} gives on more than {_percent(scale)} of its input's size: the initial "
+            f"weights are too small, use initializer {_suited_initializer(setting)}"
         )
     else:
         advice = f"in {hidden} of {setting.activation}" + {
@@ -149,7 +189,7 @@ def _vanishing(records: Sequence[Record], setting: Setting) -> list[Finding]:
         Finding(
             "vanishing gradients",
             f"layer 1: the norm of its gradient is {norm:.2g}, {ratio:.2g} times the largest layer's (medians of "
-            f"{causes.epochs(len(looks))}), while the training loss is still {loss:.3g}: {advice}",
+            f"{_epochs(len(looks))}), while the training loss is still {loss:.3g}: {advice}",
             1,
         )
     ]
@@ -165,6 +205,258 @@ def _faintness(looks: Sequence[Sequence[LayerStatistics]]) -> tuple[float, float
 
 def _layers(shares: Sequence[tuple[int, float]]) -> str:
     """``layer 2: 61 %``, or ``layers 1 and 2: 98 % and 100 %``."""
-    numbers = causes.listed([str(number) for number, _ in shares])
-    percents = causes.listed([causes.percent(share) for _, share in shares])
+    numbers = _listed([str(number) for number, _ in shares])
+    percents = _listed([_percent(share) for _, share in shares])
     return f"layer{'s' if len(shares) > 1 else ''} {numbers}: {percents}"
+
+
+# -- Curves ---------------------------------------------------------------------------------------------
+
+
+def _exploding_loss(records: Sequence[EpochRecord], setting: Setting) -> Finding:
+    loss, ignorance = records[-1].train_loss, setting.ignorance
+    return Finding(
+        "exploding loss",
+        f"the training loss is {loss:.3g}, {loss / ignorance:.3g} times log(classes) ({ignorance:.2f}): "
+        f"{_too_large(records, setting)}",
+    )
+
+
+def _unstable(records: Sequence[EpochRecord], setting: Setting) -> Finding:
+    rises = _rises(records, setting)
+    worst = max(rises, key=lambda epoch: records[epoch].train_loss - records[epoch - 1].train_loss)
+    before, after = records[worst - 1].train_loss, records[worst].train_loss
+    schedule = ", or let it fall (schedule step)" if setting.constant_rate else ""
+    steps = f"the steps are too large, lower {_rate(records)}{_or_momentum(setting)}{schedule}"
+    return Finding(
+        "unstable",
+        f"the training loss rose by 5 % or more in {len(rises)} of the last "
+        f"{_epochs(min(RECENT, len(records) - 1))} (from {before:.3g} to {after:.3g} in epoch "
+        f"{worst + 1}): {_large_inputs(records) or steps}",
+    )
+
+
+def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str | None:
+    """Why a network does not fit its own training samples, and what to try; None where it does.
+
+    A high loss without a clear cause is not reported unless it still falls or is as bad as guessing: noise in the
+    labels looks the same.
+    """
+    part = records[-1].train_loss / setting.guessing
+    if len(records) < EPOCHS_TO_FIT or part <= HIGH_WITH_A_CAUSE:
+        return None
+    rate, inputs = _rate(records), _large_inputs(records)
+    # A rate that falls is meant to end with small steps.
+    moved = _largest_move(records[-MOST_EPOCHS_BETWEEN:] if setting.constant_rate else records)
+    if _strong_penalty(setting):
+        name, value = ("l2", setting.l2) if setting.l2 >= STRONG_L2 else ("l1", setting.l1)
+        return f": the penalty keeps the weights too small, lower {name} (now {value:g})"
+    if part > HIGH and inputs is not None:
+        return f": {inputs}"
+    if part > NO_BETTER and _moved_far(records):
+        return (
+            f": an epoch moved the weights by more than half of their norm to no avail, lower {rate}; or the "
+            "inputs do not tell the classes"
+        )
+    if part > HIGH and moved is not None and moved < STANDING_STILL:
+        return (
+            f", and one epoch moves the weights of no layer by more than {100 * moved:.2g} % of their norm: "
+            f"raise {rate}"
+        )
+    if _narrow(setting) and _falling(records) <= STILL_FALLING:
+        return f": use {_more_units(setting)}"
+    return _why_high(records, setting) if part > HIGH else None
+
+
+def _why_high(records: Sequence[EpochRecord], setting: Setting) -> str | None:
+    """Why a loss above half of that of guessing is high, where nothing in the setting explains it."""
+    rate, falling, layers = _rate(records), _falling(records), len(setting.hidden)
+    units, moved = _more_units(setting), _largest_move(records[-MOST_EPOCHS_BETWEEN:]) or 0.0
+    if moved > RESTLESS:
+        return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
+    if falling > STILL_FALLING:
+        more = f", or use {units}" if _narrow(setting) else ""
+        faster = f", or raise {rate}" if _falls_steadily(records) else ""
+        return f", still falling by {100 * falling:.2g} % an epoch: train for more epochs{more}{faster}"
+    if layers > 1 and setting.activation in ("tanh", "sigmoid"):
+        return (
+            f", and hardly falls in {layers} hidden layers of {setting.activation}: use relu or fewer layers, "
+            f"train for more epochs, or raise {rate}"
+        )
+    if records[-1].train_loss > NO_BETTER * setting.guessing:
+        return f" and does not get better: use {units}, or another {rate}; or the inputs do not tell the classes"
+    return None
+
+
+def _narrow(setting: Setting) -> bool:
+    """Does a layer have so few units that the classes may not be separable behind it?"""
+    return bool(setting.hidden) and min(setting.hidden) < min(setting.classes - 1, FEW_UNITS)
+
+
+def _more_units(setting: Setting) -> str:
+    return f"more hidden units (now {' '.join(map(str, setting.hidden)) or 'none'})"
+
+
+def _underfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
+    last = records[-1]
+    return Finding(
+        "underfitting",
+        f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
+        f"{setting.guessing:.3g}) and the accuracy {_percent(last.train_accuracy)}"
+        f"{_why_underfitting(records, setting)}",
+    )
+
+
+def _overfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
+    last, best = records[-1], _best(records)
+    assert best is not None
+    stop = f", or stop after about {_epochs(best.epoch)}" if best.since else ""
+    return Finding(
+        "overfitting",
+        f"the validation loss is {last.validation_loss:.3g} ({best.value:.3g} in epoch {best.epoch}) and the "
+        f"accuracy {_percent(last.validation_accuracy)} in validation against {_percent(last.train_accuracy)} "
+        f"in training: train on more data, raise l2 (now {setting.l2:g}), use fewer hidden units{stop}",
+    )
+
+
+def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
+    """Is the loss far above that of ignorance, and not falling steadily from a bad start?"""
+    first, last = records[0].train_loss, records[-1].train_loss
+    returning = last < first and not _rises(records, setting)
+    return last > EXPLODED * setting.ignorance and not returning
+
+
+def _rises(records: Sequence[EpochRecord], setting: Setting) -> list[int]:
+    """Those of the recent epochs, counted from 1, after which the training loss rose by more than noise."""
+    least = RISE_LEAST * setting.ignorance
+    first = max(0, len(records) - RECENT - 1)
+    losses = [record.train_loss for record in records[first:]]
+    return [
+        epoch
+        for epoch, (before, after) in enumerate(itertools.pairwise(losses), first + 1)
+        if after > RISE * before and after - before > least
+    ]
+
+
+def _falls_steadily(records: Sequence[EpochRecord]) -> bool:
+    """Did the training loss fall in each of the recent epochs?"""
+    losses = [record.train_loss for record in records[-RECENT - 1 :]]
+    return all(after < before for before, after in itertools.pairwise(losses))
+
+
+def _best(records: Sequence[EpochRecord]) -> Best | None:
+    """The epoch of the lowest validation loss; None without validation."""
+    return best_epoch([record.validation_loss for record in records])
+
+
+def _overfits(records: Sequence[EpochRecord], setting: Setting) -> bool:
+    """Does the network do much worse on the validation samples than on its own, or than it did?"""
+    last, best, latest = records[-1], _best(records), _best(records[-LASTING:])
+    if best is None or latest is None:
+        return False
+    rise = latest.value - best.value
+    rose = latest.value > OVERFIT_RISE * best.value and rise > RISE_LEAST * setting.ignorance
+    falls = last.train_loss < records[best.epoch - 1].train_loss
+    accuracy = max(record.validation_accuracy or 0.0 for record in records[-LASTING:])
+    return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP
+
+
+def _falling(records: Sequence[EpochRecord]) -> float:
+    """Mean relative decrease of the training loss per epoch, over the last quarter of the epochs."""
+    span = max(1, len(records) // 4)
+    before, after = records[-1 - span].train_loss, records[-1].train_loss
+    return (before - after) / span / before if before else 0.0
+
+
+# -- Causes and advice ----------------------------------------------------------------------------------
+
+
+def _moved_far(records: Sequence[EpochRecord], *, first_layer_only: bool = False) -> bool:
+    """Were the weights made by the steps of an epoch, rather than by their initialization?"""
+    return any(
+        layer.update_ratio is None or layer.update_ratio > MOVED
+        for record in records
+        for _, layer in _numbered(record)[: 1 if first_layer_only else None]
+    )
+
+
+def _strong_penalty(setting: Setting) -> bool:
+    return setting.l2 >= STRONG_L2 or setting.l1 >= STRONG_L1
+
+
+def _signal_scale(record: EpochRecord, setting: Setting) -> float | None:
+    """Largest factor by which a hidden layer scales its signal; None if unknown.
+
+    Weights of variance v turn n inputs of mean square 1 into sums of mean square n v, and their norm is the root
+    of n v times the units.
+    """
+    layers = list(zip(record.layers or (), setting.hidden, strict=False))
+    scales = [layer.weight_norm / math.sqrt(units) for layer, units in layers if layer.weight_norm is not None]
+    return max(scales) if scales and len(scales) == len(layers) else None
+
+
+def _large_inputs(records: Sequence[EpochRecord]) -> str | None:
+    """What to do about inputs far above 1; None if they are not."""
+    largest = next((layer.largest_input for _, layer in _last_layers(records)), None)
+    if largest is None or largest <= LARGE_INPUT:
+        return None
+    rounded = float(f"{largest:.3g}")
+    return f"the inputs are up to {rounded:,.9g} in absolute value, scale them to about 1"
+
+
+def _too_large(records: Sequence[EpochRecord], setting: Setting) -> str:
+    """What to do about weights or steps that are too large, depending on the cause."""
+    inputs = _large_inputs(records)
+    if inputs is not None:
+        return inputs
+    grown = records[-1].train_loss > GROWN * min(record.train_loss for record in records)
+    if grown or _moved_far(records):
+        return f"the steps are too large, lower {_rate(records)}{_or_momentum(setting)}"
+    return f"start from smaller weights (initializer {_suited_initializer(setting)}), or lower {_rate(records)}"
+
+
+def _suited_initializer(setting: Setting) -> str:
+    """The initializer that suits the activation."""
+    return "he" if setting.activation in ("relu", "leaky_relu") else "glorot"
+
+
+def _rate(records: Sequence[EpochRecord]) -> str:
+    """The learning rate now, and at first if it was different."""
+    now, first = (_number(record.learning_rate) for record in (records[-1], records[0]))
+    return f"learning_rate (now {now})" if now == first else f"learning_rate (now {now}, {first} at first)"
+
+
+def _or_momentum(setting: Setting) -> str:
+    return f" or momentum (now {setting.momentum:g})" if setting.momentum else ""
+
+
+def _numbered(record: EpochRecord) -> list[tuple[int, LayerStatistics]]:
+    return list(enumerate(record.layers or (), 1))
+
+
+def _last_layers(records: Sequence[EpochRecord]) -> list[tuple[int, LayerStatistics]]:
+    """The layers, numbered, after the last epoch with statistics; empty if there is none."""
+    return next((_numbered(record) for record in reversed(records) if record.layers), [])
+
+
+def _largest_move(records: Sequence[EpochRecord]) -> float | None:
+    """Largest update ratio of a layer in some epochs; None without statistics."""
+    moves = [layer.update_ratio or 0.0 for record in records for _, layer in _numbered(record)]
+    return max(moves, default=None)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _epochs(count: int) -> str:
+    return f"{count:,} epoch{'' if count == 1 else 's'}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value == round(value, 1) and value < 1000 else f"{value:g}"

@@ -1,70 +1,90 @@
-"""Numbers that tell how each layer does, taken after an epoch without disturbing the training."""
+"""Statistics of each layer, measured after an epoch without a change to training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..backends import Accumulation, Array
+from ..data.dataset import ArrayBatches
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
 from ..nn.network import MLP, Workspace
+from ..training.history import LayerStatistics
+from ..training.trainer import WATCH_STREAM, Callback, Trainer
 
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
-ROWS_SHARE = 100  # one in so many of an epoch's samples: a hundredth of the epoch's work
-WATCHED = 256  # for a forward pass of its own: of fewer samples, many a unit is taken for dead that is not
-SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # a look takes the time of 90 samples of a small network
+ROWS_SHARE = 100  # one of this many samples of an epoch: a hundredth of its work
+WATCHED = 256  # samples of a forward pass of its own: with fewer, healthy units are taken for dead ones
+SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # measuring takes the time of 90 samples of a small network
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """One layer after one epoch; a part of a line of ``history.jsonl``.
+class LayerWatch(Callback):
+    """Measures the layers of a network after an epoch, without a change to the results of training.
 
-    Norms are Euclidean and of the weights only, without the biases.
+    The statistics are taken from the first chunk of the validation samples, whose activations are there anyway;
+    without validation, from some training samples.
 
-    Attributes:
-        gradient_norm: of the gradient of the mean loss, without the weight penalty, over `gradient_samples`.
-        update_ratio: how far the epoch has moved the weights: the norm of their change from its start to its end
-            over their norm at its end.
-        weight_norm: at the epoch's end.
-        dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
-        saturated: the share of outputs of tanh or sigmoid that lie where the slope is below 2 % of its largest
-            (`saturated_outputs`), over `gradient_samples`; None for layers of other activations.
-        samples: how many were looked at: the first chunk of the validation samples, or else training samples.
-        gradient_samples: how many of those went into the gradient.
-        largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
-            others, and in runs of before it was taken.
-        mean, deviation: of a hidden layer's outputs, over units and `gradient_samples`; None for the output layer,
-            and in runs of before they were taken.
-
-    Numbers that are too large for the network's dtype are None.
+    Args:
+        trainer: the one that calls it.
     """
 
-    gradient_norm: float | None
-    update_ratio: float | None
-    weight_norm: float | None
-    dead: float | None
-    saturated: float | None
-    samples: int
-    gradient_samples: int
-    largest_input: float | None = None
-    mean: float | None = None
-    deviation: float | None = None
+    def __init__(self, trainer: Trainer) -> None:
+        model, batches, validation = trainer.model, trainer.batches, trainer.validation_batches
+        self._own: Sample | None = None
+        with model.backend.activate():
+            if validation is None:
+                rng = np.random.default_rng([trainer.seed, WATCH_STREAM])
+                seen = batches.draw(min(batches.samples, WATCHED), rng)
+                self._own = Sample(model, seen)
+            else:
+                seen = validation
+            self.probe = Probe(model, seen.batch_size, batches.samples, trainer.optimizer_state.scratch)
+
+    def on_measure(self, trainer: Trainer, seen: Workspace | None, before: Array) -> Array | None:
+        if not is_due(trainer.epoch + 1, trainer.batches.samples):
+            return None
+        if seen is None:
+            assert self._own is not None
+            seen = self._own.forward()
+        self.probe.look(seen, before)
+        return self.probe.values
+
+    def on_measured(self, trainer: Trainer, values: list[float]) -> tuple[LayerStatistics, ...]:
+        return self.probe.statistics(values)
+
+
+class Sample:
+    """Some training samples, for a forward pass that is made for the statistics alone."""
+
+    def __init__(self, model: MLP, batches: ArrayBatches) -> None:
+        self.model, self.batches = model, batches
+        self._workspace = Workspace(model, batches.samples, pixels=batches.pixels)
+        self._losses = model.backend.xp.empty(batches.samples, dtype=model.dtype)
+        self._correct = model.backend.xp.empty(batches.samples, dtype=bool)
+
+    def forward(self) -> Workspace:
+        """Activations, and the error term of the loss in the logits."""
+        model, workspace, batches = self.model, self._workspace, self.batches
+        labels = batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
+        model.forward_pass(workspace)
+        model.backend.output_error(model.loss, workspace.logits, labels, self._losses, self._correct)
+        return workspace
 
 
 class Probe:
     """Takes the statistics of a network's layers from a batch that was just evaluated.
 
     It works in arrays of its own and in the optimizer's scratch: weights, optimizer state, gradients and random
-    streams are left as they are, to the last bit. Nothing waits for the device: the numbers stay on it until the
-    caller reads `values`.
+    streams keep every bit. Nothing waits for the device: the numbers stay on it until the caller reads `values`.
 
     Args:
         model: the network.
         samples: of the batch that `look` will see.
-        epoch_samples: in an epoch; decides how many samples the gradient is worth.
+        epoch_samples: in an epoch; decides from how many samples the gradient is taken.
         scratch: shaped as the parameters, overwritten.
     """
 
@@ -158,18 +178,13 @@ class Probe:
 
 
 def is_due(epoch: int, epoch_samples: int) -> bool:
-    """Is there a look after this epoch, counted from 1?
+    """Are the layers measured after this epoch, counted from 1?
 
-    After the first, and after every one, unless epochs are so short that a look would take a good part of their
-    time: then after every so many that there are 3,000 samples between two looks, but every fifth at least.
+    After the first one, and after every one unless epochs are short: then there are 3,000 samples between two
+    measurements, but at most 5 epochs.
     """
     every = min(math.ceil(SAMPLES_BETWEEN / epoch_samples), MOST_EPOCHS_BETWEEN)
     return epoch == 1 or epoch % every == 0
-
-
-def watched(epoch_samples: int) -> int:
-    """How many samples a forward pass is worth that is made for the statistics alone."""
-    return min(epoch_samples, WATCHED)
 
 
 def _root(square: float) -> float | None:
@@ -181,12 +196,12 @@ def _mean_and_deviation(mean: float, variance: float) -> tuple[float | None, flo
 
 
 def can_saturate(activation: Activation) -> bool:
-    """Has it slopes near 0 on both sides?"""
+    """Does the activation have slopes near 0 on both sides?"""
     return isinstance(activation, (Tanh, Sigmoid))
 
 
 def saturated_outputs(xp: Any, activation: Activation, outputs: Array) -> Array:
-    """Which outputs lie where the slope is below 2 % of its largest.
+    """Mask of the outputs where the slope is below 2 % of its largest.
 
     Args:
         xp: the module of the array.

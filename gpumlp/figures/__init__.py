@@ -1,7 +1,7 @@
-"""Figures of what a network learns, every one drawn from computations of the package's own.
+"""Figures of how networks learn, each computed with the package itself.
 
-Each is a function that computes, draws and returns a `FigureResult`: the matplotlib figure and the numbers
-behind it. ``python -m gpumlp.figures`` writes them into files. Needs matplotlib: ``pip install '.[report]'``.
+Each is a function that computes, draws and returns a `FigureResult`: the matplotlib figure and its numbers.
+``python -m gpumlp.figures`` writes them to files. Needs matplotlib: ``pip install '.[report]'``.
 
 >>> from gpumlp.figures import FIGURES
 >>> list(FIGURES)[:2]
@@ -12,16 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .backpropagation import backpropagation
-from .curves import learning_curves
-from .descent import trajectories
-from .features import first_layer_weights
-from .flow import gradient_flow
-from .initial import initial_weights, initialization_scale
-from .noise import optimizer_noise
-from .penalised import regularization
-from .rules import activations, schedules
+from .descent import optimizer_noise, schedules, trajectories
+from .fitting import learning_curves, regularization
+from .gradients import activations, backpropagation, gradient_flow
 from .style import FigureResult
+from .weights import first_layer_weights, initial_weights, initialization_scale
 
 FIGURES: dict[str, Callable[..., FigureResult]] = {
     figure.__name__: figure

@@ -18,28 +18,28 @@ from ..data import load_dataset
 from ..extras import require
 from ..training.config import ConfigError
 from . import FIGURES
-from .files import save
+from .style import save
 
 PROGRAM = "gpumlp-figures"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Draw figures of what networks learn, each from computations made now."""
+    """Draw figures of how networks learn, each computed now."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Which; all of them by default."""
+    """Names of figures; all of them by default."""
     out: str = "figures"
-    """Folder for NAME.png, NAME.svg and NAME.json (the numbers); files of these names are replaced."""
+    """Folder for NAME.png, NAME.svg and NAME.json (the numbers); existing files are replaced."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of all random numbers."""
     device: str = "cpu"
-    """auto, cpu, cuda, cuda:1, ...; for networks as small as these, the CPU is mostly the faster one."""
+    """auto, cpu, cuda, cuda:1, ...; for networks this small, the CPU is usually faster."""
     data_dir: str | None = None
-    """Folder with MNIST's four files; without MNIST, the built-in digits are drawn from."""
+    """Folder with the four MNIST files; without MNIST, the built-in digits are used."""
 
     def check(self) -> None:
-        """Raises ConfigError, with all mistakes at once."""
+        """Raise ConfigError, with all mistakes at once."""
         problems = []
         unknown = [name for name in self.names if name not in FIGURES]
         if unknown:
@@ -51,7 +51,7 @@ class Options:
         except ValueError as error:
             problems.append(str(error))
         if not self.out:
-            problems.append("out: expected the path of a folder, got nothing")
+            problems.append("out: expected the path of a folder, got an empty one")
         files = [path for path in (Path(self.out), *Path(self.out).parents) if path.exists() and not path.is_dir()]
         if files:
             problems.append(f"out: expected a folder, got a file: {files[0]}")
@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, draw, write, and return the exit code."""
 
     def work() -> int:
-        description = (
-            f"Draw figures of what networks learn, each from computations made now: {', '.join(FIGURES)}."
-        )
+        description = f"Draw figures of how networks learn, each computed now: {', '.join(FIGURES)}."
         options = command.parse(Options, PROGRAM, arguments, description=description)
         options.check()
         require("figures", "matplotlib", "report")

@@ -1,14 +1,19 @@
-"""Figure of optimizers on a quadratic surface that can be seen as a whole."""
+"""Figures of gradient descent: learning-rate schedules, optimizers on a known surface, and the batch size."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends import HostArray
-from ..nn import SGD, Adam
+from ..backends import Backend, HostArray
+from ..data import Dataset
+from ..nn import MLP, SGD, Adam, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay
 from ..nn.optimizers import Optimizer
+from ..nn.schedules import Schedule
+from ..training import Callback, Trainer
+from .data import Data, draw, in_words, load
 from .style import (
     BLACK,
     BLUE,
@@ -22,6 +27,8 @@ from .style import (
     VERMILION,
     FigureResult,
     Sheet,
+    decimal_log_axis,
+    end_labels,
     in_house_style,
 )
 
@@ -29,13 +36,61 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVATURE = np.array([1.0, 4.0])  # of the surface 0.5 x^2 + 2 y^2
-_LOOKS = (
+_OPTIMIZER_LOOKS = (
     (BLUE, SOLID),
     (VERMILION, DOTTED),
     (GREEN, DASHED),
     (PURPLE, DASH_DOT),
     (ORANGE, (0, (3, 1, 1, 1, 1, 1))),
 )
+_BATCH_LOOKS = ((BLUE, SOLID, "o"), (VERMILION, DASHED, "s"), (GREEN, DOTTED, "^"))
+
+
+@in_house_style
+def schedules(*, learning_rate: float = 0.1, epochs: int = 60) -> FigureResult:
+    """The learning rate of each schedule by epoch, from the same initial value.
+
+    Args:
+        learning_rate: initial learning rate eta_0.
+        epochs: number of epochs.
+
+    Returns:
+        The figure; ``epochs`` (counted from 0) and ``learning_rates`` by schedule, in the order of ``schedules``.
+    """
+    rules: dict[str, Schedule] = {
+        "step": StepDecay(gamma=0.5, step_size=max(1, epochs // 6)),
+        "exponential": ExponentialDecay(decay_rate=0.05),
+        "1/t": InverseTimeDecay(decay_rate=0.05),
+        "milestones": Milestones((epochs // 3, 2 * epochs // 3), gamma=0.2),
+    }
+    looks = zip((BLUE, VERMILION, GREEN, PURPLE), (SOLID, DASHED, DOTTED, DASH_DOT), strict=True)
+    rates = {name: [rule(learning_rate, epoch) for epoch in range(epochs)] for name, rule in rules.items()}
+    sheet = Sheet(
+        "Learning-rate schedules",
+        f"The learning rate over {epochs} epochs, starting at {learning_rate:g}, as the package's schedules "
+        "compute it. On the logarithmic axis, exponential decay is a straight line.",
+        1,
+        2,
+        height=3.1,
+    )
+    plain, logarithmic = sheet.panels
+    logarithmic.set_yscale("log")
+    for (name, values), (colour, line) in zip(rates.items(), looks, strict=True):
+        steps = "steps-post" if name in ("step", "milestones") else "default"
+        for axes in sheet.panels:
+            axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=steps, label=name)
+    for axes in sheet.panels:
+        axes.set(xlabel="epoch t", xlim=(0, epochs - 1))
+    plain.set(ylabel="learning rate", ylim=(0, None), title="linear axis")
+    logarithmic.set_title("logarithmic axis")
+    colours = {name: str(line.get_color()) for name, line in zip(rates, logarithmic.get_lines(), strict=True)}
+    end_labels(logarithmic, [(epochs - 1, values[-1], name, colours[name]) for name, values in rates.items()])
+    plain.legend(loc="upper right", handlelength=3.2)
+    descriptions = {name: repr(rule) for name, rule in rules.items()}
+    return sheet.result({"epochs": list(range(epochs)), "learning_rates": rates, "schedules": descriptions})
+
+
+# -- Optimizers ----------------------------------------------------------------------------------------------
 
 
 def surface(x: HostArray, y: HostArray) -> HostArray:
@@ -53,21 +108,21 @@ def trajectories(
     points: int = 50,
     spread: float = 0.35,
 ) -> FigureResult:
-    """Five optimizers on 0.5 x^2 + 2 y^2, by the package's own rules.
+    """Five optimizers of the package on f = 0.5 x^2 + 2 y^2.
 
-    The surface is the mean of as many like it, each around a point of its own; the points' mean is the origin. All
-    optimizers follow its gradient, but the stochastic one that of one point at each step: nothing is added to it.
+    Up to a constant, f is the mean of equal surfaces centred at a number of points whose mean is the origin. The
+    stochastic optimizer follows the gradient of the surface around one point at each step, the others that of f.
 
     Args:
-        seed: of the points and of their order.
+        seed: of the points and their order.
         steps: of each optimizer.
         start: x and y.
-        points: how many.
-        spread: their standard deviation in x and y.
+        points: number of points.
+        spread: standard deviation of the points in x and y.
 
     Returns:
-        The figure; in ``paths``, by name, the ``optimizer``, its ``positions`` ``(steps + 1, 2)`` and the
-        ``heights`` f there; ``points`` ``(points, 2)``.
+        The figure; in ``paths``, by name, the ``optimizer``, its ``positions`` ``(steps + 1, 2)`` and the values
+        of f there (``heights``); ``points`` ``(points, 2)``.
     """
     rng = np.random.default_rng(seed)
     centres = rng.normal(0.0, spread, (points, 2))
@@ -87,14 +142,14 @@ def trajectories(
         paths[name] = {"optimizer": repr(rule), "positions": positions, "heights": heights}
     sheet = Sheet(
         "Optimizers on f = 0.5 x² + 2 y²",
-        f"{steps} steps from ({start[0]:g}, {start[1]:g}) with learning rate 0.1, momentum 0.8. f is, but for a "
-        f"constant, the mean of {points} such surfaces around points of their own (grey); the stochastic steps "
-        "follow the gradient of one of them at a time, all others that of f.",
+        f"{steps} steps from ({start[0]:g}, {start[1]:g}) with learning rate 0.1 and momentum 0.8. Up to a "
+        f"constant, f is the mean of {points} equal surfaces centred at the grey points; each stochastic step "
+        "follows the gradient of one of them, the other optimizers that of f.",
         2,
         3,
         height=5.3,
     )
-    for axes, (name, path), (colour, _) in zip(sheet.panels, paths.items(), _LOOKS, strict=False):
+    for axes, (name, path), (colour, _) in zip(sheet.panels, paths.items(), _OPTIMIZER_LOOKS, strict=False):
         _draw_path(axes, path["positions"], colour, centres if name == "stochastic" else None)
         axes.set(title=name, xlabel="x")
     for axes in sheet.panels[:4:3]:
@@ -104,7 +159,7 @@ def trajectories(
 
 
 def _descend(rule: Optimizer, start: tuple[float, float], steps: int, centres: HostArray) -> HostArray:
-    """Where an optimizer goes, ``(steps + 1, 2)``; each step's surface is around a row of `centres`."""
+    """The positions of an optimizer, ``(steps + 1, 2)``; each step uses a surface around a row of `centres`."""
     theta = np.array(start, dtype=np.float64)
     state, positions = rule.init(theta), [theta.copy()]
     for centre in centres[:steps]:
@@ -127,8 +182,125 @@ def _draw_path(axes: Axes, positions: HostArray, colour: str, centres: HostArray
 
 
 def _draw_heights(axes: Axes, paths: dict[str, dict[str, Any]]) -> None:
-    for (name, path), (colour, line) in zip(paths.items(), _LOOKS, strict=True):
+    for (name, path), (colour, line) in zip(paths.items(), _OPTIMIZER_LOOKS, strict=True):
         axes.plot(path["heights"], color=colour, linestyle=line, linewidth=1.4, label=name.split(" ")[0])
     axes.set_yscale("log")
-    axes.set(title="height over steps", xlabel="step", ylabel="f (above its minimum)", ylim=(1e-14, 30))
+    axes.set(title="f over steps", xlabel="step", ylabel="f", ylim=(1e-14, 30))
     axes.legend(loc="lower left", handlelength=2.6, fontsize=7.5)
+
+
+# -- Batch sizes ---------------------------------------------------------------------------------------------
+
+
+class _Probe(Callback):
+    """Evaluates the loss on fixed samples several times per epoch; its own time does not count.
+
+    Attributes:
+        samples, seconds, losses: of each evaluation: samples trained on, seconds of training, mean loss in nats.
+    """
+
+    def __init__(self, model: MLP, probe: Dataset) -> None:
+        self._model, self._probe = model, probe
+        self._apart = self._begin = 0.0
+        self.samples: list[int] = [0]
+        self.seconds: list[float] = [0.0]
+        self.losses: list[float] = [model.evaluate(probe).loss]
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._begin = time.perf_counter()
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        self._model.backend.synchronize()
+        now = time.perf_counter()
+        self.samples.append(trainer.epoch * trainer.batches.samples + samples)
+        self.seconds.append(now - self._begin - self._apart)
+        self.losses.append(self._model.evaluate(self._probe).loss)
+        self._apart += time.perf_counter() - now
+
+
+@in_house_style
+def optimizer_noise(
+    data: Data | None = None,
+    *,
+    seed: int = 0,
+    samples: int = 10_000,
+    probe: int = 1_000,
+    hidden: int = 32,
+    batch_epochs: int = 40,
+    mini_batch_epochs: int = 8,
+    single_epochs: int = 3,
+    device: str | Backend = "cpu",
+) -> FigureResult:
+    """Batch, mini-batch and single-sample gradient descent: loss over samples and over seconds.
+
+    Args:
+        data: training and test set; MNIST or the built-in digits by default.
+        seed: of samples, initial weights and batch order.
+        samples: to train on.
+        probe: samples for the loss, not used for training; evaluated up to 20 times per epoch.
+        hidden: units of the one hidden layer.
+        batch_epochs, mini_batch_epochs, single_epochs: epochs of each run.
+        device: as for `MLP`.
+
+    Returns:
+        The figure; in ``runs``, by name (batch, mini-batch, single sample): ``batch_size``, ``learning_rate``,
+        ``steps``, and for each evaluation ``samples`` trained on, ``seconds`` of training (without evaluations)
+        and ``losses``; ``device``: where the seconds were measured.
+    """
+    train, _ = load(data)
+    parts = draw(train, (samples, probe), seed)
+    count = len(parts[0])
+    plans = {
+        "batch": (count, 0.5, batch_epochs),
+        "mini-batch": (min(64, count), 0.1, mini_batch_epochs),
+        "single sample": (1, 0.01, single_epochs),
+    }
+    runs: dict[str, dict[str, Any]] = {}
+    for name, (size, rate, epochs) in plans.items():
+        model = MLP([train.features, hidden, train.classes], seed=seed, device=device)
+        probed = _Probe(model, parts[1])
+        trainer = Trainer(model, parts[0], optimizer=SGD(rate), batch_size=size, seed=seed)
+        trainer.run(epochs, [probed])
+        runs[name] = {
+            "batch_size": size,
+            "learning_rate": rate,
+            "steps": epochs * len(trainer.batches.slices),
+            "samples": probed.samples,
+            "seconds": probed.seconds,
+            "losses": probed.losses,
+        }
+    place = model.backend.device_name
+    sheet = Sheet(
+        f"Batch, mini-batch and single-sample gradient descent on {in_words(train)}",
+        f"A {'-'.join(map(str, model.sizes))} ReLU network from the same initial weights, {count:,} training "
+        f"samples, loss on {len(parts[1]):,} others. Learning rates: "
+        + ", ".join(f"{name} {run['learning_rate']:g} ({run['steps']:,} steps)" for name, run in runs.items())
+        + f". Seconds of training, without evaluations, on {place}.",
+        1,
+        2,
+        height=3.7,
+        sharey=True,
+    )
+    _draw_losses(sheet.panels[0], runs, "samples", "samples trained on")
+    _draw_losses(sheet.panels[1], runs, "seconds", "seconds of training")
+    sheet.panels[0].set_ylabel("loss on other samples (nats)")
+    sheet.panels[0].legend(loc="lower left", handlelength=3)
+    return sheet.result({"data": in_words(train), "device": place, "runs": runs})
+
+
+def _draw_losses(axes: Axes, runs: dict[str, dict[str, Any]], over: str, label: str) -> None:
+    for (name, run), (colour, line, marker) in zip(runs.items(), _BATCH_LOOKS, strict=True):
+        text = f"{name} ({run['batch_size']:,})" if run["batch_size"] > 1 else name
+        axes.plot(
+            run[over][1:],  # on a logarithmic axis there is no 0
+            run["losses"][1:],
+            color=colour,
+            linestyle=line,
+            marker=marker,
+            markersize=3,
+            markevery=0.08,
+            linewidth=1.3,
+            label=text,
+        )
+    axes.set(xscale="log", yscale="log", xlabel=label, title=f"over {label}", ylim=(0.14, None))
+    decimal_log_axis(axes.yaxis)

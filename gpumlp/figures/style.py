@@ -1,19 +1,27 @@
-"""The house style of all figures: one sheet, one palette, one way to label. matplotlib is imported when drawing.
+"""The style of all figures: sheet, palette, labels, files. matplotlib is imported when a figure is drawn.
 
-Colours are Okabe and Ito's, told apart also by colour-blind readers; lines that share a panel differ in dash or
-marker as well. Sheets are 8 inches wide, so that on A4 paper the smallest text is still above 6 points.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; lines in one panel also differ in
+dash or marker. Sheets are 8 inches wide, so that on A4 paper the smallest text is larger than 6 points.
 """
 
 from __future__ import annotations
 
 import functools
+import io
+import json
+import math
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
+import gpumlp
+
 from ..extras import require
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +35,10 @@ SOLID, DASHED, DOTTED, DASH_DOT = "-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 
 WIDTH = 8.0  # inches
 _TITLE_SIZE, _CAPTION_SIZE, _TEXT_SIZE = 12, 9, 9  # points
 _CHARACTERS_PER_INCH = 13.6  # of the caption
+_DIGITS = 7  # significant digits of the numbers in files, as many as float32 has
 _RULES: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # part of matplotlib: the same figure on every machine
     "font.size": _TEXT_SIZE,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -53,23 +62,31 @@ R = TypeVar("R")
 
 
 class FigureResult(NamedTuple):
-    """A figure, and what it shows.
+    """A figure and its numbers.
 
     Attributes:
-        figure: a ``matplotlib.figure.Figure`` with a canvas of its own, no window and no pyplot state.
-        numbers: what is drawn, as floats, strings, lists, dicts and NumPy arrays; ``title`` and ``caption`` are
-            the figure's own.
+        figure: a ``matplotlib.figure.Figure`` with its own canvas, without a window or pyplot state.
+        numbers: the plotted values as floats, strings, lists, dicts and NumPy arrays, with the figure's ``title``
+            and ``caption``.
     """
 
     figure: Figure
     numbers: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<figure {self.numbers['title']!r}; its numbers: {', '.join(self.numbers)}>"
+
+    def _repr_png_(self) -> bytes:
+        """The picture, which a notebook shows."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
 
 def in_house_style(draw: Callable[P, R]) -> Callable[P, R]:
-    """Make a function draw in the house style, whatever the user's settings are, and leave those as they were.
+    """Decorate a function that draws: it uses this module's style, and leaves the user's settings unchanged.
 
-    The function then computes with one thread of the BLAS, and raises `MissingExtraError` where matplotlib is not
-    installed.
+    The function computes with one BLAS thread, and raises `MissingExtraError` if matplotlib is not installed.
     """
 
     @functools.wraps(draw)
@@ -77,8 +94,8 @@ def in_house_style(draw: Callable[P, R]) -> Callable[P, R]:
         require("figures", "matplotlib", "report")
         import matplotlib
 
-        # In networks as small as the figures' two threads wait for each other more than they compute: beside busy
-        # programs, figures took up to five times as long with them. A GPU has nothing to do with this number.
+        # In networks this small, two threads mostly wait for each other: with other programs running, figures took
+        # up to five times as long.
         with matplotlib.rc_context(), threadpool_limits(1, user_api="blas"):
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(_RULES)
@@ -88,14 +105,14 @@ def in_house_style(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 class Sheet:
-    """Panels in rows and columns under a title and a caption, which get the height that they need.
+    """Panels in rows and columns below a title and a caption.
 
     Args:
-        title: in bold, above everything.
+        title: of the figure, in bold.
         caption: a sentence or two on what was computed.
         rows, columns: of panels.
-        height: of all panels, in inches.
-        options: for ``Figure.subplots``, as ``sharey=True`` or ``height_ratios=(2, 1)``.
+        height: of all panels together, in inches; title and caption are added.
+        options: for ``Figure.subplots``, such as ``sharey=True`` or ``height_ratios=(2, 1)``.
 
     Attributes:
         figure: the figure.
@@ -138,10 +155,10 @@ class Sheet:
         self.panels: list[Axes] = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
 
     def result(self, numbers: dict[str, Any]) -> FigureResult:
-        """The figure and its numbers, title and caption among them.
+        """The figure with its numbers, title and caption.
 
-        The layout is computed here once and rounded: its solver is not the same to the last bit on every call, and
-        a picture is to depend on its numbers only.
+        The layout is computed once here and rounded, because its solver does not return the same bits on every
+        call, and equal numbers must give equal pictures.
         """
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
@@ -152,14 +169,14 @@ class Sheet:
 
 
 def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]], *, gap: float = 0.06) -> None:
-    """Write names beside the ends of lines, moved apart where they would overlap.
+    """Write names at the ends of lines, moved apart where they would overlap.
 
     Args:
-        axes: with its limits and scales as they will stay.
-        labels: ``(x, y, text, colour)`` of each line's end, in data coordinates.
-        gap: least distance between two names, as a part of the axes' height.
+        axes: with its final limits and scales.
+        labels: ``(x, y, text, colour)`` of the end of each line, in data coordinates.
+        gap: smallest distance between two names, as a fraction of the axes' height.
     """
-    axes.get_xlim(), axes.get_ylim()  # brings the limits up to date, which the transformation does not
+    axes.get_xlim(), axes.get_ylim()  # updates the limits, which the transformation does not
     to_axes = axes.transData + axes.transAxes.inverted()
     spots = sorted(
         ((to_axes.transform((x, y)), text, colour) for x, y, text, colour in labels), key=lambda s: s[0][1]
@@ -186,8 +203,8 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]], *, g
         )
 
 
-def plain_log_axis(axis: Axis) -> None:
-    """Numbers such as 0.2, 0.5 and 1 on a logarithmic axis of a few decades at most."""
+def decimal_log_axis(axis: Axis) -> None:
+    """Label a logarithmic axis of a few decades with numbers such as 0.2, 0.5 and 1."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -196,7 +213,7 @@ def plain_log_axis(axis: Axis) -> None:
 
 
 def note(axes: Axes, text: str, *, x: float = 0.97, y: float = 0.95, colour: str = "#333333") -> None:
-    """A short text inside a panel, at a place given as parts of its width and height."""
+    """A short text inside a panel; x and y are fractions of its width and height."""
     axes.text(
         x,
         y,
@@ -209,3 +226,43 @@ def note(axes: Axes, text: str, *, x: float = 0.97, y: float = 0.95, colour: str
         linespacing=1.3,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
     )
+
+
+@in_house_style
+def save(folder: Path, name: str, result: FigureResult) -> list[Path]:
+    """Write ``NAME.png``, ``NAME.svg`` and ``NAME.json`` (the numbers), each whole or not at all.
+
+    Existing files are replaced. The same figure gives the same files. Floats in the JSON file have 7 significant
+    digits; null stands for NaN and infinities.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    contents = {}
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        result.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        contents[kind] = buffer.getvalue()
+    report = {"figure": name, "gpumlp": gpumlp.__version__, **json_values(result.numbers)}
+    contents["json"] = (json.dumps(report, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    paths = [folder / f"{name}.{kind}" for kind in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomically(path, content)
+    return paths
+
+
+def json_values(value: Any) -> Any:
+    """Values for JSON: arrays as lists, floats with 7 significant digits, None for NaN and infinities.
+
+    >>> json_values({"a": np.array([1 / 3, np.nan]), "n": np.int64(2)})
+    {'a': [0.3333333, None], 'n': 2}
+    """
+    if isinstance(value, dict):
+        return {str(key): json_values(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return json_values(value.tolist())
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value

@@ -1,7 +1,6 @@
 """The equations: activations, initial weights, layers, losses, penalties, optimizers, schedules, networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from .importing import ImportedModelError
 from .initializers import Glorot, He, Normal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
@@ -22,7 +21,6 @@ __all__ = [
     "Glorot",
     "He",
     "Identity",
-    "ImportedModelError",
     "Inputs",
     "InverseTimeDecay",
     "LeakyReLU",

@@ -1,9 +1,45 @@
-"""Checks that the rules share."""
+"""Ranges of hyperparameters: one checker for the rules of `gpumlp.nn` and for the options of a run."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """The allowed values of a hyperparameter, as a test and in words: "a number above 0"."""
+
+    accepts: Callable[[Any], bool]
+    words: str
+
+
+def numbers(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Range:
+    """Finite int or float values between two limits, without bool.
+
+    >>> numbers(0, 1, open_high=True).words
+    'a number of at least 0 and below 1'
+    """
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+
+    if high == math.inf:
+        return Range(accepts, f"a number above {low:g}" if open_low else f"a number of {low:g} or more")
+    above = f"above {low:g}" if open_low else f"of at least {low:g}"
+    return Range(accepts, f"a number {above} and {'below' if open_high else 'up to'} {high:g}")
+
+
+def whole_numbers(low: int) -> Range:
+    """Integers of `low` or more, without bool."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+    return Range(accepts, f"a whole number of {low} or more")
 
 
 def number(
@@ -20,18 +56,14 @@ def number(
     Raises:
         ValueError: it is no number, not finite, or outside of the range.
     """
+    allowed = numbers(low, high, open_low=open_low, open_high=open_high)
     try:
         result = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         result = math.nan
-    above = low < result if open_low else low <= result
-    below = result < high if open_high else result <= high
-    if not (math.isfinite(result) and above and below):
-        limits = f"{'above' if open_low else 'at least'} {low:g}"
-        if high < math.inf:
-            limits += f" and {'below' if open_high else 'at most'} {high:g}"
+    if not allowed.accepts(result):
         shown = repr(value) if isinstance(value, str) else value
-        raise ValueError(f"{name} is expected to be a number {limits}, got {shown}")
+        raise ValueError(f"{name} is expected to be {allowed.words}, got {shown}")
     return result
 
 
@@ -41,13 +73,14 @@ def whole(name: str, value: object, low: int) -> int:
     Raises:
         ValueError: it is not a whole number, or below `low`.
     """
+    allowed = whole_numbers(low)
     try:
-        result = operator.index(value)  # type: ignore[arg-type]
+        result = value if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        result = low - 1
-    if result < low or isinstance(value, bool):
-        raise ValueError(f"{name} is expected to be a whole number, {low} or more, got {value!r}")
-    return result
+        result = None
+    if not allowed.accepts(result):
+        raise ValueError(f"{name} is expected to be {allowed.words}, got {value!r}")
+    return int(result)  # type: ignore[arg-type]
 
 
 def set_number(

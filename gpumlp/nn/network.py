@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, HostArray, check_dtype, get_backend, to_host
+from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend, to_host
 from .activations import Activation, get_activation
 from .initializers import Initializer, draw_weights, get_initializer
 from .layers import stack
 from .losses import Loss, get_loss
 from .parameters import Parameters
-from .portable import Portable
 
 M = TypeVar("M", bound="MLP")
+
+_KEPT = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")  # by a pickle
 
 CHUNK = 1024  # samples per forward pass outside training; fixed, so that results do not depend on the caller
 
@@ -101,7 +103,7 @@ class Workspace:
         return part.reshape(classes, count).T
 
 
-class MLP(Portable):
+class MLP:
     """A multilayer perceptron: dense layers with one activation between them, and a softmax on top.
 
     Args:
@@ -342,8 +344,8 @@ class MLP(Portable):
     def from_sklearn(
         cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
     ) -> M:
-        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.nn.sklearn_network.from_sklearn`."""
-        from .sklearn_network import from_sklearn
+        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.interop.sklearn.from_sklearn`."""
+        from ..interop.sklearn import from_sklearn
 
         return from_sklearn(cls, estimator, device, dtype)
 
@@ -356,8 +358,8 @@ class MLP(Portable):
         device: str | Backend = "auto",
         dtype: npt.DTypeLike | None = None,
     ) -> M:
-        """The network of a PyTorch ``Sequential`` or its state dict; see `gpumlp.nn.torch_network.from_torch`."""
-        from .torch_network import from_torch
+        """The network of a PyTorch ``Sequential`` or its state dict; see `gpumlp.interop.torch.from_torch`."""
+        from ..interop.torch import from_torch
 
         return from_torch(cls, network, activation, device, dtype)
 
@@ -372,9 +374,42 @@ class MLP(Portable):
         )
 
     def _repr_html_(self) -> str:
-        from .layer_table import layer_table
+        from ..html import layer_table
 
         return layer_table(self)
+
+    # -- Copies and pickles: the layers are views of one buffer and must be rebuilt ----------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All arrays on the host, so that a network from a GPU can be unpickled anywhere."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return {**kept, "device": self.backend.name, "tensors": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """On the network's device; on the CPU, with a warning, if that device cannot be used."""
+        self.__dict__.update({name: state[name] for name in _KEPT})
+        device = state["device"]
+        try:
+            self.backend = get_backend(device)
+        except DeviceError as error:
+            message = f"a network from {device} is loaded onto the CPU: {error.cause}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self.backend = get_backend("cpu")
+        self._allocate()
+        self.load_state_dict(state["tensors"])
+
+    def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
+        """On the same device, with its own parameters and with gradients of 0."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)  # shares the backend and the rules, which hold no state of a network
+        copy.sizes = [*self.sizes]
+        copy._allocate()
+        with self.backend.activate():
+            self.backend.xp.copyto(copy.parameters.data, self.parameters.data)
+        return copy
+
+    def __copy__(self: M) -> M:
+        return self.__deepcopy__({})  # a second network on the same buffer would be trained along with the first
 
 
 class Batches(Protocol):

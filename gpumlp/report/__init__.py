@@ -1,4 +1,4 @@
-"""Pages on what a network has learned: a report on runs, and a pad on which to draw for a network.
+"""HTML pages: a report on training runs, and a page on which to draw samples for a network.
 
 >>> from gpumlp import MLP
 >>> from gpumlp.report import drawing_page

@@ -1,4 +1,4 @@
-"""Write a page on runs: ``python -m gpumlp.report RUN [RUN ...]``, also installed as ``gpumlp-report``."""
+"""Write a report on runs: ``python -m gpumlp.report RUN [RUN ...]``, also installed as ``gpumlp-report``."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ import tyro
 from .. import command
 from ..backends import check_device_name
 from ..training.config import ConfigError
-from ..training.judging import read_beside
-from ..training.output import PAGES, check_output
-from ..training.run import open_run
-from .page import FILE, report_page, require_libraries, write_page
+from .page import FILE, render_report, require_libraries, write_page
+from .runs import read_runs
 
 PROGRAM = "gpumlp-report"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write one self-contained page on one run, or on several side by side."""
+    """Write a report on one run, or on several side by side, as one self-contained HTML page."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of the runs."""
     out: str | None = None
-    """File to write, FILE.html; RUN/report.html for one run and report.html for several by default."""
+    """File to write, FILE.html; by default RUN/report.html for one run, report.html for several."""
     data_dir: str | None = None
-    """Folder with MNIST's four files, if not that of the runs."""
+    """Folder with the four MNIST files, if not the folder that the runs used."""
     device: str = "cpu"
-    """On which the networks are tested: auto, cpu, cuda, cuda:1, ..."""
+    """Device that tests the networks: auto, cpu, cuda, cuda:1, ..."""
 
     def check(self) -> None:
-        """Raises ConfigError, with all mistakes at once."""
+        """Raise ConfigError, with all mistakes at once."""
         problems = []
         if not self.runs:
             problems.append("expected the folder of at least one run, got none")
@@ -48,7 +46,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, read, test, write, and return the exit code: 1 where a file beside a checkpoint is damaged."""
+    """Parse, read, test, write, and return the exit code: 1 if a file other than a checkpoint is damaged."""
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
@@ -56,13 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_libraries()
         default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else Path(options.out)
-        folders = [open_run(run) for run in options.runs]
-        data = [folder.config.dataset for folder in folders]
-        check_output("out", path if options.out is None else options.out, data, endings=PAGES)
-        damaged = [problem for folder in folders for problem in read_beside(folder).damaged]
-        page = report_page(options.runs, device=options.device, data_dir=options.data_dir)
-        size = write_page(path, page)
+        runs = read_runs(options.runs, options.device, options.data_dir)
+        datasets = [run.config.dataset for run in runs]
+        command.check_output("out", path if options.out is None else options.out, datasets, endings=command.PAGES)
+        size = write_page(path, render_report(runs))
         print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
+        damaged = [problem for run in runs for problem in run.damaged]
         for problem in damaged:
             print(f"{PROGRAM}: {problem}", file=sys.stderr)
         return command.FAILED if damaged else command.OK

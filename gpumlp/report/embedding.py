@@ -1,8 +1,9 @@
-"""A network as a page can hold it: few bytes, and yet its answers to 1e-4."""
+"""What a page embeds: images as small PNG files, and networks as packed weights."""
 
 from __future__ import annotations
 
 import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,22 @@ from ..nn.activations import ACTIVATIONS, LeakyReLU
 from ..nn.model_file import describe
 from ..nn.network import MLP
 
-_INK = 0.02  # a pixel that is this much of the way from background to ink is part of the drawing
-_FILLED = 0.95  # the quantile of the drawings' extents that is taken for their box
+_INK = 0.02  # a pixel this fraction of the way from background to ink is part of the drawing
+_EXTENT = 0.95  # the quantile of the extents of drawings that is the size of their box
+_LEVELS = 32  # of grey or colour: more take bytes without a visible difference
+_WEIGHTS, _BETWEEN = "cividis", (255, 255, 255)  # brightness increases with the value, as in the figures
 
 
 @dataclass(frozen=True)
 class Field:
-    """How drawings lie in the images that a network knows.
+    """How a drawing is placed in an image for the network.
 
     Attributes:
         height, width: of an image.
-        background, ink: the network's inputs for blank paper and for full ink.
-        box_height, box_width: what a drawing is scaled to fit into; MNIST's 20 x 20 of 28 x 28.
-        centre_y, centre_x: where its centre of mass comes to lie, from the upper left corner; MNIST's digits have
-            it inside the pixel below and right of the middle, so on average half a pixel from that.
+        background, ink: the network's inputs for blank paper and full ink.
+        box_height, box_width: the size that a drawing is scaled to fit; 20 x 20 of 28 x 28 for MNIST.
+        centre_y, centre_x: the position of its centre of mass, from the upper left corner; in MNIST inside the
+            pixel below and to the right of the middle, on average half a pixel away from it.
     """
 
     height: int
@@ -47,8 +50,8 @@ class Field:
 
     @classmethod
     def of(cls, data: Dataset) -> Field | None:
-        """As the images of a data set are, measured; None where the samples are no images of one channel."""
-        shape = image_shape(data)
+        """Measured from a data set; None if its samples are not single-channel images."""
+        shape = image_size(data.feature_shape)
         if shape is None:
             return None
         images = to_host(data.images[:2000]).reshape(-1, *shape).astype(np.float64)
@@ -60,49 +63,42 @@ class Field:
         border = np.concatenate([images[:, [0, -1], :].ravel(), images[:, :, [0, -1]].ravel()])
         background = low if np.median(border) <= (low + high) / 2 else high
         ink = high if background == low else low
-        ink_there = np.asarray(np.abs(images - background))
-        inked: HostArray = np.asarray(ink_there > _INK * (high - low))
+        strength = np.asarray(np.abs(images - background))
+        inked: HostArray = np.asarray(strength > _INK * (high - low))
         extents, centres = [], []
         for axis in (2, 1):
             used: HostArray = np.any(inked, axis=axis)
             used = used[used.any(axis=1)]
             size = used.shape[1]
             extents.append(size - used.argmax(axis=1) - used[:, ::-1].argmax(axis=1))
-            profile = ink_there.sum(axis=axis)
+            profile = strength.sum(axis=axis)
             profile = profile[profile.any(axis=1)]
             centres.append(float(np.median(profile @ (np.arange(size) + 0.5) / profile.sum(axis=1))))
-        height, width = (max(1, int(np.quantile(extent, _FILLED))) for extent in extents)
-        # To a tenth, and MNIST's 14.49 is the 14.5 that it stands for.
+        height, width = (max(1, int(np.quantile(extent, _EXTENT))) for extent in extents)
+        # Rounded to a tenth: MNIST's measured 14.49 stands for 14.5.
         return cls(*shape, background, ink, height, width, round(centres[0], 1), round(centres[1], 1))
 
 
-def image_shape(data: Dataset) -> tuple[int, int] | None:
-    """Height and width of the samples, or None where they are no images of one channel, of at least 4 x 4."""
-    return plain_shape(data.feature_shape)
-
-
-def plain_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """`image_shape`, from the shape of a sample."""
+def image_size(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Height and width of samples of a shape; None unless they are single-channel images of at least 4 x 4."""
     if len(shape) == 3 and shape[2] == 1:
         shape = shape[:2]
-    if len(shape) != 2 or min(shape) < 4:
-        return None
-    return shape[0], shape[1]
+    return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= 4 else None
 
 
 def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
-    """A network for ``network.js``: weights as whole numbers of 3 bytes, times a scale for each unit.
+    """A network for ``network.js``: weights as integers of 3 bytes, times a scale for each unit.
 
-    In 2 bytes, probabilities differ by up to 2e-4 on MNIST; in 3 bytes, by 2e-6.
+    With 3 bytes, probabilities on MNIST differ from the network's by up to 2e-6; with 2 bytes, by up to 2e-4.
 
     Args:
         model: with one of gpumlp's own activations.
-        field: how its images look.
+        field: of its images.
         name: shown on the page.
 
     Raises:
-        ValueError: the images have not as many values as the network has inputs, its outputs are no classes, or
-            its activation is one that the page does not know.
+        ValueError: the number of pixels is not that of the network's inputs, its outputs are not classes, or the
+            page does not support its activation.
     """
     if field.height * field.width != model.sizes[0]:
         raise ValueError(
@@ -111,13 +107,13 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
         )
     if model.loss.output != "softmax":
         raise ValueError(
-            f"a page draws the probabilities of classes, got a network with the loss {model.loss.name}; "
+            f"a page shows the probabilities of classes, got a network with the loss {model.loss.name}; "
             "train with softmax_cross_entropy"
         )
     activation = model.activation
     if type(activation) is not ACTIVATIONS.get(activation.name):
         raise ValueError(
-            f"a page knows the activations {', '.join(ACTIVATIONS)}, got {activation!r}; train with one of them"
+            f"a page supports the activations {', '.join(ACTIVATIONS)}, got {activation!r}; train with one of them"
         )
     tensors = model.state_dict()
     return {
@@ -140,15 +136,15 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
 
 
 def embedded_size(model: MLP) -> int:
-    """Bytes that `embed` takes on a page, within a few hundred."""
+    """The size in bytes of what `embed` returns on a page, within a few hundred."""
     return model.parameters.count * 4  # 3 bytes in base64
 
 
 def _packed(weight: HostArray, bias: HostArray) -> dict[str, str]:
-    """A layer, with ``weight = scales * whole`` but for rounding; a scale for each unit."""
+    """A layer with ``weight = scales * whole`` up to rounding, and one scale per unit."""
     limit = 2**23 - 1
     scales = (np.abs(weight).max(axis=0) / limit).astype(np.float32).astype(np.float64)
-    scales = np.maximum(scales, np.finfo(np.float32).tiny)  # a unit may have no weight but 0
+    scales = np.maximum(scales, np.finfo(np.float32).tiny)  # all weights of a unit may be 0
     whole = np.clip(np.rint(weight / scales), -limit, limit).astype("<i4")
     return {
         "weights": _text(whole.reshape(-1, 1).view(np.uint8)[:, :3]),
@@ -159,3 +155,57 @@ def _packed(weight: HostArray, bias: HostArray) -> dict[str, str]:
 
 def _text(array: HostArray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+# -- Images ----------------------------------------------------------------------------------------------------
+
+
+def grey(image: HostArray, background: float, ink: float) -> str:
+    """An image ``(height, width)`` as a data URI: white ink on black."""
+    span = ink - background or 1.0
+    fractions = np.clip((image.astype(np.float64) - background) / span, 0, 1)
+    levels = np.rint(fractions * (_LEVELS - 1)) * (255 / (_LEVELS - 1))
+    return _png(levels.astype(np.uint8), None)
+
+
+def mosaic(weight: HostArray, shape: tuple[int, int], units: int) -> tuple[str, list[int], float]:
+    """The weights of the units with the largest weights, as images side by side.
+
+    Args:
+        weight: ``(inputs, units)``.
+        shape: height and width of an image.
+        units: maximum number of units.
+
+    Returns:
+        A data URI, the units in their order, and the weight that has full colour.
+    """
+    from matplotlib import colormaps
+
+    weight = weight.astype(np.float64)
+    chosen = np.argsort(-np.linalg.norm(weight, axis=0), kind="stable")[:units]
+    images = weight[:, chosen].T.reshape(-1, *shape)
+    limit = float(np.quantile(np.abs(images), 0.998)) or 1.0
+    columns = min(len(images), 8)
+    rows = -(-len(images) // columns)
+    height, width = shape
+    middle = _LEVELS // 2
+    levels = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), _LEVELS, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        steps = np.rint(np.clip(image / limit, -1, 1) * (middle - 1)) + middle
+        levels[top : top + height, left : left + width] = steps
+    fractions = (np.arange(_LEVELS) - middle) / (middle - 1)  # of the limit; the first is not used
+    palette = colormaps[_WEIGHTS]((fractions + 1) / 2, bytes=True)[:, :3]
+    colours = [*palette.ravel().tolist(), *_BETWEEN]  # the last one: lines between the units
+    return _png(levels, colours), [int(unit) for unit in chosen], limit
+
+
+def _png(levels: HostArray, palette: list[int] | None) -> str:
+    from PIL import Image
+
+    picture: Any = Image.fromarray(levels)
+    if palette is not None:
+        picture.putpalette(palette)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,9 +1,11 @@
-"""From runs to a page, and a page to a file."""
+"""From runs to pages: a report, and a page to draw on."""
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,48 +14,68 @@ import numpy as np
 
 import gpumlp
 
+from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
 from ..files import write_atomically
+from ..nn import model_file
 from ..nn.network import MLP
 from ..training.config import ConfigError
-from ..training.lines import percent
-from .embedding import Field, embed, embedded_size, image_shape
-from .runs import Run, read_runs
-from .sections import comparison, configuration, curves, describe, statistics
+from ..training.progress import percent
+from ..training.run import REPORT
+from .charts import Chart, Line, chart
+from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
+from .runs import Measures, Run, measure, read_runs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FILE = "report.html"  # in the folder of a run, by default
+FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
+MISTAKES, UNITS = 40, 64  # shown of each run
+MATRIX_CLASSES = 20  # at most, for a complete confusion matrix
+_FULL_RUNS = 6  # with more runs than this, each shows fewer images
+_LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
+_LAYER_VALUES = (
+    ("gradient_norm", "Gradient norm", "", True),
+    ("update_ratio", "Update-to-weight ratio", "", True),
+    ("weight_norm", "Weight norm", "", False),
+    ("mean", "Mean output", "", False),
+    ("deviation", "Standard deviation of the outputs", "", False),
+    ("dead", "Dead units", "%", False),
+    ("saturated", "Saturated units", "%", False),
+)
 
 
 def require_libraries() -> None:
-    """Raises MissingExtraError where a library that reports need is not installed."""
+    """Raise MissingExtraError if a library for reports is not installed."""
     for library in _LIBRARIES:
         require("reports", library, "report")
 
 
 def report_page(paths: Sequence[str], *, device: str = "cpu", data_dir: str | None = None) -> str:
-    """A report on runs as one HTML page, which needs nothing else and asks for nothing, below 3 MB.
+    """A report on runs as one self-contained HTML page of at most 3 MB, which makes no requests.
 
-    The networks are tested in this call. They become part of the page, to draw for, as far as there is room.
+    The networks are tested in this call and embedded in the page, to draw samples for, as far as they fit.
 
     Args:
         paths: folders of the runs, finished or not.
-        device: on which to test.
-        data_dir: folder with MNIST's files, for the runs on MNIST.
+        device: for the tests.
+        data_dir: folder with the MNIST files, for the runs on MNIST.
 
     Raises:
         MissingExtraError: a library of ``.[report]`` is not installed.
-        ConfigError: a run is named twice, or they are too many for one page.
+        ConfigError: a run is named twice, or there are too many runs for one page.
         CheckpointError, DataError, DeviceError: a run or its data cannot be read.
     """
     require_libraries()
-    runs = read_runs(paths, device, data_dir)
-    shown = [describe(run, colour, len(runs)) for colour, run in enumerate(runs)]
+    return render_report(read_runs(paths, device, data_dir))
+
+
+def render_report(runs: Sequence[Run]) -> str:
+    """`report_page` of runs that were read."""
+    shown = [show(run, colour, len(runs)) for colour, run in enumerate(runs)]
     values: dict[str, Any] = {
         "title": f"{runs[0].name}: gpumlp report" if len(runs) == 1 else f"{len(runs)} runs: gpumlp report",
         "runs": shown,
@@ -83,27 +105,27 @@ def drawing_page(
     title: str = "Draw for the network",
     data: Dataset | None = None,
 ) -> str:
-    """A page with a pad to draw on and a network that answers, which needs nothing else and asks for nothing.
+    """A self-contained HTML page with a drawing pad and a network that classifies the drawing; makes no requests.
 
-    The page computes in float32, from weights of 3 bytes; its probabilities are those of
-    ``model.predict_proba`` to 1e-4. It is as large as the network needs, 0.4 MB for 784-128-10.
+    The page computes in float32 from weights of 3 bytes: its probabilities are those of ``model.predict_proba``
+    to 1e-4. Its size depends on the network: 0.4 MB for 784-128-10.
 
     Args:
         model: with one of gpumlp's own activations.
-        image_shape: height and width of the images it takes.
+        image_shape: height and width of the network's images.
         title: of the page, as text.
-        data: images as the network knows them, from which blank paper, ink and the size of a drawing are measured;
-            without it, drawings look as MNIST's: ink 1 on 0, fitted into 20/28 of the image.
+        data: images like those the network was trained on, to measure background, ink and the size of a drawing;
+            without it, drawings are placed as in MNIST: ink 1 on background 0, fitted into 20/28 of the image.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
-        ValueError: shape, data and network do not fit together, or the activation is no one of gpumlp's.
+        ValueError: shape, data and network do not match, or the activation is not one of gpumlp's.
     """
     require("pages to draw on", "jinja2", "report")
     height, width = image_shape
     field = Field.like_mnist(height, width) if data is None else Field.of(data)
     if field is None or (field.height, field.width) != (height, width):
-        raise ValueError(f"expected data of images of {height} x {width}, got {data}")
+        raise ValueError(f"expected data with images of {height} x {width}, got {data}")
     network = embed(model, field, title)
     return _environment().get_template("drawing.html.j2").render(title=title, networks=[network], left_out=[])
 
@@ -112,7 +134,7 @@ def write_page(path: Path, page: str) -> int:
     """Write a page whole or not at all; returns its size in bytes.
 
     Raises:
-        OSError: it cannot be written; the previous file is as it was.
+        OSError: the page cannot be written; an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = page.encode()
@@ -121,23 +143,20 @@ def write_page(path: Path, page: str) -> int:
 
 
 def _networks(runs: Sequence[Run], room: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The networks that fit, in the order of the runs, and why others are not there."""
+    """The networks that fit into the page, in the order of the runs, and why the others are left out."""
     networks: list[dict[str, Any]] = []
     left_out: list[str] = []
     for run in runs:
-        shape = image_shape(run.test)
         field = Field.of(run.test)
-        if shape is None or field is None:
+        if field is None:
             sample = " x ".join(map(str, run.test.feature_shape))
-            left_out.append(
-                f"{run.name} knows no images of one channel that one could draw: its samples are {sample}."
-            )
+            left_out.append(f"{run.name} is not included: its samples ({sample}) are not single-channel images.")
             continue
         size = embedded_size(run.model) + 2000
         if size > room:
             left_out.append(
-                f"{run.name} is not here to draw for: its {run.model.parameters.count:,} parameters take "
-                f"{size / 1e6:.1f} MB, more than there is room for in a page of {LIMIT / 1e6:g} MB."
+                f"{run.name} is not included: its {run.model.parameters.count:,} parameters take "
+                f"{size / 1e6:.1f} MB, and a page has at most {LIMIT / 1e6:g} MB."
             )
             continue
         room -= size
@@ -163,10 +182,184 @@ def _environment() -> Environment:
 
     def verbatim(name: str) -> Markup:
         text = resources.files(__package__).joinpath("templates").joinpath(name).read_text(encoding="utf-8")
-        return Markup(text)  # our own file, not the user's
+        return Markup(text)  # a file of the package, not of the user
 
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
+
+
+# -- The sections of a report ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run with the values that its part of the page shows."""
+
+    run: Run
+    colour: int
+    measures: Measures
+    names: list[str]
+    classes: list[dict[str, Any]]
+    confusions: list[tuple[int, int, int]]
+    mistakes: list[dict[str, Any]]
+    weights: dict[str, Any] | None
+
+    @property
+    def network(self) -> str:
+        return "-".join(map(str, self.run.model.sizes))
+
+
+def show(run: Run, colour: int, runs: int = 1) -> Shown:
+    """Test the network of a run and prepare its images."""
+    fewer = max(1, -(-runs // _FULL_RUNS))
+    measures = measure(run.model, run.test, MISTAKES // fewer)
+    field, shape = Field.of(run.test), image_size(run.test.feature_shape)
+    mistakes = []
+    for mistake in measures.mistakes:
+        entry: dict[str, Any] = {**mistake._asdict(), "image": None}
+        if field is not None and shape is not None:
+            image = to_host(run.test.images[mistake.sample]).reshape(shape)
+            scale = 255 if image.dtype == np.uint8 else 1
+            entry["image"] = grey(image, field.background * scale, field.ink * scale)
+        mistakes.append(entry)
+    weights = None
+    if shape is not None:
+        weight = to_host(run.model.state_dict()["layers.0.weight"])
+        uri, chosen, limit = mosaic(weight, shape, UNITS // fewer)
+        weights = {"image": uri, "units": chosen, "all": weight.shape[1], "limit": limit}
+        weights["hidden"] = len(run.model.sizes) > 2
+    recall, precision = measures.recall(), measures.precision()
+    matrix = measures.confusion
+    names = [str(name) for name in model_file.describe(run.model)["class_names"] or range(len(matrix))]
+    off = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-off, axis=None, kind="stable")[:10]
+    confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
+    return Shown(
+        run=run,
+        colour=colour,
+        measures=measures,
+        names=names,
+        classes=[
+            {
+                "label": names[k],
+                "samples": int(matrix[k].sum()),
+                "missed": int(matrix[k].sum() - matrix[k, k]),
+                "recall": recall[k],
+                "precision": precision[k],
+            }
+            for k in range(len(matrix))
+        ],
+        confusions=confusions,
+        mistakes=mistakes,
+        weights=weights,
+    )
+
+
+def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
+    """The rows of the table of results, with a value for each run."""
+
+    def metric(run: Run, name: str, form: str) -> str:
+        value = (run.metrics or {}).get(name)
+        return "not recorded" if value is None else format(value, form)
+
+    def last(run: Run, name: str, fraction: bool) -> str:
+        value = run.epochs[-1].get(name) if run.epochs else None
+        if fraction:
+            return percent(value, missing="–")
+        return "–" if value is None else f"{value:.4f}"
+
+    return [
+        ("Network", [item.network for item in shown]),
+        ("Data", [run.test.name for run in runs]),
+        ("Training", [run.state for run in runs]),
+        ("Test accuracy", [percent(item.measures.accuracy) for item in shown]),
+        ("Mistakes", [f"{item.measures.wrong:,} of {item.measures.samples:,}" for item in shown]),
+        ("Test loss", [f"{item.measures.loss:.4f}" for item in shown]),
+        ("Training accuracy", [last(run, "train_accuracy", True) for run in runs]),
+        ("Training loss", [last(run, "train_loss", False) for run in runs]),
+        ("Validation accuracy", [last(run, "validation_accuracy", True) for run in runs]),
+        ("Validation loss", [last(run, "validation_loss", False) for run in runs]),
+        ("Parameters", [f"{run.model.parameters.count:,}" for run in runs]),
+        ("Epochs", [f"{len(run.epochs)}" for run in runs]),
+        ("Seconds of training", [f"{sum(epoch['seconds'] for epoch in run.epochs):.1f}" for run in runs]),
+        ("Samples per second", [metric(run, "samples_per_second", ",.0f") for run in runs]),
+        ("Trained on", [metric(run, "device_name", "") for run in runs]),
+    ]
+
+
+def configuration(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows of the table of settings, with a value for each run, and whether the values differ."""
+    settings = [run.settings() for run in runs]
+    rows = []
+    for name in settings[0]:
+        values = [_setting(values.get(name)) for values in settings]
+        rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
+    return rows
+
+
+def curves(runs: Sequence[Run]) -> dict[str, Any]:
+    """Charts of loss and accuracy by epoch, of all runs together."""
+    several = len(runs) > 1
+
+    def lines(what: str) -> list[Line]:
+        result = []
+        for colour, run in enumerate(runs):
+            for dash, (part, words) in enumerate((("train", "training"), ("validation", "validation"))):
+                values = [epoch.get(f"{part}_{what}") for epoch in run.epochs]
+                # One run: a colour for each line. Several: a colour for each run.
+                shade = colour if several else dash
+                result.append(Line(f"{run.name}, {words}" if several else words, values, shade, dash))
+        return result
+
+    losses = [value for line in lines("loss") for value in line.values if value is not None and value > 0]
+    wide = bool(losses) and max(losses) > _LOG_FACTOR * min(losses)
+    loss = chart("Loss, on a logarithmic scale" if wide else "Loss", lines("loss"), log=wide)
+    charts = [loss, chart("Accuracy", lines("accuracy"), unit="%")]
+    return {
+        "charts": [item for item in charts if item is not None],
+        "unvalidated": [run.name for run in runs if run.config.validation == 0],
+    }
+
+
+def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each run, charts of its layers by epoch; none if the run has not recorded them."""
+    result = []
+    for run in runs:
+        recorded = [epoch.get("layers") for epoch in run.epochs]
+        depth = max((len(layers) for layers in recorded if isinstance(layers, list | tuple)), default=0)
+        charts: list[Chart] = []
+        for key, title, unit, log in _LAYER_VALUES:
+            lines = []
+            for layer in range(depth):
+                values = [_layer_value(layers, layer, key) for layers in recorded]
+                lines.append(Line(f"layer {layer + 1}", values, layer, layer // 6 if depth > 6 else layer % 4))
+            drawn = chart(title, lines, unit=unit, log=log, from_zero=unit == "%")
+            if drawn is not None:
+                charts.append(drawn)
+        result.append({"charts": charts, "depth": depth})
+    return result
+
+
+def _layer_value(layers: Any, index: int, key: str) -> float | None:
+    """A statistic of a layer: None if none was taken after the epoch, NaN if it is missing or not finite."""
+    if not layers:
+        return None
+    if not isinstance(layers, list | tuple) or index >= len(layers) or not isinstance(layers[index], dict):
+        return math.nan
+    value = layers[index].get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

@@ -1,4 +1,4 @@
-"""A run as the report reads it: what is in its folder, and its network on its test set."""
+"""The runs of a report: what their folders hold, and their networks on their test sets."""
 
 from __future__ import annotations
 
@@ -7,35 +7,40 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from ..backends import HostArray, to_host
 from ..data import Dataset
-from ..diagnostics import Finding
-from ..nn.network import MLP
-from ..training.config import OF_THE_CALL, Config, ConfigError
-from ..training.judging import Judgement, judge, read_beside
+from ..diagnostics import Diagnosis, Finding, diagnose
+from ..diagnostics.statistics import can_saturate, saturated_outputs
+from ..nn.network import MLP, Workspace
+from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
 from ..training.session import load_run
+
+ACTIVATION_SAMPLES = 1000  # test samples for the statistics of activations
 
 
 @dataclass(frozen=True)
 class Run:
-    """What there is to report on.
+    """A run, as read from its folder.
 
     Attributes:
-        name: of its folder, made unique among the runs of a report.
+        name: of its folder, unique among the runs of a report.
         path: the folder.
-        config: resolved.
+        config: its configuration, resolved.
         model: the network of the last checkpoint.
         test: its test set.
         data: of the training set: ``name``, ``classes``, ``train_fingerprint``, ``label_entropy``.
-        epochs: a line of the history for each epoch that the checkpoint knows, as JSON has it.
-        metrics: at the end of a finished run, or None, also if they are damaged.
-        diverged: what was noted when the loss was lost, or None.
-        judgement: what the diagnostics say.
-        is_best: is it the network that was kept after the best epoch of another run?
-        finished: has the training come to its end?
-        damaged: a sentence for each file that cannot be read, and is done without.
+        epochs: the line of the history for each epoch of the checkpoint, as in JSON.
+        metrics: of a finished run; None if there are none or they are damaged.
+        diverged: why training diverged, or None.
+        diagnosis: the result of the diagnostics.
+        is_best: is this the network of the best epoch of another run?
+        finished: is training complete?
+        damaged: a sentence for each file that cannot be read and is left out.
     """
 
     name: str
@@ -47,17 +52,17 @@ class Run:
     epochs: list[dict[str, Any]]
     metrics: dict[str, Any] | None
     diverged: Finding | None
-    judgement: Judgement
+    diagnosis: Diagnosis
     is_best: bool
     finished: bool
     damaged: list[str]
 
     @property
     def state(self) -> str:
-        """How the training ended, in words."""
+        """How training ended, in words."""
         planned = self.config.epochs
         if self.is_best:
-            return f"kept after the best epoch, {len(self.epochs)}"
+            return f"network of the best epoch, {len(self.epochs)}"
         if self.diverged is not None:
             return f"diverged after {len(self.epochs)} of {planned} epochs"
         if not self.finished:
@@ -65,11 +70,12 @@ class Run:
         return "finished"
 
     def settings(self) -> dict[str, Any]:
-        """The configuration without what belongs to a single call."""
-        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in OF_THE_CALL}
+        """The configuration without the options of a single call."""
+        per_call = options_marked("per_call")
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in per_call}
 
     def command_line(self) -> str:
-        """The command that trains this network again."""
+        """The command that reproduces this training run."""
         defaults = dataclasses.asdict(Config())
         words = ["python", "-m", "gpumlp.train"]
         for name, value in self.settings().items():
@@ -87,9 +93,9 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     """Read runs and load their test sets.
 
     Args:
-        paths: of the folders.
-        device: that the networks are put on.
-        data_dir: folder with MNIST's files, for the runs on MNIST.
+        paths: the folders of the runs.
+        device: of the networks.
+        data_dir: folder with the MNIST files, for the runs on MNIST.
 
     Raises:
         ConfigError: a run is named twice.
@@ -101,7 +107,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
             raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
     on_mnist = [open_run(path).config.dataset == "mnist" for path in paths]
     if not any(on_mnist):
-        on_mnist = [True] * len(paths)  # loading the data refuses a data_dir that has no meaning
+        on_mnist = [True] * len(paths)  # loading the data refuses a data_dir without effect
     runs = [_read(path, device, data_dir if mnist else None) for path, mnist in zip(paths, on_mnist, strict=True)]
     full = [run.path.resolve() for run in runs]
     short = [
@@ -113,28 +119,140 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 
 
 def _read(path: str, device: str, data_dir: str | None) -> Run:
-    folder, model, test = load_run(path, device, data_dir)
-    checkpoint = folder.load()
-    beside = read_beside(folder)
-    known = [dataclasses.asdict(record) for record in checkpoint.history]
+    _, model, test = load_run(path, device, data_dir)
+    run = open_run(path, lenient=True)
+    known = [dataclasses.asdict(record) for record in run.checkpoint.history]
     return Run(
-        name=folder.path.name,  # read_runs makes it unique
-        path=folder.path,
-        config=checkpoint.config,
+        name=run.path.name,  # read_runs makes it unique
+        path=run.path,
+        config=run.config,
         model=model,
         test=test,
-        data=checkpoint.dataset,
-        epochs=_with_lines(known, beside.epochs),
-        metrics=beside.metrics,
-        diverged=beside.diverged,
-        judgement=judge(checkpoint, beside.diverged),
-        is_best=folder.is_best,
-        finished=beside.finished,
-        damaged=beside.damaged,
+        data=run.checkpoint.dataset,
+        epochs=_with_lines(known, run.lines),
+        metrics=run.metrics,
+        diverged=run.diverged,
+        diagnosis=diagnose(run),
+        is_best=run.is_best,
+        finished=run.finished,
+        damaged=run.damaged,
     )
 
 
 def _with_lines(known: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the checkpoint knows of each epoch, and what the history file has beside it, of other versions, say."""
+    """The epochs of the checkpoint, with the further values of the history file."""
     lines = {epoch["epoch"]: epoch for epoch in epochs}
     return [{**record, **lines.get(record["epoch"], {})} for record in known]
+
+
+# -- Test results ----------------------------------------------------------------------------------------------
+
+
+class Mistake(NamedTuple):
+    """A test sample with a wrong prediction."""
+
+    sample: int  # index in the test set
+    truth: int
+    prediction: int
+    probability: float  # of the prediction
+    probability_of_truth: float
+
+
+class LayerActivity(NamedTuple):
+    """Statistics of the outputs of a hidden layer; None if they do not apply to the activation."""
+
+    units: int
+    mean: float
+    deviation: float
+    zero: float | None  # fraction of the outputs
+    dead: float | None  # fraction of the units: 0 for every sample
+    saturated: float | None  # fraction of the outputs
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The results of a network on its test set.
+
+    Attributes:
+        confusion: ``(classes, classes)`` counts; rows are true classes, columns predictions.
+        mistakes: those with the highest predicted probability, highest first.
+        loss: mean cross-entropy.
+        accuracy: fraction of correct answers.
+        activity: of each hidden layer.
+    """
+
+    confusion: HostArray
+    mistakes: list[Mistake]
+    loss: float
+    accuracy: float
+    activity: list[LayerActivity]
+
+    @property
+    def samples(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def wrong(self) -> int:
+        return self.samples - int(np.trace(self.confusion))
+
+    def recall(self) -> list[float | None]:
+        """The fraction of each class that is recognised; None for a class without test samples."""
+        return [_fraction(self.confusion[k, k], self.confusion[k].sum()) for k in range(len(self.confusion))]
+
+    def precision(self) -> list[float | None]:
+        """The fraction of the predictions of each class that are correct; None for a class never predicted."""
+        return [_fraction(self.confusion[k, k], self.confusion[:, k].sum()) for k in range(len(self.confusion))]
+
+
+def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
+    """Test a network; waits for its device."""
+    probabilities = to_host(model.predict_proba(test.images)).astype(np.float64)
+    predictions, labels = probabilities.argmax(axis=1), test.labels
+    classes = probabilities.shape[1]
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    wrong = np.flatnonzero(predictions != labels)
+    order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:mistakes]
+    result = model.evaluate(test)
+    return Measures(
+        confusion,
+        [
+            Mistake(
+                int(row),
+                int(labels[row]),
+                int(predictions[row]),
+                float(probabilities[row, predictions[row]]),
+                float(probabilities[row, labels[row]]),
+            )
+            for row in order
+        ],
+        result.loss,
+        result.accuracy,
+        _activity(model, test),
+    )
+
+
+def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
+    backend, samples = model.backend, min(ACTIVATION_SAMPLES, len(test))
+    with backend.activate():
+        batches = test.batches(samples, backend, model.dtype)
+        workspace = Workspace(model, samples, pixels=batches.pixels)
+        batches.gather(slice(0, samples), workspace.staging, workspace.inputs)
+        model.forward_pass(workspace)
+        hidden = [backend.to_numpy(output).astype(np.float64) for output in workspace.outputs[:-1]]
+    kind = model.activation.name
+    result = []
+    for outputs in hidden:
+        zero = dead = saturated = None
+        if kind == "relu":
+            zero, dead = float((outputs == 0).mean()), float((outputs == 0).all(axis=0).mean())
+        if can_saturate(model.activation):
+            saturated = float(saturated_outputs(np, model.activation, outputs.copy()).mean())
+        result.append(
+            LayerActivity(outputs.shape[1], float(outputs.mean()), float(outputs.std()), zero, dead, saturated)
+        )
+    return result
+
+
+def _fraction(part: np.int64, whole: np.int64) -> float | None:
+    return float(part / whole) if whole else None

@@ -1,4 +1,4 @@
-"""Estimators for scikit-learn: the parameters and attributes of its own, trained by gpumlp.
+"""Estimators for scikit-learn, with the parameters and attributes of its own MLPs, trained by gpumlp.
 
 >>> from sklearn.datasets import load_breast_cancer
 >>> from sklearn.pipeline import make_pipeline
@@ -14,7 +14,6 @@ from ..extras import require
 
 require("gpumlp's estimators", "sklearn", "sklearn")
 
-from .classifier import MLPClassifier  # noqa: E402  # only where scikit-learn is
-from .regressor import MLPRegressor  # noqa: E402
+from .estimators import MLPClassifier, MLPRegressor  # noqa: E402  # after the check that scikit-learn is installed
 
 __all__ = ["MLPClassifier", "MLPRegressor"]

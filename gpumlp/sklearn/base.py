@@ -1,40 +1,107 @@
-"""What both estimators share: how `fit` and `partial_fit` train."""
+"""What both estimators share: training, stopping, callbacks, and the network that is kept."""
 
 from __future__ import annotations
 
 import copy
+import math
+import operator
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from ..backends import Array, Backend
+from ..backends import Array, Backend, HostArray, get_backend, is_device_array
 from ..nn.network import MLP
-from .callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
-from .fitted import Fitted
-from .inputs import check_pair, read_samples, read_targets, read_weights
-from .parameters import ACTIVATIONS, check_parameters, hidden_sizes
-from .preparing import Preparing, warn_user
-from .solver import Epochs, Solver, draw_network, make_optimizer
-from .stopping import Progress
-from .validation import Validation
+from .inputs import (
+    ACTIVATIONS,
+    check_parameters,
+    has_validation_set,
+    hidden_sizes,
+    on_device,
+    read_samples,
+    read_targets,
+    read_weights,
+)
+from .solver import Epochs, Solver, Validation, draw_network, make_optimizer, outputs
+
+try:  # experimental in scikit-learn 1.9
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing: this scikit-learn has no callbacks."""
+
+    def with_callbacks(method: Any) -> Any:
+        """The method as it is."""
+        return method
+
+
+MIN_LEARNING_RATE = 1e-6  # learning_rate="adaptive" stops here
 
 _NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed: scale the features (sklearn.preprocessing.StandardScaler), or lower learning_rate_init."
 )
-
-_OF_A_NETWORK = ("coefs_", "intercepts_", "_network", "_on", "_shown", "_solver")
-_OF_A_TRAINING = (
+_NETWORK_ATTRIBUTES = ("coefs_", "intercepts_", "_network", "_network_device", "_exposed", "_solver")
+_TRAINING_ATTRIBUTES = (
     *("n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "_no_improvement_count"),
     *("validation_scores_", "validation_loss_curve_", "best_validation_score_"),
 )
 
 
-class BaseMLP(Preparing, Fitted, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
-    """An estimator with scikit-learn's parameters and attributes, and a gpumlp network inside."""
+class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator with scikit-learn's parameters and attributes that trains a gpumlp network.
+
+    ``coefs_`` and ``intercepts_`` define the network. On the CPU they are views of its buffer: writing into them
+    changes the network. On a GPU they are read-only copies. An array that is replaced by another takes effect at
+    the next use.
+    """
+
+    coefs_: list[HostArray]
+    intercepts_: list[HostArray]
+    t_: int
+    best_loss_: float | None
+    validation_scores_: list[float] | None
+    validation_loss_curve_: list[float] | None
+    best_validation_score_: float | None
+    _solver: Solver | dict[str, Any]
+    _numeric = False  # are the targets numbers rather than labels?
+
+    # -- What a subclass defines --------------------------------------------------------------------------
+
+    def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
+        """The targets as the network's loss expects them.
+
+        Args:
+            y: as `read_targets` returns it.
+            first: set what is learned from y: ``n_outputs_``, ``out_activation_``, the network's loss, classes.
+            same_classes: refuse a y in which a class is missing.
+        """
+        raise NotImplementedError
+
+    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
+        """Accuracy or R^2 of the network's outputs."""
+        raise NotImplementedError
+
+    def _loss_terms(self) -> int:
+        """The number of terms of a sample's loss over which scikit-learn reports the mean."""
+        return 1
+
+    def _class_factors(self, targets: HostArray) -> HostArray | None:
+        """``class_weight`` by class number, computed from the training targets; None without class weights."""
+        return None
+
+    def _stratify(self, targets: HostArray) -> HostArray | None:
+        """The labels by which the validation samples are stratified; None for a plain random choice."""
+        return None
+
+    # -- Training -----------------------------------------------------------------------------------------
 
     @with_callbacks  # type: ignore[untyped-decorator,unused-ignore]
     def fit(
@@ -50,11 +117,11 @@ class BaseMLP(Preparing, Fitted, CallbackSupportMixin, BaseEstimator):  # type: 
         """Train on X and y.
 
         Args:
-            X: ``(samples, features)``: array-like, a frame, or a CuPy array, which stays on the GPU. Converted to
-                float32. Sparse matrices are refused.
+            X: ``(samples, features)``: array-like, a data frame, or a CuPy array, which stays on the GPU.
+                Converted to float32. Sparse matrices are refused.
             y: ``(samples,)``, or ``(samples, outputs)``.
-            sample_weight: ``(samples,)``, 0 or more: how much each sample counts within its batch.
-            X_val, y_val, sample_weight_val: samples to validate on after each epoch, which fill
+            sample_weight: ``(samples,)``, 0 or more: the weight of each sample within its batch.
+            X_val, y_val, sample_weight_val: validation samples, evaluated after each epoch into
                 ``validation_loss_curve_`` and ``validation_scores_``. With ``early_stopping=True`` they decide
                 when to stop, in place of a part of X.
 
@@ -62,143 +129,370 @@ class BaseMLP(Preparing, Fitted, CallbackSupportMixin, BaseEstimator):  # type: 
             The estimator.
 
         Raises:
-            ValueError: a parameter or an array is not as expected, or the training diverged.
+            ValueError: a parameter or an array is invalid, or training diverged.
             DeviceError: the device cannot be used.
         """
-        validation = (X_val, y_val, sample_weight_val) if check_pair(X_val, y_val, sample_weight_val) else None
-        first = not (self.warm_start and hasattr(self, "coefs_"))
-        return self._train(X, y, sample_weight, validation, first=first, incremental=False)
+        validation = (X_val, y_val, sample_weight_val)
+        return self._train(
+            (X, y, sample_weight),
+            validation if has_validation_set(*validation) else None,
+            first=not (self.warm_start and hasattr(self, "coefs_")),
+            incremental=False,
+        )
 
-    def _train(
-        self, X: Any, y: Any, sample_weight: Any, validation: Any, *, first: bool, incremental: bool
-    ) -> Any:
-        check_parameters(type(self).__name__, self.get_params(deep=False))
+    def _train(self, samples: Any, validation: Any, *, first: bool, incremental: bool) -> Any:
+        """`fit` or, incremental, `partial_fit`. A failure restores the state before, or leaves nothing fitted."""
+        check_parameters(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        backend, given = self._backend(), (X, y, sample_weight)
-        if first:  # what fails from here on leaves an estimator that is not fitted, rather than half of two
-            for name in _OF_A_NETWORK:
+        backend = self._backend()
+        if first:
+            for name in _NETWORK_ATTRIBUTES:
                 self.__dict__.pop(name, None)
-        X = read_samples(self, X, backend, reset=first)
-        y = read_targets(y, len(X), backend, numeric=self._numeric)
-        targets = self._read_y(y, first=first, same=bool(self.warm_start))
+        X = read_samples(self, samples[0], backend, reset=first)
+        y = read_targets(samples[1], len(X), backend, numeric=self._numeric)
+        targets = self._encode_targets(y, first=first, same_classes=bool(self.warm_start))
         factors = self._class_factors(targets)
-        weights = self._weights(read_weights(sample_weight, len(X), backend), targets, factors)
+        weights = _combine(read_weights(samples[2], len(X), backend), factors, targets)
         random = check_random_state(self.random_state)
-        network = self._begin(X.shape[1], backend, random) if first else self._going_on()
-        solver = self._solver_of(network, incremental=incremental)
+        network = self._new_network(X.shape[1], backend, random) if first else self._network_to_continue()
+        solver = self._solver_for(network, incremental=incremental)
         with backend.activate():
             images = backend.asarray(X, dtype=network.dtype)
-            rows, watch = self._validation(images, targets, weights, validation, factors, random, backend)
+            if validation is not None:
+                rows, watch = np.arange(len(X)), self._given_validation(validation, factors, backend, images.dtype)
+            elif self.early_stopping:
+                rows, watch = self._hold_out(images, targets, weights, random, backend)
+            else:
+                rows, watch = np.arange(len(X)), None
             batch_size = self._batch_size(len(rows))
             epochs = Epochs(solver, images, backend.asarray(targets), rows, batch_size, weights, float(self.alpha))
             before = network.parameters.data.copy()
-            record = {name: copy.copy(self.__dict__.get(name)) for name in _OF_A_TRAINING}
+            record = {name: copy.copy(self.__dict__.get(name)) for name in _TRAINING_ATTRIBUTES}
+            tasks = None if incremental else EpochTasks(self, *samples)
             try:
-                best = self._run(epochs, solver, watch, random, given, incremental=incremental)
+                best = self._run_epochs(epochs, watch, random, tasks)
                 if best is not None:
                     backend.xp.copyto(network.parameters.data, best)
                 if not backend.all_finite(network.parameters.data):
                     raise ValueError(_NOT_FINITE)
             except BaseException:
                 backend.xp.copyto(network.parameters.data, before)
-                self.__dict__.pop("_solver", None)  # what it remembers belongs to what was undone
+                self.__dict__.pop("_solver", None)  # its state belongs to the undone steps
                 self.__dict__.update(record)
                 raise
         self._solver = solver
         self._expose(network)
         return self
 
-    def _run(
-        self,
-        epochs: Epochs,
-        solver: Solver,
-        watch: Validation | None,
-        random: Any,
-        given: Any,
-        *,
-        incremental: bool,
+    def _run_epochs(
+        self, epochs: Epochs, watch: Validation | None, random: Any, tasks: EpochTasks | None
     ) -> Array | None:
-        """The epochs of one call; the parameters to keep in place of the last, if early stopping chose some."""
-        network, best = solver.network, None
-        by_score = bool(self.early_stopping and watch is not None)
-        if by_score and self.best_validation_score_ is not None:  # of the fit before, which left the best weights
+        """The epochs of one `fit`, or, without `tasks`, the one of `partial_fit`.
+
+        Returns:
+            The parameters to keep in place of the last ones, where early stopping chose some.
+        """
+        network, best = epochs.solver.network, None
+        if self.early_stopping and self.best_validation_score_ is not None:  # of a fit before: the present weights
             best = network.parameters.data.copy()
-        progress = Progress(self, by_score=by_score)
-        tasks = None if incremental else EpochTasks(self, given, self.max_iter)
-        ended = incremental
+        stop = False
         self.n_iter_ = 0
         try:
-            while self.n_iter_ < (1 if incremental else self.max_iter):
+            while not stop and self.n_iter_ < (1 if tasks is None else self.max_iter):
                 if tasks is not None:
                     tasks.begin_epoch()
                 data_loss, penalty = epochs.run(random if self.shuffle else None)
-                diverged = not np.isfinite(data_loss)
+                diverged = not math.isfinite(data_loss)
                 if diverged and best is None:
                     raise ValueError(_NOT_FINITE)
                 self.n_iter_ += 1
                 self.t_ += epochs.batches.samples
-                progress.note_loss(data_loss / self._loss_terms() + penalty)
-                if watch is not None and progress.note_validation(*watch(network)) and by_score:
+                self._record_loss(data_loss / self._loss_terms() + penalty)
+                if watch is not None and self._record_validation(*watch(network)) and self.early_stopping:
                     best = network.parameters.data.copy()
                 if self.solver == "sgd" and self.learning_rate == "invscaling":
                     rate = float(self.learning_rate_init) / (self.t_ + 1) ** float(self.power_t)
-                    solver.change_learning_rate(rate)
-                ended = progress.is_over(solver) or ended
-                if tasks is not None and tasks.end_epoch(lambda: self._attributes(network)):
-                    ended = True
+                    epochs.solver.change_learning_rate(rate)
+                stop = self._stops_improving(epochs.solver)
+                if tasks is not None and tasks.end_epoch(network):
+                    stop = True
                 if diverged:
                     warn_user(
                         f"Training diverged in epoch {self.n_iter_}; the weights are those with the best "
                         "validation score. Scale the features, or lower learning_rate_init.",
                         ConvergenceWarning,
                     )
-                    ended = True
-                if ended:
-                    break
+                    stop = True
         except KeyboardInterrupt:
             if self.n_iter_ == 0:
                 raise
             warn_user("Training interrupted by user.")
-            ended = True
-        if not ended:
-            warn_user(
-                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                "converged yet.",
-                ConvergenceWarning,
-            )
+            stop = True
         if tasks is not None:
-            tasks.end(lambda: self._attributes(network))
+            if not stop:
+                warn_user(
+                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                    "hasn't converged yet.",
+                    ConvergenceWarning,
+                )
+            tasks.end(network)
         return best
 
-    # -- The parts of it ----------------------------------------------------------------------------------
-
-    def _begin(self, features: int, backend: Backend, random: Any) -> MLP:
-        """A new network, and an empty record of its training."""
+    def _new_network(self, features: int, backend: Backend, random: Any) -> MLP:
+        """A network with initial weights, and an empty record of its training."""
         sizes = [features, *hidden_sizes(self.hidden_layer_sizes), self.n_outputs_]
         self.n_layers_, self.n_iter_, self.t_ = len(sizes), 0, 0
+        self.loss_curve_: list[float] = []
+        self.best_loss_ = None if self.early_stopping else math.inf
+        self.validation_scores_ = self.best_validation_score_ = self.validation_loss_curve_ = None
+        self._no_improvement_count = 0
         self._activation = ACTIVATIONS[self.activation]
-        Progress.start(self)
         return draw_network(sizes, self._activation, self._loss, backend, random)
 
-    def _going_on(self) -> MLP:
-        """The network that there is.
-
-        Raises:
-            ValueError: the parameters describe another.
-        """
+    def _network_to_continue(self) -> MLP:
+        """The present network. Raises ValueError if the parameters describe a different one."""
         network = self._current()
         hidden = hidden_sizes(self.hidden_layer_sizes)
         if hidden != network.sizes[1:-1] or ACTIVATIONS[self.activation] != self._activation:
             raise ValueError(
-                f"expected the hidden layers that were trained so far ({network.sizes[1:-1]}, {self._activation}) "
-                f"to go on with, got {hidden}, {self.activation}; fit with warm_start=False to begin anew"
+                f"expected the hidden layers trained so far ({network.sizes[1:-1]}, {self._activation}), got "
+                f"{hidden}, {self.activation}; fit with warm_start=False to start again"
             )
         return network
 
-    def _solver_of(self, network: MLP, *, incremental: bool) -> Solver:
-        """`partial_fit` goes on with the optimizer's state; `fit` begins with a fresh one."""
+    def _solver_for(self, network: MLP, *, incremental: bool) -> Solver:
+        """`partial_fit` continues with the state of the optimizer; `fit` starts with a new one."""
         saved = self.__dict__.get("_solver")
         if not incremental or saved is None:
             return Solver(network, make_optimizer(self))
         return Solver.from_host(network, saved) if isinstance(saved, dict) else saved
+
+    def _given_validation(
+        self, given: tuple[Any, Any, Any], factors: HostArray | None, backend: Backend, dtype: Any
+    ) -> Validation:
+        """The user's own validation samples."""
+        X = read_samples(self, given[0], backend, reset=False)
+        y = read_targets(given[1], len(X), backend, numeric=self._numeric)
+        targets = self._encode_targets(y, first=False)
+        weights = _combine(read_weights(given[2], len(X), backend, "sample_weight_val"), factors, targets)
+        return Validation(backend.asarray(X, dtype=dtype), targets, weights, self)
+
+    def _hold_out(
+        self, images: Array, targets: HostArray, weights: HostArray | None, random: Any, backend: Backend
+    ) -> tuple[HostArray, Validation]:
+        """The rows to train on, and the others to validate on."""
+        rows, held_out = train_test_split(
+            np.arange(len(targets)),
+            random_state=random,
+            test_size=self.validation_fraction,
+            stratify=self._stratify(targets),
+        )
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        for part, name in ((rows, "training"), (held_out, "validation")):
+            if weights is not None and not weights[part].any():
+                raise ValueError(f"all samples of the {name} part have weight 0; give X_val and y_val yourself")
+        images_val = backend.xp.take(images, backend.asarray(held_out), axis=0)
+        weights_val = None if weights is None else weights[held_out]
+        return rows, Validation(images_val, targets[held_out], weights_val, self)
+
+    def _batch_size(self, samples: int) -> int:
+        if isinstance(self.batch_size, str):
+            return min(200, samples)
+        if self.batch_size > samples:
+            warn_user(f"Got `batch_size` {self.batch_size} larger than sample size {samples}. It is clipped.")
+        return min(int(self.batch_size), samples)
+
+    # -- Progress: scikit-learn's rules, count by count, in attributes, so that later calls continue them --
+
+    def _record_loss(self, loss: float) -> None:
+        self.loss_ = loss
+        self.loss_curve_.append(loss)
+        self._say(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
+        if not self.early_stopping:
+            best = math.inf if self.best_loss_ is None else self.best_loss_
+            self._count_improvement(not loss > best - self.tol)
+            self.best_loss_ = min(loss, best)
+
+    def _record_validation(self, loss: float, score: float) -> bool:
+        """Keep loss and score of the validation samples; True if the score is the best so far."""
+        if self.validation_scores_ is None or self.validation_loss_curve_ is None:
+            self.validation_scores_, self.validation_loss_curve_ = [], []
+        self.validation_scores_.append(score)
+        self.validation_loss_curve_.append(loss)
+        self._say(f"Validation score: {score:f}")
+        best = -math.inf if self.best_validation_score_ is None else self.best_validation_score_
+        if self.early_stopping:
+            self._count_improvement(not score < best + self.tol)
+        self.best_validation_score_ = score if score > best else best
+        return bool(score > best)
+
+    def _count_improvement(self, improved: bool) -> None:
+        self._no_improvement_count = 0 if improved else self._no_improvement_count + 1
+
+    def _stops_improving(self, solver: Solver) -> bool:
+        """End training? An adaptive learning rate is first divided by 5, down to `MIN_LEARNING_RATE`."""
+        if not self._no_improvement_count > self.n_iter_no_change:
+            return False
+        message = (
+            f"{'Validation score' if self.early_stopping else 'Training loss'} did not improve more than "
+            f"tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
+        )
+        if self.solver != "sgd" or self.learning_rate != "adaptive":
+            self._say(f"{message} Stopping.")
+            return True
+        if solver.learning_rate <= MIN_LEARNING_RATE:
+            self._say(f"{message} Learning rate too small. Stopping.")
+            return True
+        solver.change_learning_rate(solver.learning_rate / 5)
+        self._no_improvement_count = 0
+        self._say(f"{message} Setting learning rate to {solver.learning_rate:f}")
+        return False
+
+    def _say(self, message: str) -> None:
+        if self.verbose:
+            print(message)
+
+    # -- The network that is kept -------------------------------------------------------------------------
+
+    def _backend(self) -> Backend:
+        """Of the device that the parameter names. Raises DeviceError, with the reason, if it cannot be used."""
+        network = self.__dict__.get("_network")
+        if network is not None and self._network_device == self.device:
+            backend: Backend = network.backend
+            return backend
+        return get_backend(self.device)
+
+    def _expose(self, network: MLP) -> None:
+        """Make this the estimator's network, and show its weights."""
+        self._network, self._network_device = network, self.device
+        if isinstance(network.parameters.data, np.ndarray):
+            self.coefs_ = [layer.weight for layer in network.layers]
+            self.intercepts_ = [layer.bias for layer in network.layers]
+        else:
+            self.coefs_, self.intercepts_ = weight_attributes(network).values()
+            for array in (*self.coefs_, *self.intercepts_):
+                array.flags.writeable = False  # a write would not reach the device
+        self._exposed = [*self.coefs_, *self.intercepts_]
+
+    def _current(self) -> MLP:
+        """The network with the weights that the attributes hold, on the device that the parameter names.
+
+        Raises:
+            NotFittedError: there is none.
+            ValueError: an array that was put in place of another has a different shape.
+        """
+        check_is_fitted(self)
+        network: MLP | None = self.__dict__.get("_network")
+        if network is None or self._network_device != self.device:  # unpickled, or the parameter was changed
+            sizes = [len(self.coefs_[0]), *(np.shape(weight)[1] for weight in self.coefs_)]
+            network = MLP(sizes, self._activation, device=self._backend(), loss=self._loss)
+            solver = self.__dict__.get("_solver")
+            if isinstance(solver, Solver):
+                self._solver = solver.to_host()
+        else:
+            arrays = [*self.coefs_, *self.intercepts_]
+            if len(arrays) == len(self._exposed) and all(map(operator.is_, arrays, self._exposed)):
+                return network
+        tensors = {f"layers.{index}.weight": np.asarray(array) for index, array in enumerate(self.coefs_)}
+        tensors |= {f"layers.{index}.bias": np.asarray(array) for index, array in enumerate(self.intercepts_)}
+        network.load_state_dict(tensors)
+        self._expose(network)
+        return network
+
+    def _outputs_of(self, X: Any) -> Array:
+        """The network's outputs for samples: on the device if X is there, otherwise a NumPy array."""
+        network = self._current()
+        backend = network.backend
+        X = read_samples(self, X, backend, reset=False)
+        with backend.activate():
+            found = outputs(network, backend.asarray(X, dtype=network.dtype))
+        return found if on_device(X, backend) else backend.to_numpy(found)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coefs_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything on the host: an estimator fitted on a GPU can be unpickled without one."""
+        state = dict(super().__getstate__())
+        for name in ("_network", "_network_device", "_exposed"):
+            state.pop(name, None)
+        solver = state.get("_solver")
+        if isinstance(solver, Solver):
+            state["_solver"] = solver.to_host()
+        return state
+
+    def __sklearn_array_api_convert__(self, converter: Any) -> Any:
+        """A copy on the device to which `converter` moves arrays, for scikit-learn's ``move_estimator_to``."""
+        probe = converter(np.zeros(1, dtype=np.float32))
+        moved = copy.copy(self)
+        if isinstance(probe, np.ndarray):
+            moved.device = "cpu"
+        elif is_device_array(probe):
+            moved.device = f"cuda:{probe.device.id}"
+        else:
+            raise ValueError(f"expected arrays of NumPy or CuPy, got {type(probe).__module__}")
+        return moved
+
+
+class EpochTasks:
+    """Tells scikit-learn's callbacks of an estimator about each epoch; costs nothing where there are none."""
+
+    def __init__(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
+        self._estimator = estimator
+        self._fit: Any = None
+        self._epoch: Any = None
+        self._data = {"X": X, "y": y}
+        if sample_weight is not None:
+            self._data["metadata"] = {"sample_weight": sample_weight}
+        if hasattr(estimator, "_init_callback_context"):
+            self._fit = estimator._init_callback_context(max_subtasks=estimator.max_iter)
+            self._fit.call_on_fit_task_begin(estimator=estimator, **self._data)
+        self._active = bool(getattr(estimator, "_skl_callbacks", None))
+
+    def begin_epoch(self) -> None:
+        if self._fit is not None and self._active:
+            self._epoch = self._fit.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def end_epoch(self, network: MLP) -> bool:
+        """True if a callback asks to stop."""
+        return self._epoch is not None and bool(self._end(self._epoch, network))
+
+    def end(self, network: MLP) -> None:
+        if self._fit is not None:
+            self._end(self._fit, network)
+
+    def _end(self, context: Any, network: MLP) -> Any:
+        return context.call_on_fit_task_end(
+            estimator=self._estimator, reconstruction_attributes=lambda: weight_attributes(network), **self._data
+        )
+
+
+def weight_attributes(network: MLP) -> dict[str, list[HostArray]]:
+    """``coefs_`` and ``intercepts_``: copies of the present weights on the host."""
+    tensors, layers = network.state_dict(), range(len(network.layers))
+    return {
+        "coefs_": [tensors[f"layers.{index}.weight"] for index in layers],
+        "intercepts_": [tensors[f"layers.{index}.bias"] for index in layers],
+    }
+
+
+def warn_user(message: str, kind: type[Warning] = UserWarning) -> None:
+    """Warn about the user's line, above the frames of gpumlp and scikit-learn."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("gpumlp.", "sklearn.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, kind, stacklevel=level)
+
+
+def _combine(weights: HostArray | None, factors: HostArray | None, targets: HostArray) -> HostArray | None:
+    """Sample weights times class weights; None if all samples weigh the same."""
+    if factors is None:
+        return weights
+    numbers = targets if targets.ndim == 1 else targets[:, 0].astype(np.int64)
+    by_sample: HostArray = factors[numbers]
+    return by_sample if weights is None else weights * by_sample

@@ -1,8 +1,10 @@
-"""What comes into an estimator: samples, targets and weights, checked once; NumPy's, a frame's or CuPy's."""
+"""The inputs of an estimator: samples, targets and weights from NumPy, data frames or CuPy; parameters."""
 
 from __future__ import annotations
 
-from numbers import Real
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,16 @@ import numpy.typing as npt
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
-from ..backends import Array, Backend, HostArray, is_device_array, to_host
+from ..backends import Array, Backend, HostArray, check_device_name, is_device_array, to_host
+from ..nn.hyperparameters import number, whole
 
 DTYPE = np.float32
+ACTIVATIONS = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}  # theirs: ours
+MAX_FUN = 15_000  # scikit-learn's default
 
 
 def on_device(array: Any, backend: Backend) -> bool:
-    """Is this an array of the GPU's that the backend drives?"""
+    """Is this an array on the backend's GPU?"""
     return backend.owns(array) and not isinstance(array, np.ndarray)
 
 
@@ -31,18 +36,16 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
     """X as ``(samples, features)`` float32, on the device if it came from there, otherwise on the host.
 
     Args:
-        estimator: its ``n_features_in_`` and ``feature_names_in_`` are set with `reset`, else compared with.
-        X: array-like, a frame, or a device array.
+        estimator: its ``n_features_in_`` and ``feature_names_in_`` are set if `reset`, and otherwise compared.
+        X: array-like, a data frame, or a device array.
         backend: of the estimator's device.
-        reset: is this the first time?
+        reset: is this the first fit?
 
     Raises:
-        ValueError: it is no dense array of finite numbers, or has another number of features.
+        ValueError: X is not a dense array of finite numbers, or has a different number of features.
     """
     if not on_device(X, backend):
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # what float32 cannot hold becomes infinite, then refused
+        with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become inf: refused
             return validate_data(estimator, to_cpu(X, backend), dtype=DTYPE, order="C", reset=reset)
     name = type(estimator).__name__
     if X.ndim != 2 or 0 in X.shape:
@@ -71,7 +74,7 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
     """y on the host as ``(samples,)`` or ``(samples, outputs)``.
 
     Raises:
-        ValueError: it is missing, not one for each sample, not finite, or not numeric where it has to be.
+        ValueError: y is missing, has another number of samples, is not finite, or not numeric if `numeric`.
     """
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
@@ -90,7 +93,8 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
         y = column_or_1d(y, warn=True)
     if len(y) != samples:
         raise ValueError(
-            f"X and y are expected to have one number of samples, got inconsistent numbers: {samples} and {len(y)}"
+            "X and y are expected to have the same number of samples, got inconsistent numbers: "
+            f"{samples} and {len(y)}"
         )
     result: HostArray = np.asarray(y)
     return result
@@ -99,10 +103,10 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
 def read_weights(
     weights: Any, samples: int, backend: Backend, name: str = "sample_weight"
 ) -> npt.NDArray[np.float64] | None:
-    """Sample weights on the host as ``(samples,)`` float64; None if there are none.
+    """Sample weights on the host as ``(samples,)`` float64; None without weights.
 
     Raises:
-        ValueError: they are not one number of 0 or more for each sample, or all 0.
+        ValueError: they are not one number of 0 or more per sample, or all 0.
     """
     if weights is None:
         return None
@@ -113,17 +117,17 @@ def read_weights(
     if weights.ndim != 1:
         raise ValueError(f"{name} is expected to be 1D, got an array of shape {weights.shape}")
     if len(weights) != samples:
-        raise ValueError(f"{name} is expected to be one for each of {samples} samples, got {len(weights)}")
+        raise ValueError(f"{name} is expected to have one value for each of {samples} samples, got {len(weights)}")
     if weights.min() < 0:
         raise ValueError(f"{name} is expected to be 0 or more, got {weights.min():g}")
     if not weights.any():
-        raise ValueError(f"{name} is expected to have a weight above 0, but all weights are zero")
+        raise ValueError(f"{name} is expected to have a value above 0, but all weights are zero")
     result: npt.NDArray[np.float64] = weights
     return result
 
 
-def check_pair(X_val: Any, y_val: Any, sample_weight_val: Any) -> bool:
-    """Is there a validation set?
+def has_validation_set(X_val: Any, y_val: Any, sample_weight_val: Any) -> bool:
+    """Was a validation set given?
 
     Raises:
         ValueError: only a part of it was given.
@@ -137,3 +141,117 @@ def check_pair(X_val: Any, y_val: Any, sample_weight_val: Any) -> bool:
     if X_val is None:
         raise ValueError("y_val is provided, but X_val was not provided.")
     return True
+
+
+# -- Parameters ------------------------------------------------------------------------------------------
+
+Check = Callable[[str, Any], object]  # raises ValueError for a value that is not allowed
+
+
+def hidden_sizes(value: Any) -> list[int]:
+    """Units of each hidden layer.
+
+    Raises:
+        ValueError: the value is neither a whole number of 1 or more nor a sequence of such numbers.
+    """
+    sizes = [*value] if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
+    return [whole("a size in hidden_layer_sizes", size, 1) for size in sizes]
+
+
+def _real(low: float, high: float = math.inf, **ends: bool) -> Check:
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"{name} is expected to be a number, got {value!r}")
+        number(name, value, low, high, **ends)
+
+    return check
+
+
+def _choice(*choices: str, unsupported: str | None = None) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or value not in choices:
+            instead = f"; gpumlp does not support {name}={value!r}, {_INSTEAD}" if value == unsupported else ""
+            raise ValueError(f"{name} is expected to be {' or '.join(map(repr, choices))}, got {value!r}{instead}")
+
+    return check
+
+
+def _count(other: str | float | None = None) -> Check:
+    """A whole number of 1 or more, or `other`."""
+
+    def check(name: str, value: Any) -> None:
+        if not (isinstance(value, (str, Real)) and value == other):
+            whole(name if other is None else f"{name}, if not {other!r},", value, 1)
+
+    return check
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} is expected to be True or False, got {value!r}")
+
+
+def _verbose(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_, Integral)):
+        raise ValueError(f"{name} is expected to be True, False or a whole number, got {value!r}")
+
+
+def _max_fun(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or value != MAX_FUN:
+        raise ValueError(
+            f"max_fun is expected to be {MAX_FUN} (the default), got {value!r}; it belongs to solver='lbfgs', "
+            f"which gpumlp does not support, {_INSTEAD}"
+        )
+
+
+def _class_weight(name: str, value: Any) -> None:
+    if not (value is None or isinstance(value, Mapping) or (isinstance(value, str) and value == "balanced")):
+        raise ValueError(f"{name} is expected to be None, 'balanced' or a dict of weights by class, got {value!r}")
+
+
+_INSTEAD = "use sklearn.neural_network instead"
+_FRACTION = _real(0, 1, open_high=True)
+RANGES: dict[str, Check] = {
+    "loss": _choice("squared_error", unsupported="poisson"),
+    "hidden_layer_sizes": lambda name, value: hidden_sizes(value),
+    "activation": _choice(*ACTIVATIONS),
+    "solver": _choice("sgd", "adam", unsupported="lbfgs"),
+    "alpha": _real(0),
+    "batch_size": _count("auto"),
+    "learning_rate": _choice("constant", "invscaling", "adaptive"),
+    "learning_rate_init": _real(0, open_low=True),
+    "power_t": _real(0),
+    "max_iter": _count(),
+    "shuffle": _flag,
+    "tol": _real(0),
+    "verbose": _verbose,
+    "warm_start": _flag,
+    "momentum": _FRACTION,
+    "nesterovs_momentum": _flag,
+    "early_stopping": _flag,
+    "validation_fraction": _FRACTION,
+    "beta_1": _FRACTION,
+    "beta_2": _FRACTION,
+    "epsilon": _real(0, open_low=True),
+    "n_iter_no_change": _count(math.inf),
+    "max_fun": _max_fun,
+    "class_weight": _class_weight,
+    "device": lambda name, value: isinstance(value, Backend) or check_device_name(value),
+}
+
+
+def check_parameters(estimator: Any) -> None:
+    """Refuse parameters that are wrong, all at once, and values of scikit-learn's that gpumlp does not support.
+
+    Raises:
+        ValueError: for each parameter, the expected values and the given one.
+    """
+    problems = []
+    for name, value in estimator.get_params(deep=False).items():
+        try:
+            if name in RANGES:
+                RANGES[name](name, value)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{type(estimator).__name__}: {'; '.join(problems)}")

@@ -1,10 +1,10 @@
-"""The training behind the estimators: scikit-learn's stochastic solvers in gpumlp's steps.
+"""The solvers of the estimators: scikit-learn's stochastic algorithms, run as gpumlp's training steps.
 
-What differs from `gpumlp.Trainer`, so that one ``random_state`` gives scikit-learn's own run: initial weights and
-batch orders are drawn as scikit-learn draws them; the penalty of a batch is ``alpha / 2 sum W^2`` over the sum of
-its sample weights (without weights the number of its samples), and is part of the reported loss; Adam's epsilon
-is not corrected; and the velocity of SGD, which holds learning rates of the past there, is scaled when the
-learning rate changes.
+They differ from `gpumlp.Trainer` so that one ``random_state`` reproduces scikit-learn's run: initial weights and
+batch orders are drawn as scikit-learn draws them; the penalty of a batch is ``alpha / 2 sum W^2`` divided by the
+sum of its sample weights (without weights, by the number of its samples) and is part of the reported loss; Adam's
+epsilon is not bias-corrected; and the velocity of SGD, which in scikit-learn contains the learning rate, is
+rescaled when the learning rate changes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, HostArray
-from ..data.batches import ArrayBatches
+from ..backends import Array, Backend, HostArray, reference_backend
+from ..data.dataset import ArrayBatches
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep
 
-ROWS = 256  # of every forward pass outside training, so that a sample's outputs never depend on its neighbours
+ROWS = 256  # samples of a forward pass outside training
 
 
 def draw_network(
@@ -47,12 +47,12 @@ def draw_network(
 def outputs(network: MLP, source: Array) -> Array:
     """The network's outputs ``(samples, outputs)`` before softmax or sigmoid, on its device.
 
-    Each row is the same, whatever rows come with it, because the passes all have the same shape: to the last bit
-    where the BLAS computes a row alike wherever it stands in a matrix, otherwise (OpenBLAS's kernels for AVX2) to
-    rounding.
+    A sample's outputs do not depend on the samples that come with it, because all passes have the same shape.
+    They are bit-identical if the BLAS computes a row in the same way at every place of a matrix, and equal to
+    rounding otherwise (the AVX2 kernels of OpenBLAS).
 
     Args:
-        network: of the device on which `source` is.
+        network: on the device of `source`.
         source: ``(samples, features)`` of the network's dtype.
     """
     backend = network.backend
@@ -70,7 +70,7 @@ def outputs(network: MLP, source: Array) -> Array:
 
 
 class Solver:
-    """An optimizer at work on a network: what lasts from one epoch, and one `partial_fit`, to the next.
+    """A network with an optimizer and its state, which last from one call of `partial_fit` to the next.
 
     Attributes:
         network: trained in place.
@@ -84,16 +84,16 @@ class Solver:
         self.learning_rate = optimizer.learning_rate
 
     def change_learning_rate(self, value: float) -> None:
-        """Use another learning rate from here on."""
+        """Use another learning rate from now on."""
         velocity = self.state.buffers.get("velocity")
         if velocity is not None and value != self.learning_rate:
-            # Theirs is -eta v, and stays what it is; so our v takes over the ratio.
+            # scikit-learn's velocity is -eta v, and remains what it is: v absorbs the ratio.
             with self.network.backend.activate():
                 self.network.backend.xp.multiply(velocity, self.learning_rate / value, out=velocity)
         self.learning_rate = value
 
     def to_host(self) -> dict[str, Any]:
-        """What is needed to go on elsewhere, without the network."""
+        """Optimizer and state on the host, without the network."""
         backend = self.network.backend
         buffers = {name: backend.to_numpy(buffer).copy() for name, buffer in self.state.buffers.items()}
         return {
@@ -105,7 +105,7 @@ class Solver:
 
     @classmethod
     def from_host(cls, network: MLP, saved: dict[str, Any]) -> Solver:
-        """Go on with what `to_host` gave."""
+        """Continue from what `to_host` returned."""
         solver = cls(network, saved["optimizer"])
         backend = network.backend
         with backend.activate():
@@ -119,13 +119,13 @@ class Epochs:
     """The epochs of one call of `fit` or `partial_fit`.
 
     Args:
-        solver: with network and optimizer.
+        solver: network and optimizer.
         images: ``(n, features)`` of the network's dtype, on its device.
-        targets: as the network's loss wants them, on the device.
-        rows: ``(samples,)`` which of the n to train on.
-        batch_size: samples a step.
-        weights: ``(n,)`` on the host, or None.
-        alpha: of the penalty.
+        targets: ``(n, ...)`` as the network's loss expects them, on its device.
+        rows: ``(samples,)``: the indices of the samples to train on.
+        batch_size: samples per step.
+        weights: ``(n,)`` sample weights on the host, or None.
+        alpha: L2 penalty.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Epochs:
         weights: HostArray | None,
         alpha: float,
     ) -> None:
-        self._solver, self._rows, self._alpha = solver, rows, alpha
+        self.solver, self._rows, self._alpha = solver, rows, alpha
         self._order = np.arange(len(rows))
         network = solver.network
         backend = network.backend
@@ -149,7 +149,7 @@ class Epochs:
             self._step = PenalisedStep(network, self.batches, solver, self._penalties(), penalised=alpha > 0)
 
     def _penalties(self) -> list[Penalty | None]:
-        """The penalty of each batch; None for one whose samples have no weight."""
+        """The penalty of each batch; None for a batch whose samples all have weight 0."""
         made: dict[float, Penalty | None] = {0.0: None}
         for total in self.batches.batch_weights:
             if total not in made:
@@ -157,15 +157,15 @@ class Epochs:
         return [made[total] for total in self.batches.batch_weights]
 
     def run(self, random: np.random.RandomState | None) -> tuple[float, float]:
-        """Train for one epoch, and wait for it.
+        """Train for one epoch; waits for the device.
 
         Args:
-            random: draws the order of the samples; None keeps it as it is.
+            random: draws the order of the samples; None keeps the present order.
 
         Returns:
-            The means over the samples of their batch's loss and of its penalty, each before its step.
+            Mean loss and mean penalty over the samples, each taken before the step of its batch.
         """
-        solver, batches, step = self._solver, self.batches, self._step
+        solver, batches, step = self.solver, self.batches, self._step
         backend = solver.network.backend
         xp = backend.xp
         with backend.activate():
@@ -190,14 +190,14 @@ class Epochs:
 
 
 class PenalisedStep(TrainingStep):
-    """A training step whose penalty depends on the batch; adds up the squared weights on the way.
+    """A training step with a penalty of its own for each batch, which also records the sum of the squared weights.
 
     Args:
-        penalties: of each batch; None for one whose samples have no weight.
-        penalised: is any of them not zero?
+        penalties: of each batch; None skips the batch.
+        penalised: whether any of them is not zero.
 
     Attributes:
-        squares: ``(batches,)``, the sum of the squared weights before each batch's step.
+        squares: ``(batches,)``: the sum of the squared weights before each batch's step.
     """
 
     same_rules = False
@@ -221,7 +221,7 @@ class PenalisedStep(TrainingStep):
     def __call__(self, batch: slice, learning_rate: float) -> None:
         index = batch.start // self.batch_size
         penalty = self.penalties[index]
-        if penalty is None:  # nothing counts in this batch
+        if penalty is None:  # all weights in this batch are 0
             self.losses[batch] = 0
             return
         if self._penalised:
@@ -230,8 +230,33 @@ class PenalisedStep(TrainingStep):
         super().__call__(batch, learning_rate)
 
 
+class Validation:
+    """A validation set.
+
+    Args:
+        images: ``(samples, features)`` of the network's dtype, on its device.
+        targets: as the network's loss expects them, on the host.
+        weights: ``(samples,)``, or None.
+        estimator: scores outputs with its ``_score_outputs``.
+    """
+
+    def __init__(self, images: Array, targets: HostArray, weights: HostArray | None, estimator: Any) -> None:
+        self._images, self._targets, self._weights, self._estimator = images, targets, weights, estimator
+
+    def __call__(self, network: MLP) -> tuple[float, float]:
+        """Mean loss without the penalty, and score; both NaN if an output is not finite."""
+        found = network.backend.to_numpy(outputs(network, self._images))
+        if not np.isfinite(found).all():
+            return float("nan"), float("nan")
+        samples = len(found)
+        losses, correct = np.empty(samples, found.dtype), np.empty(samples, dtype=bool)
+        network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, correct)
+        loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
+        return loss, float(self._estimator._score_outputs(found, self._targets, correct, self._weights))
+
+
 def make_optimizer(estimator: Any) -> Optimizer:
-    """The rule that an estimator's parameters describe."""
+    """The optimizer that an estimator's parameters describe."""
     if estimator.solver == "adam":
         return Adam(
             estimator.learning_rate_init,

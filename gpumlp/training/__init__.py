@@ -1,13 +1,11 @@
-"""The training loop, its history, and the folder a run is saved in."""
+"""The training loop, its history, and the folder that a run is saved in."""
 
-from .callbacks import Callback
+from .callbacks import BestCheckpoint, EarlyStopping
 from .divergence import DivergenceError
-from .fitting import fit
 from .history import EpochRecord, History
-from .monitoring import BestCheckpoint, EarlyStopping
-from .progress import ProgressDisplay as Progress
+from .progress import Progress
 from .tensorboard import TensorBoard
-from .trainer import Trainer
+from .trainer import Callback, Trainer, fit
 
 __all__ = [
     "BestCheckpoint",

@@ -1,71 +1,149 @@
-"""Callbacks: what else happens while a network trains."""
+"""Callbacks that watch one column of the history: stop in time, and keep the best network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+import json
+import warnings
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from ..backends import Array
+from ..files import write_atomically
+from ..nn.hyperparameters import number, whole
+from ..nn.model_file import model_bytes
+from ..nn.network import MLP
+from .history import MONITORS, Best
+from .trainer import Callback, Trainer
 
 
-class Callback:
-    """Called by the trainer, which it may read and may ask to `stop`. Override what is wanted.
+class _Monitoring(Callback):
+    """A callback that watches a column of the history; checked when it is made and when training begins."""
 
-    >>> from gpumlp import MLP, SGD, Callback, fit, load_digits
-    >>> class StopAt(Callback):
-    ...     def __init__(self, accuracy):
-    ...         self.accuracy = accuracy
-    ...     def on_epoch_end(self, trainer):
-    ...         if trainer.history.records[-1].train_accuracy > self.accuracy:
-    ...             trainer.stop()
-    >>> train, test = load_digits()
-    >>> model = MLP([64, 32, 10], device="cpu")
-    >>> history = fit(model, train, optimizer=SGD(0.5), epochs=100, batch_size=32, callbacks=[StopAt(0.95)])
-    >>> len(history) < 100
-    True
-    """
+    def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
+        if not isinstance(monitor, str) or monitor not in MONITORS:
+            raise ValueError(f"monitor is expected to be one of {', '.join(MONITORS)}, got {monitor!r}")
+        self.monitor = monitor
+        self.min_delta = number("min_delta", min_delta, 0)
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Before the first epoch."""
+        if self.monitor.startswith("validation") and trainer.validation_batches is None:
+            raise ValueError(
+                f"{type(self).__name__} watches {self.monitor}, but there are no validation samples; give some, "
+                f"as in fit(..., validation=1000), or watch {self.monitor.replace('validation', 'train')}"
+            )
 
-    def on_progress(self, trainer: Trainer, samples: int) -> None:
-        """Now and then within an epoch: so many samples of it have been handed to the device."""
-
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        """After an epoch; ``trainer.history.records[-1]`` is its record."""
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        """After the last epoch, also when interrupted or diverged."""
-
-
-CallbackLike: TypeAlias = Callback | Callable[["Trainer"], object]
+    def best(self, trainer: Trainer) -> Best | None:
+        """The best epoch so far, from the history alone, which is saved with a run."""
+        return trainer.history.best(self.monitor, self.min_delta)
 
 
-class _EpochFunction(Callback):
-    def __init__(self, function: Callable[[Trainer], object]) -> None:
-        self.function = function
+class EarlyStopping(_Monitoring):
+    """Stops training that no longer improves.
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        self.function(trainer)
+    When to stop depends on the history alone, so that a resumed run stops where the uninterrupted one would have
+    stopped.
 
+    Args:
+        monitor: what has to improve: ``"validation_loss"``, ``"validation_accuracy"``, ``"train_loss"`` or
+            ``"train_accuracy"``.
+        patience: training stops after this many epochs in a row without a new best value.
+        min_delta: a value is a new best one only if it is better by more than this.
+        restore_best: leave the network as it was after the best epoch, however training ends; otherwise as it was
+            after the last one. Costs a copy of the parameters on the device at each new best value.
 
-def as_callbacks(callbacks: CallbackLike | Iterable[CallbackLike]) -> list[Callback]:
-    """Each as a `Callback`, also a single one; a plain function is called with the trainer after every epoch.
+    Attributes:
+        best_epoch: the best one, counted from 1; None before the first.
+        stopped_epoch: the epoch after which training was stopped; None if it was not.
 
     Raises:
-        TypeError: something else is given.
+        ValueError: a value is out of range; when training begins, that there are no validation samples to watch.
+
+    >>> from gpumlp import MLP, SGD, EarlyStopping, fit, load_digits
+    >>> train, test = load_digits()
+    >>> stopping = EarlyStopping(patience=3)
+    >>> model = MLP([64, 32, 10], device="cpu")
+    >>> history = fit(model, train, optimizer=SGD(0.5), epochs=200, validation=200, callbacks=[stopping])
+    >>> len(history) < 200, len(history) - stopping.best_epoch
+    (True, 3)
     """
-    if isinstance(callbacks, Callback) or (callable(callbacks) and not isinstance(callbacks, type)):
-        callbacks = [callbacks]
-    if isinstance(callbacks, (type, str)) or not isinstance(callbacks, Iterable):
-        raise TypeError(f"callbacks is expected to be a list of functions or Callback objects, got {callbacks!r}")
-    result: list[Callback] = []
-    for callback in callbacks:
-        if isinstance(callback, Callback):
-            result.append(callback)
-        elif callable(callback) and not isinstance(callback, type):
-            result.append(_EpochFunction(callback))
-        else:
-            raise TypeError(f"a callback is expected to be a function or a Callback, got {callback!r}")
-    return result
+
+    def __init__(
+        self,
+        monitor: str = "validation_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ) -> None:
+        super().__init__(monitor, min_delta)
+        self.patience = whole("patience", patience, 1)
+        self.restore_best = restore_best
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self._model: MLP | None = None
+        self._kept: tuple[int, Array] | None = None  # an epoch and the model's parameters after it
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        super().on_train_begin(trainer)
+        self.best_epoch = self.stopped_epoch = None
+        if trainer.epoch == 0 or trainer.model is not self._model:
+            self._model, self._kept = trainer.model, None
+        if trainer.epoch:
+            self.on_epoch_end(trainer)  # it may be over already
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        best = self.best(trainer)
+        if best is None:
+            return
+        self.best_epoch = best.epoch
+        if self.restore_best and best.since == 0:
+            parameters = trainer.model.parameters.data
+            if self._kept is None:
+                self._kept = best.epoch, parameters.copy()
+            else:
+                trainer.model.backend.xp.copyto(self._kept[1], parameters)
+                self._kept = best.epoch, self._kept[1]
+        if best.since >= self.patience:
+            self.stopped_epoch = trainer.epoch
+            trainer.stop()
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if not self.restore_best or self.best_epoch in (None, trainer.epoch):
+            return
+        if self._kept is None or self._kept[0] != self.best_epoch:
+            warnings.warn(
+                f"the best epoch, {self.best_epoch}, was before training was resumed, and its parameters are not "
+                "known here: the network is left as it was after the last epoch",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        trainer.model.backend.xp.copyto(trainer.model.parameters.data, self._kept[1])
+
+
+class BestCheckpoint(_Monitoring):
+    """Saves the network whenever it is the best so far, as ``model.save`` does: ``MLP.load(path)`` reads it.
+
+    Args:
+        path: the file, replaced atomically. Missing parent folders are made.
+        monitor: the column that decides which network is the best, see `EarlyStopping`.
+
+    Raises:
+        ValueError: as for `EarlyStopping`.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, monitor: str = "validation_loss") -> None:
+        super().__init__(monitor)
+        self.path = Path(path)
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        super().on_train_begin(trainer)
+        if self.path.is_dir():
+            raise ValueError(f"path is expected to be that of a file, but {self.path} is a folder")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        best = self.best(trainer)
+        if best is not None and best.since == 0:
+            facts = {"epoch": str(best.epoch), self.monitor: json.dumps(best.value)}
+            write_atomically(self.path, model_bytes(trainer.model, facts))

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a training needs to go on, in one safetensors file (no pickle)."""
+"""Checkpoints: everything that training needs to continue, in one safetensors file (no pickle)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "gpumlp-checkpoint-1"
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint, or not one of this network; the message names the difference."""
+    """A file is not a checkpoint, or not one of this network; the message names the difference."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Checkpoint:
         random_state: of the generator of the batch order.
         history: of the finished epochs.
         model: the network's description, with which ``MLP.load`` needs nothing else of a checkpoint.
+        execution: how the steps were run: ``device``, ``name``, ``reason`` and ``threads`` (see
+            `gpumlp.backends.Execution`); empty in runs of earlier versions.
     """
 
     config: Config
@@ -49,10 +51,11 @@ class Checkpoint:
     random_state: dict[str, Any]
     history: History
     model: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, trainer: Trainer, config: Config) -> Checkpoint:
-        """The present state of a training. Waits for the device."""
+        """The present state of a trainer. Waits for the device."""
         model, train = trainer.model, trainer.train_set
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for buffer, flat in trainer.optimizer_state.buffers.items():
@@ -72,6 +75,7 @@ class Checkpoint:
             random_state=trainer.random_state(),
             history=trainer.history,
             model=describe(model),
+            execution=execution_record(trainer),
         )
 
     def make_model(self, device: str | Backend) -> MLP:
@@ -97,10 +101,10 @@ class Checkpoint:
         return model
 
     def restore(self, trainer: Trainer) -> None:
-        """Put a new trainer, of the same configuration, into the saved state, its network included.
+        """Put a new trainer of the same configuration, including its network, into the saved state.
 
         Raises:
-            CheckpointError: the data set or the optimizer's state is another one.
+            CheckpointError: the data set or the optimizer's state is different.
         """
         found, expected = trainer.train_set.fingerprint(), self.dataset["train_fingerprint"]
         if found != expected:
@@ -123,7 +127,7 @@ class Checkpoint:
             raise CheckpointError(f"the random state cannot be restored: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all: beside it first, then renamed.
+        """Write the file atomically.
 
         Raises:
             OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
@@ -133,6 +137,7 @@ class Checkpoint:
             "dataset": self.dataset,
             "steps": self.steps,
             "random_state": self.random_state,
+            "execution": self.execution,
         }
         lines = ", ".join(record.to_json() for record in self.history)
         metadata = {
@@ -148,7 +153,7 @@ class Checkpoint:
         """Read a file that `save` wrote.
 
         Raises:
-            CheckpointError: it is missing, damaged, or no checkpoint of gpumlp.
+            CheckpointError: it is missing, damaged, or not a checkpoint of gpumlp.
         """
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
@@ -174,6 +179,7 @@ class Checkpoint:
                 random_state=state["random_state"],
                 history=History([EpochRecord.from_dict(record) for record in state["history"]]),
                 model=json.loads(metadata.get("model", "{}")),
+                execution=dict(state.get("execution", {})),
             )
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} has a damaged header: {type(error).__name__}: {error}") from error
@@ -182,3 +188,8 @@ class Checkpoint:
         return {
             name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
         }
+
+
+def execution_record(trainer: Trainer) -> dict[str, Any]:
+    """How a trainer's steps are run, for the files of a run."""
+    return {"device": trainer.model.backend.name, **trainer.execution._asdict()}

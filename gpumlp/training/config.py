@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..nn.initializers import Initializer, Normal
+from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
+from ..nn.activations import ACTIVATIONS, Identity
+from ..nn.hyperparameters import Range, numbers, whole_numbers
+from ..nn.initializers import INITIALIZERS, Initializer, Normal
 from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
 from ..nn.schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
-from .ranges import BELONGS_TO, RANGES
 
 T = TypeVar("T")
 
-SMALL_SET = 10_000  # training samples; fewer need smaller batches and more epochs for as many steps
-
-
-# Settings of a call and not of what is computed: they need not be repeated to get the same network.
-OF_THE_CALL = ("log", "out", "overwrite", "resume", "min_accuracy", "quiet", "report", "preset")
+SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
 
 
 class ConfigError(ValueError):
@@ -33,90 +31,164 @@ def given(value: T | None) -> T:
     return value
 
 
+# -- Options: a default, the allowed values, and what else is known of a field ---------------------------
+
+
+def option(
+    default: Any,
+    allowed: Range,
+    *,
+    only_with: str | None = None,
+    usual: Any = None,
+    on_resume: bool = False,
+    per_call: bool = False,
+) -> Any:
+    """A field of `Config`.
+
+    Args:
+        default: its value if none is given; None also where it depends on the data or on another option.
+        allowed: the values; None is always allowed where it is the default.
+        only_with: the choice that it belongs to, as in "schedule step or milestones"; with another choice it is an
+            error.
+        usual: what `Config.resolved` fills in where the choice is made and no value is given.
+        on_resume: may it be changed when a run is resumed?
+        per_call: is it about a call of the command, and not about what is computed?
+    """
+    if default is None:
+        accepts = allowed.accepts
+        allowed = allowed._replace(accepts=lambda value: value is None or accepts(value))
+    facts = {"allowed": allowed, "only_with": only_with, "usual": usual}
+    return dataclasses.field(default=default, metadata={**facts, "on_resume": on_resume, "per_call": per_call})
+
+
+def _one_of(*names: str) -> Range:
+    return Range(lambda value: value in names, f"one of {', '.join(names)}")
+
+
+def _each(allowed: Range, words: str) -> Range:
+    return Range(lambda value: isinstance(value, tuple) and all(map(allowed.accepts, value)), words)
+
+
+def _text(words: str) -> Range:
+    return Range(lambda value: isinstance(value, str) and value != "", words)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        check_device_name(value)
+    except ValueError:
+        return False
+    return True
+
+
+_FLAG = Range(lambda value: isinstance(value, bool), "true or false")
+_DATASET = Range(
+    lambda value: (
+        isinstance(value, str) and (value in ("auto", "mnist", "digits") or value.lower().endswith(".npz"))
+    ),
+    "auto, mnist, digits, or a path that ends in .npz",
+)
+_BATCH_SIZE = Range(
+    lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
+)
+
+
 @dataclass(frozen=True)
 class Config:
     """Train a multilayer perceptron."""
 
-    device: str = "auto"
+    device: str = option("auto", Range(_is_device, "auto, cpu, cuda or cuda:N"), on_resume=True)
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
-    dataset: str = "auto"
-    """auto (MNIST where it can be had, otherwise the built-in digits), mnist, digits, or FILE.npz with x_train,
+    dataset: str = option("auto", _DATASET)
+    """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, or FILE.npz with x_train,
     y_train, x_test, y_test."""
-    data_dir: str | None = None
+    data_dir: str | None = option(None, _text("a folder"), on_resume=True)
     """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[int, ...] = option((128,), _each(whole_numbers(1), "whole numbers of 1 or more, or none"))
     """Units of each hidden layer; none at all is softmax regression."""
-    activation: str = "relu"
-    """Of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
-    initializer: str = "auto"
-    """Of the weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform or
+    activation: str = option("relu", _one_of(*(name for name in ACTIVATIONS if name != Identity.name)))
+    """Activation of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
+    initializer: str = option("auto", _one_of(*INITIALIZERS))
+    """Initial weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform or
     normal."""
-    initializer_scale: float | None = None
+    initializer_scale: float | None = option(
+        None, numbers(0, open_low=True), only_with="initializer normal", usual=Normal.scale
+    )
     """Standard deviation of the normal initializer (0.01)."""
-    optimizer: str = "sgd"
+    optimizer: str = option("sgd", _one_of("sgd", "adam"))
     """sgd or adam."""
-    learning_rate: float | None = None
+    learning_rate: float | None = option(None, numbers(0, open_low=True))
     """Initial learning rate (sgd 0.1, adam 0.001)."""
-    momentum: float | None = None
+    momentum: float | None = option(None, numbers(0, 1, open_high=True), only_with="optimizer sgd", usual=0.9)
     """Momentum of sgd (0.9)."""
-    nesterov: bool = False
-    """Nesterov's form of momentum."""
-    l2: float = 0.0
+    nesterov: bool = option(False, _FLAG, only_with="optimizer sgd")
+    """Use Nesterov momentum."""
+    l2: float = option(0.0, numbers(0))
     """L2 penalty: l2 / 2 times the sum of the squared weights."""
-    l1: float = 0.0
+    l1: float = option(0.0, numbers(0))
     """L1 penalty: l1 times the sum of the absolute weights."""
-    schedule: str = "constant"
+    schedule: str = option("constant", _one_of("constant", "step", "exponential", "inverse_time", "milestones"))
     """Learning rate by epoch: constant, step, exponential, inverse_time or milestones."""
-    gamma: float | None = None
+    gamma: float | None = option(
+        None, numbers(0, 1, open_low=True), only_with="schedule step or milestones", usual=0.5
+    )
     """Factor of the step and milestones schedules (0.5)."""
-    step_size: int | None = None
+    step_size: int | None = option(None, whole_numbers(1), only_with="schedule step", usual=10)
     """Epochs between two steps of the step schedule (10)."""
-    decay_rate: float | None = None
+    decay_rate: float | None = option(
+        None, numbers(0), only_with="schedule exponential or inverse_time", usual=0.05
+    )
     """k of the exponential and inverse_time schedules, per epoch (0.05)."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[int, ...] = option(
+        (), _each(whole_numbers(1), "whole numbers of 1 or more"), only_with="schedule milestones"
+    )
     """Epochs after which the milestones schedule multiplies the learning rate by gamma."""
-    batch_size: int | str | None = None
+    batch_size: int | str | None = option(None, _BATCH_SIZE)
     """Samples a step, or full (128, or 32 with fewer than 10,000 training samples)."""
-    epochs: int | None = None
+    epochs: int | None = option(None, whole_numbers(1), on_resume=True)
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
-    validation: int | None = None
+    validation: int | None = option(None, whole_numbers(0))
     """Training samples held out for validation (5,000, or a tenth of a smaller set); 0 for none."""
-    early_stopping: int = 0
-    """Stop when the validation loss has not fallen for so many epochs, and keep the best network; 0: never."""
-    seed: int = 0
-    """Of the initial weights, the held-out samples and the batch order."""
-    dtype: str = "float32"
-    """float32 or float64."""
-    matmul_precision: str = "highest"
-    """Of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
-    execution: str = "auto"
-    """How steps run on a GPU: persistent (one launch for many steps of a small network), graphs (CUDA graphs),
-    eager (each operation by itself) or auto (the first of these that is possible); no effect on the CPU."""
-    diagnostics: str = "on"
-    """Look at each layer after epochs (of very short ones, some), for the findings: on or off; same results."""
-    out: str | None = None
+    early_stopping: int = option(0, whole_numbers(0), on_resume=True)
+    """Stop when the validation loss has not improved for this many epochs, and keep the best network; 0: never."""
+    seed: int = option(0, whole_numbers(0))
+    """Seed of the initial weights, the held-out samples and the batch order."""
+    dtype: str = option("float32", _one_of("float32", "float64"))
+    """Precision of the network: float32 or float64."""
+    matmul_precision: str = option("highest", _one_of(*MATMUL_PRECISIONS))
+    """Precision of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
+    execution: str = option("auto", _one_of(*EXECUTIONS), on_resume=True)
+    """How a GPU runs the steps: auto (the first that is possible of these), persistent (a whole epoch of a small
+    network in one launch), graphs (many steps in one launch) or eager (one by one); no effect on the CPU."""
+    diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
+    """Measure each layer after every epoch (after some of very short ones), to find what is wrong with training:
+    on or off; the results are the same."""
+    out: str | None = option(None, _text("a folder"), per_call=True)
     """Folder for the run (runs/TIME-DATASET)."""
-    overwrite: bool = False
+    overwrite: bool = option(False, _FLAG, per_call=True)
     """Replace a run that is in the folder."""
-    resume: str | None = None
-    """Go on with the run in this folder, with its own configuration."""
-    min_accuracy: float | None = None
+    resume: str | None = option(None, _text("the folder of a run"), on_resume=True, per_call=True)
+    """Resume the run in this folder, with its own configuration."""
+    min_accuracy: float | None = option(
+        None, Range(numbers(0, 1).accepts, "a fraction from 0 to 1, such as 0.975"), on_resume=True, per_call=True
+    )
     """Exit with code 1 if the test accuracy, as a fraction, is below this."""
-    log: str | None = None
-    """tensorboard: write what TensorBoard shows, too, into the folder of the run (extra: .[tensorboard])."""
-    quiet: bool = False
+    log: str | None = option(None, _one_of("tensorboard"), on_resume=True, per_call=True)
+    """tensorboard: also write event files for TensorBoard into the run's folder (needs pip install
+    '.[tensorboard]')."""
+    quiet: bool = option(False, _FLAG, on_resume=True, per_call=True)
     """Print nothing but errors."""
-    report: bool = False
-    """Write report.html, a page on the run, into its folder at the end, also where it diverges or is interrupted;
-    needs pip install '.[report]'."""
-    preset: str | None = None
+    report: bool = option(False, _FLAG, on_resume=True, per_call=True)
+    """Write report.html, a page about the run, into its folder at the end, also if it diverges or is interrupted
+    (needs pip install '.[report]')."""
+    preset: str | None = option(None, _one_of("notes"), per_call=True)
     """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50."""
 
     def resolved(self, training_samples: int) -> Config:
-        """The same with every "it depends" filled in.
+        """A copy with every default filled in that depends on the data or on another option.
 
         Args:
-            training_samples: how many there are, validation samples included.
+            training_samples: number of training samples, validation samples included.
 
         Raises:
             ConfigError: naming everything that is wrong.
@@ -127,19 +199,11 @@ class Config:
             "batch_size": 32 if small else 128,
             "epochs": 50 if small else 20,
             "validation": min(5000, training_samples // 10),
+            "learning_rate": 0.1 if self.optimizer == "sgd" else 0.001,
         }
-        if self.optimizer == "sgd":
-            defaults |= {"learning_rate": 0.1, "momentum": 0.9}
-        else:
-            defaults |= {"learning_rate": 0.001}
-        if self.initializer == "normal":
-            defaults |= {"initializer_scale": Normal.scale}
-        if self.schedule in ("step", "milestones"):
-            defaults |= {"gamma": 0.5}
-        if self.schedule == "step":
-            defaults |= {"step_size": 10}
-        if self.schedule in ("exponential", "inverse_time"):
-            defaults |= {"decay_rate": 0.05}
+        for field in dataclasses.fields(self):
+            if field.metadata["usual"] is not None and self._is_chosen(field.metadata["only_with"]):
+                defaults[field.name] = field.metadata["usual"]
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         if config.early_stopping and not config.validation:
@@ -149,15 +213,13 @@ class Config:
     def check(self) -> None:
         """Raise a ConfigError that names every wrong value and its range; return if there is none."""
         problems = []
-        for name, (valid, expected) in RANGES.items():
-            value = getattr(self, name)
-            if not valid(value):
-                problems.append(f"{name}: expected {expected}, got {value!r}")
-        for name in self._out_of_place():
-            field, choices = BELONGS_TO[name]
-            problems.append(
-                f"{name}: expected only with {field} {' or '.join(choices)}, got {field} {getattr(self, field)}"
-            )
+        for field in dataclasses.fields(self):
+            value, allowed = getattr(self, field.name), field.metadata["allowed"]
+            if not allowed.accepts(value):
+                problems.append(f"{field.name}: expected {allowed.words}, got {value!r}")
+        for name, only_with in self._out_of_place().items():
+            choice = only_with.partition(" ")[0]
+            problems.append(f"{name}: expected only with {only_with}, got {choice} {getattr(self, choice)}")
         if self.nesterov and self.momentum == 0:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
@@ -166,7 +228,7 @@ class Config:
             raise ConfigError("\n".join(problems))
 
     def without_leftovers(self) -> Config:
-        """The same without what a preset set for a choice that another option has changed since."""
+        """A copy without what a preset set for a choice that another option has changed."""
         preset = PRESETS.get(str(self.preset), Config())
         leftovers = [name for name in self._out_of_place() if getattr(self, name) == getattr(preset, name)]
         if self.optimizer != preset.optimizer and self.learning_rate == preset.learning_rate:
@@ -174,14 +236,20 @@ class Config:
         defaults = Config()
         return dataclasses.replace(self, **{name: getattr(defaults, name) for name in leftovers})
 
-    def _out_of_place(self) -> list[str]:
-        """Options that are set, but belong to another choice than the one made."""
-        defaults = Config()
-        return [
-            name
-            for name, (field, choices) in BELONGS_TO.items()
-            if getattr(self, name) != getattr(defaults, name) and getattr(self, field) not in choices
-        ]
+    def _out_of_place(self) -> dict[str, str]:
+        """The options that are set but belong to another choice than the one made, and the choices they need."""
+        return {
+            field.name: only_with
+            for field in dataclasses.fields(self)
+            if (only_with := field.metadata["only_with"]) is not None
+            and getattr(self, field.name) != field.default
+            and not self._is_chosen(only_with)
+        }
+
+    def _is_chosen(self, choices: str) -> bool:
+        """Is one of these made, as in "schedule step or milestones"?"""
+        name, *values = choices.replace(" or ", " ").split()
+        return getattr(self, name) in values
 
     # -- The objects it describes -------------------------------------------------------------------------
 
@@ -214,11 +282,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """From what `to_json` wrote.
+        """From what `to_json` wrote, in this version or an earlier one.
 
         Raises:
             ConfigError: unknown names, or wrong values.
         """
+        values = with_present_names(values)
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
@@ -227,6 +296,21 @@ class Config:
         config = cls(**{**values, **lists})
         config.check()
         return config
+
+
+def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with today's names: `execution` in place of ``cuda_graphs`` and ``persistent_kernel``."""
+    result = dict(values)
+    old = {name: result.pop(name) for name in ("cuda_graphs", "persistent_kernel") if name in result}
+    if old and "execution" not in result:
+        graphs = "eager" if old.get("cuda_graphs") == "off" else "graphs"
+        result["execution"] = "persistent" if old.get("persistent_kernel") == "on" else graphs
+    return result
+
+
+def options_marked(mark: str) -> tuple[str, ...]:
+    """The names of the options with a mark: ``"on_resume"`` or ``"per_call"``, see `option`."""
+    return tuple(field.name for field in dataclasses.fields(Config) if field.metadata[mark])
 
 
 PRESETS: dict[str, Config] = {

@@ -1,20 +1,16 @@
-"""What to say when the loss is no longer a number."""
+"""Why training diverged: where the loss became NaN or infinite, the likely cause, and what to try."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from ..diagnostics import Finding
-from ..diagnostics.causes import LARGE_INPUT
 from ..nn.optimizers import SGD, Optimizer
-from .history import History
+from .history import Finding, History
+from .step import TrainingStep
 
-if TYPE_CHECKING:
-    from .run import RunFolder
-    from .step import TrainingStep
-
+LARGE_INPUT = 20.0  # inputs are meant to be about 1
 LARGE_FIRST_LOSS = 10.0  # times that of guessing, before the first update
 
 
@@ -24,18 +20,18 @@ class DivergenceError(RuntimeError):
     Attributes:
         finding: the evidence, the likely cause and what to try; its message is that of the error.
         history: of the epochs before.
-        folder: that of the run, where there is one and it has been told why it ended.
+        folder: that of the run, once the reason is saved in it; None without a run.
     """
 
     def __init__(self, finding: Finding, history: History) -> None:
         super().__init__(finding.message)
         self.finding = finding
         self.history = history
-        self.folder: RunFolder | None = None
+        self.folder: Path | None = None
 
 
-def diagnose(step: TrainingStep, epoch: int, learning_rate: float) -> Finding:
-    """Run the epoch again from its start, looking at every step, until the loss is lost.
+def explain_divergence(step: TrainingStep, epoch: int, learning_rate: float) -> Finding:
+    """Run the epoch again from its start, step by step, until the loss is no longer finite.
 
     Args:
         step: with parameters and optimizer state as they were before the epoch; both are overwritten.
@@ -43,7 +39,7 @@ def diagnose(step: TrainingStep, epoch: int, learning_rate: float) -> Finding:
         learning_rate: of the epoch.
 
     Returns:
-        Where it happened, the learning rate, the largest gradient, and what to try.
+        A finding with the step, the learning rate, the largest gradient, and what to try.
     """
     model, xp = step.model, step.model.backend.xp
     largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
@@ -94,7 +90,7 @@ def _advice(step: TrainingStep, epoch: int, rate: float, inputs: float, first_lo
 
 
 def smaller_steps(optimizer: Optimizer, learning_rate: float) -> str:
-    """What to try after a divergence with no other cause: a tenth, or what is usual where that is still less."""
+    """Advice for a divergence without another cause: a tenth of the rate, or the usual one if that is smaller."""
     (usual,) = (field.default for field in dataclasses.fields(optimizer) if field.name == "learning_rate")
     rate = min(learning_rate / 10, usual if isinstance(usual, float) else math.inf)
     return f"Try a learning_rate of {rate:g} or less, or another initializer"

@@ -1,14 +1,54 @@
-"""What happened in each epoch."""
+"""What happened in each epoch: the records, the best epoch, and what the diagnostics say of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..diagnostics import Finding, LayerStatistics, Setting, find, trend
+from ..nn.optimizers import SGD, Optimizer, Penalty
+from ..nn.schedules import Constant, Schedule
+
+# The columns of a history that tell how good a network is, and whether more is better.
+MONITORS = {"train_loss": False, "train_accuracy": True, "validation_loss": False, "validation_accuracy": True}
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer after one epoch; a part of a line of ``history.jsonl``.
+
+    Norms are Euclidean and of the weights only, without the biases. Numbers that are too large for the network's
+    dtype are None.
+
+    Attributes:
+        gradient_norm: of the gradient of the mean loss, without the weight penalty, over `gradient_samples`.
+        update_ratio: how far the epoch has moved the weights: the norm of their change over their norm at its end.
+        weight_norm: at the epoch's end.
+        dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
+        saturated: the share of outputs of tanh or sigmoid where the slope is below 2 % of its largest, over
+            `gradient_samples`; None for layers of other activations.
+        samples: number of samples of the forward pass: the first chunk of the validation samples, or else
+            training samples.
+        gradient_samples: number of them that the gradient is taken from.
+        largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
+            others, and in runs of earlier versions.
+        mean, deviation: of a hidden layer's outputs, over units and `gradient_samples`; None for the output layer,
+            and in runs of earlier versions.
+    """
+
+    gradient_norm: float | None
+    update_ratio: float | None
+    weight_norm: float | None
+    dead: float | None
+    saturated: float | None
+    samples: int
+    gradient_samples: int
+    largest_input: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -17,8 +57,8 @@ class EpochRecord:
 
     Losses are mean cross-entropies without the weight penalty and accuracies are fractions. The training
     ones are running means over the epoch's batches, each before its own update; the validation ones are
-    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics were off,
-    and after some of the epochs that are short (`gpumlp.diagnostics.statistics.is_due`).
+    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics are off,
+    and after some of the epochs that are short (`gpumlp.diagnostics.is_due`).
     """
 
     epoch: int  # counted from 1
@@ -27,7 +67,7 @@ class EpochRecord:
     validation_loss: float | None
     validation_accuracy: float | None
     learning_rate: float
-    seconds: float  # of training: neither validation nor saving is in it
+    seconds: float  # of training: neither validation nor saving is included
     samples_per_second: float
     layers: tuple[LayerStatistics, ...] | None = None
 
@@ -50,13 +90,120 @@ class EpochRecord:
         return cls(**values)
 
 
+class Best(NamedTuple):
+    """The best epoch, counted from 1, its value, and the number of epochs since."""
+
+    epoch: int
+    value: float
+    since: int
+
+
+def best_epoch(
+    values: Sequence[float | None], monitor: str = "validation_loss", min_delta: float = 0.0
+) -> Best | None:
+    """The best epoch of a column; None without an epoch or without values.
+
+    Args:
+        values: a value for each epoch; None and what is not finite is passed over.
+        monitor: the name of the column: a loss is best where it is lowest, an accuracy where it is highest.
+        min_delta: a value is a new best one only if it is better by more than this.
+
+    >>> best_epoch([0.5, 0.3, 0.4], "train_loss")
+    Best(epoch=2, value=0.3, since=1)
+    """
+    sign = -1.0 if MONITORS[monitor] else 1.0
+    best: tuple[int, float] | None = None
+    for epoch, value in enumerate(values, 1):
+        if value is None or not math.isfinite(value):
+            continue
+        if best is None or sign * value < sign * best[1] - min_delta:
+            best = epoch, value
+    return None if best is None else Best(*best, len(values) - best[0])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a training run.
+
+    Attributes:
+        name: of the problem, such as ``"dead units"``.
+        message: a whole sentence: the evidence in figures, the likely cause, and what to try.
+        layer: the layer it is in, counted from 1 (the first hidden layer), the lowest if it is in several; None
+            if it is about the whole network.
+    """
+
+    name: str
+    message: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network is trained, as far as the advice of a `Finding` depends on it.
+
+    Attributes:
+        classes: of the data. Below 2 where there are none; then only units are judged, because the size of a loss
+            or a gradient means nothing.
+        activation: the name of that of the hidden layers.
+        hidden: units of each hidden layer.
+        optimizer: ``"SGD"``, ``"Adam"``, ...
+        momentum: of SGD; 0 without it.
+        l2, l1: the weight penalty.
+        constant_rate: does the learning rate stay the same?
+        label_entropy: of the training labels, in nats; None if unknown.
+    """
+
+    classes: int
+    activation: str = "relu"
+    hidden: tuple[int, ...] = ()
+    optimizer: str = "SGD"
+    momentum: float = 0.0
+    l2: float = 0.0
+    l1: float = 0.0
+    constant_rate: bool = True
+    label_entropy: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Sequence[int],
+        activation: str,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        penalty: Penalty,
+        label_entropy: float | None,
+    ) -> Setting:
+        """From the objects that a network is trained with; `sizes` are those of the layers, inputs first."""
+        return cls(
+            classes=sizes[-1],
+            activation=activation,
+            hidden=tuple(sizes[1:-1]),
+            optimizer=type(optimizer).__name__,
+            momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
+            l2=penalty.l2,
+            l1=penalty.l1,
+            constant_rate=isinstance(schedule, Constant),
+            label_entropy=label_entropy,
+        )
+
+    @property
+    def ignorance(self) -> float:
+        """The loss of taking all classes for equally likely, in nats."""
+        return math.log(self.classes)
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a guess that knows how frequent each class is, in nats; `ignorance` if that is unknown."""
+        return self.label_entropy or self.ignorance
+
+
 class History:
-    """The records of a training, one per epoch.
+    """The records of a training run, one per epoch.
 
     Attributes:
         records: the `EpochRecord`, in order.
-        interrupted: was the training stopped by the keyboard?
-        setting: how the network was trained, for the findings; None where nobody has said.
+        interrupted: was training stopped by the keyboard?
+        setting: how the network was trained, for the findings; None if unknown.
 
     >>> history = History()
     >>> history.append(EpochRecord(1, 0.5, 0.8, 0.4, 0.9, 0.1, 2.0, 500.0))
@@ -82,25 +229,34 @@ class History:
     def __len__(self) -> int:
         return len(self.records)
 
+    def best(self, monitor: str = "validation_loss", min_delta: float = 0.0) -> Best | None:
+        """The best epoch by one of the columns in `MONITORS`, see `best_epoch`."""
+        return best_epoch(self[monitor], monitor, min_delta)
+
     def findings(self) -> list[Finding]:
-        """What is wrong with the training, each with evidence and advice; nothing is an empty list.
+        """What is wrong with training, each with evidence and advice; an empty list if nothing is.
 
         Raises:
             ValueError: the history is not that of a `Trainer` or of `fit`.
         """
-        if self.setting is None:
-            raise ValueError(
-                "findings are expected to be asked of the history of a training; this one has no setting"
-            )
-        return find(self.records, self.setting)
+        from ..diagnostics import find  # imports this module
+
+        return find(self.records, self._known_setting())
 
     def trend(self) -> str | None:
-        """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs."""
+        """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs.
+
+        Raises:
+            ValueError: the history is not that of a `Trainer` or of `fit`.
+        """
+        from ..diagnostics import trend  # imports this module
+
+        return trend(self.records, self._known_setting())
+
+    def _known_setting(self) -> Setting:
         if self.setting is None:
-            raise ValueError(
-                "a trend is expected to be asked of the history of a training; this one has no setting"
-            )
-        return trend(self.records, self.setting)
+            raise ValueError("findings and trend need the history of a Trainer or of fit; this one has no setting")
+        return self.setting
 
     @property
     def seconds(self) -> float:
@@ -110,12 +266,11 @@ class History:
     @property
     def samples_per_second(self) -> float:
         """Mean throughput over all epochs."""
-        samples = sum(record.samples_per_second * record.seconds for record in self.records)
-        return samples / self.seconds if self.seconds else 0.0
+        return throughput(self.records)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from .notebook import history_html
+        from ..notebook import history_html
 
         return history_html(self)
 
@@ -125,3 +280,20 @@ class History:
         last = self.records[-1]
         validation = "" if last.validation_loss is None else f", validation_loss={last.validation_loss:.4f}"
         return f"History({len(self)} epochs, train_loss={last.train_loss:.4f}{validation})"
+
+
+def throughput(records: Sequence[EpochRecord]) -> float:
+    """Mean samples per second of some epochs; 0 for none."""
+    seconds = sum(record.seconds for record in records)
+    return sum(record.samples_per_second * record.seconds for record in records) / seconds if seconds else 0.0
+
+
+def starting_seconds(records: Sequence[EpochRecord]) -> float | None:
+    """Seconds that the first of some epochs took longer than it takes at the others' mean throughput.
+
+    On a GPU that is mostly the compilation of kernels. None with fewer than two epochs.
+    """
+    if len(records) < 2:
+        return None
+    first = records[0]
+    return max(0.0, first.seconds - first.samples_per_second * first.seconds / throughput(records[1:]))

@@ -1,4 +1,4 @@
-"""What a training shows: a bar and a table's lines on a terminal, one plain line per epoch elsewhere.
+"""What training shows: a progress bar and the lines of a table on a terminal, one plain line per epoch elsewhere.
 
 In a notebook it is one output that changes in place.
 """
@@ -6,55 +6,108 @@ In a notebook it is one output that changes in place.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from .callbacks import Callback
-from .lines import epoch_line, header_line, percent
-from .notebook import Cell, notebook_cell
+from .history import EpochRecord
+from .trainer import Callback, Trainer
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich import progress
 
-    from .trainer import Trainer
+# Name and width of each column; together they fit into 80 characters.
+COLUMNS = (
+    ("epoch", 7),
+    ("train loss", 10),
+    ("accuracy", 8),
+    ("valid. loss", 11),
+    ("accuracy", 8),
+    ("learning rate", 13),
+    ("samples/s", 9),
+)
 
 
-__all__ = ["ProgressDisplay", "percent"]
+def header_line() -> str:
+    """The names of the columns of `epoch_line`."""
+    return "  ".join(f"{name:>{width}}" for name, width in COLUMNS)
 
 
-class ProgressDisplay(Callback):
-    """Shows the course of a training, on standard output or in a notebook's cell.
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """An epoch in a line, under `header_line`."""
+    cells = (f"{record.epoch}/{epochs}", *epoch_cells(record)[1:])
+    return "  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
 
-    `fit` alone is silent: ``fit(..., callbacks=[Progress()])``, as `gpumlp` calls it, is not.
+
+def epoch_cells(record: EpochRecord) -> list[str]:
+    """The values of an epoch as text, one for each of `COLUMNS`."""
+    return [
+        str(record.epoch),
+        number(record.train_loss),
+        percent(record.train_accuracy),
+        number(record.validation_loss),
+        percent(record.validation_accuracy),
+        f"{record.learning_rate:.4g}",
+        f"{record.samples_per_second:,.0f}",
+    ]
+
+
+def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:
+    """A fraction as a percentage: 0.1671 as "16.71 %".
+
+    Args:
+        fraction: from 0 to 1, or None.
+        digits: decimals.
+        missing: the text for None.
+    """
+    return missing if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """A loss, with four decimals where it is not huge."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1000 else f"{value:.3g}"
+
+
+class Progress(Callback):
+    """Shows the progress of training, on standard output or in a notebook's cell.
+
+    `fit` alone is silent; use ``fit(..., callbacks=[Progress()])`` to see the epochs.
 
     Args:
         quiet: show nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console  # not with the package: nobody but this needs it
+        from rich.console import Console  # slow to import, and nothing else needs it
 
         # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
         self._console = Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._quiet = quiet
-        self._cell: Cell | None = None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._cell: Any = None  # gpumlp.notebook.Cell
+        self._bar: progress.Progress | None = None
+        self._task: progress.TaskID | None = None
+        self._slowdown = Slowdown()
 
     def say(self, text: str) -> None:
         """Print a line."""
         if not self._quiet:
-            if self._console.is_jupyter:  # there rich would make a page's element of each line
+            if self._console.is_jupyter:  # there rich would make an HTML element of each line
                 print(text)
             else:
                 self._console.print(text)
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        from ..notebook import notebook_cell  # imports this module
+
+        self._slowdown = Slowdown()
         self._cell = None if self._quiet else notebook_cell()
         if self._cell is not None:
             self._cell.show(trainer, at_once=True)
             return
         self.say(header_line())
-        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot go back in it.
+        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot move back in it.
         in_notebook = "JPY_PARENT_PID" in os.environ
         if self._console.is_terminal and not self._console.quiet and not in_notebook:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,6 +125,14 @@ class ProgressDisplay(Callback):
             self._bar.start()
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
+        if self._slowdown.notices(samples):
+            threads = trainer.execution.threads or 1
+            if threads > 1:
+                self.say(
+                    f"steps take {self._slowdown.factor:.0f} times as long as this run's fastest: other programs "
+                    f"compete for the processor, and {threads} BLAS threads wait for each other; "
+                    "OPENBLAS_NUM_THREADS=1 may help"
+                )
         if self._cell is not None:
             self._cell.show(trainer, samples)
         if self._bar is not None and self._task is not None:
@@ -89,3 +150,50 @@ class ProgressDisplay(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Slowdown:
+    """Notices, once, that the steps of a run have become several times slower than its fastest ones.
+
+    Args:
+        clock: in seconds.
+
+    Attributes:
+        factor: how many times slower they are.
+    """
+
+    FACTOR = 3.0  # of the fastest time per sample
+    LEAST = 0.01  # seconds of steps that are timed together
+    LASTING = 2.0  # seconds of steps that must be so slow on average
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._before: tuple[float, int] | None = None  # time and samples of the epoch at the start of a part
+        self._fastest = float("inf")  # seconds per sample
+        self._seconds, self._samples = 0.0, 0  # of the steps that are being averaged
+        self._noticed = False
+        self.factor = 1.0
+
+    def notices(self, samples: int) -> bool:
+        """To be called with the samples of an epoch that are done; True the first time that steps are so slow.
+
+        The time between two epochs is not that of steps: the first call in an epoch only starts the clock.
+        """
+        now = self._clock()
+        if self._before is None or samples <= self._before[1]:
+            self._before = now, samples
+            return False
+        seconds, count = now - self._before[0], samples - self._before[1]
+        if seconds < self.LEAST:
+            return False
+        self._before = now, samples
+        self._fastest = min(self._fastest, seconds / count)
+        self._seconds, self._samples = self._seconds + seconds, self._samples + count
+        if self._seconds < self.LASTING:
+            return False
+        self.factor = self._seconds / self._samples / self._fastest
+        self._seconds, self._samples = 0.0, 0
+        if self.factor < self.FACTOR or self._noticed:
+            return False
+        self._noticed = True
+        return True

@@ -1,40 +1,31 @@
-"""A whole run, from a configuration to its metrics; and a look back at one."""
+"""A whole run, from a configuration to its metrics, and resuming one."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..backends import Backend, choose_device, get_backend
-from ..data import Dataset, load_dataset
-from ..nn.network import MLP
-from . import tensorboard
-from .additions import ADDITIONS, additions, where_the_best_is
-from .checkpoint import Checkpoint, CheckpointError
-from .config import Config, ConfigError, given
-from .divergence import DivergenceError
-from .history import History
-from .progress import ProgressDisplay
-from .results import in_words, metrics_of, take_test
-from .run import RunFolder, open_run
-from .trainer import Trainer
+import numpy as np
 
-# What may differ from the saved configuration when a run is resumed.
-RESUME_OPTIONS = (
-    "resume",
-    "device",
-    "execution",
-    "data_dir",
-    "diagnostics",
-    "epochs",
-    "min_accuracy",
-    "quiet",
-    "report",
-    *ADDITIONS,
-)
+import gpumlp
+
+from ..backends import Backend, ExecutionError, choose_device, get_backend
+from ..data import Dataset, load_dataset
+from ..nn.network import MLP, Evaluation
+from . import tensorboard
+from .callbacks import EarlyStopping
+from .checkpoint import Checkpoint, CheckpointError, execution_record
+from .config import Config, ConfigError, given, options_marked
+from .divergence import DivergenceError, smaller_steps
+from .history import Finding, History, starting_seconds, throughput
+from .progress import Progress, percent
+from .run import BEST, CHECKPOINT, BestFolder, Run, RunFolder, open_run
+from .trainer import Callback, Trainer
 
 
 @dataclass(frozen=True)
@@ -47,18 +38,19 @@ class Outcome:
 
 
 def train(config: Config) -> Outcome:
-    """Train as configured, or go on with the run in ``config.resume``, and save it.
+    """Train as configured, or resume the run in ``config.resume``, and save it.
 
     Raises:
-        ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, MissingExtraError, OSError: in words
-            for the user.
+        ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, MissingExtraError, OSError: with
+            messages for the user.
     """
     if config.log is not None:
         tensorboard.check_installed()
-    display = ProgressDisplay(quiet=config.quiet)
+    display = Progress(quiet=config.quiet)
     if config.resume is not None:
         return _resume(config, display)
-    backend = _backend(config, display)
+    backend, device = _backend(config, config.execution)
+    display.say(device)
     training, test = _data(config, display)
     config = dataclasses.replace(config.resolved(len(training)), dataset=_plain_name(config, training))
     model = MLP(
@@ -70,132 +62,294 @@ def train(config: Config) -> Outcome:
         dtype=config.dtype,
     )
     trainer = _trainer(model, training, config)
+    _ = trainer.execution  # an ExecutionError before the folder is made
     folder = RunFolder.create(config, training.name)
     folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
     return _run(trainer, test, folder, display)
 
 
-def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[RunFolder, MLP, Dataset]:
+def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[Run, MLP, Dataset]:
     """A saved run, its network on a device of choice, and its test set.
 
     Args:
         path: the folder.
-        device: that of the run's configuration if None; where that is not to be had, a DeviceError.
+        device: that of the run's configuration if None.
         data_dir: folder with MNIST's files, if not that of the configuration.
+
+    Raises:
+        CheckpointError: there is no run, it is damaged, or it was made with other data.
+        DeviceError, DataError: the device or the data is not available.
     """
-    folder = open_run(path)
-    checkpoint = folder.load()
-    config = dataclasses.replace(checkpoint.config, data_dir=data_dir or checkpoint.config.data_dir)
-    model = checkpoint.make_model(device or config.device)
+    run = open_run(path)
+    config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
+    model = run.checkpoint.make_model(device or config.device)
     training, test, _ = load_dataset(config.dataset, config.data_dir)
-    _check_data(checkpoint, training)
-    metrics = None
-    with suppress(CheckpointError):  # damaged: the checkpoint is as good as it was
-        metrics = folder.read_metrics()
-    expected = (metrics or {}).get("test_fingerprint")
+    _check_data(run.checkpoint, training)
+    expected = (Run(path, lenient=True).metrics or {}).get("test_fingerprint")
     if expected not in (None, test.fingerprint()):
         raise CheckpointError(
             f"the run was tested on other data: expected a test set {expected}, but {test.name} has "
             f"{test.fingerprint()}; evaluate it on the data it was made with"
         )
-    return folder, model, test
+    return run, model, test
 
 
-def _resume(config: Config, display: ProgressDisplay) -> Outcome:
-    assert config.resume is not None
-    folder = _open_to_go_on(config.resume)
-    checkpoint = folder.load()
-    saved = checkpoint.config
-    names = [field.name for field in dataclasses.fields(Config)]
-    changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
-    refused = [name for name in changed if name not in RESUME_OPTIONS]
-    if refused:
-        raise ConfigError(
-            f"{', '.join(refused)}: a run is resumed with its own configuration; only "
-            f"{', '.join(RESUME_OPTIONS[1:])} can be changed"
-        )
-    if given(config.epochs) < len(checkpoint.history):
-        raise ConfigError(f"epochs: the run has {len(checkpoint.history)} already, got {config.epochs}")
-    backend = _backend(config, display)
-    training, test = _data(config, display)
-    _check_data(checkpoint, training)
-    trainer = _trainer(checkpoint.make_model(backend), training, config)
-    checkpoint.restore(trainer)
-    folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
-    display.say(f"going on with {folder.path} after epoch {trainer.epoch} of {config.epochs}")
-    return _run(trainer, test, folder, display)
+# -- Resuming ------------------------------------------------------------------------------------------------
 
 
 def resume_config(path: str) -> Config:
-    """The configuration with which the run in a folder goes on."""
-    return dataclasses.replace(_open_to_go_on(path).config, resume=path, quiet=False, report=False)
+    """The configuration with which the run in a folder is resumed.
+
+    Raises:
+        CheckpointError: there is no run in it, or its checkpoint is damaged.
+        ConfigError: it is the best network that another run keeps.
+    """
+    return dataclasses.replace(_open_to_resume(path).config, resume=path, quiet=False, report=False)
 
 
-def _open_to_go_on(path: str) -> RunFolder:
-    folder = open_run(path)
-    if folder.is_best:
-        run = folder.path.parent if folder.path.name else folder.path.resolve().parent
+def _open_to_resume(path: str) -> Run:
+    run = open_run(path)
+    if run.is_best:
+        parent = run.path.parent if run.path.name else run.path.resolve().parent
         raise ConfigError(
-            f"resume: {path} is the network that the run in {run} keeps of its best epoch; go on with the run: "
-            f"--resume {run}"
+            f"resume: {path} is the network that the run in {parent} keeps of its best epoch; resume that run: "
+            f"--resume {parent}"
         )
-    return folder
+    return run
 
 
-def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: ProgressDisplay) -> Outcome:
+def _resume(config: Config, display: Progress) -> Outcome:
+    run = _open_to_resume(given(config.resume))
+    checkpoint, saved = run.checkpoint, run.config
+    names = [field.name for field in dataclasses.fields(Config)]
+    allowed = options_marked("on_resume")
+    changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
+    refused = [name for name in changed if name not in allowed]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: a run is resumed with its own configuration; only "
+            f"{', '.join(name for name in allowed if name != 'resume')} can be changed"
+        )
+    if given(config.epochs) < len(checkpoint.history):
+        raise ConfigError(f"epochs: the run has {len(checkpoint.history)} already, got {config.epochs}")
+    training, test = _data(config, display)
+    _check_data(checkpoint, training)
+    trainer = _trainer_as_before(config, checkpoint, training, display)
+    checkpoint.restore(trainer)
+    folder_config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
+    display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
+    return _run(trainer, test, RunFolder(run.path, folder_config), display)
+
+
+def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset, display: Progress) -> Trainer:
+    """A trainer that runs its steps as the run did before, if it can; where it cannot, a line says so.
+
+    A way that is asked for by name now must be possible. The one that the run took before is only preferred: where
+    it is not possible (other libraries, an old run whose options allowed a fallback), the next one is taken. On
+    another kind of device, that device's own rule decides.
+
+    Raises:
+        ExecutionError: the way that is asked for is not possible.
+    """
+    before, saved = checkpoint.execution, checkpoint.config.execution
+    asked = config.execution != saved
+    ways = [config.execution] if asked else _from(before.get("name", saved))
+    reasons: list[str] = []
+    for way in ways:
+        try:
+            trainer, device = _trainer_for(config, way, checkpoint, training)
+            break
+        except ExecutionError as error:
+            if way == ways[-1]:
+                raise
+            reasons.append(f"not {way} as before ({error.cause})")
+    name, was = trainer.model.backend.name, before.get("name", saved)
+    moved = bool(before) and before["device"].partition(":")[0] != name.partition(":")[0]
+    if moved and not asked:
+        trainer, device = _trainer_for(config, "auto", checkpoint, training)
+    now = trainer.execution.name
+    display.say(device)
+    if moved:
+        display.say(f"steps: {now} on {name} instead of {was} on {before['device']}: results differ by rounding")
+    elif name != "cpu" and now != was and was != "auto":
+        bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
+        display.say(f"steps: {'; '.join([*reasons, f'{now} instead of {was}: {bits}'])}")
+    return trainer
+
+
+def _from(way: str) -> list[str]:
+    """A way of running steps, and those to try after it."""
+    ways = ["persistent", "graphs", "eager"]
+    return ways[ways.index(way) :] if way in ways else [way]
+
+
+def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dataset) -> tuple[Trainer, str]:
+    """A trainer with the saved network whose steps run in one way, and a line about its device.
+
+    Raises:
+        ExecutionError: the way is not possible.
+    """
+    backend, device = _backend(config, way)
+    trainer = _trainer(checkpoint.make_model(backend), training, config)
+    _ = trainer.execution  # raises the error
+    return trainer, device
+
+
+# -- One run -------------------------------------------------------------------------------------------------
+
+
+def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     display.say(
         f"data: {test.name}, {' x '.join(map(str, test.feature_shape))}, "
         f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
     )
-    model = trainer.model
+    model, first = trainer.model, trainer.epoch
     display.say(
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
     try:
         # The folder first: what is shown is saved.
-        history = trainer.run(given(folder.config.epochs), [folder, *additions(folder), display])
+        history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
         if history.interrupted:
-            if not folder.saved:  # so early that there is nothing to go on from
+            if not folder.saved:  # so early that there is nothing to resume
                 with suppress(OSError):
                     folder.path.rmdir()
                 raise KeyboardInterrupt
             return Outcome(folder, history, None)
         try:
-            result = take_test(trainer, test)
+            result = _test(trainer, test)
         except KeyboardInterrupt:
             return Outcome(folder, history, None)
     except DivergenceError as error:
         folder.write_divergence(error.finding)
-        error.folder = folder
+        error.folder = folder.path
         raise
-    metrics = metrics_of(trainer, test, result, folder.config)
+    metrics = _metrics(trainer, test, result, folder.config, first)
     folder.write_metrics(metrics)
-    best = where_the_best_is(history, folder)
-    if best is not None:
-        display.say(best)
-    for line in in_words(trainer, test, result):
+    for line in _results(trainer, test, result, folder, first):
         display.say(line)
-    display.say(f"run saved in {folder.path}")
     return Outcome(folder, history, metrics)
 
 
-def _backend(config: Config, display: ProgressDisplay) -> Backend:
-    options = {
-        "matmul_precision": config.matmul_precision,
-        "execution": config.execution,
+def run_callbacks(folder: RunFolder) -> list[Callback]:
+    """The callbacks that the configuration asks for. They depend on the history, so that a run resumes exactly."""
+    callbacks: list[Callback] = []
+    patience = folder.config.early_stopping
+    if patience:
+        # The run is resumed from its own checkpoint; the best network is kept beside it.
+        callbacks += [BestFolder(folder), EarlyStopping(patience=patience, restore_best=False)]
+    if folder.config.log == "tensorboard":
+        callbacks.append(tensorboard.TensorBoard(folder.path))
+    return callbacks
+
+
+def _test(trainer: Trainer, test: Dataset) -> Evaluation:
+    """Loss and accuracy on the test set. Waits for the device.
+
+    Raises:
+        DivergenceError: the loss is not finite, although every training loss was.
+    """
+    result = trainer.model.evaluate(test)
+    if not math.isfinite(result.loss):
+        advice = smaller_steps(trainer.optimizer, trainer.optimizer.learning_rate)
+        message = f"training diverged: the test loss after epoch {trainer.epoch} is {result.loss}. {advice}"
+        raise DivergenceError(Finding("diverged", message), trainer.history)
+    return result
+
+
+def _metrics(trainer: Trainer, test: Dataset, result: Evaluation, config: Config, first: int) -> dict[str, Any]:
+    """What ``metrics.json`` holds; `first` epochs were finished when training began."""
+    history, backend, execution = trainer.history, trainer.model.backend, execution_record(trainer)
+    return {
+        "dataset": test.name,
+        "test_fingerprint": test.fingerprint(),
+        "test_accuracy": result.accuracy,
+        "test_loss": result.loss,
+        "validation_accuracy": history.records[-1].validation_accuracy,
+        "epochs": len(history),
+        "seconds": history.seconds,
+        "samples_per_second": history.samples_per_second,
+        "starting_seconds": starting_seconds(history.records[first:]),
+        "device": backend.name,
+        "device_name": backend.device_name,
+        "execution": execution["name"],
+        "execution_reason": execution["reason"],
+        "threads": execution["threads"],
+        "dtype": config.dtype,
+        "seed": config.seed,
+        "version": gpumlp.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "trend": history.trend(),
+        "findings": [vars(finding) for finding in history.findings()],
     }
+
+
+def _results(trainer: Trainer, test: Dataset, result: Evaluation, folder: RunFolder, first: int) -> list[str]:
+    """The lines at the end of a run: results, throughput, what was found to be wrong, and where everything is."""
+    history, backend = trainer.history, trainer.model.backend
+    return [
+        *_best_network(history, folder),
+        f"steps: {trainer.execution}",
+        describe_test(test, result),
+        f"throughput: {throughput_line(history, first)} on {backend.name} ({backend.device_name})",
+        *(f"finding: {finding.message}" for finding in history.findings()),
+        f"run saved in {folder.path}",
+    ]
+
+
+def throughput_line(history: History, first: int) -> str:
+    """Samples per second without the start, which the first epoch holds (compilation, on a GPU)."""
+    records = history.records[first:]
+    starting = starting_seconds(records)
+    if starting is None:
+        return f"{throughput(records or history.records):,.0f} samples/s{', starting included' * bool(records)}"
+    words = f", after {starting:.2g} s of starting" if starting >= 0.1 else ""
+    return f"{throughput(records[1:]):,.0f} samples/s{words}"
+
+
+def describe_test(test: Dataset, result: Evaluation) -> str:
+    """A test result in a line."""
+    return (
+        f"{test.name} test accuracy: {percent(result.accuracy)} "
+        f"({result.correct:,} of {result.samples:,}), loss {result.loss:.4f}"
+    )
+
+
+def _best_network(history: History, folder: RunFolder) -> list[str]:
+    """A line on early stopping and the best epoch; none without early stopping."""
+    patience = folder.config.early_stopping
+    best = history.best("validation_loss") if patience else None
+    if best is None:
+        return []
+    text = f"the validation loss was lowest after epoch {best.epoch} ({best.value:.4f})"
+    if best.since >= patience:
+        text = "stopped early: " + text
+    kept = folder.path / BEST
+    try:
+        saved = len(Checkpoint.load(kept / CHECKPOINT).history)
+    except CheckpointError:
+        saved = 0
+    return [f"{text}; the network of that epoch is in {kept}" if saved == best.epoch else text]
+
+
+# -- Parts of it ---------------------------------------------------------------------------------------------
+
+
+def _backend(config: Config, execution: str) -> tuple[Backend, str]:
+    """The backend of a run, and a line about its device."""
+    options = {"matmul_precision": config.matmul_precision, "execution": execution}
     if config.device == "auto":
         backend, reason = choose_device(**options)
-        display.say(f"device: {backend.name} ({backend.device_name}); {reason}")
+        reason = f"; {reason}"
     else:
-        backend = get_backend(config.device, **options)
-        display.say(f"device: {backend.name} ({backend.device_name})")
-    return backend
+        backend, reason = get_backend(config.device, **options), ""
+    return backend, f"device: {backend.name} ({backend.device_name}){reason}"
 
 
-def _data(config: Config, display: ProgressDisplay) -> tuple[Dataset, Dataset]:
+def _data(config: Config, display: Progress) -> tuple[Dataset, Dataset]:
     training, test, notice = load_dataset(config.dataset, config.data_dir)
     if notice:
         display.say(notice)
@@ -203,6 +357,8 @@ def _data(config: Config, display: ProgressDisplay) -> tuple[Dataset, Dataset]:
 
 
 def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
+    batch_size = given(config.batch_size)
+    full: Literal["full"] = "full"
     try:
         return Trainer(
             model,
@@ -210,18 +366,13 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             optimizer=config.make_optimizer(),
             schedule=config.make_schedule(),
             penalty=config.make_penalty(),
-            batch_size=_batch_size(config),
+            batch_size=batch_size if isinstance(batch_size, int) else full,
             validation=config.validation,
             seed=config.seed,
             diagnostics=config.diagnostics == "on",
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _batch_size(config: Config) -> int | Literal["full"]:
-    size = given(config.batch_size)
-    return size if isinstance(size, int) else "full"
 
 
 def _plain_name(config: Config, training: Dataset) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..backends import Accumulation, Array
-from ..data.batches import ArrayBatches
+from ..data.dataset import ArrayBatches
 from ..nn.layers import Dense
 from ..nn.losses import weigh
 from ..nn.network import MLP, Workspace

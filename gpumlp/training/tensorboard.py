@@ -1,19 +1,15 @@
-"""What TensorBoard shows of a training: event files, written as epochs end."""
+"""Event files for TensorBoard, written as epochs end."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..extras import require
-from .callbacks import Callback
 from .history import EpochRecord
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .trainer import Callback, Trainer
 
 EVENT_FILES = "events.out.tfevents.*"
 _BINS = 64  # of a histogram; TensorBoard shows about 30
@@ -33,12 +29,12 @@ class TensorBoard(Callback):
     """Writes scalars and histograms of the weights after each epoch, as event files that TensorBoard reads.
 
     Losses, accuracies, learning rate and samples a second, and by layer the weights and biases, these also before
-    the first epoch; the step is the epoch. Every epoch is on the disk when the next one begins. A training that
-    goes on writes a file of its own, which takes the place of what the one before had written of later epochs.
+    the first epoch; the step is the epoch. Every epoch is on the disk when the next one begins. A resumed run
+    writes a file of its own, which replaces what the one before had written of later epochs.
 
     Args:
-        folder: for the event files; the folder above all runs is what ``tensorboard --logdir`` wants. Event files
-            that are in it are removed when a training begins anew.
+        folder: for the event files; ``tensorboard --logdir`` takes the folder above all runs. Event files in it
+            are removed when training starts from the beginning.
 
     Raises:
         MissingExtraError: tensorboardX, which writes the files, is not installed.
@@ -90,8 +86,8 @@ class TensorBoard(Callback):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        # Not tensorboardX's SummaryWriter: a thread of its own writes there, and where that fails (a full disk)
-        # the training is not told, and waits for it for ever.
+        # Not tensorboardX's SummaryWriter: it writes in a thread of its own, and where that fails (a full disk),
+        # training is not told and waits for ever.
         writer = EventsWriter(str(self.folder / "events"), f".{epoch:06d}")
         # From this epoch on, what files before this one say is void.
         start = SessionLog(status=SessionLog.START)
@@ -105,7 +101,7 @@ def check_installed() -> None:
 
 
 def remove_event_files(folder: Path) -> None:
-    """Remove what a training before has left for TensorBoard."""
+    """Remove the event files of an earlier run."""
     for file in folder.glob(EVENT_FILES):
         file.unlink(missing_ok=True)
 
@@ -131,8 +127,7 @@ def scalars(record: EpochRecord) -> Iterator[tuple[str, float]]:
         value = getattr(record, name)
         if value is not None:
             yield tag, float(value)
-    for index, layer in enumerate(getattr(record, "layers", None) or ()):
-        statistics = layer if isinstance(layer, Mapping) else dataclasses.asdict(layer)
-        for name, value in statistics.items():
-            if isinstance(value, float):  # not how many samples they were taken from
+    for index, layer in enumerate(record.layers or ()):
+        for name, value in vars(layer).items():
+            if isinstance(value, float):  # not the numbers of samples
                 yield f"{name}/layers.{index}", float(value)

@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..base import Array, Step
-from .kernels import Place, cuda_activation, unsupported_reason
-
-if TYPE_CHECKING:
-    from .backend import CudaBackend
+from .kernels import Device, Place, cuda_activation, unsupported_reason
 
 LENGTHS = (16, 4, 1)  # steps in a graph; 16 of them take the GPU far longer than launching the next graph
 CAPACITY = 256  # steps whose factors are on the device at a time: it works on them while the next are made ready
@@ -70,7 +67,7 @@ class Captured:
 class GraphRunner:
     """Runs steps for a backend by graphs."""
 
-    def __init__(self, backend: CudaBackend) -> None:
+    def __init__(self, backend: Device) -> None:
         self._backend = backend
         self._captured: WeakKeyDictionary[Step, Captured] = WeakKeyDictionary()
 

@@ -5,8 +5,9 @@ Nothing here imports CuPy: the library is passed, so that tests run these very c
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +21,17 @@ _ROW_THREADS = 64
 _SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of kernels.cu
 _MOST_BLOCKS = 65_535  # in y, and enough in x: a kernel's loops do the rest
 _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2}  # numbered as in rules.cuh
+
+
+class Device(Protocol):
+    """What `GraphRunner` and `PersistentRunner` need of the backend they run steps for."""
+
+    xp: Any
+
+    def asarray(self, array: Any) -> Array: ...
+    def kernels(self, dtype: Any) -> Kernels: ...
+    def products(self) -> object | None: ...
+    def capturing(self, capture: Any) -> AbstractContextManager[None]: ...
 
 
 class Place(NamedTuple):

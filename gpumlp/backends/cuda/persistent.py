@@ -18,17 +18,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..base import PIXEL_SCALE, CudaActivation, Step
 from .graphs import StepKey
-from .kernels import cuda_activation, kernel_source, optimizer_kernel, real_name, sgd_code, unsupported_reason
-
-if TYPE_CHECKING:
-    from .backend import CudaBackend
+from .kernels import (
+    Device,
+    cuda_activation,
+    kernel_source,
+    optimizer_kernel,
+    real_name,
+    sgd_code,
+    unsupported_reason,
+)
 
 SOURCES = ("persistent_block.cuh", "persistent.cu")
 UNITS = 4  # of a block, or a multiple: as many as a thread of the kernel takes at a time
@@ -89,7 +94,7 @@ class PersistentRunner:
         threads: of a block, a multiple of 32; None chooses by the batch.
     """
 
-    def __init__(self, backend: CudaBackend, threads: int | None = None) -> None:
+    def __init__(self, backend: Device, threads: int | None = None) -> None:
         self._backend, self._threads = backend, threads
         self._kernels: dict[tuple[Sizes, CudaActivation], Any] = {}
         self._sizes: WeakKeyDictionary[Step, Sizes] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-// A slider and the pointer choose an epoch; the values of all lines at it are written out.
+// A slider or the pointer selects an epoch, and the values of all lines there are shown.
 "use strict";
 for (const group of document.querySelectorAll(".chart-group")) {
   const charts = JSON.parse(group.querySelector(".chart-data").textContent);

@@ -1,13 +1,13 @@
-// The trained networks of this page, as window.gpumlp:
+// The trained networks of this page as window.gpumlp:
 //
-//   networks                             what they are: name, sizes, classes, activation, height, width, box, ...
+//   networks                             their descriptions: name, sizes, classes, activation, height, width, ...
 //   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
 //   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays
 //   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
 //   inputs(image, network = 0)           such an image as inputs: 0 becomes the background's value, 1 the ink's
-//   drawing()                            the image in the field "What the network sees"
+//   drawing()                            the image shown as "Network input"
 //
-// Sums are taken in double precision and kept in single, so that answers are Python's to 1e-4.
+// Sums are computed in double and stored in single precision: probabilities agree with Python's to 1e-4.
 "use strict";
 window.gpumlp = (() => {
   const networks = JSON.parse(document.getElementById("gpumlp-networks").textContent);
@@ -70,7 +70,7 @@ window.gpumlp = (() => {
 
   const activations = (pixels, network = 0) => forward(pixels, network).slice(0, -1);
 
-  // The part of [from, to) that each of `count` equal pieces covers, as [first cell, weights...].
+  // The cells that each of `count` equal pieces of [from, to) covers, with the covered length of each.
   const pieces = (from, to, count) => Array.from({ length: count }, (_, index) => {
     const start = from + (to - from) * index / count, end = from + (to - from) * (index + 1) / count;
     const first = Math.floor(start), weights = [];
@@ -101,7 +101,7 @@ window.gpumlp = (() => {
       const value = small[row * columns + column] = sum / area;
       mass += value; massX += value * (column + 0.5); massY += value * (row + 0.5);
     }));
-    // The centre of mass comes to where it mostly was, the middle, as far as the drawing stays inside.
+    // The centre of mass moves to its usual place, as far as the drawing stays inside.
     const within = (offset, room) => Math.min(Math.max(0, room), Math.max(0, offset));
     const atX = within(Math.round(field.centre[1] - massX / mass), field.width - columns);
     const atY = within(Math.round(field.centre[0] - massY / mass), field.height - rows);

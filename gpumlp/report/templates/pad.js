@@ -1,4 +1,4 @@
-// The pad: strokes from pointer or keyboard, and what the chosen network makes of them.
+// The drawing pad: strokes from pointer or keyboard, and the answer of the chosen network.
 "use strict";
 (() => {
   const { networks, predict, activations, centre, inputs } = window.gpumlp;
@@ -95,7 +95,7 @@
       row.querySelector(".value").textContent = empty ? "–" : percent(shares[place]);
       row.classList.toggle("best", !empty && place === best);
     });
-    // Said once the hand rests, or a screen reader would never come to an end.
+    // Announced after a pause, so that a screen reader can finish.
     clearTimeout(timer);
     timer = setTimeout(() => {
       const order = [...shares.keys()].sort((a, b) => shares[b] - shares[a]);
@@ -183,7 +183,7 @@
     raster.height = Math.round(LONG * height);
     seen.width = field.width;
     seen.height = field.height;
-    find("pad-seen-text").textContent = `${field.width} × ${field.height} pixels, the drawing scaled into ${field.box[1]} × ${field.box[0]} and centred`;
+    find("pad-seen-text").textContent = `${field.width} × ${field.height} pixels: the drawing scaled to ${field.box[1]} × ${field.box[0]} and centred`;
     bars.replaceChildren(...Array.from({ length: field.sizes.at(-1) }, (_, label) => {
       const row = element("li", ""), track = element("span", "track");
       track.append(element("span", "fill"));

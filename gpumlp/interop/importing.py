@@ -1,0 +1,40 @@
+"""What imports from all libraries share: `ImportedModelError`, and an MLP from arrays of weights."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Backend, HostArray
+from ..nn import MLP, Activation, Inputs
+
+M = TypeVar("M", bound=MLP)
+
+
+class ImportedModelError(ValueError):
+    """A network of another library has no equivalent here; the message names the layer."""
+
+
+def build(
+    kind: type[M],
+    weights: list[HostArray],
+    biases: list[HostArray],
+    activation: Activation,
+    device: str | Backend,
+    dtype: npt.DTypeLike,
+) -> M:
+    """An MLP of the class `kind` with these weights ``(in, out)`` and biases ``(out,)``."""
+    model = kind([len(weights[0]), *(w.shape[1] for w in weights)], activation, device=device, dtype=dtype)
+    tensors: dict[str, HostArray] = {}
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        tensors |= {f"layers.{index}.weight": weight, f"layers.{index}.bias": bias}
+    model.load_state_dict(tensors)
+    model.inputs = Inputs((len(weights[0]),), model.dtype.name, "")
+    return model
+
+
+def two_outputs(weight: HostArray, bias: HostArray) -> tuple[HostArray, HostArray]:
+    """One logistic output s as the two outputs 0 and s of a softmax."""
+    return np.hstack([np.zeros_like(weight), weight]), np.concatenate([np.zeros_like(bias), bias])

@@ -1,0 +1,43 @@
+"""A network as an .npz file, for programs with nothing but NumPy."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..nn import MLP
+from ..nn.model_file import describe, plain_inputs
+
+
+def npz_bytes(model: MLP) -> bytes:
+    """The network as the content of an .npz file, without pickle.
+
+    The arrays: ``weight_0`` ``(in_features, out_features)``, ``bias_0`` ``(out_features,)``, ``weight_1``, ...;
+    ``divisor``, what the samples are divided by: 255 if the network was trained on uint8, otherwise 1;
+    ``activation``, its name; ``negative_slope`` of leaky_relu, otherwise 0; ``loss``, its name; ``shape`` of a
+    sample; ``class_names``, 0, 1, 2, ... by default.
+
+    Raises:
+        ModelFileError: the activation has the name of a built-in one, or the class names cannot be saved.
+    """
+    description, inputs = describe(model), plain_inputs(model)
+    names = description["class_names"]
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in model.state_dict().items():
+        _, index, part = name.split(".")
+        arrays[f"{part}_{index}"] = tensor
+    arrays |= {
+        "divisor": np.array(255 if inputs.pixels else 1, dtype=model.dtype),
+        "activation": np.array(model.activation.name),
+        "negative_slope": np.array(description["activation_options"].get("negative_slope", 0), dtype=model.dtype),
+        "loss": np.array(description["loss"]),
+        "shape": np.array(inputs.shape, dtype=np.int64),
+        "class_names": np.arange(model.sizes[-1]) if names is None else np.array(names),
+    }
+    buffer = io.BytesIO()
+    savez: Any = np.savez  # its type forbids arbitrary names, since one of them is an option
+    savez(buffer, **arrays)
+    return buffer.getvalue()

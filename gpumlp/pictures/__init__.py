@@ -1,0 +1,16 @@
+"""Photographs and scans of digits: from a picture file to a sample as a network was trained on."""
+
+from .ink import NoDigitError, find_ink
+from .preparation import CHOICES, as_digits, as_mnist, as_resized, choose_preparation, read_picture, read_sample
+
+__all__ = [
+    "CHOICES",
+    "NoDigitError",
+    "as_digits",
+    "as_mnist",
+    "as_resized",
+    "choose_preparation",
+    "find_ink",
+    "read_picture",
+    "read_sample",
+]

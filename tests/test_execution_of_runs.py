@@ -1,0 +1,221 @@
+"""How a run's steps are executed: chosen, shown, recorded, and taken again when the run is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.numpy
+
+from gpumlp.backends import Execution, ExecutionError
+from gpumlp.backends.numpy import NumpyBackend
+from gpumlp.training.config import Config, ConfigError
+from gpumlp.training.run import Run
+from gpumlp.training.session import resume_config, train
+from tests.command_helpers import assert_same_run, run
+
+
+class FakeGPU(NumpyBackend):
+    """A GPU as far as the ways of running steps are concerned; it computes with NumPy."""
+
+    def __init__(self, execution: str, possible: tuple[str, ...]) -> None:
+        super().__init__()
+        self.name = "cuda:0"
+        self.asked, self.possible = execution, possible
+
+    def execution(self, step: Any) -> Execution:
+        if self.asked not in ("auto", *self.possible):
+            raise ExecutionError(f"{self.asked} needs what is missing", "take another way")
+        return Execution(self.possible[0] if self.asked == "auto" else self.asked, "as tested")
+
+
+Devices = Callable[..., None]
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
+    """Gives the machine a GPU on which only some ways of running steps are possible."""
+
+    def make(*possible: str) -> None:
+        def get_backend(device: str, *, matmul_precision: str, execution: str) -> NumpyBackend:
+            return NumpyBackend() if device == "cpu" else FakeGPU(execution, possible)
+
+        monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
+
+    return make
+
+
+def start(out: Path, **options: object) -> None:
+    fixed = {"dataset": "digits", "device": "cuda", "quiet": True, "hidden": (8,), "epochs": 1}
+    train(Config(**{**fixed, "out": str(out), **options}))
+
+
+def resume(out: Path, **options: object) -> None:
+    train(Config(**{**vars(resume_config(str(out))), "epochs": 2, **options}))
+
+
+def executions(out: Path) -> tuple[str, str]:
+    """As the metrics and as the checkpoint have it."""
+    saved = Run(out)
+    assert saved.metrics is not None
+    return saved.metrics["execution"], saved.checkpoint.execution["name"]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps: ")]
+
+
+def test_the_way_taken_is_shown_and_recorded(tmp_path: Path, devices: Devices, capsys) -> None:
+    devices("graphs", "eager")
+    start(tmp_path / "run", quiet=False)
+    assert said(capsys) == [f"steps: {Execution('graphs', 'as tested')}"]
+    assert executions(tmp_path / "run") == ("graphs", "graphs")
+    metrics = Run(tmp_path / "run").metrics
+    assert metrics is not None
+    assert (metrics["execution_reason"], metrics["threads"]) == ("as tested", None)
+
+
+def test_on_the_cpu_the_option_has_no_effect_and_threads_are_recorded(tmp_path: Path, devices: Devices) -> None:
+    devices()
+    for execution in ("auto", "persistent"):
+        start(tmp_path / execution, device="cpu", execution=execution)
+        assert executions(tmp_path / execution) == ("eager", "eager")
+        assert Run(tmp_path / execution).checkpoint.execution["threads"] >= 1
+    assert_same_run(tmp_path / "auto", tmp_path / "persistent")
+
+
+def test_a_way_by_name_that_is_not_possible_is_an_error_before_there_is_a_folder(
+    tmp_path: Path, devices: Devices, capsys
+) -> None:
+    devices("eager")
+    words = ("--dataset", "digits", "--device", "cuda", "--execution", "graphs", "--out", tmp_path / "run")
+    assert run("train", *words) == 2
+    assert "graphs needs what is missing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_its_way_again(tmp_path: Path, devices: Devices, capsys) -> None:
+    devices("graphs", "eager")
+    start(tmp_path / "run")
+    devices("persistent", "graphs", "eager")  # what "auto" would choose by now
+    resume(tmp_path / "run")
+    assert executions(tmp_path / "run") == ("graphs", "graphs")
+    assert said(capsys) == [f"steps: {Execution('graphs', 'as tested')}"]
+
+
+def test_a_resumed_run_whose_way_is_gone_takes_the_next_one_and_says_so(
+    tmp_path: Path, devices: Devices, capsys
+) -> None:
+    devices("persistent")
+    start(tmp_path / "run")
+    devices("graphs", "eager")
+    resume(tmp_path / "run")
+    assert executions(tmp_path / "run") == ("graphs", "graphs")
+    assert said(capsys)[0] == (
+        "steps: not persistent as before (persistent needs what is missing); graphs instead of persistent: "
+        "results differ by rounding"
+    )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "bits"),
+    [
+        ("graphs", "eager", "the results are the same"),
+        ("graphs", "persistent", "results differ by rounding"),
+        ("persistent", "eager", "results differ by rounding"),
+    ],
+)
+def test_the_way_can_be_changed_when_a_run_is_resumed(
+    tmp_path: Path, devices: Devices, capsys, was: str, now: str, bits: str
+) -> None:
+    devices("persistent", "graphs", "eager")
+    start(tmp_path / "run", execution=was)
+    resume(tmp_path / "run", execution=now)
+    assert executions(tmp_path / "run") == (now, now)
+    assert said(capsys)[0] == f"steps: {now} instead of {was}: {bits}"
+    devices("eager")
+    with pytest.raises(ExecutionError):
+        resume(tmp_path / "run", epochs=3, execution="graphs")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        ("cuda", "cpu", "steps: eager on cpu instead of graphs on cuda:0: results differ by rounding"),
+        ("cpu", "cuda", "steps: graphs on cuda:0 instead of eager on cpu: results differ by rounding"),
+    ],
+)
+def test_on_another_device_a_run_takes_that_devices_way(
+    tmp_path: Path, devices: Devices, capsys, first: str, second: str, text: str
+) -> None:
+    devices("graphs", "eager")
+    start(tmp_path / "run", device=first)
+    resume(tmp_path / "run", device=second)
+    assert said(capsys)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("old", "execution"),
+    [
+        ({"cuda_graphs": "auto", "persistent_kernel": "on"}, "persistent"),
+        ({"cuda_graphs": "off", "persistent_kernel": "on"}, "persistent"),
+        ({"cuda_graphs": "auto", "persistent_kernel": "off"}, "graphs"),
+        ({"cuda_graphs": "off", "persistent_kernel": "off"}, "eager"),
+        ({"cuda_graphs": "off"}, "eager"),
+        ({}, "auto"),
+    ],
+)
+def test_an_old_configuration_loads(old: dict[str, str], execution: str) -> None:
+    values = json.loads(Config().to_json())
+    del values["execution"]
+    assert Config.from_dict({**values, **old}).execution == execution
+
+
+def as_before(folder: Path, **old: str) -> None:
+    """Write a run's files as versions before the option --execution did."""
+    path = folder / "checkpoint.safetensors"
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    config, state = json.loads(metadata["config"]), json.loads(metadata["state"])
+    del config["execution"], state["execution"]
+    config |= old
+    changed = {**metadata, "config": json.dumps(config), "state": json.dumps(state)}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, changed)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_old_run_whose_way_is_not_possible_takes_the_next_one_and_says_so(
+    tmp_path: Path, devices: Devices, capsys
+) -> None:
+    devices("eager")
+    start(tmp_path / "run")
+    as_before(tmp_path / "run", cuda_graphs="auto", persistent_kernel="on")
+    resume(tmp_path / "run")
+    assert executions(tmp_path / "run") == ("eager", "eager")
+    assert "not persistent as before" in said(capsys)[0]
+    assert Run(tmp_path / "run").options["execution"] == "persistent"
+
+
+def test_an_old_run_on_the_cpu_is_resumed_without_a_word(tmp_path: Path, capsys) -> None:
+    start(tmp_path / "run", device="cpu")
+    as_before(tmp_path / "run", cuda_graphs="auto", persistent_kernel="off")
+    resume(tmp_path / "run")
+    assert len(said(capsys)) == 1
+    start(tmp_path / "whole", device="cpu", epochs=2)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("old", ["--cuda-graphs", "--persistent-kernel", "--cuda_graphs"])
+@pytest.mark.parametrize("form", ["{} off", "{}=off"])
+def test_the_old_options_are_refused_with_the_new_one(old: str, form: str, capsys) -> None:
+    assert run("train", *form.format(old).split()) == 2
+    assert "replaced by --execution auto|persistent|graphs|eager" in capsys.readouterr().err
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, graphs, eager"):
+        Config(execution="fast").check()

@@ -1,0 +1,85 @@
+"""Training that goes well, of every kind, gives no finding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpumlp import SGD, Adam, Dataset, ExponentialDecay, StepDecay, load_mnist
+from gpumlp.data import DataError
+from gpumlp.diagnostics import trend
+from tests.diagnostics_helpers import DIGITS, train
+
+ACTIVATIONS = ["relu", "leaky_relu", "tanh", "sigmoid"]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), SGD(0.1), Adam()], ids=["momentum", "sgd", "adam"])
+@pytest.mark.parametrize("validation", [None, 179])
+def test_good_training_on_the_digits_gives_no_finding(
+    activation: str, optimizer: object, validation: int | None
+) -> None:
+    history = train([128], activation, optimizer=optimizer, epochs=20, validation=validation)
+    assert history["train_accuracy"][-1] > 0.9
+    assert (history.findings(), history.trend()) == ([], "converging")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_good_training_of_deep_networks_gives_no_finding(activation: str) -> None:
+    hidden = [64] * 3 if activation == "sigmoid" else [32] * 6
+    rate = 0.1 if activation == "sigmoid" else 0.01
+    history = train(hidden, activation, optimizer=SGD(rate, momentum=0.9), epochs=30)
+    assert (history.findings(), history.trend()) == ([], "converging")
+
+
+@pytest.mark.parametrize("schedule", [None, StepDecay(0.1, 10), ExponentialDecay(0.1)], ids=["", "step", "exp"])
+@pytest.mark.parametrize("hidden", [[], [16], [64]])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_noise_in_the_labels_gives_no_finding(hidden: list[int], classes: int, schedule: object) -> None:
+    """A fifth or more of the labels is drawn at random, as much of the tables of this world."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3000, 6)).astype(np.float32)
+    labels = np.minimum((x[:, :2] > 0) @ [1, 2], classes - 1) if classes == 4 else (x[:, 0] > 0).astype(int)
+    labels = np.where(rng.random(3000) < 0.4, rng.integers(0, classes, 3000), labels)
+    options = {"optimizer": SGD(0.01, momentum=0.9), "schedule": schedule, "epochs": 20, "validation": 500}
+    history = train(hidden, data=Dataset(x, labels), **options)
+    assert history["train_loss"][-1] > 0.5 * np.log(classes)
+    assert (history.findings(), history.trend()) == ([], "converging")
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam()], ids=["momentum", "adam"])
+def test_rare_classes_give_no_finding(optimizer: object) -> None:
+    rare = np.flatnonzero(DIGITS.labels == 5)[:30]
+    rows = np.sort(np.concatenate([np.flatnonzero(DIGITS.labels != 5), rare]))
+    data = Dataset(DIGITS.images[rows], (DIGITS.labels[rows] == 5).astype(int))
+    history = train([64], data=data, optimizer=optimizer, epochs=20)
+    assert (history.findings(), history.trend()) == ([], "converging")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rough_training_that_ends_well_gives_no_finding(seed: int) -> None:
+    history = train([64] * 3, optimizer=SGD(0.1, momentum=0.9), epochs=50, seed=seed, validation=None)
+    assert history["train_loss"][-1] < 0.001
+    trends = {trend(history.records[:epochs], history.setting) for epochs in range(2, 51)}
+    assert (history.findings(), trends) == ([], {"converging"})
+
+
+@pytest.mark.parametrize(
+    ("hidden", "activation", "optimizer", "validation"),
+    [
+        ([128], "relu", SGD(0.1, momentum=0.9), 5000),
+        ([128], "tanh", Adam(), None),
+        ([128], "sigmoid", SGD(0.1, momentum=0.9), None),
+        ([], "relu", SGD(0.1, momentum=0.9), 5000),
+    ],
+    ids=["default", "adam, tanh", "sigmoid", "softmax regression"],
+)
+def test_good_training_on_mnist_gives_no_finding(
+    hidden: list[int], activation: str, optimizer: object, validation: int | None
+) -> None:
+    try:
+        data = load_mnist(download=False)[0]
+    except DataError as error:
+        pytest.skip(str(error))
+    history = train(hidden, activation, data, optimizer=optimizer, epochs=3, validation=validation, batch_size=128)
+    assert (history.findings(), history.trend()) == ([], "converging")

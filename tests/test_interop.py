@@ -1,0 +1,483 @@
+"""Networks from and to other libraries give the same predictions, or are refused with the layer named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, Activation, ImportedModelError, Inputs, LeakyReLU, ModelFileError, load_digits, load_mnist
+from gpumlp.exporting import npz_bytes, onnx_bytes
+from gpumlp.interop.torch import _one_order
+
+# -- scikit-learn ------------------------------------------------------------------------------------------
+
+
+def fitted(x: np.ndarray, y: Any, **options: Any) -> Any:
+    neural_network = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
+    estimator = neural_network.MLPClassifier(random_state=0, **{"max_iter": 3, **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        return estimator.fit(x, y)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+@pytest.mark.parametrize("hidden", [(16,), (12, 9), ()])
+def test_a_classifier_of_scikit_learn_predicts_the_same(activation: str, hidden: tuple[int, ...]) -> None:
+    train, test = load_digits()
+    x = train.images.reshape(len(train), -1).astype("float64")
+    estimator = fitted(x[:400], train.labels[:400], hidden_layer_sizes=hidden, activation=activation)
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.sizes == [64, *hidden, 10]
+    assert model.dtype == np.float64
+    x = test.images.reshape(len(test), -1).astype("float64")
+    np.testing.assert_allclose(model.predict_proba(x), estimator.predict_proba(x), atol=1e-12)
+    single = MLP.from_sklearn(estimator, device="cpu", dtype="float32")
+    np.testing.assert_allclose(single.predict_proba(x), estimator.predict_proba(x), atol=1e-5)
+    assert model.class_names == tuple(range(10))
+
+
+def test_two_classes_have_one_logistic_output_there_and_two_softmax_outputs_here() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    y = np.where(x[:, 0] > x[:, 1], "yes", "no")
+    estimator = fitted(x, y, hidden_layer_sizes=(7,), max_iter=50)
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.sizes == [5, 7, 2]
+    assert model.class_names == ("no", "yes")
+    np.testing.assert_allclose(model.predict_proba(9 * x), estimator.predict_proba(9 * x), atol=1e-12)
+    assert [model.class_names[i] for i in model.predict(x)] == estimator.predict(x).tolist()
+
+
+def test_float32_stays_float32() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype("float32")
+    model = MLP.from_sklearn(fitted(x, np.arange(60) % 3), device="cpu")
+    assert model.dtype == np.float32
+
+
+def test_anything_but_a_fitted_classifier_is_refused() -> None:
+    neural_network = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    x, y = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
+    several = fitted(x, np.stack([y, 1 - y], axis=1))
+    regressor = neural_network.MLPRegressor(max_iter=1, solver="lbfgs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        regressor.fit(x, y)
+    classifier = fitted(x, y)
+    with_another = fitted(x, y)
+    with_another.activation = "gelu"
+    for estimator, message in (
+        (neural_network.MLPClassifier(), "got one without coefs_; call MLPClassifier.fit first"),
+        (regressor, "expected an MLPClassifier, got MLPRegressor"),
+        (several, "the output layer has 2 outputs and the activation 'logistic'"),
+        (pipeline.make_pipeline(classifier), "got Pipeline; give its last step"),
+        (with_another, "the activation 'gelu' has no equivalent here"),
+        (5, "expected a fitted MLPClassifier of scikit-learn, got int"),
+    ):
+        with pytest.raises(ImportedModelError, match=message):
+            MLP.from_sklearn(estimator, device="cpu")
+
+
+# -- PyTorch -----------------------------------------------------------------------------------------------
+
+
+def torch_probabilities(network: Any, x: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(x))
+    return torch.softmax(outputs, dim=1).numpy()
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU", "Tanh", "Sigmoid", None])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sequential_of_pytorch_predicts_the_same(activation: str | None, dtype: str, nn: Any) -> None:
+    import torch
+
+    options = {"negative_slope": 0.3} if activation == "LeakyReLU" else {}
+    between = [] if activation is None else [lambda: getattr(nn, activation)(**options)]
+    layers = [nn.Linear(12, 9), *(make() for make in between), nn.Linear(9, 7, bias=False)]
+    layers += [*(make() for make in between), nn.Linear(7, 4)]
+    network = nn.Sequential(*layers).to(getattr(torch, dtype))
+    model = MLP.from_torch(network, device="cpu")
+    assert (model.sizes, model.dtype.name) == ([12, 9, 7, 4], dtype)
+    x = np.random.default_rng(0).normal(size=(50, 12)).astype(dtype)
+    atol = 1e-6 if dtype == "float32" else 1e-14
+    np.testing.assert_allclose(model.predict_proba(x), torch_probabilities(network, x), atol=atol)
+
+    own = LeakyReLU(0.3) if activation == "LeakyReLU" else (activation or "identity").lower()
+    from_state = MLP.from_torch(network.state_dict(), activation=own, device="cpu")
+    np.testing.assert_array_equal(from_state.predict_proba(x), model.predict_proba(x))
+
+
+def test_layers_without_effect_and_a_final_softmax_are_accepted(nn: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3, 4)).astype("float32")
+    body = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Dropout(0.5))
+    network = nn.Sequential(nn.Flatten(), body, nn.Identity(), nn.Linear(6, 3))
+    expected = torch_probabilities(network.eval(), x)
+    for end in ([], [nn.Softmax(dim=1)], [nn.LogSoftmax(dim=-1), nn.Identity()]):
+        model = MLP.from_torch(nn.Sequential(*network, *end).eval(), device="cpu")
+        np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-6)
+
+
+def test_a_sigmoid_after_one_output_becomes_a_softmax_over_two(nn: Any) -> None:
+    import torch
+
+    network = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1), nn.Sigmoid())
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()[:, 0]
+    model = MLP.from_torch(network, device="cpu")
+    np.testing.assert_allclose(model.predict_proba(x)[:, 1], expected, atol=1e-6)
+
+
+def test_half_precision_becomes_float32(nn: Any) -> None:
+    import torch
+
+    network = nn.Sequential(nn.Linear(3, 2)).to(torch.bfloat16)
+    model = MLP.from_torch(network, device="cpu")
+    assert model.dtype == np.float32
+    np.testing.assert_array_equal(
+        model.state_dict()["layers.0.weight"], network[0].weight.detach().float().numpy().T
+    )
+
+
+def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
+    linear = nn.Linear
+    for network, message in (
+        (
+            [linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), linear(4, 2)],
+            r"layer 1, BatchNorm1d\(4.*has no equivalent here",
+        ),
+        ([linear(3, 4), nn.GELU(), linear(4, 2)], r"layer 1, GELU\(.*has no equivalent here"),
+        ([nn.Conv2d(1, 2, 3), nn.Flatten(), linear(4, 2)], r"layer 0, Conv2d\(.*has no equivalent here"),
+        (
+            [linear(3, 4), nn.ReLU(), linear(4, 4), nn.Tanh(), linear(4, 2)],
+            r"layer 3, Tanh\(\): expected ReLU\(\)",
+        ),
+        (
+            [linear(3, 4), nn.LeakyReLU(0.1), linear(4, 4), nn.LeakyReLU(0.2), linear(4, 2)],
+            r"layer 3, LeakyReLU.*expected LeakyReLU\(negative_slope=0.1\) as in the layers before",
+        ),
+        ([linear(3, 4), nn.LeakyReLU(1.5), linear(4, 2)], "layer 1, LeakyReLU.*between 0 and 1, got 1.5"),
+        ([linear(3, 4), nn.ReLU(), linear(4, 4), linear(4, 2)], "Linear layer 1: no activation follows it"),
+        (
+            [linear(3, 4), nn.ReLU(), nn.ReLU(), linear(4, 2)],
+            "layer 2, ReLU.*expected a single activation between two",
+        ),
+        ([nn.ReLU(), linear(4, 2)], "layer 0, ReLU.*expected a single activation between two"),
+        ([linear(3, 4), nn.ReLU()], "layer 1, ReLU.*expected a single activation between two"),
+        ([linear(3, 4), nn.Sigmoid()], "layer 1, Sigmoid.*expected a single activation between two"),
+        ([linear(3, 4), nn.Softmax(dim=0)], "layer 1, Softmax.*expected only at the end, with dim=1"),
+        ([linear(3, 4), nn.Softmax(dim=1), linear(4, 2)], "layer 1, Softmax.*expected only at the end"),
+        ([linear(3, 4), nn.Softmax(dim=1), nn.Softmax(dim=1)], "layer 2, Softmax.*no layer may follow"),
+        (
+            [linear(3, 4), nn.ReLU(), nn.Flatten(), linear(4, 2)],
+            "layer 2, Flatten.*expected only as the first layer",
+        ),
+        ([nn.Flatten(0), linear(4, 2)], "layer 0, Flatten.*expected only as the first layer"),
+        (
+            [linear(3, 4), nn.ReLU(), nn.Dropout(), linear(4, 2)],
+            r"layer 2, Dropout.*training mode.*call .eval\(\)",
+        ),
+        ([linear(3, 4), nn.ReLU(), linear(4, 1)], "the last layer has one output"),
+        ([nn.ReLU()], "expected at least one Linear layer"),
+        ([nn.Sequential(linear(3, 4), nn.SiLU()), linear(4, 2)], r"layer 0.1, SiLU\(\)"),
+    ):
+        with pytest.raises(ImportedModelError, match=message):
+            MLP.from_torch(nn.Sequential(*network), device="cpu")
+
+    class Own(nn.Module):
+        pass
+
+    with pytest.raises(ImportedModelError, match="got Own, whose order of layers is not known"):
+        MLP.from_torch(Own(), device="cpu")
+    with pytest.raises(ImportedModelError, match="activation= is only for a state dict"):
+        MLP.from_torch(nn.Sequential(linear(3, 2)), activation="relu", device="cpu")
+
+
+def test_repeated_modules_are_repeated_layers(nn: Any) -> None:
+    twice, act = nn.Linear(5, 5), nn.ReLU()
+    network = nn.Sequential(twice, act, twice, act, nn.Linear(5, 3))
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    model = MLP.from_torch(network, device="cpu")
+    assert model.sizes == [5, 5, 5, 3]
+    np.testing.assert_allclose(model.predict_proba(x), torch_probabilities(network, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["hook", "pre_hook", "weight_norm", "parametrization"])
+def test_hooks_and_parametrizations_are_refused(change: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    layer = torch.nn.Linear(5, 4)
+    if change == "hook":
+        layer.register_forward_hook(lambda module, x, out: 2 * out)
+    elif change == "pre_hook":
+        layer.register_forward_pre_hook(lambda module, x: None)
+    elif change == "weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            layer = torch.nn.utils.weight_norm(layer)
+    else:
+        layer = torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(ImportedModelError, match=r"(?s)layer 0, .*hooks or parametrizations"):
+        MLP.from_torch(torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Linear(4, 3)), device="cpu")
+
+
+def test_a_layer_that_does_not_fit_is_named() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+    with pytest.raises(ImportedModelError, match=r"layer 2, .*expected 4 inputs"):
+        MLP.from_torch(network, device="cpu")
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4, device="meta"))
+    with pytest.raises(ImportedModelError, match=r"layer 0, .*meta"):
+        MLP.from_torch(network, device="cpu")
+
+
+def test_a_sequential_with_a_hook_of_its_own_is_refused(nn: Any) -> None:
+    network = nn.Sequential(nn.Linear(3, 2))
+    network.register_forward_hook(lambda module, x, out: 2 * out)
+    with pytest.raises(ImportedModelError, match="Sequential: has hooks"):
+        MLP.from_torch(network, device="cpu")
+
+
+# -- State dicts of PyTorch -----------------------------------------------------------------------------------
+
+
+def test_a_state_dict_is_checked_name_by_name() -> None:
+    weight, bias = np.zeros((4, 3)), np.zeros(4)
+    layers = OrderedDict({"0.weight": weight, "0.bias": bias, "2.weight": np.zeros((2, 4)), "2.bias": np.zeros(2)})
+    assert MLP.from_torch(layers, activation="tanh", device="cpu").sizes == [3, 4, 2]
+    for state, message in (
+        (layers, "does not contain the activation of the hidden layers; give activation="),
+        ({}, "the state dict is empty"),
+        ({**layers, "1.weight": bias, "1.running_mean": bias}, r"1.weight of shape \(4,\): expected only weights"),
+        ({"0.weight": np.zeros((4, 3, 5, 5))}, r"0.weight of shape \(4, 3, 5, 5\): expected only"),
+        ({"0.weight": weight, "2.weight": np.zeros((2, 5))}, "2.weight: expected 4 inputs"),
+        ({"0.weight": np.zeros((1, 3))}, "the last layer has one output"),
+    ):
+        with pytest.raises(ImportedModelError, match=message):
+            MLP.from_torch(state, device="cpu", activation=None if state is layers else "relu")
+
+
+def test_a_single_linear_layer_needs_no_activation() -> None:
+    weight = np.arange(6.0).reshape(2, 3)
+    model = MLP.from_torch({"weight": weight, "bias": np.array([1.0, 2.0])}, device="cpu")
+    np.testing.assert_array_equal(model.logits(np.eye(3)), weight.T + np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"0.weight": [[1.0, 2.0]]}, "0.weight: expected a tensor or an array, got list"),
+        ({"0.weight": np.full((3, 2), np.nan)}, "0.weight: expected finite weights"),
+        ({"0.weight": np.ones((3, 2), dtype=complex)}, "0.weight: expected real weights"),
+        ({"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}, "0.weight: expected a bias of 3 values"),
+        ({"0.weight": np.ones((3, 2)), "1.weight": np.ones((3, 4))}, "1.weight: expected 3 inputs"),
+    ],
+)
+def test_unusable_weights_are_named(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImportedModelError, match=message):
+        MLP.from_torch(state, activation="relu", device="cpu")
+
+
+# -- The order of the layers of a state dict ----------------------------------------------------------------
+
+
+def test_layers_are_ordered_by_their_numbers_not_by_the_file() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(0)
+    parts = [part for _ in range(12) for part in (torch.nn.Linear(6, 6), torch.nn.Tanh())]
+    network = torch.nn.Sequential(*parts, torch.nn.Linear(6, 3))
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype("float32")
+    with torch.no_grad():
+        expected = torch.softmax(network(torch.from_numpy(x)), 1).numpy()
+    shuffled = dict(sorted(network.state_dict().items()))  # "0", "10", "12", "2", ...: as safetensors has them
+    for prefix in ("", "model.net."):
+        state = {prefix + name: tensor for name, tensor in shuffled.items()}
+        found = MLP.from_torch(state, activation="tanh", device="cpu").predict_proba(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_layers_are_ordered_by_numbers_within_names() -> None:
+    rng = np.random.default_rng(0)
+    layers = {f"fc{number}.weight": rng.normal(size=(4, 4)) for number in range(1, 13)}
+    model = MLP.from_torch(dict(sorted(layers.items())), activation="tanh", device="cpu", dtype="float64")
+    for index, weight in enumerate(layers.values()):
+        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], weight.T)
+
+
+def test_layers_are_refused_if_names_and_widths_leave_their_order_open() -> None:
+    square, names = np.ones((4, 4)), ("first", "second", "last")
+    with pytest.raises(ImportedModelError, match="the order of the layers is not known from the names first"):
+        MLP.from_torch({f"{name}.weight": square for name in names}, activation="relu", device="cpu")
+    shapes = [(5, 3), (5, 5), (2, 5)]
+    state = {f"{name}.weight": np.ones(shape) for name, shape in zip(names, shapes, strict=True)}
+    assert MLP.from_torch(state, activation="relu", device="cpu").sizes == [3, 5, 5, 2]
+
+
+def test_a_state_dict_from_pytorch_is_in_the_order_of_the_network(nn: Any) -> None:
+    layers = OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "second", "last"))
+    state = nn.Sequential(layers).state_dict()
+    model = MLP.from_torch(state, activation="relu", device="cpu")
+    for index, name in enumerate(layers):
+        np.testing.assert_array_equal(model.state_dict()[f"layers.{index}.weight"], state[f"{name}.weight"].T)
+    with pytest.raises(ImportedModelError, match="the order of the layers is not known"):
+        MLP.from_torch(dict(state), activation="relu", device="cpu")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+def test_widths_determine_the_order_exactly_if_no_other_fits(layers: int) -> None:
+    for widths in itertools.product(range(3), repeat=layers + 1):
+        steps = list(itertools.pairwise(widths))
+        fitting = [
+            order
+            for order in itertools.permutations(range(layers))
+            if all(steps[a][1] == steps[b][0] for a, b in itertools.pairwise(order))
+        ]
+        assert _one_order(list(widths)) == (len(fitting) == 1), widths
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------
+
+
+ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid", "identity"]
+
+
+def session(content: bytes) -> Any:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
+    return runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def test_images() -> np.ndarray:
+    """A thousand images of 28 x 28: MNIST's, or, without it, the built-in digits enlarged."""
+    if os.environ.get("GPUMLP_DATA_DIR"):
+        return load_mnist(download=False)[1].images[:1000]
+    images = np.rint(255 * load_digits()[0].images[:1000]).astype(np.uint8)
+    return np.pad(images.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+def pixel_network(activation: object, dtype: str) -> MLP:
+    model = MLP([784, 40, 30, 10], activation, seed=1, device="cpu", dtype=dtype)
+    model.inputs = Inputs((28, 28), "uint8", "mnist")
+    return model
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_onnxruntime_gives_the_same_on_a_thousand_images(activation: object, dtype: str) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    model, images = pixel_network(activation, dtype), test_images()
+    assert images.shape == (1000, 28, 28)
+    program = session(onnx_bytes(model))
+    (given,) = program.get_inputs()
+    assert (given.name, given.type, given.shape) == ("samples", "tensor(uint8)", ["samples", 28, 28])
+    probabilities, logits, classes = program.run(["probabilities", "logits", "classes"], {"samples": images})
+    assert probabilities.dtype == logits.dtype == dtype
+    np.testing.assert_allclose(
+        probabilities, model.predict_proba(images), atol=1e-5 if dtype == "float32" else 1e-12
+    )
+    np.testing.assert_allclose(logits, model.logits(images), atol=1e-5 if dtype == "float32" else 1e-12)
+    np.testing.assert_array_equal(classes, model.predict(images))
+    assert program.run(["classes"], {"samples": images[:1]})[0].shape == (1,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [[12, 3], [12, 7, 3]])
+def test_values_other_than_uint8_are_used_as_they_are(dtype: str, sizes: list[int]) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    model = MLP(sizes, device="cpu", dtype=dtype)
+    x = np.random.default_rng(0).normal(size=(20, 12)).astype(dtype)
+    for inputs, shape in ((None, (12,)), (Inputs((4, 3), "float32", "own"), (4, 3))):
+        model.inputs = inputs
+        program = session(onnx_bytes(model))
+        assert program.get_inputs()[0].shape == ["samples", *shape]
+        (found,) = program.run(["probabilities"], {"samples": x.reshape(20, *shape)})
+        np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [("squared_error", ["outputs"]), ("logistic_cross_entropy", ["probabilities", "logits"])],
+)
+def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    model = MLP([6, 5, 1], "tanh", loss=loss, device="cpu")
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    program = session(onnx_bytes(model))
+    assert [output.name for output in program.get_outputs()] == names
+    expected = [model.predict_proba(x), model.logits(x)] if len(names) == 2 else [model.predict(x)]
+    for found, right in zip(program.run(None, {"samples": x}), expected, strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-6)
+
+
+def test_the_names_of_classes_are_in_the_file() -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    model = MLP([4, 2], device="cpu")
+    model.class_names = ("no", "yes")
+    program = onnx.load_from_string(onnx_bytes(model))
+    assert json.loads({entry.key: entry.value for entry in program.metadata_props}["class_names"]) == ["no", "yes"]
+    assert program.producer_name == "gpumlp"
+
+
+def test_a_custom_activation_is_refused() -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+
+    class Own(Activation):
+        name = "own"
+
+    with pytest.raises(ModelFileError, match=r"the activation Own\(\) has no equivalent in ONNX"):
+        onnx_bytes(MLP([3, 4, 2], Own(), device="cpu"))
+
+
+# -- NumPy ---------------------------------------------------------------------------------------------------
+
+
+def test_five_lines_of_numpy_run_the_npz(tmp_path: Path) -> None:
+    model, images = pixel_network("relu", "float32"), test_images()
+    (tmp_path / "network.npz").write_bytes(npz_bytes(model))
+    # These lines are in the README.
+    net = np.load(tmp_path / "network.npz")
+    a = images.reshape(len(images), -1) / net["divisor"]
+    for i in range(n := sum(name.startswith("weight") for name in net)):
+        a = a @ net[f"weight_{i}"] + net[f"bias_{i}"]
+        a = np.maximum(a, 0) if i < n - 1 else a - a.max(axis=1, keepdims=True)
+    probabilities = np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, model.predict_proba(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_the_npz_file_describes_the_whole_network(activation: object, tmp_path: Path) -> None:
+    model = MLP([6, 5, 3], activation, device="cpu", dtype="float64")
+    model.class_names = ("a", "b", "c")
+    (tmp_path / "network.npz").write_bytes(npz_bytes(model))
+    net = np.load(tmp_path / "network.npz", allow_pickle=False)
+    assert sorted(net) == sorted(
+        [
+            "weight_0",
+            "bias_0",
+            "weight_1",
+            "bias_1",
+            "divisor",
+            "activation",
+            "negative_slope",
+            "loss",
+            "shape",
+            "class_names",
+        ]
+    )
+    assert (str(net["activation"]), net["divisor"], net["shape"].tolist()) == (model.activation.name, 1, [6])
+    assert net["negative_slope"] == (0.2 if isinstance(activation, LeakyReLU) else 0)
+    assert net["class_names"].tolist() == ["a", "b", "c"]
+    assert net["weight_0"].dtype == np.float64
+    np.testing.assert_array_equal(net["weight_1"], model.state_dict()["layers.1.weight"])
