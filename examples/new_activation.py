@@ -1,4 +1,4 @@
-"""Write a new activation: softplus, h(s) = log(1 + e^s), on every device from one class of two rules.
+"""Write a new activation: softplus, h(s) = log(1 + e^s), one class with two methods for every device.
 
 python examples/new_activation.py
 """
@@ -21,21 +21,21 @@ class Softplus(Activation):
     def forward(self, xp, s, out):  # xp is NumPy or CuPy; write into out
         xp.logaddexp(s, 0, out=out)
 
-    def backward(self, xp, a, delta):  # delta <- delta * h'(s); a is free to be overwritten
+    def backward(self, xp, a, delta):  # delta <- delta * h'(s); a may be overwritten
         xp.negative(a, out=a)
         xp.expm1(a, out=a)
         xp.multiply(delta, a, out=delta)
         xp.negative(delta, out=delta)
 
 
-# Is the derivative that of the function? Central differences know.
+# Compare the derivative with central differences of the function.
 s, step = np.linspace(-8, 8, 101), 1e-5
 softplus = Softplus()
 differences = (softplus(s + step) - softplus(s - step)) / (2 * step)
 error = np.abs(softplus.derivative(s) - differences).max()
 print(f"the derivative differs from central differences by at most {error:.1e}")
 if error > 1e-8:
-    sys.exit("the two rules do not fit together")
+    sys.exit("backward is not the derivative of forward")
 
 train, test = load_digits()
 for activation in ("relu", softplus):

@@ -1,4 +1,4 @@
-"""Your own data: arrays in, names of classes out, and a callback of your own in five lines.
+"""Your own data: arrays in, class names out, and a callback of your own in five lines.
 
 python examples/own_data.py
 """
@@ -24,7 +24,7 @@ def measurements(count, seed):
 x, colours = measurements(3_000, seed=0)
 x_test, colours_test = measurements(1_000, seed=1)
 
-# Two things are yours to do: number the classes 0, 1, 2, ..., and bring the features to about the same size.
+# Two things are left to you: number the classes 0, 1, 2, ..., and bring the features to about the same scale.
 names, labels = np.unique(colours, return_inverse=True)
 mean, std = x.mean(axis=0), x.std(axis=0)
 train = Dataset((x - mean) / std, labels, name="spirals")
@@ -36,7 +36,7 @@ class Report(Callback):
     def on_epoch_end(self, trainer):
         record = trainer.history.records[-1]
         if record.epoch % 10 == 0:
-            print(f"epoch {record.epoch}: {record.validation_accuracy:.1%} of the held-out points are right")
+            print(f"epoch {record.epoch}: {record.validation_accuracy:.1%} of the held-out points are correct")
 
 
 model = MLP([train.features, 32, 32, train.classes], activation="tanh", seed=0)

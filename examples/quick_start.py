@@ -1,4 +1,4 @@
-"""Quick start: train a network on the built-in digits, stop when it no longer gets better, and use it.
+"""Quick start: train a network on the built-in digits, stop when it no longer improves, and use it.
 
 python examples/quick_start.py
 """

@@ -1,8 +1,8 @@
-"""Where does a GPU pay? Samples per second on the CPU and on every GPU, over batch sizes, measured now.
+"""Where does a GPU pay? Measure samples per second on the CPU and on every GPU, over batch sizes.
 
 python examples/where_does_a_gpu_pay.py
 
-`python -m benchmarks.throughput` asks the same of larger networks, and with care.
+`python -m benchmarks.throughput` measures larger networks as well, and more carefully.
 """
 
 import statistics
@@ -15,11 +15,11 @@ from gpumlp import MLP, SGD, Dataset, Trainer, available_devices
 ENOUGH = 0.5  # of the training samples: by chance it would be 0.1
 SIZES = [784, 128, 10]
 BATCH_SIZES = [32, 128, 512, 2048, 8192]
-REPEATS = 5  # epochs, of which the median counts, after one that warms up
+REPEATS = 5  # epochs, whose median is shown, after one to warm up
 
 
 def stripes(count):
-    """Images of MNIST's size that are noise but for a brighter stripe: its place is the class."""
+    """Images of MNIST's size: noise with one brighter row, whose position is the class."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 128, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count)
     images[np.arange(count), 4 + 2 * labels] += 100
@@ -34,7 +34,7 @@ def measure(data, device, batch_size):
 
 
 def verdict(gpu, cpu_rates, gpu_rates):
-    """From which batch size on a GPU is faster than the CPU, in words, from samples per second by batch size."""
+    """From which batch size on a GPU is faster than the CPU, as a sentence."""
     first = None
     for batch_size in sorted(cpu_rates, reverse=True):
         if gpu_rates[batch_size] <= cpu_rates[batch_size]:
@@ -65,9 +65,9 @@ def main():
     for gpu in gpus:
         print(verdict(gpu, rates["cpu"], rates[gpu]))
     if not gpus:
-        print("there is no usable GPU here, so that only the CPU was measured: where one would pay is not known")
+        print("there is no usable GPU here, so only the CPU was measured; where a GPU would pay is not known")
     print(f"accuracy in training at a batch size of {BATCH_SIZES[0]}, at least: {learned:.4f}")
-    return None if learned >= ENOUGH else f"expected an accuracy of {ENOUGH} or more: this was no training"
+    return None if learned >= ENOUGH else f"expected an accuracy of {ENOUGH} or more: the network has not learned"
 
 
 if __name__ == "__main__":
