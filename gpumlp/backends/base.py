@@ -9,8 +9,9 @@ Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -105,13 +106,21 @@ def stated(rule: object, attribute: str, *methods: str) -> Any:
         attribute: the statement's name.
         methods: which methods it describes.
     """
-    owners = [getattr(rule, "__dict__", {}), *map(vars, type(rule).__mro__)]
+    own = getattr(rule, "__dict__", {})
+    if attribute not in own and any(method in own for method in methods):
+        return None
+    kind: Hashable = type(rule)
+    return getattr(rule, attribute, None) if _holds(kind, attribute, methods) else None
+
+
+@lru_cache(maxsize=256)
+def _holds(kind: Any, attribute: str, methods: tuple[str, ...]) -> bool:
+    """Is the attribute defined by the same class as each of the methods, or by one derived from it?"""
 
     def place(name: str) -> int:
-        return next((index for index, names in enumerate(owners) if name in names), len(owners))
+        return next((index for index, base in enumerate(kind.__mro__) if name in vars(base)), len(kind.__mro__))
 
-    holds = all(place(attribute) <= place(method) for method in methods)
-    return getattr(rule, attribute, None) if holds else None
+    return all(place(attribute) <= place(method) for method in methods)
 
 
 class ActivationRule(Protocol):
