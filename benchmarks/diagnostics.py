@@ -1,10 +1,10 @@
 """What do the diagnostics cost? ``python -m benchmarks.diagnostics``.
 
-Two trainings of the same network, one with diagnostics and one without, take turns, epoch by epoch, so that
-whatever else the machine does slows both; of short epochs, which are not all looked at, 60 by 60. The time of an
-epoch is all of it: training, validation and statistics. On a machine that others use, single epochs differ by
-much more than what is looked for; so what comes after the steps of an epoch, validation and statistics, is also
-timed by itself, and the difference in that, as a part of the epoch, is what the statistics take.
+The same network is trained with diagnostics and without, in turns, epoch by epoch, so that whatever else the
+machine does slows both; short epochs, not all of which are measured, take turns 60 by 60. The time of an epoch
+is all of it: steps, validation and statistics. On a shared machine single epochs differ by much more than the
+diagnostics cost; so what follows the steps of an epoch, validation and statistics, is also taken by itself, and
+the difference in that, as a part of the epoch, is what the statistics take.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
@@ -25,16 +24,15 @@ from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset
 from gpumlp.diagnostics.statistics import SAMPLES_BETWEEN
 from gpumlp.training.config import Config, ConfigError
 
-from .measuring import too_few_repeats
+from .common import too_few_repeats
 
 PROGRAM = "diagnostics"
-# In a turn, so that looks after every second to fifth epoch are in it as often as in a long training.
-SHORT_EPOCHS = 60
+SHORT_EPOCHS = 60  # in a turn: epochs are measured as often as in a long run, every second to fifth
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what the diagnostics add to an epoch, with the options of gpumlp-train by default."""
+    """Measure what the diagnostics add to an epoch, with the defaults of gpumlp-train."""
 
     datasets: tuple[str, ...] = ("mnist", "digits")
     """Data sets: mnist, digits."""
@@ -104,24 +102,25 @@ def measure(options: Options, train: Dataset, hidden: tuple[int, ...], held_out:
         )
         for diagnostics in (True, False)
     )
-    after = {True: time_after_steps(with_them), False: time_after_steps(without)}
     epochs = 1 if with_them.batches.samples >= SAMPLES_BETWEEN else SHORT_EPOCHS
-    seconds: dict[bool, list[float]] = {True: [], False: []}  # an epoch, in each turn
+    seconds: dict[bool, list[float]] = {True: [], False: []}  # of an epoch, in each turn
+    after: dict[bool, list[float]] = {True: [], False: []}  # of it, after the steps
     end = time.perf_counter() + options.seconds
     pair = 0
     while pair <= options.repeats or time.perf_counter() < end:
         turns = [(with_them, True), (without, False)]
         for trainer, on in turns if pair % 2 else turns[::-1]:
             trainer.model.backend.synchronize()
-            after[on].append(0.0)
             start = time.perf_counter()
-            trainer.run(trainer.epoch + epochs)
+            history = trainer.run(trainer.epoch + epochs)
             trainer.model.backend.synchronize()
-            seconds[on].append((time.perf_counter() - start) / epochs)
+            duration = time.perf_counter() - start
+            seconds[on].append(duration / epochs)
+            after[on].append((duration - sum(history["seconds"][-epochs:])) / epochs)  # those of the steps
         pair += 1
     added = sorted(on / off - 1 for on, off in list(zip(seconds[True], seconds[False], strict=True))[1:])
     taken = sorted(
-        (on - off) / epochs / epoch
+        (on - off) / epoch
         for on, off, epoch in list(zip(after[True], after[False], seconds[False], strict=True))[1:]
     )
     return {
@@ -138,21 +137,6 @@ def measure(options: Options, train: Dataset, hidden: tuple[int, ...], held_out:
         "statistics_percent": 100 * statistics.median(taken),
         "statistics_percent_quartiles": [100 * part for part in statistics.quantiles(taken, n=4)[::2]],
     }
-
-
-def time_after_steps(trainer: Trainer) -> list[float]:
-    """From now on the trainer adds the seconds that it spends on validation and statistics to the list's last."""
-    seconds: list[float] = []
-    original = trainer._measure
-
-    def timed(*arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = original(*arguments)  # on an idle device, and waits for it
-        seconds[-1] += time.perf_counter() - start
-        return result
-
-    trainer._measure = timed  # type: ignore[method-assign]
-    return seconds
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` fo
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -94,7 +94,7 @@ class CudaActivation(NamedTuple):
     epilogue: str | None = None
 
 
-def stated(rule: object, attribute: str, *methods: str) -> Any:
+def stated(rule: Any, attribute: str, *methods: str) -> Any:
     """What a rule states about its methods, or None where that may no longer hold.
 
     A device knows a rule (an activation, a loss, ...) by what its class states, such as
@@ -109,7 +109,7 @@ def stated(rule: object, attribute: str, *methods: str) -> Any:
     own = getattr(rule, "__dict__", {})
     if attribute not in own and any(method in own for method in methods):
         return None
-    kind: Hashable = type(rule)
+    kind: Any = type(rule)  # a type checker does not take it for hashable
     return getattr(rule, attribute, None) if _holds(kind, attribute, methods) else None
 
 
