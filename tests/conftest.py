@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,16 @@ from gpumlp.backends import Backend
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite on all processors if pytest-xdist is installed; ``-n 0`` runs it in one process."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS
+    free = config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None
+    if whole and free and not config.option.usepdb and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.numprocesses, config.option.dist = os.cpu_count(), "loadfile"
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of each process, which would wait for each other
 
 
 @pytest.fixture(
