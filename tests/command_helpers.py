@@ -1,4 +1,4 @@
-"""What the tests of runs and commands share: small training runs, in this process or in one of their own."""
+"""Helpers for tests of runs and commands: small training runs, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ MAINS = {
     "report": report.main,
     "export": export.main,
 }
-CLOCK = ("seconds", "samples_per_second")  # what two equal runs may differ in
+CLOCK = ("seconds", "samples_per_second")  # fields that may differ between equal runs
 
 
 def run(command: str, *words: object) -> int:
-    """Run a command in this process; its exit code."""
+    """Run a command in this process and return its exit code."""
     return MAINS[command]([str(word) for word in words])
 
 
 def spawn(command: str, *words: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in a process of its own, on one thread, so that several tests can run at once."""
+    """Start a command in a separate process with one thread, so that tests can run in parallel."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    environment.pop("PYTHONUNBUFFERED", None)  # it hides what happens to a buffer at the end
+    environment.pop("PYTHONUNBUFFERED", None)  # it would hide the final flush of a buffer
     settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     arguments = [sys.executable, "-m", f"gpumlp.{command}", *map(str, words)]
     return subprocess.Popen(arguments, env=environment, **settings)
@@ -54,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Return as soon as the condition holds; fail where the process ends before."""
+    """Return as soon as the condition holds; fail if the process ends before."""
     end = time.monotonic() + 30
     while not condition():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def lines(folder: Path) -> int:
-    """How many epochs are in the history file."""
+    """The number of epochs in the history file."""
     file = folder / "history.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -82,7 +82,7 @@ def without_clock(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Weights and optimizer state bit for bit, and the history but for the clock."""
+    """Weights and optimizer state are equal bit for bit, and the histories except for times."""
     one, other = tensors(first), tensors(second)
     assert one.keys() == other.keys()
     for name in one:

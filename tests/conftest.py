@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: every backend by name, small data, PyTorch's modules, a terminal's width."""
+"""Shared fixtures: every backend by name, small data, PyTorch's modules, a terminal's width."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     params=["cpu", "strict", "host-cuda", "host-cublaslt", pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn; what this machine lacks skips visibly, with the reason."""
+    """Each backend in turn; unavailable ones are skipped with the reason."""
     if request.param == "strict":
         return StrictBackend()
     if request.param == "host-cuda":

@@ -1,4 +1,4 @@
-"""What several tests of gpumlp.data share: IDX files, a small MNIST, a local mirror."""
+"""Helpers for tests of gpumlp.data: IDX files, a small MNIST, a local mirror."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_mnist(train: int = 30, test: int = 20, side: int = 4, seed: int = 0) -
 
 
 def write_files(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """Write ``arrays`` as IDX, gzipped where the name says so."""
+    """Write ``arrays`` as IDX files, gzipped if the name ends in .gz."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         content = idx_bytes(array)
@@ -47,7 +47,7 @@ def write_files(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 
 class Mirror:
-    """A local HTTP server; ``requests`` lists what it was asked, as "GET name"."""
+    """A local HTTP server; ``requests`` lists its requests as "GET name"."""
 
     def __init__(self, port: int, requests: list[str]) -> None:
         self.address = f"http://127.0.0.1:{port}/"

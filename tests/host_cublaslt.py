@@ -1,7 +1,7 @@
 """A fake of ``nvmath.bindings``: cuBLASLt's column-major matrices, transpositions and epilogues.
 
-Written from cuBLASLt's documentation: D = alpha op(A) op(B) + beta C, then the epilogue. Descriptions are read
-through the addresses they are given by, and contradictions are errors, as they are there.
+It follows cuBLASLt's documentation: D = alpha op(A) op(B) + beta C, then the epilogue. Values are read from the
+given addresses, and contradictory descriptions are errors, as in cuBLASLt.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class HeuristicResult:
 
 
 def column_major(address: int, real: type, rows: int, columns: int, leading: int) -> np.ndarray:
-    """The matrix that lies there, as a view."""
+    """The matrix at an address, as a view."""
     assert leading >= rows
     size = leading * (columns - 1) + rows
     memory = (ctypes.c_byte * (size * np.dtype(real).itemsize)).from_address(address)
@@ -77,9 +77,9 @@ class HostLt:
     def __init__(self, launched: Any, unknown: tuple[str, ...] = ()) -> None:
         self.launched, self.unknown = launched, unknown
         self.things: list[Any] = [None]
-        self.wrong: set[str] = set()  # epilogues whose results are made wrong
-        self.refused: set[str] = set()  # epilogues that have an algorithm, whose launch is refused
-        self.nan_to_zero = False  # a ReLU by the hardware's maximum: of NaN and 0 it gives 0
+        self.wrong: set[str] = set()  # epilogues with wrong results
+        self.refused: set[str] = set()  # epilogues whose launch fails
+        self.nan_to_zero = False  # a ReLU by the hardware's maximum: max(NaN, 0) is 0
         self.compute_types: list[int] = []
 
     def _keep(self, thing: Any) -> int:
@@ -125,7 +125,7 @@ class HostLt:
     def matmul(self, handle: int, operation: int, alpha: int, a: int, a_layout: int, b: int, b_layout: int,
                beta: int, c: int, c_layout: int, d: int, d_layout: int, algorithm: int, workspace: int,
                workspace_bytes: int, stream: int) -> None:  # fmt: skip
-        wanted = dict(self.things[operation])  # as it is now: a launch keeps nothing of the description
+        wanted = dict(self.things[operation])  # a copy: a launch does not refer to the description
         real, epilogue = wanted["real"], Epilogue(wanted[MatmulDescAttribute.EPILOGUE])
         scalar = {np.float32: ctypes.c_float, np.float64: ctypes.c_double}[real]
         if epilogue.name in self.refused:
@@ -166,6 +166,6 @@ class HostLt:
 
 
 def host_bindings(launched: Any, unknown: tuple[str, ...] = ()) -> SimpleNamespace:
-    """What ``from nvmath import bindings`` gives."""
+    """A fake of ``nvmath.bindings``."""
     lt = HostLt(launched, unknown)
     return SimpleNamespace(cublasLt=lt, cublas=SimpleNamespace(ComputeType=ComputeType, Operation=Operation))

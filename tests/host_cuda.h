@@ -1,6 +1,6 @@
-// Enough of CUDA to run the kernels on the processor: the grid is a loop, and threads take turns.
-// Where a kernel has barriers, each thread is a fiber that goes on only once all have arrived. In a cooperative launch
-// all blocks are there at once; else one block follows the other. Fences do nothing here: a missing one is not found.
+// The part of CUDA that the kernels use, on the CPU: the grid is a loop, and threads run in turns.
+// If a kernel has barriers, each thread is a fiber that continues after all have arrived. In a cooperative launch all
+// blocks are resident; otherwise they run one after the other. Fences have no effect: a missing one is not detected.
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
@@ -28,10 +28,10 @@ static Extent gridDim, blockDim, blockIdx, threadIdx;
 namespace host {
 
 const size_t STACK = 65536;
-const int PATIENCE = 20000;  // rounds in which nothing happens, until that is taken for a deadlock
-const int SPELL = 64;  // rounds in which the same blocks are left out: the others get a step ahead, if they can
+const int PATIENCE = 20000;  // rounds without progress that count as a deadlock
+const int SPELL = 64;  // rounds for which the same blocks are paused, so that the others advance
 
-// Where so many threads wait for each other.
+// A barrier for a number of threads.
 struct Meeting {
     unsigned arrived = 0, held = 0;
 };
@@ -65,7 +65,7 @@ static ucontext_t first_scheduler;
 static jmp_buf scheduler;
 static Fiber* current;
 static const std::function<void()>* body;
-static unsigned order;  // 0: threads in order; else: in a random order, some blocks far ahead of others
+static unsigned order;  // 0: threads in order; otherwise a random order, with some blocks far ahead
 static bool progress;
 
 static void enter()
@@ -92,7 +92,7 @@ static void resume(Fiber& fiber)
     swapcontext(&first_scheduler, &fiber.context);
 }
 
-// Let the others run.
+// Yield to the other threads.
 static void pause()
 {
     if (!_setjmp(current->place))
@@ -111,7 +111,7 @@ static void meet(Meeting& meeting, unsigned threads)
         pause();
 }
 
-// Run the threads of these blocks in turns, until all are done.
+// Run the threads of these blocks in turns until all have finished.
 static void run(std::vector<Block>& blocks)
 {
     std::vector<Fiber> fibers;
@@ -129,7 +129,7 @@ static void run(std::vector<Block>& blocks)
     for (Fiber& fiber : fibers)
         waiting.push_back(&fiber);
     std::mt19937 random(order);
-    unsigned left_out = 0;  // a bit for each block
+    unsigned left_out = 0;  // one bit per block
     for (int round = 0, idle = 0; !waiting.empty(); round++, idle = progress ? 0 : idle + 1) {
         if (idle > PATIENCE) {
             fprintf(stderr, "threads wait for others that do not come\n");
@@ -204,6 +204,6 @@ template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int mas
     warp.values[number % 32] = value;
     host::meet(warp.meeting, 32);
     T other = warp.values[number % 32 ^ mask];
-    host::meet(warp.meeting, 32);  // nobody puts down the next value before all have read this one
+    host::meet(warp.meeting, 32);  // no thread writes the next value before all have read this one
     return other;
 }

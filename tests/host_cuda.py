@@ -1,4 +1,4 @@
-"""CuPy on the processor: the strict fake device, with kernels, streams and captures, to run `CudaBackend` on."""
+"""A fake of CuPy on the CPU: the strict device with kernels, streams and captures, for `CudaBackend`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.host_cublaslt import host_bindings
 from tests.host_kernels import HostModule
 from tests.strict_device import StrictArray, StrictNamespace
 
-NO_LAUNCH = {"empty", "empty_like", "dtype"}  # functions of CuPy's that start nothing on the device
+NO_LAUNCH = {"empty", "empty_like", "dtype"}  # CuPy functions without a launch
 REDUCTIONS = {"sum", "mean", "max", "min", "all", "any", "argmax", "argmin", "count_nonzero"}
-COMPILED = {np.dtype(name) for name in ("float32", "float64", "int64", "uint8")}  # sums of uint8 are not met here
+COMPILED = {np.dtype(name) for name in ("float32", "float64", "int64", "uint8")}  # sums of uint8 are not used
 
 
 class HostCupy(StrictNamespace):
-    """NumPy's functions and `RawModule` under CuPy's rules, with a list of everything that a GPU would launch."""
+    """NumPy's functions and `RawModule` under CuPy's rules, with a list of all launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class HostCupy(StrictNamespace):
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
         self.products: list[int] = []  # the compute type of each matrix product
-        self.compiled_reductions: list[str] = []  # those that CuPy would compile with CUB, in seconds each
-        self.thread_order = 0  # in which the threads of a kernel take turns: 0, or a seed for a random one
+        self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
+        self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
         self.attributes = {
-            "CooperativeLaunch": 0,  # set to 1 for the persistent kernel, which otherwise every step would run by
+            "CooperativeLaunch": 0,  # 1 enables the persistent kernel
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
         }
@@ -80,7 +80,7 @@ class HostCupy(StrictNamespace):
         return self.__getattr__("matmul")(a, b) if out is None else self.__getattr__("matmul")(a, b, out=out)
 
     def launched(self, name: str, run: Any) -> Any:
-        """Run a launch; or keep it, with the addresses and scalars it was given, if a stream is capturing."""
+        """Run a launch; during a capture, record it with its addresses and scalars."""
         if self.capture is not None:
             self.capture.append((name, run))
             return None
@@ -101,7 +101,7 @@ class HostCupy(StrictNamespace):
         return lambda *arguments, **keywords: self.launched(name, lambda: function(*arguments, **keywords))
 
     def _reduced(self, name: str, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """A reduction. Along the last axes CuPy uses CUB: compiled already (``cub.pyx``), or compiled when met."""
+        """A reduction. Along the last axes CuPy uses CUB, precompiled (``cub.pyx``) or compiled on first use."""
         array, dtype = arguments[0], keywords.get("dtype")
         along_rows = keywords.get("axis") in (None, -1, array.ndim - 1)
         known = name in ("sum", "max", "min") and array.dtype in COMPILED and dtype in (None, array.dtype)
@@ -111,7 +111,7 @@ class HostCupy(StrictNamespace):
 
 
 class HostGraph:
-    """What a stream has captured."""
+    """The launches that a stream has captured."""
 
     def __init__(self, cupy: HostCupy, nodes: list[tuple[str, Any]]) -> None:
         self.cupy, self.nodes = cupy, nodes
@@ -123,7 +123,7 @@ class HostGraph:
 
 
 class HostStream:
-    """CuPy's `Stream`, for captures: within one, launches are kept rather than run."""
+    """CuPy's `Stream`; during a capture, launches are recorded instead of run."""
 
     def __init__(self, cupy: HostCupy, non_blocking: bool) -> None:
         assert non_blocking, "capturing on a blocking stream upsets the legacy default stream"
@@ -160,7 +160,7 @@ class HostAllocator:
 
 
 class HostDevice:
-    """CuPy's `Device`: a context manager that can be asked for facts."""
+    """CuPy's `Device`: a context manager with attributes."""
 
     compute_capability = "90"
     mem_info = (2**30, 2**31)
@@ -196,7 +196,7 @@ class ComputeTypes:
 
 
 def load_cupy_backend(cupy: HostCupy) -> Any:
-    """The module ``gpumlp.backends.cuda.backend``, with a fake in place of CuPy; nobody else sees either."""
+    """Import ``gpumlp.backends.cuda.backend`` with a fake of CuPy, and restore ``sys.modules``."""
     path = Path(gpumlp.backends.__file__).parent / "cuda" / "backend.py"
     specification = importlib.util.spec_from_file_location("gpumlp.backends.cuda.backend_on_the_host", path)
     module = importlib.util.module_from_spec(specification)
@@ -212,11 +212,11 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
 
 
 def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
-    """A `CudaBackend` on the processor, kernels included.
+    """A `CudaBackend` on the CPU, including the kernels.
 
     Args:
-        cublaslt: with a fake of cuBLASLt for the matrix products.
-        unknown: names of epilogues that it does not have.
+        cublaslt: use the fake of cuBLASLt for matrix products.
+        unknown: names of epilogues that it does not support.
         options: of `CudaBackend`.
     """
     cupy = HostCupy()
@@ -224,7 +224,7 @@ def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), 
     backend._products = [None]
     if cublaslt:
         backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]
-        backend._products[0].alignment = 4  # NumPy's arrays need not be aligned better
+        backend._products[0].alignment = 4  # the alignment of NumPy's arrays
     backend.ledger, backend.device_name = cupy.ledger, "the CUDA kernels, compiled for the processor"
     cupy.launches.clear()
     return backend

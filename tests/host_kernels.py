@@ -1,8 +1,8 @@
-"""The CUDA kernels on the processor: CuPy's `RawModule` with g++ in place of NVRTC.
+"""The CUDA kernels on the CPU: CuPy's `RawModule` with g++ instead of NVRTC.
 
-So the very text of ``kernels.cu`` and ``persistent.cu`` runs, called by the very code that drives a GPU. The
-fake is stricter than a GPU, which takes an argument's bytes for whatever the parameter is: here a scalar or an
-array of another type, an array with gaps, or a wrong number of arguments is an error.
+Tests run the source of ``kernels.cu`` and ``persistent.cu`` with the code that launches them on a GPU. The fake is
+stricter than a GPU, which does not check arguments: a scalar or an array of another type, an array that is not
+contiguous, or a wrong number of arguments is an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNASKED_SHARED_BYTES = 48 * 1024
 
 
 class Parameter(NamedTuple):
-    """A kernel's parameter, as its source declares it."""
+    """A parameter of a kernel, as declared in the source."""
 
     name: str
     type: type[np.generic]
@@ -57,12 +57,12 @@ def signatures(source: str, defined: dict[str, str]) -> dict[str, list[Parameter
 
 
 def body_of(source: str, function: str) -> str:
-    """The text of a function's definition, from its parameters on."""
+    """The source of a function, from its parameters on."""
     return re.search(rf" {function}\([^;{{]*\{{.*?\n\}}", source, re.DOTALL)[0]
 
 
 def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
-    """The source as a library, with ``run_KERNEL(grid, block, cooperative, shared_bytes, ...)`` for each."""
+    """A library of the source, with ``run_KERNEL(grid, block, cooperative, shared_bytes, ...)`` per kernel."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels cannot be run on the processor")
@@ -85,14 +85,14 @@ def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
             (Path(folder) / "kernels.cpp").write_text(text)
             command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            command += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]  # it would stop changes of fibers
+            command += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]  # it would prevent switching fibers
             subprocess.run([*command, "kernels.cpp", "-o", "out.so"], cwd=folder, check=True)
             (Path(folder) / "out.so").replace(library)
     return ctypes.CDLL(str(library))
 
 
 class HostModule:
-    """What CuPy's `RawModule` does, on the processor."""
+    """CuPy's `RawModule`, on the CPU."""
 
     def __init__(
         self, xp: Any, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool = False
@@ -109,7 +109,7 @@ class HostModule:
 
 
 class HostKernel:
-    """CuPy's `RawKernel`: called with a grid, a block and the arguments, launched as its module was compiled."""
+    """CuPy's `RawKernel`: called with a grid, a block and the arguments, for a launch that is not cooperative."""
 
     def __init__(self, module: HostModule, name: str) -> None:
         self.kernel = HostFunction(self, module, name)
@@ -122,7 +122,7 @@ class HostKernel:
 
 
 class HostFunction:
-    """CuPy's `Function`, a kernel's ``kernel``: launched in either way, with no attributes to be set."""
+    """CuPy's `Function`, the attribute ``kernel`` of a `RawKernel`: supports cooperative launches."""
 
     __slots__ = ("_function", "_module", "_name", "_owner", "_parameters", "_waits")
 
@@ -163,7 +163,7 @@ class HostFunction:
         self._module.xp.launched(name, lambda: self._function(*extents, cooperative, shared, *values))
 
     def _convert(self, parameter: Parameter, value: Any) -> Any:
-        """The argument for C, or an error where a GPU would silently read other bytes."""
+        """Convert an argument for C; an error where a GPU would misread it silently."""
         where = f"{self._name}: {parameter.name}"
         if not parameter.pointer:
             assert type(value) is parameter.type, f"{where} is {parameter.type}, got {type(value)}"

@@ -1,8 +1,8 @@
-"""A fake device that behaves as CuPy does where it hurts, on the CPU.
+"""A fake device on the CPU with the restrictions of CuPy.
 
-Its arrays refuse implicit conversion to NumPy and refuse to mix with NumPy arrays, its functions know only
-the arguments that CuPy's know, and a ledger counts what crosses to the host, what waits, and what is
-allocated. Training on it has none of the habits that would fail, or be slow, on a GPU.
+Its arrays refuse implicit conversion to NumPy and operations with NumPy arrays, its functions accept only the
+arguments of CuPy's, and a ledger counts transfers to the host, waits and allocations. It detects code that would
+fail or be slow on a GPU.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 from gpumlp.backends import Backend
 
-# Keyword arguments that CuPy's functions know; NumPy has more (mode, where, order, ...).
+# Keyword arguments of CuPy's functions; NumPy has more (mode, where, order, ...).
 ALLOWED_KEYWORDS = {"axis", "out", "dtype", "keepdims"}
 
 
 @dataclass
 class Ledger:
-    """What happened on the device."""
+    """Counts of transfers, waits and allocations."""
 
     host_reads: int = 0
     host_writes: int = 0
@@ -53,7 +53,7 @@ class StrictArray:
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-    # -- What needs no device -----------------------------------------------------------------
+    # -- Without the device -------------------------------------------------------------------
     shape = property(lambda self: self._data.shape)
     ndim = property(lambda self: self._data.ndim)
     dtype = property(lambda self: self._data.dtype)
@@ -90,7 +90,7 @@ class StrictArray:
     def __setitem__(self, key: Any, value: Any) -> None:
         self._data[self._xp.unwrap(key)] = self._xp.unwrap(value)
 
-    # -- What waits for the device --------------------------------------------------------------
+    # -- Operations that wait -------------------------------------------------------------------
     def _read(self) -> Any:
         self._xp.ledger.waits += 1
         self._xp.ledger.host_reads += 1
@@ -132,7 +132,7 @@ class StrictNamespace:
         self.ledger = Ledger()
 
     def wrap(self, result: Any) -> Any:
-        """A result of NumPy's as an array of the fake; CuPy's reductions give 0-d arrays, not scalars."""
+        """Convert a NumPy result to an array of the fake; reductions give 0-d arrays, as in CuPy."""
         if isinstance(result, (np.ndarray, np.generic)):
             data = np.asarray(result)
             if data.base is None:
@@ -170,7 +170,7 @@ class StrictNamespace:
 
 
 class StrictBackend(Backend):
-    """The operations of `Backend` as they are, on the fake."""
+    """The reference operations of `Backend`, on the fake device."""
 
     def __init__(self) -> None:
         self.name, self.device_name = "strict", "a strict fake device"

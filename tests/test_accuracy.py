@@ -1,4 +1,4 @@
-"""What the README promises of a trained network's accuracy. MNIST's tests need GPUMLP_DATA_DIR."""
+"""Accuracies stated in the README. The tests on MNIST need GPUMLP_DATA_DIR."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ import pytest
 from gpumlp import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
 
-# A new activation is one row here: the object, h(s), h'(s), the initial weights it asks for, and whether
-# it says that `out` may be `s`.
+# For a new activation, add a row: the object, h(s), h'(s), its default initializer, and whether `out` may be `s`.
 TABLE = [
     (Identity(), lambda s: s, lambda s: np.ones_like(s), "glorot", True),
     (ReLU(), lambda s: np.where(s > 0, s, 0), lambda s: np.where(s > 0, 1.0, 0), "he", True),
@@ -42,9 +41,9 @@ def test_value(h: Activation, value, slope, initializer, in_place, dtype: str) -
     a = h(s)
     assert a.dtype == dtype
     assert a.shape == s.shape
-    # Near 0 a tanh that goes through 1 - 1 loses digits, so the tolerance is absolute.
+    # An absolute tolerance, because of cancellation near 0.
     np.testing.assert_allclose(a, value(S), rtol=0, atol=1e-6 if dtype == "float32" else 1e-14)
-    np.testing.assert_array_equal(s, before)  # a call leaves its argument alone
+    np.testing.assert_array_equal(s, before)  # a call keeps its argument
 
 
 @EVERY
@@ -78,7 +77,7 @@ def test_backward_multiplies_delta_by_the_derivative(h: Activation, value, slope
 
 
 @EVERY
-def test_what_suits_its_initial_weights(h: Activation, value, slope, initializer, in_place) -> None:
+def test_default_initializer_of_each_activation(h: Activation, value, slope, initializer, in_place) -> None:
     assert h.initializer == initializer
 
 
@@ -101,7 +100,7 @@ def test_by_name(name: str) -> None:
     assert get_activation(name).name == name
 
 
-def test_an_activation_is_taken_as_it_is() -> None:
+def test_an_activation_object_is_returned_unchanged() -> None:
     h = LeakyReLU(0.3)
     assert get_activation(h) is h
     assert repr(h) == "LeakyReLU(negative_slope=0.3)"

@@ -1,4 +1,4 @@
-"""Every device does what the reference in `Backend` says, and says clearly when it cannot be used."""
+"""Every device agrees with the reference in `Backend`; unusable devices are reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def compare(backend: Backend, loss: object, arrays: list[np.ndarray]) -> None:
-    """Compute a loss on the backend and by the reference; all arrays must end up the same."""
+    """Compute a loss on the backend and by the reference and compare all arrays."""
     on_device = [backend.asarray(array.copy()) for array in arrays]
     expected = [array.copy() for array in arrays]
     with backend.activate():
@@ -183,14 +183,14 @@ def test_cupy_overrides_have_the_signature_of_the_reference(operation: str) -> N
     assert inspect.signature(getattr(CudaBackend, operation)) == inspect.signature(getattr(Backend, operation))
 
 
-def test_the_cpu_is_always_there() -> None:
+def test_the_cpu_is_always_available() -> None:
     assert available_devices()[0].name == "cpu"
     assert get_backend("cpu").name == "cpu"
     assert get_backend("auto").name in ("cpu", "cuda:0")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "", None, 3])
-def test_a_name_that_is_no_device_is_refused(name: object) -> None:
+def test_an_invalid_device_name_is_refused(name: object) -> None:
     with pytest.raises(ValueError, match="device is expected to be"):
         get_backend(name)
 
@@ -199,7 +199,7 @@ def test_a_name_that_is_no_device_is_refused(name: object) -> None:
     ("option", "choices"),
     [("matmul_precision", "highest, high"), ("execution", "auto, persistent, graphs, eager")],
 )
-def test_an_option_that_is_none_is_refused_on_every_device(option: str, choices: str) -> None:
+def test_an_invalid_option_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):
         with pytest.raises(ValueError, match=f"{option} is expected to be one of {choices}, got 'medium'"):
             get_backend(device, **{option: "medium"})
@@ -216,10 +216,10 @@ def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str)
     assert model.backend is chosen
 
 
-def test_an_array_says_where_it_lives() -> None:
-    double = StrictBackend()
+def test_array_namespace_is_the_library_of_an_array() -> None:
+    fake = StrictBackend()
     assert array_namespace(np.zeros(2)) is np
-    assert array_namespace(double.asarray([1.0])) is double.xp
+    assert array_namespace(fake.asarray([1.0])) is fake.xp
     with pytest.raises(TypeError, match="expected a NumPy or CuPy array"):
         array_namespace([1.0])
 
@@ -288,7 +288,7 @@ def test_without_cupy_the_message_says_how_to_install_it(monkeypatch: pytest.Mon
     assert get_backend("auto").name == "cpu"
 
 
-def test_auto_says_why_it_takes_the_cpu(tmp_path: Path) -> None:
+def test_auto_reports_why_it_selects_the_cpu(tmp_path: Path) -> None:
     broken = "raise OSError('libcublas.so.13 is missing')"
     words = ("--dataset", "digits", "--epochs", "1")
     result = run_with_cupy(tmp_path, broken, *words)

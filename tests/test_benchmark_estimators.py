@@ -1,4 +1,4 @@
-"""The benchmark of the estimators runs, keeps every fit, and leaves scikit-learn as its users have it."""
+"""The benchmark of the estimators runs, records every fit, and does not change scikit-learn's settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_fit_and_their_summary(report: dict[str, Any]) -> None:
         assert row["samples"] == 133
         assert row["epochs"] == [3, 3]
         assert row["median"] == statistics.median(row["seconds"]) > 0
-        assert row["accuracy"] == rows[0]["accuracy"]  # one random_state is one run
+        assert row["accuracy"] == rows[0]["accuracy"]  # equal random_state, equal run
         assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-5)
         mine = next(r for r in rows if (r["dtype"], r["library"]) == (row["dtype"], "gpumlp"))
         ratios = [other / ours for other, ours in zip(row["seconds"], mine["seconds"], strict=True)]
@@ -52,7 +52,7 @@ def test_the_readmes_table(report: dict[str, Any]) -> None:
     assert f"{report['results'][1]['gpumlp_is']['median']:.2f}x" in lines[2]
 
 
-def test_scikit_learn_has_the_kernel_of_the_blas_that_it_would_have_alone(
+def test_scikit_learn_uses_its_default_blas_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[dict[str, str]] = []
@@ -66,7 +66,7 @@ def test_scikit_learn_has_the_kernel_of_the_blas_that_it_would_have_alone(
 
 
 @pytest.mark.parametrize(("kernel", "more"), [("SkylakeX", []), ("Zen", [estimators.SAME_KERNEL])])
-def test_it_is_measured_on_the_same_kernel_too_where_that_is_another(
+def test_it_is_also_measured_on_the_same_kernel(
     monkeypatch: pytest.MonkeyPatch, kernel: str, more: list[str]
 ) -> None:
     class Told(estimators.Worker):

@@ -1,4 +1,4 @@
-"""The benchmarks run, say what they measured and with what, and conclude the right things from the figures."""
+"""The benchmarks run, record results and environment, and summarize them correctly."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_json_holds_every_repeat_and_their_summary(quick: Quick) -> None:
         assert row["min"] > 0
 
 
-def test_json_holds_the_circumstances(quick: Quick) -> None:
+def test_json_contains_the_environment(quick: Quick) -> None:
     report = quick[0]
     assert report["command"].startswith("python -m benchmarks.throughput --quick --devices cpu")
     assert report["commit"] == common.commit()
@@ -321,7 +321,7 @@ def test_fits_in_words() -> None:
 
 
 def test_memory_names_its_parts_and_the_peak() -> None:
-    done = subprocess.run(  # a process has one peak
+    done = subprocess.run(  # one peak per process
         [sys.executable, "-m", "benchmarks.memory", "--quick", "--batch-size", "64", "--json"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
@@ -407,7 +407,7 @@ def test_columns_are_aligned() -> None:
     ]
 
 
-def test_what_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in {"other": '{"benchmark": "tea"}', "unnamed": '{"results": []}', "list": "[1]"}.items():
         (tmp_path / name).write_text(text)
         assert markdown.main([str(tmp_path / name)]) == 0

@@ -1,4 +1,4 @@
-"""Where numbers are kept: a network's in one flat buffer, and workspaces that go with their last user."""
+"""Memory: the flat buffer of parameters, and the lifetime of workspaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpumlp.nn.network import Workspace
 
 
 def offsets(model: MLP) -> dict[str, tuple[int, int]]:
-    """Where each tensor starts and ends in the flat buffer, told by the memory itself."""
+    """Start and end of each tensor in the flat buffer, from the addresses."""
     flat = model.parameters.data
     start = flat.__array_interface__["data"][0]
     found = {}
@@ -45,8 +45,8 @@ def test_weights_come_first_and_everything_starts_at_a_multiple_of_64() -> None:
     assert all(np.shares_memory(layer.bias_gradient, parameters.gradient) for layer in model.layers)
 
 
-def test_a_workspace_goes_when_its_last_user_goes() -> None:
-    """A reference cycle would keep each epoch's evaluation buffers until the garbage collector comes by."""
+def test_a_workspace_is_freed_with_its_last_reference() -> None:
+    """A reference cycle would keep the evaluation buffers of each epoch until garbage collection."""
     workspace = Workspace(MLP([20, 7, 4], device="cpu"), 32, pixels=True)
     assert workspace.rows(32) is workspace
     assert workspace.rows(5) is workspace.rows(5)

@@ -1,4 +1,4 @@
-"""Early stopping and keeping the best network: what they decide, keep and refuse."""
+"""Early stopping and best checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpumlp.training import EpochRecord, History
 
 
 def history_of(*losses: float | None) -> History:
-    """A history with these validation losses; accuracies are what is missing to 1."""
+    """A history with these validation losses; each accuracy is 1 minus the loss."""
     return History(
         [
             EpochRecord(epoch, 1.0, 0.5, loss, None if loss is None else 1 - loss, 0.1, 1.0, 1.0)
@@ -27,7 +27,7 @@ def history_of(*losses: float | None) -> History:
 
 
 def noisy(seed: int = 0) -> Dataset:
-    """Labels that cannot be learned, so that the validation loss soon rises."""
+    """Random labels, so that the validation loss soon increases."""
     rng = np.random.default_rng(seed)
     return Dataset(rng.normal(size=(300, 20)).astype(np.float32), rng.integers(0, 4, 300), classes=4)
 
@@ -51,7 +51,7 @@ def train_noisy(
     ("losses", "min_delta", "expected"),
     [
         ((0.5, 0.4, 0.3), 0.0, (3, 0.3, 0)),
-        ((0.5, 0.3, 0.3, 0.4), 0.0, (2, 0.3, 2)),  # as good is not better
+        ((0.5, 0.3, 0.3, 0.4), 0.0, (2, 0.3, 2)),  # equal is not better
         ((0.5, 0.45, 0.41, 0.38), 0.1, (4, 0.38, 0)),  # small steps add up
         ((0.5, 0.45, 0.41), 0.1, (1, 0.5, 2)),
         ((None, 0.4, 0.6), 0.0, (2, 0.4, 1)),
@@ -80,13 +80,13 @@ def test_it_stops_after_patience_epochs_without_a_better_one(patience: int) -> N
     assert len(history) < len(whole)
     assert stopping.stopped_epoch == len(history) == stopping.best_epoch + patience
     assert losses[stopping.best_epoch - 1] == min(losses)
-    for end in range(1, len(history)):  # and no sooner
+    for end in range(1, len(history)):  # not earlier
         best = History(history.records[:end]).best("validation_loss")
         assert best is not None
         assert best.since < patience
 
 
-def test_it_does_not_stop_what_gets_better(blobs: Dataset) -> None:
+def test_it_does_not_stop_while_the_loss_improves(blobs: Dataset) -> None:
     stopping = EarlyStopping("train_loss", patience=2)
     history = fit(MLP([20, 12, 4], device="cpu"), blobs, epochs=5, callbacks=[stopping])
     assert len(history) == stopping.best_epoch == 5
@@ -152,7 +152,7 @@ def test_the_file_holds_the_best_network(tmp_path: Path) -> None:
     assert about["epoch"] == stopping.best_epoch
 
 
-def test_the_file_is_written_only_when_there_is_a_better_network(tmp_path: Path) -> None:
+def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
     path, epochs = tmp_path / "best.safetensors", []
 
     def look(trainer: Trainer) -> None:
@@ -165,7 +165,7 @@ def test_the_file_is_written_only_when_there_is_a_better_network(tmp_path: Path)
     assert len(set(epochs)) < 12
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path is expected to be that of a file, but .* is a folder"):
         train_noisy(BestCheckpoint(tmp_path))
 
@@ -189,7 +189,7 @@ def test_wrong_values_are_refused(make, message: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, lambda **options: BestCheckpoint("never", **options)])
-def test_without_validation_samples_there_is_nothing_to_watch(kind, tmp_path: Path, monkeypatch) -> None:
+def test_monitoring_needs_validation_samples(kind, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     expected = "but there are no validation samples; give some.*or watch train_accuracy"
     model = MLP([20, 32, 4], device="cpu")

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on, written whole or not at all, refused where they do not fit."""
+"""Checkpoints contain the whole state of training, are written atomically, and are refused on a mismatch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_it_knows_its_configuration_and_history(tmp_path: Path, blobs: Dataset) 
     assert checkpoint.dataset["name"] == "blobs"
 
 
-# -- What does not fit is refused --------------------------------------------------------------------------
+# -- Mismatches are refused --------------------------------------------------------------------------------
 
 Edit = Callable[[dict[str, np.ndarray], dict[str, str]], None]
 
@@ -150,7 +150,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("change", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_misfit_is_refused_by_name(tmp_path: Path, blobs: Dataset, change: Edit, message: str) -> None:
+def test_a_mismatch_is_refused_by_name(tmp_path: Path, blobs: Dataset, change: Edit, message: str) -> None:
     path = save(tmp_path / "checkpoint", blobs)
     edit(path, change)
     with pytest.raises(CheckpointError, match=message):
@@ -181,7 +181,7 @@ def test_other_data_is_refused(tmp_path: Path, blobs: Dataset) -> None:
         go_on(path, Dataset(blobs.images, labels, classes=4))
 
 
-# -- Written whole or not at all ---------------------------------------------------------------------------
+# -- Written atomically ------------------------------------------------------------------------------------
 
 
 def full_disk(*arguments: object) -> None:
@@ -189,7 +189,7 @@ def full_disk(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_file_before(
+def test_a_failed_write_leaves_the_previous_file(
     tmp_path: Path, blobs: Dataset, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     path = save(tmp_path / "checkpoint", blobs)
@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_file_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_whole_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_complete_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rename, seen = tmp_path / "file", os.replace, []
 
     def watch(source: Path, target: Path) -> None:

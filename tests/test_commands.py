@@ -1,4 +1,4 @@
-"""The commands: what they print, refuse, and return."""
+"""The commands: output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed == {"help"} | {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
 
 
-def test_every_kind_of_value_arrives(tmp_path: Path) -> None:
+def test_every_type_of_option_is_parsed(tmp_path: Path) -> None:
     words = "--hidden 8 4 --activation tanh --nesterov --l2 1e-4 --batch-size full --validation 0 --quiet"
     assert run("train", *DIGITS, *words.split(), "--epochs=1", "--seed=3", "--out", tmp_path / "run") == 0
     expected = {"hidden": [8, 4], "activation": "tanh", "nesterov": True, "l2": 1e-4, "batch_size": "full"}
@@ -169,7 +169,7 @@ def test_min_accuracy_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run("train", *SMALL, "--quiet", "--min-accuracy", accuracy, "--out", tmp_path / "equal") == 0
 
 
-def test_a_divergence_is_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_divergence_prints_one_line_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run") == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"gpumlp-train: training diverged in epoch 1, .*1e\+30, largest gradient .*\n", err)
@@ -213,7 +213,7 @@ def test_evaluate_reproduces_the_test_accuracy(tmp_path: Path, capsys: pytest.Ca
     assert len(said) == 1
 
 
-def test_evaluate_says_that_a_run_is_unfinished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_reports_that_a_run_is_unfinished(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (finished / "metrics.json").unlink()
     assert run("evaluate", finished) == 0
     assert "is not finished" in capsys.readouterr().out
@@ -230,7 +230,7 @@ def test_evaluate_refuses_a_damaged_run(finished: Path, capsys: pytest.CaptureFi
 # -- info, and pipes ---------------------------------------------------------------------------------------
 
 
-def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info") == 0
     facts = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert facts["gpumlp"] == gpumlp.__version__
@@ -244,7 +244,7 @@ def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert {f"extra {name}" for name in EXTRAS} <= set(facts)
 
 
-def test_info_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_info_shows_missing_parts_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(EXTRAS, "onnx", EXTRAS["onnx"]._replace(modules=("onnx_of_tomorrow",)))
     assert run("info") == 0
     assert "pip install '.[onnx]' (onnx_of_tomorrow missing): export to ONNX" in capsys.readouterr().out
@@ -262,7 +262,7 @@ def test_the_optional_parts_are_extras_of_the_package() -> None:
 def test_a_closed_pipe_gives_no_traceback(command: str, words: list, tmp_path: Path) -> None:
     process = spawn(command, *words, cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    process.stdout.close()  # as head does after its last line
+    process.stdout.close()  # as by head
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()

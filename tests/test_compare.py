@@ -1,4 +1,4 @@
-"""The comparison checks that its peers agree before it times them, and says what it left out and why."""
+"""The comparison checks the agreement of its peers before timing, and reports skipped ones with the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.test_compare_peers import SETTING, NoOutputBias, start
 
 @pytest.fixture(scope="module", autouse=True)
 def without_rests() -> Iterator[None]:
-    """No rest between timed runs; and the threads that a run sets are reset."""
+    """No pause between timed runs; the number of threads is restored."""
     with pytest.MonkeyPatch.context() as patch, threadpoolctl.threadpool_limits():
         patch.setattr(timing, "REST", 0)
         patch.setenv("NPROC", "1")
@@ -72,7 +72,7 @@ class Failing(Textbook):
         raise RuntimeError("no such kernel\nwith a long story")
 
 
-def test_failing_peer_does_not_take_the_others_with_it(blobs: Dataset) -> None:
+def test_failing_peer_does_not_stop_the_others(blobs: Dataset) -> None:
     failed, fine = timing.measure(SETTING, blobs, 48, [Failing, Textbook], repeats=5, seconds=0, threads=1)
     assert failed.error == "failed: RuntimeError: no such kernel"
     assert failed.seconds == []
@@ -108,7 +108,7 @@ def test_nothing_is_written_where_all_fail(
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Path]:
-    """The report, the output and the folder of one quick run with what is installed and starts quickly."""
+    """The report, the output and the folder of one quick run with the installed peers that start quickly."""
     folder = tmp_path_factory.mktemp("results")
     peers = ("gpumlp", "torch-graph", "numpy")
     words = ("--quick", "--devices", "cpu", "--threads", "1", "--momenta", "0.9", "--peers", *peers)
@@ -134,7 +134,7 @@ def test_json_holds_every_run(quick: tuple[dict, str, Path]) -> None:
         assert 0 < row["share_of_arithmetic"] == row["median"] * 409_088 / report["limits"]["flops"]
 
 
-def test_json_holds_the_circumstances(quick: tuple[dict, str, Path]) -> None:
+def test_json_contains_the_environment(quick: tuple[dict, str, Path]) -> None:
     report = quick[0]
     assert report["command"].startswith("python -m benchmarks.compare --quick --devices cpu")
     assert {"gpumlp", "numpy", "torch", "jax", "scikit-learn"} <= set(report["versions"])
@@ -143,7 +143,7 @@ def test_json_holds_the_circumstances(quick: tuple[dict, str, Path]) -> None:
     assert report["quick"] is True
 
 
-def test_says_who_was_left_out_and_who_agrees(quick: tuple[dict, str, Path]) -> None:
+def test_the_output_names_skipped_and_agreeing_peers(quick: tuple[dict, str, Path]) -> None:
     report, output, _ = quick
     reasons = {entry["peer"]: entry["reason"] for entry in report["left_out"]}
     assert reasons["torch-graph"].startswith("CUDA graphs need a GPU")
@@ -153,7 +153,7 @@ def test_says_who_was_left_out_and_who_agrees(quick: tuple[dict, str, Path]) -> 
     assert all(entry["agrees"] for entry in report["agreement"])
 
 
-def test_table_shows_the_time_of_a_step_beside_its_floor(quick: tuple[dict, str, Path]) -> None:
+def test_table_shows_the_time_of_a_step_and_its_lower_bound(quick: tuple[dict, str, Path]) -> None:
     report, output, _ = quick
     for row in report["results"]:
         times = {three_digits(row[name]) for name in ("microseconds_per_step", "floor_microseconds")}
@@ -226,7 +226,7 @@ def test_fastest_variant_is_taken(blobs: Dataset, monkeypatch: pytest.MonkeyPatc
     durations = iter([3.0, 2.0, 3.1, 1.9, 1.0])
     monkeypatch.setattr(timing, "timed", lambda *_, **__: (next(durations), 0.0))
     assert timing.fastest_variant(peer, 300) == "2 BLAS threads" == chosen[-1]
-    assert chosen[:-1] == [*peer.variants, *peer.variants[:2]]  # in turns; the third is hopeless
+    assert chosen[:-1] == [*peer.variants, *peer.variants[:2]]  # alternately; the third is dropped
 
 
 # -- Counts and ratios ------------------------------------------------------------------------------------

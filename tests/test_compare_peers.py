@@ -1,4 +1,4 @@
-"""Every peer of the comparison trains the same as a textbook network, and a wrong one is caught."""
+"""Every peer of the comparison agrees with a textbook network, and a wrong one is detected."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from tests.host_cuda import host_cuda_backend
 
 REPOSITORY = Path(__file__).parent.parent
 SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
-# Where JAX is loaded, it warns of every fork, and other tests fork: so it gets a process of its own.
+# JAX warns of every fork after it is loaded, and other tests fork: so it runs in a separate process.
 JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
-# torch-compiled takes seconds to compile; the others need a GPU, and have tests of their own below.
+# torch-compiled takes seconds to compile; the others need a GPU and have separate tests below.
 NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs"}
 PEERS = [peer for peer in ALL if peer.name not in NOT_HERE and (peer.name == "jax") == JAX_ALONE]
 
 
 @pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
 def peer(request: pytest.FixtureRequest) -> type[Peer]:
-    """Each peer that can run on the CPU here; the others skip visibly, with the reason."""
+    """Each peer that runs on the CPU; unavailable ones are skipped with the reason."""
     reason = request.param.unsupported_reason("cpu", "float32")
     if reason is not None:
         pytest.skip(reason)
@@ -85,7 +85,7 @@ def test_epochs_go_on_learning(peer: type[Peer], blobs: Dataset) -> None:
 def test_replayed_steps_agree_with_the_textbook(
     momentum: float, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What surrounds PyTorch's CUDA graph: static rows, the loss's sum, and a start that forgets the warm-up."""
+    """The code around PyTorch's CUDA graph: static rows, the sum of losses, and the reset after the warm-up."""
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     (result,) = check_agreement([GraphOnCpu], replace(SETTING, momentum=momentum), blobs, threads=1)
@@ -94,7 +94,7 @@ def test_replayed_steps_agree_with_the_textbook(
 
 
 class GraphOnCpu(TorchGraph):
-    """Replays by computing again, and warms up on no stream."""
+    """Replays by computing again, and warms up without a stream."""
 
     name = "graph on the CPU"
 
@@ -109,7 +109,7 @@ class GraphOnCpu(TorchGraph):
 
 @pytest.fixture
 def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPU backends for the peers of gpumlp, with kernels and cuBLASLt on the processor."""
+    """Fake GPU backends for the peers of gpumlp, with kernels and cuBLASLt on the CPU."""
 
     def backend(device: str, *, execution: str = "auto") -> Backend:
         made: Backend = host_cuda_backend(cublaslt=True, execution=execution)
@@ -138,7 +138,7 @@ def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
     assert start(peer, setting, blobs).variants == (way,)
 
 
-def test_graphs_are_measured_beside_the_persistent_kernel_only(blobs: Dataset, host_cuda: None) -> None:
+def test_graphs_are_measured_only_in_addition_to_the_persistent_kernel(blobs: Dataset, host_cuda: None) -> None:
     (result,) = check_agreement([GpumlpGraphs], replace(SETTING, device="cuda"), blobs, threads=1)
     assert isinstance(result, NotMeantForError)
     assert str(result) == "gpumlp runs by CUDA graphs here"
@@ -151,7 +151,7 @@ def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: 
     assert one.epoch() != pytest.approx(other.unshuffled_epoch(), rel=1e-6)
 
 
-def test_jax_in_a_process_of_its_own() -> None:
+def test_jax_in_a_separate_process() -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
     command = [
@@ -207,7 +207,7 @@ class NoOutputBias(Textbook):
 
 
 class SumOfLosses(Textbook):
-    """The gradient of the sum over the batch in place of the mean."""
+    """The gradient of the sum over the batch instead of the mean."""
 
     name = "sum"
 
@@ -223,7 +223,7 @@ class Diverging(Textbook):
 
 
 class WrongEpoch(Textbook):
-    """Right step by step, but as it is timed it forgets the last sample."""
+    """Correct single steps, but a timed epoch omits the last sample."""
 
     name = "wrong epoch"
 
@@ -232,7 +232,7 @@ class WrongEpoch(Textbook):
 
 
 @pytest.mark.parametrize("broken", [NoOutputBias, SumOfLosses, Diverging, WrongEpoch])
-def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blobs: Dataset) -> None:
+def test_only_the_wrong_peer_is_detected(broken: type[Peer], blobs: Dataset) -> None:
     first, second, third = check_agreement([Textbook, broken, Textbook], SETTING, blobs, threads=1)
     assert isinstance(second, Agreement)
     assert not second.agrees
@@ -242,7 +242,7 @@ def test_wrong_peer_is_caught_and_its_neighbours_are_not(broken: type[Peer], blo
 
 
 @pytest.mark.parametrize("broken", [NoOutputBias, WrongEpoch])
-def test_few_steps_catch_a_wrong_peer_too(broken: type[Peer], blobs: Dataset) -> None:
+def test_a_wrong_peer_is_detected_in_few_steps(broken: type[Peer], blobs: Dataset) -> None:
     right, wrong = check_agreement([Textbook, broken], replace(SETTING, batch_size=200), blobs, 1, FEW_STEPS)
     assert isinstance(right, Agreement)
     assert isinstance(wrong, Agreement)

@@ -1,4 +1,4 @@
-"""The configuration: its ranges, its defaults, its way through JSON, and the notes' recipe."""
+"""The configuration: ranges, defaults, JSON, and the notes' preset."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WRONG = [
     ("min_accuracy", 97.5, "a fraction from 0 to 1"),
     ("preset", "torch", "notes"),
 ]
-# Option with a good value, the choice it belongs to, wrong values of it.
+# An option with a valid value, the choice it belongs to, and invalid values.
 DEPENDENT = [
     ({"initializer_scale": 0.1}, {"initializer": "normal"}, [0, -1, math.nan]),
     ({"gamma": 0.1}, {"schedule": "step"}, [0, 1.01]),
@@ -110,7 +110,7 @@ def test_the_limits_of_the_ranges_are_allowed() -> None:
     Config(hidden=(), batch_size="full", min_accuracy=0, schedule="step", gamma=1.0).check()
 
 
-def test_what_depends_on_the_data_is_filled_in() -> None:
+def test_values_that_depend_on_the_data_are_filled_in() -> None:
     small, large = Config().resolved(1437), Config().resolved(MNIST)
     assert (small.batch_size, small.epochs, small.validation) == (32, 50, 143)
     assert (large.batch_size, large.epochs, large.validation) == (128, 20, 5000)
@@ -119,7 +119,7 @@ def test_what_depends_on_the_data_is_filled_in() -> None:
     assert (adam.learning_rate, adam.momentum) == (0.001, None)
 
 
-def test_what_is_given_is_kept() -> None:
+def test_given_values_are_kept() -> None:
     given = {"batch_size": "full", "epochs": 3, "validation": 0, "learning_rate": 0.5, "momentum": 0.0}
     resolved = Config(**given).resolved(MNIST)
     assert {name: getattr(resolved, name) for name in given} == given
@@ -170,7 +170,7 @@ def test_the_notes_preset_is_the_notes_recipe() -> None:
     assert notes.make_penalty() == Penalty(l2=1e-4)
 
 
-def test_a_choice_that_overrides_a_presets_takes_what_belonged_to_it_along() -> None:
+def test_overriding_a_choice_of_a_preset_also_resets_its_options() -> None:
     changed = dataclasses.replace(PRESETS["notes"], schedule="constant", optimizer="adam").without_leftovers()
     changed.check()
     assert (changed.gamma, changed.milestones, changed.momentum) == (None, (), None)

@@ -1,4 +1,4 @@
-"""What the CPU's backend does differently for speed gives what the reference gives."""
+"""The optimized operations of the CPU agree with the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_openblas = pytest.mark.skipif(OPENBLAS is None, reason="NumPy's BLAS is no
 
 
 class PlainBackend(NumpyBackend):
-    """NumPy alone, as where its BLAS is another."""
+    """NumPy without OpenBLAS."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class PlainBackend(NumpyBackend):
 
 
 class AccumulatingBackend(PlainBackend):
-    """NumPy alone, adding gradients in place by the reference."""
+    """NumPy without OpenBLAS, accumulating gradients by the reference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_add_scaled(backend: NumpyBackend) -> None:
 
 
 @needs_openblas
-def test_what_the_library_cannot_take_is_refused() -> None:
+def test_unsupported_arguments_are_refused() -> None:
     x, delta, out = np.ones((4, 3)), np.ones((4, 2)), np.ones((3, 2))
     target, gaps = Accumulation(out, 1.0, 1.0), np.ones((3, 4))[:, ::2]
     whole = [array.astype(int) for array in (x, delta, out)]
@@ -79,7 +79,7 @@ def test_what_the_library_cannot_take_is_refused() -> None:
 @pytest.mark.parametrize("batch", [1, 33])
 def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
     logits = RNG.normal(size=(batch, 10)).astype(np.float32)
-    logits[0] = 3.0  # all equal: the first counts
+    logits[0] = 3.0  # all equal: the first is predicted
     labels = RNG.integers(0, 10, batch)
     results = []
     for backend, order in ((NumpyBackend(), "F"), (reference_backend(np), "C")):
@@ -93,7 +93,9 @@ def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
 
 @pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.01), Penalty(l2=0.01, l1=0.001)])
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, 0.9, nesterov=True), Adam()])
-def test_adding_gradients_in_place_trains_alike(optimizer: SGD | Adam, penalty: Penalty, blobs: Dataset) -> None:
+def test_accumulated_gradients_give_the_same_training(
+    optimizer: SGD | Adam, penalty: Penalty, blobs: Dataset
+) -> None:
     trained = []
     for backend in (PlainBackend(), AccumulatingBackend(), NumpyBackend()):
         model = MLP([blobs.features, 16, 8, blobs.classes], seed=3, device=backend, dtype="float64")
@@ -105,7 +107,7 @@ def test_adding_gradients_in_place_trains_alike(optimizer: SGD | Adam, penalty: 
 
 
 class Step:
-    """A step of so much work that notes how many threads it has."""
+    """A step with this number of multiply-adds that records the number of threads."""
 
     slices = (slice(0, 1),)
 
@@ -117,31 +119,31 @@ class Step:
 
 
 @needs_openblas
-def test_threads_follow_the_work_and_are_given_back() -> None:
+def test_the_number_of_threads_depends_on_the_work_and_is_restored() -> None:
     backend = NumpyBackend()
     steps = [Step(work) for work in (1, MULTIPLY_ADDS_PER_THREAD - 1, MULTIPLY_ADDS_PER_THREAD, 10**12)]
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         for step in steps:
             backend.run_steps(step, range(1), [0.1])
-        assert [step.seen for step in steps] == [1, 1, 2, 2]  # never more than the user allows
+        assert [step.seen for step in steps] == [1, 1, 2, 2]  # at most the user's number
         assert [backend.execution(step).threads for step in steps] == [1, 1, 2, 2]
         assert OPENBLAS.controller.get_num_threads() == 2
 
 
 @needs_openblas
-def test_overlapping_runs_give_back_the_threads_that_the_first_has_found() -> None:
+def test_overlapping_runs_restore_the_original_number_of_threads() -> None:
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         first, second = OPENBLAS.threads(1), OPENBLAS.threads(4)
         first.__enter__()
         second.__enter__()
-        assert OPENBLAS.controller.get_num_threads() == 2  # as many as there were, and not as many as asked for
+        assert OPENBLAS.controller.get_num_threads() == 2  # the previous number, not the requested one
         first.__exit__(None, None, None)
         second.__exit__(None, None, None)
         assert OPENBLAS.controller.get_num_threads() == 2
 
 
 @needs_openblas
-def test_an_interrupt_while_the_threads_are_set_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_threads_are_set_restores_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     controller, interrupts = OPENBLAS.controller, [KeyboardInterrupt]
     really_set = controller.set_num_threads
 
@@ -162,7 +164,7 @@ def test_an_interrupt_while_the_threads_are_set_gives_them_back(monkeypatch: pyt
 
 
 @needs_openblas
-def test_a_step_that_fails_gives_the_threads_back() -> None:
+def test_a_failing_step_restores_the_number_of_threads() -> None:
     class Failing(Step):
         def __call__(self, batch: slice, learning_rate: float) -> None:
             raise KeyboardInterrupt
@@ -179,7 +181,7 @@ def test_flush_vanishing_keeps_every_number_that_matters() -> None:
     np.testing.assert_array_equal(array, np.array([1, -2e-30, 0, 0, 0, np.inf], np.float32))
 
 
-def test_a_users_own_rule_is_never_passed_over(blobs: Dataset) -> None:
+def test_a_custom_rule_is_always_applied(blobs: Dataset) -> None:
     class Still(SGD):
         def update(self, xp: Any, parameters: Any, gradient: Any, state: Any, learning_rate: float) -> None:
             pass
@@ -190,7 +192,7 @@ def test_a_users_own_rule_is_never_passed_over(blobs: Dataset) -> None:
     np.testing.assert_array_equal(model.parameters.data, before)
 
 
-def test_weight_gradients_are_there_for_those_who_ask_and_never_wrong(blobs: Dataset) -> None:
+def test_weight_gradients_are_stored_on_request_and_otherwise_nan(blobs: Dataset) -> None:
     model = MLP([blobs.features, 8, blobs.classes], device="cpu")
     trainer = Trainer(model, blobs, batch_size=32)
     trainer.run(1)
@@ -200,10 +202,10 @@ def test_weight_gradients_are_there_for_those_who_ask_and_never_wrong(blobs: Dat
     trainer.run(2)
     for layer in model.layers:
         assert np.abs(layer.weight_gradient).max() > 0
-    assert np.isfinite(model.parameters.gradient).all()  # what pads the tensors included
+    assert np.isfinite(model.parameters.gradient).all()  # including the padding
 
 
-def test_a_users_own_penalty_sees_the_gradient(blobs: Dataset) -> None:
+def test_a_custom_penalty_gets_the_gradient(blobs: Dataset) -> None:
     class Clip(Penalty):
         def add_gradient(self, backend: Any, weights: Any, gradient: Any, scratch: Any) -> None:
             np.clip(gradient, -0.01, 0.01, out=gradient)
@@ -218,8 +220,8 @@ def test_a_users_own_penalty_sees_the_gradient(blobs: Dataset) -> None:
 
 @pytest.mark.parametrize("optimizer", [SGD(0.5), SGD(0.5, momentum=0.9), Adam(0.01)], ids=repr)
 @pytest.mark.parametrize("batch_size", [100, 64, "full"])
-def test_a_batch_in_parts_is_the_same_batch(blobs: Dataset, optimizer: Any, batch_size: Any) -> None:
-    """Of 300 samples: parts of 32 and a shorter one, whole and short batches, and all at once."""
+def test_a_batch_in_parts_gives_the_same_result(blobs: Dataset, optimizer: Any, batch_size: Any) -> None:
+    """300 samples, in parts of 32 and a smaller one, in full and smaller batches, and in one part."""
 
     class InParts(NumpyBackend):
         def __init__(self) -> None:

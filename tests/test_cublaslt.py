@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, on a fake that has its column-major matrices and its epilogues."""
+"""Matrix products by cuBLASLt, on a fake with its column-major matrices and epilogues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_products_of_matrices_and_their_transposes(turned: str, sizes: tuple[int
         x = backend.asarray(normal(dtype, k, m)).T
     if turned == "right":
         y = backend.asarray(normal(dtype, n, k)).T
-    for _ in range(2):  # the first time an algorithm is chosen
+    for _ in range(2):  # on first use an algorithm is selected
         backend.xp.launches.clear()
         assert backend.products().matmul(x, y, out)
         np.testing.assert_allclose(backend.to_numpy(out), x._data @ y._data, rtol=1e-5, atol=1e-6)
@@ -47,7 +47,7 @@ def test_products_of_matrices_and_their_transposes(turned: str, sizes: tuple[int
 
 
 @pytest.mark.parametrize("activation", ["relu", "identity"])
-def test_bias_and_relu_belong_to_the_forward_product(activation: str) -> None:
+def test_bias_and_relu_are_part_of_the_forward_product(activation: str) -> None:
     backend, rule = host_cuda_backend(cublaslt=True), get_activation(activation)
     x, weight, bias, s, a = (normal("float32", *shape) for shape in ((9, 5), (5, 4), (4,), (9, 4), (9, 4)))
     device = [backend.asarray(array) for array in (x, weight, bias, s, a)]
@@ -83,7 +83,7 @@ def test_each_layer_has_its_own_bias_though_shapes_are_equal() -> None:
 
 
 @pytest.mark.parametrize("unknown", [("RELU_BIAS",), ("BIAS", "BGRADA"), ("DEFAULT",)])
-def test_what_cublaslt_does_not_have_cupy_computes(blobs: Dataset, unknown: tuple[str, ...]) -> None:
+def test_unsupported_products_are_computed_by_cupy(blobs: Dataset, unknown: tuple[str, ...]) -> None:
     weights = []
     for device in ("cpu", host_cuda_backend(cublaslt=True, unknown=unknown)):
         model = MLP([20, 16, 12, 4], device=device)
@@ -95,11 +95,11 @@ def test_what_cublaslt_does_not_have_cupy_computes(blobs: Dataset, unknown: tupl
 
 
 @pytest.mark.parametrize("epilogue", ["DEFAULT", "RELU_BIAS", "BGRADA"])
-def test_a_product_that_is_refused_at_its_launch_is_left_to_cupy(blobs: Dataset, epilogue: str) -> None:
+def test_a_product_whose_launch_fails_is_computed_by_cupy(blobs: Dataset, epilogue: str) -> None:
     backend = host_cuda_backend(cublaslt=True)
     backend.products()._lt.refused.add(epilogue)
     model, expected = MLP([20, 16, 4], device=backend), MLP([20, 16, 4], device="cpu")
-    with pytest.warns(UserWarning, match="cuBLASLt refused .* CuPy's product is used: CUBLAS_STATUS"):
+    with pytest.warns(UserWarning, match="cuBLASLt failed for .* CuPy's product is used: CUBLAS_STATUS"):
         Trainer(model, blobs, batch_size=64).run(2)
     Trainer(expected, blobs, batch_size=64).run(2)
     for name, values in expected.state_dict().items():
@@ -107,7 +107,7 @@ def test_a_product_that_is_refused_at_its_launch_is_left_to_cupy(blobs: Dataset,
 
 
 @pytest.mark.parametrize("nan_to_zero", [False, True])
-def test_a_relu_that_hides_nan_is_not_used(nan_to_zero: bool) -> None:
+def test_a_relu_that_does_not_propagate_nan_is_not_used(nan_to_zero: bool) -> None:
     backend, relu = host_cuda_backend(cublaslt=True), get_activation("relu")
     backend.products()._lt.nan_to_zero = nan_to_zero
     x, weight, bias, s, a = (
@@ -122,7 +122,7 @@ def test_a_relu_that_hides_nan_is_not_used(nan_to_zero: bool) -> None:
     assert launches(backend) == (["lt-DEFAULT", "bias_activation"] if nan_to_zero else ["lt-RELU_BIAS"])
 
 
-def test_arrays_that_do_not_suit_are_left_to_cupy() -> None:
+def test_unsupported_arrays_are_left_to_cupy() -> None:
     backend = host_cuda_backend(cublaslt=True)
     products, wide = backend.products(), backend.asarray(normal("float32", 6, 8))
     square = backend.asarray(normal("float32", 4, 4))
@@ -180,7 +180,7 @@ def test_the_bindings_are_found_where_they_are_installed(monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["highest", "high"])
-def test_on_a_gpu_the_products_of_a_training_are_cublaslts(blobs: Dataset, precision: str) -> None:
+def test_on_a_gpu_training_uses_cublaslt(blobs: Dataset, precision: str) -> None:
     backend = gpu_backend(matmul_precision=precision, execution="eager")
     pytest.importorskip("nvmath", reason="nvmath-python is not installed")
     model, expected = MLP([20, 16, 12, 4], device=backend), MLP([20, 16, 12, 4], device="cpu")
@@ -189,8 +189,8 @@ def test_on_a_gpu_the_products_of_a_training_are_cublaslts(blobs: Dataset, preci
     plans = backend.products()._plans
     assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS", "BGRADA"}
     left = {key[0] for key, plan in plans.items() if plan is None}
-    # A ReLU that hides NaN is left to a kernel, and there may be no BGRADA in pure float32 for shapes so small.
-    # Plain products and those with a bias must be there.
+    # RELU_BIAS is not used if it does not propagate NaN, and BGRADA may not support float32 for such small shapes.
+    # Products with and without a bias must be supported.
     assert left <= {"RELU_BIAS", "BGRADA"}
     tolerance = 1e-3 if precision == "highest" else 0.1
     for name, values in expected.state_dict().items():
@@ -222,5 +222,5 @@ def test_on_a_gpu_products_and_epilogues_are_right(shape: tuple[int, int, int], 
 
 
 def relative(got: np.ndarray, want: np.ndarray, dtype: str) -> None:
-    """Does the result agree, as a share of the largest value? A wrong layout would be far off."""
+    """The error relative to the largest value, which a wrong layout would make large."""
     assert np.abs(got - want).max() <= {"float32": 1e-5, "float64": 1e-13}[dtype] * np.abs(want).max()

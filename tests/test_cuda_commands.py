@@ -1,4 +1,4 @@
-"""The commands with ``--device cuda``, on the processor: kernels compiled for it, CuPy and cuBLASLt as fakes."""
+"""The commands with ``--device cuda`` on the CPU: kernels compiled for it, fakes of CuPy and cuBLASLt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.host_cuda import HostCupy, load_cupy_backend
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> HostCupy:
-    """A machine with one GPU, for whoever asks for a backend."""
+    """Simulate a machine with one GPU."""
     fake = HostCupy()
     module = load_cupy_backend(fake)
 
@@ -39,7 +39,7 @@ def words(blobs: Dataset, tmp_path: Path) -> tuple[str, ...]:
     return ("--device", "cuda", "--dataset", str(path), "--batch-size", "8", "--optimizer", "adam")
 
 
-def test_the_same_run_by_graphs_and_step_by_step(
+def test_graphs_and_eager_execution_give_the_same_run(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for way, shown in (("graphs", "execution: CUDA graphs: "), ("eager", "execution: step by step: ")):
@@ -54,13 +54,15 @@ def test_the_same_run_by_graphs_and_step_by_step(
 def test_a_run_compiles_no_reductions(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, activation: str
 ) -> None:
-    """CuPy takes seconds for each of those, silently."""
+    """CuPy takes seconds to compile each reduction."""
     options = ("--activation", activation, "--validation", 50, "--l1", 1e-5)
     assert run("train", *words, *options, "--epochs", 3, "--out", tmp_path / "run") == 0
     assert cupy.compiled_reductions == []
 
 
-def test_a_run_goes_on_with_graphs_or_without(cupy: HostCupy, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_with_or_without_graphs(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("train", *words, "--epochs", 6, "--out", whole) == 0
     assert run("train", *words, "--epochs", 3, "--out", parts) == 0
@@ -69,7 +71,7 @@ def test_a_run_goes_on_with_graphs_or_without(cupy: HostCupy, words: tuple[str, 
     assert_same_run(whole, parts)
 
 
-def test_a_run_by_the_persistent_kernel_goes_on_by_it(
+def test_a_run_by_the_persistent_kernel_is_resumed_by_it(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -85,9 +87,8 @@ def test_a_run_by_the_persistent_kernel_goes_on_by_it(
     capsys.readouterr()
     assert run("train", *with_adam) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: "))
-    assert (
-        line == "execution: CUDA graphs: up to 16 steps in one launch; not persistent: it is for the optimizer SGD"
-    )
+    reason = "up to 16 steps in one launch; not persistent: it supports the optimizer SGD only"
+    assert line == f"execution: CUDA graphs: {reason}"
 
 
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
@@ -109,23 +110,23 @@ def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> No
     assert "execution: expected one of auto, persistent, graphs, eager, got 'fast'" in message
 
 
-def test_a_way_that_is_not_possible_is_an_error(
+def test_an_unsupported_execution_is_an_error(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", *words, "--epochs", 2, "--execution", "persistent", "--out", tmp_path / "run") == 2
     message = capsys.readouterr().err
-    assert "execution persistent is not possible: it is for the optimizer SGD" in message
+    assert "execution persistent is not possible: it supports the optimizer SGD only" in message
     assert "Traceback" not in message
 
 
 class CUDARuntimeError(RuntimeError):
-    """As CuPy raises it, from whatever is asked of a device that has failed."""
+    """The error of CuPy for any call on a device that has failed."""
 
 
 CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 
 
-def test_a_device_that_fails_is_one_line_and_the_run_goes_on_from_its_last_epoch(
+def test_a_device_failure_is_one_line_and_the_run_resumes_from_its_last_epoch(
     cupy: HostCupy,
     words: tuple[str, ...],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Steps by CUDA graphs end with the same bits as steps one by one, whatever changes between two launches."""
+"""CUDA graphs give the same bits as eager execution, also if values change between launches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
 
 
 class Listener(Callback):
-    """Somebody who listens, so that an epoch is run in many parts."""
+    """A callback for progress, so that an epoch is run in many parts."""
 
 
 def trainer_on(backend: object, data: Dataset, optimizer: object = None, **options: object) -> Trainer:
@@ -28,7 +28,7 @@ def trainer_on(backend: object, data: Dataset, optimizer: object = None, **optio
 
 
 def pair(data: Dataset, **options: object) -> tuple[Trainer, Trainer]:
-    """Two trainers that differ in the way of running steps alone."""
+    """Two trainers that differ only in the execution of steps."""
     return tuple(
         trainer_on(host_cuda_backend(cublaslt=True, execution=way), data, **options) for way in ("graphs", "eager")
     )
@@ -50,7 +50,7 @@ def same_bits(first: Trainer, second: Trainer) -> None:
 
 
 def lengths(trainer: Trainer) -> list[int]:
-    """The graphs that were captured, by the number of their steps."""
+    """The lengths of the captured graphs."""
     return list(trainer.model.backend.graphs._captured[trainer._step].graphs)
 
 
@@ -62,7 +62,7 @@ def launches_of_an_epoch(trainer: Trainer, callbacks: list[object] = ()) -> list
 
 @pytest.mark.parametrize("listeners", [[], [Listener()]], ids=["whole", "in parts"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-@pytest.mark.parametrize("batch_size", [16, 75, 7])  # 18 and a short one, 4, 42 and a short one
+@pytest.mark.parametrize("batch_size", [16, 75, 7])  # 18 and a smaller one, 4, 42 and a smaller one
 def test_graph_and_eager_weights_are_the_same_bit_for_bit(
     blobs: Dataset, batch_size: int, optimizer: object, listeners: list[object]
 ) -> None:
@@ -92,7 +92,7 @@ def test_every_activation_and_dtype(blobs: Dataset, activation: object, dtype: s
     same_bits(*trainers)
 
 
-def test_an_epoch_takes_two_launches_a_graph_and_the_short_batch_its_own(blobs: Dataset) -> None:
+def test_an_epoch_takes_two_launches_per_graph_and_those_of_the_last_batch(blobs: Dataset) -> None:
     trainer, _ = pair(blobs, diagnostics=False)
     trainer.run(2)
     launches = launches_of_an_epoch(trainer)
@@ -101,8 +101,8 @@ def test_an_epoch_takes_two_launches_a_graph_and_the_short_batch_its_own(blobs: 
     assert launches.count("gather_pixels") == 1  # the 19th batch, of 12 samples
 
 
-def test_only_the_first_step_and_the_short_batch_run_by_themselves(blobs: Dataset) -> None:
-    graph, eager = pair(blobs, batch_size=7, diagnostics=False)  # 42 full batches and a short one
+def test_only_the_first_step_and_the_last_batch_are_run_without_a_graph(blobs: Dataset) -> None:
+    graph, eager = pair(blobs, batch_size=7, diagnostics=False)  # 42 full batches and a smaller one
     launches = launches_of_an_epoch(graph)
     assert launches.count("gather_pixels") == 2
     assert launches.count("graph") == 2 + 2 + 1  # 41 = 16 + 16 + 4 + 4 + 1
@@ -118,7 +118,7 @@ def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:
     same_bits(graph, eager)
 
 
-def test_an_array_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
+def test_a_replaced_array_is_detected(blobs: Dataset) -> None:
     graph, eager = pair(blobs)
     for trainer in (graph, eager):
         trainer.run(3)
@@ -130,7 +130,7 @@ def test_an_array_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
     same_bits(graph, eager)
 
 
-def test_a_rule_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
+def test_a_replaced_rule_is_detected(blobs: Dataset) -> None:
     graph, eager = pair(blobs, activation="leaky_relu")
     for trainer in (graph, eager):
         trainer.run(3)
@@ -141,7 +141,7 @@ def test_a_rule_that_was_exchanged_is_noticed(blobs: Dataset) -> None:
     same_bits(graph, eager)
 
 
-def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dataset) -> None:
+def test_a_graph_continues_from_loaded_weights(blobs: Dataset) -> None:
     graph, eager = pair(blobs)
     for trainer in (graph, eager):
         trainer.run(3)
@@ -150,7 +150,7 @@ def test_weights_that_were_loaded_are_those_that_a_graph_goes_on_from(blobs: Dat
     same_bits(graph, eager)
 
 
-def test_an_interrupt_within_a_capture_leaves_a_run_that_goes_on(blobs: Dataset) -> None:
+def test_training_continues_after_an_interrupt_within_a_capture(blobs: Dataset) -> None:
     graph, eager = pair(blobs, batch_size=16)
     runner = graph.model.backend.graphs
     capture, runner._capture = runner._capture, interrupted
@@ -174,7 +174,7 @@ def test_a_full_batch_is_a_graph_of_one_step(blobs: Dataset) -> None:
     same_bits(graph, eager)
 
 
-def test_more_steps_than_their_factors_have_room(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_steps_than_the_buffer_of_factors_holds(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpumlp.backends.cuda.graphs.CAPACITY", 23)
     graph, eager = pair(blobs, batch_size=7)  # 42 full batches
     for trainer in (graph, eager):
@@ -182,7 +182,7 @@ def test_more_steps_than_their_factors_have_room(blobs: Dataset, monkeypatch: py
     same_bits(graph, eager)
 
 
-def test_graphs_go_with_their_trainer(blobs: Dataset) -> None:
+def test_graphs_are_freed_with_their_trainer(blobs: Dataset) -> None:
     backend = host_cuda_backend(cublaslt=True)
     trainer = trainer_on(backend, blobs)
     trainer.run(2)
@@ -191,11 +191,11 @@ def test_graphs_go_with_their_trainer(blobs: Dataset) -> None:
     assert len(backend.graphs._captured) == 0
 
 
-# -- Where a step cannot be captured ------------------------------------------------------------------
+# -- Steps that cannot be captured --------------------------------------------------------------------
 
 
 class Slower(SGD):
-    """A user's own optimizer, which no kernel knows."""
+    """A custom optimizer without a kernel."""
 
     def update(
         self, xp: object, parameters: object, gradient: object, state: object, learning_rate: float
@@ -210,7 +210,7 @@ class Slower(SGD):
         ("there is no kernel for the optimizer Slower", True, {"optimizer": Slower()}),
     ],
 )
-def test_what_cannot_be_captured_runs_step_by_step_or_is_an_error(
+def test_an_unsupported_step_runs_step_by_step_or_is_an_error(
     blobs: Dataset, reason: str, cublaslt: bool, options: dict[str, object]
 ) -> None:
     auto, eager, graphs = (
@@ -227,8 +227,8 @@ def test_what_cannot_be_captured_runs_step_by_step_or_is_an_error(
         graphs.run(1)
 
 
-def test_a_capture_that_is_refused_loses_no_step(blobs: Dataset) -> None:
-    # Without cuBLASLt's plain products CuPy's are needed, which nobody knows before the first step.
+def test_a_failed_capture_loses_no_step(blobs: Dataset) -> None:
+    # Without cuBLASLt's products CuPy's are needed, which is detected in the capture.
     auto, eager, graphs = (
         trainer_on(host_cuda_backend(cublaslt=True, unknown=("DEFAULT",), execution=way), blobs)
         for way in ("auto", "eager", "graphs")
@@ -254,9 +254,9 @@ def test_an_allocation_in_a_capture_is_refused(blobs: Dataset) -> None:
             backend.xp.zeros(3)
 
     step.__class__ = Allocating
-    place = backend.graphs._captured[step].place
+    offsets = backend.graphs._captured[step].offsets
     with pytest.raises(NotCapturableError, match="allocates 24 bytes"):
-        backend.graphs._capture(step, step.slices[:1], place)
+        backend.graphs._capture(step, step.slices[:1], offsets)
     assert step.state.steps == trainer.epoch * len(trainer.batches.slices)
 
 

@@ -1,6 +1,6 @@
-"""The CUDA kernels and the code that calls them, compiled for the processor and compared with the reference.
+"""The CUDA kernels and their launches, compiled for the CPU and compared with the reference.
 
-Also what a step launches on a GPU, in which precision, and that the CUDA source compiles.
+Also the number of launches of a step, the precision of products, and compilation of the CUDA source.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
 DTYPES = ["float32", "float64"]
-SHAPES = [(1, 1), (7, 3), (33, 65), (128, 10), (130, 31)]  # around the sizes of blocks
+SHAPES = [(1, 1), (7, 3), (33, 65), (128, 10), (130, 31)]  # near multiples of the block sizes
 OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam()]
 RNG = np.random.default_rng(3)
 LOSS = SoftmaxCrossEntropy()
@@ -36,22 +36,22 @@ def normal(dtype: str, *shape: int) -> np.ndarray:
 
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Backend:
-    """The kernels on the processor, and on a GPU where there is one."""
+    """The kernels on the CPU, and on a GPU if there is one."""
     return host_cuda_backend() if request.param == "host" else gpu_backend()
 
 
 def watch(backend: Backend) -> None:
-    """Forget what was launched so far."""
+    """Clear the list of launches."""
     getattr(backend.xp, "launches", []).clear()
 
 
 def launched(backend: Backend) -> list[str] | None:
-    """What was launched since, where the device can tell."""
+    """The launches since `watch`, if the device records them."""
     return getattr(backend.xp, "launches", None)
 
 
 def guarded(backend: Backend, array: np.ndarray) -> tuple[object, object]:
-    """The array on the device, and the larger one of 77s around it, in which nothing may change."""
+    """The array on the device, as part of a larger array of 77s that must not change."""
     whole = backend.asarray(np.full(array.size + 32, 77, dtype=array.dtype))
     inside = whole[16 : 16 + array.size].reshape(array.shape)
     backend.xp.copyto(inside, backend.asarray(array))
@@ -119,7 +119,9 @@ def test_dense_backward(device: Backend, shape: tuple[int, int], activation: str
 @pytest.mark.parametrize("shape", [(1, 2), (64, 10), (65, 64), (300, 3)])
 def test_softmax_cross_entropy(device: Backend, shape: tuple[int, int], scale: float, dtype: str) -> None:
     batch, classes = shape
-    logits = np.round(normal(dtype, batch, classes), 1) * np.dtype(dtype).type(scale)  # rounded: some are equal
+    logits = np.round(normal(dtype, batch, classes), 1) * np.dtype(dtype).type(
+        scale
+    )  # rounded, so that some are equal
     want = [logits, RNG.integers(0, classes, batch), np.zeros(batch, dtype), np.zeros(batch, bool)]
     backend = device
     pairs = [guarded(backend, array) for array in want]
@@ -158,7 +160,7 @@ def test_update(device: Backend, optimizer: SGD | Adam, penalty: Penalty, dtype:
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
-def test_a_loss_that_is_not_a_number_stays_so(device: Backend) -> None:
+def test_a_nan_loss_stays_nan(device: Backend) -> None:
     backend = device
     logits, s = np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)
     logits[0, 1] = np.nan
@@ -179,7 +181,7 @@ def test_a_loss_that_is_not_a_number_stays_so(device: Backend) -> None:
         assert np.isnan(backend.to_numpy(on_device)).all(), name
 
 
-def test_a_small_grid_does_all_the_work(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_grid_processes_the_whole_array(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_MOST_BLOCKS", 2)
     test_gather(device, (130, 200), "float32")
     test_dense_forward(device, (130, 200), "tanh", "float32")
@@ -189,7 +191,7 @@ def test_a_small_grid_does_all_the_work(device: Backend, monkeypatch: pytest.Mon
 
 
 class MyReLU(ReLU):
-    """A subclass that computes something else, so no kernel computes it."""
+    """A subclass with another function, to which the kernel does not apply."""
 
     name = "my_relu"
 
@@ -201,7 +203,7 @@ class MyReLU(ReLU):
 
 
 class Softsign(Activation):
-    """A user's own activation, h(s) = s / (1 + |s|) and h' = (1 - |a|)^2, with CUDA expressions."""
+    """A custom activation, h(s) = s / (1 + |s|) and h' = (1 - |a|)^2, with CUDA expressions."""
 
     name = "softsign"
     cuda = CudaActivation("s / (1 + fabs(s))", "(1 - fabs(a)) * (1 - fabs(a))")
@@ -214,7 +216,7 @@ class Softsign(Activation):
 
 
 class MySGD(SGD):
-    """Likewise."""
+    """A subclass with another rule."""
 
     def update(
         self, xp: object, parameters: object, gradient: object, state: object, learning_rate: float
@@ -223,7 +225,7 @@ class MySGD(SGD):
         xp.subtract(parameters, state.scratch, out=parameters)
 
 
-def test_a_users_own_rules_are_computed_as_they_say(blobs: Dataset) -> None:
+def test_custom_rules_are_computed_as_defined(blobs: Dataset) -> None:
     weights = []
     for device in ("cpu", host_cuda_backend()):
         model = MLP([20, 16, 4], activation=MyReLU(), device=device)
@@ -233,7 +235,7 @@ def test_a_users_own_rules_are_computed_as_they_say(blobs: Dataset) -> None:
         np.testing.assert_allclose(weights[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_more_classes_than_a_thread_should_take_go_by_the_reference() -> None:
+def test_more_classes_than_the_kernel_supports_use_the_reference() -> None:
     backend, logits = host_cuda_backend(), normal("float32", 5, 100)
     labels = RNG.integers(0, 100, 5)
     arrays = [backend.asarray(a) for a in (logits, labels, np.empty(5, np.float32), np.zeros(5, bool))]
@@ -255,7 +257,7 @@ def test_a_step_is_six_launches_a_layer_and_one(
         MLP(sizes, device=backend), blobs, optimizer=optimizer, penalty=Penalty(l2=1e-4), batch_size=32
     )
     trainer.run(1)
-    for batch in trainer.batches.slices:  # the short last batch too
+    for batch in trainer.batches.slices:  # including the smaller last batch
         backend.xp.launches.clear()
         with backend.ledger.counting() as ledger:
             trainer._step(batch, 0.1)
@@ -265,10 +267,10 @@ def test_a_step_is_six_launches_a_layer_and_one(
 
 
 @pytest.mark.parametrize(("precision", "compute_type"), [("highest", 1), ("high", 7)])
-def test_the_precision_of_products_holds_while_the_backend_is_active(precision: str, compute_type: int) -> None:
+def test_the_precision_of_products_applies_while_the_backend_is_active(precision: str, compute_type: int) -> None:
     backend = host_cuda_backend(matmul_precision=precision)
     setting = backend.xp._core._routines_linalg
-    for others in (1, 7):  # what the rest of the program has chosen
+    for others in (1, 7):  # the setting of the rest of the program
         setting.set_compute_type("float32", others)
         with suppress(KeyError), backend.activate():
             assert setting.get_compute_type("float32") == compute_type
@@ -293,7 +295,7 @@ def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> No
     assert inspect.signature(override) == inspect.signature(getattr(Backend, operation))
 
 
-def test_the_fake_refuses_what_a_gpu_would_misread() -> None:
+def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
     backend = host_cuda_backend()
     kernel = backend.xp.RawModule(code=kernel_source("kernels.cu"), options=("-DREAL=float",)).get_function(
         "column_sums"
@@ -320,12 +322,12 @@ def test_python_and_cuda_number_the_rules_alike() -> None:
     assert (defined["SUM_COLUMNS"], defined["SUM_ROWS"]) == kernels._SUM_BLOCK
 
 
-def test_a_subclass_or_object_that_changes_a_rule_is_not_taken_for_it() -> None:
+def test_a_subclass_or_object_that_changes_a_rule_does_not_use_its_kernel() -> None:
     class Same(ReLU):
         name = "same"
 
     class Mixed(Softsign, ReLU):
-        """Whose methods come from the one and whose statement could come from the other."""
+        """Inherits methods and attribute from the first class."""
 
     class Stated(MyReLU):
         cuda = CudaActivation("s * 3", "3")
@@ -341,7 +343,7 @@ def test_a_subclass_or_object_that_changes_a_rule_is_not_taken_for_it() -> None:
     assert optimizer_kernel(MySGD()) is None
 
 
-def test_a_users_own_activation_with_cuda_expressions_runs_in_the_kernels(blobs: Dataset) -> None:
+def test_a_custom_activation_with_cuda_expressions_runs_in_the_kernels(blobs: Dataset) -> None:
     losses = []
     for device in ("cpu", host_cuda_backend()):
         model = MLP([20, 16, 4], activation=Softsign(), seed=1, device=device)

@@ -1,4 +1,4 @@
-"""What enters a Dataset is checked once and stays as it is; the built-in digits; data sets by name."""
+"""Datasets: checks, conversions, the built-in digits, and data sets by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_foreign_byte_order_becomes_native_with_the_same_values() -> None:
     assert stored.tolist() == [[1.5, -2.0]]
 
 
-def test_lists_are_taken() -> None:
+def test_lists_are_accepted() -> None:
     data = Dataset([[0.0, 1.0], [2.0, 3.0]], [0, 1])
     assert data.images.shape == (2, 2)
 
@@ -155,7 +155,7 @@ def test_the_fingerprint_does_not_depend_on_the_size_of_its_blocks(monkeypatch: 
 
 
 class DeviceArray(np.ndarray):
-    """Stands in for cupy.ndarray: told by its module, copied to the host by get()."""
+    """A fake of cupy.ndarray: recognized by its module, copied to the host by get()."""
 
     __module__ = "cupy"
     copies = 0
@@ -231,7 +231,7 @@ def test_both_parts_have_their_share_of_every_class() -> None:
 
 def test_the_order_is_shuffled() -> None:
     for data in load_digits():
-        assert (np.diff(data.labels) == 0).mean() < 0.2  # 0.1 by chance, nearly 1 if sorted
+        assert (np.diff(data.labels) == 0).mean() < 0.2  # 0.1 if random, nearly 1 if sorted
 
 
 def test_the_content_does_not_change_between_versions() -> None:
@@ -246,7 +246,7 @@ def test_every_load_gives_arrays_of_its_own() -> None:
     assert load_digits()[0].images.any()
 
 
-def test_the_file_is_made_by_the_script_byte_for_byte(tmp_path: Path) -> None:
+def test_the_script_reproduces_the_file_byte_for_byte(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, the source of the digits, is not installed")
     spec = importlib.util.spec_from_file_location("make_digits", SCRIPT)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""MNIST is found where it should be, verified and explained when not; IDX files; downloads from mirrors."""
+"""MNIST: search, verification and messages; IDX files; downloads from mirrors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REAL_DATA_DIR = os.environ.get("GPUMLP_DATA_DIR")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing of the machine's own: no data folder, an empty cache, no mirrors."""
+    """An isolated environment: no data folder, an empty cache, no mirrors."""
     folder = tmp_path / "cache" / "mnist"
     monkeypatch.delenv("GPUMLP_DATA_DIR", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ARRAYS be what was published as MNIST."""
+    """Use ARRAYS as the published MNIST."""
     files = [
         dataclasses.replace(
             file,
@@ -157,7 +157,7 @@ def test_the_environment_comes_before_the_cache(
 
 
 @pytest.mark.usefixtures("_published")
-def test_what_is_not_on_disk_is_downloaded_into_the_cache_once(
+def test_missing_files_are_downloaded_into_the_cache_once(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve_folder(folder) as server:
@@ -183,7 +183,7 @@ def test_only_the_damaged_file_in_the_cache_is_downloaded_again(
     assert server.downloads() == [TEST_LABELS]
 
 
-def test_download_false_asks_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_false_uses_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_folder(folder) as server:
         monkeypatch.setattr(mnist, "MIRRORS", (server.address,))
         with pytest.raises(DataNotAvailable, match="downloading is switched off"):
@@ -348,7 +348,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG.keys())
-def test_anything_but_a_whole_idx_file_is_refused_and_explained_before_memory_is_taken(
+def test_an_invalid_idx_file_is_refused_with_the_reason_before_memory_is_allocated(
     path: Path, content: bytes, message: str
 ) -> None:
     path.write_bytes(content)
@@ -388,7 +388,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=damaged(), ndim=st.sampled_from([1, 3]))
-def test_damaged_files_give_an_array_or_a_data_error_and_never_take_much_memory(
+def test_damaged_files_give_an_array_or_a_data_error_and_need_little_memory(
     path: Path, content: bytes, ndim: int
 ) -> None:
     path.write_bytes(content)
@@ -413,8 +413,8 @@ def test_damaged_files_give_an_array_or_a_data_error_and_never_take_much_memory(
 NAME = "values.gz"
 CONTENT = bytes(range(256)) * 1000
 SHA256 = sha256(CONTENT)
-TIMEOUT = 20.0  # never waited for
-SHORT = 0.5  # waited for, where a server is silent
+TIMEOUT = 20.0  # not reached
+SHORT = 0.5  # the wait for a silent server
 
 
 @pytest.fixture
@@ -523,14 +523,14 @@ def test_every_mirror_is_listed_with_its_reason(cache: Path, refusing: str, sile
     assert mirrors.addresses == []
 
 
-def test_a_silent_server_costs_no_more_than_the_timeout(cache: Path, silent: str) -> None:
+def test_a_silent_server_takes_no_longer_than_the_timeout(cache: Path, silent: str) -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match="no answer within"):
         fetch(NAME, SHA256, Mirrors([silent], SHORT), cache)
     assert time.monotonic() - start < SHORT + 1.5
 
 
-def test_a_name_lookup_that_hangs_costs_no_more_than_the_timeout(
+def test_a_hanging_name_lookup_takes_no_longer_than_the_timeout(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
@@ -607,7 +607,7 @@ def test_the_bar_of_a_terminal_counts_to_the_end(
     bars = []
     build = _RichBar.__init__
     monkeypatch.setattr(_RichBar, "__init__", lambda bar, *args: (bars.append(bar), build(bar, *args))[1])
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take any output for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat any output as a terminal
     fetch(NAME, SHA256, Mirrors([good.address], TIMEOUT), cache)
     (bar,) = bars
     assert bar.total == len(CONTENT)

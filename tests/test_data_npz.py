@@ -1,4 +1,4 @@
-"""load_npz: Keras's layout, and a reason for everything else."""
+"""load_npz: files in Keras's layout are loaded, all others refused with a reason."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_missing_arrays_are_named_with_those_found(path: Path) -> None:
         load_npz(path)
 
 
-def test_a_member_that_is_no_array_is_named(path: Path) -> None:
+def test_a_member_that_is_not_an_array_is_named(path: Path) -> None:
     save(path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -103,7 +103,7 @@ WHOLE = whole_file()
 @pytest.mark.parametrize(
     "content", [b"", b"not a zip", WHOLE[: len(WHOLE) // 2], WHOLE[:-1]], ids=["empty", "text", "half", "cut"]
 )
-def test_what_is_no_whole_zip_is_refused(path: Path, content: bytes) -> None:
+def test_an_incomplete_zip_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"own.data.npz: expected .*get it again, or make it with numpy.savez"):
         load_npz(path)

@@ -1,4 +1,4 @@
-"""Findings of the command that trains, in the run's folder, and of the command that diagnoses."""
+"""Findings of the commands train and diagnose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def metrics(folder: Path) -> dict[str, object]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_healthy_run_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_run_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *HEALTHY, "--out", tmp_path / "run") == 0
     assert "finding" not in capsys.readouterr().out
     assert (metrics(tmp_path / "run")["findings"], metrics(tmp_path / "run")["trend"]) == ([], "converging")
@@ -28,9 +28,7 @@ def test_a_healthy_run_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == f"{tmp_path / 'run'}: 3 epochs, converging\n  nothing is wrong\n"
 
 
-def test_what_is_wrong_is_printed_saved_and_diagnosed_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_findings_are_printed_saved_and_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *DEAD, "--out", tmp_path / "run") == 0
     printed = re.findall(r"finding: (.*)\n", capsys.readouterr().out)
     saved = metrics(tmp_path / "run")["findings"]
@@ -75,7 +73,9 @@ def test_the_weights_are_the_same_without_diagnostics_and_after_a_resume(
     assert out.count("nothing is wrong") == 2
 
 
-def test_a_diverged_run_leaves_why_until_it_goes_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_of_a_divergence_is_kept_until_the_run_succeeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert run("train", *DIGITS, "--quiet", "--learning-rate", 1e30, "--out", folder) == 1
     error = capsys.readouterr().err
@@ -105,7 +105,7 @@ def test_an_exploding_loss_that_diverges_is_reported_once(
     )
 
 
-def test_a_run_that_was_interrupted_is_diagnosed_as_far_as_it_went(
+def test_an_interrupted_run_is_diagnosed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_epoch = Trainer._train_epoch
@@ -122,7 +122,7 @@ def test_a_run_that_was_interrupted_is_diagnosed_as_far_as_it_went(
     assert capsys.readouterr().out == f"{tmp_path / 'run'}: 2 of 50 epochs, converging\n  nothing is wrong\n"
 
 
-def test_a_loss_that_only_the_test_set_shows_leaves_why_too(tmp_path: Path) -> None:
+def test_a_divergence_on_the_test_set_is_recorded(tmp_path: Path) -> None:
     words = ["--epochs", 1, "--batch-size", "full", "--validation", 0, "--learning-rate", 1e30]
     assert run("train", *DIGITS, "--quiet", *words, "--diagnostics", "off", "--out", tmp_path / "run") == 1
     message = json.loads((tmp_path / "run" / "diverged.json").read_text())["message"]
@@ -130,7 +130,9 @@ def test_a_loss_that_only_the_test_set_shows_leaves_why_too(tmp_path: Path) -> N
     assert message.endswith("Try a learning_rate of 0.1 or less, or another initializer")
 
 
-def test_bad_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_input_prints_one_line_and_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "good") == 0
     for words, message in (
         ([], "runs: expected the folder of at least one run, got none"),

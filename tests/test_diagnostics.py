@@ -1,4 +1,4 @@
-"""Statistics of layers, and what the rules say of curves; tests/test_findings.py has them on training runs."""
+"""Statistics of layers, and findings from curves; for findings of training runs see tests/test_findings.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.strict_device import StrictBackend
 
 @pytest.fixture(autouse=True)
 def a_look_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few samples the test's training has."""
+    """Compute the statistics after every epoch, regardless of its length."""
     monkeypatch.setattr(statistics, "SAMPLES_BETWEEN", 1)
 
 
@@ -26,7 +26,7 @@ def a_look_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expected(model: MLP, before: dict[str, np.ndarray], data: Dataset, rows: int) -> list[dict[str, float]]:
-    """The statistics from their definitions, in float64 and with central differences' exact counterpart."""
+    """The statistics by their definitions, in float64, with analytic gradients."""
     state = {name: tensor.astype(float) for name, tensor in model.state_dict().items()}
     a, outputs = data.images.reshape(len(data), -1) / 255, []
     outputs.append(a)
@@ -63,7 +63,7 @@ def expected(model: MLP, before: dict[str, np.ndarray], data: Dataset, rows: int
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
-def test_the_statistics_are_what_they_say(backend: Backend, blobs: Dataset, activation: str) -> None:
+def test_the_statistics_agree_with_their_definitions(backend: Backend, blobs: Dataset, activation: str) -> None:
     held_out = Dataset(blobs.images[200:], blobs.labels[200:], classes=4)
     start = Dataset(blobs.images[:200], blobs.labels[:200], classes=4)
     model = MLP([20, 16, 12, 4], activation, initializer=Normal(1.0), device=backend)
@@ -92,7 +92,7 @@ def test_the_statistics_are_what_they_say(backend: Backend, blobs: Dataset, acti
     assert any(wanted[index + 1]["below"] > 0 for index in range(2))
 
 
-def test_outputs_that_hardly_differ_have_the_deviation_that_they_have(blobs: Dataset) -> None:
+def test_the_deviation_of_nearly_equal_outputs_is_accurate(blobs: Dataset) -> None:
     model = MLP([20, 16, 4], "sigmoid", initializer=Normal(1e-5), device="cpu")
     trainer = Trainer(model, blobs, optimizer=SGD(1e-9), validation=blobs)
     found = trainer.run(1).records[0].layers[0]
@@ -103,7 +103,7 @@ def test_outputs_that_hardly_differ_have_the_deviation_that_they_have(blobs: Dat
 
 
 class Gradients(Callback):
-    """What a callback sees of the gradients after each epoch."""
+    """Records the gradients that a callback reads after each epoch."""
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
@@ -156,7 +156,7 @@ def test_a_number_too_large_for_the_dtype_is_none_and_the_line_is_json(blobs: Da
 @pytest.mark.parametrize(
     ("samples", "epochs"), [(3000, [1, 2, 3, 4, 5, 6]), (1500, [1, 2, 4, 6]), (1499, [1, 3, 6]), (7, [1, 5])]
 )
-def test_short_epochs_are_not_all_looked_at(
+def test_not_every_short_epoch_is_analysed(
     monkeypatch: pytest.MonkeyPatch, samples: int, epochs: list[int]
 ) -> None:
     monkeypatch.setattr(statistics, "SAMPLES_BETWEEN", 3000)
@@ -165,7 +165,7 @@ def test_short_epochs_are_not_all_looked_at(
     assert [record.epoch for record in history if record.layers is not None] == epochs
 
 
-def test_a_unit_that_died_is_found_though_the_last_epoch_was_not_looked_at() -> None:
+def test_a_dead_unit_is_found_although_the_last_epoch_was_not_analysed() -> None:
     look = LayerStatistics(1.0, 0.1, 10.0, 0.9, None, 1000, 128)
     records = [EpochRecord(n, 2.2, 0.2, 2.2, 0.2, 0.1, 1.0, 1.0, (look, look)) for n in (1, 2)]
     records.append(dataclasses.replace(records[-1], epoch=3, layers=None))
@@ -180,7 +180,7 @@ def test_a_line_without_layers_still_loads() -> None:
     assert EpochRecord.from_dict(values).layers is None
 
 
-def test_a_layer_of_before_its_inputs_were_looked_at_still_loads() -> None:
+def test_a_record_without_statistics_of_inputs_still_loads() -> None:
     layer = dict.fromkeys(("gradient_norm", "update_ratio", "weight_norm", "dead", "saturated"), 0.5)
     record = EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, 500.0)
     line = {**vars(record), "layers": [layer | {"samples": 100, "gradient_samples": 16}]}
@@ -202,7 +202,7 @@ def test_a_layer_of_before_its_inputs_were_looked_at_still_loads() -> None:
         ([2.0, 1.0, 0.5, 0.2, 0.1, 0.05], [2.0, 0.1, 0.05, 0.06, 0.08, 0.1], "converging"),  # less than noise
         ([2.3, 1.9, 1.6, 1.5, 1.4, 1.3], None, "underfitting"),  # still falling
         ([2.3, 2.25, 2.2, 2.2, 2.2, 2.2], None, "underfitting"),  # hardly better than guessing
-        ([2.3, 1.9, 1.6, 1.5, 1.5, 1.5], None, "converging"),  # as labels with noise would have it
+        ([2.3, 1.9, 1.6, 1.5, 1.5, 1.5], None, "converging"),  # as with noisy labels
         ([2.3, 1.9, 1.6, 1.5, 1.4, 1.3], [1.5, 1.4, 1.6, 1.8, 1.9, 2.0], "overfitting"),  # and far from a fit
         ([1.0, 0.5, 0.9, 0.5, 0.8, 0.4], None, "unstable"),
         ([1.0, 0.5, 0.9, 0.5, 0.8, *[0.3] * 9], None, "converging"),  # it has settled since
@@ -229,7 +229,7 @@ def test_no_epochs_no_findings() -> None:
     assert find([], Setting(classes=10)) == []
 
 
-def test_where_nothing_is_classified_only_units_are_judged() -> None:
+def test_without_classes_only_units_are_diagnosed() -> None:
     history = curve([2.0, 9.0, 500.0], [2.0, 9.0, 500.0])
     assert names(history) == {"exploding loss"}
     history.setting = Setting(classes=1, hidden=(16,))

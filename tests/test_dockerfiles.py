@@ -1,4 +1,4 @@
-"""The Dockerfiles as far as they can be checked without Docker: lint, versions, what the images are made of."""
+"""Checks of the Dockerfiles without Docker: lint, versions, copied files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README, documentation and notebooks: what they print as code runs, and prints what they say.
+"""README, documentation and notebooks: their code runs and prints the documented output.
 
 The Python blocks of a page run one after another, and so do its commands, in the same folder. An HTML comment
 ``<!-- only parsed: REASON -->`` before a block keeps it from running: it needs a GPU, Docker or a network, or it
@@ -38,7 +38,7 @@ FENCE = re.compile(
 class Block(NamedTuple):
     language: str
     text: str
-    reason: str | None  # why it does not run here
+    reason: str | None  # why it is not run
 
 
 def blocks(page: Path) -> list[Block]:
@@ -47,13 +47,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of a block, as words; lines that end in a backslash go on, and && separates."""
+    """The commands of a block, split into words; a backslash continues a line, && separates commands."""
     lines = text.replace("\\\n", " ").splitlines()
     return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
 
 
 def plain(text: str) -> list[str]:
-    """Lines without what differs from machine to machine: numbers, names of processors, spaces."""
+    """Lines without values that depend on the machine: numbers, names of processors, spaces."""
     text = re.sub(r"cpu \([^\n]*?\)(?=;|$)", "cpu", text, flags=re.MULTILINE)
     text = re.sub(r"; no usable GPU: .*", "", text)
     return [" ".join(re.sub(r"\d[\d,.]*", "#", line).split()) for line in text.splitlines()]
@@ -61,7 +61,7 @@ def plain(text: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with the files that a reader of the pages is said to have."""
+    """An empty working folder with the files that the pages assume."""
     monkeypatch.chdir(tmp_path)
     test = load_digits()[1]
     np.save("batch.npy", test.images[:4])
@@ -75,7 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_command(words: list[str], page: Path) -> str:
-    """Run ``python -m gpumlp...`` in this process, and return what it printed; check any other command's words."""
+    """Run ``python -m gpumlp...`` in this process and return its output; check other commands without running."""
     if words[:2] == ["pip", "install"]:
         extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
         wanted = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
@@ -99,7 +99,7 @@ def run_command(words: list[str], page: Path) -> str:
 
 
 def check_words(words: list[str], page: Path) -> None:
-    """A command that does not run here: do its module, script and options exist?"""
+    """Check that the module, the script and the options of a command exist, without running it."""
     if words[0] == "pip":
         run_command(words, page)
     elif words[:2] == ["python", "-m"] and words[2] != "pytest":
@@ -121,7 +121,7 @@ def assert_options_exist(words: list[str]) -> None:
 
 
 def run_python(code: str, names: dict[str, Any], where: str) -> str:
-    """Run code as a notebook would, and return what it printed."""
+    """Run code as a notebook does, and return its output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(code, where, "exec"), names)
@@ -146,7 +146,7 @@ def needs_extras(page: Path, text: str) -> None:
 def test_every_block_of_a_page_runs_as_printed(page: Path, folder: Path) -> None:
     needs_extras(page, page.read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": "__main__"}
-    printed: str | None = None  # by the last block, if it ran
+    printed: str | None = None  # written by the last block, if it was run
     with figures_without_windows(), warnings.catch_warnings():
         warnings.simplefilter("error")
         for number, block in enumerate(blocks(page), 1):
@@ -192,7 +192,7 @@ def test_a_notebook_runs_and_is_kept_without_outputs(notebook: Path, monkeypatch
 def test_the_first_command_of_the_readme_prints_what_it_shows(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without any option, on MNIST; without it at hand the command would download it."""
+    """Without options, on MNIST; skipped without MNIST, which the command would download."""
     if not os.environ.get("GPUMLP_DATA_DIR"):
         pytest.skip("GPUMLP_DATA_DIR is not set, so there is no MNIST to train on")
     from gpumlp.train import main

@@ -1,4 +1,4 @@
-"""Runs with early stopping: what the command says, keeps and refuses, and how such a run goes on."""
+"""Runs with early stopping: output, files, errors, and resuming."""
 
 from __future__ import annotations
 

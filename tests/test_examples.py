@@ -1,4 +1,4 @@
-"""The examples run, print what their README says, and can fail."""
+"""The examples run, print the documented output, and fail on low accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEEDS = {"scikit_learn_pipeline": "gpumlp.sklearn"}
 
 
 def run(name: str, **constants: float) -> tuple[object, str]:
-    """Run an example as a script with some of its constants changed: what it exits with, and what it prints."""
+    """Run an example as a script with changed constants; return its exit code and output."""
     pytest.importorskip(NEEDS.get(name, "gpumlp"))
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     for constant, value in constants.items():

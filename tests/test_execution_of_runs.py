@@ -1,4 +1,4 @@
-"""How a run's steps are executed: chosen, shown, recorded, and taken again when the run is resumed."""
+"""The execution of a run's steps: selected, shown, recorded, and used again on resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.command_helpers import assert_same_run, run
 
 
 class FakeGPU(NumpyBackend):
-    """A GPU as far as the ways of running steps are concerned; it computes with NumPy."""
+    """A fake GPU with executions that compute with NumPy."""
 
     def __init__(self, execution: str, possible: tuple[str, ...]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ Devices = Callable[..., None]
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
-    """Gives the machine a GPU on which only some ways of running steps are possible."""
+    """Simulate a GPU that supports only some executions."""
 
     def make(*possible: str) -> None:
         def get_backend(device: str, *, matmul_precision: str, execution: str) -> NumpyBackend:
@@ -59,7 +59,7 @@ def resume(out: Path, **options: object) -> None:
 
 
 def executions(out: Path) -> tuple[str, str]:
-    """As the metrics and as the checkpoint have it."""
+    """The execution in the metrics and in the checkpoint."""
     saved = Run(out)
     assert saved.metrics is not None
     return saved.metrics["execution"], saved.checkpoint.execution["name"]
@@ -69,7 +69,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: ")]
 
 
-def test_the_way_taken_is_shown_and_recorded(tmp_path: Path, devices: Devices, capsys) -> None:
+def test_the_execution_is_shown_and_recorded(tmp_path: Path, devices: Devices, capsys) -> None:
     devices("graphs", "eager")
     start(tmp_path / "run", quiet=False)
     assert said(capsys) == [f"execution: {Execution('graphs', 'as tested')}"]
@@ -88,7 +88,7 @@ def test_on_the_cpu_the_option_has_no_effect_and_threads_are_recorded(tmp_path: 
     assert_same_run(tmp_path / "auto", tmp_path / "persistent")
 
 
-def test_a_way_by_name_that_is_not_possible_is_an_error_before_there_is_a_folder(
+def test_an_unsupported_execution_is_an_error_before_a_folder_is_created(
     tmp_path: Path, devices: Devices, capsys
 ) -> None:
     devices("eager")
@@ -98,16 +98,16 @@ def test_a_way_by_name_that_is_not_possible_is_an_error_before_there_is_a_folder
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_takes_its_way_again(tmp_path: Path, devices: Devices, capsys) -> None:
+def test_a_resumed_run_keeps_its_execution(tmp_path: Path, devices: Devices, capsys) -> None:
     devices("graphs", "eager")
     start(tmp_path / "run")
-    devices("persistent", "graphs", "eager")  # what "auto" would choose by now
+    devices("persistent", "graphs", "eager")  # the selection of "auto" now
     resume(tmp_path / "run")
     assert executions(tmp_path / "run") == ("graphs", "graphs")
     assert said(capsys) == [f"execution: {Execution('graphs', 'as tested')}"]
 
 
-def test_a_resumed_run_whose_way_is_gone_takes_the_next_one_and_says_so(
+def test_a_resumed_run_whose_execution_is_unsupported_uses_the_next_one_and_reports_it(
     tmp_path: Path, devices: Devices, capsys
 ) -> None:
     devices("persistent")
@@ -128,7 +128,7 @@ def test_a_resumed_run_whose_way_is_gone_takes_the_next_one_and_says_so(
         ("persistent", "eager", "results differ by rounding"),
     ],
 )
-def test_the_way_can_be_changed_when_a_run_is_resumed(
+def test_the_execution_can_be_changed_on_resume(
     tmp_path: Path, devices: Devices, capsys, was: str, now: str, bits: str
 ) -> None:
     devices("persistent", "graphs", "eager")
@@ -148,7 +148,7 @@ def test_the_way_can_be_changed_when_a_run_is_resumed(
         ("cpu", "cuda", "execution: graphs on cuda:0 instead of eager on cpu: results differ by rounding"),
     ],
 )
-def test_on_another_device_a_run_takes_that_devices_way(
+def test_a_run_resumed_on_another_device_uses_that_devices_execution(
     tmp_path: Path, devices: Devices, capsys, first: str, second: str, text: str
 ) -> None:
     devices("graphs", "eager")
@@ -175,7 +175,7 @@ def test_an_old_configuration_loads(old: dict[str, str], execution: str) -> None
 
 
 def as_before(folder: Path, **old: str) -> None:
-    """Write a run's files as versions before the option --execution did."""
+    """Rewrite a run's files as written by versions before --execution."""
     path = folder / "checkpoint.safetensors"
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
@@ -187,7 +187,7 @@ def as_before(folder: Path, **old: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_an_old_run_whose_way_is_not_possible_takes_the_next_one_and_says_so(
+def test_an_old_run_whose_execution_is_unsupported_uses_the_next_one_and_reports_it(
     tmp_path: Path, devices: Devices, capsys
 ) -> None:
     devices("eager")
@@ -201,7 +201,7 @@ def test_an_old_run_whose_way_is_not_possible_takes_the_next_one_and_says_so(
     assert Run(tmp_path / "run").options["execution"] == "persistent"
 
 
-def test_an_old_run_on_the_cpu_is_resumed_without_a_word(tmp_path: Path, capsys) -> None:
+def test_an_old_run_on_the_cpu_is_resumed_without_a_message(tmp_path: Path, capsys) -> None:
     start(tmp_path / "run", device="cpu")
     as_before(tmp_path / "run", cuda_graphs="auto", persistent_kernel="off")
     resume(tmp_path / "run")
@@ -217,6 +217,6 @@ def test_the_old_options_are_refused_with_the_new_one(old: str, form: str, capsy
     assert "replaced by --execution auto|persistent|graphs|eager" in capsys.readouterr().err
 
 
-def test_an_unknown_way_is_refused() -> None:
+def test_an_unknown_execution_is_refused() -> None:
     with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, graphs, eager"):
         Config(execution="fast").check()

@@ -1,4 +1,4 @@
-"""The figures: what each shows, and what all have in common."""
+"""The figures: their data and common properties."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_figure_says_that_the_digits_replace_mnist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_nothing_crosses_the_edge_and_no_texts_overlap(name: str) -> None:
+def test_no_text_overlaps_or_crosses_the_edge(name: str) -> None:
     figure = result(name).figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
@@ -99,7 +99,7 @@ def test_a_seed_gives_the_same_numbers_and_another_seed_others(name: str) -> Non
     assert json.dumps(json_values(other)) != json.dumps(json_values(numbers(name)))
 
 
-# -- What each shows ----------------------------------------------------------------------------------------
+# -- Data of a figure ---------------------------------------------------------------------------------------
 
 
 def test_backpropagation_shows_the_norms_of_the_recursion() -> None:
@@ -283,7 +283,7 @@ def test_batch_sizes_are_compared_from_the_same_start() -> None:
         assert run["losses"][-1] < run["losses"][0]
 
 
-# -- What they share ---------------------------------------------------------------------------------------
+# -- Common properties -------------------------------------------------------------------------------------
 
 
 def test_a_backward_pass_is_the_same_on_every_device(backend: Any, blobs: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""`python -m gpumlp.figures`: what it writes, says, and refuses."""
+"""`python -m gpumlp.figures`: files, output and errors."""
 
 from __future__ import annotations
 

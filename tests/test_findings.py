@@ -1,4 +1,4 @@
-"""Training that is made to go wrong: exactly the right finding appears."""
+"""Training with deliberate problems: exactly the right finding is reported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.diagnostics_helpers import DIGITS, curve, names, train
 
 
 def last_look(history: History) -> tuple[LayerStatistics, ...]:
-    """The digits' epochs are short, and not all of them are looked at."""
+    """The last epoch with statistics: the digits' epochs are short, and not all have them."""
     return [record.layers for record in history if record.layers][-1]
 
 
-# -- Illnesses, made on purpose ------------------------------------------------------------------------------
+# -- Deliberate problems -------------------------------------------------------------------------------------
 
 
 def test_dead_units() -> None:
@@ -138,8 +138,8 @@ def test_overfitting() -> None:
     assert "100 % in training" in history.findings()[0].message
 
 
-def test_labels_that_mean_nothing_are_learned_by_heart_which_is_overfitting() -> None:
-    """Though the training loss stays above half of that of guessing."""
+def test_fitting_random_labels_is_overfitting() -> None:
+    """The training loss stays above half of that of guessing."""
     rng = np.random.default_rng(0)
     data = Dataset(rng.normal(size=(2400, 8)).astype(np.float32), rng.integers(0, 3, 2400))
     history = train([64], data=data, optimizer=SGD(0.1, momentum=0.9), epochs=60)
@@ -176,7 +176,7 @@ def test_a_network_that_only_knows_which_class_is_frequent_is_underfitting() -> 
     assert "raise learning_rate (now 0.001)" in history.findings()[0].message
 
 
-def test_a_narrow_network_that_still_learns_is_to_go_on() -> None:
+def test_a_narrow_network_that_still_learns_should_train_longer() -> None:
     options = {"activation": "tanh", "optimizer": Adam(0.002)}
     early = train([8, 8], epochs=5, **options)
     assert "still falling" in early.findings()[0].message
@@ -184,7 +184,7 @@ def test_a_narrow_network_that_still_learns_is_to_go_on() -> None:
     assert train([8, 8], epochs=40, **options).findings() == []
 
 
-def test_a_deep_network_of_sigmoids_does_not_lack_units() -> None:
+def test_a_deep_network_of_sigmoids_is_not_reported_as_too_small() -> None:
     history = train([64] * 4, "sigmoid", optimizer=SGD(0.1, momentum=0.9), epochs=60)
     assert (names(history), history.trend()) == ({"underfitting"}, "underfitting")
     assert "4 hidden layers of sigmoid: use relu or fewer layers" in history.findings()[0].message

@@ -18,7 +18,7 @@ SIZES = [[6, 3], [6, 5, 3], [6, 5, 4, 3], [6, 5, 4, 5, 3]]
 
 
 def central_differences(cost: Callable[[], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """dC/dx, where `cost` reads `x`, which is changed and put back one element at a time."""
+    """dC/dx, where `cost` reads `x`, whose elements are changed and restored one at a time."""
     slope = np.empty_like(x)
     for index in np.ndindex(x.shape):
         before = x[index]
@@ -38,7 +38,7 @@ def assert_same_gradient(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """-mean_i log softmax(s_i)[y_i], as the formula stands."""
+    """-mean_i log softmax(s_i)[y_i], by the formula."""
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
@@ -52,7 +52,7 @@ def test_dense(batch: int) -> None:
     input_delta = np.full_like(x, np.nan)
     layer.backward(x, upper, input_delta=input_delta)
 
-    def cost() -> float:  # so that dC/ds is `upper`
+    def cost() -> float:  # dC/ds is `upper`
         return float((upper * layer.forward(x)).sum())
 
     assert_same_gradient(layer.weight_gradient, central_differences(cost, layer.weight))
@@ -82,19 +82,19 @@ def test_softmax_cross_entropy(batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
 def test_softmax_cross_entropy_at_large_logits(offset: float, batch: int) -> None:
-    """Differences of 1e-5 on a cost that itself stays of order 1: the logits' common part cancels."""
+    """Steps of 1e-5 on a cost of order 1: the common part of the logits cancels."""
     rng = np.random.default_rng(0)
     logits, labels = offset + rng.normal(size=(batch, CLASSES)), rng.integers(0, CLASSES, batch)
     loss = SoftmaxCrossEntropy()
     expected = central_differences(lambda: loss(logits, labels), logits)
-    # At 1e4 a logit is rounded to 2e-12, so differences over 2e-5 are good to about 1e-7.
+    # At 1e4 a logit is rounded to 2e-12, so the difference quotient is accurate to about 1e-7.
     assert np.abs(loss.gradient(logits, labels) - expected).max() < 1e-6
 
 
 def test_softmax_cross_entropy_where_one_logit_wins_by_1e4() -> None:
     logits = np.array([[1e4, 0, 0], [0, 1e4, 0], [0, 0, -1e4]])
     gradient = SoftmaxCrossEntropy().gradient(logits, np.array([0, 0, 2])) * 3
-    # (softmax - onehot): right and certain; wrong and certain; two equal wrong answers
+    # softmax - onehot: certain and correct; certain and wrong; two equal wrong classes
     np.testing.assert_allclose(gradient, [[0, 0, 0], [-1, 1, 0], [0.5, 0.5, -1]], rtol=0, atol=1e-15)
 
 
@@ -117,7 +117,7 @@ def test_penalty_by_hand() -> None:
 
 
 class Problem:
-    """A network of some depth with biases that are not 0, and one batch."""
+    """A deep network with nonzero biases, and one batch."""
 
     def __init__(self, sizes: list[int], activation: str) -> None:
         rng = np.random.default_rng(len(sizes))
@@ -150,9 +150,9 @@ def test_network(sizes: list[int], activation: str) -> None:
 
 
 def test_a_smaller_batch_in_the_same_arrays_has_the_same_gradient() -> None:
-    """The mean is over the rows that are used; what lies below them does not leak in."""
+    """The mean is over the used rows only."""
     whole, part = Problem([6, 5, 4, 3], "tanh"), Problem([6, 5, 4, 3], "tanh")
-    whole.backward()  # leaves its numbers in the rows below
+    whole.backward()  # fills all rows
     part.images, part.labels = part.images[:2], part.labels[:2]
     part.workspace = whole.workspace.rows(2)
     part.model = whole.model

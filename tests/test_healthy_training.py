@@ -1,4 +1,4 @@
-"""Training that goes well, of every kind, gives no finding."""
+"""Successful training of every kind gives no finding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_good_training_of_deep_networks_gives_no_finding(activation: str) -> Non
 @pytest.mark.parametrize("hidden", [[], [16], [64]])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_noise_in_the_labels_gives_no_finding(hidden: list[int], classes: int, schedule: object) -> None:
-    """A fifth or more of the labels is drawn at random, as much of the tables of this world."""
+    """At least a fifth of the labels is random."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3000, 6)).astype(np.float32)
     labels = np.minimum((x[:, :2] > 0) @ [1, 2], classes - 1) if classes == 4 else (x[:, 0] > 0).astype(int)

@@ -1,4 +1,4 @@
-"""`python -m gpumlp.history`: runs epoch by epoch, side by side, and as CSV."""
+"""`python -m gpumlp.history`: runs by epoch, several runs, and CSV."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_only_options_that_differ_are_shown(runs: Path, capsys: pytest.CaptureFi
 def test_rows_are_sorted_by_a_column_and_missing_values_come_last(
     runs: Path, words: list[str], order: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("history", runs, *words) == 0  # the folder stands for the runs in it
+    assert run("history", runs, *words) == 0  # a folder of runs
     lines = capsys.readouterr().out.splitlines()
     assert "".join(row.split()[0][-1] for row in lines[-4:]) == order
     if words:
@@ -146,7 +146,7 @@ def test_what_other_versions_wrote_is_read(tmp_path: Path, capsys: pytest.Captur
     assert [row["gradient_norm"] for row in rows] == ["3.5", "", ""]
 
 
-def test_a_line_cut_off_by_a_kill_is_no_epoch(tmp_path: Path) -> None:
+def test_a_truncated_line_is_not_an_epoch(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", line(1, 0.5), line(2, 0.4)[:30])
     assert [epoch["epoch"] for epoch in Run(str(folder)).epochs] == [1]
 
@@ -210,7 +210,9 @@ def test_the_best_network_of_a_run_is_not_unfinished(tmp_path: Path, capsys: pyt
     assert Run(str(best)).progress == str(kept)
 
 
-def test_a_report_at_the_end_is_no_difference_between_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_option_is_not_a_difference_between_runs(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(runs / "e", line(1, 0.3), report=True, preset="notes")
     make_run(runs / "f", line(1, 0.3), seed=7)
     assert run("history", runs / "e", runs / "f") == 0

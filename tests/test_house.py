@@ -1,4 +1,4 @@
-"""How the code is laid out: which folder may import from which, read off the imports at the top of the modules."""
+"""The dependencies between packages, from the imports of all modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpumlp"
 
-# Each folder with those it may import from; what stands in the package itself is for all but commands.
+# The packages from which each package may import; modules of gpumlp itself are allowed for all.
 BELOW = {
     "backends": set(),
     "nn": {"backends"},
@@ -34,7 +34,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(name: str) -> set[str]:
-    """What a module imports when it is loaded, and what only a type checker sees: full names."""
+    """Full names of a module's imports, at run time and for type checking."""
     path, found = MODULES[name], set()
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
 

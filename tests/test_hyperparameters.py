@@ -1,4 +1,4 @@
-"""Rules refuse what makes no sense when they are made, and keep Python floats."""
+"""Hyperparameters are checked on creation and converted to Python floats."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WRONG: list[Callable[[], object]] = [
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_what_makes_no_sense_is_refused(make: Callable[[], object]) -> None:
+def test_values_out_of_range_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="expected"):
         make()
 
@@ -52,7 +52,7 @@ def test_sizes_are_whole_numbers() -> None:
 
 
 def test_numpy_scalars_become_python_floats() -> None:
-    """A NumPy float64 would turn float32 arithmetic into float64."""
+    """A NumPy float64 would promote float32 arrays to float64."""
     value = np.float64(0.5)
     for rule, names in (
         (SGD(value, momentum=value), ("learning_rate", "momentum")),

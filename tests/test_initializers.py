@@ -1,4 +1,4 @@
-"""Initial weights: the variances that the formulas promise, and one start for one seed."""
+"""Initial weights: variances by the formulas, and reproducibility by seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_variance_in_theory(rule: Initializer, name: str) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", VARIANCES)
 def test_weights_are_normal_with_that_variance(name: str, seed: int) -> None:
-    """Mean, variance and the share within one sigma lie within 4 standard errors of a normal sample's."""
+    """Mean, variance and the fraction within one sigma are within 4 standard errors of a normal sample."""
     model = MLP(SIZES, initializer=name, seed=seed, device="cpu")
     for layer, variance in zip(model.layers, VARIANCES[name], strict=True):
         w = layer.weight.astype(np.float64)
@@ -90,7 +90,7 @@ def test_an_object_with_a_std_is_an_initializer() -> None:
     assert Dense(784, 9, initializer=Normal(0.0)).weight.any() == np.False_
 
 
-def test_one_seed_is_one_start_in_both_precisions() -> None:
+def test_a_seed_gives_the_same_weights_in_both_precisions() -> None:
     single, double = (MLP(SIZES, seed=7, dtype=dtype, device="cpu") for dtype in ("float32", "float64"))
     for a, b in zip(single.layers, double.layers, strict=True):
         np.testing.assert_array_equal(a.weight, b.weight.astype(np.float32))
@@ -106,7 +106,7 @@ def test_seeds_and_layers_differ() -> None:
     assert len({w.tobytes() for w in weights}) == 6
 
 
-def test_a_scale_goes_to_the_normal_rule_alone() -> None:
+def test_the_scale_applies_to_the_normal_initializer_only() -> None:
     assert get_initializer("normal", Tanh(), scale=0.3).std(784, 128) == 0.3
     assert get_initializer("he", Tanh(), scale=0.3) == He()
 

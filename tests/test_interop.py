@@ -1,4 +1,4 @@
-"""Networks from and to other libraries give the same predictions, or are refused with the layer named."""
+"""Imported and exported networks give the same predictions, or are refused with the layer named."""
 
 from __future__ import annotations
 

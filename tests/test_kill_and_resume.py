@@ -1,4 +1,4 @@
-"""Nothing is lost: real processes are killed, interrupted and run out of disk space, and resume bit for bit."""
+"""Processes that are killed, interrupted or run out of disk space can be resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_killed_while_it_starts_there_is_a_run_or_none(tmp_path: Path) -> None:
         process.communicate()
         if checkpoint(run).exists():
             assert Checkpoint.load(checkpoint(run)).config.epochs == EPOCHS
-        else:  # then the same command starts anew
+        else:  # then the same command starts again
             assert not (run / "config.json").exists()
 
 

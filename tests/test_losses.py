@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy: the formula, where it can be computed directly, and what it is where it cannot."""
+"""Softmax and cross-entropy against the formula, and for logits for which it overflows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_shift_of_all_logits_of_a_sample_changes_nothing(shift: float) -> None
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_logits_of_any_size(size: float, dtype: str) -> None:
-    """Sure and right costs 0; sure and wrong costs the distance; equal logits cost log 2."""
+    """The loss is 0 if certain and correct, the distance if certain and wrong, log 2 for equal logits."""
     big = float(np.array(size, dtype))
     logits = np.array([[size, 0], [size, 0], [size, size], [-size, -size]], dtype)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
@@ -95,7 +95,7 @@ def test_shapes_that_do_not_fit_are_refused(logits_shape: tuple[int, ...], label
         loss(np.zeros(logits_shape), np.zeros(labels_shape, dtype=np.int64))
 
 
-def test_of_equal_logits_the_first_is_the_answer() -> None:
+def test_of_equal_logits_the_first_is_predicted() -> None:
     logits = np.array([[1.0, 1, 0], [1, 1, 0], [0, 2, 2], [0, 2, 2], [5, 5, 5]])
     labels = np.array([0, 1, 1, 2, 2])
     correct = np.empty(5, dtype=bool)
@@ -103,7 +103,7 @@ def test_of_equal_logits_the_first_is_the_answer() -> None:
     assert correct.tolist() == [True, False, True, False, False]
 
 
-def test_a_network_without_an_opinion_is_not_right_about_everything() -> None:
+def test_equal_logits_do_not_count_as_all_correct() -> None:
     model = MLP([3, 10], initializer="normal", device="cpu")
     model.parameters.data[:] = 0
     data = Dataset(np.ones((50, 3), np.float32), np.arange(50) % 10)

@@ -1,4 +1,4 @@
-"""Networks as files: saved by one device, loaded on any; what is damaged or foreign is refused in a sentence."""
+"""Networks as files: saved on one device, loaded on any; invalid files are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
 
 
 def rewritten(folder: Path, **changes: object) -> Path:
-    """The saved network, its description changed."""
+    """Save the network with a changed description."""
     file = folder / "model.safetensors"
     with safetensors.safe_open(file, "numpy") as content:
         metadata = content.metadata()
@@ -62,7 +62,9 @@ def test_a_loaded_network_is_the_saved_one_bit_for_bit(activation: object, dtype
     np.testing.assert_array_equal(loaded.predict_proba(x), model.predict_proba(x))
 
 
-def test_it_goes_from_every_device_to_the_cpu_and_back(backend: Backend, blobs: Dataset, tmp_path: Path) -> None:
+def test_a_network_is_moved_from_every_device_to_the_cpu_and_back(
+    backend: Backend, blobs: Dataset, tmp_path: Path
+) -> None:
     model = MLP([20, 16, 4], device=backend)
     fit(model, blobs, epochs=2, batch_size=32)
     model.save(tmp_path)
@@ -84,7 +86,7 @@ def test_the_initializer_is_kept(initializer: object, tmp_path: Path) -> None:
     assert model.initializer in (He(), Glorot(), Normal(), Normal(0.3))
 
 
-def test_an_initializer_of_ones_own_is_left_out(tmp_path: Path) -> None:
+def test_a_custom_initializer_is_not_saved(tmp_path: Path) -> None:
     class Tenth:
         def std(self, in_features: int, out_features: int) -> float:
             return 0.1
@@ -97,7 +99,7 @@ def test_an_initializer_of_ones_own_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error"])
-def test_the_loss_is_kept_and_pickles_know_as_much(loss: str, tmp_path: Path) -> None:
+def test_the_loss_is_saved_in_files_and_pickles(loss: str, tmp_path: Path) -> None:
     model = MLP([3, 2], loss=loss, device="cpu")
     model.inputs, model.class_names = Inputs((3,), "float64", "own"), ("a", "b")
     model.save(tmp_path)
@@ -107,7 +109,7 @@ def test_the_loss_is_kept_and_pickles_know_as_much(loss: str, tmp_path: Path) ->
         assert other.class_names == ("a", "b")
 
 
-def test_what_it_was_trained_on_and_the_class_names_are_kept(tmp_path: Path) -> None:
+def test_inputs_and_class_names_are_kept(tmp_path: Path) -> None:
     train, _ = load_digits()
     model = MLP([64, 10], device="cpu")
     assert model.inputs is None
@@ -120,7 +122,7 @@ def test_what_it_was_trained_on_and_the_class_names_are_kept(tmp_path: Path) -> 
     assert loaded.class_names == tuple(f"digit {i}" for i in range(10))
 
 
-def test_the_folder_of_a_training_is_loaded_as_well(tmp_path: Path) -> None:
+def test_the_folder_of_a_training_run_can_be_loaded(tmp_path: Path) -> None:
     assert run("train", *DIGITS, "--hidden", 9, "--epochs", 2, "--quiet", "--out", tmp_path / "run") == 0
     _, test = load_digits()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -134,11 +136,11 @@ def test_the_folder_of_a_training_is_loaded_as_well(tmp_path: Path) -> None:
     copied = MLP.load(tmp_path / "copy" / "model.safetensors", device="cpu")
     assert copied.accuracy(test) == metrics["test_accuracy"]
     os.replace(tmp_path / "copy" / "model.safetensors", tmp_path / "run" / "model.safetensors")
-    with pytest.raises(ModelFileError, match=r"holds both .*name the file that is meant"):
+    with pytest.raises(ModelFileError, match=r"contains both .*give the path of one of them"):
         MLP.load(tmp_path / "run")
 
 
-def test_an_activation_of_ones_own_is_kept_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_activation_is_saved_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Steep(Tanh):
         name = "steep"
 
@@ -150,7 +152,7 @@ def test_an_activation_of_ones_own_is_kept_by_its_name(tmp_path: Path, monkeypat
 
     model = MLP([3, 4, 2], Steep(3.0), device="cpu")
     model.save(tmp_path)
-    with pytest.raises(ModelFileError, match=r"the activation 'steep', which is not known here; add its class to"):
+    with pytest.raises(ModelFileError, match=r"the unknown activation 'steep'; add its class to"):
         MLP.load(tmp_path, device="cpu")
     monkeypatch.setitem(activations.ACTIVATIONS, "steep", Steep)
     np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))
@@ -162,7 +164,7 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert MLP.load(tmp_path, device="cpu").sizes == [5, 2]
 
 
-def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     MLP([3, 2], device="cpu").save(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
@@ -177,7 +179,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_what_cannot_be_saved_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(tmp_path: Path) -> None:
     class Disguised(ReLU):
         pass
 
@@ -190,13 +192,13 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_made(tmp_path: Path)
     for model, message in (
         (
             MLP([3, 4, 2], Disguised(), device="cpu"),
-            r"Disguised\(\) cannot be saved: 'relu' is the name of gpumlp's own",
+            r"Disguised\(\) cannot be saved: 'relu' is the name of a built-in one",
         ),
         (
             MLP([3, 4, 2], Unspeakable(), device="cpu"),
             r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
         ),
-        (MLP([3, 2], device="cpu"), "class_names are expected to be 2 texts or numbers, one for each class"),
+        (MLP([3, 2], device="cpu"), "class_names are expected to be 2 strings or numbers, one for each class"),
     ):
         model.class_names = ["only one"] if len(model.sizes) == 2 else None
         with pytest.raises(ModelFileError, match=message):
@@ -210,7 +212,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_made(tmp_path: Path)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: file.unlink(), "expected checkpoint.safetensors, of a training"),
+        (lambda file: file.unlink(), "expected checkpoint.safetensors from a training run"),
         (lambda file: file.write_bytes(file.read_bytes()[:-3]), "cannot be read as a safetensors file"),
         (lambda file: file.write_bytes(file.read_bytes()[:20]), "cannot be read as a safetensors file"),
         (lambda file: file.write_bytes(b""), "cannot be read as a safetensors file"),
@@ -242,11 +244,11 @@ def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sizes": [3, 4, 2]}, "does not hold the network that it describes: layers.1.weight is missing"),
+        ({"sizes": [3, 4, 2]}, "does not contain the network that it describes: layers.1.weight is missing"),
         ({"dtype": "float64"}, "layers.0.(weight|bias) is expected to be float64, got float32"),
-        ({"activation": "mish"}, "the activation 'mish', which is not known here"),
-        ({"initializer": "lecun"}, "describes a network that this version of gpumlp does not know: 'lecun'"),
-        ({"activation": "relu", "activation_options": {"a": 1}}, "does not hold the network that it describes"),
+        ({"activation": "mish"}, "the unknown activation 'mish'"),
+        ({"initializer": "lecun"}, "describes a network that this version of gpumlp does not support: 'lecun'"),
+        ({"activation": "relu", "activation_options": {"a": 1}}, "does not contain the network that it describes"),
         ({"inputs": {"shape": [7], "dtype": "uint8", "data": ""}}, "sample of shape"),
         ({"class_names": ["a"]}, "class_names are expected to be 2"),
     ],
@@ -257,7 +259,7 @@ def test_a_description_that_does_not_fit_is_refused(changes: dict, message: str,
         MLP.load(rewritten(tmp_path, **changes), device="cpu")
 
 
-def test_there_is_no_such_folder_or_device(tmp_path: Path) -> None:
+def test_a_missing_folder_or_device_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"there is no run or saved network .*: no such folder"):
         MLP.load(tmp_path / "none", device="cpu")
     MLP([3, 2], device="cpu").save(tmp_path)

@@ -1,4 +1,4 @@
-"""The network as its users meet it: what goes in, what comes out, what is kept."""
+"""The network: inputs, predictions, evaluation and state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_biases(model: MLP) -> MLP:
 
 
 def by_formula(model: MLP, x: np.ndarray) -> np.ndarray:
-    """s_L of a ReLU network in float64, as the equations stand."""
+    """s_L of a ReLU network in float64, by the equations."""
     tensors = {name: tensor.astype(np.float64) for name, tensor in model.state_dict().items()}
     last = len(model.sizes) - 2
     for index in range(last + 1):
@@ -38,7 +38,7 @@ def by_formula(model: MLP, x: np.ndarray) -> np.ndarray:
 # -- Names and numbers -------------------------------------------------------------------------------------
 
 
-def test_repr_says_how_many_parameters_there_are() -> None:
+def test_repr_shows_the_number_of_parameters() -> None:
     # 784 * 128 + 128 + 128 * 10 + 10 = 101,770
     assert repr(MLP([784, 128, 10], "tanh", device="cpu")) == (
         "MLP([784, 128, 10], activation='tanh', device='cpu', dtype='float32')  # 101,770 parameters"
@@ -47,7 +47,7 @@ def test_repr_says_how_many_parameters_there_are() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [784], [784, 1], [0, 10], [784, 0, 10], [-1, 10]])
-def test_sizes_that_make_no_classifier_are_refused(sizes: list[int]) -> None:
+def test_invalid_sizes_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="sizes are expected to be the number of inputs"):
         MLP(sizes, device="cpu")
 
@@ -121,7 +121,7 @@ def test_one_sample_without_its_axis_is_refused(model: MLP) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e39])
-def test_values_that_are_no_numbers_to_the_network_are_refused(model: MLP, wrong: float) -> None:
+def test_values_that_are_not_finite_in_the_networks_dtype_are_refused(model: MLP, wrong: float) -> None:
     x = X.copy()
     x[3, 5] = wrong
     for call in (model.logits, model.predict, model.predict_proba):
@@ -146,7 +146,7 @@ def test_more_classes_than_outputs_are_refused(model: MLP) -> None:
         model.evaluate(Dataset(IMAGES, np.arange(20) % 11))
 
 
-def test_row_by_row_as_together(model: MLP) -> None:
+def test_predictions_do_not_depend_on_the_other_rows(model: MLP) -> None:
     together = model.logits(IMAGES)
     one_by_one = np.concatenate([model.logits(IMAGES[row : row + 1]) for row in range(20)])
     np.testing.assert_allclose(one_by_one, together, rtol=0, atol=1e-5)
@@ -154,7 +154,7 @@ def test_row_by_row_as_together(model: MLP) -> None:
 
 @pytest.mark.parametrize("samples", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 3])
 @pytest.mark.parametrize("pixels", [True, False])
-def test_chunks_do_not_show(samples: int, pixels: bool) -> None:
+def test_results_do_not_depend_on_chunks(samples: int, pixels: bool) -> None:
     model = with_biases(MLP([9, 8, 5], device="cpu"))
     images = np.random.default_rng(2).integers(0, 256, (samples, 3, 3), dtype=np.uint8)
     x = images.reshape(samples, 9) / 255

@@ -1,4 +1,4 @@
-"""What a notebook shows: networks, histories, and training in one output that changes in place."""
+"""Output in notebooks: networks, histories, and training in one output that is updated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.command_helpers import DIGITS, finish, spawn
 
 
 def parse(html: str) -> ElementTree.Element:
-    """HTML that is also XML; a quote or a bracket that is not escaped fails here."""
+    """Parse HTML as XML; an unescaped quote or bracket is an error."""
     return ElementTree.fromstring(html)
 
 
@@ -111,11 +111,11 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
     assert points(curves({"a": [0.0, 0.0]}, "epoch"))[0][0][1] > 100  # on the axis, and no division by 0
 
 
-# -- A training ---------------------------------------------------------------------------------------------
+# -- Training -----------------------------------------------------------------------------------------------
 
 
 class Display:
-    """IPython's `display`: what was shown, an output each, and what it was changed to."""
+    """A fake of IPython's `display`: the outputs, and their updates."""
 
     def __init__(self) -> None:
         self.outputs: list[list[object]] = []
@@ -131,7 +131,7 @@ class Display:
 
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> Display:
-    """A double of IPython in a notebook."""
+    """A fake of IPython in a notebook."""
     shown = Display()
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
@@ -139,7 +139,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     return shown
 
 
-def test_in_a_notebook_training_is_one_output(display: Display, blobs: Dataset, capsys) -> None:
+def test_training_in_a_notebook_is_one_output(display: Display, blobs: Dataset, capsys) -> None:
     fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=200, validation=50, callbacks=[Progress()])
     (output,) = display.outputs
     assert len(output) < 100  # not with every epoch, let alone every batch

@@ -1,4 +1,4 @@
-"""`scripts/on_gpu.sh` goes on after a part that fails, and writes one folder of results; it needs a usable GPU."""
+"""`scripts/on_gpu.sh` continues after a failing part and writes one folder of results; it needs a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
-# The script with parts of its own, one for each way to end; `differences` is the real one, on the small digits.
+# The script with a part for each way to end; `differences` is the original one, on the small digits.
 TRIAL = """
 import os, subprocess, sys, time
 sys.path.insert(0, {scripts!r})
@@ -84,7 +84,7 @@ def test_a_failing_part_stops_none_of_the_others(tmp_path: Path) -> None:
         [sys.executable, str(script), "--device", "cpu", str(folder)], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 1, done.stderr
-    assert time.monotonic() - start < 50  # what the hanging part has started is ended with it
+    assert time.monotonic() - start < 50  # child processes of the hanging part are terminated too
     parts = json.loads((folder / "results.json").read_text())["parts"]
     assert {name: (part["status"], part["reason"]) for name, part in parts.items()} == {
         "machine": ("passed", ""),
@@ -95,7 +95,7 @@ def test_a_failing_part_stops_none_of_the_others(tmp_path: Path) -> None:
         "sanitizer": ("not possible", "there is no compute-sanitizer"),
     }
     assert {"python", "gpumlp", "numpy", "torch"} <= parts["machine"]["result"]["versions"].keys()
-    assert json.loads((folder / "training.json").read_text())["runs"]  # what a part had before its time was over
+    assert json.loads((folder / "training.json").read_text())["runs"]  # output before the timeout
     rows = json.loads((folder / "differences.json").read_text())["rows"]
     assert [(row["name"], row["steps"]) for row in rows[3:]] == [("cpu, float32", n) for n in (1, 100, 1000)]
     assert 0 < rows[3]["loss_difference"] < 1e-5
@@ -106,7 +106,7 @@ def test_a_failing_part_stops_none_of_the_others(tmp_path: Path) -> None:
     assert "about to fail" in (folder / "log.txt").read_text()
     summary = (folder / "summary.md").read_text()
     assert summary.index("**Failed: tests, training, compare**") < summary.index("| tests | failed |")
-    assert "expected / got" in summary  # a bar would end a cell of the table
+    assert "expected / got" in summary  # a vertical bar would end a table cell
     assert "| cpu, float32 | 1,000 |" in summary
 
 

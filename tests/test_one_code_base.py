@@ -1,4 +1,4 @@
-"""The same code trains on every device, without a habit that would be slow or wrong on a GPU."""
+"""The same code trains on every device, without operations that are slow or wrong on a GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_network_trained_on_one_device_loads_on_another(backend: Backend, blob
 @pytest.mark.parametrize(
     ("validation", "diagnostics", "reads"), [(None, False, 1), (None, True, 2), (50, False, 2), (50, True, 2)]
 )
-def test_the_host_reads_twice_an_epoch_at_most_however_many_batches(
+def test_the_host_waits_at_most_twice_per_epoch(
     blobs: Dataset, batch_size: int, validation: int | None, diagnostics: bool, reads: int
 ) -> None:
     backend = StrictBackend()
@@ -74,7 +74,7 @@ def test_the_host_reads_twice_an_epoch_at_most_however_many_batches(
     trainer = Trainer(model, blobs, batch_size=batch_size, validation=validation, diagnostics=diagnostics)
     trainer.run(4)
     with backend.ledger.counting() as ledger:
-        trainer.run(5)  # after which the layers are looked at, however few samples there are
+        trainer.run(5)  # statistics of layers are computed, too
     assert (ledger.host_reads, ledger.waits) == (reads, reads)
     assert ledger.host_writes == 1  # the order of the samples
 
@@ -90,10 +90,10 @@ def test_a_step_allocates_no_activation_gradient_or_parameter_array(
     model = MLP([20, 16, 12, 4], activation=activation, device=backend)
     trainer = Trainer(model, blobs, optimizer=optimizer, penalty=Penalty(l2=1e-3, l1=1e-4), batch_size=32)
     trainer.run(1)
-    for batch in trainer.batches.slices:  # the short last batch too
+    for batch in trainer.batches.slices:  # including the smaller last batch
         with backend.ledger.counting() as ledger:
             trainer._step(batch, 0.1)
-        per_sample = batch.stop - batch.start  # a number per sample, as the loss needs, is all there is
+        per_sample = batch.stop - batch.start  # at most one number per sample, as the loss needs
         assert max(ledger.allocations) <= per_sample
         assert ledger.host_reads == ledger.waits == ledger.host_writes == 0
 

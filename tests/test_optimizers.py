@@ -43,7 +43,7 @@ def test_sgd(optimizer: SGD, expected: list[float]) -> None:
 
 
 def test_adam() -> None:
-    """beta1 = 1/2, beta2 = 3/4 and epsilon = 1/2 keep the numbers short and every term in sight.
+    """beta1 = 1/2, beta2 = 3/4 and epsilon = 1/2 give short numbers in which every term is visible.
 
     g =  0.5:  m = 0.25    v = 0.0625     m^ = 0.25 / 0.5 = 0.5         v^ = 0.0625 / 0.25 = 0.25
     g = -0.5:  m = -0.125  v = 0.109375   m^ = -0.125 / 0.75 = -1/6     v^ = 0.109375 / 0.4375 = 0.25
@@ -75,7 +75,7 @@ def test_adam_first_step_has_the_size_of_the_learning_rate(gradient: float) -> N
 
 
 @EVERY
-def test_the_learning_rate_of_the_step_counts_and_not_the_initial_one(optimizer: Optimizer) -> None:
+def test_the_learning_rate_of_the_step_is_used_instead_of_the_initial_one(optimizer: Optimizer) -> None:
     whole, half = run(optimizer, [0.5], 0.1), run(optimizer, [0.5], 0.05)
     assert 1 - half[0] == pytest.approx((1 - whole[0]) / 2, rel=1e-12)
 
@@ -90,7 +90,7 @@ def test_the_gradient_is_kept(optimizer: Optimizer) -> None:
 
 
 @EVERY
-def test_the_state_does_not_live_in_the_gradient_which_training_reuses(optimizer: Optimizer) -> None:
+def test_the_state_does_not_share_memory_with_the_gradient(optimizer: Optimizer) -> None:
     theta, gradient = np.array([1.0]), np.empty(1)
     state = optimizer.init(theta)
     for value, expected in zip(GRADIENTS, run(optimizer, GRADIENTS, 0.1), strict=True):
@@ -101,7 +101,7 @@ def test_the_state_does_not_live_in_the_gradient_which_training_reuses(optimizer
 
 
 @EVERY
-def test_one_optimizer_serves_two_trainings(optimizer: Optimizer) -> None:
+def test_one_optimizer_can_train_two_networks(optimizer: Optimizer) -> None:
     thetas = [np.array([1.0]), np.array([1.0])]
     states = [optimizer.init(theta) for theta in thetas]
     for gradient in GRADIENTS:
@@ -122,8 +122,8 @@ def test_float32_stays_float32(optimizer: Optimizer) -> None:
 
 
 @EVERY
-def test_what_was_never_given_a_gradient_does_not_move(optimizer: Optimizer) -> None:
-    """The padding of the parameters' buffer depends on it: 0 / (0 + epsilon) = 0."""
+def test_a_parameter_without_a_gradient_does_not_change(optimizer: Optimizer) -> None:
+    """So the padding of the parameters stays 0: 0 / (0 + epsilon) = 0."""
     assert run(optimizer, [0.0, 0.0], 0.1) == [1, 1]
 
 
@@ -132,7 +132,7 @@ def test_what_was_never_given_a_gradient_does_not_move(optimizer: Optimizer) -> 
     [(SGD(0.1), []), (SGD(0.1, momentum=0.9), ["velocity"]), (Adam(), ["mean", "mean_square"])],
     ids=str,
 )
-def test_state_starts_at_zero_and_holds_no_more_than_is_needed(optimizer: Optimizer, names: list[str]) -> None:
+def test_the_state_starts_at_zero_and_has_only_the_needed_buffers(optimizer: Optimizer, names: list[str]) -> None:
     state = optimizer.init(np.ones(3))
     assert list(state.buffers) == names
     assert all(buffer.tolist() == [0, 0, 0] for buffer in state.buffers.values())
@@ -152,5 +152,5 @@ def test_a_value_out_of_range_is_named(kind: type[Optimizer], name: str, value: 
 
 
 def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(ValueError, match="nesterov is expected to be False where momentum is 0"):
+    with pytest.raises(ValueError, match="nesterov is expected to be False if momentum is 0"):
         SGD(0.1, nesterov=True)

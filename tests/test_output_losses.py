@@ -1,4 +1,4 @@
-"""The losses of float targets, sample weights, and what a network with such a loss does and refuses."""
+"""Losses with float targets, sample weights, and networks with such a loss."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_a_probability_close_to_0_is_precise() -> None:
         (np.zeros((3, 2)), np.zeros((3, 2), int), "of one dtype, got float64 and int64"),
     ],
 )
-def test_what_does_not_fit_is_refused(loss: Loss, outputs: np.ndarray, targets: np.ndarray, words: str) -> None:
+def test_mismatched_arrays_are_refused(loss: Loss, outputs: np.ndarray, targets: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         loss(outputs, targets)
 
 
-def test_targets_that_are_no_answers_are_refused() -> None:
+def test_targets_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="expected targets from 0 to 1, got 0 to 2"):
         LogisticCrossEntropy()(np.zeros((2, 1)), np.array([[0.0], [2.0]]))
 
@@ -103,7 +103,7 @@ def test_targets_that_are_no_answers_are_refused() -> None:
 # -- Networks with them --------------------------------------------------------------------------------------
 
 
-def test_a_network_answers_as_its_loss_says() -> None:
+def test_predictions_and_probabilities_depend_on_the_loss() -> None:
     x = RNG.normal(size=(5, 3)).astype(np.float32)
     logistic = MLP([3, 4, 2], loss="logistic_cross_entropy", device="cpu")
     np.testing.assert_allclose(logistic.predict_proba(x), 1 / (1 + np.exp(-logistic.logits(x))), rtol=1e-6)
@@ -113,18 +113,18 @@ def test_a_network_answers_as_its_loss_says() -> None:
     assert "loss='squared_error'" in repr(regression)
     for model, output in ((logistic, "sigmoid"), (regression, "identity"), (MLP([3, 2]), "softmax")):
         assert f">{output}<" in model._repr_html_()
-    with pytest.raises(ValueError, match="loss squared_error are no probabilities"):
+    with pytest.raises(ValueError, match="loss squared_error are not probabilities"):
         regression.predict_proba(x)
 
 
-def test_networks_that_make_no_sense_are_refused() -> None:
+def test_invalid_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"of classes \(2 or more\), got \[3, 1\]"):
         MLP([3, 1])
     with pytest.raises(ValueError, match="loss is expected to be one of softmax_cross_entropy, logistic"):
         MLP([3, 1], loss="hinge")
 
 
-def test_class_numbers_are_no_targets_of_such_a_network(blobs: Dataset) -> None:
+def test_class_numbers_are_refused_as_targets_of_such_a_network(blobs: Dataset) -> None:
     model = MLP([20, 4], loss="squared_error", device="cpu")
     for use in (lambda: fit(model, blobs), lambda: model.evaluate(blobs)):
         with pytest.raises(ValueError, match="squared_error, whose targets are not the class numbers"):
@@ -153,7 +153,7 @@ def one_step(
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error"])
-def test_a_weight_counts_a_sample_as_often(backend: Backend, loss: str) -> None:
+def test_a_weight_of_n_equals_n_copies_of_the_sample(backend: Backend, loss: str) -> None:
     weighted = one_step(backend, loss, [0, 1, 2, 3, 4, 5], [2.0, 0.0, 1.0, 3.0, 0.0, 1.0])
     repeated = one_step(backend, loss, [0, 0, 2, 3, 3, 3, 5], None)
     np.testing.assert_allclose(weighted[0], repeated[0], rtol=1e-4, atol=1e-6)
@@ -171,10 +171,10 @@ def test_weights_follow_the_order_of_the_samples() -> None:
     assert batches.batch_weights == [3, 3, 0]
 
 
-def test_without_weights_a_step_knows_nothing_of_them(blobs: Dataset) -> None:
+def test_without_weights_no_weights_are_applied(blobs: Dataset) -> None:
     backend = StrictBackend()
     trainer = Trainer(MLP([20, 4], device=backend), blobs, batch_size=32)
-    backend.weigh = None  # nobody calls it
+    backend.weigh = None  # not called
     trainer.run(1)
     assert trainer.batches.weights is None
 
@@ -197,7 +197,7 @@ def test_adams_epsilon_in_the_first_step(correct: bool, expected: float) -> None
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error"])
-def test_a_copy_is_a_network_of_its_own(copied: object, loss: str, blobs: Dataset) -> None:
+def test_a_copy_is_independent(copied: object, loss: str, blobs: Dataset) -> None:
     model = MLP([20, 6, 4], "tanh", seed=4, device="cpu", dtype="float64", loss=loss)
     before = model.state_dict()
     other = copied(model)

@@ -1,4 +1,4 @@
-"""Commands that write a file write neither over what they read nor over the files of a run."""
+"""Commands overwrite neither their input nor the files of a run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The persistent kernel, on the processor: it trains as the reference does, and repeats itself bit for bit.
+"""The persistent kernel on the CPU agrees with the reference and is reproducible bit for bit.
 
-Also which steps it runs, what it says of the others, and what the compiler makes of it.
+Also the steps that it supports, the reasons for others, and the compilation of its source.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from tests.host_cuda import host_cuda_backend
 from tests.host_kernels import body_of
 from tests.strict_device import StrictArray, StrictBackend
 
-THREADS = 64  # of a block; fewer than on a GPU, because they take turns here
+THREADS = 64  # of a block; fewer than on a GPU, because they run in turns
 MNIST = Sizes(
     inputs=784, hidden=128, classes=10, batch=32, units=4, buffers=2, itemsize=4, pixels=True
-)  # the goal's network
+)  # the MNIST network
 OPTIMIZERS = [SGD(0.1), SGD(0.05, momentum=0.9), SGD(0.05, momentum=0.9, nesterov=True)]
-# Of numbers after some steps: NumPy's tanh for AVX-512 differs from the C library's in the last places.
+# After some steps: NumPy's tanh for AVX-512 differs from the C library's in the last digits.
 TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
-ORDERS = (1, 2, 3, 4)  # random ones
+ORDERS = (1, 2, 3, 4)  # random orders
 MOMENTUM = {"optimizer": SGD(0.1, momentum=0.9), "penalty": Penalty(l2=1e-3)}
 
 
 def host_backend(order: int = 0, execution: str = "auto", **attributes: int) -> Backend:
-    """The persistent kernel on the processor.
+    """The persistent kernel on the CPU.
 
     Args:
-        order: in which the threads of all blocks take turns, see ``HostCupy.thread_order``.
+        order: of the threads of all blocks, see ``HostCupy.thread_order``.
         execution: as for `get_backend`.
-        attributes: of the device, where they differ from the fake's.
+        attributes: of the device, in addition to the fake's.
     """
     backend = host_cuda_backend(execution=execution)
     backend.persistent._threads = THREADS
@@ -68,12 +68,12 @@ def trainer_on(
 
 
 def ran(trainer: Trainer) -> bool:
-    """Was it by the kernel?"""
+    """Whether the steps were run by the kernel."""
     return trainer.execution.name == "persistent"
 
 
 def arrays(trainer: Trainer) -> dict[str, np.ndarray]:
-    """All that training leaves behind."""
+    """Parameters, buffers and records after training."""
     to_numpy, step = trainer.model.backend.to_numpy, trainer._step
     buffers = {name: to_numpy(buffer) for name, buffer in trainer.optimizer_state.buffers.items()}
     results = {"losses": to_numpy(step.losses), "correct": to_numpy(step.correct)}
@@ -85,7 +85,7 @@ def bits(trainer: Trainer) -> dict[str, bytes]:
 
 
 def close(got: Trainer, want: Trainer, tolerance: float) -> None:
-    """Did both end with the same numbers, up to rounding?"""
+    """Assert that both results agree up to rounding."""
     for name, array in arrays(want).items():
         np.testing.assert_allclose(arrays(got)[name], array, rtol=tolerance, atol=tolerance, err_msg=name)
     for name in ("train_loss", "train_accuracy"):
@@ -94,7 +94,7 @@ def close(got: Trainer, want: Trainer, tolerance: float) -> None:
 
 
 def change_kernel(monkeypatch: pytest.MonkeyPatch, before: str, after: str, occurrence: int = 0) -> None:
-    """Run a kernel whose text differs there."""
+    """Run a kernel with a changed source."""
 
     def changed_source(*names: str, activation: CudaActivation | None = None) -> str:
         parts = kernel_source(*names, activation=activation).split(before)
@@ -105,7 +105,7 @@ def change_kernel(monkeypatch: pytest.MonkeyPatch, before: str, after: str, occu
 
 
 def samples(features: int, classes: int, dtype: str = "uint8", count: int = 60) -> Dataset:
-    """Noise, which a network takes long to learn, so that gradients stay large."""
+    """Random samples, which are learned slowly, so that gradients stay large."""
     rng = np.random.default_rng(features)
     images = rng.integers(0, 256, (count, features), dtype=np.uint8)
     if dtype != "uint8":
@@ -147,11 +147,11 @@ def test_penalties(penalty: Penalty) -> None:
 @pytest.mark.parametrize(
     ("features", "hidden", "classes", "batch_size", "attributes"),
     [
-        (13, 18, 3, 7, {}),  # rows that are not made of 16 bytes; an odd batch
-        (16, 1, 2, 1, {}),  # less than a block, one sample
-        (33, 24, 5, "full", {}),  # one step an epoch, as many blocks as there may be
+        (13, 18, 3, 7, {}),  # rows that are not a multiple of 16 bytes; an odd batch
+        (16, 1, 2, 1, {}),  # fewer units than a block, one sample
+        (33, 24, 5, "full", {}),  # one step per epoch, the maximum number of blocks
         (48, 30, 64, 33, {"MultiProcessorCount": 2}),  # 16 units in one block, 14 in the other
-        (150, 5, 10, 60, {"MaxSharedMemoryPerBlockOptin": 100_000}),  # more inputs than a warp takes at a time
+        (150, 5, 10, 60, {"MaxSharedMemoryPerBlockOptin": 100_000}),  # more inputs than a warp reads at a time
     ],
 )
 def test_shapes(
@@ -172,7 +172,7 @@ def test_shapes(
 def test_bits_do_not_depend_on_the_order_of_threads(buffers: int) -> None:
     results = []
     for order in (0, *ORDERS):
-        # 64 KiB has room for the rows of one batch of 32, but not of two.
+        # 64 KiB hold the rows of one batch of 32, but not of two.
         backend = host_backend(order, MaxSharedMemoryPerBlockOptin=64 * 1024 if buffers == 1 else 227 * 1024)
         trainer = trainer_on(backend, samples(784, 10), batch_size=32, **MOMENTUM)
         trainer.run(2)
@@ -182,7 +182,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(buffers: int) -> None:
 
 
 class Listener(Callback):
-    """Somebody who listens, so that an epoch is run in many parts."""
+    """A callback for progress, so that an epoch is run in many parts."""
 
 
 def test_bits_do_not_depend_on_how_an_epoch_is_split(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,11 +218,11 @@ def test_a_restored_run_goes_on_with_the_same_bits(blobs: Dataset) -> None:
     assert bits(after) == bits(whole)
 
 
-# -- The fake finds what would be a race on a GPU -------------------------------------------------
+# -- The fake finds race conditions ---------------------------------------------------------------
 
 
 def end(order: int) -> dict[str, bytes] | None:
-    """What a kernel that may be wrong comes to; None if it reads so much nonsense that training diverges."""
+    """The result of a changed kernel; None if training diverges."""
     trainer = trainer_on(host_backend(order), samples(20, 4), **MOMENTUM)
     try:
         trainer.run(2)
@@ -233,7 +233,7 @@ def end(order: int) -> dict[str, bytes] | None:
 
 
 def differs(order: int) -> bool:
-    """Does a kernel end with other numbers than with its threads in order?"""
+    """Whether the result differs from that with threads in order."""
     return end(order) != end(0)
 
 
@@ -251,16 +251,16 @@ def test_a_missing_barrier_of_the_grid_is_found(monkeypatch: pytest.MonkeyPatch)
     assert any(differs(order) for order in ORDERS)
 
 
-def test_one_place_for_the_parts_of_the_logits_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_buffer_of_partial_logits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     change_kernel(monkeypatch, "(int64)(step % 2)", "(int64)(step % 1)")
     assert any(differs(order) for order in ORDERS)
 
 
-# -- Which steps it runs -------------------------------------------------------------------------------
+# -- Supported steps -----------------------------------------------------------------------------------
 
 
 class MyReLU(LeakyReLU):
-    """A subclass that computes something else."""
+    """A subclass with another function."""
 
     name = "my_relu"
 
@@ -272,14 +272,14 @@ class MyReLU(LeakyReLU):
 
 
 class MyPenalty(Penalty):
-    """Likewise."""
+    """A subclass with another rule."""
 
     def add_gradient(self, backend: object, weights: object, gradient: object, scratch: object) -> None:
         pass
 
 
 class Weighted(TrainingStep):
-    """A step whose samples have weights, as the estimators' can."""
+    """A step with sample weights, as in the estimators."""
 
     sample_weights = property(lambda self: self.losses)
 
@@ -287,16 +287,16 @@ class Weighted(TrainingStep):
 @pytest.mark.parametrize(
     ("reason", "options"),
     [
-        ("it is for networks of one hidden layer, this one has 2", {"hidden": (8, 8)}),
-        ("it is for networks of one hidden layer, this one has 0", {"hidden": ()}),
-        ("it is for the optimizer SGD", {"optimizer": Adam()}),
-        ("the activation LeakyReLU(negative_slope=0.01) states no CUDA expression", {"activation": MyReLU()}),
+        ("it supports networks with one hidden layer only, this one has 2", {"hidden": (8, 8)}),
+        ("it supports networks with one hidden layer only, this one has 0", {"hidden": ()}),
+        ("it supports the optimizer SGD only", {"optimizer": Adam()}),
+        ("the activation LeakyReLU(negative_slope=0.01) has no CUDA expression", {"activation": MyReLU()}),
         ("there is no kernel for the penalty MyPenalty", {"penalty": MyPenalty()}),
         ("a block would need 22 KiB of shared memory, for its weights and the rows", {"batch_size": 256}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_it_cannot_run_goes_the_next_way_or_is_an_error(
+def test_an_unsupported_step_uses_the_next_execution_or_is_an_error(
     reason: str, options: dict[str, object], blobs: Dataset
 ) -> None:
     auto, eager, named = (
@@ -320,10 +320,10 @@ def test_what_it_cannot_run_goes_the_next_way_or_is_an_error(
         ("there is no kernel for the loss SquaredError()", {"loss": SquaredError()}),
         ("the rules of a step change from batch to batch", {"same_rules": False}),
         ("the samples have weights", {"__class__": Weighted}),
-        ("it never makes the gradients that a callback reads", {"gradient_wanted": True}),
+        ("it does not store the gradients that a callback reads", {"gradient_wanted": True}),
     ],
 )
-def test_steps_that_no_trainer_makes_or_only_some(reason: str, change: dict[str, object], blobs: Dataset) -> None:
+def test_unsupported_attributes_of_a_step(reason: str, change: dict[str, object], blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     assert ran(trainer)
     for name, value in change.items():
@@ -333,7 +333,7 @@ def test_steps_that_no_trainer_makes_or_only_some(reason: str, change: dict[str,
 
 def test_many_classes(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), Dataset(blobs.images, blobs.labels, classes=65))
-    assert "takes up to 64 classes, here are 65" in trainer.execution.reason
+    assert "supports 64 classes at most, not 65" in trainer.execution.reason
 
 
 @pytest.mark.parametrize(("name", "gap"), [("images", slice(None, None, 2)), ("order", slice(None, None, 2))])
@@ -344,19 +344,19 @@ def test_arrays_with_gaps(name: str, gap: slice, blobs: Dataset) -> None:
     assert "an array is not C-contiguous" in trainer.execution.reason
 
 
-def test_rows_that_begin_anywhere(blobs: Dataset) -> None:
+def test_rows_without_alignment(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     images = np.zeros(300 * 20 + 1, np.uint8)[1:].reshape(300, 20)
     trainer.batches.images = StrictArray(images, trainer.model.backend.xp)
-    assert "the samples do not begin at a multiple of 16 bytes" in trainer.execution.reason
+    assert "the samples are not aligned to 16 bytes" in trainer.execution.reason
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_device_without_cooperative_launches(told: bool, blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(CooperativeLaunch=0), blobs)
-    if not told:  # as in a CuPy that leaves the attribute out
+    if not told:  # as in a CuPy without this attribute
         del trainer.model.backend.xp.attributes["CooperativeLaunch"]
-    assert "the device has no cooperative launches" in trainer.execution.reason
+    assert "the device does not support cooperative launches" in trainer.execution.reason
 
 
 def test_the_threads_of_a_block_follow_the_batch(blobs: Dataset) -> None:
@@ -377,12 +377,12 @@ def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:
     close(kernel, eager, 2e-5)
 
 
-def test_no_more_blocks_than_are_there_at_once() -> None:
+def test_all_blocks_are_resident() -> None:
     hidden = {Sizes(20, hidden, 4, 8, units, 2, 4, True).blocks for hidden, units in ((24, 4), (25, 8), (48, 8))}
     assert hidden == {6, 4}
 
 
-def test_a_loss_that_is_not_a_number_ends_training_as_elsewhere(blobs: Dataset) -> None:
+def test_a_nan_loss_ends_training(blobs: Dataset) -> None:
     messages = []
     for way in ("auto", "eager"):
         trainer = trainer_on(host_backend(execution=way), blobs, optimizer=SGD(1e30), batch_size=32)
@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_a_number_ends_training_as_elsewhere(blobs: Dataset) 
     assert messages[0] == messages[1]
 
 
-def test_a_gradient_that_was_not_made_is_not_a_number(blobs: Dataset) -> None:
+def test_gradients_that_are_not_stored_are_nan(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     trainer.run(1)
     parameters = trainer.model.parameters
@@ -402,13 +402,13 @@ def test_a_gradient_that_was_not_made_is_not_a_number(blobs: Dataset) -> None:
         assert np.isnan(gradient._data).all()
     trainer.keep_gradients()
     trainer.run(2)
-    assert "it never makes the gradients that a callback reads" in trainer.execution.reason
+    assert "it does not store the gradients that a callback reads" in trainer.execution.reason
     assert np.isfinite(parameters.data._data).all()  # the padding between tensors, too
     for gradient in parameters.views(parameters.gradient).values():
         assert np.isfinite(gradient._data).all()
 
 
-# -- What CuPy makes of how the kernel is compiled and launched -------------------------------------------
+# -- Compilation and launch by CuPy -----------------------------------------------------------------------
 
 
 def test_only_the_launch_is_cooperative(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_only_the_launch_is_cooperative(blobs: Dataset, monkeypatch: pytest.Monk
     assert set(options) == {"code", "options"}
 
 
-def test_the_fake_refuses_what_cupy_or_a_gpu_would(blobs: Dataset) -> None:
+def test_the_fake_refuses_the_same_as_cupy_or_a_gpu(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), blobs)
     trainer.run(1)
     (kernel,) = trainer.model.backend.persistent._kernels.values()
@@ -445,15 +445,15 @@ def test_the_fake_refuses_what_cupy_or_a_gpu_would(blobs: Dataset) -> None:
 # -- The source -------------------------------------------------------------------------------------------
 
 
-def test_the_fences_are_there() -> None:
-    # On the processor, whose threads take turns, they do nothing, and no other test misses them. This one guards
-    # the text; that blocks see each other's parts of the logits, only a GPU can show.
+def test_the_source_contains_the_fences() -> None:
+    # Fences have no effect on the CPU, so no other test detects a missing one; this test checks the source. That
+    # blocks read the current partial logits can be tested only on a GPU.
     source = kernel_source(*SOURCES, activation=ReLU.cuda)
     assert re.search(r"__threadfence\(\);\s*atomicAdd\(arrived", body_of(source, "arrive"))
     assert re.search(r"while \(.*arrived < expected\)[^}]*__threadfence\(\);", body_of(source, "wait"))
-    taken = body_of(source, "take_parts")
+    taken = body_of(source, "sum_partial_logits")
     assert "__ldcg(parts + " in taken
-    assert len(re.findall(r"\bparts\b", taken)) == 2  # as parameter, and there
+    assert len(re.findall(r"\bparts\b", taken)) == 2  # the parameter and one use
 
 
 # -- The compiler --------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ SMALL = {"dtype": "float32", "hidden": 128, "batch_size": 32}  # with MNIST's in
 
 
 def ran_or_skip(trainer: Trainer, setting: dict[str, object]) -> None:
-    """It was by the kernel, or the card has too little shared memory; but enough for the small setting."""
+    """Skip if the GPU has too little shared memory, except for the small setting."""
     if "of shared memory" in trainer.execution.reason and not ran(trainer) and setting != SMALL:
         pytest.skip(trainer.execution.reason)
     assert ran(trainer), trainer.execution
@@ -513,7 +513,7 @@ def test_the_small_setting_has_room_in_64_kib() -> None:
 @pytest.mark.parametrize("hidden", [128, 600])
 @pytest.mark.parametrize("batch_size", [32, 75, 1])
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_on_a_gpu_it_trains_as_the_operations_do_and_repeats_itself(
+def test_on_a_gpu_it_agrees_with_eager_training_and_is_reproducible(
     activation: str, batch_size: int, hidden: int, dtype: str
 ) -> None:
     rng = np.random.default_rng(4)

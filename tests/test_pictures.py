@@ -1,4 +1,4 @@
-"""Pictures of digits: read in every format, and prepared as the images that a network was trained on."""
+"""Pictures of digits: reading, and preparation as the images that a network was trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHOTOGRAPHS = 200
 def accuracies(
     model: MLP, test: Dataset, prepare: Callable[[np.ndarray], np.ndarray], picture: Callable[..., np.ndarray]
 ) -> tuple[float, float]:
-    """On 200 test images as they are, and as photographs."""
+    """Accuracies on 200 test images and on photographs of them."""
     rng = np.random.default_rng(0)
     images, labels = test.images[:PHOTOGRAPHS], test.labels[:PHOTOGRAPHS]
     scale = 255 if images.dtype == np.uint8 else 1
@@ -78,7 +78,7 @@ def test_photographs_of_the_built_in_digits_are_recognised() -> None:
     fit(model, train, optimizer=SGD(0.1, momentum=0.9), epochs=30, batch_size=32)
     clean, photographed = accuracies(model, test, as_digits, lambda ink, rng: photograph(np.pad(ink, 2), rng))
     assert clean > 0.94
-    assert photographed > clean - 0.12  # blurred 8 x 8 dots are not what was written
+    assert photographed > clean - 0.12  # the blurred 8 x 8 images differ from handwriting
 
 
 # -- The geometry of MNIST ---------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_the_digit_is_searched_for_on_a_sheet_on_a_table(angle: float) -> None:
     upright = Image.fromarray(ring()).rotate(angle)
     assert (
         np.abs(as_mnist(photo).astype(int) - as_mnist(np.asarray(upright))).mean() < 30
-    )  # a row or column beside, at most
+    )  # at most one row or column off
 
 
 def test_two_digits_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""``python -m gpumlp.predict``: arrays, pictures, options, and what it prints, writes, refuses and returns."""
+"""``python -m gpumlp.predict``: arrays, pictures, options, output, files and errors."""
 
 from __future__ import annotations
 

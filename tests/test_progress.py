@@ -1,4 +1,4 @@
-"""What training shows besides its epochs: a slowdown, and a throughput without the start."""
+"""Progress: slow steps, and the throughput without the start."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def history(*seconds: float) -> History:
         ((0.5, 0.5, 0.5), 0, "2,000 samples/s"),
         ((2.0, 0.5, 1.5, 0.25, 0.25), 2, "4,000 samples/s, after 1.2 s of starting"),  # resumed after two epochs
         ((2.0,), 0, "500 samples/s, starting included"),
-        ((2.0, 0.5), 2, "800 samples/s"),  # resumed with nothing to do
+        ((2.0, 0.5), 2, "800 samples/s"),  # resumed, already complete
     ],
 )
 def test_the_throughput_leaves_out_the_start(seconds: tuple[float, ...], first: int, line: str) -> None:

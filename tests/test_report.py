@@ -1,4 +1,4 @@
-"""Reports: measures, images and charts; the contents of a page; the command; and the page to draw on."""
+"""Reports: measures, images and charts; the page; the command; and the page to draw on."""
 
 from __future__ import annotations
 
@@ -504,7 +504,7 @@ def test_wrong_arguments_are_refused_in_one_line_each(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_is_written_whole_or_not_at_all(
+def test_a_page_is_written_atomically(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

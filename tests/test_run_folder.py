@@ -1,4 +1,4 @@
-"""A run's folder: its files, what is in them, and when it may be written again."""
+"""A run's folder: its files, their content, and overwriting."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path: Path) -> None:
     assert all(not np.array_equal(one[name], other[name]) for name in one)
 
 
-# -- A folder is not overwritten unasked -------------------------------------------------------------------
+# -- Overwriting -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,10 @@ def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path, monkeypatc
     assert all(folder.name.partition("-digits")[1] for folder in folders)
 
 
-# -- Going on ----------------------------------------------------------------------------------------------
+# -- Resuming ----------------------------------------------------------------------------------------------
 
 
-def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(tmp_path: Path) -> None:
+def test_added_epochs_give_the_same_result_as_one_run(tmp_path: Path) -> None:
     start(tmp_path / "run", epochs=2)
     (tmp_path / "run").rename(tmp_path / "moved")
     outcome = go_on(tmp_path / "moved", epochs=5)
@@ -161,7 +161,7 @@ def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(tmp_path: Path) -
     assert json.loads((tmp_path / "moved" / "config.json").read_text())["epochs"] == 5
 
 
-def test_a_history_that_outran_its_checkpoint_is_cut_back(tmp_path: Path) -> None:
+def test_a_history_longer_than_its_checkpoint_is_truncated(tmp_path: Path) -> None:
     start(tmp_path / "run", epochs=2)
     with open(tmp_path / "run" / "history.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_loss"')
@@ -185,7 +185,7 @@ def test_fewer_epochs_than_there_are_are_refused(tmp_path: Path) -> None:
         go_on(tmp_path / "run", epochs=2)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "there is no checkpoint")):
         with pytest.raises(CheckpointError, match=message):
             open_run(str(path))
@@ -233,7 +233,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_was_written_about_a_network_goes_with_it(tmp_path: Path) -> None:
+def test_files_about_a_network_are_removed_with_it(tmp_path: Path) -> None:
     words = (*DIGITS, "--hidden", 8, "--quiet", "--out", tmp_path / "run")
     assert run("train", *words, "--epochs", 2, "--early-stopping", 5) == 0
     fresh = names(tmp_path / "run")
@@ -258,7 +258,7 @@ def test_a_resumed_run_keeps_no_report_of_its_earlier_state(tmp_path: Path) -> N
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_new_run_leaves_what_else_is_in_its_folder(tmp_path: Path) -> None:
+def test_a_new_run_keeps_other_files_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     own = [tmp_path / "report.html", tmp_path / "network.npz", tmp_path / "best" / "checkpoint.safetensors"]
     for path in own:
@@ -290,7 +290,7 @@ def test_the_best_network_of_a_run_cannot_be_resumed(
     assert run("train", "--resume", ".") == 2
     assert f"--resume {tmp_path / 'run'}\n" in capsys.readouterr().err
     assert names(best) == ["checkpoint.safetensors"]
-    for name in ("metrics.json", "history.jsonl", "config.json"):  # as versions left that went on with it
+    for name in ("metrics.json", "history.jsonl", "config.json"):  # as left by versions that resumed it
         (best / name).write_bytes((tmp_path / "run" / name).read_bytes())
     assert run("train", "--resume", tmp_path / "run", "--epochs", 5, "--quiet") == 0
     assert names(best) == ["checkpoint.safetensors"]

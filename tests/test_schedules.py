@@ -35,7 +35,7 @@ def test_schedule(schedule: Schedule, epoch: int, expected: float) -> None:
 
 @pytest.mark.parametrize("schedule", [row[0] for row in TABLE], ids=str)
 def test_a_learning_rate_is_a_python_float(schedule: Schedule) -> None:
-    """A NumPy float64 would turn float32 arithmetic into float64."""
+    """A NumPy float64 would promote float32 arrays to float64."""
     assert {type(schedule(0.1, epoch)) for epoch in (0, 1, 41)} == {float}
 
 

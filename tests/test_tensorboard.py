@@ -34,7 +34,7 @@ HISTOGRAMS = {"weight/layers.0", "weight/layers.1", "bias/layers.0", "bias/layer
 
 
 def read(folder: Path):
-    """What TensorBoard finds in a folder, in all its event files together."""
+    """The events in all files of a folder, as TensorBoard reads them."""
     reader = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
     reader.Reload()
     return reader
@@ -46,7 +46,7 @@ def start(out: Path, **options: object):
 
 
 def layer_tags(record: dict[str, object]) -> set[str]:
-    """The tags of the statistics of layers: of all that are numbers, and no counts."""
+    """The tags of the statistics of layers, without counts."""
     return {
         f"{name}/layers.{index}"
         for index, layer in enumerate(record["layers"] or ())
@@ -56,7 +56,7 @@ def layer_tags(record: dict[str, object]) -> set[str]:
 
 
 def assert_logged(folder: Path) -> None:
-    """Every epoch of the history stands in the log once, in order, with its values."""
+    """Assert that the log contains every epoch of the history once, in order, with its values."""
     reader, records = read(folder), history(folder)
     assert set(reader.Tags()["scalars"]) == set(SCALARS).union(*map(layer_tags, records))
     for tag, name in SCALARS.items():
@@ -85,7 +85,7 @@ def test_a_histogram_is_that_of_the_weights(tmp_path: Path, blobs: Dataset) -> N
         assert (histogram.min, histogram.max) == (weight.min(), weight.max())
         assert histogram.sum == pytest.approx(weight.astype(float).sum())
         inside = np.histogram(weight, bins=[-np.inf, *histogram.bucket_limit])[0]
-        np.testing.assert_allclose(inside, histogram.bucket, atol=1)  # the largest lies on the last limit
+        np.testing.assert_allclose(inside, histogram.bucket, atol=1)  # the largest is on the last limit
 
 
 def test_without_validation_there_are_no_columns_of_it(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").glob("events*"))) == 2
 
 
-def test_what_outran_the_checkpoint_does_not_stand_twice(tmp_path: Path) -> None:
+def test_events_after_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
     start(tmp_path / "run", epochs=2)
     checkpoint = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
     train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=5))
-    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(checkpoint)  # as if killed right then
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(checkpoint)  # as if killed
     train(dataclasses.replace(resume_config(str(tmp_path / "run")), epochs=4))
     assert_logged(tmp_path / "run")
     assert len(history(tmp_path / "run")) == 4
@@ -147,7 +147,7 @@ def test_a_replaced_run_leaves_no_log_behind(tmp_path: Path, log: str | None) ->
         assert_logged(tmp_path / "run")
 
 
-def test_a_missing_library_is_said_before_anything_is_done(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_missing_library_is_reported_before_training(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert run("train", *DIGITS, "--log", "tensorboard", "--out", tmp_path / "run") == 2
     captured = capsys.readouterr()
@@ -167,7 +167,7 @@ def test_another_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_full_disk_ends_training_with_one_line(tmp_path: Path) -> None:
-    # Only the log outgrows the limit: it is appended to, while the checkpoint of so small a network is not.
+    # Only the log exceeds the limit, since it is appended to; the checkpoint is small.
     run_folder = tmp_path / "run"
     words = (*DIGITS, "--hidden", 1, "--epochs", 200, "--log", "tensorboard", "--out", run_folder)
     code, _, err = finish(spawn("train", *words, preexec_fn=limit_files_to(40_000)))

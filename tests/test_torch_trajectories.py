@@ -1,4 +1,4 @@
-"""Two hundred training steps end where PyTorch's do, from one start and with the same batches, in float64."""
+"""Two hundred training steps agree with PyTorch, with equal initial weights and batches, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpumlp.nn import Optimizer
 from gpumlp.nn.schedules import Schedule
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]' to compare with it")
-torch.set_num_threads(1)  # networks this small only wait for each other's threads
+torch.set_num_threads(1)  # one thread is fastest for such small networks
 
 SAMPLES, FEATURES, CLASSES, BATCH, EPOCHS, SEED = 58, 12, 4, 16, 50, 5  # 4 steps an epoch, the last of 10 samples
 

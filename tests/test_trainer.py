@@ -1,4 +1,4 @@
-"""The training loop: what it computes, remembers, and how it ends."""
+"""The training loop: results, history, callbacks, interrupts and divergence."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_callback_stops_training(blobs: Dataset) -> None:
     assert not history.interrupted
 
 
-def test_a_callback_that_is_none_is_refused(blobs: Dataset) -> None:
+def test_an_invalid_callback_is_refused(blobs: Dataset) -> None:
     with pytest.raises(TypeError, match="function or a Callback"):
         fit(model(), blobs, callbacks=[3])
 
@@ -188,7 +188,7 @@ class Interrupt(Callback):
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam(0.01)], ids=["sgd", "adam"])
-def test_an_interrupted_epoch_never_was(blobs: Dataset, optimizer) -> None:
+def test_an_interrupted_epoch_is_rolled_back(blobs: Dataset, optimizer) -> None:
     options = {"optimizer": optimizer, "batch_size": 32}
     two_epochs, history = train(blobs, epochs=2, **options)
     network = model()
@@ -198,13 +198,13 @@ def test_an_interrupted_epoch_never_was(blobs: Dataset, optimizer) -> None:
     assert len(result) == 2
     assert weights(network) == weights(two_epochs)
     assert weights(train(blobs, epochs=5, **options)[0]) != weights(network)
-    # Optimizer, schedule and batch order, too, are as they were: the training goes on as if nothing had been.
+    # Optimizer, schedule and batch order are restored, too: training continues as without the interrupt.
     assert not trainer.run(5).interrupted
     assert weights(network) == weights(train(blobs, epochs=5, **options)[0])
     assert history == train(blobs, epochs=2, **options)[1]
 
 
-def test_any_other_error_leaves_the_last_finished_epoch_too(blobs: Dataset) -> None:
+def test_any_other_error_rolls_back_to_the_last_finished_epoch(blobs: Dataset) -> None:
     network = model()
     with pytest.raises(ZeroDivisionError):
         fit(network, blobs, epochs=5, batch_size=32, callbacks=[Interrupt(3, ZeroDivisionError)])
@@ -223,7 +223,7 @@ def test_huge_features_are_diagnosed(scale: float) -> None:
     assert weights(network) == before
 
 
-def test_a_divergence_leaves_the_last_good_epoch(blobs: Dataset) -> None:
+def test_a_divergence_rolls_back_to_the_last_good_epoch(blobs: Dataset) -> None:
     def explode(learning_rate: float, epoch: int) -> float:
         return 1e38 if epoch == 2 else learning_rate
 
@@ -281,7 +281,7 @@ def test_divergence_with_an_absurd_learning_rate_advises_a_usual_one(blobs: Data
 
 
 class Measure(Callback):
-    """Measures the parameters after each epoch, without a wait of its own."""
+    """Measures the parameters after each epoch, without a separate wait."""
 
     def __init__(self) -> None:
         self.values: list[list[float]] = []
@@ -331,7 +331,7 @@ def test_a_numpy_integer_holds_samples_out(blobs: Dataset) -> None:
     "wrong",
     [{"validation": 0.1}, {"validation": True}, {"batch_size": True}, {"batch_size": 2.5}, {"epochs": 2.5}],
 )
-def test_a_count_that_is_no_whole_number_is_refused(blobs: Dataset, wrong: dict[str, object]) -> None:
+def test_a_count_that_is_not_an_integer_is_refused(blobs: Dataset, wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected to be a whole number"):
         fit(MLP([20, 8, 4], device="cpu"), blobs, **wrong)
 
@@ -342,7 +342,7 @@ def test_a_callback_class_in_place_of_an_object_is_refused(blobs: Dataset) -> No
 
 
 @pytest.mark.parametrize("wrong", [5, None, "progress", Callback])
-def test_callbacks_that_are_no_list_of_them_are_refused(blobs: Dataset, wrong: Any) -> None:
+def test_invalid_lists_of_callbacks_are_refused(blobs: Dataset, wrong: Any) -> None:
     with pytest.raises(
         TypeError, match="callbacks is expected to be a list of functions or Callback objects, got"
     ):
@@ -393,8 +393,8 @@ def test_orders_continue_from_a_state(ahead: bool) -> None:
     assert second.draw().tolist() == first.draw().tolist()
 
 
-def test_an_epoch_ends_with_the_next_order_at_hand(blobs: Dataset) -> None:
-    """And a trainer that goes on from the state of then takes the same one."""
+def test_an_epoch_ends_with_the_next_order_drawn(blobs: Dataset) -> None:
+    """A trainer restored from this state uses the same order."""
     trainer, other = (Trainer(MLP([20, 4], device="cpu"), blobs, batch_size=32) for _ in range(2))
     trainer.run(1)
     assert trainer._orders._ahead is not None

@@ -1,4 +1,4 @@
-"""Devices: the only room that knows which array library is in use."""
+"""Devices. No other package depends on the array library in use."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
 class Device(NamedTuple):
-    """A device that can be used now. `memory` is None for the CPU."""
+    """A usable device: its name, the hardware, and its memory (None for the CPU)."""
 
     name: str
     description: str
@@ -66,10 +66,10 @@ class Device(NamedTuple):
 
 
 def check_device_name(name: object) -> str:
-    """The name, if it has the form of a device's name.
+    """Return the name if it has the form of a device's name; the device need not exist.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not have this form.
     """
     if isinstance(name, str):
         kind, colon, index = name.partition(":")
@@ -81,20 +81,20 @@ def check_device_name(name: object) -> str:
 def get_backend(
     device: str | Backend = "auto", *, matmul_precision: str = "highest", execution: str = "auto"
 ) -> Backend:
-    """The backend of a device.
+    """Return the backend of a device.
 
     Args:
-        device: ``"cpu"``; ``"cuda"`` (the first GPU) or ``"cuda:1"`` and so on; ``"auto"``, a usable GPU
-            and otherwise the CPU. A `Backend` is returned as it is.
-        matmul_precision: of float32 matrix products on a GPU, in PyTorch's words: ``"highest"`` is float32;
-            ``"high"`` is TF32, faster, with 10 bits of mantissa in the factors. No effect on the CPU.
-        execution: how training steps are run on a GPU. ``"persistent"`` is one kernel launch for many steps of a
-            small network; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
-            operation. ``"auto"`` is the first of these that is possible. Results differ between ``"persistent"``
-            and the other two by rounding. No effect on the CPU.
+        device: ``"cpu"``; ``"cuda"`` (the first GPU), ``"cuda:1"``, ...; or ``"auto"``, a usable GPU, otherwise
+            the CPU. A `Backend` is returned unchanged.
+        matmul_precision: of float32 matrix products on a GPU, named as in PyTorch: ``"highest"`` is float32;
+            ``"high"`` is TF32, faster, with 10 mantissa bits in the factors. No effect on the CPU.
+        execution: how training steps are run on a GPU. ``"persistent"`` runs many steps of a small network in one
+            kernel launch; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
+            operation. ``"auto"`` selects the first of these that supports the step. Results of ``"persistent"``
+            differ from those of the other two by rounding. No effect on the CPU.
 
     Raises:
-        ValueError: the name, or an option, is none of these.
+        ValueError: the name or an option is invalid.
         DeviceError: the device cannot be used; the message says why and what to do.
 
     >>> get_backend("cpu").name
@@ -117,7 +117,7 @@ def get_backend(
 
 
 def choose_device(**options: str) -> tuple[Backend, str]:
-    """What ``"auto"`` means here: the backend, with the options of `get_backend`, and the reason in words."""
+    """Select the device for ``"auto"``: the backend, with the options of `get_backend`, and the reason."""
     try:
         backend: Backend = _cuda_module().CudaBackend(0, **options)
     except DeviceError as error:
@@ -126,7 +126,7 @@ def choose_device(**options: str) -> tuple[Backend, str]:
 
 
 def available_devices() -> list[Device]:
-    """The devices that can be used now, the CPU first."""
+    """The usable devices, the CPU first."""
     devices = [Device("cpu", NumpyBackend().device_name, None)]
     try:
         module = _cuda_module()
@@ -136,17 +136,17 @@ def available_devices() -> list[Device]:
     for index in range(count):
         try:
             backend = module.CudaBackend(index)
-        except DeviceError:  # a broken card hides neither the others nor the CPU
+        except DeviceError:  # the other devices are still listed
             continue
         devices.append(Device(backend.name, backend.device_name, backend.memory()))
     return devices
 
 
 def array_namespace(array: Array) -> Any:
-    """The library an array belongs to: an array says where it lives.
+    """Return the array library of an array, such as ``numpy``.
 
     Raises:
-        TypeError: for what is no array of a known library.
+        TypeError: the argument is not an array of a known library.
     """
     library = type(array).__module__.partition(".")[0]
     if library in ("numpy", "cupy"):
@@ -157,9 +157,9 @@ def array_namespace(array: Array) -> Any:
 
 
 def _cuda_module() -> Any:
-    """The CUDA backend's module; a DeviceError with the cause if CuPy cannot be imported."""
+    """Import the module of the CUDA backend; raise DeviceError with the cause if CuPy cannot be imported."""
     spec = importlib.util.find_spec("cupy")
-    if spec is None or spec.origin is None:  # without an origin it is just some folder of that name
+    if spec is None or spec.origin is None:  # without an origin: a folder with that name
         raise DeviceError(
             "CuPy is not installed",
             "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or use "

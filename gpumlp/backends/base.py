@@ -1,8 +1,8 @@
-"""What every device can do, in plain array code.
+"""The interface of a device, and its reference implementation in array code.
 
-`Backend` is the reference: each training operation is written here once with the functions that
-NumPy and CuPy share (``xp``). A device overrides one only where a measurement says that it pays, and
-the parity tests hold the override against the code below, in values and in signature.
+`Backend` implements each training operation with functions that NumPy and CuPy share (``xp``). A device overrides
+an operation only if measurements show a gain; tests compare each override with the reference, in values and
+signature.
 
 Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` for weights.
 """
@@ -20,14 +20,14 @@ import numpy.typing as npt
 Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
 HostArray: TypeAlias = npt.NDArray[Any]
 
-PIXEL_SCALE = 1 / 255  # uint8 means pixels, everywhere: 0 is background, 255 is full ink
+PIXEL_SCALE = 1 / 255  # uint8 values are pixels: 0 is background, 255 is full ink
 
 
 class DeviceError(RuntimeError):
-    """A device that was asked for cannot be used; the message says why and what to do.
+    """The requested device cannot be used; the message says why and what to do.
 
     Attributes:
-        cause: what is missing, in words.
+        cause: why it cannot be used.
         cure: what to do about it.
     """
 
@@ -38,7 +38,7 @@ class DeviceError(RuntimeError):
 
 
 class ExecutionError(DeviceError):
-    """A way of running steps that was asked for by name is not possible; the message says why."""
+    """The requested execution does not support a step; the message says why."""
 
 
 class Memory(NamedTuple):
@@ -53,8 +53,8 @@ class Execution(NamedTuple):
 
     Attributes:
         name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
-        reason: details of this way, or why it is this one.
-        threads: BLAS threads of a step on the CPU; None on a GPU, or where NumPy's BLAS decides.
+        reason: details, or why this execution was selected.
+        threads: BLAS threads of a step on the CPU; None on a GPU, or if NumPy's BLAS chooses the number.
     """
 
     name: str
@@ -69,10 +69,10 @@ _EXECUTION_NAMES = {"persistent": "persistent kernel", "graphs": "CUDA graphs", 
 
 
 class Accumulation(NamedTuple):
-    """Where a product adds its result: ``out <- keep out + scale product``.
+    """Where a matrix product adds its result: ``out <- keep out + scale product``.
 
-    A matrix product that adds to what is there costs no more than one that overwrites. So a weight gradient can go
-    straight into the velocity or the parameters, which saves a pass over all weights.
+    A product that adds to its output costs no more than one that overwrites it. Adding a weight gradient directly
+    to the velocity or the parameters saves a pass over all weights.
     """
 
     out: Array
@@ -81,10 +81,10 @@ class Accumulation(NamedTuple):
 
 
 class CudaActivation(NamedTuple):
-    """What the CUDA kernels need to know about an activation.
+    """An activation as CUDA expressions.
 
     Attributes:
-        forward: h(s), an expression of ``s``. Numbers are of the type ``real``: write ``(real)0.5``.
+        forward: h(s), an expression of ``s``. The type of numbers is ``real``: write ``(real)0.5``.
         derivative: h'(s), an expression of ``a = h(s)``.
         epilogue: cuBLASLt's name for a bias followed by this activation, or None.
     """
@@ -95,43 +95,43 @@ class CudaActivation(NamedTuple):
 
 
 def stated(rule: Any, attribute: str, *methods: str) -> Any:
-    """What a rule states about its methods, or None where that may no longer hold.
+    """Return an attribute that declares how a rule's methods are computed; None if it no longer applies.
 
-    A device knows a rule (an activation, a loss, ...) by what its class states, such as
-    ``kernel = "sgd"``. A subclass that overrides one of the methods, without a statement of its own, may compute
-    anything; so the inherited statement does not count for it.
+    A device selects its implementation of a rule (an activation, a loss, ...) by such an attribute, for example
+    ``kernel = "sgd"``. A subclass that overrides one of the methods may compute something else, so the inherited
+    attribute does not apply to it unless the subclass defines it again.
 
     Args:
         rule: the object.
-        attribute: the statement's name.
-        methods: which methods it describes.
+        attribute: the name of the attribute.
+        methods: the names of the methods that it describes.
     """
     own = getattr(rule, "__dict__", {})
     if attribute not in own and any(method in own for method in methods):
         return None
-    kind: Any = type(rule)  # a type checker does not take it for hashable
-    return getattr(rule, attribute, None) if _holds(kind, attribute, methods) else None
+    kind: Any = type(rule)  # mypy does not accept a type as hashable
+    return getattr(rule, attribute, None) if _declared_with(kind, attribute, methods) else None
 
 
 @lru_cache(maxsize=256)
-def _holds(kind: Any, attribute: str, methods: tuple[str, ...]) -> bool:
-    """Is the attribute defined by the same class as each of the methods, or by one derived from it?"""
+def _declared_with(kind: Any, attribute: str, methods: tuple[str, ...]) -> bool:
+    """Whether the attribute is defined by the same class as each method, or by one derived from it."""
 
-    def place(name: str) -> int:
+    def depth(name: str) -> int:
         return next((index for index, base in enumerate(kind.__mro__) if name in vars(base)), len(kind.__mro__))
 
-    return all(place(attribute) <= place(method) for method in methods)
+    return all(depth(attribute) <= depth(method) for method in methods)
 
 
 class ActivationRule(Protocol):
-    """What `dense_forward` and `dense_backward` need of an activation (see ``gpumlp.nn.activations``)."""
+    """The methods of an activation that a backend calls; see ``gpumlp.nn.activations``."""
 
     def forward(self, xp: Any, s: Array, out: Array) -> None: ...
     def backward(self, xp: Any, a: Array, delta: Array) -> None: ...
 
 
 class LossRule(Protocol):
-    """What `output_error` needs of a loss (see ``gpumlp.nn.losses``)."""
+    """The method of a loss that a backend calls; see ``gpumlp.nn.losses``."""
 
     def output_error(
         self, backend: Any, outputs: Array, targets: Array, losses: Array, correct: Array
@@ -139,13 +139,13 @@ class LossRule(Protocol):
 
 
 class PenaltyRule(Protocol):
-    """What `update` needs of a weight penalty (see ``gpumlp.nn.optimizers``)."""
+    """The method of a weight penalty that a backend calls; see ``gpumlp.nn.optimizers``."""
 
     def add_gradient(self, backend: Any, weights: Array, gradient: Array, scratch: Array) -> None: ...
 
 
 class OptimizerRule(Protocol):
-    """What `update` needs of an optimizer (see ``gpumlp.nn.optimizers``)."""
+    """The methods of an optimizer that a backend calls; see ``gpumlp.nn.optimizers``."""
 
     def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
     def complete(
@@ -161,7 +161,7 @@ class OptimizerRule(Protocol):
 
 
 class LayerArrays(Protocol):
-    """A dense layer as a device sees it: its arrays and its activation."""
+    """The arrays and the activation of a dense layer."""
 
     weight: Array
     bias: Array
@@ -171,25 +171,26 @@ class LayerArrays(Protocol):
 
 
 class Step(Protocol):
-    """One training step: the description that every way of running steps works from.
+    """The description of a training step, from which every execution runs it.
 
-    Calling it runs a batch by the training operations. A device that knows a faster way (a captured graph, a
-    persistent kernel) reads what the step consists of instead. `gpumlp.training.step.TrainingStep` is one.
+    Calling it trains on a batch by the training operations of `Backend`. A captured graph or a persistent kernel
+    instead reads its attributes. `gpumlp.training.step.TrainingStep` implements it.
 
     Attributes:
         layers: first to last.
-        parameters, gradient: ``(size,)``, the flat buffers that the layers' arrays are views of.
-        weights: the slice of both that holds weights and no biases.
-        state: the optimizer's: ``buffers``, flat arrays by name, ``scratch``, and ``steps``, the number taken.
+        parameters, gradient: ``(size,)``, the flat buffers whose views are the layers' arrays.
+        weights: the slice of both that contains the weights and no biases.
+        state: of the optimizer: ``buffers``, flat arrays by name, ``scratch``, and ``steps``, the number taken.
         images: ``(n, features)``, uint8 pixels or the network's dtype.
         order: ``(samples,)`` int64, the rows of an epoch.
         targets: ``(samples, ...)``, in the epoch's order.
         sample_weights: ``(samples,)`` in the epoch's order, or None.
-        losses, correct: ``(samples,)``, of which a step writes its batch's part.
-        slices: the batches of an epoch, consecutive; all have `batch_size` samples, but the last may have fewer.
-        gradient_wanted: does anybody read the whole gradient after a step?
-        same_rules: do all steps of an epoch obey the same rules? Only then can a device repeat a captured one.
-        multiply_adds: of one pass through the layers: the size of the work.
+        losses, correct: ``(samples,)``; a step writes the part of its batch.
+        slices: the consecutive batches of an epoch, of `batch_size` samples; the last may be smaller.
+        gradient_wanted: whether the whole gradient is read after a step.
+        same_rules: whether optimizer and penalty are the same for all steps of an epoch; a captured step can be
+            repeated only then.
+        multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
     losses: Array
@@ -240,15 +241,15 @@ class Backend:
 
     Attributes:
         name: ``"cpu"``, ``"cuda:0"``, ...: what `get_backend` takes.
-        device_name: the hardware in words.
-        xp: the array library, with NumPy's names.
-        logits_order: memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``, whichever suits the device.
-        accumulates_products: does `dense_backward` with an `Accumulation` cost no more than without?
+        device_name: the name of the hardware.
+        xp: the array library, with NumPy's functions.
+        logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
+        accumulates_products: whether `dense_backward` with an `Accumulation` costs no more than without.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
-        rows_at_a_time: the largest part of a batch to pass through the layers at once; None for any.
+        rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
 
-    A backend is passed to whatever needs it; none is ever "current". Operations are asynchronous
-    where the device is; only `to_numpy`, `all_finite` and `synchronize` wait for it.
+    There is no global current backend: it is passed as an argument. On a GPU, operations are asynchronous; only
+    `to_numpy`, `all_finite` and `synchronize` wait for it.
     """
 
     name: str
@@ -259,29 +260,29 @@ class Backend:
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
 
-    # -- The edges: how arrays come and go ----------------------------------------------------------
+    # -- Transfers between host and device ----------------------------------------------------------
 
     def activate(self) -> AbstractContextManager[Any]:
-        """A context within which new arrays are made on this device; everything that computes enters it."""
+        """A context in which new arrays are created on this device; required for all operations."""
         return nullcontext()
 
     def owns(self, array: object) -> bool:
-        """Is this an array of the backend's library?"""
+        """Whether the argument is an array of the backend's library."""
         raise NotImplementedError
 
     def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
-        """The array on this device, C-contiguous; copied only where it has to be."""
+        """Return the array on this device, C-contiguous; copied only if necessary."""
         raise NotImplementedError
 
     def to_numpy(self, array: Array) -> HostArray:
-        """The values on the host. Waits for the device."""
+        """Return the values on the host. Waits for the device."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Wait until all work given to the device is done."""
+        """Wait until all operations on the device have finished."""
 
     def memory(self) -> Memory | None:
-        """Free and total device memory; None for the CPU."""
+        """Free and total device memory in bytes; None for the CPU."""
         return None
 
     # -- Steps --------------------------------------------------------------------------------------
@@ -290,20 +291,20 @@ class Backend:
         """How `run_steps` runs this step.
 
         Raises:
-            ExecutionError: the way that was asked for is not possible for this step.
+            ExecutionError: the requested execution does not support this step.
         """
         return Execution("eager", "the only way on this device")
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        """Run consecutive batches of an epoch, in order.
+        """Train on consecutive batches of an epoch, in order. Does not wait for the device.
 
         Args:
-            step: what to run.
-            batches: numbers of the batches, as in ``step.slices``, in steps of 1.
-            learning_rates: one for each batch, Python floats.
+            step: the step.
+            batches: indices into ``step.slices``, with increment 1.
+            learning_rates: a Python float for each batch.
 
         Raises:
-            ExecutionError: as in `execution`.
+            ExecutionError: as for `execution`.
         """
         for number, learning_rate in zip(batches, learning_rates, strict=True):
             step(step.slices[number], learning_rate)
@@ -311,20 +312,19 @@ class Backend:
     # -- The training operations --------------------------------------------------------------------
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
-        """Write ``source[rows]`` into `out` as the network's input.
+        """Write ``source[rows]`` into `out`; pixels are scaled to [0, 1].
 
         Args:
             source: ``(samples, features)``, uint8 pixels or the dtype of `out`.
-            rows: ``(batch,)`` int64, each in ``[0, samples)``: checked on the host when the order was
-                drawn, because a GPU would wrap a bad index silently.
-            staging: ``(batch, features)`` uint8, overwritten; None where `source` is not uint8.
-            out: ``(batch, features)``, overwritten. Pixels come out in [0, 1].
+            rows: ``(batch,)`` int64 in ``[0, samples)``, which is not checked.
+            staging: ``(batch, features)`` uint8, overwritten; None if `source` is not uint8.
+            out: ``(batch, features)``, overwritten.
         """
         xp = self.xp
         if staging is None:
             xp.take(source, rows, axis=0, out=out)
         else:
-            xp.take(source, rows, axis=0, out=staging)  # a quarter of the bytes of float32
+            xp.take(source, rows, axis=0, out=staging)
             xp.multiply(staging, PIXEL_SCALE, out=out, dtype=out.dtype)
 
     def dense_forward(
@@ -336,9 +336,9 @@ class Backend:
             x: ``(batch, in_features)``.
             weight: ``(in_features, out_features)``.
             bias: ``(out_features,)``.
-            activation: the rule h.
-            s: ``(batch, out_features)``, overwritten; its content afterwards depends on the device.
-            a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation allows it.
+            activation: h.
+            s: ``(batch, out_features)``, overwritten with unspecified values.
+            a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation supports it.
         """
         xp = self.xp
         xp.matmul(x, weight, out=s)
@@ -361,13 +361,13 @@ class Backend:
         ``input_delta = (delta W^T) * h'``, with h' of the layer below taken from its output `x`.
 
         Args:
-            x: ``(batch, in_features)``, the layer's input. Overwritten if there is an `input_activation`.
+            x: ``(batch, in_features)``, the layer's input. Overwritten if `input_activation` is given.
             weight: ``(in_features, out_features)``.
             delta: ``(batch, out_features)``, the error term dC/ds of this layer.
-            weight_gradient: where dW is added; may be `weight` itself, which is read before.
+            weight_gradient: where dW is added; may be `weight` itself, which is read first.
             bias_gradient: ``(out_features,)``, overwritten.
-            input_activation: the rule that made `x`, or None if `x` is data.
-            input_delta: ``(batch, in_features)``, overwritten; None where nobody needs it.
+            input_activation: the activation whose output is `x`, or None if `x` is data.
+            input_delta: ``(batch, in_features)``, overwritten; None if it is not needed.
         """
         xp = self.xp
         if input_delta is not None:
@@ -378,7 +378,7 @@ class Backend:
             input_activation.backward(xp, x, input_delta)
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
-        """``out <- keep out + scale x^T delta``; with keep 0, what `out` held does not matter."""
+        """``out <- keep out + scale x^T delta``; `out` may be uninitialized if keep is 0 and scale is 1."""
         xp, (out, scale, keep) = self.xp, target
         if scale == 1 and keep == 0:
             xp.matmul(x.T, delta, out=out)
@@ -387,7 +387,7 @@ class Backend:
             xp.add(out, xp.multiply(xp.matmul(x.T, delta), scale), out=out)
 
     def add_scaled(self, x: Array, scale: float, out: Array, scratch: Array) -> None:
-        """``out <- out + scale x``, for vectors; `scratch`, of the same shape, is overwritten."""
+        """``out <- out + scale x``, for vectors of one shape; overwrites `scratch`."""
         self.xp.multiply(x, scale, out=scratch)
         self.xp.add(out, scratch, out=out)
 
@@ -396,23 +396,23 @@ class Backend:
         self.xp.sum(delta, axis=0, out=out)
 
     def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
-        """The loss of each sample of a batch, and the error term of the last layer.
+        """Compute the loss of each sample of a batch and the error term of the last layer.
 
         Args:
-            loss: the rule.
+            loss: the loss.
             outputs: ``(batch, outputs)``; overwritten with delta = dC/ds of the batch's mean loss C.
-            targets: ``(batch,)`` class numbers or ``(batch, outputs)`` numbers, as the loss expects them.
+            targets: ``(batch,)`` int64 class numbers or ``(batch, outputs)`` floats, as the loss expects.
             losses: ``(batch,)``, overwritten.
-            correct: ``(batch,)`` bool, overwritten: is the answer right?
+            correct: ``(batch,)`` bool, overwritten: whether the prediction is correct.
         """
         loss.output_error(self, outputs, targets, losses, correct)
 
     def total(self, values: Array) -> Array:
-        """The sum of all elements of any dtype, in float64: ``()``, on the device."""
+        """The sum of all elements, in float64, as an array ``()`` on the device."""
         return self.xp.sum(values, dtype="float64")
 
     def all_finite(self, values: Array) -> bool:
-        """Are all values finite? Waits for the device."""
+        """Whether all values are finite. Waits for the device."""
         return bool(self.xp.all(self.xp.isfinite(values)))
 
     def update(
@@ -426,15 +426,16 @@ class Backend:
         learning_rate: float,
         accumulated: bool = False,
     ) -> None:
-        """Add the penalty's gradient and take one optimizer step, each on the whole flat buffer.
+        """Add the penalty's gradient to the weights' gradient and take one optimizer step.
 
         Args:
-            optimizer, penalty: the rules.
+            optimizer: the optimizer.
+            penalty: the weight penalty.
             parameters, gradient: ``(size,)``, both overwritten.
-            weights: the slice of both that holds weights; the rest is biases, which no penalty touches.
-            state: the optimizer's own buffers, overwritten.
-            learning_rate: a Python float: a NumPy float64 would turn float32 arithmetic into float64.
-            accumulated: the weights' gradient is where the optimizer's `accumulation` wanted it.
+            weights: the slice of both that contains the weights; the biases, which are not penalised, follow.
+            state: of the optimizer, overwritten.
+            learning_rate: a Python float: a NumPy float64 would promote float32 arrays to float64.
+            accumulated: whether the weights' gradient was added as the optimizer's `accumulation` specifies.
         """
         if accumulated:
             optimizer.complete(self, penalty, parameters, gradient, weights, state, learning_rate)
@@ -444,17 +445,17 @@ class Backend:
 
 
 def reference_backend(xp: Any) -> Backend:
-    """The operations as written above, for arrays of any library with NumPy's names."""
+    """The reference implementation, for arrays of a library with NumPy's functions."""
     backend = Backend()
     backend.xp = xp
     return backend
 
 
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """float32 or float64 as a NumPy dtype.
+    """Return float32 or float64 as a NumPy dtype.
 
     Raises:
-        ValueError: for any other.
+        ValueError: for any other dtype.
     """
     result = np.dtype(dtype)
     if result not in (np.dtype(np.float32), np.dtype(np.float64)):

@@ -27,17 +27,17 @@ from .base import (
 )
 from .openblas import numpy_openblas
 
-# A second thread costs the transfer of data between the cores' caches. Measured on two cores of a Zen 3 (fastest
-# blocks, in pairs): a second one saves less than 15 % below 784-128-10 at batch 128 (13 million multiply-adds a
-# pass), 20 to 25 % there, 40 % at batch 1,024. Beside other programs two threads wait for each other.
+# A second thread costs transfers between the cores' caches. Measured on two cores of a Zen 3, it saves less than
+# 15 % below 784-128-10 at batch 128 (13 million multiply-adds per forward pass), 20 to 25 % there, and 40 % at
+# batch 1,024. If other programs compete for the cores, threads wait for each other.
 MULTIPLY_ADDS_PER_THREAD = 12_000_000
-ROWS_AT_A_TIME = 1024  # of a batch: more leave the cache between operations, 7 to 10 % slower from 4,096 on
-ROWS_TO_CONVERT = 256  # at a time, so that they are still in the cache when they are scaled
-STEPS_BETWEEN_FLUSHES = 128  # of vanishing numbers; 0.9^128 is 1e-6, so that none gets through the margin of 1e8
+ROWS_AT_A_TIME = 1024  # larger parts do not stay in the cache between operations: 7 to 10 % slower from 4,096 on
+ROWS_TO_CONVERT = 256  # rows per conversion, which are still in the cache when they are scaled
+STEPS_BETWEEN_FLUSHES = 128  # see `flush_vanishing`: 0.9^128 = 1e-6, well within its margin of 1e8
 
 
 class NumpyBackend(Backend):
-    """The CPU. Arrays are `numpy.ndarray`, and every operation is done when it returns."""
+    """The CPU. Arrays are `numpy.ndarray`, and operations are synchronous."""
 
     logits_order = "F"
 
@@ -50,7 +50,7 @@ class NumpyBackend(Backend):
         self.rows_at_a_time = ROWS_AT_A_TIME if self.accumulates_products else None
 
     def activate(self) -> AbstractContextManager[Any]:
-        # Overflow and NaN are the trainer's to find and to explain, once, rather than a warning a step.
+        # The trainer detects and reports overflow and NaN once, instead of a warning in each step.
         return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
     def owns(self, array: object) -> bool:
@@ -76,13 +76,13 @@ class NumpyBackend(Backend):
             super().run_steps(step, batches, learning_rates)
 
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
-        # mode="clip" writes straight into `out`; the default mode builds the result elsewhere first.
+        # mode="clip" writes directly into `out`; the default mode uses a temporary array.
         if staging is None:
             source.take(rows, axis=0, out=out, mode="clip")
             return
         source.take(rows, axis=0, out=staging, mode="clip")
         for start in range(0, len(rows), ROWS_TO_CONVERT):
-            # Converting and scaling in one call goes through a buffer of NumPy's, and is slower.
+            # Converting and scaling in one call uses a buffer in NumPy and is slower.
             part = out[start : start + ROWS_TO_CONVERT]
             np.copyto(part, staging[start : start + ROWS_TO_CONVERT])
             np.multiply(part, PIXEL_SCALE, out=part)
@@ -100,7 +100,7 @@ class NumpyBackend(Backend):
             self._openblas.add_scaled(x, scale, out)
 
     def column_sums(self, delta: Array, out: Array) -> None:
-        np.matmul(_ones(len(delta), delta.dtype), delta, out=out)  # faster than a reduction down the columns
+        np.matmul(_ones(len(delta), delta.dtype), delta, out=out)  # faster than a sum over axis 0
 
     def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
         if stated(loss, "kernel", "output_error") == "softmax_cross_entropy" and outputs.flags.f_contiguous:
@@ -109,8 +109,8 @@ class NumpyBackend(Backend):
             super().output_error(loss, outputs, targets, losses, correct)
 
     def _softmax_cross_entropy(self, logits: Array, labels: Array, losses: Array, correct: Array) -> None:
-        # Class after class in memory, so that maximum and sum run along contiguous samples. The same formulas
-        # otherwise, with one division a sample in place of one a logit.
+        # In column-major order, maximum and sum over the classes run along contiguous samples. The formulas are
+        # those of the reference, except for one division per sample instead of one per logit.
         batch = len(labels)
         by_class = logits.T
         flat = by_class.reshape(-1)
@@ -144,10 +144,10 @@ class NumpyBackend(Backend):
                 flush_vanishing(buffer, state.scratch)
 
 
-@lru_cache(maxsize=16)  # batch sizes: a full one, a short last one, and those of evaluation
+@lru_cache(maxsize=16)  # for the batch sizes of training and evaluation
 def _ones(count: int, dtype: np.dtype[Any]) -> HostArray:
     ones = np.ones(count, dtype=dtype)
-    ones.flags.writeable = False  # it is shared
+    ones.flags.writeable = False
     return ones
 
 
@@ -159,19 +159,21 @@ def _arange(count: int) -> HostArray:
 
 
 def is_device_array(array: object) -> bool:
-    """Is this a CuPy array? Asked of its type's name, so that CuPy is never imported for it."""
+    """Whether this is a CuPy array, by the name of its type, without importing CuPy."""
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
 def flush_vanishing(array: HostArray, scratch: HostArray) -> None:
-    """Set numbers below 1e8 times the smallest normal one (1e-30 in float32) to 0, in place.
+    """Set elements below 1e8 times the smallest normal number (1e-30 in float32) to 0, in place.
 
-    `scratch`, of the same shape and dtype, is overwritten.
+    Where a gradient has become 0, momentum decays until it is subnormal and then remains so, since 0.9 times the
+    smallest subnormal number rounds to itself. Arithmetic with subnormal numbers is up to a hundred times slower
+    on processors, but not on GPUs. A change of 1e-30 does not affect the sum with a parameter, nor Adam's
+    quotient, whose denominator contains epsilon.
 
-    Momentum leaves such numbers where a gradient has become 0. Multiplied by 0.9 again and again, they become
-    subnormal, with which processors compute up to a hundred times slower, and stay so: 0.9 times the smallest
-    rounds to itself. No sum with a parameter notices a change of 1e-30, nor does Adam's division by the root of a
-    mean square, to which epsilon is added. Graphics processors need none of this.
+    Args:
+        array: overwritten.
+        scratch: of the same shape and dtype, overwritten.
     """
     np.abs(array, out=scratch)
     np.greater_equal(scratch, 1e8 * float(np.finfo(array.dtype).tiny), out=scratch)
@@ -179,7 +181,11 @@ def flush_vanishing(array: HostArray, scratch: HostArray) -> None:
 
 
 def to_host(array: Any) -> HostArray:
-    """A NumPy array of anything array-like, device arrays included. Waits for the device."""
+    """Convert an array-like object or a CuPy array to a NumPy array. Waits for the device.
+
+    Raises:
+        DeviceError: the array cannot be converted.
+    """
     if is_device_array(array):
         array = array.get()
     try:
@@ -192,7 +198,7 @@ def to_host(array: Any) -> HostArray:
 
 
 def processor_name() -> str:
-    """The processor's model, as the system tells it."""
+    """The name of the processor, as reported by the system."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

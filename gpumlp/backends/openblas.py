@@ -1,9 +1,9 @@
-"""NumPy's own OpenBLAS, for the two things that NumPy's interface to it leaves out.
+"""Functions of NumPy's own OpenBLAS that NumPy does not expose.
 
-`numpy.matmul` computes ``out = a b``; the library behind it can do ``out = keep out + scale a b`` at the same
-price, which spares training a pass over all weights. And how many threads a product takes is worth choosing by its
-size. The library is the one that NumPy has loaded, never a second one: two OpenBLAS thread pools in one loop wait
-for each other, which was measured to cost a factor of 80.
+`numpy.matmul` computes ``out = a b``; OpenBLAS computes ``out = keep out + scale a b`` at the same cost, which
+saves training a pass over all weights. The number of threads is selected by the size of the work. The library is
+the one that NumPy has loaded: with a second one, two thread pools would wait for each other (measured: 80 times
+slower).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class OpenBlas:
     """The OpenBLAS that is part of NumPy's wheel.
 
     Attributes:
-        controller: threadpoolctl's handle of the library.
+        controller: threadpoolctl's controller of the library.
     """
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
-        self._lock, self._found = threading.Lock(), 1
+        self._lock, self._original = threading.Lock(), 1
         self._users: set[object] = set()
-        library = ctypes.CDLL(controller.filepath)  # loaded already: this is the same one
+        library = ctypes.CDLL(controller.filepath)  # already loaded by NumPy
         self._gemm, self._axpy = {}, {}
         flag, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
         for dtype, (letter, scalar) in _SCALAR.items():
@@ -50,24 +50,24 @@ class OpenBlas:
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        """Use at most `count` threads within the context, and as many as before after it.
+        """Use at most `count` threads within the context; afterwards restore the previous number.
 
-        The library has one such number for the whole process: where trainings overlap in several Python threads,
-        the latest to enter decides, and the last to leave gives back what the first has found.
+        The number applies to the whole process. If contexts overlap in several Python threads, the last one
+        entered determines it, and the last one left restores the original number.
         """
-        me = object()
-        try:  # begins before anything changes: an interrupt may come between any two lines
+        user = object()
+        try:  # entered before any change, since an interrupt may occur between any two lines
             with self._lock:
                 if not self._users:
-                    self._found = self.controller.get_num_threads()
-                self._users.add(me)
-                self.controller.set_num_threads(min(count, self._found))
+                    self._original = self.controller.get_num_threads()
+                self._users.add(user)
+                self.controller.set_num_threads(min(count, self._original))
             yield
         finally:
             with self._lock:
-                if self._users == {me}:
-                    self.controller.set_num_threads(self._found)
-                self._users.discard(me)
+                if self._users == {user}:
+                    self.controller.set_num_threads(self._original)
+                self._users.discard(user)
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``.
@@ -75,12 +75,12 @@ class OpenBlas:
         Args:
             x: ``(batch, in_features)``, C-contiguous.
             delta: ``(batch, out_features)``, C- or Fortran-contiguous.
-            target: its `out` is ``(in_features, out_features)``, C-contiguous, overwritten. All arrays have one
-                dtype, float32 or float64.
+            target: its `out` is ``(in_features, out_features)``, C-contiguous, overwritten. All arrays have the
+                same dtype, float32 or float64.
 
         Raises:
-            ValueError: other shapes or dtypes.
-            TypeError: another memory layout.
+            ValueError: shapes or dtypes are not as stated.
+            TypeError: an array is not contiguous.
         """
         out, scale, keep = target
         (batch, m), n = x.shape, delta.shape[1]
@@ -103,7 +103,8 @@ class OpenBlas:
         """``out <- out + scale x``, for contiguous vectors of one length and dtype, float32 or float64.
 
         Raises:
-            ValueError: they are not.
+            ValueError: lengths or dtypes are not as stated.
+            TypeError: an array is not contiguous.
         """
         axpy = self._axpy.get(x.dtype)
         if axpy is None or x.dtype != out.dtype or x.shape != out.shape:
@@ -115,7 +116,7 @@ class OpenBlas:
 
 
 def _address(array: Array) -> Any:
-    """Where an array begins, for ctypes; a TypeError if it is not C-contiguous and writable."""
+    """The address of an array for ctypes; TypeError if it is not C-contiguous and writable."""
     return ctypes.byref(_buffer(array))
 
 
@@ -125,7 +126,7 @@ def _buffer(array: Array) -> Any:
 
 @lru_cache(maxsize=1)
 def numpy_openblas() -> OpenBlas | None:
-    """The OpenBLAS in NumPy's wheel; None where NumPy was built with another BLAS."""
+    """The OpenBLAS in NumPy's wheel; None if NumPy was built with another BLAS."""
     package = Path(np.__file__).resolve().parent
     homes = (package, package.with_name("numpy.libs"))
     for controller in threadpoolctl.ThreadpoolController().lib_controllers:
@@ -133,6 +134,6 @@ def numpy_openblas() -> OpenBlas | None:
         if controller.internal_api == "openblas" and any(home in path.parents for home in homes):
             try:
                 return OpenBlas(controller)
-            except (OSError, AttributeError):  # a build with other names: NumPy alone does as well, if slower
+            except (OSError, AttributeError):  # other symbol names: NumPy is used instead, slower
                 return None
     return None

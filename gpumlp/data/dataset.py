@@ -27,7 +27,7 @@ class Dataset:
     One rule holds for every data set: *uint8 is pixels, divided by 255 when a batch is gathered;
     everything else is used as given*. So bool and every integer dtype but uint8 become float32 here.
 
-    Everything is checked here and nowhere later: a wrong label raises on NumPy, but wraps silently on CuPy.
+    All values are checked here and not later, since on a GPU an invalid label would wrap silently.
     The arrays are shared with the caller where no conversion is needed, and must not be modified.
 
     Args:
@@ -117,7 +117,7 @@ class Dataset:
 
 
 class ArrayBatches:
-    """Mini-batches of arrays that are held on the device as a whole; ``Dataset.batches`` creates them.
+    """Mini-batches of arrays that are stored on the device; ``Dataset.batches`` creates them.
 
     uint8 images stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
     gathered. Loops use only `slices`, `reorder` and `gather`, so batches may come from another source.
@@ -162,7 +162,7 @@ class ArrayBatches:
         self.pixels = bool(images.dtype == np.uint8)
         self.images, self._labels, self._backend = images, labels, backend
         self.rows = rows
-        # Overwritten with each epoch's order, never replaced: a captured graph refers to their addresses.
+        # Overwritten with each epoch's order, not replaced: a captured graph refers to their addresses.
         self.order: Array = backend.asarray(rows.copy())
         self.targets: Array = backend.xp.take(labels, self.order, axis=0)
         self.weights: Array | None = None

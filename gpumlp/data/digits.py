@@ -15,7 +15,7 @@ def load_digits() -> tuple[Dataset, Dataset]:
     """Load the built-in handwritten digits: 1,437 training and 360 test images, 10 classes.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
-    1998, https://doi.org/10.24432/C50P49, CC BY 4.0; see DIGITS.md beside this file. The split is fixed.
+    1998, https://doi.org/10.24432/C50P49, CC BY 4.0; see DIGITS.md next to this file. The split is fixed.
 
     Returns:
         Training and test set: images ``(n, 8, 8)`` float32 in [0, 1], named ``"digits"``.

@@ -149,7 +149,7 @@ def load_mnist(
 
 
 def mnist_folders() -> list[tuple[str, str]]:
-    """Where `load_mnist` looks: pairs of a place's name and what it holds; for ``gpumlp.info``."""
+    """The folders that `load_mnist` searches: pairs of a name and a description, for ``gpumlp.info``."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     places = [(ENVIRONMENT_VARIABLE, Path(named).expanduser() if named else None), ("data cache", _cache_dir())]
     result = []
@@ -248,15 +248,15 @@ _DTYPES = {_UINT8: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "f
 _CONTENT = {1: "labels", 3: "images"}
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_MAX_DEFLATE_RATIO = 1032  # deflate cannot do better: 258 bytes out of 2 bits
+_MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
 _CHUNK = 2**20
 
 
 def read_idx(path: str | os.PathLike[str], *, ndim: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or not (its content decides, not its name).
 
-    A header that promises more than the file can hold is refused before memory is allocated, and the values
-    are read straight into the result: peak memory is the array and about a megabyte.
+    A header whose shape exceeds the file is refused before memory is allocated, and the values are read directly
+    into the result: peak memory is the array and about a megabyte.
 
     Args:
         path: of the file.
@@ -426,7 +426,7 @@ class Mirrors:
 def fetch(filename: str, sha256: str, mirrors: Mirrors, cache_dir: Path) -> Path:
     """Return the path of ``filename`` in ``cache_dir``; download it unless it is there and intact.
 
-    The file appears whole or not at all, even if several processes fetch it at once.
+    The file is created atomically, even if several processes fetch it at once.
 
     Args:
         filename: on the mirrors and in the cache.
@@ -555,7 +555,7 @@ class _RichBar:
 
 
 def _progress_bar(filename: str) -> contextlib.AbstractContextManager[_RichBar | None]:
-    """A bar if standard error is a terminal; otherwise None, which pooch takes for no bar."""
+    """A bar if standard error is a terminal; otherwise None, for which pooch shows none."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""What imports from all libraries share: `ImportedModelError`, and an MLP from arrays of weights."""
+"""Shared by imports from all libraries: `ImportedModelError`, and an MLP from arrays of weights."""
 
 from __future__ import annotations
 

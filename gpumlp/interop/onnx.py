@@ -68,7 +68,7 @@ def onnx_bytes(model: MLP) -> bytes:
 
 
 class _Program:
-    """What the network computes, step by step.
+    """The operations of the network, as a list of ONNX nodes.
 
     Attributes:
         inputs: description of a sample.

@@ -36,7 +36,7 @@ def from_torch(
     Softmax or LogSoftmax over the classes; a Sigmoid after a single output becomes a softmax over two. Nested
     Sequentials are unpacked.
 
-    PyTorch uses all values as they are, gpumlp divides uint8 by 255: give float arrays to both.
+    PyTorch uses all values unchanged, gpumlp divides uint8 by 255: give float arrays to both.
 
     Args:
         kind: the class of the result.

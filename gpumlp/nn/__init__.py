@@ -1,4 +1,4 @@
-"""The equations: activations, initial weights, layers, losses, penalties, optimizers, schedules, networks."""
+"""Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from .initializers import Glorot, He, Normal

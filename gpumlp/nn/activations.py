@@ -1,7 +1,7 @@
 r"""Activation functions h, applied to the pre-activation s of a layer: a = h(s).
 
-Each is a class of two in-place rules, which training uses, and can be called on its own. The derivative
-is always taken from the output a, so no pre-activation has to be kept.
+Each is a class with two in-place operations, which training uses; an instance can also be called. The derivative
+is always computed from the output a, so pre-activations are not stored.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from ..backends import Array, CudaActivation, array_namespace
 
 
 class Activation:
-    """An activation function.
+    """Base class of activation functions.
 
-    To add one, subclass, set `name` and `initializer`, and write `forward` and `backward`. It then works on every
-    device. With `cuda`, the same in CUDA's words, it is as fast on a GPU as those below. A subclass that overrides
-    `forward` or `backward` inherits no `cuda`.
+    To add one, subclass, set `name` and `initializer`, and implement `forward` and `backward`. It then works on
+    every device; with CUDA expressions in `cuda` it is as fast on a GPU as the built-in ones. A subclass that
+    overrides `forward` or `backward` does not inherit `cuda`.
 
     Attributes:
         name: as in ``MLP(..., activation=name)``.
-        initializer: which initial weights suit it, ``"he"`` or ``"glorot"``: what ``"auto"`` means.
+        initializer: the initial weights that ``initializer="auto"`` selects, ``"he"`` or ``"glorot"``.
         cuda: h and h' as CUDA expressions, or None.
     """
 
@@ -29,18 +29,27 @@ class Activation:
     cuda: CudaActivation | None = None
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
-        """Write h(s) into `out`. All arrays have one shape, commonly ``(batch, units)``.
+        """Write h(s) into `out`.
 
-        `out` may be `s` itself for the activations that say so; `s` is never needed again.
+        Args:
+            xp: the array library, ``numpy`` or ``cupy``.
+            s: the pre-activation, usually ``(batch, units)``; may be overwritten.
+            out: of the same shape and dtype, overwritten. May be `s` itself where the class says so.
         """
         raise NotImplementedError
 
     def backward(self, xp: Any, a: Array, delta: Array) -> None:
-        """``delta <- delta * h'(s)`` in place, where ``a = h(s)``. `a` is overwritten."""
+        """``delta <- delta * h'(s)`` in place.
+
+        Args:
+            xp: the array library, ``numpy`` or ``cupy``.
+            a: the output ``h(s)``, usually ``(batch, units)``; may be overwritten.
+            delta: of the same shape and dtype, overwritten.
+        """
         raise NotImplementedError
 
     def __call__(self, s: Array) -> Array:
-        """h(s) as a new array of the same library, shape and dtype.
+        """h(s) as a new array of the library, shape and dtype of `s`, which is kept.
 
         >>> import numpy as np
         >>> ReLU()(np.array([-1.0, 0.0, 2.0]))
@@ -52,7 +61,7 @@ class Activation:
         return out
 
     def derivative(self, s: Array) -> Array:
-        """h'(s) as a new array.
+        """h'(s) as a new array of the library, shape and dtype of `s`, which is kept.
 
         >>> import numpy as np
         >>> Tanh().derivative(np.array([0.0]))
@@ -67,7 +76,7 @@ class Activation:
 
 
 class Identity(Activation):
-    """h(s) = s, h'(s) = 1: the output layer, whose softmax belongs to the loss. `out` may be `s`."""
+    """h(s) = s, h'(s) = 1: the output layer, since the softmax is part of the loss. `out` may be `s`."""
 
     name = "identity"
     cuda = CudaActivation("s", "1", epilogue="BIAS")
@@ -81,14 +90,14 @@ class Identity(Activation):
 
 
 class ReLU(Activation):
-    """h(s) = max(0, s); h'(s) = 1 for s > 0, else 0 (at s = 0 any value in [0, 1] would do). `out` may be `s`.
+    """h(s) = max(0, s); h'(s) = 1 for s > 0, else 0 (a subgradient at s = 0). `out` may be `s`.
 
     V. Nair and G. E. Hinton, "Rectified linear units improve restricted Boltzmann machines", ICML 2010.
     """
 
     name = "relu"
     initializer = "he"
-    cuda = CudaActivation("s <= 0 ? 0 : s", "a > 0 ? 1 : 0", epilogue="RELU_BIAS")  # NaN stays NaN
+    cuda = CudaActivation("s <= 0 ? 0 : s", "a > 0 ? 1 : 0", epilogue="RELU_BIAS")  # keeps NaN
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:
         xp.maximum(s, 0, out=out)
@@ -123,8 +132,8 @@ class LeakyReLU(Activation):
         xp.maximum(s, out, out=out)
 
     def backward(self, xp: Any, a: Array, delta: Array) -> None:
-        xp.greater(a, 0, out=a)  # 1 or 0 ...
-        xp.maximum(a, self.negative_slope, out=a)  # ... and 1 or c
+        xp.greater(a, 0, out=a)
+        xp.maximum(a, self.negative_slope, out=a)  # h': 1 or c
         xp.multiply(delta, a, out=delta)
 
     def __repr__(self) -> str:
@@ -149,7 +158,7 @@ class Tanh(Activation):
 class Sigmoid(Activation):
     """h(s) = 1 / (1 + e^-s); h'(s) = a (1 - a). `out` may be `s`.
 
-    Computed as (1 + tanh(s / 2)) / 2, the same function, which cannot overflow.
+    Computed as (1 + tanh(s / 2)) / 2, which cannot overflow.
     """
 
     name = "sigmoid"
@@ -171,10 +180,10 @@ ACTIVATIONS: dict[str, type[Activation]] = {rule.name: rule for rule in (ReLU, L
 
 
 def get_activation(activation: str | Activation) -> Activation:
-    """An activation by its name; an `Activation` is returned as it is.
+    """Return the activation with this name; an `Activation` is returned unchanged.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if isinstance(activation, Activation):
         return activation

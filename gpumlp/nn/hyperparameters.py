@@ -1,4 +1,4 @@
-"""Ranges of hyperparameters: one checker for the rules of `gpumlp.nn` and for the options of a run."""
+"""Range checks of hyperparameters, for the classes of `gpumlp.nn` and for the options of a run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """The allowed values of a hyperparameter, as a test and in words: "a number above 0"."""
+    """The allowed values of a hyperparameter, as a predicate and in words, such as "a number above 0"."""
 
     accepts: Callable[[Any], bool]
     words: str
 
 
 def numbers(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Range:
-    """Finite int or float values between two limits, without bool.
+    """The range of finite int or float values between two limits; bool is excluded.
 
     >>> numbers(0, 1, open_high=True).words
     'a number of at least 0 and below 1'
@@ -34,7 +34,7 @@ def numbers(low: float, high: float = math.inf, *, open_low: bool = False, open_
 
 
 def whole_numbers(low: int) -> Range:
-    """Integers of `low` or more, without bool."""
+    """The range of integers of `low` or more; bool is excluded."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -51,10 +51,10 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """A hyperparameter as a Python float: a NumPy float64 would turn float32 arithmetic into float64.
+    """Return a hyperparameter as a Python float: a NumPy float64 would promote float32 arrays to float64.
 
     Raises:
-        ValueError: it is no number, not finite, or outside of the range.
+        ValueError: the value is not a number, not finite, or out of range.
     """
     allowed = numbers(low, high, open_low=open_low, open_high=open_high)
     try:
@@ -68,10 +68,10 @@ def number(
 
 
 def whole(name: str, value: object, low: int) -> int:
-    """A count as a Python int.
+    """Return a count as a Python int.
 
     Raises:
-        ValueError: it is not a whole number, or below `low`.
+        ValueError: the value is not an integer, or below `low`.
     """
     allowed = whole_numbers(low)
     try:
@@ -86,6 +86,6 @@ def whole(name: str, value: object, low: int) -> int:
 def set_number(
     rule: object, name: str, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> None:
-    """Check a field of a frozen dataclass, in its ``__post_init__``, and make it a Python float."""
+    """Check a field of a frozen dataclass and convert it to a Python float; called in ``__post_init__``."""
     value = number(name, getattr(rule, name), low, high, open_low=open_low, open_high=open_high)
     object.__setattr__(rule, name, value)

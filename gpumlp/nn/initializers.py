@@ -1,7 +1,6 @@
-"""Initial weights: mean 0 and a variance that keeps signals and gradients at one scale, normal or uniform.
+"""Initial weights: normal or uniform, with mean 0 and a variance that keeps signals and gradients at one scale.
 
-Weights are drawn on the host in float64, so that one seed gives the same start on every device.
-Biases start at 0.
+Weights are drawn on the host in float64, so that a seed gives the same weights on every device. Biases are 0.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .activations import Activation
 
 
 class Initializer(Protocol):
-    """Anything that gives the standard deviation of a layer's initial weights."""
+    """An object that gives the standard deviation of a layer's initial weights."""
 
     def std(self, in_features: int, out_features: int) -> float:
         """Standard deviation of the weights of an ``(in_features, out_features)`` layer."""
@@ -25,7 +24,7 @@ class Initializer(Protocol):
 
 @dataclass(frozen=True)
 class Normal:
-    """Var W = scale^2, whatever the layer."""
+    """Var W = scale^2, regardless of the layer."""
 
     scale: float = 0.01
 
@@ -56,7 +55,7 @@ class Glorot:
 
 @dataclass(frozen=True)
 class He:
-    """Var W = 2 / in, for the ReLUs, which let about half of the signal through.
+    """Var W = 2 / in, for the ReLUs, which pass about half of the signal.
 
     Args:
         uniform: draw from ``-sqrt(6 / in)`` to ``sqrt(6 / in)`` instead of from a normal distribution; the
@@ -78,15 +77,15 @@ INITIALIZERS = ("auto", "he", "he_uniform", "glorot", "glorot_uniform", "normal"
 
 
 def get_initializer(initializer: str | Initializer, activation: Activation, scale: float = 0.01) -> Initializer:
-    """An initializer by its name; an object with a `std` method is returned as it is.
+    """Return the initializer with this name; an object with a `std` method is returned unchanged.
 
     Args:
-        initializer: one of `INITIALIZERS`; ``"auto"`` takes what suits the activation.
+        initializer: one of `INITIALIZERS`; ``"auto"`` selects by the activation.
         activation: of the hidden layers.
         scale: standard deviation for ``"normal"``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if not isinstance(initializer, str):
         return initializer
@@ -103,9 +102,9 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
 def draw_weights(
     initializer: Initializer, in_features: int, out_features: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Initial weights ``(in_features, out_features)`` on the host, float64."""
+    """Draw initial weights ``(in_features, out_features)`` on the host, float64."""
     std, shape = initializer.std(in_features, out_features), (in_features, out_features)
     if isinstance(initializer, (Glorot, He)) and initializer.uniform:
-        bound = math.sqrt(3) * std  # a uniform distribution from -c to c has the variance c^2 / 3
+        bound = math.sqrt(3) * std  # the variance of a uniform distribution on [-c, c] is c^2 / 3
         return rng.uniform(-bound, bound, shape)
     return rng.normal(0.0, std, shape)

@@ -1,4 +1,4 @@
-"""The dense layer: the one kind of layer that a multilayer perceptron has."""
+"""The dense layer, the only kind of layer in a multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ class Dense:
         activation: h, by name or as an `Activation`.
         initializer: of W, by name or as an object with a ``std`` method; b starts at 0.
         seed: of the initial weights: an int, or a generator to draw from.
-        device, dtype: where and in which precision, float32 or float64.
-        storage: ``(weight, bias, weight_gradient, bias_gradient)`` to live in, arrays that the caller
-            owns; nothing is drawn then.
+        device: as for `MLP`.
+        dtype: float32 or float64.
+        storage: ``(weight, bias, weight_gradient, bias_gradient)``, arrays to use instead of allocating and
+            initializing new ones.
 
     Attributes:
         weight, bias: W ``(in_features, out_features)`` and b ``(out_features,)``.
-        weight_gradient, bias_gradient: dC/dW and dC/db of the last `backward`; in a network that is being trained
-            see ``Trainer.keep_gradients``.
+        weight_gradient, bias_gradient: dC/dW and dC/db of the last `backward`; for a network in training, see
+            ``Trainer.keep_gradients``.
+
+    Raises:
+        ValueError: a size below 1, an unknown name, or another dtype.
+        DeviceError: the device cannot be used.
 
     >>> layer = Dense(3, 2, "relu", device="cpu")
     >>> layer.forward(np.ones((4, 3), dtype=np.float32)).shape
@@ -60,11 +65,14 @@ class Dense:
         self.weight, self.bias, self.weight_gradient, self.bias_gradient = storage
 
     def forward(self, x: Array, s: Array | None = None, a: Array | None = None) -> Array:
-        """The output a of a batch.
+        """Compute the output a of a batch. Does not wait for the device.
 
         Args:
-            x: ``(batch, in_features)``, on the layer's device and of its dtype.
-            s, a: ``(batch, out_features)`` to work and to write in; made where not given.
+            x: ``(batch, in_features)``, of the layer's dtype, on its device.
+            s, a: ``(batch, out_features)``, both overwritten, `a` with the output; allocated by default.
+
+        Returns:
+            The output `a`.
 
         Raises:
             ValueError: `x` has another shape.
@@ -88,19 +96,18 @@ class Dense:
         input_delta: Array | None = None,
         weight_gradient: Accumulation | None = None,
     ) -> None:
-        """Gradients from the error term: ``dW = x^T delta``, ``db = sum of delta over the batch``.
+        """Compute the gradients ``dW = x^T delta`` and ``db = sum of delta over the batch``.
 
-        With `input_delta`, the delta method's recursion goes one layer down:
-        ``input_delta = (delta W^T) * h'``, where h is `input_activation` and h' is taken from its output
-        `x`. Without an `input_activation` that is dC/dx.
+        With `input_delta`, also compute the error term of the layer below, ``input_delta = (delta W^T) * h'``,
+        where h is `input_activation` and h' is computed from its output `x`; without `input_activation` this is
+        dC/dx. Does not wait for the device.
 
         Args:
-            x: ``(batch, in_features)``, the input of the forward pass; overwritten if there is an
-                `input_activation`.
+            x: ``(batch, in_features)``, the input of the forward pass; overwritten if `input_activation` is given.
             delta: ``(batch, out_features)``, dC/ds of this layer.
-            input_activation: the activation that made `x`.
+            input_activation: the activation whose output is `x`.
             input_delta: ``(batch, in_features)``, overwritten.
-            weight_gradient: where dW is added, in place of overwriting the layer's `weight_gradient`.
+            weight_gradient: where dW is added instead of overwriting the layer's `weight_gradient`.
         """
         target = weight_gradient or Accumulation(self.weight_gradient)
         self.backend.dense_backward(
@@ -125,7 +132,7 @@ class Dense:
 def stack(
     parameters: Parameters, layer_sizes: list[tuple[int, int]], activation: Activation, backend: Backend
 ) -> list[Dense]:
-    """A network's layers, which live in its flat buffers; `activation` is that of all but the last."""
+    """Create a network's layers as views of its flat buffers; the last layer has no activation."""
     views, gradients = parameters.views(parameters.data), parameters.views(parameters.gradient)
     layers = []
     for index, (in_features, out_features) in enumerate(layer_sizes):

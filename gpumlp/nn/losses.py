@@ -1,4 +1,4 @@
-"""The losses, from a network's outputs s: what training minimizes, and what the outputs mean."""
+"""Losses as functions of a network's outputs s, and the predictions that belong to each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from ..backends import Array, Backend, array_namespace, reference_backend
 
 
 class Loss:
-    """A loss. To add one, subclass and write `output_error`, `check` and `predictions`.
+    """Base class of losses. To add one, subclass and implement `output_error`, `check` and `predictions`.
 
-    A subclass that overrides `output_error` inherits no `kernel`.
+    A subclass that overrides `output_error` does not inherit `kernel`.
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
-        kernel: by which a device knows the loss, to compute it in a way of its own; None for plain array code.
-        output: the function that turns outputs into answers: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
-        least_outputs: how many outputs a network needs for it.
-        of_classes: are the targets class numbers ``(batch,)``? Otherwise they are ``(batch, outputs)`` floats.
+        kernel: the name by which a device recognizes the loss and selects its own implementation; None for array
+            code.
+        output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
+        least_outputs: the minimum number of outputs of a network.
+        of_classes: True if the targets are class numbers ``(batch,)``, False if ``(batch, outputs)`` floats.
     """
 
     name: ClassVar[str]
@@ -29,22 +30,22 @@ class Loss:
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        """The loss of each sample of a batch, and the error term of the last layer.
+        """Compute the loss of each sample of a batch and the error term of the last layer.
 
         Args:
-            backend: whose ``xp`` to compute with.
+            backend: the device; ``backend.xp`` is its array library.
             outputs: ``(batch, outputs)`` s; overwritten with delta = dC/ds of the batch's mean loss C.
             targets: ``(batch,)`` int64 class numbers if `of_classes`, else ``(batch, outputs)`` floats.
             losses: ``(batch,)``, overwritten with the loss of each sample.
-            correct: ``(batch,)`` bool, overwritten: is the answer right?
+            correct: ``(batch,)`` bool, overwritten: whether the prediction is correct.
         """
         raise NotImplementedError
 
     def check(self, outputs: Array, targets: Array) -> None:
-        """Refuse arrays that do not fit together.
+        """Check that outputs and targets match.
 
         Raises:
-            ValueError: what was expected, and what came.
+            ValueError: a shape, a dtype or a target is not as expected.
         """
         if outputs.ndim != 2 or targets.shape != outputs.shape or len(targets) == 0:
             raise ValueError(
@@ -57,31 +58,31 @@ class Loss:
             )
 
     def predictions(self, outputs: Array) -> Array:
-        """What the network answers, from its outputs, as a new array."""
+        """The predictions for outputs ``(batch, outputs)``, as a new array."""
         raise NotImplementedError
 
     def probabilities(self, outputs: Array) -> Array:
-        """The probability of each answer, ``(batch, outputs)``, as a new array.
+        """The probability of each class or label, ``(batch, outputs)``, as a new array.
 
         Raises:
-            ValueError: the outputs are not about answers.
+            ValueError: the loss does not define probabilities.
         """
-        raise ValueError(f"the outputs of a network with the loss {self.name} are no probabilities")
+        raise ValueError(f"the outputs of a network with the loss {self.name} are not probabilities")
 
     def __call__(self, outputs: Array, targets: Array) -> float:
         """The mean loss C as a Python float. Waits for the device.
 
         Args:
             outputs: ``(batch, outputs)``, float.
-            targets: what the loss compares them with.
+            targets: ``(batch,)`` class numbers if `of_classes`, else ``(batch, outputs)`` floats.
 
         Raises:
-            ValueError: the arrays do not fit together, or a target is out of range.
+            ValueError: shapes or dtypes do not match, or a target is out of range.
         """
         return float(self._evaluate(outputs, targets)[0].mean())
 
     def gradient(self, outputs: Array, targets: Array) -> Array:
-        """dC/ds as a new ``(batch, outputs)`` array; the arguments are those of a call."""
+        """dC/ds as a new ``(batch, outputs)`` array; arguments and errors as for `__call__`."""
         return self._evaluate(outputs, targets)[1]
 
     def _evaluate(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -97,11 +98,10 @@ class Loss:
 
 
 class SoftmaxCrossEntropy(Loss):
-    """C = -mean_i log softmax(s_i)[y_i], computed as mean_i (logsumexp(s_i) - s_i[y_i]): one class of several.
+    """C = -mean_i log softmax(s_i)[y_i], for one class of several; targets are class numbers ``(batch,)``.
 
-    From the logits rather than from probabilities, so that nothing has to be clipped: it is right for
-    logits of any size. Its gradient with respect to the logits is ``(softmax(s) - onehot(y)) / batch``.
-    The targets are class numbers, ``(batch,)``.
+    Computed from the logits as mean_i (logsumexp(s_i) - s_i[y_i]), which is exact for logits of any size. The
+    gradient with respect to the logits is ``(softmax(s) - onehot(y)) / batch``.
 
     >>> import numpy as np
     >>> logits, labels = np.array([[0.0, 0.0], [1e4, 0.0]]), np.array([0, 1])
@@ -120,11 +120,11 @@ class SoftmaxCrossEntropy(Loss):
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        # Correct is a sample whose largest logit (the first, if several are equal) is the label's.
+        # argmax: of several equal logits, the first is the prediction.
         xp, logits, batch = backend.xp, outputs, len(targets)
         rows = xp.arange(batch)
         xp.equal(xp.argmax(logits, axis=1), targets, out=correct)
-        # A shift changes neither the loss nor the softmax, and with the maximum at 0 exp cannot overflow.
+        # A shift changes neither the loss nor the softmax; with a maximum of 0, exp cannot overflow.
         xp.subtract(logits, xp.max(logits, axis=1, keepdims=True), out=logits)
         label_logits = logits[rows, targets]
         xp.exp(logits, out=logits)
@@ -153,10 +153,11 @@ class SoftmaxCrossEntropy(Loss):
 
 
 class LogisticCrossEntropy(Loss):
-    """C = mean_i sum_j (log(1 + e^s_ij) - y_ij s_ij): each output a yes-or-no question of its own.
+    """C = mean_i sum_j (log(1 + e^s_ij) - y_ij s_ij), for independent binary outputs.
 
-    One output is the binary case, several are labels of which any number may hold. The gradient is
-    ``(sigmoid(s) - y) / batch``; the targets are 0 or 1, ``(batch, outputs)``.
+    One output is binary classification, several are multilabel classification. The gradient is
+    ``(sigmoid(s) - y) / batch``; the targets are from 0 to 1, ``(batch, outputs)``. A sample counts as correct if
+    all its labels are.
 
     >>> import numpy as np
     >>> LogisticCrossEntropy()(np.array([[0.0], [1e4]]), np.array([[1.0], [0.0]]))  # doctest: +ELLIPSIS
@@ -169,7 +170,6 @@ class LogisticCrossEntropy(Loss):
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
-        # Correct is a sample all of whose answers are right; yes is a logit above 0.
         xp, logits = backend.xp, outputs
         xp.all(xp.equal(xp.greater(logits, 0), xp.greater(targets, 0.5)), axis=1, out=correct)
         # From e = exp(-|s|), which cannot overflow: log(1 + exp(s)) = max(s, 0) + log(1 + e), and
@@ -213,7 +213,7 @@ class SquaredError(Loss):
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
     ) -> None:
         xp = backend.xp
-        correct[...] = False  # a number is near or far, not right or wrong
+        correct[...] = False  # undefined for a regression
         xp.subtract(outputs, targets, out=outputs)
         xp.sum(xp.square(outputs), axis=1, out=losses)
         xp.multiply(losses, 0.5, out=losses)
@@ -229,10 +229,10 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def get_loss(loss: str | Loss) -> Loss:
-    """A loss by its name; a `Loss` is returned as it is.
+    """Return the loss with this name; a `Loss` is returned unchanged.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if isinstance(loss, Loss):
         return loss
@@ -242,10 +242,10 @@ def get_loss(loss: str | Loss) -> Loss:
 
 
 def weigh(xp: Any, delta: Array, losses: Array, weights: Array) -> None:
-    """Weigh the samples of a batch: ``delta_i <- w_i delta_i`` and ``losses_i <- w_i losses_i``, in place.
+    """Apply sample weights in place: ``delta_i <- w_i delta_i`` and ``losses_i <- w_i losses_i``.
 
     Args:
-        xp: the arrays' library.
+        xp: the array library, ``numpy`` or ``cupy``.
         delta: ``(batch, outputs)``, the error term of the last layer.
         losses: ``(batch,)``.
         weights: ``(batch,)``, of the same dtype; with a mean of 1, the mean loss is the weighted mean.
@@ -268,7 +268,7 @@ def softmax(logits: Array) -> Array:
 
 
 def sigmoid(logits: Array) -> Array:
-    """sigmoid(s) = 1 / (1 + e^-s), as a new array; precise also where it is close to 0.
+    """sigmoid(s) = 1 / (1 + e^-s), as a new array; accurate also for values close to 0.
 
     >>> import numpy as np
     >>> sigmoid(np.array([0.0, -1000.0]))

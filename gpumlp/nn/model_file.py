@@ -1,10 +1,10 @@
-"""A network as a file: one in safetensors' format (no pickle), written whole or not at all.
+"""Networks as safetensors files (no pickle), written atomically.
 
 ``model.save(DIR)`` writes ``DIR/model.safetensors``: the tensors ``layers.0.weight`` of shape
 ``(in_features, out_features)``, ``layers.0.bias`` ``(out_features,)``, and so on, and in the header's metadata
 ``format`` and ``model``, a description in JSON. A training run's ``checkpoint.safetensors`` has the same
-description and the same tensors under the prefix ``model.``, beside all that the training needs to go on; so both
-are loaded alike.
+description and the same tensors with the prefix ``model.``, and the state of the training run; both kinds of file
+can be loaded.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "norm
 
 
 class ModelFileError(ValueError):
-    """A network cannot be saved, or a file is none; the message says which, why, and what to do."""
+    """A network cannot be saved or loaded; the message says which, why, and what to do."""
 
 
 def describe(model: MLP) -> dict[str, Any]:
-    """All of a network but its weights, as JSON can hold it.
+    """Describe a network, without its weights, as values that JSON can represent.
 
     Raises:
-        ModelFileError: the activation has the name of another, or the class names are unfit.
+        ModelFileError: the activation has the name of a built-in one, or the class names cannot be saved.
     """
     activation = model.activation
     if ACTIVATIONS.get(activation.name, type(activation)) is not type(activation):
         raise ModelFileError(
-            f"the activation {activation!r} cannot be saved: {activation.name!r} is the name of gpumlp's own; "
-            "give the class another"
+            f"the activation {activation!r} cannot be saved: {activation.name!r} is the name of a built-in one; "
+            "give the class another name"
         )
     known: dict[Any, str] = {kind: name for name, kind in _INITIALIZERS.items()}
     initializer = known.get(type(model.initializer))
@@ -61,53 +61,53 @@ def describe(model: MLP) -> dict[str, Any]:
         "initializer": initializer,
         "initializer_options": {} if initializer is None else vars(model.initializer),
         "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
-        "class_names": None if model.class_names is None else _plain_names(model),
+        "class_names": None if model.class_names is None else _json_class_names(model),
     }
 
 
 def plain_inputs(model: MLP) -> Inputs:
-    """``model.inputs``; for a network that was not trained here, as many values of its dtype as it takes."""
+    """``model.inputs``; for a network without it, a flat sample of the network's dtype."""
     return model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
 
 
 def loss_name(model: MLP) -> str:
-    """What the network was made to learn: ``"softmax_cross_entropy"`` for one class of several."""
+    """The name of the network's loss, such as ``"softmax_cross_entropy"``."""
     return model.loss.name
 
 
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
-    """Write ``model.safetensors`` into a folder, which is made; see ``MLP.save``."""
+    """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
     folder = Path(folder).expanduser()
     content = model_bytes(model)
     if (folder / CHECKPOINT).exists():
         raise ModelFileError(
-            f"{folder} is the folder of a training run, which has its network already; choose another"
+            f"{folder} is the folder of a training run, which already contains its network; choose another"
         )
     if folder.exists() and not folder.is_dir():
-        raise ModelFileError(f"{folder} is a file; give the name of a folder, which will hold {MODEL}")
+        raise ModelFileError(f"{folder} is a file; give the name of a folder, in which {MODEL} is created")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MODEL, content)
     return folder / MODEL
 
 
-def model_bytes(model: MLP, facts: Mapping[str, str] | None = None) -> bytes:
-    """The content of ``model.safetensors``, with more facts in its metadata."""
+def model_bytes(model: MLP, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of ``model.safetensors``; `metadata` is added to the file's own."""
     try:
         description = json.dumps(describe(model))
     except TypeError as error:
         raise ModelFileError(f"the activation {model.activation!r} cannot be saved: {error}") from error
-    return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": description, **(facts or {})})
+    return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": description, **(metadata or {})})
 
 
 def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backend) -> M:
-    """The network in a folder or file; see ``MLP.load``."""
+    """Load a network from a folder or file; see ``MLP.load``."""
     backend = get_backend(device)
     file = find_model(path)
     description, tensors = _read(file)
     if description.get("activation", "relu") not in ACTIVATIONS:
         raise ModelFileError(
-            f"{file} holds a network with the activation {description['activation']!r}, which is not known "
-            "here; add its class to gpumlp.nn.activations.ACTIVATIONS before"
+            f"{file} contains a network with the unknown activation {description['activation']!r}; "
+            "add its class to gpumlp.nn.activations.ACTIVATIONS first"
         )
     try:
         name, options = description["initializer"], description["initializer_options"]
@@ -127,37 +127,37 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
         set_facts(model, description)
     except KeyError as error:
         raise ModelFileError(
-            f"{file} describes a network that this version of gpumlp does not know: {error}"
+            f"{file} describes a network that this version of gpumlp does not support: {error}"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ModelFileError(f"{file} does not hold the network that it describes: {error}") from error
+        raise ModelFileError(f"{file} does not contain the network that it describes: {error}") from error
     return model
 
 
 def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
-    """Give a network the `inputs` and `class_names` of its description.
+    """Set a network's `inputs` and `class_names` from its description.
 
     Raises:
-        KeyError, TypeError, ValueError: they are missing, or do not suit the network.
+        KeyError, TypeError, ValueError: they are missing, or do not match the network.
     """
     inputs, names = description["inputs"], description["class_names"]
     if inputs is not None:
         model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
         if math.prod(model.inputs.shape) != model.sizes[0]:
-            raise ValueError(f"a sample of shape {model.inputs.shape} has not the {model.sizes[0]} features")
+            raise ValueError(f"a sample of shape {model.inputs.shape} does not have {model.sizes[0]} features")
     if names is not None:
         model.class_names = tuple(names)
-        _plain_names(model)
+        _json_class_names(model)
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
-    """The file that holds the network.
+    """Return the path of the file that contains the network.
 
     Args:
-        path: a file, or a folder that ``save`` or a training wrote.
+        path: a file, or a folder written by ``save`` or by a training run.
 
     Raises:
-        ModelFileError: there is none, or there are two.
+        ModelFileError: the folder contains no such file, or two.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -167,15 +167,15 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     found = [path / name for name in (CHECKPOINT, MODEL) if (path / name).is_file()]
     if not found:
         raise ModelFileError(
-            f"there is no network in {path}: expected {CHECKPOINT}, of a training, or {MODEL}, of model.save"
+            f"there is no network in {path}: expected {CHECKPOINT} from a training run or {MODEL} from model.save"
         )
     if len(found) > 1:
-        raise ModelFileError(f"{path} holds both {CHECKPOINT} and {MODEL}; name the file that is meant")
+        raise ModelFileError(f"{path} contains both {CHECKPOINT} and {MODEL}; give the path of one of them")
     return found[0]
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, HostArray]]:
-    """Description and tensors of a file, the optimizer's left out."""
+    """Description and tensors of the network in a file, without the optimizer's state."""
     try:
         with safetensors.safe_open(file, framework="numpy") as content:
             metadata = content.metadata() or {}
@@ -185,17 +185,17 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, HostArray]]:
             tensors = {name.removeprefix(prefix): content.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelFileError(
-            f"{file} cannot be read as a safetensors file, it may be cut short: {error}"
+            f"{file} cannot be read as a safetensors file, it may be truncated: {error}"
         ) from error
     if found not in _PREFIXES:
         raise ModelFileError(
-            f"{file} is no network of this version of gpumlp: expected format {' or '.join(_PREFIXES)}, "
+            f"{file} is not a network of this version of gpumlp: expected format {' or '.join(_PREFIXES)}, "
             f"got {found}"
         )
     if "model" not in metadata:
         raise ModelFileError(
             f"{file} was written by an older gpumlp and does not describe its network; "
-            f"python -m gpumlp.train --resume {file.parent} writes it anew"
+            f"python -m gpumlp.train --resume {file.parent} rewrites it"
         )
     try:
         description = json.loads(metadata["model"])
@@ -206,12 +206,12 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, HostArray]]:
     return description, tensors
 
 
-def _plain_names(model: MLP) -> list[str | int | float]:
-    """The class names, as JSON can hold them, checked."""
+def _json_class_names(model: MLP) -> list[str | int | float]:
+    """Check the class names and return them as values that JSON can represent."""
     given = () if model.class_names is None else model.class_names
     names = [name.item() if isinstance(name, np.generic) else name for name in given]
     if len(names) != model.sizes[-1] or not all(isinstance(name, str | int | float) for name in names):
         raise ModelFileError(
-            f"class_names are expected to be {model.sizes[-1]} texts or numbers, one for each class, got {names}"
+            f"class_names are expected to be {model.sizes[-1]} strings or numbers, one for each class, got {names}"
         )
     return names

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: its passes, the arrays that they work in, its evaluation and its use."""
+"""The multilayer perceptron: forward and backward pass, their workspace, prediction and evaluation."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .parameters import Parameters
 
 M = TypeVar("M", bound="MLP")
 
-_KEPT = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")  # by a pickle
+_PICKLED = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")
 
-CHUNK = 1024  # samples per forward pass outside training; fixed, so that results do not depend on the caller
+CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network was trained on, so that those who use it can prepare the same.
+    """Description of the samples that a network was trained on, for preparing new ones.
 
     Attributes:
-        shape: of one sample: ``(28, 28)``.
-        dtype: of the samples as they were given: ``"uint8"`` is pixels, divided by 255; others are used as given.
-        data: the data set's name: ``"mnist"``.
+        shape: of one sample, such as ``(28, 28)``.
+        dtype: of the given samples: ``"uint8"`` values are divided by 255, others are used unchanged.
+        data: the data set's name, such as ``"mnist"``.
     """
 
     shape: tuple[int, ...]
@@ -44,22 +44,21 @@ class Inputs:
 
     @property
     def pixels(self) -> bool:
-        """Are samples uint8, and divided by 255 as they enter the network?"""
+        """Whether samples are uint8, which the network divides by 255."""
         return self.dtype == "uint8"
 
 
 class Workspace:
     """Activations and error terms of a network for up to `batch_size` samples.
 
-    A forward pass leaves the pre-activations in `deltas`; the loss and the backward pass then turn them
-    into error terms. The last layer has no activation, so its output shares its delta's array: that of
-    the logits.
+    A forward pass writes the pre-activations into `deltas`; the loss and the backward pass overwrite them with the
+    error terms. The last layer has no activation, so its output and its error term share one array, `logits`.
 
     Attributes:
         inputs: ``(batch, in_features)``, a_0.
-        staging: ``(batch, in_features)`` uint8 for pixels on their way in, or None where the data has none.
+        staging: ``(batch, in_features)`` uint8, for pixels before they are scaled; None for other data.
         outputs: a_l of each layer, ``(batch, out_features)``.
-        deltas: s_l and then delta_l of each layer, shaped alike.
+        deltas: s_l, then delta_l, of each layer, ``(batch, out_features)``.
     """
 
     def __init__(self, model: MLP, batch_size: int, *, pixels: bool) -> None:
@@ -72,14 +71,14 @@ class Workspace:
         self._logits_order = model.backend.logits_order
         self.deltas.append(self._logits_of(batch_size, model.sizes[-1]))
         self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
-        self._parts: dict[int, Workspace] = {}  # never self: a cycle would outlive its use by many epochs
+        self._parts: dict[int, Workspace] = {}  # without self, to avoid a reference cycle
 
     @property
     def logits(self) -> Array:
         return self.deltas[-1]
 
     def rows(self, count: int) -> Workspace:
-        """The first `count` rows of the same arrays, for the last, smaller batch."""
+        """The first `count` rows of the same arrays, for a smaller batch."""
         if count == self.batch_size:
             return self
         part = self._parts.get(count)
@@ -96,7 +95,7 @@ class Workspace:
         return part
 
     def _logits_of(self, count: int, classes: int) -> Array:
-        """``(count, classes)``, contiguous in the backend's order, in the memory of the logits."""
+        """A view ``(count, classes)`` of the logits' memory, contiguous in the backend's order."""
         part = self._logits[: count * classes]
         if self._logits_order == "C":
             return part.reshape(count, classes)
@@ -117,15 +116,15 @@ class MLP:
         seed: of the initial weights, which are the same on every device.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.
-        loss: ``"softmax_cross_entropy"``, one class of several, as `fit` and `Trainer` train it;
-            ``"logistic_cross_entropy"`` (yes or no for each output), ``"squared_error"``, or a `Loss`.
+        loss: ``"softmax_cross_entropy"`` (one class of several, required by `fit` and `Trainer`),
+            ``"logistic_cross_entropy"`` (independent binary outputs), ``"squared_error"``, or a `Loss`.
 
     Attributes:
         layers: the `Dense` layers.
         parameters: their weights, biases and gradients, in flat buffers.
-        backend: the device's.
-        inputs: shape and dtype of the samples it was trained on; None before a training.
-        class_names: texts or numbers, what each class is called; None for 0, 1, 2, ...
+        backend: the `Backend` of the device.
+        inputs: shape and dtype of the training samples; None for an untrained network.
+        class_names: a string or number for each class; None for 0, 1, 2, ...
 
     Raises:
         ValueError: a size below 1, fewer than two sizes, or an unknown name.
@@ -170,17 +169,17 @@ class MLP:
         self.load_state_dict(start)
 
     def _allocate(self) -> list[tuple[int, int]]:
-        """Make the parameters, all 0, and the layers that live in them."""
+        """Allocate the parameters, all 0, and the layers as views of them."""
         layer_sizes = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
         with self.backend.activate():
             self.parameters = Parameters(layer_sizes, self.backend, self.dtype)
         self.layers = stack(self.parameters, layer_sizes, self.activation, self.backend)
         return layer_sizes
 
-    # -- The passes of training, in place -------------------------------------------------------------
+    # -- Forward and backward pass, in place ----------------------------------------------------------
 
     def forward_pass(self, workspace: Workspace) -> None:
-        """Fill the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``."""
+        """Compute the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``."""
         x = workspace.inputs
         for layer, s, a in zip(self.layers, workspace.deltas, workspace.outputs, strict=True):
             self.backend.dense_forward(x, layer.weight, layer.bias, layer.activation, s, a)
@@ -189,13 +188,13 @@ class MLP:
     def backward_pass(
         self, workspace: Workspace, weight_gradients: Sequence[Accumulation | None] | None = None
     ) -> None:
-        """Fill the gradients from the error term of the logits, the last of the workspace's deltas.
+        """Compute the gradients from the error term of the last layer, ``workspace.logits``.
 
         ``delta_l = (delta_{l+1} W_{l+1}^T) * h_l'(s_l)``, ``dW_l = a_{l-1}^T delta_l``, ``db_l = sum delta_l``.
 
         Args:
-            workspace: of a forward pass.
-            weight_gradients: where each dW_l is added, in place of overwriting the layer's `weight_gradient`.
+            workspace: after a forward pass and the loss; overwritten.
+            weight_gradients: for each layer, where dW_l is added instead of overwriting its `weight_gradient`.
         """
         targets = weight_gradients or [None] * len(self.layers)
         for index in range(len(self.layers) - 1, 0, -1):
@@ -204,22 +203,22 @@ class MLP:
             self.layers[index].backward(x, deltas[index], below.activation, deltas[index - 1], targets[index])
         self.layers[0].backward(workspace.inputs, workspace.deltas[0], weight_gradient=targets[0])
 
-    # -- Use --------------------------------------------------------------------------------------------
+    # -- Prediction and evaluation ----------------------------------------------------------------------
 
     def logits(self, images: Array) -> Array:
         """The network's outputs before the softmax, ``(samples, classes)``.
 
         Args:
-            images: ``(samples, ...)``, of any feature shape that has the network's number of inputs.
-                uint8 means pixels, divided by 255; anything else is used as it is. Values in host memory are
-                checked, those on a GPU are not: that would wait for it, and NaN there gives NaN.
+            images: ``(samples, ...)``, with as many values per sample as the network has inputs. uint8 values are
+                divided by 255, others are used unchanged. Values on a GPU are not checked, since that would wait
+                for it; NaN there gives NaN.
 
         Returns:
-            A CuPy array of the network's dtype if `images` is one and the network is on a GPU, otherwise a
-            NumPy array.
+            A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting),
+            otherwise a NumPy array (waits for the device).
 
         Raises:
-            ValueError: the number of features is not the network's, the dtype is not a real number's, or a value
+            ValueError: the number of features is not the network's, the dtype is not a real one, or a value
                 in host memory is NaN, infinite, or too large for the network's dtype.
         """
         backend = self.backend
@@ -242,27 +241,27 @@ class MLP:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
 
         Raises:
-            ValueError: the network's loss is that of a regression.
+            ValueError: the network's loss does not define probabilities; also as for `logits`.
         """
         with self.backend.activate():
             return self.loss.probabilities(self.logits(images))
 
     def predict(self, images: Array) -> Array:
-        """What the loss takes for the answer; arguments as for `logits`.
+        """The predictions; arguments and errors as for `logits`.
 
         Returns:
-            The most probable class of each sample, ``(samples,)`` int64; yes or no for each output with
-            ``"logistic_cross_entropy"``, and the outputs themselves with ``"squared_error"``.
+            The most probable class of each sample, ``(samples,)`` int64; with ``"logistic_cross_entropy"`` 0 or 1
+            for each output, ``(samples, outputs)`` int64; with ``"squared_error"`` the outputs.
         """
         with self.backend.activate():
             return self.loss.predictions(self.logits(images))
 
     def check_fits(self, dataset: LabelledData) -> None:
-        """Refuse data that this network cannot take.
+        """Check that the network can be evaluated or trained on a data set.
 
         Raises:
-            ValueError: the number of features is not the network's, there are more classes, or the network's loss
-                is not one of class numbers.
+            ValueError: the numbers of features differ, the data has more classes than the network, or the targets
+                of the network's loss are not class numbers.
         """
         if not self.loss.of_classes:
             raise ValueError(
@@ -277,49 +276,48 @@ class MLP:
             raise ValueError(f"{self} has {self.sizes[-1]} classes, but {dataset} has {dataset.classes}")
 
     def evaluate(self, dataset: LabelledData) -> Evaluation:
-        """Loss and accuracy on a data set. Waits for the device once.
-
-        The same on every call, to the last bit, on one machine and device.
+        """Loss and accuracy on a data set, reproducible bit for bit on one machine. Waits for the device once.
 
         Raises:
-            ValueError: the number of features is not the network's, or there are more classes.
+            ValueError: as for `check_fits`.
         """
         self.check_fits(dataset)
         with self.backend.activate():
             return evaluate_batches(self, dataset.batches(CHUNK, self.backend, self.dtype))
 
     def accuracy(self, dataset: LabelledData) -> float:
-        """The fraction of a data set that the network classifies correctly."""
+        """The fraction of correctly classified samples; see `evaluate`."""
         return self.evaluate(dataset).accuracy
 
     # -- State ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, HostArray]:
-        """Copies of all weights and biases on the host, by name: ``layers.0.weight``, ..."""
+        """Copies of all weights and biases on the host, by name: ``layers.0.weight``, ... Waits for the device."""
         return self.parameters.to_host(self.parameters.data, self.backend)
 
     def load_state_dict(self, tensors: dict[str, HostArray]) -> None:
-        """Take over weights and biases.
+        """Copy weights and biases into the network, as named in `state_dict`.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape.
+            ValueError: a tensor is missing, unknown, or of another shape; the network is unchanged.
         """
         with self.backend.activate():
             self.backend.xp.copyto(self.parameters.data, self.parameters.from_host(tensors, self.backend))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the network to ``folder/model.safetensors``, whole or not at all, for `load` on any device.
+        """Write the network atomically to ``folder/model.safetensors``, for `load` on any device.
 
-        Kept are sizes, activation, dtype, initializer, `inputs`, `class_names` and the weights. An activation of
-        your own is kept by its name: for `load`, add the class to ``gpumlp.nn.activations.ACTIVATIONS``. Waits for
-        the device.
+        The file contains sizes, activation, loss, dtype, initializer, `inputs`, `class_names` and the weights. A
+        custom activation is saved by its name: for `load`, add its class to ``gpumlp.nn.activations.ACTIVATIONS``.
+        Waits for the device.
 
         Returns:
             The path of the file.
 
         Raises:
-            ModelFileError: the folder is that of a training run, or the class names are not one for each class.
-            OSError: the disk is full, the folder is read-only, ...; a previous file is as it was.
+            ModelFileError: the folder is that of a training run, or the number of class names is not that of the
+                classes.
+            OSError: the disk is full, the folder is read-only, ...; a previous file is unchanged.
         """
         from .model_file import save_model
 
@@ -327,14 +325,15 @@ class MLP:
 
     @classmethod
     def load(cls: type[M], path: str | os.PathLike[str], *, device: str | Backend = "auto") -> M:
-        """The network that `save` or a training has saved, on any device.
+        """Load a network that was written by `save` or by a training run.
 
         Args:
-            path: the folder given to `save`, that of a training run, or a ``.safetensors`` file from either.
-            device: as of `MLP`; not necessarily that of the training.
+            path: the folder given to `save`, the folder of a training run, or a ``.safetensors`` file from either.
+            device: as for `MLP`; it may differ from the device of the training run.
 
         Raises:
             ModelFileError: the file is missing, damaged, or of another format or version.
+            DeviceError: the device cannot be used.
         """
         from .model_file import load_model
 
@@ -378,16 +377,16 @@ class MLP:
 
         return layer_table(self)
 
-    # -- Copies and pickles: the layers are views of one buffer and must be rebuilt ----------------------
+    # -- Copies and pickles: the layers are views of one buffer and are created again --------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """All arrays on the host, so that a network from a GPU can be unpickled anywhere."""
-        kept = {name: getattr(self, name) for name in _KEPT}
-        return {**kept, "device": self.backend.name, "tensors": self.state_dict()}
+        """The state, with all arrays on the host: a network on a GPU can be unpickled on any machine."""
+        attributes = {name: getattr(self, name) for name in _PICKLED}
+        return {**attributes, "device": self.backend.name, "tensors": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """On the network's device; on the CPU, with a warning, if that device cannot be used."""
-        self.__dict__.update({name: state[name] for name in _KEPT})
+        """Restore the network on its device, or on the CPU, with a warning, if the device cannot be used."""
+        self.__dict__.update({name: state[name] for name in _PICKLED})
         device = state["device"]
         try:
             self.backend = get_backend(device)
@@ -399,9 +398,9 @@ class MLP:
         self.load_state_dict(state["tensors"])
 
     def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
-        """On the same device, with its own parameters and with gradients of 0."""
+        """Copy the network on its device; the copy's gradients are 0."""
         copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__)  # shares the backend and the rules, which hold no state of a network
+        copy.__dict__.update(self.__dict__)  # shares the backend, activation and loss, which are stateless
         copy.sizes = [*self.sizes]
         copy._allocate()
         with self.backend.activate():
@@ -409,7 +408,7 @@ class MLP:
         return copy
 
     def __copy__(self: M) -> M:
-        return self.__deepcopy__({})  # a second network on the same buffer would be trained along with the first
+        return self.__deepcopy__({})  # a shallow copy would share its parameters
 
 
 class Batches(Protocol):
@@ -424,7 +423,7 @@ class Batches(Protocol):
 
 
 class LabelledData(Protocol):
-    """What evaluation needs of a data set: ``gpumlp.Dataset`` has it."""
+    """The part of ``gpumlp.Dataset`` that evaluation uses."""
 
     classes: int
 
@@ -434,7 +433,7 @@ class LabelledData(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """How a network does on a data set: mean cross-entropy, fraction and number of correct answers."""
+    """Results on a data set: mean loss, fraction and number of correct predictions, number of samples."""
 
     loss: float
     accuracy: float
@@ -443,21 +442,21 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
-    """Loss and accuracy on batches that are on the model's device already. Waits for the device once."""
+    """Loss and accuracy on batches that are already on the model's device. Waits for the device once."""
     loss, hits = model.backend.to_numpy(loss_and_hits(model, batches)).tolist()
     return evaluation(loss, hits, batches.samples)
 
 
 def evaluation(loss: float, hits: float, samples: int) -> Evaluation:
-    """From the sums of the losses and of the correct answers."""
+    """Convert the sums of the losses and of the correct predictions."""
     return Evaluation(loss / samples, hits / samples, int(hits), samples)
 
 
-def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None] | None = None) -> Array:
-    """The sums of the losses and of the correct answers, ``(2,)`` float64, on the device. Waits for nothing.
+def loss_and_hits(model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None) -> Array:
+    """The sums of the losses and of the correct predictions, ``(2,)`` float64, on the device. Does not wait.
 
-    `look` is called with the workspace of the first batch, after its loss: the activations are in its outputs and
-    the error term in its logits.
+    `inspect` is called with the workspace of the first batch after its loss is computed: its outputs are the
+    activations, its logits the error term.
     """
     backend, xp = model.backend, model.backend.xp
     losses = xp.empty(batches.samples, dtype=model.dtype)
@@ -468,18 +467,18 @@ def loss_and_hits(model: MLP, batches: Batches, look: Callable[[Workspace], None
         labels = batches.gather(batch, part.staging, part.inputs)
         model.forward_pass(part)
         backend.output_error(model.loss, part.logits, labels, losses[batch], correct[batch])
-        if look is not None and batch.start == 0:
-            look(part)
+        if inspect is not None and batch.start == 0:
+            inspect(part)
     return xp.stack([backend.total(losses), backend.total(correct)])
 
 
 def flat_samples(model: MLP, images: Array) -> Array:
-    """The images as ``(samples, inputs)``, where they are.
+    """The images as ``(samples, inputs)``, on their device.
 
-    Values are checked on the host only: looking at those on a device would wait for it.
+    Only values on the host are checked; on a GPU that would wait for it.
 
     Raises:
-        ValueError: the shape or dtype does not suit the network, or a value on the host is NaN, infinite, or too
+        ValueError: the shape or dtype does not match the network, or a value on the host is NaN, infinite, or too
             large for the network's dtype.
     """
     if images.dtype.kind not in "buif":
@@ -500,7 +499,7 @@ def flat_samples(model: MLP, images: Array) -> Array:
 
 
 def _check_range(rows: HostArray, model: MLP) -> None:
-    """By the largest and the smallest value, which are NaN if any is: nothing of the samples' size is made."""
+    """Check the largest and the smallest value, which are NaN if any value is: needs no temporary array."""
     limit = float(np.finfo(model.dtype).max)
     with np.errstate(invalid="ignore"):
         if float(rows.max()) <= limit and float(rows.min()) >= -limit:

@@ -1,8 +1,8 @@
-"""Optimizers and weight penalties: how a gradient changes the parameters.
+"""Optimizers and weight penalties.
 
-An optimizer is a frozen description (its hyperparameters); what it remembers between steps is an
-`OptimizerState` of flat buffers like the parameters, which `init` makes and `update` overwrites. So one
-optimizer can serve any number of training runs, and a state can be saved.
+An optimizer is a frozen set of hyperparameters. Its state between steps is an `OptimizerState` of flat buffers,
+which `init` creates and `update` overwrites, so one optimizer can be used for several training runs and a state
+can be saved.
 
     theta: parameters    g: gradient    eta: learning rate
 """
@@ -19,12 +19,12 @@ from .hyperparameters import set_number
 
 @dataclass
 class OptimizerState:
-    """What an optimizer remembers.
+    """The state of an optimizer between steps.
 
     Attributes:
-        buffers: by name, each of the shape and dtype of the parameters.
-        scratch: one more such array, whose content means nothing between steps.
-        steps: how many steps were taken.
+        buffers: arrays by name, each of the shape and dtype of the parameters.
+        scratch: a temporary array of the same shape and dtype.
+        steps: the number of steps taken.
     """
 
     buffers: dict[str, Array]
@@ -36,23 +36,21 @@ class OptimizerState:
 class Penalty:
     """The weight penalty R(W) = (l2 / 2) sum W^2 + l1 sum |W|, with the gradient l2 W + l1 sign(W).
 
-    It is added to the loss, to keep the weights small. Biases are never penalised.
-
-    The sums run over all weights of the network, not divided by the number of samples, so that a value
-    means the same for every data set and batch size.
+    It is added to the loss to keep the weights small; biases are not penalised. The sums are over all weights of
+    the network and are not divided by the number of samples, so the effect does not depend on the batch size.
     """
 
     l2: float = 0.0
     l1: float = 0.0
 
-    kernel: ClassVar[str] = "l2_l1"  # by which a device knows the rule; see `gpumlp.backends.stated`
+    kernel: ClassVar[str] = "l2_l1"  # see `gpumlp.backends.stated`
 
     def __post_init__(self) -> None:
         set_number(self, "l2", 0)
         set_number(self, "l1", 0)
 
     def __call__(self, weights: Array) -> float:
-        """R(W) of any array of weights, as a Python float. Waits for the device.
+        """R(W) of an array of weights of any shape, as a Python float. Waits for the device.
 
         >>> import numpy as np
         >>> Penalty(l2=0.5, l1=1.0)(np.array([[1.0, -2.0]]))
@@ -62,7 +60,7 @@ class Penalty:
         return float(self.l2 / 2 * xp.sum(xp.square(weights)) + self.l1 * xp.sum(xp.abs(weights)))
 
     def add_gradient(self, backend: Backend, weights: Array, gradient: Array, scratch: Array) -> None:
-        """``gradient += l2 W + l1 sign(W)`` in place, for vectors; `scratch`, shaped alike, is overwritten."""
+        """``gradient += l2 W + l1 sign(W)`` in place, for vectors of one length; overwrites `scratch`."""
         if self.l2:
             backend.add_scaled(weights, self.l2, gradient, scratch)
         if self.l1:
@@ -73,14 +71,15 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An update rule. To add one: subclass, name its buffers, and write `update`.
+    """Base class of optimizers. To add one, subclass, set `buffer_names`, and implement `update`.
 
-    A subclass that overrides `update` inherits no `kernel`.
+    A subclass that overrides `update` does not inherit `kernel`.
 
     Attributes:
         learning_rate: eta_0, the initial learning rate.
         buffer_names: the names of its state's buffers.
-        kernel: by which a device knows the rule, to compute it in a way of its own; None for plain array code.
+        kernel: the name by which a device recognizes the rule and selects its own implementation; None for array
+            code.
     """
 
     learning_rate: float
@@ -89,31 +88,39 @@ class Optimizer:
     kernel: ClassVar[str | None] = None
 
     def init(self, parameters: Array) -> OptimizerState:
-        """A fresh state for these parameters: zeros, on their device."""
+        """Create the state for parameters ``(size,)``: zeros on their device."""
         xp = array_namespace(parameters)
         names = self.active_buffers()
         return OptimizerState({name: xp.zeros_like(parameters) for name in names}, xp.zeros_like(parameters))
 
     def active_buffers(self) -> tuple[str, ...]:
-        """Which buffers these hyperparameters need."""
+        """The names of the buffers that these hyperparameters need."""
         return self.buffer_names
 
     def update(
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
     ) -> None:
-        """One step in place: `parameters` and `state` (its `steps` too) are overwritten, `gradient` is kept."""
+        """Take one step in place.
+
+        Args:
+            xp: the array library, ``numpy`` or ``cupy``.
+            parameters: ``(size,)``, overwritten.
+            gradient: ``(size,)``, kept.
+            state: overwritten, including its `steps`.
+            learning_rate: of this step, a Python float.
+        """
         raise NotImplementedError
 
     def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
-        """What of the formula changes from step to step: step size and epsilon of step number `steps`, from 1."""
+        """Step size and epsilon of step number `steps`, counted from 1."""
         return learning_rate, 0.0
 
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        """Where the weights' gradient g can be added at once; None if this rule needs g as an array of its own.
+        """Where the weights' gradient g can be added directly; None if the rule needs g as a separate array.
 
-        Optional. `complete` then stands in for the penalty and `update`.
+        Optional. After an accumulation, `complete` replaces the penalty and `update`.
         """
         return None
 
@@ -127,13 +134,13 @@ class Optimizer:
         state: OptimizerState,
         learning_rate: float,
     ) -> None:
-        """The rest of a step after `accumulation` was followed: `gradient` holds that of the biases only."""
+        """Complete a step after the accumulation; `gradient` contains the gradient of the biases only."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's form of it.
+    """Stochastic gradient descent, with optional momentum and Nesterov momentum.
 
     ::
 
@@ -141,8 +148,8 @@ class SGD(Optimizer):
         theta <- theta - eta v             (momentum; without it v = g)
         theta <- theta - eta (g + mu v)    (Nesterov)
 
-    B. T. Polyak, 1964; Y. Nesterov, 1983; in the form of I. Sutskever et al., "On the importance of
-    initialization and momentum in deep learning", ICML 2013, as PyTorch computes it.
+    B. T. Polyak, 1964; Y. Nesterov, 1983. The form is that of PyTorch, after I. Sutskever et al., "On the
+    importance of initialization and momentum in deep learning", ICML 2013.
 
     >>> import numpy as np
     >>> theta, g = np.array([1.0]), np.array([0.5])
@@ -163,7 +170,7 @@ class SGD(Optimizer):
         set_number(self, "learning_rate", 0, open_low=True)
         set_number(self, "momentum", 0, 1, open_high=True)
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov is expected to be False where momentum is 0, got True")
+            raise ValueError("nesterov is expected to be False if momentum is 0, got True")
 
     def active_buffers(self) -> tuple[str, ...]:
         return self.buffer_names if self.momentum else ()
@@ -191,7 +198,7 @@ class SGD(Optimizer):
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
         if not (stated(self, "kernel", "update") and stated(penalty, "kernel", "add_gradient")):
-            return None  # a user's own rules, which `complete` does not know
+            return None  # `complete` does not apply to overridden rules
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
         if not self.momentum and penalty == Penalty():
@@ -224,7 +231,7 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam: a step of its own size for each parameter, from running means of g and g^2.
+    """Adam: per-parameter step sizes from running means of g and g^2.
 
     ::
 
@@ -233,8 +240,8 @@ class Adam(Optimizer):
         m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t),  at step t = 1, 2, ...
 
     D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015. With ``correct_epsilon=False``
-    epsilon is added to the root of v rather than of v^, as in the short form at the end of that paper's second
-    section and in scikit-learn: the same rule with an epsilon that is larger in the first steps.
+    epsilon is added to sqrt(v) instead of sqrt(v^), as at the end of section 2 of that paper and in scikit-learn,
+    which amounts to a larger epsilon in the first steps.
     """
 
     learning_rate: float = 0.001
@@ -272,7 +279,7 @@ class Adam(Optimizer):
         xp.subtract(parameters, step, out=parameters)
 
     def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
-        # The corrections of both means are scalars, so they go into the step size and epsilon.
+        # The bias corrections of both means are scalars, folded into the step size and epsilon.
         mean_correction = 1 - self.beta1**steps
         root_correction = math.sqrt(1 - self.beta2**steps)
         epsilon = self.epsilon * root_correction if self.correct_epsilon else self.epsilon

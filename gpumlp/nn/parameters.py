@@ -9,23 +9,22 @@ import numpy as np
 
 from ..backends import Array, Backend, HostArray
 
-ALIGNMENT = 64  # elements: every tensor starts on a cache line and suits any vector or matrix unit
+ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
 
 
 class Parameters:
-    """Named tensors laid out one after the other: first the weights, then the biases.
+    """Named tensors in one buffer: first all weights, then all biases.
 
-    An optimizer step, a checkpoint or a gradient norm is then one operation on one array, and `weights`
-    is one slice, so that a penalty leaves the biases alone without a mask. The padding between tensors
-    is 0 and stays 0.
+    An optimizer step is one operation on one array, and a penalty applies to the slice `weights` without a mask.
+    The padding between tensors stays 0.
 
     Attributes:
         data: ``(size,)``, the parameters.
-        gradient: ``(size,)``, dC/dtheta of the last backward pass; NaN where training adds it elsewhere or never
-            makes it as an array (see ``Trainer.keep_gradients``).
-        weights: the slice of both that holds weights and no biases.
+        gradient: ``(size,)``, dC/dtheta of the last backward pass; NaN where training does not store it (see
+            ``Trainer.keep_gradients``).
+        weights: the slice of both that contains the weights and no biases.
         shapes: the shape of each tensor by name: ``layers.0.weight``, ``layers.0.bias``, ...
-        count: how many parameters there are, padding not counted.
+        count: the number of parameters, without padding.
     """
 
     def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
@@ -48,7 +47,7 @@ class Parameters:
         self.gradient = backend.xp.zeros(end, dtype=dtype)
 
     def views(self, flat: Array) -> dict[str, Array]:
-        """The tensors by name, as views of a flat buffer of this layout."""
+        """The tensors by name, as views of a flat buffer ``(size,)``."""
         views = {}
         for name, shape in self.shapes.items():
             offset = self._offsets[name]
@@ -56,7 +55,7 @@ class Parameters:
         return views
 
     def weight_views(self, flat: Array) -> list[Array]:
-        """The weights of each layer, as views of a flat buffer of this layout."""
+        """The weights of each layer, as views of a flat buffer ``(size,)``."""
         return [view for name, view in self.views(flat).items() if len(self.shapes[name]) > 1]
 
     def to_host(self, flat: Array, backend: Backend) -> dict[str, HostArray]:
@@ -64,10 +63,10 @@ class Parameters:
         return {name: view.copy() for name, view in self.views(backend.to_numpy(flat)).items()}
 
     def from_host(self, tensors: dict[str, HostArray], backend: Backend) -> Array:
-        """A new flat buffer on the device with the values of these tensors.
+        """A new flat buffer ``(size,)`` on the device with the values of these tensors.
 
         Raises:
-            ValueError: a tensor is missing, not known here, or of another shape; all of them are named.
+            ValueError: tensors are missing, unknown, or of another shape; the message lists all of them.
         """
         problems = [f"{name} is missing" for name in self.shapes if name not in tensors]
         problems += [f"{name} is not part of this network" for name in tensors if name not in self.shapes]

@@ -10,7 +10,7 @@ from .hyperparameters import set_number
 
 
 class Schedule(Protocol):
-    """Any function of the initial learning rate and the epoch."""
+    """A function of the initial learning rate and the epoch."""
 
     def __call__(self, learning_rate: float, epoch: int) -> float:
         """eta_t for epoch t (counted from 0), where `learning_rate` is eta_0."""
@@ -74,8 +74,8 @@ class InverseTimeDecay:
 class Milestones:
     """eta_t = eta_0 gamma^(number of milestones <= t): multiplied by gamma after each milestone.
 
-    The milestones are numbers of finished epochs, so ``Milestones((20, 40))`` changes the 21st and the
-    41st epoch.
+    Milestones are numbers of finished epochs: ``Milestones((20, 40))`` changes the learning rate from the 21st and
+    from the 41st epoch on.
     """
 
     milestones: tuple[int, ...]

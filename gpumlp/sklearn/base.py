@@ -1,4 +1,4 @@
-"""What both estimators share: training, stopping, callbacks, and the network that is kept."""
+"""The base class of both estimators: training, early stopping, callbacks, and the fitted network."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ try:  # experimental in scikit-learn 1.9
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Nothing: this scikit-learn has no callbacks."""
+        """An empty class, for versions of scikit-learn without callbacks."""
 
     def with_callbacks(method: Any) -> Any:
-        """The method as it is."""
+        """Return the method unchanged."""
         return method
 
 
@@ -59,8 +59,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator with scikit-learn's parameters and attributes that trains a gpumlp network.
 
     ``coefs_`` and ``intercepts_`` define the network. On the CPU they are views of its buffer: writing into them
-    changes the network. On a GPU they are read-only copies. An array that is replaced by another takes effect at
-    the next use.
+    changes the network. On a GPU they are read-only copies. A replaced array takes effect at the next use.
     """
 
     coefs_: list[HostArray]
@@ -71,9 +70,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     validation_loss_curve_: list[float] | None
     best_validation_score_: float | None
     _solver: Solver | dict[str, Any]
-    _numeric = False  # are the targets numbers rather than labels?
+    _numeric = False  # whether targets are numbers, not labels
 
-    # -- What a subclass defines --------------------------------------------------------------------------
+    # -- Defined by subclasses ----------------------------------------------------------------------------
 
     def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
         """The targets as the network's loss expects them.
@@ -141,7 +140,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _train(self, samples: Any, validation: Any, *, first: bool, incremental: bool) -> Any:
-        """`fit` or, incremental, `partial_fit`. A failure restores the state before, or leaves nothing fitted."""
+        """`fit`, or `partial_fit` if incremental. On failure the previous state, or no fitted state, remains."""
         check_parameters(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -194,7 +193,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             The parameters to keep in place of the last ones, where early stopping chose some.
         """
         network, best = epochs.solver.network, None
-        if self.early_stopping and self.best_validation_score_ is not None:  # of a fit before: the present weights
+        if (
+            self.early_stopping and self.best_validation_score_ is not None
+        ):  # from a previous fit with the current weights
             best = network.parameters.data.copy()
         stop = False
         self.n_iter_ = 0
@@ -251,7 +252,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return draw_network(sizes, self._activation, self._loss, backend, random)
 
     def _network_to_continue(self) -> MLP:
-        """The present network. Raises ValueError if the parameters describe a different one."""
+        """The current network. Raises ValueError if the parameters describe a different one."""
         network = self._current()
         hidden = hidden_sizes(self.hidden_layer_sizes)
         if hidden != network.sizes[1:-1] or ACTIVATIONS[self.activation] != self._activation:
@@ -334,7 +335,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self._no_improvement_count = 0 if improved else self._no_improvement_count + 1
 
     def _stops_improving(self, solver: Solver) -> bool:
-        """End training? An adaptive learning rate is first divided by 5, down to `MIN_LEARNING_RATE`."""
+        """Whether to stop. An adaptive learning rate is first divided by 5, down to `MIN_LEARNING_RATE`."""
         if not self._no_improvement_count > self.n_iter_no_change:
             return False
         message = (
@@ -356,10 +357,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         if self.verbose:
             print(message)
 
-    # -- The network that is kept -------------------------------------------------------------------------
+    # -- The fitted network -------------------------------------------------------------------------------
 
     def _backend(self) -> Backend:
-        """Of the device that the parameter names. Raises DeviceError, with the reason, if it cannot be used."""
+        """The backend of the parameter `device`. Raises DeviceError if the device cannot be used."""
         network = self.__dict__.get("_network")
         if network is not None and self._network_device == self.device:
             backend: Backend = network.backend
@@ -367,7 +368,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return get_backend(self.device)
 
     def _expose(self, network: MLP) -> None:
-        """Make this the estimator's network, and show its weights."""
+        """Set the estimator's network and its weight attributes."""
         self._network, self._network_device = network, self.device
         if isinstance(network.parameters.data, np.ndarray):
             self.coefs_ = [layer.weight for layer in network.layers]
@@ -379,11 +380,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self._exposed = [*self.coefs_, *self.intercepts_]
 
     def _current(self) -> MLP:
-        """The network with the weights that the attributes hold, on the device that the parameter names.
+        """The network with the weights of the attributes, on the device of the parameter `device`.
 
         Raises:
             NotFittedError: there is none.
-            ValueError: an array that was put in place of another has a different shape.
+            ValueError: a replaced array has a different shape.
         """
         check_is_fitted(self)
         network: MLP | None = self.__dict__.get("_network")
@@ -416,7 +417,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "coefs_")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything on the host: an estimator fitted on a GPU can be unpickled without one."""
+        """The state, with all arrays on the host: an estimator fitted on a GPU can be unpickled without one."""
         state = dict(super().__getstate__())
         for name in ("_network", "_network_device", "_exposed"):
             state.pop(name, None)
@@ -439,7 +440,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class EpochTasks:
-    """Tells scikit-learn's callbacks of an estimator about each epoch; costs nothing where there are none."""
+    """Calls the scikit-learn callbacks of an estimator for each epoch; no cost without callbacks."""
 
     def __init__(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
         self._estimator = estimator
@@ -473,7 +474,7 @@ class EpochTasks:
 
 
 def weight_attributes(network: MLP) -> dict[str, list[HostArray]]:
-    """``coefs_`` and ``intercepts_``: copies of the present weights on the host."""
+    """``coefs_`` and ``intercepts_``: copies of the current weights on the host."""
     tensors, layers = network.state_dict(), range(len(network.layers))
     return {
         "coefs_": [tensors[f"layers.{index}.weight"] for index in layers],
@@ -482,7 +483,7 @@ def weight_attributes(network: MLP) -> dict[str, list[HostArray]]:
 
 
 def warn_user(message: str, kind: type[Warning] = UserWarning) -> None:
-    """Warn about the user's line, above the frames of gpumlp and scikit-learn."""
+    """Issue a warning that refers to the first frame outside of gpumlp and scikit-learn."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("gpumlp.", "sklearn.")):
         level, frame = level + 1, frame.f_back

@@ -16,17 +16,22 @@ from ..backends import Array, Backend, HostArray, check_device_name, is_device_a
 from ..nn.hyperparameters import number, whole
 
 DTYPE = np.float32
-ACTIVATIONS = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}  # theirs: ours
+ACTIVATIONS = {
+    "identity": "identity",
+    "logistic": "sigmoid",
+    "tanh": "tanh",
+    "relu": "relu",
+}  # scikit-learn's name: gpumlp's
 MAX_FUN = 15_000  # scikit-learn's default
 
 
 def on_device(array: Any, backend: Backend) -> bool:
-    """Is this an array on the backend's GPU?"""
+    """Whether this is an array on the backend's GPU."""
     return backend.owns(array) and not isinstance(array, np.ndarray)
 
 
 def to_cpu(array: Any, backend: Backend) -> Any:
-    """A device array as a NumPy array; anything else as it is."""
+    """A device array as a NumPy array; anything else unchanged."""
     if on_device(array, backend):
         return backend.to_numpy(array)
     return to_host(array) if is_device_array(array) else array
@@ -39,7 +44,7 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
         estimator: its ``n_features_in_`` and ``feature_names_in_`` are set if `reset`, and otherwise compared.
         X: array-like, a data frame, or a device array.
         backend: of the estimator's device.
-        reset: is this the first fit?
+        reset: whether this is the first fit.
 
     Raises:
         ValueError: X is not a dense array of finite numbers, or has a different number of features.
@@ -127,7 +132,7 @@ def read_weights(
 
 
 def has_validation_set(X_val: Any, y_val: Any, sample_weight_val: Any) -> bool:
-    """Was a validation set given?
+    """Whether a validation set was given.
 
     Raises:
         ValueError: only a part of it was given.
@@ -241,10 +246,10 @@ RANGES: dict[str, Check] = {
 
 
 def check_parameters(estimator: Any) -> None:
-    """Refuse parameters that are wrong, all at once, and values of scikit-learn's that gpumlp does not support.
+    """Check all parameters, including for values of scikit-learn that gpumlp does not support.
 
     Raises:
-        ValueError: for each parameter, the expected values and the given one.
+        ValueError: with the expected and the given value of each invalid parameter.
     """
     problems = []
     for name, value in estimator.get_params(deep=False).items():

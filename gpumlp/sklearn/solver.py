@@ -84,10 +84,10 @@ class Solver:
         self.learning_rate = optimizer.learning_rate
 
     def change_learning_rate(self, value: float) -> None:
-        """Use another learning rate from now on."""
+        """Set the learning rate of the next epochs."""
         velocity = self.state.buffers.get("velocity")
         if velocity is not None and value != self.learning_rate:
-            # scikit-learn's velocity is -eta v, and remains what it is: v absorbs the ratio.
+            # scikit-learn's velocity is -eta v and does not change, so v is rescaled.
             with self.network.backend.activate():
                 self.network.backend.xp.multiply(velocity, self.learning_rate / value, out=velocity)
         self.learning_rate = value
@@ -160,7 +160,7 @@ class Epochs:
         """Train for one epoch; waits for the device.
 
         Args:
-            random: draws the order of the samples; None keeps the present order.
+            random: draws the order of the samples; None keeps the current order.
 
         Returns:
             Mean loss and mean penalty over the samples, each taken before the step of its batch.
@@ -190,7 +190,7 @@ class Epochs:
 
 
 class PenalisedStep(TrainingStep):
-    """A training step with a penalty of its own for each batch, which also records the sum of the squared weights.
+    """A training step with a separate penalty for each batch, which also records the sum of the squared weights.
 
     Args:
         penalties: of each batch; None skips the batch.

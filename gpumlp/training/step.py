@@ -1,4 +1,4 @@
-"""One training step: the place where the equations meet."""
+"""One training step: forward pass, loss, backward pass and update."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from ..nn.optimizers import Optimizer, OptimizerState, Penalty
 
 
 class TrainingStep:
-    """Forward, loss, backward and update of one mini-batch, in arrays that were made once.
+    """Forward pass, loss, backward pass and update of one mini-batch, in preallocated arrays.
 
-    No activation, gradient or parameter array is allocated, and nothing waits for the device: the loss and the
-    correctness of every sample are written where the epoch's sums are taken from.
+    No activation, gradient or parameter array is allocated, and nothing waits for the device. The step implements
+    `gpumlp.backends.Step`, which ``Backend.run_steps`` runs.
 
-    Where the device and the optimizer allow it, the weights' gradient never exists as an array: the product that
-    makes it adds it where the optimizer wants it (see `Accumulation`). Where the device asks for it, a large batch
-    goes through the network in parts, whose gradients are added up.
-
-    It is the `gpumlp.backends.Step` that ``Backend.run_steps`` runs, in whichever way the device chooses.
+    If the device and the optimizer support it, the weights' gradient is not stored: the matrix product adds it
+    directly to the velocity or the weights (see `Accumulation`). If the batch is larger than
+    ``Backend.rows_at_a_time``, it is processed in parts, and their gradients are summed.
 
     Attributes:
-        workspace: of a batch, or of a part of it.
-        multiply_adds: of one pass through the layers, for a full workspace: the size of the work.
-        losses: ``(samples,)``, the loss of each sample, times its weight where there are weights, in this epoch's
-            order, before its batch's update.
-        correct: ``(samples,)`` bool, whether it was classified correctly.
+        workspace: for a batch, or for a part of it.
+        multiply_adds: of one forward pass with a full workspace.
+        losses: ``(samples,)``, the loss of each sample before its batch's update, times its weight if there are
+            weights, in this epoch's order.
+        correct: ``(samples,)`` bool, whether the sample was classified correctly.
         gradient_wanted: see `keep_gradient`.
-        same_rules: do all steps of an epoch obey the same rules?
+        same_rules: whether optimizer and penalty are the same for all steps of an epoch.
     """
 
     same_rules = True
@@ -53,13 +51,13 @@ class TrainingStep:
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.correct: Array = xp.empty(batches.samples, dtype=bool)
-        # The parts of a batch all need the same weights, so nothing may be added to those before the last of them.
+        # All parts of a batch use the same weights, so these must not change before the last part.
         self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
         self.gradient_wanted = False
-        self._accumulated: tuple[float, Optimizer, Penalty] | None = None  # what `_weight_gradients` holds for
+        self._accumulated: tuple[float, Optimizer, Penalty] | None = None  # for which `_weight_gradients` is valid
         self._weight_gradients: list[Accumulation] | None = None
 
-    # -- What a device may know of a step: see `gpumlp.backends.Step` -------------------------------------
+    # -- The interface `gpumlp.backends.Step` --------------------------------------------------------------
 
     @property
     def layers(self) -> list[Dense]:
@@ -121,13 +119,13 @@ class TrainingStep:
     # -- The gradient as an array --------------------------------------------------------------------------
 
     def keep_gradient(self) -> None:
-        """From the next step on leave the whole gradient in ``model.parameters.gradient``, for others to read."""
+        """Store the whole gradient in ``model.parameters.gradient`` from the next step on."""
         self._may_accumulate = False
         self.gradient_wanted = True
 
     @contextmanager
     def gradient_kept(self) -> Iterator[None]:
-        """Within the context, as `keep_gradient`; after it as before."""
+        """Like `keep_gradient`, within the context only."""
         before = self._may_accumulate, self.gradient_wanted
         self.keep_gradient()
         try:
@@ -139,7 +137,7 @@ class TrainingStep:
     # -- The step ------------------------------------------------------------------------------------------
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
-        """Train on a batch, one of `slices`. `learning_rate` is a Python float."""
+        """Train on a batch, one of `slices`, with `learning_rate`, a Python float."""
         backend, parameters = self.model.backend, self.model.parameters
         targets = self._accumulations(learning_rate) if self._may_accumulate else None
         if batch.stop - batch.start > self.workspace.batch_size:
@@ -158,7 +156,7 @@ class TrainingStep:
         )
 
     def _accumulations(self, learning_rate: float) -> list[Accumulation] | None:
-        """Where the optimizer wants each layer's weight gradient added; None where it needs an array."""
+        """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
         rules = learning_rate, self.optimizer, self.penalty
         if self._accumulated != rules:
             parameters = self.model.parameters
@@ -175,7 +173,7 @@ class TrainingStep:
     def _gradient(
         self, rows: slice, weight_gradients: Sequence[Accumulation] | None = None, share: float = 1.0
     ) -> None:
-        """The gradient of the mean loss of some rows of the epoch's order, times `share`."""
+        """Compute the gradient of the mean loss over rows of the epoch's order, times `share`."""
         model, backend, workspace = self.model, self.model.backend, self.workspace.rows(rows.stop - rows.start)
         targets = self.batches.gather(rows, workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
@@ -188,7 +186,7 @@ class TrainingStep:
         model.backward_pass(workspace, weight_gradients)
 
     def _gradient_in_parts(self, batch: slice) -> None:
-        """The gradient of a batch that is larger than the workspace: the sum over its parts."""
+        """Compute the gradient of a batch that is larger than the workspace, as the sum over its parts."""
         xp, parameters, samples = self.model.backend.xp, self.model.parameters, batch.stop - batch.start
         weights = parameters.weight_views(parameters.gradient)
         biases = parameters.gradient[parameters.weights.stop :]  # overwritten by each part

@@ -1,4 +1,4 @@
-// The kernels of an activation; rules.cuh and activation.cuh are read before this text.
+// The kernels of an activation; preceded by rules.cuh and activation.cuh.
 
 // s = h(s + bias), in place
 extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units)

@@ -1,4 +1,4 @@
-// An activation, as its class states it (nn/activations.py): kernels.py defines FORWARD and DERIVATIVE.
+// An activation: kernels.py defines FORWARD and DERIVATIVE, the expressions of its class (nn/activations.py).
 
 // h(s)
 __device__ real activate(real s)
@@ -9,6 +9,6 @@ __device__ real activate(real s)
 // h'(s) from a = h(s)
 __device__ real derivative(real a)
 {
-    (void)a;  // that of the identity does not depend on it
+    (void)a;  // unused by the identity
     return (real)(DERIVATIVE);
 }

@@ -1,18 +1,15 @@
-"""NVIDIA GPUs, driven by CuPy: the only module that imports it.
+"""NVIDIA GPUs, by CuPy. This is the only module that imports it, and it is imported only if a GPU is requested.
 
-Importing this module imports CuPy, so only `get_backend` and `available_devices` do, and only when a GPU
-is asked for.
+A step of a network with L layers takes 6 L + 1 launches including matrix products, 13 for 784-128-10 (a test
+counts them): one to gather and scale the batch; per layer two forward (product, bias with activation) and two or
+four backward (weight and bias gradient; above the first layer also the error term below and its activation); one
+for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt (``cublaslt.py``) bias and ReLU
+are part of the forward product, and both gradients are one call: 4 L + 1 launches with the ReLU, 9 for 784-128-10.
+An override calls the reference for arguments that its kernel does not support: custom rules, more than 64 classes,
+arrays that are not contiguous.
 
-The training operations take few launches. A step of a network of L layers is 6 L + 1, 13 for 784-128-10, matrix
-products included (a test counts them): one to gather and scale the batch, two a layer forward (product; bias with
-activation), one for the loss with its gradient, two or four a layer backward (both gradients; above the first
-layer also the error term below and its activation), and one for the penalty with the optimizer. With cuBLASLt
-(``cublaslt.py``) bias and ReLU belong to the forward product, and both gradients are one call: 4 L + 1 with the
-ReLU, 9 for 784-128-10. Each override leaves to the reference what its kernel does not know: a user's own rules,
-more than 64 classes, arrays that are not contiguous.
-
-The way of running steps is chosen by a rule, `CudaBackend.execution`: the persistent kernel (``persistent.py``)
-where it knows all of the step, else CUDA graphs (``graphs.py``) where a step can be captured, else step by step.
+`CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
+step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step.
 """
 
 from __future__ import annotations
@@ -48,8 +45,8 @@ from .cublaslt import Products
 from .graphs import LENGTHS, Capture, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
     MOST_CLASSES,
+    GraphOffsets,
     Kernels,
-    Place,
     cuda_activation,
     has_loss_kernel,
     has_penalty_kernel,
@@ -59,18 +56,18 @@ from .kernels import (
 from .persistent import PersistentRunner
 
 _TF32_SINCE = 80  # compute capability 8.0
-_DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose own exceptions tell of a device that failed
+_DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose exceptions mean that the device failed
 
 
 def device_count() -> int:
-    """How many GPUs the driver shows.
+    """The number of GPUs that the driver shows.
 
     Raises:
-        DeviceError: no usable driver, or no GPU.
+        DeviceError: there is no usable driver, or no GPU.
     """
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
-    except Exception as error:  # CuPy raises several types here, by version and by cause
+    except Exception as error:  # the type depends on CuPy's version and on the cause
         try:
             driver = int(cupy.cuda.runtime.driverGetVersion())
         except Exception:
@@ -98,10 +95,13 @@ class CudaBackend(Backend):
     """One NVIDIA GPU. Arrays are `cupy.ndarray` on that device, and operations are asynchronous.
 
     Args:
-        index: which GPU.
-        matmul_precision: of float32 matrix products: ``"highest"`` is float32, whatever CUPY_TF32 says;
-            ``"high"`` is TF32, on cards that have it (compute capability 8.0 and above).
-        execution: ``"auto"``, or one way by name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
+        index: of the GPU.
+        matmul_precision: of float32 matrix products: ``"highest"`` is float32, regardless of CUPY_TF32;
+            ``"high"`` is TF32, on GPUs with compute capability 8.0 or higher.
+        execution: ``"auto"``, ``"persistent"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
+
+    Raises:
+        DeviceError: the GPU does not exist, or a first computation on it fails.
     """
 
     steps_at_a_time = 2 * LENGTHS[0]
@@ -110,7 +110,7 @@ class CudaBackend(Backend):
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
-            raise DeviceError(f"there is no device cuda:{index}", f"choose one of those there are: {present}, cpu")
+            raise DeviceError(f"there is no device cuda:{index}", f"the available devices are {present}, cpu")
         self.index = index
         self.name = f"cuda:{index}"
         self.device_name = _name(index)
@@ -125,13 +125,13 @@ class CudaBackend(Backend):
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
-        self._products: list[Products | None] = []  # found when a product is first needed
+        self._products: list[Products | None] = []  # created on the first product
         try:
             capability = int(cupy.cuda.Device(index).compute_capability)
             self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
             with self.activate():
                 ones = cupy.ones((2, 2), dtype=cupy.float32)
-                (ones @ ones).sum().item()  # needs cuBLAS, compiles a kernel and launches it
+                (ones @ ones).sum().item()  # tests cuBLAS, the compiler and a launch
                 self.kernels(ones.dtype)
         except Exception as failure:
             error = failure.__cause__ if isinstance(failure, DeviceError) else failure
@@ -152,13 +152,14 @@ class CudaBackend(Backend):
                 yield
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _DRIVERS or isinstance(error, MemoryError):
-                raise  # not the device's; CuPy's own lack of memory is a MemoryError already
+                raise  # not caused by the device; CuPy's out-of-memory error is a MemoryError
             raise DeviceError(
                 f"{self.name} ({self.device_name}) failed: {type(error).__name__}: {error}",
-                "check it with nvidia-smi and start again (a run goes on with --resume), or use the device cpu",
+                "check it with nvidia-smi and start again (resume a run with --resume), or use the device cpu",
             ) from error
 
     def products(self) -> Products | None:
+        """Products by cuBLASLt; None if it is not installed."""
         if not self._products:
             self._products.append(_find_products(self.tf32))
         return self._products[0]
@@ -169,7 +170,7 @@ class CudaBackend(Backend):
     def asarray(self, array: Any, dtype: npt.DTypeLike | None = None) -> Array:
         with self.activate():
             if isinstance(array, cupy.ndarray) and array.device.id != self.index:
-                array = array.copy()  # onto the active device
+                array = array.copy()  # to the active device
             return cupy.asarray(array, dtype=dtype, order="C")
 
     def to_numpy(self, array: Array) -> HostArray:
@@ -191,14 +192,14 @@ class CudaBackend(Backend):
         return self._choose(step, step_key(step))
 
     def _choose(self, step: Step, key: StepKey) -> Execution:
-        """The way of running a step, decided again where its arrays or rules have changed."""
+        """The execution of a step; selected again if its arrays or rules have changed."""
         found = self._chosen.get(step)
         if found is None or found[0] != key:
-            found = self._chosen[step] = key, self._by_rule(step)
+            found = self._chosen[step] = key, self._first_supported(step)
         return found[1]
 
-    def _by_rule(self, step: Step) -> Execution:
-        """The first way that is possible, of all or of the one that was asked for by name."""
+    def _first_supported(self, step: Step) -> Execution:
+        """The first execution that supports the step, or the requested one."""
         reasons: list[str] = []
         for name, runner in self._runners.items():
             if self.wanted_execution not in ("auto", name):
@@ -209,7 +210,7 @@ class CudaBackend(Backend):
             if self.wanted_execution == name:
                 raise ExecutionError(f"execution {name} is not possible: {reason}", "use execution auto instead")
             reasons.append(f"not {name}: {reason}")
-        return Execution("eager", "; ".join(reasons) or "as asked for")
+        return Execution("eager", "; ".join(reasons) or "as requested")
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
         key, done = step_key(step), 0
@@ -220,12 +221,12 @@ class CudaBackend(Backend):
                 super().run_steps(step, rest, rates)
                 return
             done += runner.run(step, key, rest, rates)
-            if done < len(batches):  # a capture was refused
+            if done < len(batches):  # a capture failed
                 del self._chosen[step]
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:
-        """A context within which operations are part of a capture."""
+        """A context in which operations are captured."""
         products = self.products()
         self._capture = capture
         if products is not None:
@@ -240,7 +241,7 @@ class CudaBackend(Backend):
     # -- The training operations --------------------------------------------------------------------
 
     def kernels(self, dtype: npt.DTypeLike) -> Kernels:
-        """The kernels for float32 or float64, compiled when first used."""
+        """The kernels for float32 or float64, compiled on first use."""
         found = self._kernels.get(dtype)
         if found is None:
             found = self._kernels[dtype] = Kernels(self.xp, np.dtype(dtype))
@@ -258,7 +259,7 @@ class CudaBackend(Backend):
             self._require_kernel("gather")
             return super().gather(source, rows, staging, out)
         scale = None if staging is None else PIXEL_SCALE
-        return self.kernels(out.dtype).gather(source, rows, scale, self._place(), out)
+        return self.kernels(out.dtype).gather(source, rows, scale, self._offsets(), out)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
@@ -315,10 +316,10 @@ class CudaBackend(Backend):
             self._require_kernel("output_error")
             return super().output_error(loss, outputs, targets, losses, correct)
         kernels = self.kernels(outputs.dtype)
-        return kernels.softmax_cross_entropy(outputs, targets, self._place(), losses, correct)
+        return kernels.softmax_cross_entropy(outputs, targets, self._offsets(), losses, correct)
 
-    # Of reductions CuPy brings some compiled: sums in an array's own dtype, the least and the largest number. Any
-    # other it compiles with CUB where it is first met, which takes seconds each: CuPy's `cub.pyx`.
+    # CuPy contains compiled reductions for sums in an array's own dtype, minimum and maximum (`cub.pyx`). It
+    # compiles any other reduction on first use, which takes seconds.
 
     def total(self, values: Array) -> Array:
         return self.xp.sum(values.astype("float64"))
@@ -345,37 +346,37 @@ class CudaBackend(Backend):
             )
         slot = 0 if self._capture is None else self._capture.next_slot()
         return self.kernels(parameters.dtype).update(
-            optimizer, penalty, parameters, gradient, weights, state, learning_rate, slot, self._place()
+            optimizer, penalty, parameters, gradient, weights, state, learning_rate, slot, self._offsets()
         )
 
-    def _place(self) -> Place | None:
-        """Where a captured operation finds what changes; None outside a capture."""
-        return None if self._capture is None else self._capture.place
+    def _offsets(self) -> GraphOffsets | None:
+        """The offsets for a captured operation; None outside a capture."""
+        return None if self._capture is None else self._capture.offsets
 
     def _require_kernel(self, operation: str) -> None:
-        """Refuse, within a capture, what only the reference computes: a graph could not repeat its calls."""
+        """Within a capture, refuse an operation without a kernel: a graph could not repeat the reference."""
         if self._capture is not None:
-            raise NotCapturableError(f"no kernel knows this {operation}")
+            raise NotCapturableError(f"no kernel supports this {operation}")
 
 
 def _find_products(tf32: bool) -> Products | None:
-    """cuBLASLt by NVIDIA's bindings, if they are installed."""
+    """Products by cuBLASLt; None if NVIDIA's bindings are not installed or fail."""
     if importlib.util.find_spec("nvmath") is None:
         return None
     try:
         from nvmath import bindings
 
         return Products(cupy, tf32, bindings)
-    except Exception as error:  # a broken installation can raise anything; CuPy's products are as good
+    except Exception as error:  # a broken installation can raise anything
         warnings.warn(f"nvmath-python is installed, but cannot be used: {error}", RuntimeWarning, stacklevel=2)
         return None
 
 
 @contextmanager
 def _float32_products(tf32: bool) -> Iterator[None]:
-    """TF32 or float32 in CuPy's own products of float32 matrices, for as long as the context lasts.
+    """Set TF32 or float32 for CuPy's products of float32 matrices within the context.
 
-    CuPy has one such setting for the whole process and no public way to it.
+    CuPy has one such setting for the whole process, without a public interface.
     """
     linalg = cupy._core._routines_linalg
     wanted = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT

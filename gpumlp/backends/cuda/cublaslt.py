@@ -1,17 +1,15 @@
-"""Matrix products by NVIDIA's own bindings of cuBLASLt, with what follows a product done in the same launch.
+"""Matrix products by cuBLASLt, through NVIDIA's bindings, with bias, ReLU or bias gradient in the same launch.
 
-Used where ``nvmath-python`` is installed (the extra ``nvmath``); CuPy's products, which are cuBLAS's, otherwise.
-It also makes CUDA graphs possible: CuPy refuses to have its own products captured.
+Used if ``nvmath-python`` is installed (the extra ``nvmath``); otherwise CuPy's products, by cuBLAS, are used. CUDA
+graphs require it, since CuPy does not support the capture of its own products.
 
-Layout. cuBLASLt computes ``D = op(A) op(B)`` on column-major matrices. Row-major memory of a matrix is
-column-major memory of its transpose, so for ``C = X Y`` it is asked for ``C^T = Y^T X^T``: its A is our Y, its B
-is our X, and the rows of its D are our columns. Stored as it is, a factor needs no transposition; stored as the
-transpose of what the formula says, it needs one. A bias of cuBLASLt belongs to the rows of D: to our columns, the
-units of a layer.
+Layout: cuBLASLt computes ``D = op(A) op(B)`` on column-major matrices. A row-major matrix has the memory layout of
+its transpose in column-major order, so ``C = X Y`` is computed as ``C^T = Y^T X^T``: A is Y, B is X, and the rows
+of D are the columns of C. A factor is transposed only if its array is the transposed view of a row-major matrix.
+The bias of cuBLASLt applies to the rows of D, which are the columns of C, the units of a layer.
 
-Used are the epilogues for bias, bias with ReLU, and the gradient of the bias. The one that masks by ReLU's
-derivative is not: it reads bits which the forward product has to store, an array more for each layer that must be
-of the same pass, and it saves one of 9 launches. The derivative is taken from the layer's output, as everywhere.
+The epilogues for bias, bias with ReLU, and the bias gradient are used. The epilogue for the derivative of the ReLU
+is not: it needs a bit mask of each layer from the forward pass and saves one of 9 launches.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ import numpy as np
 from ..base import Array
 from .graphs import NotCapturableError
 
-WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends for Hopper; the largest of its recommendations
-ALIGNMENT = 256  # bytes, what the heuristics take for granted
+WORKSPACE_BYTES = 32 * 2**20  # recommended by NVIDIA for Hopper, the largest of its recommendations
+ALIGNMENT = 256  # bytes, the heuristics' default
 _REAL_32, _REAL_64 = 0, 1  # cudaDataType_t
 
 
 @dataclass
 class Plan:
-    """A product of one shape, as cuBLASLt wants it described. The integers are its handles."""
+    """The description of a product of one shape. Integers are cuBLASLt's handles."""
 
     operation: int
     layouts: tuple[int, int, int]
@@ -41,7 +39,7 @@ class Plan:
 
 
 class Products:
-    """Products on the device that is active when this is made.
+    """Matrix products on the device that is active on creation.
 
     Args:
         cupy: the library, or a fake of it.
@@ -62,21 +60,19 @@ class Products:
         self.capturing = False
 
     def matmul(self, x: Array, y: Array, out: Array) -> bool:
-        """``out = x y``; False, with `out` untouched or overwritten, if CuPy has to compute it.
+        """``out = x y``; returns False, with `out` unspecified, if unsupported.
 
-        `x` and `y` may be transposed views of row-major matrices, `out` is row-major.
+        `x` and `y` are row-major or transposed views of row-major matrices, `out` is row-major.
         """
         return self._run("DEFAULT", x, y, out, None)
 
     def dense(self, epilogue: str, x: Array, weight: Array, bias: Array, out: Array) -> bool:
-        """``x W + b`` (BIAS) or ``max(0, x W + b)`` (RELU_BIAS) in one launch; False if unsupported."""
+        """``out = x W + b`` (BIAS) or ``max(0, x W + b)`` (RELU_BIAS) in one launch; False if unsupported."""
         return self._run(epilogue, x, weight, out, bias)
 
     def gradients(self, x: Array, delta: Array, weight_gradient: Array, bias_gradient: Array) -> bool:
-        """``dW = x^T delta`` and ``db = sum of delta over the batch`` in one call; False if unsupported.
-
-        The sum is over the inner dimension of cuBLASLt's A, which is our second factor: delta.
-        """
+        """``dW = x^T delta`` and ``db = sum of delta over the batch`` in one call; False if unsupported."""
+        # BGRADA sums A, the second factor, over the inner dimension: delta over the batch.
         return self._run("BGRADA", x.T, delta, weight_gradient, bias_gradient)
 
     def _run(self, epilogue: str, x: Array, y: Array, out: Array, bias: Array | None) -> bool:
@@ -91,33 +87,34 @@ class Products:
         key = (epilogue, out.dtype.char, x.shape, y.shape, transposed)
         if key not in self._plans:
             if self.capturing:
-                raise NotCapturableError(f"no algorithm was chosen for the product {key} before the capture")
-            self._plans[key] = self._tried(key, self._plan(epilogue, x, y, out, transposed, bias), x, y, out, bias)
+                raise NotCapturableError(f"no algorithm was selected for the product {key} before the capture")
+            plan = self._plan(epilogue, x, y, out, transposed, bias)
+            self._plans[key] = self._checked(key, plan, x, y, out, bias)
         plan = self._plans[key]
         if plan is None:
             return False
         self._launch(plan, x, y, out, bias)
         return True
 
-    def _tried(
+    def _checked(
         self, key: tuple[Any, ...], plan: Plan | None, x: Array, y: Array, out: Array, bias: Array | None
     ) -> Plan | None:
-        """The plan, or None where the card refuses it or its ReLU hides NaN: both depend on card and shape."""
+        """The plan; None if its launch fails or its ReLU does not propagate NaN, by GPU and shape."""
         if plan is None:
             return None
         try:
             self._launch(plan, x, y, out, bias)
-        except self._lt.cuBLASLtError as error:  # chosen by the heuristic, and refused all the same
-            warnings.warn(f"cuBLASLt refused {key}, and CuPy's product is used: {error}", stacklevel=5)
+        except self._lt.cuBLASLtError as error:  # despite the heuristic
+            warnings.warn(f"cuBLASLt failed for {key}, CuPy's product is used: {error}", stacklevel=5)
             return None
         if key[0] == "RELU_BIAS" and bias is not None and not self._keeps_nan(plan, x, y, out, bias):
-            return None  # no warning: two launches in place of one, and nothing is wrong
+            return None  # no warning: the only effect is one more launch
         return plan
 
     def _plan(
         self, epilogue: str, x: Array, y: Array, out: Array, transposed: tuple[bool, bool], bias: Array | None
     ) -> Plan | None:
-        """Describe a product and ask for a suitable algorithm; None if there is none."""
+        """Describe a product and select an algorithm; None if there is none."""
         lt, compute = self._lt, self._cublas.ComputeType
         real = _REAL_32 if out.dtype == np.float32 else _REAL_64
         if real == _REAL_64:
@@ -131,7 +128,7 @@ class Products:
         self._set(operation, attribute.EPILOGUE, np.array([lt.Epilogue[epilogue]], dtype=np.uint32))
         plan = Plan(operation, self._layouts(real, x, y, out, transposed), lt.MatmulHeuristicResult(1))
         if bias is not None:
-            self._point_at(plan, bias)
+            self._set_bias(plan, bias)
 
         preference = lt.matmul_preference_create()
         limit = np.array([WORKSPACE_BYTES], dtype=np.uint64)
@@ -143,7 +140,7 @@ class Products:
             lt.matmul_algo_get_heuristic(
                 self._handle, operation, a, b, d, d, preference, 1, plan.choice.ptr, found.ctypes.data
             )
-        except lt.cuBLASLtError:  # this epilogue is not available for this shape or dtype
+        except lt.cuBLASLtError:  # the epilogue does not support this shape or dtype
             return None
         finally:
             lt.matmul_preference_destroy(preference)
@@ -152,7 +149,7 @@ class Products:
     def _layouts(
         self, real: int, x: Array, y: Array, out: Array, transposed: tuple[bool, bool]
     ) -> tuple[int, int, int]:
-        """The layouts of A, B and D: each matrix as it lies in memory, read by columns."""
+        """The layouts of A, B and D: the memory of each matrix in column-major order."""
 
         def layout(array: Array, is_transposed: bool) -> int:
             rows, columns = array.shape[::-1] if is_transposed else array.shape
@@ -164,8 +161,8 @@ class Products:
     def _set(self, operation: int, name: int, value: np.ndarray[Any, Any]) -> None:
         self._lt.matmul_desc_set_attribute(operation, int(name), value.ctypes.data, value.nbytes)
 
-    def _point_at(self, plan: Plan, bias: Array) -> None:
-        """The bias to add, or where to write its gradient."""
+    def _set_bias(self, plan: Plan, bias: Array) -> None:
+        """Set the address of the bias, or of its gradient."""
         if plan.bias_address != bias.data.ptr:
             address = np.array([bias.data.ptr], dtype=np.int64)
             self._set(plan.operation, self._lt.MatmulDescAttribute.BIAS_POINTER, address)
@@ -173,7 +170,7 @@ class Products:
 
     def _launch(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array | None) -> None:
         if bias is not None:
-            self._point_at(plan, bias)
+            self._set_bias(plan, bias)
         real = _REAL_32 if out.dtype == np.float32 else _REAL_64
         a, b, d = plan.layouts
         self._lt.matmul(
@@ -196,7 +193,7 @@ class Products:
         )
 
     def _keeps_nan(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array) -> bool:
-        """Is the ReLU of NaN NaN, as in the kernels? Some maxima give 0. Overwrites `out`; waits."""
+        """Whether the ReLU propagates NaN, as the kernels do; some return 0. Overwrites `out`. Waits."""
         xp = self._cupy
         self._launch(plan, x, y, out, xp.full(bias.shape, np.nan, dtype=bias.dtype))
         return bool(xp.min(xp.isnan(out).view("uint8")))

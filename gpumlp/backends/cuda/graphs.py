@@ -1,12 +1,12 @@
-"""Many training steps in one launch, by CUDA graphs.
+"""CUDA graphs: many training steps in one launch.
 
-Steps of full batches are captured once, 16, 4 and 1 at a time, from the beginning of an epoch, and launched again
-for every such part of every epoch. A graph keeps addresses and scalars as they were, so what changes lies on the
-device: where in the epoch the part begins, and the optimizer's factors (learning rate, Adam's corrections).
+Steps of full batches are captured once, in graphs of 16, 4 and 1 steps, and launched for every such part of every
+epoch. A graph contains fixed addresses and scalars, so values that change are stored on the device: the position
+in the epoch, and the optimizer's factors (learning rate, Adam's bias corrections).
 
-The first step runs by itself: it compiles kernels and chooses the algorithms of the matrix products, which a
-capture cannot do. The short last batch runs by itself too. A step that cannot be captured is not run by graphs:
-`GraphRunner.unsupported_reason` says why.
+The first step is run without a graph, since compiling kernels and selecting the algorithms of matrix products is
+not possible during a capture; so is a smaller last batch. `GraphRunner.unsupported_reason` tells why a step cannot
+be captured.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..base import Array, Step
-from .kernels import Device, Place, cuda_activation, unsupported_reason
+from .kernels import Device, GraphOffsets, cuda_activation, unsupported_reason
 
-LENGTHS = (16, 4, 1)  # steps in a graph; 16 of them take the GPU far longer than launching the next graph
-CAPACITY = 256  # steps whose factors are on the device at a time: it works on them while the next are made ready
-
+LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
+CAPACITY = 256  # steps whose factors are copied to the device at a time
 
 StepKey: TypeAlias = tuple[Any, ...]
 
 
 class NotCapturableError(RuntimeError):
-    """A step does something that a graph cannot repeat."""
+    """A step performs an operation that a graph cannot repeat."""
 
 
 @dataclass
 class Capture:
-    """A capture in progress: its operations read their place from here, and count the steps."""
+    """A capture in progress: the offsets for its operations, and the number of captured steps."""
 
-    place: Place
+    offsets: GraphOffsets
     steps: int = 0
 
     def next_slot(self) -> int:
@@ -50,29 +49,29 @@ class Captured:
     """The graphs of one `Step`.
 
     Attributes:
-        key: of what was captured; the graphs hold for nothing else.
-        refusal: why it could not be captured, or None.
-        graphs: by the number of their steps, the longest first.
-        place: where they read what changes.
-        arrays: the captured ones, kept so that their addresses are given to no others.
+        key: the `step_key` for which the graphs are valid.
+        refusal: why the step could not be captured, or None.
+        graphs: by number of steps, in descending order.
+        offsets: from which the graphs read the values that change.
+        arrays: the captured arrays; the references prevent the reuse of their addresses.
     """
 
     key: StepKey
     refusal: str | None
     graphs: dict[int, Any]
-    place: Place
+    offsets: GraphOffsets
     arrays: list[Array]
 
 
 class GraphRunner:
-    """Runs steps for a backend by graphs."""
+    """Runs the steps of a backend by CUDA graphs."""
 
     def __init__(self, backend: Device) -> None:
         self._backend = backend
         self._captured: WeakKeyDictionary[Step, Captured] = WeakKeyDictionary()
 
     def unsupported_reason(self, step: Step) -> str | None:
-        """Why graphs cannot run this step, as a sentence; None if they can, as known before a capture."""
+        """Why graphs do not support this step; None if they do, as far as known before its capture."""
         if self._backend.products() is None:
             return "CuPy's products cannot be captured; install nvmath-python (pip install '.[nvmath]')"
         found = self._captured.get(step)
@@ -81,19 +80,19 @@ class GraphRunner:
         return unsupported_reason(step)
 
     def describe(self, step: Step) -> str:
-        """How the steps are run, in words."""
+        """Describe how a supported step is run."""
         return f"up to {LENGTHS[0]} steps in one launch"
 
     def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
-        """Run steps that `unsupported_reason` has nothing against.
+        """Run batches of a supported step.
 
         Args:
-            step: whose `batches` to run.
+            step: the step.
             key: its `step_key`.
             batches, learning_rates: as for `Backend.run_steps`.
 
         Returns:
-            How many were run: all, or those before a capture that was refused.
+            The number of batches that were run: all, or those before a capture that failed.
         """
         done = 0
         while done < len(batches):
@@ -114,22 +113,22 @@ class GraphRunner:
         return done
 
     def _prepare(self, step: Step, key: StepKey) -> Captured:
-        """Capture a graph of each length that an epoch has full batches for; nothing is computed."""
+        """Capture a graph of each length up to the number of full batches; nothing is computed."""
         xp, dtype = self._backend.xp, step.parameters.dtype
-        place = Place(xp.zeros(2, dtype="int64"), xp.zeros((CAPACITY, 2), dtype=dtype))
-        captured = Captured(key, None, {}, place, step.arrays())
+        offsets = GraphOffsets(xp.zeros(2, dtype="int64"), xp.zeros((CAPACITY, 2), dtype=dtype))
+        captured = Captured(key, None, {}, offsets, step.arrays())
         full = _full_batches(step, range(min(LENGTHS[0], len(step.slices))))
         try:
             for length in LENGTHS:
                 if length <= full:
-                    captured.graphs[length] = self._capture(step, step.slices[:length], place)
-        except RuntimeError as error:  # NotCapturableError, or what CuPy and CUDA refuse within a capture
+                    captured.graphs[length] = self._capture(step, step.slices[:length], offsets)
+        except RuntimeError as error:  # NotCapturableError, or an error of CuPy or CUDA
             captured.refusal, captured.graphs = f"a step cannot be captured: {error}", {}
         return captured
 
-    def _capture(self, step: Step, batches: Sequence[slice], place: Place) -> Any:
+    def _capture(self, step: Step, batches: Sequence[slice], offsets: GraphOffsets) -> Any:
         backend, xp, steps = self._backend, self._backend.xp, step.state.steps
-        capture = Capture(place)
+        capture = Capture(offsets)
         stream = xp.cuda.Stream(non_blocking=True)
         with stream, xp.cuda.using_allocator(_refuse_allocation):
             stream.begin_capture()
@@ -138,7 +137,7 @@ class GraphRunner:
                     for batch in batches:
                         step(batch, 0.0)  # the learning rate is read from the device
             except BaseException:
-                with suppress(Exception):  # it only says again that the capture failed
+                with suppress(Exception):  # a consequence of the first error
                     stream.end_capture()
                 raise
             finally:
@@ -149,26 +148,26 @@ class GraphRunner:
         return graph
 
     def _launch(self, step: Step, found: Captured, batches: range, learning_rates: Sequence[float]) -> None:
-        """Run full batches, `CAPACITY` at most."""
-        backend, state, place = self._backend, step.state, found.place
-        kernels = backend.kernels(place.factors.dtype)
+        """Run at most `CAPACITY` full batches."""
+        backend, state, offsets = self._backend, step.state, found.offsets
+        kernels = backend.kernels(offsets.factors.dtype)
         factors = [
             step.optimizer.step_factors(state.steps + number, rate)
             for number, rate in enumerate(learning_rates, 1)
         ]
-        host = np.array(factors, dtype=place.factors.dtype)
-        backend.xp.copyto(place.factors[: len(batches)], backend.asarray(host))
+        host = np.array(factors, dtype=offsets.factors.dtype)
+        backend.xp.copyto(offsets.factors[: len(batches)], backend.asarray(host))
         done = 0
         while done < len(batches):
             length = next(length for length in found.graphs if length <= len(batches) - done)
-            kernels.set_position(place, step.slices[batches[done]].start, done)
+            kernels.set_position(offsets, step.slices[batches[done]].start, done)
             found.graphs[length].launch()
             state.steps += length
             done += length
 
 
 def step_key(step: Step) -> StepKey:
-    """Addresses, shapes and rules of a step: equal as long as what was prepared for it holds."""
+    """Addresses, shapes and rules of a step: a captured graph is valid while they are unchanged."""
     activations = [(repr(layer.activation), cuda_activation(layer.activation)) for layer in step.layers]
     return (
         *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
@@ -178,10 +177,10 @@ def step_key(step: Step) -> StepKey:
 
 
 def _full_batches(step: Step, batches: range) -> int:
-    """How many of these batches, from the first one on, are full: all but perhaps the last of an epoch."""
+    """The number of full batches among these: only the last one of an epoch may be smaller."""
     last = step.slices[batches[-1]]
     return len(batches) if last.stop - last.start == step.batch_size else len(batches) - 1
 
 
 def _refuse_allocation(size: int) -> Any:
-    raise NotCapturableError(f"it allocates {size:,} bytes, which its graph would go on using")
+    raise NotCapturableError(f"it allocates {size:,} bytes, which its graph would continue to use")

@@ -1,16 +1,15 @@
-// The CUDA kernels of the training operations. base.py states what each operation does; tests compare the two.
-// rules.cuh is read before this text: the rules that one element or one sample follows.
+// The CUDA kernels of the training operations; preceded by rules.cuh. base.py contains the reference implementations.
 //
-// Compiled with -DREAL=float or -DREAL=double, by NVRTC when a GPU is first used. Without a GPU the tests compile the
-// same text for sm_80 and sm_90, and as C++ for the processor, where they run it.
+// Compiled with -DREAL=float or -DREAL=double by NVRTC when a GPU is first used. Without a GPU, tests compile this
+// source for sm_80 and sm_90, and as C++ for the CPU, where they run it.
 //
-// Matrices are row-major without gaps, indices are 64 bits wide, and no sum depends on the order in which threads
-// happen to run, so that training can be repeated bit for bit.
+// Matrices are row-major and contiguous, and indices have 64 bits. No sum depends on the order in which threads run, so
+// training is reproducible bit for bit.
 //
-// `position` is what lets a captured graph be used again further on in an epoch: {samples, steps} to go on from the
-// addresses and slots that were captured. A null pointer means that the call is not part of a graph.
+// `position` is {samples, steps}, offsets added to the captured addresses and slots, so that a graph can be launched at
+// any position of an epoch. It is a null pointer if the call is not part of a graph.
 
-// A block of column_sums; kernels.py launches it with as many threads.
+// The block size of column_sums, as in kernels.py.
 #define SUM_COLUMNS 32
 #define SUM_ROWS 32
 
@@ -38,7 +37,7 @@ extern "C" __global__ void gather_rows(const real* source, const int64* rows, in
     }
 }
 
-// sums[j] = sum over i of values[i, j]. A block takes 32 columns; each thread every 32nd row of one of them.
+// sums[j] = sum over i of values[i, j]. A block sums 32 columns; each thread adds every 32nd row of one column.
 extern "C" __global__ void column_sums(const real* values, int64 rows, int64 columns, real* sums)
 {
     __shared__ real partial[SUM_ROWS][SUM_COLUMNS];
@@ -56,7 +55,7 @@ extern "C" __global__ void column_sums(const real* values, int64 rows, int64 col
     }
 }
 
-// Loss, correctness and output error, one sample a thread: suited to few classes.
+// Loss, correctness and error term, with one thread per sample: suitable for few classes.
 extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labels, int64 batch, int64 classes,
                                                  const int64* position, real* losses, bool* correct)
 {
@@ -66,7 +65,7 @@ extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labe
                           correct + shift + i);
 }
 
-// The gradient of parameter i with the penalty's share, which only weights have. Written back, as the reference does.
+// The gradient of parameter i plus that of the penalty, for weights only; stored, as in the reference.
 __device__ real penalised(real* gradient, const real* parameters, int64 i, int64 weights_start, int64 weights_stop,
                           real l2, real l1)
 {
@@ -78,7 +77,7 @@ __device__ real penalised(real* gradient, const real* parameters, int64 i, int64
     return g;
 }
 
-// Where a step's factors {step size, epsilon} lie: in a graph they are read on the device, because they change.
+// The factors {step size, epsilon} of a step; a graph reads them from the device, since they change between launches.
 __device__ const real* factors_of(const real* factors, int64 slot, const int64* position)
 {
     return factors + 2 * (position[1] + slot);

@@ -1,6 +1,6 @@
-"""The kernels of ``kernels.cu`` and ``activation.cu``: how they are compiled, and how each is launched.
+"""Compilation and launches of the kernels in ``kernels.cu`` and ``activation.cu``.
 
-Nothing here imports CuPy: the library is passed, so that tests run these very calls on the processor.
+CuPy is passed as an argument and not imported, so that tests can run this code on the CPU.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 
 from ..base import Array, CudaActivation, Step, stated
 
-MOST_CLASSES = 64  # up to which a thread may take a whole row of logits
+MOST_CLASSES = 64  # since one thread processes a row of logits
 
 _THREADS = 256
 _MATRIX_BLOCK = (32, 8)  # columns, rows
 _ROW_THREADS = 64
 _SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of kernels.cu
-_MOST_BLOCKS = 65_535  # in y, and enough in x: a kernel's loops do the rest
+_MOST_BLOCKS = 65_535  # CUDA's limit in y; the kernels loop over larger arrays
 _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2}  # numbered as in rules.cuh
 
 
 class Device(Protocol):
-    """What `GraphRunner` and `PersistentRunner` need of the backend they run steps for."""
+    """The part of `CudaBackend` that `GraphRunner` and `PersistentRunner` use."""
 
     xp: Any
 
@@ -34,12 +34,12 @@ class Device(Protocol):
     def capturing(self, capture: Any) -> AbstractContextManager[None]: ...
 
 
-class Place(NamedTuple):
-    """Where a captured call finds what changes from one launch of its graph to the next.
+class GraphOffsets(NamedTuple):
+    """Arrays on the device with the values that change between launches of a graph.
 
     Attributes:
-        position: ``(2,)`` int64 on the device: samples and steps to go on from.
-        factors: ``(steps, 2)``, an optimizer's `step_factors` of each step.
+        position: ``(2,)`` int64, the numbers of samples and steps to add to the captured ones.
+        factors: ``(steps, 2)``, the optimizer's `step_factors` for each step.
     """
 
     position: Array
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 def kernel_source(*names: str, activation: CudaActivation | None = None) -> str:
-    """The text of ``rules.cuh`` and of the sources that build on it, with h and h' of an activation."""
+    """``rules.cuh``, ``activation.cuh`` if there is an activation, and the named sources, as one text."""
     parts = ["rules.cuh", *names]
     defined = ""
     if activation is not None:
@@ -57,41 +57,41 @@ def kernel_source(*names: str, activation: CudaActivation | None = None) -> str:
 
 
 def real_name(dtype: np.dtype[Any]) -> str:
-    """What CUDA calls float32 and float64."""
+    """The CUDA type for float32 or float64."""
     return {"float32": "float", "float64": "double"}[dtype.name]
 
 
 def cuda_activation(activation: Any) -> CudaActivation | None:
-    """What an activation states for CUDA, or None where no kernel can compute it."""
+    """The CUDA expressions of an activation; None if it has none that apply."""
     found: CudaActivation | None = stated(activation, "cuda", "forward", "backward")
     return found
 
 
 def optimizer_kernel(optimizer: Any) -> str | None:
-    """The name of the kernel that takes an optimizer's step, ``"sgd"`` or ``"adam"``; None if there is none."""
+    """The name of the optimizer's kernel, ``"sgd"`` or ``"adam"``; None if there is none."""
     name = stated(optimizer, "kernel", "update", "init", "active_buffers", "step_factors")
     return name if name in ("sgd", "adam") else None
 
 
 def has_penalty_kernel(penalty: Any) -> bool:
-    """Do the optimizers' kernels know this penalty?"""
+    """Whether the optimizers' kernels support this penalty."""
     return bool(stated(penalty, "kernel", "add_gradient") == "l2_l1")
 
 
 def has_loss_kernel(loss: Any) -> bool:
-    """Is there a kernel for this loss?"""
+    """Whether there is a kernel for this loss."""
     return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
 
 
 def sgd_code(optimizer: Any) -> np.int32:
-    """The number of SGD's rule."""
+    """The number of SGD's variant, as in rules.cuh."""
     rule = "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
     code: np.int32 = np.int32(_SGD_CODES[rule])
     return code
 
 
 def unsupported_reason(step: Step) -> str | None:
-    """What part of a step no kernel can compute, as a sentence; None if kernels know all of it."""
+    """Which part of a step has no kernel; None if kernels support the whole step."""
     classes, dtype = step.layers[-1].bias.size, step.losses.dtype
     unknown = [repr(layer.activation) for layer in step.layers if cuda_activation(layer.activation) is None]
     arrays = (step.images, step.order, step.targets)
@@ -99,8 +99,8 @@ def unsupported_reason(step: Step) -> str | None:
         "the rules of a step change from batch to batch": not step.same_rules,
         "the samples have weights": step.sample_weights is not None,
         f"there is no kernel for the loss {step.loss!r}": not has_loss_kernel(step.loss),
-        f"the kernel of the loss takes up to {MOST_CLASSES} classes, here are {classes}": classes > MOST_CLASSES,
-        f"the activation {', '.join(unknown)} states no CUDA expression": bool(unknown),
+        f"the kernel of the loss supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
+        f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
         f"there is no kernel for the optimizer {step.optimizer!r}": optimizer_kernel(step.optimizer) is None,
         f"there is no kernel for the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
         "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
@@ -111,19 +111,19 @@ def unsupported_reason(step: Step) -> str | None:
 
 
 def is_c_contiguous(*arrays: Array) -> bool:
-    """Are these arrays laid out as the kernels take them to be?"""
+    """Whether all arrays are C-contiguous, as the kernels require."""
     return all(array.flags.c_contiguous for array in arrays)
 
 
 class Kernels:
     """The kernels for one dtype.
 
-    Every scalar is given as the NumPy type that its parameter has: a kernel's arguments are raw bytes, and
-    nothing would convert them. The caller is responsible for shapes, dtypes and contiguity.
+    Every scalar is passed as a NumPy scalar of its parameter's type, since arguments are not converted. The caller
+    is responsible for shapes, dtypes and contiguity.
 
     Args:
         cupy: the library, or a fake of it.
-        dtype: float32 or float64, of all arrays but labels, rows and pixels.
+        dtype: float32 or float64, of all arrays except labels, rows and pixels.
     """
 
     def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
@@ -149,15 +149,17 @@ class Kernels:
             self._activations[activation] = found
         return self._activations[activation]
 
-    def gather(self, source: Array, rows: Array, scale: float | None, place: Place | None, out: Array) -> None:
-        """``out = source[rows] * scale`` for pixels, ``source[rows]`` where `scale` is None."""
+    def gather(
+        self, source: Array, rows: Array, scale: float | None, offsets: GraphOffsets | None, out: Array
+    ) -> None:
+        """``out = source[rows] * scale`` for pixels, ``out = source[rows]`` if `scale` is None."""
         batch, features = out.shape
         sizes = (np.int64(batch), np.int64(features))
         grid = _matrix_grid(batch, features)
         if scale is None:
-            self._gather_rows(grid, _MATRIX_BLOCK, (source, rows, *sizes, self._position(place), out))
+            self._gather_rows(grid, _MATRIX_BLOCK, (source, rows, *sizes, self._position(offsets), out))
         else:
-            arguments = (source, rows, *sizes, self._real(scale), self._position(place), out)
+            arguments = (source, rows, *sizes, self._real(scale), self._position(offsets), out)
             self._gather_pixels(grid, _MATRIX_BLOCK, arguments)
 
     def bias_activation(self, s: Array, bias: Array, activation: CudaActivation) -> None:
@@ -167,7 +169,7 @@ class Kernels:
         kernel(_matrix_grid(batch, units), _MATRIX_BLOCK, (s, bias, np.int64(batch), np.int64(units)))
 
     def activation_backward(self, delta: Array, a: Array, activation: CudaActivation) -> None:
-        """``delta = delta * h'`` in place, with h' from the output `a`, which is kept."""
+        """``delta = delta * h'`` in place, with h' computed from the output `a`, which is kept."""
         _, kernel = self._activation(activation)
         kernel(_grid(delta.size), (_THREADS,), (delta, a, np.int64(delta.size)))
 
@@ -178,12 +180,12 @@ class Kernels:
         self._column_sums(grid, _SUM_BLOCK, (values, np.int64(rows), np.int64(columns), sums))
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, place: Place | None, losses: Array, correct: Array
+        self, logits: Array, labels: Array, offsets: GraphOffsets | None, losses: Array, correct: Array
     ) -> None:
-        """See `Backend.softmax_cross_entropy`; for up to `MOST_CLASSES` classes."""
+        """See `SoftmaxCrossEntropy.output_error`; for up to `MOST_CLASSES` classes."""
         batch, classes = logits.shape
         sizes = (np.int64(batch), np.int64(classes))
-        arguments = (logits, labels, *sizes, self._position(place), losses, correct)
+        arguments = (logits, labels, *sizes, self._position(offsets), losses, correct)
         self._softmax_cross_entropy(_grid(batch, _ROW_THREADS), (_ROW_THREADS,), arguments)
 
     def update(
@@ -196,11 +198,11 @@ class Kernels:
         state: Any,
         learning_rate: float,
         slot: int,
-        place: Place | None,
+        offsets: GraphOffsets | None,
     ) -> None:
         """Penalty and optimizer step in one pass; see `Backend.update`.
 
-        A captured step reads what changes from step to step from the device, at `slot` of the place's factors.
+        A captured step reads its factors from the device, at index `slot` plus the position of the launch.
         """
         real, name = self._real, optimizer_kernel(optimizer)
         state.steps += 1
@@ -209,8 +211,8 @@ class Kernels:
         penalties = (real(penalty.l2), real(penalty.l1))
         common = (np.int64(parameters.size), np.int64(start), np.int64(stop), *penalties)
         factors = (self._null, np.int64(0), self._null)
-        if place is not None:
-            factors = (place.factors, np.int64(slot), place.position)
+        if offsets is not None:
+            factors = (offsets.factors, np.int64(slot), offsets.position)
         grid = _grid(parameters.size)
         if name == "sgd":
             velocity = state.buffers["velocity"] if optimizer.momentum else self._null
@@ -222,12 +224,12 @@ class Kernels:
             rule = (*betas, step_size, epsilon)
             self._adam_step(grid, (_THREADS,), (parameters, gradient, *means, *common, *rule, *factors))
 
-    def set_position(self, place: Place, samples: int, steps: int) -> None:
-        """Where the next launch of a graph goes on from."""
-        self._set_position((1,), (1,), (place.position, np.int64(samples), np.int64(steps)))
+    def set_position(self, offsets: GraphOffsets, samples: int, steps: int) -> None:
+        """Set the position of the next launch of a graph."""
+        self._set_position((1,), (1,), (offsets.position, np.int64(samples), np.int64(steps)))
 
-    def _position(self, place: Place | None) -> Any:
-        return self._null if place is None else place.position
+    def _position(self, offsets: GraphOffsets | None) -> Any:
+        return self._null if offsets is None else offsets.position
 
 
 def _grid(size: int, threads: int = _THREADS) -> tuple[int]:

@@ -1,22 +1,22 @@
-// Many training steps of a network of one hidden layer in one launch, its weights on chip from the first to the last.
-// rules.cuh, activation.cuh and persistent_block.cuh are read before this text; persistent.py says which steps it runs.
+// Many training steps of a network with one hidden layer in one launch, with the weights in shared memory. Preceded by
+// rules.cuh, activation.cuh and persistent_block.cuh; persistent.py defines which steps it supports.
 //
-// Each block keeps UNITS hidden units in its shared memory: their columns of W1, their rows of W2, and what momentum
-// remembers of both. Every block keeps b2. A step of a batch:
+// Each block stores UNITS hidden units in its shared memory: their columns of W1, their rows of W2, their b1, and the
+// velocities. Every block stores b2. A step:
 //
-//   1. s1 of the own units, summed over all inputs, and a1 = h(s1)
-//   2. their part of the logits, a1 W2, goes to global memory: all that blocks tell each other
-//   3. a barrier for the whole grid
-//   4. the logits: b2 and the parts of all blocks, summed by every block in the same order; softmax, loss and delta2
-//   5. delta1 = (delta2 W2^T) * h' of the own units, from W2 as it was before this step's update
-//   6. gradients, penalty and SGD step of what the block keeps; each computes the same b2
+//   1. s1 of the block's units, summed over all inputs, and a1 = h(s1)
+//   2. their partial logits, a1 W2, written to global memory: the only data that blocks exchange
+//   3. a grid-wide barrier
+//   4. the logits: b2 plus the partial logits of all blocks, summed by every block in the same order; loss and delta2
+//   5. delta1 = (delta2 W2^T) * h' of the block's units, with W2 from before this step's update
+//   6. gradients, penalty and SGD step of the block's parameters; every block computes the same b2
 //
-// One barrier a step is enough, because the parts of the logits have two places, used in turn. A block writes into a
-// place again two steps later, behind the barrier of the step between; there every block arrives only after it has
-// read, in 4, what the place held before.
+// One barrier per step is sufficient, because the partial logits alternate between two buffers. A block overwrites a
+// buffer two steps later, after the barrier of the step in between, at which every block arrives only after it has read
+// the previous contents of the buffer in 4.
 //
-// No sum depends on the order in which threads happen to run, and a step depends on nothing but parameters, velocity
-// and batch: however an epoch is split into launches, its result is the same, bit for bit.
+// No sum depends on the order in which threads run, and a step depends only on parameters, velocity and batch. The
+// result of an epoch is therefore the same, bit for bit, for any division into launches.
 
 struct Rules {
     int sgd;
@@ -32,8 +32,8 @@ struct Rules {
     }
 };
 
-// a1 = h(scale x W1 + b1) of the own units. A warp takes four samples and four units at a time, its lanes share the
-// inputs: so a weight, once read, is used for four samples, and an input for four units.
+// a1 = h(scale x W1 + b1) of the block's units. A warp computes four samples and four units at a time, with the inputs
+// divided among its lanes: each weight read is used for four samples, and each input for four units.
 __device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int units, real scale)
 {
     int lane = threadIdx.x % 32;
@@ -59,13 +59,13 @@ __device__ void forward(Block& own, const value (*rows)[STRIDE], int batch, int 
         }
         real s = scale * sum_over_warp(sums, lane);
         int b = first_row + lane / 8, u = first_unit + lane / 2 % 4;
-        if (lane % 2 == 0)  // the last block may have room for more units than there are: they stay 0
+        if (lane % 2 == 0)  // units beyond the last one stay 0
             own.a[b][u] = u < units ? activate(s + own.parameters.bias1[u]) : (real)0;
     }
 }
 
-// What the own units add to the logits of each sample, in global memory.
-__device__ void give_part(const Block& own, int batch, real* part)
+// Write the partial logits of the block's units to global memory.
+__device__ void write_partial_logits(const Block& own, int batch, real* part)
 {
     for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
         real sum = 0;
@@ -75,19 +75,19 @@ __device__ void give_part(const Block& own, int batch, real* part)
     }
 }
 
-// The logits, from b2 and the parts of all blocks.
-__device__ void take_parts(Block& own, int batch, const real* parts)
+// The logits: b2 plus the partial logits of all blocks.
+__device__ void sum_partial_logits(Block& own, int batch, const real* parts)
 {
     for (int k = threadIdx.x; k < batch * CLASSES; k += THREADS) {
         real sum = own.parameters.bias2[k % CLASSES];
 #pragma unroll 32
         for (int block = 0; block < BLOCKS; block++)
-            sum += __ldcg(parts + block * LOGITS + k);  // past the first-level cache, which may hold older values
+            sum += __ldcg(parts + block * LOGITS + k);  // bypasses the L1 cache, which may contain older values
         own.delta2[k / CLASSES][k % CLASSES] = sum;
     }
 }
 
-// delta1 = (delta2 W2^T) * h' of the own units.
+// delta1 = (delta2 W2^T) * h' of the block's units.
 __device__ void backward(Block& own, int batch)
 {
     for (int k = threadIdx.x; k < batch * UNITS; k += THREADS) {
@@ -99,7 +99,7 @@ __device__ void backward(Block& own, int batch)
     }
 }
 
-// Gradient and step of four units' weights of four inputs.
+// Gradient and update of the weights between four inputs and four units.
 __device__ void update_weight1(Block& own, const value (*rows)[STRIDE], int batch, int q, int first_unit, real scale,
                                const Rules& rules)
 {
@@ -126,7 +126,7 @@ __device__ void update_weight1(Block& own, const value (*rows)[STRIDE], int batc
     }
 }
 
-// Gradients and steps of all that the block keeps: tiles of W1, then single elements of W2, b1 and b2.
+// Gradients and updates of the block's parameters: tiles of W1, then single elements of W2, b1 and b2.
 __device__ void update(Block& own, const value (*rows)[STRIDE], int batch, real scale, const Rules& rules)
 {
     const int tiles = QUADS * (UNITS / 4), weights2 = UNITS * CLASSES;
@@ -157,11 +157,11 @@ __device__ void update(Block& own, const value (*rows)[STRIDE], int batch, real 
     }
 }
 
-// The samples from `start` to `stop` of the order, in batches of BATCH and what is left.
+// Train on the samples from `start` to `stop` of the order, in batches of BATCH; the last one may be smaller.
 //
-// To be launched cooperatively, as (1, BLOCKS) blocks, so that all are there at once, with SHARED_BYTES each.
-// `rates` holds the learning rate of each batch, `parts` 2 x BLOCKS x LOGITS, `arrived` is 0. Velocities are null with
-// plain SGD.
+// Requires a cooperative launch, so that all blocks are resident, with (1, BLOCKS) blocks and SHARED_BYTES each.
+// `rates` contains the learning rate of each batch, `parts` has 2 x BLOCKS x LOGITS elements, `arrived` is 0. The
+// velocities are null pointers for plain SGD.
 extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
     const value* source, const int64* order, const int64* labels, int64 start, int64 stop, real scale, int sgd,
     real momentum, const real* rates, real l2, real l1, real* weight1, real* bias1, real* weight2, real* bias2,
@@ -195,12 +195,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void train_steps(
 
         forward(own, rows, batch, units, scale);
         __syncthreads();
-        give_part(own, batch, place + block * LOGITS);
+        write_partial_logits(own, batch, place + block * LOGITS);
         arrive(arrived);
-        if (BUFFERS == 2)  // while the others arrive
+        if (BUFFERS == 2)  // while waiting for the other blocks
             gather(own.rows[(step + 1) % BUFFERS], source, order + next, next_batch);
         wait(arrived, (step + 1) * BLOCKS);
-        take_parts(own, batch, place);
+        sum_partial_logits(own, batch, place);
         __syncthreads();
         for (int b = threadIdx.x; b < batch; b += THREADS) {
             real loss;

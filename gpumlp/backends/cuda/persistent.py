@@ -1,17 +1,16 @@
-"""All steps of an epoch of a small network in one launch: ``persistent.cu``, which steps it runs, and its launch.
+"""The persistent kernel, ``persistent.cu``: many steps of a small network in one launch.
 
-A cooperative launch of one block for every four hidden units, or a multiple of four, whose weights are in shared
-memory from the first step to the last. Blocks exchange only their parts of the logits, and meet once a step.
-A part of an epoch is this launch, and a few that set numbers.
+The cooperative launch has one block for every four hidden units, or a multiple of four, and keeps the weights in
+shared memory for all steps. Blocks exchange only their partial logits, with one grid-wide barrier per step.
 
-For 784-128-10 at batch 32 that is 32 blocks of 4 units. In a step each reads the 25 kB of the batch's pixels,
-writes its 1.3 kB of the logits' parts, and reads all 41 kB of them: 1.3 MB for all blocks, from the second-level
-cache. Each adds up 200,704 products, for which the 128 units of a multiprocessor need 1,568 ticks at least: the
-floor of this division of the work. On an H100 a step takes 7.2 us at batch 32 and 18.3 at 128
-(``docs/`` has all measured tables).
+For 784-128-10 at batch 32 these are 32 blocks of 4 units. In each step a block reads 25 kB of pixels, writes 1.3
+kB of partial logits, and reads the 41 kB of all blocks (1.3 MB in total, from the L2 cache). It computes 200,704
+multiply-adds, for which the 128 FP32 cores of a multiprocessor need at least 1,568 cycles: the lower bound for
+this division of the work. On an H100 a step takes 7.2 us at batch 32 and 18.3 us at batch 128; ``docs/`` has all
+tables.
 
-Sums have another order here than in the operations one by one, so results differ from theirs by rounding. They are
-the same bits in every run.
+Sums are computed in a different order than by the separate operations, so results differ by rounding. They are
+reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -36,21 +35,22 @@ from .kernels import (
 )
 
 SOURCES = ("persistent_block.cuh", "persistent.cu")
-UNITS = 4  # of a block, or a multiple: as many as a thread of the kernel takes at a time
-MOST_STEPS = 65_536  # in one launch, which nothing can interrupt
-_ALIGNMENT = 16  # bytes in which rows are read
-_PADDING = 5 * 31  # bytes, the most that aligning the arrays of a block can take
+UNITS = 4  # the units of a block are a multiple of it
+MOST_STEPS = 65_536  # per launch, which cannot be interrupted
+_ALIGNMENT = 16  # bytes, of the rows that the kernel reads
+_PADDING = 5 * 31  # bytes, the maximum for the alignment of a block's arrays
 
 
 class Sizes(NamedTuple):
-    """What the kernel is compiled for.
+    """The sizes that the kernel is compiled for.
 
     Attributes:
+        inputs, hidden, classes: of the network.
         batch: samples of a full batch.
         units: hidden units of a block; the last block may have fewer.
-        buffers: batches whose rows a block has room for; with 2, the next batch is read ahead.
+        buffers: batches of rows in shared memory, 1 or 2; with 2, the next batch is prefetched.
         itemsize: bytes of a parameter.
-        pixels: are the inputs uint8?
+        pixels: whether the inputs are uint8.
     """
 
     inputs: int
@@ -64,12 +64,12 @@ class Sizes(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return math.ceil(self.hidden / self.units)
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block, as ``struct Block`` lays it out; the compiler checks that it suffices."""
+        """Bytes of shared memory of a block, for ``struct Block``; the compiler checks that they suffice."""
         stride, rows = 16 * math.ceil(self.inputs / 16), 4 * math.ceil(self.batch / 4)
         state = self.units * (stride + self.classes + 1) + self.classes
         values = 2 * state + 2 * rows * self.units + self.batch * (self.classes | 1)
@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
         return values * self.itemsize + self.buffers * rows * row_bytes + _PADDING
 
     def options(self, real: str, threads: int) -> tuple[str, ...]:
-        """For the compiler."""
+        """The options of the compiler."""
         values = {
             "REAL": real, "PIXELS": int(self.pixels), "INPUTS": self.inputs, "HIDDEN": self.hidden,
             "CLASSES": self.classes, "BATCH": self.batch, "UNITS": self.units, "BLOCKS": self.blocks,
@@ -87,11 +87,11 @@ class Sizes(NamedTuple):
 
 
 class PersistentRunner:
-    """Runs steps for a backend by the persistent kernel.
+    """Runs the steps of a backend by the persistent kernel.
 
     Args:
-        backend: of the device.
-        threads: of a block, a multiple of 32; None chooses by the batch.
+        backend: the backend.
+        threads: threads of a block, a multiple of 32; None selects by the batch size.
     """
 
     def __init__(self, backend: Device, threads: int | None = None) -> None:
@@ -100,11 +100,11 @@ class PersistentRunner:
         self._sizes: WeakKeyDictionary[Step, Sizes] = WeakKeyDictionary()
 
     def threads(self, batch_size: int) -> int:
-        """Threads of a block: measured on an H100, 512 are 10 to 14 % faster from batch 64 on."""
+        """Threads of a block; on an H100, 512 are 10 to 14 % faster than 256 from batch 64 on."""
         return self._threads or (512 if batch_size >= 64 else 256)
 
     def unsupported_reason(self, step: Step) -> str | None:
-        """Why the kernel cannot run this step on this device, as a sentence; None if it can."""
+        """Why the kernel does not support this step on this device; None if it does."""
         reason = unsupported_reason(step) or self._unsupported_shape(step)
         if reason is not None:
             return reason
@@ -118,7 +118,7 @@ class PersistentRunner:
         )
 
     def describe(self, step: Step) -> str:
-        """How the kernel runs a step that `unsupported_reason` has nothing against, in words."""
+        """Describe how the kernel runs a supported step."""
         sizes = self._sizes[step]
         return (
             f"{sizes.blocks} blocks of {self.threads(sizes.batch)} threads, {sizes.units} hidden units and "
@@ -126,7 +126,7 @@ class PersistentRunner:
         )
 
     def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
-        """Run steps that `unsupported_reason` has nothing against. Returns how many: all."""
+        """Run the batches of a supported step; arguments as for `GraphRunner.run`. Returns their number."""
         for first in range(0, len(batches), MOST_STEPS):
             part = batches[first : first + MOST_STEPS]
             self._launch(self._sizes[step], step, part, learning_rates[first : first + MOST_STEPS])
@@ -136,20 +136,19 @@ class PersistentRunner:
     def _unsupported_shape(self, step: Step) -> str | None:
         layers = len(step.layers)
         if layers != 2:
-            return f"it is for networks of one hidden layer, this one has {layers - 1}"
+            return f"it supports networks with one hidden layer only, this one has {layers - 1}"
         reasons = {
-            "it is for the optimizer SGD": optimizer_kernel(step.optimizer) != "sgd",
-            "it is for outputs without an activation of their own": cuda_activation(step.layers[1].activation)
+            "it supports the optimizer SGD only": optimizer_kernel(step.optimizer) != "sgd",
+            "it does not support an activation of the outputs": cuda_activation(step.layers[1].activation)
             != CudaActivation("s", "1", "BIAS"),
-            "it never makes the gradients that a callback reads": step.gradient_wanted,
-            f"the samples do not begin at a multiple of {_ALIGNMENT} bytes": step.images.data.ptr % _ALIGNMENT
-            != 0,
-            "the device has no cooperative launches": not self._attribute("CooperativeLaunch"),
+            "it does not store the gradients that a callback reads": step.gradient_wanted,
+            f"the samples are not aligned to {_ALIGNMENT} bytes": step.images.data.ptr % _ALIGNMENT != 0,
+            "the device does not support cooperative launches": not self._attribute("CooperativeLaunch"),
         }
         return next((reason for reason, applies in reasons.items() if applies), None)
 
     def _fit(self, step: Step) -> Sizes:
-        """What the kernel is compiled for on this device: two batches of rows where they fit."""
+        """The sizes for this step and device, with two batches of rows if they fit."""
         hidden_layer, output_layer = step.layers
         inputs, hidden = hidden_layer.weight.shape
         sizes = Sizes(
@@ -157,7 +156,7 @@ class PersistentRunner:
             hidden=hidden,
             classes=output_layer.bias.size,
             batch=step.batch_size,
-            units=UNITS * math.ceil(hidden / UNITS / self._attribute("MultiProcessorCount")),  # all blocks at once
+            units=UNITS * math.ceil(hidden / UNITS / self._attribute("MultiProcessorCount")),  # all resident
             buffers=2,
             itemsize=step.losses.dtype.itemsize,
             pixels=bool(step.images.dtype == np.uint8),
@@ -173,16 +172,16 @@ class PersistentRunner:
         kernel = self._kernels.get((sizes, activation))
         if kernel is None:
             options = sizes.options(real_name(dtype), self.threads(sizes.batch))
-            # Without CuPy's `enable_cooperative_groups`, which before 14.2 links with a library that wheels lack:
-            # only the launch has to be cooperative.
+            # CuPy's `enable_cooperative_groups` is not needed, since only the launch is cooperative; before CuPy
+            # 14.2 it links with a library that the wheels lack.
             code = kernel_source(*SOURCES, activation=activation)
             kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_steps")
-            kernel.max_dynamic_shared_size_bytes = sizes.shared_bytes  # more than 48 KiB has to be asked for
+            kernel.max_dynamic_shared_size_bytes = sizes.shared_bytes  # required above 48 KiB
             self._kernels[sizes, activation] = kernel
         return kernel
 
     def _launch(self, sizes: Sizes, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        """One launch. Every scalar is of its parameter's type: see `Kernels`."""
+        """Launch the kernel. Every scalar has the type of its parameter; see `Kernels`."""
         xp, dtype, real = self._backend.xp, step.losses.dtype, step.losses.dtype.type
         optimizer, penalty, activation = step.optimizer, step.penalty, cuda_activation(step.layers[0].activation)
         assert activation is not None
@@ -201,8 +200,9 @@ class PersistentRunner:
             xp.empty(2 * sizes.blocks * sizes.batch * sizes.classes, dtype=dtype),
             xp.zeros(1, dtype=np.uint32),
         )
-        function = self._kernel(sizes, activation, dtype).kernel  # can be launched cooperatively
-        # Of two dimensions, because of one CuPy would silently launch only as many blocks as fit at once.
+        function = self._kernel(sizes, activation, dtype).kernel  # supports cooperative launches
+        # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
+        # once.
         function(
             (1, sizes.blocks),
             (self.threads(sizes.batch),),

@@ -1,15 +1,15 @@
-// What a block of persistent.cu keeps in shared memory and how it gets there, and how threads and blocks meet. Read
-// between rules.cuh and that text.
+// Shared memory of a block of persistent.cu, its transfers, and the synchronization of threads and blocks. Preceded by
+// rules.cuh and activation.cuh.
 //
-// The sizes are the compiler's to know, see persistent.py: INPUTS, HIDDEN and CLASSES of the network, samples of
-// a BATCH, hidden UNITS of a block, all BLOCKS, THREADS of a block, BUFFERS for rows, and whether these are PIXELS.
+// persistent.py defines the sizes: INPUTS, HIDDEN and CLASSES of the network; BATCH, samples of a full batch; UNITS,
+// hidden units of a block; BLOCKS; THREADS of a block; BUFFERS, batches of rows in shared memory; PIXELS, 1 for uint8.
 
 #define WARPS (THREADS / 32)
-#define STRIDE ((INPUTS + 15) / 16 * 16)  // of a row of inputs in shared memory; what is beyond INPUTS stays 0
+#define STRIDE ((INPUTS + 15) / 16 * 16)  // of a row of inputs in shared memory; elements beyond INPUTS stay 0
 #define QUADS (STRIDE / 4)
 #define ROWS ((BATCH + 3) / 4 * 4)
 #define LOGITS (BATCH * CLASSES)
-#define READS 8  // of a thread at a time
+#define READS 8  // concurrent reads of a thread
 
 #if PIXELS
 typedef unsigned char value;
@@ -17,14 +17,14 @@ typedef unsigned char value;
 typedef real value;
 #endif
 
-// Four neighbours, read and written at once.
+// Four consecutive elements, read and written together.
 template <typename T> struct alignas(4 * sizeof(T)) Four {
     T v[4];
 };
 template <typename T> __device__ Four<T>& four(T* row, int index) { return ((Four<T>*)row)[index]; }
 template <typename T> __device__ const Four<T>& four(const T* row, int index) { return ((const Four<T>*)row)[index]; }
 
-// The pieces in which rows are copied: 16 bytes where rows are made of such.
+// The unit in which rows are copied: 16 bytes if rows are a multiple of it.
 #if INPUTS % 16 == 0
 typedef Four<int> piece;
 #else
@@ -32,7 +32,7 @@ typedef value piece;
 #endif
 #define PIECES (INPUTS * (int)sizeof(value) / (int)sizeof(piece))
 
-// What a block keeps of the parameters, or of their velocity.
+// The parameters of a block, or their velocity.
 struct State {
     alignas(32) real weight1[UNITS][STRIDE];  // columns of W1, as rows
     real weight2[UNITS][CLASSES], bias1[UNITS], bias2[CLASSES];
@@ -43,7 +43,7 @@ struct Block {
     State parameters, velocity;
     alignas(32) real a[ROWS][UNITS];
     alignas(32) real delta1[ROWS][UNITS];
-    real delta2[BATCH][CLASSES | 1];  // logits at first; with an odd width, threads of a warp read different banks
+    real delta2[BATCH][CLASSES | 1];  // first the logits; an odd width avoids bank conflicts
     alignas(32) value rows[BUFFERS][ROWS][STRIDE];
 };
 static_assert(sizeof(Block) <= SHARED_BYTES, "persistent.py reserves too little shared memory");
@@ -61,7 +61,7 @@ __device__ void move(real& here, real& there, bool out)
         here = there;
 }
 
-// Read the block's part of the tensors, or write it `out`. b2 is the first block's to write.
+// Read the block's part of the tensors, or write it if `out`. Only the first block writes b2.
 __device__ void move_state(State& own, const Tensors& all, int first, int units, bool out)
 {
     for (int k = threadIdx.x; k < INPUTS * units; k += THREADS)
@@ -75,7 +75,7 @@ __device__ void move_state(State& own, const Tensors& all, int first, int units,
             move(own.bias2[k], all.bias2[k], out);
 }
 
-// The rows of a batch into shared memory. A thread has READS reads on their way before it waits for the first.
+// Copy the rows of a batch to shared memory. A thread starts READS reads before it waits for the first.
 __device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, const int64* __restrict__ order,
                        int batch)
 {
@@ -84,7 +84,7 @@ __device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, 
         piece read[READS];
 #pragma unroll
         for (int r = 0; r < READS; r++) {
-            int k = min(first + r * THREADS, pieces - 1);  // the last piece again rather than none
+            int k = min(first + r * THREADS, pieces - 1);  // repeats the last piece instead of branching
             read[r] = ((const piece*)(source + order[k / PIECES] * INPUTS))[k % PIECES];
         }
 #pragma unroll
@@ -95,7 +95,7 @@ __device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, 
     }
 }
 
-// Keep one half of the values, exchanged with the lane that differs in bit COUNT of its number and keeps the other.
+// Add the values of the lane that differs in bit COUNT of its index; each of the two lanes keeps one half of the sums.
 template <int COUNT> __device__ void halve(real* values, int lane)
 {
 #pragma unroll
@@ -105,8 +105,7 @@ template <int COUNT> __device__ void halve(real* values, int lane)
     }
 }
 
-// Lane l of a warp gets the sum over all lanes of their value l / 2, in 16 exchanges; a sum of its own for each value
-// would take 80.
+// Lane l of a warp gets the sum of value l / 2 over all lanes, in 16 shuffles; separate sums would need 80.
 __device__ real sum_over_warp(real (&values)[16], int lane)
 {
     halve<16>(values, lane);
@@ -116,8 +115,8 @@ __device__ real sum_over_warp(real (&values)[16], int lane)
     return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
 }
 
-// The barrier in two halves, so that a block can do something else between them. `arrived` counts from 0 in every
-// launch. The fences make what any thread of a block wrote before the first half seen by all behind the second.
+// A grid-wide barrier in two parts, between which a block can do other work. `arrived` starts at 0 in every launch. The
+// fences make writes of any thread before `arrive` visible to all threads after `wait`.
 __device__ void arrive(unsigned* arrived)
 {
     __syncthreads();

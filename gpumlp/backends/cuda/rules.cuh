@@ -1,4 +1,4 @@
-// The rules that kernels.cu and persistent.cu share. It is read before their text.
+// Types and functions shared by kernels.cu and persistent.cu, which it precedes.
 
 typedef REAL real;
 typedef long long int64;
@@ -8,12 +8,12 @@ __device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.
 __device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
 __device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 
-// The rules of SGD, numbered as in kernels.py.
+// The variants of SGD, numbered as in kernels.py.
 #define PLAIN 0
 #define MOMENTUM 1
 #define NESTEROV 2
 
-// Loss, correctness and output error of one sample; the error overwrites its logits s.
+// Loss, correctness and error term of one sample; the error term overwrites its logits s.
 __device__ void softmax_of_sample(real* s, int64 label, int64 batch, int64 classes, real* loss, bool* correct)
 {
     int64 best = 0;
@@ -33,7 +33,7 @@ __device__ void softmax_of_sample(real* s, int64 label, int64 batch, int64 class
     *correct = best == label;
 }
 
-// The gradient g of the weight w with the penalty's share.
+// The gradient g of the weight w plus that of the penalty.
 __device__ real add_penalty(real g, real w, real l2, real l1)
 {
     g += w * l2;
@@ -41,7 +41,7 @@ __device__ real add_penalty(real g, real w, real l2, real l1)
     return g;
 }
 
-// One parameter's step of SGD with the gradient g; plain SGD has no velocity.
+// The SGD step of one parameter with the gradient g; plain SGD does not read the velocity.
 __device__ void step_of_sgd(real* parameter, real* velocity, real g, int rule, real momentum, real step_size)
 {
     real direction = g;
