@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import command, report
+from . import command
 from .backends import EXECUTIONS, DeviceError
 from .data import DataError
 from .training.checkpoint import CheckpointError
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = config.without_leftovers()
         config.check()
         if config.report or (config.resume is not None and open_run(config.resume).config.report):
+            from . import report  # loads much that training does not need
+
             report.require_libraries()  # before training, not after it
         try:
             outcome = train(config)
@@ -71,6 +73,8 @@ def _report_unfinished(run: Run) -> None:
 
 def _write_report(run: Run) -> None:
     path = run.path / REPORT
+    from . import report
+
     report.write_page(path, report.report_page([run.name], data_dir=run.config.data_dir))
     if not run.config.quiet:
         print(f"report: {path}")

@@ -42,7 +42,7 @@ def words(blobs: Dataset, tmp_path: Path) -> tuple[str, ...]:
 def test_graphs_and_eager_execution_give_the_same_run(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for way, shown in (("graphs", "execution: CUDA graphs: "), ("eager", "execution: step by step: ")):
+    for way, shown in (("graphs", "execution: graphs: "), ("eager", "execution: eager: ")):
         cupy.launches.clear()
         assert run("train", *words, "--epochs", 4, "--execution", way, "--out", tmp_path / way) == 0
         assert ("graph" in cupy.launches) == (way == "graphs")
@@ -78,7 +78,7 @@ def test_a_run_by_the_persistent_kernel_is_resumed_by_it(
     cupy.attributes["CooperativeLaunch"] = 1
     words = (*words, "--optimizer", "sgd", "--hidden", "16")
     assert run("train", *words, "--epochs", 4, "--out", whole) == 0
-    shown = "execution: persistent kernel: 4 blocks of 256 threads, 4 hidden units"
+    shown = "execution: persistent: 4 blocks of 256 threads, 4 hidden units"
     assert shown in capsys.readouterr().out
     assert run("train", *words, "--epochs", 2, "--out", parts) == 0
     assert run("train", "--resume", parts, "--epochs", 4) == 0
@@ -88,7 +88,7 @@ def test_a_run_by_the_persistent_kernel_is_resumed_by_it(
     assert run("train", *with_adam) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: "))
     reason = "up to 16 steps in one launch; not persistent: it supports the optimizer SGD only"
-    assert line == f"execution: CUDA graphs: {reason}"
+    assert line == f"execution: graphs: {reason}"
 
 
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(

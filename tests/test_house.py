@@ -93,3 +93,27 @@ def test_only_the_cuda_backend_knows_a_gpu_library(name: str) -> None:
             used.add(node.id)
     allowed = {"cupy", "nvmath"} if name == "gpumlp.backends.cuda.backend" else set()
     assert not ({"cupy", "cupyx", "nvmath", "torch"} & used) - allowed
+
+
+# Methods that import from above when they are called, so that users find them where they are expected.
+UPWARDS = {
+    "gpumlp.nn.network": {"gpumlp.interop.sklearn", "gpumlp.interop.torch"},  # MLP.from_sklearn, from_torch
+    "gpumlp.training.trainer": {"gpumlp.diagnostics"},  # Trainer(diagnostics=True)
+    "gpumlp.training.history": {"gpumlp.diagnostics"},  # History.findings and trend
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_from_above_within_functions_are_those_that_are_listed(name: str) -> None:
+    folder = name.split(".")[1:2]
+    if not folder or folder[0] not in BELOW:
+        return
+    above, found = set(BELOW) - BELOW[folder[0]] - set(folder), set()
+    for function in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.ImportFrom) and node.level == 2:
+                    module = f"gpumlp.{node.module}"
+                    if module.split(".")[1] in above:
+                        found.add(module)
+    assert found == UPWARDS.get(name, set())

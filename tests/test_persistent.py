@@ -364,9 +364,7 @@ def test_the_threads_of_a_block_follow_the_batch(blobs: Dataset) -> None:
         backend = host_backend()
         backend.persistent._threads = None
         trainer = trainer_on(backend, blobs, batch_size=batch_size)
-        assert str(trainer.execution).startswith(
-            f"persistent kernel: 5 blocks of {threads} threads, 4 hidden units"
-        )
+        assert str(trainer.execution).startswith(f"persistent: 5 blocks of {threads} threads, 4 hidden units")
 
 
 def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:

@@ -62,10 +62,7 @@ class Execution(NamedTuple):
     threads: int | None = None
 
     def __str__(self) -> str:
-        return f"{_EXECUTION_NAMES[self.name]}: {self.reason}"
-
-
-_EXECUTION_NAMES = {"persistent": "persistent kernel", "graphs": "CUDA graphs", "eager": "step by step"}
+        return f"{self.name}: {self.reason}"
 
 
 class Accumulation(NamedTuple):
@@ -107,7 +104,7 @@ def stated(rule: Any, attribute: str, *methods: str) -> Any:
         methods: the names of the methods that it describes.
     """
     own = getattr(rule, "__dict__", {})
-    if attribute not in own and any(method in own for method in methods):
+    if own and attribute not in own and not own.keys().isdisjoint(methods):
         return None
     kind: Any = type(rule)  # mypy does not accept a type as hashable
     return getattr(rule, attribute, None) if _declared_with(kind, attribute, methods) else None

@@ -180,8 +180,9 @@ class SGD(Optimizer):
     ) -> None:
         step = state.scratch
         state.steps += 1
+        step_size, _ = self.step_factors(state.steps, learning_rate)
         if not self.momentum:
-            xp.multiply(gradient, learning_rate, out=step)
+            xp.multiply(gradient, step_size, out=step)
         else:
             velocity = state.buffers["velocity"]
             xp.multiply(velocity, self.momentum, out=velocity)
@@ -189,15 +190,15 @@ class SGD(Optimizer):
             if self.nesterov:
                 xp.multiply(velocity, self.momentum, out=step)
                 xp.add(step, gradient, out=step)
-                xp.multiply(step, learning_rate, out=step)
+                xp.multiply(step, step_size, out=step)
             else:
-                xp.multiply(velocity, learning_rate, out=step)
+                xp.multiply(velocity, step_size, out=step)
         xp.subtract(parameters, step, out=parameters)
 
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        if not (stated(self, "kernel", "update") and stated(penalty, "kernel", "add_gradient")):
+        if not (stated(self, "kernel", "update", "step_factors") and stated(penalty, "kernel", "add_gradient")):
             return None  # `complete` does not apply to overridden rules
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)

@@ -34,7 +34,6 @@ FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
 MISTAKES, UNITS = 40, 64  # shown of each run
-MATRIX_CLASSES = 20  # at most, for a complete confusion matrix
 _FULL_RUNS = 6  # with more runs than this, each shows fewer images
 _LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
 _LAYER_VALUES = (
@@ -284,6 +283,7 @@ def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, l
         ("Validation loss", [last(run, "validation_loss", False) for run in runs]),
         ("Parameters", [f"{run.model.parameters.count:,}" for run in runs]),
         ("Epochs", [f"{len(run.epochs)}" for run in runs]),
+        ("Execution", [metric(run, "execution", "") for run in runs]),
         ("Seconds of training", [f"{sum(epoch['seconds'] for epoch in run.epochs):.1f}" for run in runs]),
         ("Samples per second", [metric(run, "samples_per_second", ",.0f") for run in runs]),
         ("Trained on", [metric(run, "device_name", "") for run in runs]),

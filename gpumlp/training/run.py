@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import write_atomically
-from ..nn.model_file import MODEL
+from ..nn.model_file import CHECKPOINT, MODEL
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, with_present_names
 from .history import MONITORS, EpochRecord, Finding, best_epoch
@@ -26,13 +26,7 @@ from .trainer import Callback, Trainer
 
 T = TypeVar("T")
 
-CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED = (
-    "config.json",
-    "history.jsonl",
-    "checkpoint.safetensors",
-    "metrics.json",
-    "diverged.json",
-)
+CONFIG, HISTORY, METRICS, DIVERGED = "config.json", "history.jsonl", "metrics.json", "diverged.json"
 BEST = "best"  # the folder within a run's for the network of the best epoch
 REPORT = "report.html"
 EXPORTED = (

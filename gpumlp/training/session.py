@@ -16,6 +16,7 @@ import gpumlp
 
 from ..backends import Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
+from ..nn.model_file import CHECKPOINT
 from ..nn.network import MLP, Evaluation
 from . import tensorboard
 from .callbacks import EarlyStopping
@@ -24,7 +25,7 @@ from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import Finding, History, starting_seconds, throughput
 from .progress import Progress, percent
-from .run import BEST, CHECKPOINT, BestFolder, Run, RunFolder, open_run
+from .run import BEST, BestFolder, Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
 
@@ -177,6 +178,9 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
         bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
         why = f" ({'; '.join(reasons)})" if reasons else ""
         display.say(f"execution: {now} instead of {was}{why}: {bits}")
+    threads, had = trainer.execution.threads, before.get("threads")
+    if None not in (threads, had) and threads != had:
+        display.say(f"BLAS threads: {threads} instead of {had}: results may differ by rounding")
     return trainer
 
 
