@@ -166,8 +166,10 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
             reasons.append(error.cause)
     name, was = trainer.model.backend.name, before.get("name", saved)
     moved = bool(before) and before["device"].partition(":")[0] != name.partition(":")[0]
-    if moved and not asked:
-        trainer, device = _trainer_for(config, "auto", checkpoint, training)
+    if not asked:
+        auto = _trainer_for(config, "auto", checkpoint, training)
+        if moved or auto[0].execution.name == trainer.execution.name:
+            trainer, device = auto  # takes the next way should a capture be refused later
     now = trainer.execution.name
     display.say(device)
     if moved:
