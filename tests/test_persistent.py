@@ -278,6 +278,12 @@ class MyPenalty(Penalty):
         pass
 
 
+class Changing(TrainingStep):
+    """A step whose rules change from batch to batch, as the estimators' penalty does."""
+
+    same_rules = False
+
+
 class Weighted(TrainingStep):
     """A step with sample weights, as in the estimators."""
 
@@ -318,7 +324,7 @@ def test_an_unsupported_step_uses_the_next_execution_or_is_an_error(
     ("reason", "change"),
     [
         ("there is no kernel for the loss SquaredError()", {"loss": SquaredError()}),
-        ("the rules of a step change from batch to batch", {"same_rules": False}),
+        ("its rules change from batch to batch, or a method of it is overridden", {"__class__": Changing}),
         ("the samples have weights", {"__class__": Weighted}),
         ("it does not store the gradients that a callback reads", {"gradient_wanted": True}),
     ],

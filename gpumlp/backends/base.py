@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -103,21 +102,12 @@ def stated(rule: Any, attribute: str, *methods: str) -> Any:
         attribute: the name of the attribute.
         methods: the names of the methods that it describes.
     """
-    own = getattr(rule, "__dict__", {})
-    if own and attribute not in own and not own.keys().isdisjoint(methods):
-        return None
-    kind: Any = type(rule)  # mypy does not accept a type as hashable
-    return getattr(rule, attribute, None) if _declared_with(kind, attribute, methods) else None
-
-
-@lru_cache(maxsize=256)
-def _declared_with(kind: Any, attribute: str, methods: tuple[str, ...]) -> bool:
-    """Whether the attribute is defined by the same class as each method, or by one derived from it."""
-
-    def depth(name: str) -> int:
-        return next((index for index, base in enumerate(kind.__mro__) if name in vars(base)), len(kind.__mro__))
-
-    return all(depth(attribute) <= depth(method) for method in methods)
+    for names in (getattr(rule, "__dict__", {}), *map(vars, type(rule).__mro__)):
+        if attribute in names:
+            return getattr(rule, attribute)
+        if not names.keys().isdisjoint(methods):
+            return None
+    return None
 
 
 class ActivationRule(Protocol):
@@ -185,8 +175,8 @@ class Step(Protocol):
         losses, correct: ``(samples,)``; a step writes the part of its batch.
         slices: the consecutive batches of an epoch, of `batch_size` samples; the last may be smaller.
         gradient_wanted: whether the whole gradient is read after a step.
-        same_rules: whether optimizer and penalty are the same for all steps of an epoch; a captured step can be
-            repeated only then.
+        same_rules: whether all steps of an epoch follow the same rules, by the built-in methods of network, layers
+            and batches; only then can a device run them in another way.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
@@ -197,8 +187,9 @@ class Step(Protocol):
     optimizer: Any
     penalty: Any
     gradient_wanted: bool
-    same_rules: bool
 
+    @property
+    def same_rules(self) -> bool: ...
     @property
     def layers(self) -> Sequence[LayerArrays]: ...
     @property

@@ -198,8 +198,9 @@ class SGD(Optimizer):
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
     ) -> Accumulation | None:
-        if not (stated(self, "kernel", "update", "step_factors") and stated(penalty, "kernel", "add_gradient")):
-            return None  # `complete` does not apply to overridden rules
+        rules = stated(self, "kernel", "update") and stated(penalty, "kernel", "add_gradient")
+        if not rules or type(self).step_factors is not Optimizer.step_factors:
+            return None  # custom rules, which `complete` does not support
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
         if not self.momentum and penalty == Penalty():

@@ -165,7 +165,8 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
                 raise
             reasons.append(error.cause)
     name, was = trainer.model.backend.name, before.get("name", saved)
-    moved = bool(before) and before["device"].partition(":")[0] != name.partition(":")[0]
+    device_before = str(before.get("device", name))
+    moved = device_before.partition(":")[0] != name.partition(":")[0]
     if not asked:
         auto = _trainer_for(config, "auto", checkpoint, training)
         if moved or auto[0].execution.name == trainer.execution.name:
@@ -173,9 +174,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     now = trainer.execution.name
     display.say(device)
     if moved:
-        display.say(
-            f"execution: {now} on {name} instead of {was} on {before['device']}: results differ by rounding"
-        )
+        display.say(f"execution: {now} on {name} instead of {was} on {device_before}: results differ by rounding")
     elif name != "cpu" and now != was and was != "auto":
         bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
         why = f" ({'; '.join(reasons)})" if reasons else ""

@@ -31,10 +31,7 @@ class TrainingStep:
             weights, in this epoch's order.
         correct: ``(samples,)`` bool, whether the sample was classified correctly.
         gradient_wanted: see `keep_gradient`.
-        same_rules: whether optimizer and penalty are the same for all steps of an epoch.
     """
-
-    same_rules = True
 
     def __init__(
         self, model: MLP, batches: ArrayBatches, optimizer: Optimizer, state: OptimizerState, penalty: Penalty
@@ -54,10 +51,20 @@ class TrainingStep:
         # All parts of a batch use the same weights, so these must not change before the last part.
         self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
         self.gradient_wanted = False
-        self._accumulated: tuple[float, Optimizer, Penalty] | None = None  # for which `_weight_gradients` is valid
+        self._accumulated: tuple[float, ...] | None = None  # what `_weight_gradients` applies to
         self._weight_gradients: list[Accumulation] | None = None
 
     # -- The interface `gpumlp.backends.Step` --------------------------------------------------------------
+
+    @property
+    def same_rules(self) -> bool:
+        """Whether all steps follow the same rules, by the built-in methods of network, layers and batches."""
+        return (
+            _has_methods_of(TrainingStep, self, "__call__", "_gradient")
+            and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
+            and _has_methods_of(ArrayBatches, self.batches, "gather")
+            and all(_has_methods_of(Dense, layer, "backward") for layer in self.layers)
+        )
 
     @property
     def layers(self) -> list[Dense]:
@@ -140,6 +147,9 @@ class TrainingStep:
         """Train on a batch, one of `slices`, with `learning_rate`, a Python float."""
         backend, parameters = self.model.backend, self.model.parameters
         targets = self._accumulations(learning_rate) if self._may_accumulate else None
+        if targets is not None and batch.start == 0:
+            for gradient in parameters.weight_views(parameters.gradient):
+                gradient[...] = math.nan  # poison stale gradients
         if batch.stop - batch.start > self.workspace.batch_size:
             self._gradient_in_parts(batch)
         else:
@@ -157,13 +167,11 @@ class TrainingStep:
 
     def _accumulations(self, learning_rate: float) -> list[Accumulation] | None:
         """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
-        rules = learning_rate, self.optimizer, self.penalty
+        parameters = self.model.parameters
+        arrays = (parameters.data, *self.state.buffers.values())
+        rules = (learning_rate, *map(id, (self.optimizer, self.penalty, *arrays)))
         if self._accumulated != rules:
-            parameters = self.model.parameters
             flat = self.optimizer.accumulation(parameters.data, self.state, self.penalty, learning_rate)
-            if flat is not None and self._weight_gradients is None:
-                for gradient in parameters.weight_views(parameters.gradient):
-                    gradient[...] = math.nan  # poison stale gradients
             self._weight_gradients = flat and [
                 flat._replace(out=view) for view in parameters.weight_views(flat.out)
             ]
@@ -198,3 +206,11 @@ class TrainingStep:
             self._gradient(part, targets, share=(part.stop - part.start) / samples)
             xp.add(bias_sums, biases, out=bias_sums)
         xp.copyto(biases, bias_sums)
+
+
+def _has_methods_of(kind: type, instance: object, *methods: str) -> bool:
+    """Whether these methods of an instance are those of the class, overridden neither by a subclass nor on it."""
+    return all(
+        getattr(type(instance), method) is getattr(kind, method) and method not in vars(instance)
+        for method in methods
+    )

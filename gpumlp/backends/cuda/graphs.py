@@ -20,7 +20,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..base import Array, Step
-from .kernels import Device, GraphOffsets, cuda_activation, unsupported_reason
+from .kernels import (
+    Device,
+    GraphOffsets,
+    cuda_activation,
+    has_loss_kernel,
+    has_penalty_kernel,
+    optimizer_kernel,
+    unsupported_reason,
+)
 
 LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
 CAPACITY = 256  # steps whose factors are copied to the device at a time
@@ -171,7 +179,8 @@ def step_key(step: Step) -> StepKey:
     activations = [(repr(layer.activation), cuda_activation(layer.activation)) for layer in step.layers]
     return (
         *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
-        *(step.optimizer, step.penalty, repr(step.loss), *activations),
+        *(step.optimizer, step.penalty, type(step.loss), repr(step.loss), *activations),
+        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), has_loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules),
     )
 

@@ -96,7 +96,7 @@ def unsupported_reason(step: Step) -> str | None:
     unknown = [repr(layer.activation) for layer in step.layers if cuda_activation(layer.activation) is None]
     arrays = (step.images, step.order, step.targets)
     reasons = {
-        "the rules of a step change from batch to batch": not step.same_rules,
+        "its rules change from batch to batch, or a method of it is overridden": not step.same_rules,
         "the samples have weights": step.sample_weights is not None,
         f"there is no kernel for the loss {step.loss!r}": not has_loss_kernel(step.loss),
         f"the kernel of the loss supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,

@@ -185,14 +185,16 @@ class PersistentRunner:
         xp, dtype, real = self._backend.xp, step.losses.dtype, step.losses.dtype.type
         optimizer, penalty, activation = step.optimizer, step.penalty, cuda_activation(step.layers[0].activation)
         assert activation is not None
-        null = np.uint64(0)
+        null, first = np.uint64(0), step.state.steps + 1
+        pairs = zip(range(first, first + len(batches)), learning_rates, strict=True)
+        step_sizes = [optimizer.step_factors(number, rate)[0] for number, rate in pairs]
         velocities = step.buffer_views("velocity") if optimizer.momentum else [(null, null)] * 2
         arguments: tuple[Any, ...] = (
             *(step.images, step.order, step.targets),
             *(np.int64(step.slices[batches[0]].start), np.int64(step.slices[batches[-1]].stop)),
             real(PIXEL_SCALE if sizes.pixels else 1.0),
             *(sgd_code(optimizer), real(optimizer.momentum)),
-            self._backend.asarray(np.array(learning_rates, dtype=dtype)),
+            self._backend.asarray(np.array(step_sizes, dtype=dtype)),
             *(real(penalty.l2), real(penalty.l1)),
             *(array for layer in step.layers for array in (layer.weight, layer.bias)),
             *(array for views in velocities for array in views),
