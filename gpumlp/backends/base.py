@@ -102,10 +102,15 @@ def stated(rule: Any, attribute: str, *methods: str) -> Any:
         attribute: the name of the attribute.
         methods: the names of the methods that it describes.
     """
-    for names in (getattr(rule, "__dict__", {}), *map(vars, type(rule).__mro__)):
-        if attribute in names:
+    names = getattr(rule, "__dict__", {})
+    if attribute in names:
+        return names[attribute]
+    if names and not names.keys().isdisjoint(methods):
+        return None
+    for kind in type(rule).__mro__:  # whichever comes first, the attribute or a method
+        if attribute in kind.__dict__:
             return getattr(rule, attribute)
-        if not names.keys().isdisjoint(methods):
+        if not kind.__dict__.keys().isdisjoint(methods):
             return None
     return None
 

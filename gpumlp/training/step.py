@@ -51,7 +51,8 @@ class TrainingStep:
         # All parts of a batch use the same weights, so these must not change before the last part.
         self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
         self.gradient_wanted = False
-        self._accumulated: tuple[float, ...] | None = None  # what `_weight_gradients` applies to
+        # The rules that `_weight_gradients` applies to.
+        self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
 
     # -- The interface `gpumlp.backends.Step` --------------------------------------------------------------
@@ -146,6 +147,8 @@ class TrainingStep:
     def __call__(self, batch: slice, learning_rate: float) -> None:
         """Train on a batch, one of `slices`, with `learning_rate`, a Python float."""
         backend, parameters = self.model.backend, self.model.parameters
+        if batch.start == 0:
+            self._accumulated = None  # arrays may have been replaced since the last epoch
         targets = self._accumulations(learning_rate) if self._may_accumulate else None
         if targets is not None and batch.start == 0:
             for gradient in parameters.weight_views(parameters.gradient):
@@ -167,15 +170,14 @@ class TrainingStep:
 
     def _accumulations(self, learning_rate: float) -> list[Accumulation] | None:
         """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
-        parameters = self.model.parameters
-        arrays = (parameters.data, *self.state.buffers.values())
-        rules = (learning_rate, *map(id, (self.optimizer, self.penalty, *arrays)))
-        if self._accumulated != rules:
-            flat = self.optimizer.accumulation(parameters.data, self.state, self.penalty, learning_rate)
+        known, optimizer, penalty = self._accumulated, self.optimizer, self.penalty
+        if known is None or known[0] != learning_rate or known[1] is not optimizer or known[2] is not penalty:
+            parameters = self.model.parameters
+            flat = optimizer.accumulation(parameters.data, self.state, penalty, learning_rate)
             self._weight_gradients = flat and [
                 flat._replace(out=view) for view in parameters.weight_views(flat.out)
             ]
-            self._accumulated = rules
+            self._accumulated = learning_rate, optimizer, penalty
         return self._weight_gradients
 
     def _gradient(
