@@ -14,7 +14,7 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import Backend, ExecutionError, choose_device, get_backend
+from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..nn.model_file import CHECKPOINT
 from ..nn.network import MLP, Evaluation
@@ -153,24 +153,19 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
         ExecutionError: the way that is asked for is not possible.
     """
     before, saved = checkpoint.execution, checkpoint.config.execution
-    asked = config.execution != saved
-    ways = [config.execution] if asked else _from(before.get("name", saved))
-    reasons: list[str] = []
-    for way in ways:
-        try:
-            trainer, device = _trainer_for(config, way, checkpoint, training)
-            break
-        except ExecutionError as error:
-            if way == ways[-1]:
-                raise
-            reasons.append(error.cause)
-    name, was = trainer.model.backend.name, before.get("name", saved)
+    asked, was = config.execution != saved, before.get("name", saved)
+    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training)
+    name = trainer.model.backend.name
     device_before = str(before.get("device", name))
     moved = device_before.partition(":")[0] != name.partition(":")[0]
-    if not asked:
-        auto = _trainer_for(config, "auto", checkpoint, training)
-        if moved or auto[0].execution.name == trainer.execution.name:
-            trainer, device = auto  # takes the next way should a capture be refused later
+    reasons: list[str] = []
+    if not (asked or moved or name == "cpu" or trainer.execution.name == was):
+        for way in _from(was):
+            try:
+                trainer, device = _trainer_for(config, way, checkpoint, training)
+                break
+            except ExecutionError as error:
+                reasons.append(error.cause)
     now = trainer.execution.name
     display.say(device)
     if moved:
@@ -185,10 +180,10 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     return trainer
 
 
-def _from(way: str) -> list[str]:
-    """A way of running steps, and those to try after it."""
-    ways = ["persistent", "graphs", "eager"]
-    return ways[ways.index(way) :] if way in ways else [way]
+def _from(way: str) -> tuple[str, ...]:
+    """A way of running steps, and those to try after it; none for ``"auto"``."""
+    ways = EXECUTIONS[1:]
+    return ways[ways.index(way) :] if way in ways else ()
 
 
 def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dataset) -> tuple[Trainer, str]:
