@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .backends import DeviceError
 from .data import DataError
 from .extras import MissingExtraError
+from .files import PathError
 from .nn.model_file import ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
@@ -25,6 +26,7 @@ from .training.run import RUN_FILES, is_run
 T = TypeVar("T")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+USER_ERRORS = (ConfigError, DataError, DeviceError, CheckpointError, ModelFileError, MissingExtraError, PathError)
 PAGES = (".html", ".htm")  # endings of the names of pages
 
 
@@ -67,7 +69,7 @@ def run(program: str, main: Callable[[], int]) -> int:
 def _exit_code(program: str, main: Callable[[], int]) -> int:
     try:
         return main()
-    except (ConfigError, DataError, DeviceError, CheckpointError, ModelFileError, MissingExtraError) as error:
+    except USER_ERRORS as error:
         code, message = BAD_INPUT, str(error)
     except DivergenceError as error:
         code, message = FAILED, str(error)

@@ -1,21 +1,51 @@
-"""Files that are whole whenever the program dies."""
+"""Paths as users write them, and files that are whole whenever the program dies."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
+
+_TEMPORARY = ".gpumlp-"  # how the names of temporary files begin
+
+
+class PathError(ValueError):
+    """A path cannot be used; the message names it."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with ``~`` and ``~user`` replaced by the home folder.
+
+    Every path that a command or a public function takes comes through here.
+
+    Raises:
+        PathError: the user does not exist, or the path holds a null character.
+
+    >>> user_path("runs/1")
+    PosixPath('runs/1')
+    """
+    if "\0" in os.fspath(path):
+        raise PathError(f"{os.fspath(path)!r}: expected a path without null characters")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        name = Path(path).parts[0]
+        raise PathError(f"{os.fspath(path)}: {name} has no home folder; write the path out, or ./{name}") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whenever the program dies, it is either the old one or the new one.
 
+    The new content is written beside it first, under a random name that no other file has, and then renamed. A
+    symbolic link is replaced, not followed.
+
     Raises:
         OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -26,3 +56,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a failed write does not say of which file, others of the temporary one
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of programs that died while they wrote into a folder."""
+    for path in folder.glob(f"{_TEMPORARY}*.tmp"):
+        with suppress(OSError):
+            path.unlink()

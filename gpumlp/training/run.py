@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..files import write_atomically
+from ..files import remove_leftovers, write_atomically
 from ..nn.model_file import CHECKPOINT, MODEL
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, with_present_names
@@ -333,6 +333,7 @@ class RunFolder(Callback):
         # Metrics are those of a finished run, which this no longer is.
         used = _holds_run(self.path)
         self._save_checkpoint(trainer)
+        remove_leftovers(self.path)
         self._remove(METRICS, DIVERGED)
         if used:  # otherwise files of these names are the user's own
             self._remove(REPORT)
