@@ -318,6 +318,15 @@ def test_the_user_is_told_that_images_were_turned_upright(tmp_path: Path, ask: s
     assert ("are those of emnist-letters" in notice) == (ask != "emnist-letters")
 
 
+@pytest.mark.parametrize("side", [4, 28])
+def test_files_of_emnist_under_other_names_are_noticed_by_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    monkeypatch.setattr(mnist, "_EMNIST_IMAGES", (50,))
+    notice = load_dataset("mnist", write_files(tmp_path, small_mnist(30, 20, side)))[2]
+    assert ("stored transposed" in notice) == (side == 28)
+
+
 def test_several_data_sets_in_a_folder_are_told_apart_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,15 @@ import os
 from .dataset import DataError, Dataset
 from .digits import load_digits
 from .download import DataNotAvailable
-from .mnist import ENVIRONMENT_VARIABLE, FILE_NAMES, HOW_TO_GET, load_mnist, load_relative, mnist_folders
+from .mnist import (
+    ENVIRONMENT_VARIABLE,
+    FILE_NAMES,
+    HOW_TO_GET,
+    load_mnist,
+    load_relative,
+    may_be_emnist,
+    mnist_folders,
+)
 from .npz import load_npz
 
 __all__ = [
@@ -65,7 +73,7 @@ def load_dataset(
         if name == "mnist":
             raise
         return *load_digits(), _fallback_notice(error)
-    return train, test, _notice(name, train.name, data_dir)
+    return train, test, _notice(name, train, test, data_dir)
 
 
 def uses_data_dir(name: str) -> bool:
@@ -82,8 +90,9 @@ def _fallback_notice(error: DataNotAvailable) -> str:
     )
 
 
-def _notice(asked: str, found: str, data_dir: str | os.PathLike[str] | None) -> str | None:
+def _notice(asked: str, train: Dataset, test: Dataset, data_dir: str | os.PathLike[str] | None) -> str | None:
     """What the user must see of data that are not MNIST's."""
+    found = train.name
     # Only a folder that the user named can hold such files: those in the cache are checked one by one.
     folder = os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else os.fspath(data_dir)
     lines = []
@@ -98,4 +107,9 @@ def _notice(asked: str, found: str, data_dir: str | os.PathLike[str] | None) -> 
         lines.append(f"Results are reported for '{found}' and cannot be compared with those for MNIST.")
     if found.startswith("emnist-"):
         lines.append("The images of EMNIST are stored transposed; they were turned upright.")
+    elif may_be_emnist(train, test):
+        lines.append(
+            "A part of EMNIST has as many images, which are stored transposed. If these are they, give the files "
+            "their names in EMNIST, such as emnist-letters-train-images-idx3-ubyte, to have them turned upright."
+        )
     return "\n".join(lines) or None

@@ -97,6 +97,9 @@ FILE_NAMES = {
     },
 }
 _QMNIST_FIELDS = 8  # of a label: the class, then where the digit comes from
+# Images for training and testing, https://www.nist.gov/itl/products-and-services/emnist-dataset; none for the part
+# emnist-mnist, which has as many as MNIST.
+_EMNIST_IMAGES = (814_255, 131_600, 145_600, 280_000)
 
 HOW_TO_GET = (
     f"To use MNIST, put {', '.join(FILE_NAMES['mnist'])} into a folder and name it "
@@ -278,11 +281,11 @@ def _load(name: str, paths: list[Path]) -> tuple[Dataset, Dataset]:
                 "use training and test files of one data set"
             )
     train = _pair(images[0], labels[0], paths[:2], name)
-    return train, _pair(images[1], labels[1], paths[2:], name, **_classes_of(train))
+    return train, _pair(images[1], labels[1], paths[2:], name, train)
 
 
-def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, **classes: Any) -> Dataset:
-    """Make a Dataset, with errors that name the file at fault."""
+def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: Dataset | None = None) -> Dataset:
+    """The training set, or, with `train`, the test set of its classes; errors name the file at fault."""
     images_path, labels_path = paths
     if len(images) != len(labels):
         raise DataError(
@@ -297,15 +300,14 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, **classe
             )
         labels = labels[:, 0]
     try:
-        return Dataset(images, labels, name=name, **classes)
+        return Dataset(images, labels, name=name) if train is None else _part(train, images, labels)
     except DataError as error:
         raise DataError(f"{images_path} with {labels_path}: {error}") from error
 
 
-def _classes_of(train: Dataset) -> dict[str, Any]:
-    """Arguments that give a test set the classes of its training set."""
-    names = getattr(train, "class_names", None)
-    return {"classes": train.classes} if names is None else {"class_names": names}
+def _part(train: Dataset, images: _Array, labels: _Array) -> Dataset:
+    """The test set of a training set: with its name and its classes."""
+    return Dataset(images, labels, classes=train.classes, name=train.name)
 
 
 def read_images(path: Path, name: str | None = None) -> _Array:
@@ -324,6 +326,11 @@ def read_images(path: Path, name: str | None = None) -> _Array:
 def is_transposed(path: Path) -> bool:
     """Whether a file has the name of a file of EMNIST, which stores its images column by column."""
     return path.name.startswith("emnist-")
+
+
+def may_be_emnist(train: Dataset, test: Dataset) -> bool:
+    """Whether data under other names than EMNIST's have the size of one of its parts, so may be transposed."""
+    return len(train) + len(test) in _EMNIST_IMAGES and train.feature_shape == (28, 28)
 
 
 def _recognised(paths: list[Path], arrays: list[_Array]) -> str:

@@ -68,10 +68,9 @@ def read_values(
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message, of which there may be too many."""
+    """Names for a message, the first ten of them."""
     names = list(names)
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names):,} in all)" if len(names) > _SHOWN else "")
 
 
 def _memory() -> float:
