@@ -191,7 +191,7 @@ def test_the_examples_in_the_docstrings_hold(module: str) -> None:
 def test_optional_libraries_are_imported_only_where_they_are_used() -> None:
     code = (
         "import sys, gpumlp; gpumlp.load_digits()\n"
-        "print({'cupy', 'pooch', 'requests', 'rich'} & set(sys.modules))\n"
+        "print({'cupy', 'platformdirs', 'requests', 'rich'} & set(sys.modules))\n"
         "import gpumlp.interop, gpumlp.pictures, gpumlp.predict, gpumlp.export\n"
         "print({'cupy', 'torch', 'sklearn', 'PIL', 'onnx'} & set(sys.modules))\n"
     )

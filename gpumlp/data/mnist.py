@@ -18,7 +18,7 @@ from .dataset import DataError, Dataset
 from .download import DataNotAvailable, Mirrors, fetch
 from .idx import read_idx
 
-# pooch is imported where it is used: most runs find their data on disk.
+# platformdirs is imported where it is used: most runs find their data on disk.
 
 _Array: TypeAlias = npt.NDArray[Any]
 
@@ -254,9 +254,9 @@ def _variant_in(folder: Path, file: str) -> Path | None:
 
 
 def _cache_dir() -> Path:
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("gpumlp")) / "mnist"
+    return Path(platformdirs.user_cache_dir("gpumlp")) / "mnist"
 
 
 def _fetch_all(download: bool) -> list[Path]:
