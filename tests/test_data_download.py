@@ -250,6 +250,12 @@ UNENDING = {
         0.0,
         "sent more than the 256,000 bytes",
     ),
+    "compresses in transit": (
+        b"x",
+        HEAD + b"Content-Encoding: gzip\r\n\r\n",
+        0.05,
+        "compressed the file in transit",
+    ),
     "announces more": (
         b"x",
         HEAD + b"Content-Length: 10000000000000\r\n\r\n",

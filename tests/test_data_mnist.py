@@ -13,6 +13,7 @@ import pytest
 
 from gpumlp.data import DATA_SETS, DataError, load_dataset, load_mnist, mnist, mnist_folders
 from gpumlp.data.download import DataNotAvailable
+from tests.command_helpers import run
 from tests.data_helpers import (
     NAMES,
     TEST_IMAGES,
@@ -407,3 +408,18 @@ def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="expected a readable folder, found Permission denied"):
         load_mnist(folder)
     assert "Permission denied" in dict(mnist_folders())["data cache"]
+
+
+def test_a_relative_is_trained_evaluated_and_predicted_from_a_folder_of_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, net = tmp_path / "data", tmp_path / "net"
+    write_files(folder, named("emnist-letters", LETTERS))
+    write_files(folder, qmnist())
+    words = ("--device", "cpu", "--epochs", 1, "--batch-size", 8, "--out", net)
+    assert run("train", "--data-dir", folder, *words) == 2
+    assert run("train", "--data-dir", folder, "--dataset", "emnist-letters", *words) == 0
+    assert "they were turned upright" in capsys.readouterr().out
+    assert run("evaluate", net) == 0
+    assert "emnist-letters test accuracy" in capsys.readouterr().out
+    assert run("predict", net, folder / "emnist-letters-test-images-idx3-ubyte.gz") == 0

@@ -143,6 +143,8 @@ class _Transfer(threading.Thread):
             announced = response.headers.get("Content-Length", str(self._size))
             if announced != str(self._size):
                 raise _Refused(f"announced {announced[:20]!r} bytes instead of {self._size:,}")
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise _Refused("compressed the file in transit")  # of any size when unpacked
             self.begun.set()
             for chunk in response.iter_content(_CHUNK):
                 self.content += chunk
