@@ -232,6 +232,7 @@ def broken(**changes: np.ndarray) -> dict[str, np.ndarray]:
         (broken(test_labels=ARRAYS[TEST_LABELS][:7]), "found 7", [TEST_LABELS, TEST_IMAGES]),
         (broken(test_images=ARRAYS[TEST_IMAGES][:, :3]), "found (3, 4)", [TEST_IMAGES, TRAIN_IMAGES]),
         (broken(test_labels=ARRAYS[TEST_LABELS] + 1), "10", [TEST_LABELS]),
+        (broken(train_labels=ARRAYS[TRAIN_LABELS] * 0 + 7), "two classes or more, found only 7", [TRAIN_LABELS]),
         (broken(test_images=ARRAYS[TEST_IMAGES].astype("f4")), "found float32", [TEST_IMAGES, TRAIN_IMAGES]),
         (broken(train_labels=np.eye(10, dtype=np.uint8).repeat(3, 0)), "found (30, 10)", [TRAIN_LABELS]),
         (

@@ -299,6 +299,8 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: D
                 f"names of QMNIST, such as {FILE_NAMES['qmnist'][1]}, for its labels of {_QMNIST_FIELDS} fields"
             )
         labels = labels[:, 0]
+    if train is None and labels.size and (labels == labels[0]).all():
+        raise DataError(f"{labels_path}: expected labels of two classes or more, found only {labels[0]}")
     try:
         return Dataset(images, labels, name=name) if train is None else _part(train, images, labels)
     except DataError as error:
