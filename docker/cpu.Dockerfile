@@ -13,7 +13,8 @@ ENV PYTHONUNBUFFERED=1 \
 # Dependencies have a layer of their own: a change of gpumlp does not install them again.
 RUN pip install --no-cache-dir \
     numpy==2.4.6 \
-    pooch==1.9.0 \
+    platformdirs==4.14.8 \
+    requests==2.34.2 \
     rich==15.0.0 \
     safetensors==0.8.0 \
     threadpoolctl==3.8.0 \

@@ -21,7 +21,7 @@ from .data import mnist_folders
 from .extras import EXTRAS
 
 PROGRAM = "gpumlp-info"
-_LIBRARIES = ("cupy", "nvmath-python", "safetensors", "tyro", "rich", "pooch", "threadpoolctl")
+_LIBRARIES = ("cupy", "nvmath-python", "safetensors", "tyro", "rich", "requests", "threadpoolctl")
 
 
 @dataclass(frozen=True)

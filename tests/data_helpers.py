@@ -18,8 +18,13 @@ TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.
 NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 
+IDX_TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
+
+
 def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape) + array.tobytes()
+    kind = array.dtype.str[1:]
+    header = struct.pack(f">HBB{array.ndim}I", 0, IDX_TYPES[kind], array.ndim, *array.shape)
+    return header + array.astype(f">{kind}").tobytes()
 
 
 def sha256(content: bytes) -> str:

@@ -15,7 +15,7 @@ MNIST = 60_000
 
 WRONG = [
     ("device", "gpu", "auto, cpu, cuda or cuda:N"),
-    ("dataset", "cifar", "auto, mnist, digits, or a path that ends in .npz"),
+    ("dataset", "cifar", "auto, mnist, digits, qmnist, "),
     ("data_dir", "", "a folder"),
     ("hidden", (0,), "whole numbers of 1 or more"),
     ("hidden", (12.5,), "whole numbers of 1 or more"),

@@ -1,8 +1,11 @@
-"""load_npz: files in Keras's layout are loaded, all others refused with a reason."""
+"""load_npz and read_samples: files in Keras's layout or with samples are loaded, others refused with a reason."""
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpumlp.data import DataError, load_npz
+from gpumlp.data import DataError, load_npz, npz
+from gpumlp.data.npz import is_array_file, read_samples
+from tests.data_helpers import idx_bytes
 
 ARRAYS = {
     "x_train": np.arange(72, dtype=np.uint8).reshape(6, 3, 4),
@@ -61,7 +66,10 @@ def test_labels_in_a_column_are_flattened(path: Path) -> None:
         ({"y_train": np.eye(6)}, r"x_train and y_train: .* use labels.argmax\(axis=1\)"),
         ({"y_test": ARRAYS["y_test"].astype(float)}, r"x_test and y_test: .* use labels.astype\(int\)"),
         ({"y_train": ARRAYS["y_train"][:5]}, "one for each of 6 images, got 5"),
-        ({"x_train": np.array([[{}]] * 6)}, "x_train to be a numeric array, found pickled objects"),
+        (
+            {"x_train": np.array([[{}]] * 6)},
+            "npz, x_train: expected a numeric array, found pickled objects, which are not loaded",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(path: Path, changes: dict[str, np.ndarray], message: str) -> None:
@@ -77,7 +85,7 @@ def test_missing_arrays_are_named_with_those_found(path: Path) -> None:
         load_npz(path)
 
 
-def test_a_member_that_is_not_an_array_is_named(path: Path) -> None:
+def test_a_member_that_is_not_an_array_is_missing(path: Path) -> None:
     save(path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -87,7 +95,7 @@ def test_a_member_that_is_not_an_array_is_named(path: Path) -> None:
                 archive.writestr("x_test", "some text")
             else:
                 archive.writestr(name, content)
-    with pytest.raises(DataError, match="expected x_test to be an array, found other bytes"):
+    with pytest.raises(DataError, match=r"found x_train, y_train, y_test; add x_test"):
         load_npz(path)
 
 
@@ -130,3 +138,158 @@ def test_damaged_files_give_arrays_or_a_data_error(path: Path, changes: list[tup
         except DataError:
             return  # any other exception fails this test
     assert (len(train), len(test)) == (6, 2)
+
+
+# -- What a file declares is checked before memory is taken
+
+
+def npy(array: np.ndarray, **changes: object) -> bytes:
+    """An .npy file; `changes` are made to its header."""
+    buffer = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(array) | changes
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue() + array.tobytes()
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def of_zeros(count: int, megabytes: int) -> bytes:
+    return zipped({f"{name}.npy": npy(np.zeros(megabytes * 2**20, np.uint8)) for name in list(ARRAYS)[:count]})
+
+
+def with_declared_size(size: int) -> bytes:
+    """An archive whose only member declares another size than it has, where it and its directory say so."""
+    values = npy(np.zeros(100, np.uint8))
+    return zipped({"x.npy": values}, zipfile.ZIP_STORED).replace(
+        struct.pack("<II", len(values), len(values)), struct.pack("<II", len(values), size)
+    )
+
+
+ONES = np.ones((3, 4))
+LIES = {
+    "a trillion values": (zipped({"x.npy": npy(ONES, shape=(10**12,))}), "expected 8,000,000,000,128 bytes"),
+    "a trillion values, .npy": (npy(ONES, shape=(10**12,)), "expected 8,000,000,000,128 bytes .* found 224"),
+    "more than 64 bits": (npy(ONES, shape=(2**62, 2**62)), "the file is damaged"),
+    "one value too few": (npy(ONES, shape=(3, 3)), "expected 200 bytes .* found 224"),
+    "lengths whose product is 0": (npy(ONES[:0], shape=(0, 2**62, 2**62)), "no array can have that shape"),
+    "a negative length": (npy(ONES, shape=(-3, -4)), "the file is damaged"),
+    "values of no size": (npy(ONES[:0], shape=(10**12,), descr="<U0"), "found values of dtype <U0"),
+    "fields": (npy(ONES[:0], descr=[("a", "<f8")]), "found values of dtype "),
+    "objects": (
+        zipped({"x.npy": npy(ONES, descr="|O")}),
+        "x.npz, x: expected a numeric array, found pickled objects",
+    ),
+    "objects, .npy": (npy(ONES, descr="|O"), "expected a numeric array, found pickled objects"),
+    "a header of nested lists": (b"\x93NUMPY\1\0" + struct.pack("<H", 9000) + b"[" * 9000, "a damaged one"),
+    "a declared size beyond deflate": (with_declared_size(2**31), "at most 1032 times the 228 bytes"),
+    "a declared size beyond the values": (with_declared_size(2**17), "expected 228 bytes .* found 131,072"),
+    "another compression": (zipped({"x.npy": npy(ONES)}, zipfile.ZIP_LZMA), "found another compression"),
+    "a bomb": (of_zeros(1, 50), "expected to fit in memory, found 52,428,928 bytes for the 20,000,000"),
+    "no array": (zipped({"a.png": b"", "b.png": b""}), "found a zip archive without arrays"),
+    "many arrays": (
+        zipped({f"{i}.npy": b"" for i in range(500)}),
+        "holds 0, 1, .* 9, ... \\(500 in all\\); name the one",
+    ),
+    "too many members": (
+        zipped({f"{i:0100}": b"" for i in range(40_000)}),
+        "its list of members has 5,840,000 bytes",
+    ),
+    "a zip cut short": (of_zeros(1, 1)[:-1], "is not a zip archive or is cut short"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), LIES.values(), ids=LIES.keys())
+def test_files_that_declare_too_much_are_refused_with_the_reason_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    path = tmp_path / ("x.npz" if content[:2] == b"PK" else "x.npy")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=message) as caught:
+            read_samples(path, path.name, (4,))
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(path.name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_arrays_of_a_data_set_have_to_fit_in_memory_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    path.write_bytes(of_zeros(4, 6))
+    with pytest.raises(
+        DataError, match=r"x_train, y_train, x_test, y_test expected to fit in memory, found 25,16"
+    ):
+        load_npz(path)
+
+
+@pytest.mark.parametrize("array", [ONES, np.asfortranarray(ONES * [1, 2, 3, 4]), ONES.astype(">f4"), ONES > 0])
+def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", array)
+    np.savez_compressed(tmp_path / "x.npz", x=array)
+    for file in tmp_path.iterdir():
+        np.testing.assert_array_equal(read_samples(file, file.name, (4,)), array)
+
+
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(npz._BoundedFile, "__init__", refuse)
+    with pytest.raises(DataError, match=r"own.data.npz: expected a readable .npz file, found Permission denied"):
+        load_npz(path)
+
+
+# -- Which files hold arrays
+
+
+FTYP = b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(80)
+IDX = idx_bytes(np.zeros((2, 3, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "holds_arrays"),
+    [
+        ("x.avif", FTYP, False),
+        ("x.idx3-ubyte", FTYP, False),
+        ("x.ico", b"\0\0\x01\0" + bytes(60), False),
+        ("x.tga", b"\0\0\x0a\0" + bytes(60), False),
+        ("x", IDX, True),
+        ("x.png", IDX, True),
+        ("x", IDX[:-1], False),
+        ("train-images-idx3-ubyte", IDX[:-1], True),  # damaged, and to be called so
+        ("x", gzip.compress(IDX), True),
+        ("x", npy(ONES), True),
+        ("x", WHOLE, True),
+        ("x.npy", b"", True),
+        ("x.png", b"", False),
+    ],
+)
+def test_files_of_arrays_are_told_from_pictures_by_their_content(
+    tmp_path: Path, name: str, content: bytes, holds_arrays: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert is_array_file(tmp_path / name) == holds_arrays
+
+
+def test_images_of_emnist_are_turned_upright_for_a_prediction_too(tmp_path: Path) -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    for name in "emnist-letters-test-images-idx3-ubyte", "t10k-images-idx3-ubyte":
+        (tmp_path / name).write_bytes(idx_bytes(images))
+    found = [read_samples(file, file.name, (4, 3)) for file in sorted(tmp_path.iterdir())]
+    np.testing.assert_array_equal(found[0], images.transpose(0, 2, 1))
+    np.testing.assert_array_equal(found[1], images)

@@ -90,7 +90,7 @@ def test_one_sample_is_a_batch_of_one(tmp_path: Path, capsys: Captured) -> None:
         (np.full((5, 12), np.nan), ((12,), "float32", ""), "images must be finite"),
         (np.zeros(12), ((12,), "float32", ""), "use images.reshape(1, -1) for one sample"),
         (np.array(["a", "b"]), ((12,), "float32", ""), "must be integers or real floats"),
-        (np.array([{}, {}]), ((12,), "float32", ""), "allow_pickle=False"),
+        (np.array([{}, {}]), ((12,), "float32", ""), "found pickled objects, which are not loaded"),
     ],
 )
 def test_arrays_of_another_size_or_scale_are_refused(

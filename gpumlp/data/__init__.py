@@ -1,16 +1,36 @@
-"""Data sets: validated arrays, MNIST, the built-in digits, and .npz files."""
+"""Data sets: validated arrays, MNIST and its relatives, the built-in digits, and .npz files."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from .dataset import DataError, Dataset
 from .digits import load_digits
-from .mnist import ENVIRONMENT_VARIABLE, HOW_TO_GET, DataNotAvailable, load_mnist, mnist_folders
+from .download import DataNotAvailable
+from .mnist import (
+    ENVIRONMENT_VARIABLE,
+    FILE_NAMES,
+    HOW_TO_GET,
+    load_mnist,
+    load_relative,
+    may_be_emnist,
+    mnist_folders,
+)
 from .npz import load_npz
 
-__all__ = ["DataError", "Dataset", "load_dataset", "load_digits", "load_mnist", "load_npz", "mnist_folders"]
+__all__ = [
+    "DATA_SETS",
+    "DataError",
+    "Dataset",
+    "load_dataset",
+    "load_digits",
+    "load_mnist",
+    "load_npz",
+    "mnist_folders",
+    "uses_data_dir",
+]
+
+DATA_SETS = ("auto", "mnist", "digits", *(name for name in FILE_NAMES if name != "mnist"))
 
 
 def load_dataset(
@@ -19,13 +39,15 @@ def load_dataset(
     """Load a data set by name.
 
     Args:
-        name: ``"mnist"``, ``"digits"``, a path that ends in ``.npz``, or ``"auto"``: MNIST, or the built-in
-            digits where MNIST is not on this machine and cannot be downloaded.
-        data_dir: folder that holds MNIST's files, see `load_mnist`; only for ``"auto"`` and ``"mnist"``.
+        name: one of ``DATA_SETS``, or a path that ends in ``.npz``. ``"auto"`` is MNIST, or the built-in digits
+            where MNIST is not on this machine and cannot be downloaded. ``"auto"`` and ``"mnist"`` are also the
+            one relative of MNIST that ``data_dir`` holds, see `load_mnist`; ``"qmnist"``, ``"emnist-letters"`` and
+            so on choose among several.
+        data_dir: folder that holds the files; not for ``"digits"`` and ``.npz`` files.
 
     Returns:
-        Training set, test set, and a notice of a few lines that the user must see, or None: that the digits
-        were used in place of MNIST, or that the files are not MNIST's own.
+        Training set, test set, and a notice of a few lines that the user must see, or None: that other data
+        were used in place of MNIST, or that images were turned upright.
 
     Raises:
         DataError: the name is unknown, or the data cannot be used. Damaged or missing files in a folder
@@ -33,9 +55,12 @@ def load_dataset(
     """
     name = os.fspath(name)
     is_npz = name.lower().endswith(".npz")
-    if name not in ("auto", "mnist", "digits") and not is_npz:
-        raise DataError(f"unknown data set {name!r}; choose auto, mnist, digits or a path that ends in .npz")
-    if name == "digits" or is_npz:
+    if name not in DATA_SETS and not is_npz:
+        raise DataError(
+            f"unknown data set {name!r}; choose {', '.join(DATA_SETS)} or a path that ends in .npz (Fashion-MNIST "
+            "and KMNIST have MNIST's file names: choose mnist, and name their folder as data_dir)"
+        )
+    if not uses_data_dir(name):
         if data_dir is not None:
             raise DataError(
                 f"data_dir {os.fspath(data_dir)} does not apply to the data set {name}; "
@@ -43,12 +68,17 @@ def load_dataset(
             )
         return *(load_npz(name) if is_npz else load_digits()), None
     try:
-        train, test = load_mnist(data_dir)
+        train, test = load_mnist(data_dir) if name in ("auto", "mnist") else load_relative(name, data_dir)
     except DataNotAvailable as error:
         if name == "mnist":
             raise
         return *load_digits(), _fallback_notice(error)
-    return train, test, _not_published_notice(data_dir) if train.name == "mnist-like" else None
+    return train, test, _notice(name, train, test, data_dir)
+
+
+def uses_data_dir(name: str) -> bool:
+    """Whether a data set is read from a folder of IDX files."""
+    return name == "auto" or name in FILE_NAMES
 
 
 def _fallback_notice(error: DataNotAvailable) -> str:
@@ -60,11 +90,26 @@ def _fallback_notice(error: DataNotAvailable) -> str:
     )
 
 
-def _not_published_notice(data_dir: str | os.PathLike[str] | None) -> str:
+def _notice(asked: str, train: Dataset, test: Dataset, data_dir: str | os.PathLike[str] | None) -> str | None:
+    """What the user must see of data that are not MNIST's."""
+    found = train.name
     # Only a folder that the user named can hold such files: those in the cache are checked one by one.
-    folder = Path(os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else data_dir)
-    return (
-        f"The files in {folder} have MNIST's names and format, but are not MNIST's published files: "
-        "another data set, a reduced copy, or damaged.\n"
-        "Results are reported for 'mnist-like' and cannot be compared with those for MNIST."
-    )
+    folder = os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else os.fspath(data_dir)
+    lines = []
+    if found == "mnist-like":
+        lines.append(
+            f"The files in {folder} have MNIST's names and format, but are not MNIST's published files: "
+            "another data set, a reduced copy, or damaged."
+        )
+    elif found not in ("mnist", asked):
+        lines.append(f"The files in {folder} are those of {found}.")
+    if lines:
+        lines.append(f"Results are reported for '{found}' and cannot be compared with those for MNIST.")
+    if found.startswith("emnist-"):
+        lines.append("The images of EMNIST are stored transposed; they were turned upright.")
+    elif may_be_emnist(train, test):
+        lines.append(
+            "A part of EMNIST has as many images, which are stored transposed. If these are they, give the files "
+            "their names in EMNIST, such as emnist-letters-train-images-idx3-ubyte, to have them turned upright."
+        )
+    return "\n".join(lines) or None

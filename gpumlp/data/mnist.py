@@ -1,106 +1,112 @@
-"""MNIST: found on disk or downloaded, and verified by its published checksums.
-
-Three parts, from the top down: the data set, its file format (IDX), and the download of one file.
-"""
+"""MNIST and its relatives: found on disk as IDX files, MNIST also downloaded, and recognised by checksums."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
-import io
-import logging
-import math
 import os
 import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from ..files import PathError, user_path
 from .dataset import DataError, Dataset
+from .download import DataNotAvailable, Mirrors, fetch
+from .idx import read_idx
 
-# pooch, requests and rich are imported where they are used: most runs find their data on disk.
+# platformdirs is imported where it is used: most runs find their data on disk.
 
-_Bytes: TypeAlias = npt.NDArray[np.uint8]
+_Array: TypeAlias = npt.NDArray[Any]
 
 ENVIRONMENT_VARIABLE = "GPUMLP_DATA_DIR"
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT = 5.0  # seconds, per mirror
-CLASSES = 10
-
-
-class DataNotAvailable(DataError):
-    """The data is neither on this machine nor available over the network.
-
-    Unlike damaged or mismatched files this is not the user's mistake, so a caller may use other data instead.
-
-    Attributes:
-        reason: what was tried and how it failed, without the advice that ends the message.
-    """
-
-    def __init__(self, reason: str, advice: str = "") -> None:
-        super().__init__(f"{reason} {advice}".strip())
-        self.reason = reason
+TIMEOUT = 5.0  # seconds until a mirror must answer
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One of MNIST's files, with the SHA-256 of the file as served and of its unzipped content."""
+    """One of MNIST's files, with its size and SHA-256 as served, and the SHA-256 of its unzipped content."""
 
     name: str
-    ndim: int
+    size: int
     zipped_sha256: str
     sha256: str
-
-    def variants(self) -> tuple[str, ...]:
-        """The names under which this file is commonly stored."""
-        plain = self.name.removesuffix(".gz")
-        dotted = plain.replace("-idx", ".idx")
-        return self.name, plain, f"{dotted}.gz", dotted
 
 
 FILES = (
     PublishedFile(
         "train-images-idx3-ubyte.gz",
-        3,
+        9_912_422,
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     ),
     PublishedFile(
         "train-labels-idx1-ubyte.gz",
-        1,
+        28_881,
         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     ),
     PublishedFile(
         "t10k-images-idx3-ubyte.gz",
-        3,
+        1_648_877,
         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     ),
     PublishedFile(
         "t10k-labels-idx1-ubyte.gz",
-        1,
+        4_542,
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 )
 
-_FILE_NAMES = ", ".join(file.name for file in FILES)
+# Fashion-MNIST and KMNIST have MNIST's file names. In the order of FILES: SHA-256 of the unzipped content, and MD5
+# of the files as served, as torchvision lists them.
+_FASHION_SHA256 = (
+    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+)
+_KMNIST_MD5 = (
+    "bdb82020997e1d708af4cf47b453dcf7",
+    "e144d726b3acfaa3e44228e80efcd344",
+    "5c965bf0a639b31b8f53240b1b52f4d7",
+    "7320c461ea6c1c855c0b718fb2a4b134",
+)
+
+
+def _names(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
+    return tuple(f"{part}-{kind}.gz" for part in (train, test) for kind in ("images-idx3-ubyte", labels))
+
+
+# The names of the files of each data set: images and labels for training, then those for testing.
+FILE_NAMES = {
+    "mnist": _names("train", "t10k"),
+    "qmnist": _names("qmnist-train", "qmnist-test", labels="labels-idx2-int"),
+    **{
+        f"emnist-{part}": _names(f"emnist-{part}-train", f"emnist-{part}-test")
+        for part in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
+    },
+}
+_QMNIST_FIELDS = 8  # of a label: the class, then where the digit comes from
+# Images for training and testing, https://www.nist.gov/itl/products-and-services/emnist-dataset; none for the part
+# emnist-mnist, which has as many as MNIST.
+_EMNIST_IMAGES = (814_255, 131_600, 145_600, 280_000)
 
 HOW_TO_GET = (
-    f"To use MNIST, put {_FILE_NAMES} into a folder and name it "
+    f"To use MNIST, put {', '.join(FILE_NAMES['mnist'])} into a folder and name it "
     f"with --data-dir DIR (in Python: data_dir) or the environment variable {ENVIRONMENT_VARIABLE}."
+)
+_OTHER_FORMATS = (
+    "save data in other formats as FILE.npz, with x_train, y_train, x_test and y_test, for --dataset FILE.npz"
 )
 
 
@@ -113,450 +119,243 @@ def load_mnist(
     cache folder, and a download into the cache. ``data_dir`` and ``$GPUMLP_DATA_DIR`` may hold the four files
     themselves or in a subfolder ``mnist``, each gzipped or not; the cache holds them as downloaded.
 
-    Every file is compared with the published checksums. Files with the same format and names that are
-    not MNIST's own (Fashion-MNIST, a reduced copy) are loaded, but named ``"mnist-like"``.
+    Every file is compared with the published checksums. ``data_dir`` may also hold one of MNIST's relatives, which
+    is then loaded and named as what it is:
+
+    - ``"fashion-mnist"`` and ``"kmnist"``, which have MNIST's file names, by their checksums; any other data under
+      these names (a reduced copy, a data set of one's own) is ``"mnist-like"``.
+    - ``"qmnist"`` and ``"emnist-letters"``, ``-digits``, ``-mnist``, ``-balanced``, ``-byclass`` or ``-bymerge``,
+      by their file names. QMNIST's label is the first of its eight fields. EMNIST's images are stored transposed;
+      they are turned upright.
+
+    Values may be of any IDX type. uint8 is pixels, other values are used as they are, see `Dataset`. The classes
+    are the distinct training labels.
 
     Args:
         data_dir: folder that must hold the files.
         download: whether the network may be used.
 
     Returns:
-        Training and test set: images ``(n, height, width)`` uint8, named ``"mnist"`` or ``"mnist-like"``.
+        Training and test set: images ``(n, height, width)``, named as above.
 
     Raises:
         DataNotAvailable: MNIST is not on this machine and cannot be downloaded.
-        DataError: ``data_dir`` lacks the files, or the files are incomplete, damaged or do not match.
+        DataError: ``data_dir`` lacks the files or holds several data sets, or the files are incomplete, damaged or
+            do not match.
+        PathError: ``data_dir`` begins with ``~`` and a user who does not exist.
     """
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
-        paths = _find_in(folder)
-        if paths is None:
-            state = "none of them" if folder.is_dir() else "no such folder"
-            raise DataError(f"{folder}: expected MNIST's files {_FILE_NAMES}, found {state}; check data_dir")
-        return _load(paths)
+        return _load_from(user_path(data_dir), FILE_NAMES)
     remark = ""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
-        paths = _find_in(Path(named).expanduser())
-        if paths is not None:
-            return _load(paths)
+        found = _find(user_path(named), ["mnist"])
+        if found is not None:
+            return _load(*found)
         remark = f"; {ENVIRONMENT_VARIABLE} is set to {named}, which does not hold MNIST's files"
     try:
-        return _load(_fetch_all(download))
+        return _load("mnist", _fetch_all(download))
     except DataNotAvailable as error:
         network = "" if download else ", and downloading is switched off"
         raise DataNotAvailable(f"MNIST is not available: {error}{network}{remark}.", HOW_TO_GET) from error
 
 
+def load_relative(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
+    """Load one of MNIST's relatives by the names of its files, as in `load_mnist`.
+
+    Args:
+        name: a key of ``FILE_NAMES``.
+        data_dir: folder that holds its files, themselves or in a subfolder of that name; ``$GPUMLP_DATA_DIR`` by
+            default.
+
+    Raises:
+        DataError: the folder lacks the files, or they are incomplete, damaged or do not match.
+    """
+    folder = os.environ.get(ENVIRONMENT_VARIABLE) if data_dir is None else data_dir
+    if not folder:
+        raise DataError(
+            f"{name} is not downloaded: put {', '.join(FILE_NAMES[name])} into a folder and name it with "
+            f"--data-dir DIR (in Python: data_dir) or the environment variable {ENVIRONMENT_VARIABLE}"
+        )
+    return _load_from(user_path(folder), [name])
+
+
 def mnist_folders() -> list[tuple[str, str]]:
     """The folders that `load_mnist` searches: pairs of a name and a description, for ``gpumlp.info``."""
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    places = [(ENVIRONMENT_VARIABLE, Path(named).expanduser() if named else None), ("data cache", _cache_dir())]
     result = []
-    for name, folder in places:
+    for name, place in (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)), ("data cache", _cache_dir()):
         text = "not set"
-        if folder is not None:
+        if place:
             try:
-                text = f"{folder} ({'holds MNIST' if _find_in(folder) else 'without MNIST'})"
-            except DataError as error:
+                folder = user_path(place)
+                text = f"{folder} ({'holds MNIST' if _find(folder, ['mnist']) else 'without MNIST'})"
+            except (DataError, PathError) as error:
                 text = str(error)
         result.append((name, text))
     return result
 
 
-def _find_in(folder: Path) -> list[Path] | None:
-    """Paths of the four files, in the order of FILES; None if ``folder`` holds none of them.
+def _load_from(folder: Path, names: Iterable[str]) -> tuple[Dataset, Dataset]:
+    """Load the data set among `names` that is in a folder."""
+    found = _find(folder, names)
+    if found is None:
+        state = "none of them" if folder.is_dir() else "no such folder"
+        first, *others = names
+        relatives = f" (or those of {', '.join(others)})" if others else ""
+        raise DataError(
+            f"{folder}: expected the files {', '.join(FILE_NAMES[first])}{relatives}, each gzipped or not, found "
+            f"{state}; check data_dir, or {_OTHER_FORMATS}"
+        )
+    return _load(*found)
+
+
+def _find(folder: Path, names: Iterable[str]) -> tuple[str, list[Path]] | None:
+    """The data set among `names` whose four files are in ``folder``, with their paths; None if there is no file.
 
     Raises:
-        DataError: ``folder`` holds some of the files only.
+        DataError: ``folder`` holds some of the files only, or those of several data sets and not MNIST's, or it
+            cannot be read.
     """
-    for place in folder, folder / "mnist":
-        paths = [_variant_in(place, file) for file in FILES]
-        missing = [file.name for file, path in zip(FILES, paths, strict=True) if path is None]
-        if not missing:
-            return [path for path in paths if path is not None]
-        if len(missing) < len(FILES):
+    names = list(names)
+    for place in folder, folder / names[0]:
+        found, incomplete = {}, ""
+        for name in names:
+            try:
+                paths = {file: _variant_in(place, file) for file in FILE_NAMES[name]}
+            except OSError as error:
+                raise DataError(f"{place}: expected a readable folder, found {error.strerror or error}") from error
+            missing = [file for file, path in paths.items() if path is None]
+            if not missing:
+                found[name] = [path for path in paths.values() if path is not None]
+            elif len(missing) < len(paths):
+                incomplete = incomplete or (
+                    f"{place}: expected all four files of {name.upper()}, found {len(paths) - len(missing)}; "
+                    f"add {', '.join(missing)}, gzipped or not"
+                )
+        if "mnist" not in found and len(found) > 1:
             raise DataError(
-                f"{place}: expected all four files of MNIST, found {len(FILES) - len(missing)}; "
-                f"add {', '.join(missing)}, gzipped or not"
+                f"{place}: expected the files of one data set, found those of {', '.join(found)}; choose one with "
+                "--dataset NAME (in Python: load_dataset(NAME, data_dir))"
             )
+        if found:
+            return next(iter(found.items()))
+        if incomplete:
+            raise DataError(incomplete)
     return None
 
 
-def _variant_in(folder: Path, file: PublishedFile) -> Path | None:
-    return next((folder / name for name in file.variants() if (folder / name).is_file()), None)
+def _variant_in(folder: Path, file: str) -> Path | None:
+    """Where a file is stored under one of its usual names."""
+    plain = file.removesuffix(".gz")
+    dotted = plain.replace("-idx", ".idx")
+    return next(
+        (folder / name for name in (file, plain, f"{dotted}.gz", dotted) if (folder / name).is_file()), None
+    )
 
 
 def _cache_dir() -> Path:
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("gpumlp")) / "mnist"
+    return Path(platformdirs.user_cache_dir("gpumlp")) / "mnist"
 
 
 def _fetch_all(download: bool) -> list[Path]:
     mirrors = Mirrors(list(MIRRORS) if download else [], timeout=TIMEOUT)
     cache = _cache_dir()
-    return [fetch(file.name, file.zipped_sha256, mirrors, cache) for file in FILES]
+    return [fetch(file.name, file.size, file.zipped_sha256, mirrors, cache) for file in FILES]
 
 
-def _load(paths: list[Path]) -> tuple[Dataset, Dataset]:
-    """Read the four files, given in the order of FILES."""
-    arrays = [read_idx(path, ndim=file.ndim) for path, file in zip(paths, FILES, strict=True)]
-    published = all(_sha256(array) == file.sha256 for array, file in zip(arrays, FILES, strict=True))
-    name = "mnist" if published else "mnist-like"
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
-        raise DataError(
-            f"{paths[2]}: expected images of shape {arrays[0].shape[1:]} as in {paths[0]}, "
-            f"found {arrays[2].shape[1:]}; use training and test files of one data set"
-        )
-    train = _pair(arrays[0], arrays[1], paths[0], paths[1], name)
-    return train, _pair(arrays[2], arrays[3], paths[2], paths[3], name)
+def _load(name: str, paths: list[Path]) -> tuple[Dataset, Dataset]:
+    """Read the four files of the data set that has such file names."""
+    images = [read_images(path) for path in paths[::2]]
+    labels = [read_idx(path, ndims=(1, 2), content="labels") for path in paths[1::2]]
+    if name == "mnist":
+        name = _recognised(paths, [images[0], labels[0], images[1], labels[1]])
+    for what, expected, found in (
+        ("shape", images[0].shape[1:], images[1].shape[1:]),
+        ("dtype", images[0].dtype, images[1].dtype),
+    ):
+        if expected != found:
+            raise DataError(
+                f"{paths[2]}: expected images of {what} {expected} as in {paths[0]}, found {found}; "
+                "use training and test files of one data set"
+            )
+    train = _pair(images[0], labels[0], paths[:2], name)
+    return train, _pair(images[1], labels[1], paths[2:], name, train)
 
 
-def _pair(images: _Bytes, labels: _Bytes, images_path: Path, labels_path: Path, name: str) -> Dataset:
-    """Make a Dataset, with errors that name the file at fault."""
+def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: Dataset | None = None) -> Dataset:
+    """The training set, or, with `train`, the test set of its classes; errors name the file at fault."""
+    images_path, labels_path = paths
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path}: expected {len(images):,} labels, one for each image in {images_path}, "
             f"found {len(labels):,}; use files of one data set"
         )
-    if labels.size and labels.max() >= CLASSES:
-        where = int((labels >= CLASSES).argmax())
-        raise DataError(
-            f"{labels_path}: expected labels from 0 to {CLASSES - 1}, found {labels[where]} at position "
-            f"{where:,}; the file is damaged or of another data set"
-        )
+    if labels.ndim == 2:
+        if labels.shape[1] != (_QMNIST_FIELDS if name == "qmnist" else 1):
+            raise DataError(
+                f"{labels_path}: expected labels of shape ({len(labels)},), found {labels.shape}; keep the file "
+                f"names of QMNIST, such as {FILE_NAMES['qmnist'][1]}, for its labels of {_QMNIST_FIELDS} fields"
+            )
+        labels = labels[:, 0]
+    if train is None and labels.size and (labels == labels[0]).all():
+        raise DataError(f"{labels_path}: expected labels of two classes or more, found only {labels[0]}")
     try:
-        return Dataset(images, labels, classes=CLASSES, name=name)
+        return Dataset(images, labels, name=name) if train is None else _part(train, images, labels)
     except DataError as error:
-        raise DataError(f"{images_path}: {error}") from error
+        raise DataError(f"{images_path} with {labels_path}: {error}") from error
 
 
-def _sha256(array: _Bytes) -> str:
-    """Checksum of the unzipped IDX file that ``array`` was read from (its header follows from its shape)."""
+def _part(train: Dataset, images: _Array, labels: _Array) -> Dataset:
+    """The test set of a training set: with its name and its classes."""
+    return Dataset(images, labels, classes=train.classes, name=train.name)
+
+
+def read_images(path: Path, name: str | None = None) -> _Array:
+    """Read the images of an IDX file, see `read_idx`; those of EMNIST, known by its name, are turned upright.
+
+    Args:
+        path: of the file.
+        name: used for the file in messages; the path by default.
+    """
+    images = read_idx(path, ndims=(2, 3, 4), content="images", name=name)
+    if is_transposed(path) and images.ndim > 2:
+        images = np.ascontiguousarray(images.swapaxes(1, 2))
+    return images
+
+
+def is_transposed(path: Path) -> bool:
+    """Whether a file has the name of a file of EMNIST, which stores its images column by column."""
+    return path.name.startswith("emnist-")
+
+
+def may_be_emnist(train: Dataset, test: Dataset) -> bool:
+    """Whether data under other names than EMNIST's have the size of one of its parts, so may be transposed."""
+    return len(train) + len(test) in _EMNIST_IMAGES and train.feature_shape == (28, 28)
+
+
+def _recognised(paths: list[Path], arrays: list[_Array]) -> str:
+    """Which data set files with MNIST's names hold, by published checksums."""
+    content = tuple(_content_sha256(array) for array in arrays)
+    for name, published in ("mnist", tuple(file.sha256 for file in FILES)), ("fashion-mnist", _FASHION_SHA256):
+        if content == published:
+            return name
+    return "kmnist" if tuple(_md5(path) for path in paths) == _KMNIST_MD5 else "mnist-like"
+
+
+def _content_sha256(array: _Array) -> str | None:
+    """Checksum of the unzipped IDX file of uint8 that holds an array; its header follows from the shape."""
+    if array.dtype != np.uint8:
+        return None
     digest = hashlib.sha256(struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape))
     digest.update(array.data)
     return digest.hexdigest()
 
 
-# -- IDX, MNIST's file format: a big-endian header, then the values, gzipped or not -------------------------------
-#
-# Header: two zero bytes, a byte for the dtype, a byte for the number of dimensions, then each length as uint32.
-
-_UINT8 = 0x08
-_DTYPES = {_UINT8: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
-_CONTENT = {1: "labels", 3: "images"}
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
-_CHUNK = 2**20
-
-
-def read_idx(path: str | os.PathLike[str], *, ndim: int) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped or not (its content decides, not its name).
-
-    A header whose shape exceeds the file is refused before memory is allocated, and the values are read directly
-    into the result: peak memory is the array and about a megabyte.
-
-    Args:
-        path: of the file.
-        ndim: expected number of dimensions: 1 for labels (magic 2049), 3 for images (magic 2051).
-
-    Returns:
-        A uint8 array of ``ndim`` dimensions; a length may be 0.
-
-    Raises:
-        DataError: the file cannot be read, or is not exactly such an IDX file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file; expected an IDX file, so check the path")
-    if not path.is_file():
-        raise DataError(f"{path}: expected an IDX file, found a folder; name the file inside it")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            zipped = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
-            if not zipped:
-                return _read(file, path, ndim, size=size)
-            unzipped_size = _gzip_trailer(file, path, size)
-            with gzip.GzipFile(fileobj=file, mode="rb") as stream:
-                return _read(stream, path, ndim, size=size, unzipped_size=unzipped_size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:  # before OSError, which BadGzipFile is
-        raise DataError(
-            f"{path}: expected a whole gzip file, found a damaged one ({error}); get the file again"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a readable file, found {error.strerror or error}; check it and its permissions"
-        ) from error
-
-
-def _gzip_trailer(file: io.BufferedIOBase, path: Path, size: int) -> int:
-    """The unzipped size modulo 2**32, from the last four bytes; the file is rewound."""
-    if size < 18:  # the shortest gzip file there is
-        raise DataError(f"{path}: expected a whole gzip file, found {size} bytes of one; get the file again")
-    file.seek(-4, os.SEEK_END)
-    (unzipped_size,) = struct.unpack("<I", file.read(4))
-    file.seek(0)
-    return int(unzipped_size)
-
-
-def _read(
-    stream: io.BufferedIOBase, path: Path, ndim: int, *, size: int, unzipped_size: int | None = None
-) -> npt.NDArray[np.uint8]:
-    """Read header and values; ``unzipped_size`` is that of the gzip trailer, None for a plain file."""
-    header_size = 4 + 4 * ndim
-    header = stream.read(header_size)
-    _check_magic(header, path, ndim)
-    if len(header) < header_size:
-        raise DataError(
-            f"{path}: expected an IDX header of {header_size} bytes, found {len(header)}; get the file again"
-        )
-    shape = struct.unpack(f">{ndim}I", header[4:])
-    total = header_size + math.prod(shape)
-    promise = f"{path}: expected {total:,} bytes from the header's shape {shape}"
-    if unzipped_size is None:
-        if size != total:
-            raise DataError(f"{promise}, found {size:,}; the file is damaged, get it again")
-    elif total % 2**32 != unzipped_size or total > size * _MAX_DEFLATE_RATIO:
-        raise DataError(
-            f"{promise}, found a gzip file of {size:,} bytes that ends with the size {unzipped_size:,}; "
-            "the file is damaged or cut short, get it again"
-        )
-
-    try:
-        array = np.empty(shape, dtype=np.uint8)
-    except (ValueError, MemoryError) as error:  # lengths whose product is 0 or huge
-        raise DataError(f"{promise}, but no array can have that shape ({error}); get the file again") from error
-    values = array.reshape(-1).data
-    read = 0
-    # In pieces: gzip's readinto makes a second copy of what it is asked for.
-    while read < len(values):
-        count = stream.readinto(values[read : read + _CHUNK])
-        if not count:
-            raise DataError(f"{promise}, found {header_size + read:,}; the file is cut short, get it again")
-        read += count
-    # Reading past the end also makes gzip compare its own checksum.
-    if stream.read(1):
-        raise DataError(f"{promise}, found more; the file is damaged, get it again")
-    return array
-
-
-def _check_magic(header: bytes, path: Path, ndim: int) -> None:
-    """Raise an error that says what the file is instead, unless ``header`` starts with the right magic."""
-    expected = _UINT8 << 8 | ndim
-    content = _CONTENT.get(ndim, "uint8")
-    start = f"{path}: expected IDX {content} (magic {expected})"
-    if not header:
-        raise DataError(f"{start}, found an empty file; get the file again")
-    if len(header) < 4:
-        raise DataError(f"{start}, found only {len(header)} bytes; get the file again")
-    magic = int.from_bytes(header[:4], "big")
-    if magic == expected:
-        return
-    dtype, found_ndim = _DTYPES.get(magic >> 8), magic & 0xFF
-    if dtype == "uint8" and found_ndim in _CONTENT:
-        raise DataError(f"{start}, found {_CONTENT[found_ndim]} (magic {magic}); were two files swapped?")
-    if dtype is not None:
-        raise DataError(
-            f"{start}, found IDX {dtype} of {found_ndim} dimensions (magic {magic}); "
-            f"convert it to uint8 of {ndim} dimensions"
-        )
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in header):
-        raise DataError(
-            f"{start}, found text that begins with {header.decode('ascii')!r}, perhaps a web page "
-            "or a Git LFS pointer saved in the file's place; download the file itself"
-        )
-    raise DataError(f"{start}, found a file that begins with {header[:4].hex(' ')}; this is not an IDX file")
-
-
-# -- Download of one file from the first mirror that has it, verified by its SHA-256 ------------------------------
-
-
-@dataclass
-class Mirrors:
-    """Addresses that serve the same files, tried in order; one that fails once is not tried again.
-
-    Attributes:
-        addresses: folders such as ``"https://example.org/mnist/"``; the mirrors that have not failed.
-        timeout: seconds to wait for a connection or for the next bytes.
-        failures: ``"host: reason"`` for each mirror that was dropped.
-    """
-
-    addresses: list[str]
-    timeout: float = 5.0
-    failures: list[str] = field(default_factory=list)
-    _answered: set[str] = field(default_factory=set, repr=False)
-
-    def drop(self, address: str, reason: str) -> None:
-        """Remove ``address`` from the list and record the reason."""
-        self.addresses.remove(address)
-        self.failures.append(f"{urlsplit(address).netloc}: {reason}")
-
-    def probe(self, address: str, url: str) -> str | None:
-        """Why ``address`` does not answer a request for the headers of ``url``; None if it does or did before.
-
-        The lookup of the host's name precedes the timeout of ``requests`` and alone may hang for half a minute,
-        so the request runs in a thread that can be abandoned.
-        """
-        if address in self._answered:
-            return None
-        import requests
-
-        reasons = [f"no answer within {self.timeout:g} s"]
-
-        def ask() -> None:
-            try:
-                requests.head(url, timeout=self.timeout).close()
-                reasons.clear()
-            except Exception as error:  # an exception in a thread would be lost
-                reasons.append(_describe(error, self.timeout))
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(self.timeout)
-        if reasons:
-            return reasons[-1]
-        self._answered.add(address)
-        return None
-
-
-def fetch(filename: str, sha256: str, mirrors: Mirrors, cache_dir: Path) -> Path:
-    """Return the path of ``filename`` in ``cache_dir``; download it unless it is there and intact.
-
-    The file is created atomically, even if several processes fetch it at once.
-
-    Args:
-        filename: on the mirrors and in the cache.
-        sha256: checksum of the file, in hexadecimal.
-        mirrors: where to look; changed in place, so that later calls skip the mirrors that failed.
-        cache_dir: created if missing.
-
-    Raises:
-        DataNotAvailable: no mirror delivers the file; the message gives the reason for each mirror.
-    """
-    import pooch
-
-    target = cache_dir / filename
-    damaged = target.exists()
-    try:
-        if damaged and pooch.file_hash(str(target)) == sha256:
-            return target
-    except OSError as error:
-        raise DataNotAvailable(f"{target} cannot be read ({error.strerror})") from error
-    while mirrors.addresses:
-        address = mirrors.addresses[0]
-        url = f"{address.rstrip('/')}/{filename}"
-        reason = mirrors.probe(address, url) or _download(url, sha256, target, mirrors.timeout)
-        if reason is None:
-            return target
-        mirrors.drop(address, reason)
-    message = f"{target} is damaged (wrong SHA-256)" if damaged else f"{filename} is not in {cache_dir}"
-    if mirrors.failures:
-        message += f", and no mirror delivered it ({'; '.join(mirrors.failures)})"
-    raise DataNotAvailable(message)
-
-
-def _download(url: str, sha256: str, target: Path, timeout: float) -> str | None:
-    """Download ``url`` to ``target``; return the reason if the mirror failed, or None."""
-    import pooch
-    import requests
-
-    try:
-        with _progress_bar(target.name) as bar, _quiet(pooch.get_logger()):
-            downloader = pooch.HTTPDownloader(
-                progressbar=bar,
-                chunk_size=2**16,
-                timeout=timeout,
-                headers={"Accept-Encoding": "identity"},  # the .gz itself, not unpacked in transit
-            )
-            pooch.retrieve(url, known_hash=sha256, fname=target.name, path=target.parent, downloader=downloader)
-    except requests.RequestException as error:  # before OSError and ValueError, which some of these are
-        return f"{_describe(error, timeout)} for {target.name}"
-    except ValueError:
-        return f"wrong SHA-256 for {target.name}, so this is not the published file"
-    except OSError as error:
-        raise DataNotAvailable(f"{target.parent} cannot be written to ({error.strerror or error})") from error
-    return None
-
-
-def _describe(error: Exception, timeout: float) -> str:
-    import requests
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code}"
-    text = str(error)
-    if isinstance(error, requests.Timeout) or "timed out" in text:
-        return f"no answer within {timeout:g} s"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "no trusted TLS certificate"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy refused the connection"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the transfer broke off"
-    for sign, words in {
-        "NameResolution": "host name not found",
-        "getaddrinfo": "host name not found",
-        "refused": "connection refused",
-        "unreachable": "network unreachable",
-        "Connection aborted": "connection closed by the server",
-    }.items():
-        if sign in text:
-            return words
-    return f"no connection ({type(error).__name__})"
-
-
-@contextlib.contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Silence ``logger``, which other packages use too, within the block."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-class _RichBar:
-    """A progress bar on standard error with the attributes that pooch uses."""
-
-    def __init__(self, filename: str, console: Any) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task(filename, total=None)
-
-    @property
-    def total(self) -> float | None:
-        return self._progress.tasks[0].total
-
-    @total.setter
-    def total(self, size: float) -> None:
-        self._progress.update(self._task, total=size)
-
-    def update(self, size: float) -> None:
-        self._progress.advance(self._task, size)
-
-    def reset(self) -> None:
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-    def __enter__(self) -> _RichBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _progress_bar(filename: str) -> contextlib.AbstractContextManager[_RichBar | None]:
-    """A bar if standard error is a terminal; otherwise None, for which pooch shows none."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return _RichBar(filename, console) if console.is_terminal else contextlib.nullcontext()
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import math
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ..files import user_path
 from .dataset import DataError, Dataset, checked_images
-from .mnist import read_idx
+from .idx import GZIP_MAGIC, has_idx_magic, is_idx
+from .mnist import read_images
+from .reading import MAX_DEFLATE_RATIO, listed, read_values, require_memory
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-_NPY, _ZIP, _GZIP, _IDX = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b", b"\x00\x00"  # how each format begins
+_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how each format begins
+_MAX_DIRECTORY = 2**22  # bytes of an archive's list of members: some 40,000 arrays
 
 
 def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
@@ -33,7 +42,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
         DataError: the file is not such an archive, an array is missing or unusable, or training and test
             set do not match in shape, dtype or classes.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     arrays = _read_arrays(path)
     for part in ("train", "test"):
         labels = arrays[f"y_{part}"]
@@ -62,44 +71,15 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise DataError(f"{path}: expected an .npz file, found {found}; check the path")
-    try:
-        with path.open("rb") as file:  # opened here, so that it is closed even if NumPy fails half-way
-            if not zipfile.is_zipfile(file):
-                raise DataError(
-                    f"{path}: expected an .npz file, found one that is not a zip archive or is cut short; "
-                    f"get it again, or {_HOW_TO_MAKE}"
-                )
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                missing = [key for key in _KEYS if key not in archive.files]
-                if missing:
-                    found = ", ".join(archive.files) or "none"
-                    raise DataError(
-                        f"{path}: expected arrays {', '.join(_KEYS)}, found {found}; add {', '.join(missing)}"
-                    )
-                return {key: _read_array(path, archive, key) for key in _KEYS}
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen types for damaged files
-        raise DataError(
-            f"{path}: expected a readable .npz file, found a damaged one ({error}); "
-            f"get it again, or {_HOW_TO_MAKE}"
-        ) from error
-
-
-def _read_array(path: Path, archive: Any, key: str) -> npt.NDArray[Any]:
-    try:
-        array = archive[key]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise DataError(
-            f"{path}: expected {key} to be a numeric array, found pickled objects, which are not loaded as "
-            "they may run code; save it as one numeric array"
-        ) from error
-    if not isinstance(array, np.ndarray):  # a member of the archive that is not a .npy file
-        raise DataError(f"{path}: expected {key} to be an array, found other bytes; {_HOW_TO_MAKE}")
-    return array
+    with _opened_npz(path, str(path), f"; get it again, or {_HOW_TO_MAKE}") as archive:
+        names = _array_names(archive)
+        missing = [key for key in _KEYS if key not in names]
+        if missing:
+            raise DataError(
+                f"{path}: expected arrays {', '.join(_KEYS)}, found {listed(names) or 'none'}; "
+                f"add {', '.join(missing)}"
+            )
+        return _read_members(archive, str(path), _KEYS)
 
 
 def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str) -> Dataset:
@@ -110,15 +90,19 @@ def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str) -> Data
 
 
 def is_array_file(path: Path) -> bool:
-    """Whether a file holds arrays, by its first bytes (by its name if it is empty or missing)."""
+    """Whether a file holds arrays: by content, or by name if it is empty, missing, or IDX of a wrong size."""
     start = _start(path) if path.is_file() else b""
     if not start:
         return path.suffix in (".npy", ".npz")
-    return start == _NPY or start[:4] == _ZIP or start[:2] in (_GZIP, _IDX)
+    if start == _NPY or start[:4] == _ZIP or start[:2] == GZIP_MAGIC or is_idx(path):
+        return True
+    return has_idx_magic(start) and "idx" in path.name
 
 
 def read_samples(path: Path, name: str, shape: tuple[int, ...], array: str | None = None) -> npt.NDArray[Any]:
     """Read samples without labels from a .npy, .npz or IDX file; its content decides, not its name.
+
+    Images of EMNIST, known by the file's name, are turned upright, as in training.
 
     Args:
         path: of the file.
@@ -135,39 +119,129 @@ def read_samples(path: Path, name: str, shape: tuple[int, ...], array: str | Non
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise DataError(f"{name}: expected a file of samples, found {found}; check the path")
-    if _start(path)[:2] in (_GZIP, _IDX):
-        values: Any = read_idx(path, ndim=3)
+    start = _start(path)
+    if start[:2] == GZIP_MAGIC or has_idx_magic(start):
+        values: Any = read_images(path, name)
+    elif start == _NPY:
+        with _damage_named(f"{name}: expected a readable .npy file", ""), path.open("rb") as file:
+            values = _read_npy(file, os.fstat(file.fileno()).st_size, name)
     else:
-        try:
-            values = _load(path, name, array)
-        except DataError:
-            raise
-        except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen types for damaged files
-            raise DataError(
-                f"{name}: expected a readable file of arrays, found a damaged one ({error})"
-            ) from error
+        with _opened_npz(path, name, "") as archive:
+            values = _read_one(archive, name, array)
     if values.shape == shape and values.ndim != 1:
         values = values[np.newaxis]
     return np.asarray(checked_images(values, name))
 
 
-def _load(path: Path, name: str, array: str | None) -> npt.NDArray[Any]:
-    with path.open("rb") as file:  # opened here, so that it is closed even if NumPy fails half-way
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        archive = loaded
-        names = archive.files
-        if array is None and len(names) != 1:
-            raise DataError(
-                f"{name}: holds {', '.join(names) or 'no array'}; name the one to predict with --array NAME"
-            )
-        if array is not None and array not in names:
-            raise DataError(f"{name}: expected an array {array}, found {', '.join(names) or 'none'}")
-        values: npt.NDArray[Any] = np.asarray(archive[array or names[0]])
-        return values
+def _read_one(archive: zipfile.ZipFile, name: str, array: str | None) -> npt.NDArray[Any]:
+    names = _array_names(archive)
+    if not names:
+        raise DataError(f"{name}: expected an .npz file with an array, found a zip archive without arrays")
+    if array is None and len(names) > 1:
+        raise DataError(f"{name}: holds {listed(names)}; name the one to predict with --array NAME")
+    if array is not None and array not in names:
+        raise DataError(f"{name}: expected an array {array}, found {listed(names)}")
+    (chosen,) = (array,) if array is not None else names
+    return _read_members(archive, name, [chosen])[chosen]
 
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(6)
+
+
+# -- .npy and .npz: what they declare is checked before memory is taken ----------------------------------------
+
+
+class _BoundedFile(io.FileIO):
+    """A file whose reads are limited: zipfile reads the list of members, of any length, at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
+            raise ValueError(f"its list of members has {size:,} bytes")
+        return super().read(-1 if size is None else size)
+
+
+@contextmanager
+def _damage_named(expected: str, cure: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{expected}, found one that does not fit in memory; give fewer samples") from error
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen types for damaged files
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a negative offset raises
+            raise DataError(f"{expected}, found {error.strerror or error}; check its permissions") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{expected}, found a damaged one ({reason}){cure}") from error
+
+
+@contextmanager
+def _opened_npz(path: Path, name: str, cure: str) -> Iterator[zipfile.ZipFile]:
+    """Open an .npz file; errors in the block name it."""
+    with _damage_named(f"{name}: expected a readable .npz file", cure), _BoundedFile(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise DataError(
+                f"{name}: expected an .npz file, found one that is not a zip archive or is cut short{cure}"
+            )
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+
+
+def _array_names(archive: zipfile.ZipFile) -> list[str]:
+    return [member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")]
+
+
+def _read_members(archive: zipfile.ZipFile, name: str, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read arrays of an .npz file, if all of them fit in memory."""
+    members = {}
+    for key in keys:
+        what = f"{name}, {key}:"
+        members[key] = member = archive.getinfo(f"{key}.npy")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{what} expected an array as numpy.savez stores it, found another compression")
+        size = os.stat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+        if not member.file_size <= MAX_DEFLATE_RATIO * member.compress_size <= MAX_DEFLATE_RATIO * size:
+            raise DataError(
+                f"{what} expected at most {MAX_DEFLATE_RATIO} times the {min(size, member.compress_size):,} bytes "
+                f"that hold it, found {member.file_size:,} declared; the file is damaged"
+            )
+    require_memory(sum(member.file_size for member in members.values()), f"{name}: {listed(keys)}")
+    arrays = {}
+    for key, member in members.items():
+        with archive.open(member) as stream:
+            arrays[key] = _read_npy(cast(BinaryIO, stream), member.file_size, f"{name}, {key}")
+    return arrays
+
+
+def _read_npy(stream: BinaryIO, size: int, name: str) -> npt.NDArray[Any]:
+    """Read an array in NumPy's format.
+
+    Args:
+        stream: at the beginning.
+        size: bytes that the stream holds.
+        name: of the file and the array, for messages.
+    """
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise DataError(
+            f"{name}: expected a numeric array, found pickled objects, which are not loaded as they may run code; "
+            "save one array of numbers, or of text with array.astype(str)"
+        )
+    if dtype.kind not in "biufcSU" or dtype.itemsize == 0:
+        raise DataError(
+            f"{name}: expected a numeric array, found values of dtype {dtype}; save one array of numbers"
+        )
+    start = stream.tell()
+    total = start + math.prod(shape) * dtype.itemsize
+    promise = f"{name}: expected {total:,} bytes from the header's shape {shape} of {dtype}"
+    if total != size or min(shape, default=0) < 0:
+        raise DataError(f"{promise}, found {size:,}; the file is damaged")
+    require_memory(size, f"{name}:")
+    array = read_values(stream, shape[::-1] if by_columns else shape, dtype, promise, start)
+    return array.transpose() if by_columns else array

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import HostArray, to_host
-from ..data import Dataset
+from ..data import Dataset, uses_data_dir
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
 from ..nn.network import MLP, Workspace
@@ -105,7 +105,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     for path, folder in zip(paths, resolved, strict=True):
         if resolved.count(folder) > 1:
             raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
-    on_mnist = [open_run(path).config.dataset == "mnist" for path in paths]
+    on_mnist = [uses_data_dir(open_run(path).config.dataset) for path in paths]
     if not any(on_mnist):
         on_mnist = [True] * len(paths)  # loading the data refuses a data_dir without effect
     runs = [_read(path, device, data_dir if mnist else None) for path, mnist in zip(paths, on_mnist, strict=True)]

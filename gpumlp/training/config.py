@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
+from ..data import DATA_SETS
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.hyperparameters import Range, numbers, whole_numbers
 from ..nn.initializers import INITIALIZERS, Initializer, Normal
@@ -83,10 +84,8 @@ def _is_device(value: Any) -> bool:
 
 _FLAG = Range(lambda value: isinstance(value, bool), "true or false")
 _DATASET = Range(
-    lambda value: (
-        isinstance(value, str) and (value in ("auto", "mnist", "digits") or value.lower().endswith(".npz"))
-    ),
-    "auto, mnist, digits, or a path that ends in .npz",
+    lambda value: isinstance(value, str) and (value in DATA_SETS or value.lower().endswith(".npz")),
+    f"{', '.join(DATA_SETS)}, or a path that ends in .npz",
 )
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
@@ -100,10 +99,10 @@ class Config:
     device: str = option("auto", Range(_is_device, "auto, cpu, cuda or cuda:N"), on_resume=True)
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     dataset: str = option("auto", _DATASET)
-    """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, or FILE.npz with x_train,
-    y_train, x_test, y_test."""
+    """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
+    y_train, x_test, y_test, or qmnist, emnist-letters and so on, where --data-dir holds several of them."""
     data_dir: str | None = option(None, _text("a folder"), on_resume=True)
-    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+    """Folder with the four files of MNIST or a relative; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     hidden: tuple[int, ...] = option((128,), _each(whole_numbers(1), "whole numbers of 1 or more, or none"))
     """Units of each hidden layer; none at all is softmax regression."""
     activation: str = option("relu", _one_of(*(name for name in ACTIVATIONS if name != Identity.name)))

@@ -1,0 +1,84 @@
+"""Arrays from streams: no more memory is taken than the stream can fill and the machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .dataset import DataError
+
+MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
+_CHUNK = 2**20
+_SHOWN = 10  # names in a message
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def require_memory(size: int, what: str) -> None:
+    """Raise DataError if `size` bytes are more than this machine, or this container, has as memory."""
+    memory = _memory()
+    if size > memory:
+        raise DataError(
+            f"{what} expected to fit in memory, found {size:,} bytes for the {memory:,} of this machine; "
+            "the file is damaged, or give fewer samples"
+        )
+
+
+def read_values(
+    stream: BinaryIO, shape: tuple[int, ...], dtype: npt.DTypeLike, promise: str, start: int
+) -> npt.NDArray[Any]:
+    """Read an array that ends where the stream ends.
+
+    The values are read directly into the result: peak memory is the array and about a megabyte.
+
+    Args:
+        stream: positioned at the first value.
+        shape: of the array.
+        dtype: of the values in the stream.
+        promise: begins the message of an error: what the file says it holds.
+        start: number of bytes before the first value.
+
+    Raises:
+        DataError: no array can have that shape, or the stream ends early or goes on.
+    """
+    try:
+        array = np.empty(shape, dtype=dtype)
+    except ValueError as error:  # lengths whose product is 0
+        raise DataError(f"{promise}, but no array can have that shape ({error}); get the file again") from error
+    except MemoryError as error:
+        raise DataError(f"{promise}, which do not fit in memory; give fewer samples") from error
+    values = array.reshape(-1).view(np.uint8).data
+    read = 0
+    # In pieces: readinto of gzip and zipfile makes a second copy of what it is asked for.
+    while read < len(values):
+        count = stream.readinto(values[read : read + _CHUNK])  # type: ignore[attr-defined]
+        if not count:
+            raise DataError(f"{promise}, found {start + read:,}; the file is cut short, get it again")
+        read += count
+    # Reading past the end also makes gzip and zipfile compare their checksums.
+    if stream.read(1):
+        raise DataError(f"{promise}, found more; the file is damaged, get it again")
+    return array
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, the first ten of them."""
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names):,} in all)" if len(names) > _SHOWN else "")
+
+
+def _memory() -> float:
+    """Bytes of memory that this process can have at most; infinity where the system does not say."""
+    limits = [math.inf]
+    with suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int(file.read_text()))
+    return min(limits)
