@@ -62,25 +62,102 @@ def test_float32_stays_float32() -> None:
     assert model.dtype == np.float32
 
 
-def test_anything_but_a_fitted_classifier_is_refused() -> None:
+LIBRARIES = ["sklearn.neural_network", "gpumlp.sklearn"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("task", ["two classes", "three classes", "labels", "a value", "two values"])
+def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the_same(
+    library: str, task: str, tmp_path: Path
+) -> None:
+    module = pytest.importorskip(library)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    targets = {
+        "two classes": np.where(x[:, 0] > 0, "yes", "no"),
+        "three classes": 10 * (1 + np.digitize(x[:, 0], [-0.5, 0.5])),
+        "labels": (x[:, :3] > 0).astype(int),
+        "a value": x[:, 0],
+        "two values": x[:, :2],
+    }
+    kind, options = ("MLPRegressor", {}) if "value" in task else ("MLPClassifier", {})
+    if library == "gpumlp.sklearn":
+        options = {"device": "cpu", "dtype": "float64"}
+    estimator = getattr(module, kind)(hidden_layer_sizes=(7,), max_iter=30, random_state=0, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        estimator.fit(x, targets[task])
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.dtype == np.float64
+    loss, names = {
+        "two classes": ("softmax_cross_entropy", ("no", "yes")),
+        "three classes": ("softmax_cross_entropy", (10, 20, 30)),
+        "labels": ("logistic_cross_entropy", (0, 1, 2)),
+    }.get(task, ("squared_error", None))
+    assert (model.loss.name, model.class_names) == (loss, names)
+    expected, found = estimator.predict(x), model.predict(x)
+    if task in ("two classes", "three classes"):
+        assert [names[number] for number in found] == expected.tolist()
+    else:
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-12)
+    first = "outputs" if "value" in task else "probabilities"
+    if first == "probabilities":
+        expected = estimator.predict_proba(x)
+        np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-12)
+    again = MLP.load(model.save(tmp_path), device="cpu")
+    assert (again.loss.name, again.class_names, again.inputs) == (loss, names, Inputs((4,), "any", ""))
+    np.testing.assert_array_equal(again.logits(x), model.logits(x))
+    assert npz_bytes(model)
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    (exported,) = session(onnx_bytes(model)).run([first], {"samples": x})
+    np.testing.assert_allclose(exported.reshape(expected.shape), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_estimators_network_takes_uint8_as_numbers_as_the_estimator_does(library: str) -> None:
+    module = pytest.importorskip(library)
+    train, _ = load_digits()
+    x, y = np.rint(16 * train.images).astype(np.uint8).reshape(len(train), -1), train.labels
+    options = {"device": "cpu"} if library == "gpumlp.sklearn" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        estimator = module.MLPClassifier((16,), max_iter=5, random_state=0, **options).fit(x, y)
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.inputs == Inputs((64,), "any", "")
+    for samples in (x, x.astype(np.float32), x.astype(np.int64)):
+        np.testing.assert_allclose(model.predict_proba(samples), estimator.predict_proba(samples), atol=1e-5)
+
+
+def test_labels_that_are_neither_text_nor_numbers_become_text() -> None:
+    x, days = (
+        np.random.default_rng(0).normal(size=(60, 5)),
+        np.array(["2026-01-01", "2026-01-02"], "datetime64[D]"),
+    )
+    estimator = fitted(x, np.arange(60) % 2)
+    estimator.classes_ = days
+    assert MLP.from_sklearn(estimator, device="cpu").class_names == ("2026-01-01", "2026-01-02")
+
+
+def test_anything_but_a_fitted_estimator_is_refused() -> None:
     neural_network = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
     pipeline = pytest.importorskip("sklearn.pipeline")
+    model_selection = pytest.importorskip("sklearn.model_selection")
     x, y = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
-    several = fitted(x, np.stack([y, 1 - y], axis=1))
-    regressor = neural_network.MLPRegressor(max_iter=1, solver="lbfgs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        regressor.fit(x, y)
     classifier = fitted(x, y)
     with_another = fitted(x, y)
     with_another.activation = "gelu"
+    not_finite = fitted(x, y)
+    not_finite.coefs_[1][0] = np.nan
     for estimator, message in (
         (neural_network.MLPClassifier(), "got one without coefs_; call MLPClassifier.fit first"),
-        (regressor, "expected an MLPClassifier, got MLPRegressor"),
-        (several, "the output layer has 2 outputs and the activation 'logistic'"),
+        (neural_network.MLPRegressor(), "got one without coefs_; call MLPRegressor.fit first"),
+        (neural_network.MLPClassifier, "expected a fitted MLPClassifier or MLPRegressor.*got ABCMeta"),
         (pipeline.make_pipeline(classifier), "got Pipeline; give its last step"),
+        (model_selection.GridSearchCV(classifier, {}), "got GridSearchCV; give its best_estimator_"),
         (with_another, "the activation 'gelu' has no equivalent here"),
-        (5, "expected a fitted MLPClassifier of scikit-learn, got int"),
+        (not_finite, "layers.1.weight: expected finite weights in float64"),
+        (fitted(x, np.zeros(40)), r"expected two classes or more, got \[0.0\]"),
+        (5, "expected a fitted MLPClassifier or MLPRegressor of scikit-learn or gpumlp.sklearn, got int"),
     ):
         with pytest.raises(ImportedModelError, match=message):
             MLP.from_sklearn(estimator, device="cpu")

@@ -343,7 +343,7 @@ class MLP:
     def from_sklearn(
         cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
     ) -> M:
-        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.interop.sklearn.from_sklearn`."""
+        """The network of a fitted MLPClassifier or MLPRegressor; see `gpumlp.interop.sklearn.from_sklearn`."""
         from ..interop.sklearn import from_sklearn
 
         return from_sklearn(cls, estimator, device, dtype)
