@@ -69,7 +69,9 @@ LIBRARIES = ["sklearn.neural_network", "gpumlp.sklearn"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("task", ["two classes", "three classes", "labels", "a value", "two values"])
+@pytest.mark.parametrize(
+    "task", ["two classes", "three classes", "labels", "a value", "two values", "values of 0 or more"]
+)
 def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the_same(
     library: str, task: str, tmp_path: Path
 ) -> None:
@@ -82,10 +84,13 @@ def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the
         "labels": (x[:, :3] > 0).astype(int),
         "a value": x[:, 0],
         "two values": x[:, :2],
+        "values of 0 or more": np.abs(x[:, :2]),
     }
     kind, options = ("MLPRegressor", {}) if "value" in task else ("MLPClassifier", {})
+    if task == "values of 0 or more":
+        options = {"loss": "poisson"}
     if library == "gpumlp.sklearn":
-        options = {"device": "cpu", "dtype": "float64"}
+        options |= {"device": "cpu", "dtype": "float64"}
     estimator = getattr(module, kind)(hidden_layer_sizes=(7,), max_iter=30, random_state=0, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
@@ -96,6 +101,7 @@ def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the
         "two classes": ("softmax_cross_entropy", ("no", "yes")),
         "three classes": ("softmax_cross_entropy", (10, 20, 30)),
         "labels": ("logistic_cross_entropy", (0, 1, 2)),
+        "values of 0 or more": ("poisson_deviance", None),
     }.get(task, ("squared_error", None))
     assert (model.loss.name, model.class_names) == (loss, names)
     expected, found = estimator.predict(x), model.predict(x)
@@ -620,7 +626,11 @@ def test_values_other_than_uint8_are_used_as_they_are(dtype: str, sizes: list[in
 
 @pytest.mark.parametrize(
     ("loss", "names"),
-    [("squared_error", ["outputs"]), ("logistic_cross_entropy", ["probabilities", "logits"])],
+    [
+        ("squared_error", ["outputs"]),
+        ("poisson_deviance", ["outputs"]),
+        ("logistic_cross_entropy", ["probabilities", "logits"]),
+    ],
 )
 def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")

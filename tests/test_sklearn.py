@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 import re
@@ -118,6 +119,7 @@ def test_several_values_per_sample() -> None:
         (classifier, None, "requires y to be passed"),
         (regressor, [1e300, 0, 1], "expected to fit into float32"),
         (regressor, ["a", "b", "c"], "could not convert"),
+        (functools.partial(regressor, loss="poisson"), [-1, 0, 1], "0 or more with loss='poisson', got -1"),
         (regressor, [1, 2], "inconsistent numbers"),
     ],
 )
@@ -248,7 +250,7 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
         (regressor, {"solver": "lbfgs"}, "gpumlp does not support solver='lbfgs', use sklearn.neural_network"),
         (classifier, {"max_fun": 10}, "max_fun is expected to be 15000 (the default), got 10"),
         (regressor, {"max_fun": 10}, "belongs to solver='lbfgs', which gpumlp does not support"),
-        (regressor, {"loss": "poisson"}, "loss is expected to be 'squared_error', got 'poisson'; gpumlp does not"),
+        (regressor, {"loss": "gamma"}, "loss is expected to be 'squared_error' or 'poisson', got 'gamma'"),
         (classifier, {"momentum": 1}, "momentum is expected to be a number of at least 0 and below 1, got 1"),
         (classifier, {"alpha": -1, "tol": "a"}, "alpha is .* of 0 or more, got -1.*; tol is .* a number, got 'a'"),
         (classifier, {"alpha": True}, "alpha is expected to be a number"),
@@ -534,6 +536,8 @@ def test_warm_start_needs_the_same_problem() -> None:
         model.fit(IRIS[0], np.minimum(IRIS[1], 1))
     with pytest.raises(ValueError, match="expected the hidden layers trained so far"):
         model.set_params(hidden_layer_sizes=(8,)).fit(*IRIS)
+    with pytest.raises(ValueError, match="expected the loss squared_error trained with so far, got 'poisson'"):
+        fit(regressor(warm_start=True), *IRIS).set_params(loss="poisson").fit(*IRIS)
     cold = fit(classifier(), *IRIS)
     fit(cold.set_params(hidden_layer_sizes=(8,)), IRIS[0], np.minimum(IRIS[1], 1))
     assert cold.coefs_[0].shape == (4, 8)

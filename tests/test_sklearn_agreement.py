@@ -52,6 +52,10 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "all digits":
         X, y = load_digits(return_X_y=True)
         return X / 16, y
+    if "count" in name:
+        X, y = load_diabetes(return_X_y=True)
+        counts = np.random.default_rng(0).poisson(y / 100)
+        return scale(X), np.stack([counts, counts // 2], axis=1) if name == "two counts" else counts
     if name == "labels":
         return make_multilabel_classification(n_samples=300, random_state=0)
     if name == "two values":
@@ -88,6 +92,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "early stopping, two classes": ("MLPClassifier", "cancer", {"early_stopping": True}),
     "a value": ("MLPRegressor", "diabetes", {}),
     "two values": ("MLPRegressor", "two values", SGD | {"learning_rate_init": 0.01, "alpha": 1.0}),
+    "counts": ("MLPRegressor", "counts", {"loss": "poisson"}),
+    "two counts": ("MLPRegressor", "two counts", {"loss": "poisson", "early_stopping": True}),
     "a value, early stopping": ("MLPRegressor", "diabetes", {"early_stopping": True, "learning_rate_init": 0.01}),
 }  # fmt: skip
 

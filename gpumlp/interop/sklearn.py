@@ -19,6 +19,7 @@ _LOSSES = {
     "softmax": "softmax_cross_entropy",
     "logistic": "logistic_cross_entropy",
     "identity": "squared_error",
+    "exp": "poisson_deviance",
 }  # by the activation of the outputs
 _EXPECTED = "expected a fitted MLPClassifier or MLPRegressor of scikit-learn or gpumlp.sklearn"
 _INSIDE = {
@@ -32,10 +33,10 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
 
     The estimator is one of ``sklearn.neural_network`` or `gpumlp.sklearn`. The network has the loss that it was
     trained with, and gives the same predictions: ``"softmax_cross_entropy"`` for several classes,
-    ``"logistic_cross_entropy"`` for several labels per sample, ``"squared_error"`` for a regression. The labels in
-    ``classes_`` become ``class_names``. For two classes scikit-learn has one output s with the probability
-    1 / (1 + e^-s); here it becomes the two outputs 0 and s of a softmax, whose probabilities and cross-entropy are
-    the same.
+    ``"logistic_cross_entropy"`` for several labels per sample, ``"squared_error"`` or ``"poisson_deviance"`` for a
+    regression. The labels in ``classes_`` become ``class_names``. For two classes scikit-learn has one output s
+    with the probability 1 / (1 + e^-s); here it becomes the two outputs 0 and s of a softmax, whose probabilities
+    and cross-entropy are the same.
 
     The network uses all values as they are, uint8 included, as the estimator does.
 

@@ -11,9 +11,11 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from ..backends import HostArray, array_namespace
-from ..nn.losses import sigmoid, softmax
+from ..nn.losses import get_loss, sigmoid, softmax
 from .base import BaseMLP
 from .inputs import MAX_FUN, to_cpu
+
+_LOSSES = {"squared_error": ("identity", "squared_error"), "poisson": ("exp", "poisson_deviance")}
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
@@ -277,8 +279,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     and, up to rounding, the same losses. Answers are float32 for float32 X, otherwise float64. X may be
     sparse.
 
-    Not supported, and refused by `fit`: ``loss="poisson"``, ``solver="lbfgs"`` with its ``max_fun``,
-    ``momentum=1``.
+    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``.
 
     Args:
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
@@ -286,9 +287,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
 
     Attributes:
         coefs_, intercepts_: weights ``(in, out)`` and biases ``(out,)`` of each layer, NumPy arrays of `dtype`.
-        loss_curve_: half the mean squared error of each epoch, penalty included; `loss_` is its last value,
-            `best_loss_` its lowest.
-        validation_scores_, validation_loss_curve_, best_validation_score_: R^2 and half the mean squared error of
+        loss_curve_: mean loss of each epoch, half the squared error or the Poisson deviance, penalty included;
+            `loss_` is its last value, `best_loss_` its lowest.
+        validation_scores_, validation_loss_curve_, best_validation_score_: R^2 and mean loss without penalty of
             each epoch on the validation samples; None without any.
         n_iter_, n_layers_, n_outputs_, out_activation_, t_, n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -367,6 +368,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         """The value for each sample, ``(samples,)`` or ``(samples, outputs)``; on the GPU if X is."""
         found = self._outputs_of(X)
         with self._network.backend.activate():
+            found = self._network.loss.predictions(found)
             return array_namespace(found).ravel(found) if self.n_outputs_ == 1 else found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -380,19 +382,23 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         targets = y[:, None] if y.ndim == 1 else y
         if first:
             self.n_outputs_ = targets.shape[1]
-            self.out_activation_, self._loss = "identity", "squared_error"
+            self.out_activation_, self._loss = _LOSSES[self.loss]
         elif targets.shape[1] != self.n_outputs_:
             raise ValueError(f"y is expected to have {self.n_outputs_} outputs as before, got {targets.shape[1]}")
+        elif _LOSSES[self.loss] != (self.out_activation_, self._loss):
+            raise ValueError(f"expected the loss {self._loss} trained with so far, got {self.loss!r}")
         with np.errstate(over="ignore"):
             result: HostArray = targets.astype(self.dtype)
         if not np.isfinite(result).all():
             raise ValueError(
                 f"y is expected to fit into {result.dtype}, got values up to {np.abs(targets).max():g}; scale it"
             )
+        if self.out_activation_ == "exp" and result.min() < 0:
+            raise ValueError(f"y is expected to be 0 or more with loss='poisson', got {result.min():g}")
         return result
 
     def _loss_terms(self) -> int:
-        return int(self.n_outputs_)
+        return 1 if self.out_activation_ == "exp" else int(self.n_outputs_)
 
     def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
-        return float(r2_score(targets, found, sample_weight=weights))
+        return float(r2_score(targets, get_loss(self._loss).predictions(found), sample_weight=weights))

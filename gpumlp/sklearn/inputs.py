@@ -228,7 +228,7 @@ def _class_weight(name: str, value: Any) -> None:
 _INSTEAD = "use sklearn.neural_network instead"
 _FRACTION = _real(0, 1, open_high=True)
 RANGES: dict[str, Check] = {
-    "loss": _choice("squared_error", unsupported="poisson"),
+    "loss": _choice("squared_error", "poisson"),
     "hidden_layer_sizes": lambda name, value: hidden_sizes(value),
     "activation": _choice(*ACTIVATIONS),
     "solver": _choice("sgd", "adam", unsupported="lbfgs"),

@@ -281,6 +281,8 @@ class Validation:
         losses, correct = np.empty(samples, found.dtype), np.empty(samples, dtype=bool)
         network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, correct)
         loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
+        if not math.isfinite(loss):
+            return float("nan"), float("nan")
         return loss, float(self._estimator._score_outputs(found, self._targets, correct, self._weights))
 
 
