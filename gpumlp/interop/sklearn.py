@@ -38,7 +38,7 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
     with the probability 1 / (1 + e^-s); here it becomes the two outputs 0 and s of a softmax, whose probabilities
     and cross-entropy are the same.
 
-    The network uses all values as they are, uint8 included, as the estimator does.
+    The network uses all values as they are, whatever their dtype, as scikit-learn does.
 
     Args:
         kind: the class of the result.

@@ -46,7 +46,7 @@ def from_torch(
     Sequentials are unpacked, and so are DataParallel, DistributedDataParallel, AveragedModel and the result of
     ``torch.compile``.
 
-    The network uses all values as they are, uint8 included, as PyTorch does.
+    The network uses all values as they are, whatever their dtype, as PyTorch does.
 
     Args:
         kind: the class of the result.

@@ -201,30 +201,6 @@ class LogisticCrossEntropy(Loss):
         return sigmoid(outputs)
 
 
-class SquaredError(Loss):
-    """C = mean_i 1/2 sum_j (s_ij - y_ij)^2, the loss of regression, with the gradient ``(s - y) / batch``.
-
-    >>> import numpy as np
-    >>> SquaredError()(np.array([[1.0, 2.0]]), np.array([[0.0, 0.0]]))
-    2.5
-    """
-
-    name = "squared_error"
-
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
-        xp = backend.xp
-        correct[...] = False  # undefined for a regression
-        xp.subtract(outputs, targets, out=outputs)
-        xp.sum(xp.square(outputs), axis=1, out=losses)
-        xp.multiply(losses, 0.5, out=losses)
-        xp.multiply(outputs, 1 / len(targets), out=outputs)
-
-    def predictions(self, outputs: Array) -> Array:
-        return outputs.copy()
-
-
 class PoissonDeviance(Loss):
     """C = mean_i sum_j (e^s_ij - y_ij s_ij + y_ij log y_ij - y_ij), half the deviance of Poisson regression.
 
@@ -262,6 +238,30 @@ class PoissonDeviance(Loss):
 
     def predictions(self, outputs: Array) -> Array:
         return array_namespace(outputs).exp(outputs)
+
+
+class SquaredError(Loss):
+    """C = mean_i 1/2 sum_j (s_ij - y_ij)^2, the loss of regression, with the gradient ``(s - y) / batch``.
+
+    >>> import numpy as np
+    >>> SquaredError()(np.array([[1.0, 2.0]]), np.array([[0.0, 0.0]]))
+    2.5
+    """
+
+    name = "squared_error"
+
+    def output_error(
+        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
+    ) -> None:
+        xp = backend.xp
+        correct[...] = False  # undefined for a regression
+        xp.subtract(outputs, targets, out=outputs)
+        xp.sum(xp.square(outputs), axis=1, out=losses)
+        xp.multiply(losses, 0.5, out=losses)
+        xp.multiply(outputs, 1 / len(targets), out=outputs)
+
+    def predictions(self, outputs: Array) -> Array:
+        return outputs.copy()
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -118,7 +118,7 @@ class MLP:
         dtype: float32 or float64.
         loss: ``"softmax_cross_entropy"`` (one class of several, required by `fit` and `Trainer`),
             ``"logistic_cross_entropy"`` (independent binary outputs), ``"squared_error"``,
-            ``"poisson_deviance"``, or a `Loss`.
+            ``"poisson_deviance"`` (predictions are exponentials of the outputs), or a `Loss`.
 
     Attributes:
         layers: the `Dense` layers.
@@ -252,8 +252,7 @@ class MLP:
 
         Returns:
             The most probable class of each sample, ``(samples,)`` int64; with ``"logistic_cross_entropy"`` 0 or 1
-            for each output, ``(samples, outputs)`` int64; with ``"squared_error"`` the outputs, with
-            ``"poisson_deviance"`` their exponentials.
+            for each output, ``(samples, outputs)`` int64; with ``"squared_error"`` the outputs.
         """
         with self.backend.activate():
             return self.loss.predictions(self.logits(images))
