@@ -15,6 +15,7 @@ import pytest
 from gpumlp import (
     MLP,
     LogisticCrossEntropy,
+    PoissonDeviance,
     ReLU,
     SoftmaxCrossEntropy,
     SquaredError,
@@ -111,8 +112,14 @@ def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> No
     )
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("loss", [LogisticCrossEntropy(), SquaredError()])
+@pytest.mark.parametrize(
+    ("loss", "scale"),
+    [
+        *((LogisticCrossEntropy(), 1.0), (LogisticCrossEntropy(), 1e4)),
+        *((SquaredError(), 1.0), (SquaredError(), 1e4)),
+        (PoissonDeviance(), 1.0),  # e^s overflows for large s
+    ],
+)
 @pytest.mark.parametrize("shape", [(1, 1), (33, 1), (7, 3)])
 def test_losses_of_float_targets(backend: Backend, loss: object, shape: tuple[int, int], scale: float) -> None:
     targets = RNG.integers(0, 2, shape).astype(np.float32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
+import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +65,108 @@ def test_float32_stays_float32() -> None:
     assert model.dtype == np.float32
 
 
-def test_anything_but_a_fitted_classifier_is_refused() -> None:
+LIBRARIES = ["sklearn.neural_network", "gpumlp.sklearn"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "task", ["two classes", "three classes", "labels", "a value", "two values", "values of 0 or more"]
+)
+def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the_same(
+    library: str, task: str, tmp_path: Path
+) -> None:
+    module = pytest.importorskip(library)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    targets = {
+        "two classes": np.where(x[:, 0] > 0, "yes", "no"),
+        "three classes": 10 * (1 + np.digitize(x[:, 0], [-0.5, 0.5])),
+        "labels": (x[:, :3] > 0).astype(int),
+        "a value": x[:, 0],
+        "two values": x[:, :2],
+        "values of 0 or more": np.abs(x[:, :2]),
+    }
+    kind, options = ("MLPRegressor", {}) if "value" in task else ("MLPClassifier", {})
+    if task == "values of 0 or more":
+        options = {"loss": "poisson"}
+    if library == "gpumlp.sklearn":
+        options |= {"device": "cpu", "dtype": "float64"}
+    estimator = getattr(module, kind)(hidden_layer_sizes=(7,), max_iter=30, random_state=0, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        estimator.fit(x, targets[task])
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.dtype == np.float64
+    loss, names = {
+        "two classes": ("softmax_cross_entropy", ("no", "yes")),
+        "three classes": ("softmax_cross_entropy", (10, 20, 30)),
+        "labels": ("logistic_cross_entropy", (0, 1, 2)),
+        "values of 0 or more": ("poisson_deviance", None),
+    }.get(task, ("squared_error", None))
+    assert (model.loss.name, model.class_names) == (loss, names)
+    expected, found = estimator.predict(x), model.predict(x)
+    if task in ("two classes", "three classes"):
+        assert [names[number] for number in found] == expected.tolist()
+    else:
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-12)
+    first = "outputs" if "value" in task else "probabilities"
+    if first == "probabilities":
+        expected = estimator.predict_proba(x)
+        np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-12)
+    again = MLP.load(model.save(tmp_path), device="cpu")
+    assert (again.loss.name, again.class_names, again.inputs) == (loss, names, Inputs((4,), "any", ""))
+    np.testing.assert_array_equal(again.logits(x), model.logits(x))
+    assert npz_bytes(model)
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    (exported,) = session(onnx_bytes(model)).run([first], {"samples": x})
+    np.testing.assert_allclose(exported.reshape(expected.shape), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_estimators_network_takes_uint8_as_numbers_as_the_estimator_does(library: str) -> None:
+    module = pytest.importorskip(library)
+    train, _ = load_digits()
+    x, y = np.rint(16 * train.images).astype(np.uint8).reshape(len(train), -1), train.labels
+    options = {"device": "cpu"} if library == "gpumlp.sklearn" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        estimator = module.MLPClassifier((16,), max_iter=5, random_state=0, **options).fit(x, y)
+    model = MLP.from_sklearn(estimator, device="cpu")
+    assert model.inputs == Inputs((64,), "any", "")
+    for samples in (x, x.astype(np.float32), x.astype(np.int64)):
+        np.testing.assert_allclose(model.predict_proba(samples), estimator.predict_proba(samples), atol=1e-5)
+
+
+def test_labels_that_are_neither_text_nor_numbers_become_text() -> None:
+    x, days = (
+        np.random.default_rng(0).normal(size=(60, 5)),
+        np.array(["2026-01-01", "2026-01-02"], "datetime64[D]"),
+    )
+    estimator = fitted(x, np.arange(60) % 2)
+    estimator.classes_ = days
+    assert MLP.from_sklearn(estimator, device="cpu").class_names == ("2026-01-01", "2026-01-02")
+
+
+def test_anything_but_a_fitted_estimator_is_refused() -> None:
     neural_network = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
     pipeline = pytest.importorskip("sklearn.pipeline")
+    model_selection = pytest.importorskip("sklearn.model_selection")
     x, y = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
-    several = fitted(x, np.stack([y, 1 - y], axis=1))
-    regressor = neural_network.MLPRegressor(max_iter=1, solver="lbfgs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        regressor.fit(x, y)
     classifier = fitted(x, y)
     with_another = fitted(x, y)
     with_another.activation = "gelu"
+    not_finite = fitted(x, y)
+    not_finite.coefs_[1][0] = np.nan
     for estimator, message in (
         (neural_network.MLPClassifier(), "got one without coefs_; call MLPClassifier.fit first"),
-        (regressor, "expected an MLPClassifier, got MLPRegressor"),
-        (several, "the output layer has 2 outputs and the activation 'logistic'"),
+        (neural_network.MLPRegressor(), "got one without coefs_; call MLPRegressor.fit first"),
+        (neural_network.MLPClassifier, "expected a fitted MLPClassifier or MLPRegressor.*got ABCMeta"),
         (pipeline.make_pipeline(classifier), "got Pipeline; give its last step"),
+        (model_selection.GridSearchCV(classifier, {}), "got GridSearchCV; give its best_estimator_"),
         (with_another, "the activation 'gelu' has no equivalent here"),
-        (5, "expected a fitted MLPClassifier of scikit-learn, got int"),
+        (not_finite, "layers.1.weight: expected finite weights in float64"),
+        (fitted(x, np.zeros(40)), r"expected two classes or more, got \[0.0\]"),
+        (5, "expected a fitted MLPClassifier or MLPRegressor of scikit-learn or gpumlp.sklearn, got int"),
     ):
         with pytest.raises(ImportedModelError, match=message):
             MLP.from_sklearn(estimator, device="cpu")
@@ -195,11 +281,6 @@ def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
         with pytest.raises(ImportedModelError, match=message):
             MLP.from_torch(nn.Sequential(*network), device="cpu")
 
-    class Own(nn.Module):
-        pass
-
-    with pytest.raises(ImportedModelError, match="got Own, whose order of layers is not known"):
-        MLP.from_torch(Own(), device="cpu")
     with pytest.raises(ImportedModelError, match="activation= is only for a state dict"):
         MLP.from_torch(nn.Sequential(linear(3, 2)), activation="relu", device="cpu")
 
@@ -248,6 +329,142 @@ def test_a_sequential_with_a_hook_of_its_own_is_refused(nn: Any) -> None:
         MLP.from_torch(network, device="cpu")
 
 
+# -- What else of PyTorch is given -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network(nn: Any) -> Any:
+    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def assert_taken(given: Any, network: Any, activation: str | None = None) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 16)).astype("float32")
+    model = MLP.from_torch(given, activation=activation, device="cpu")
+    np.testing.assert_allclose(model.predict_proba(x), torch_probabilities(network, x), atol=1e-6)
+
+
+def test_a_network_of_pytorch_takes_uint8_as_numbers(network: Any) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (20, 16)).astype(np.uint8)
+    expected = torch_probabilities(network, x.astype("float32"))
+    np.testing.assert_allclose(MLP.from_torch(network, device="cpu").predict_proba(x), expected, atol=1e-4)
+
+
+@pytest.fixture
+def wrapped(request: Any, network: Any, nn: Any) -> Iterator[Any]:
+    """The network in one of PyTorch's wrappers, which compute the same."""
+    import torch
+    import torch.distributed as distributed
+
+    compiled = functools.partial(torch.compile, backend="eager")
+    if request.param == "DistributedDataParallel":
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        yield nn.parallel.DistributedDataParallel(network)
+        distributed.destroy_process_group()
+    else:
+        yield {
+            "DataParallel": nn.DataParallel,
+            "AveragedModel": torch.optim.swa_utils.AveragedModel,
+            "compile": compiled,
+            "compile(DataParallel)": lambda network: compiled(nn.DataParallel(network)),
+            "a compiled layer": lambda network: nn.Sequential(compiled(network[0]), *network[1:]),
+        }[request.param](network)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        *("DataParallel", "DistributedDataParallel", "AveragedModel"),
+        *("compile", "compile(DataParallel)", "a compiled layer"),
+    ],
+    indirect=True,
+)
+def test_wrapped_networks_and_their_state_dicts_are_unwrapped(wrapped: Any, network: Any) -> None:
+    assert_taken(wrapped, network)
+    assert_taken(wrapped.state_dict(), network, "relu")
+    assert_taken(dict(sorted(wrapped.state_dict().items())), network, "relu")
+
+
+def test_a_wrapper_with_a_hook_is_refused(network: Any, nn: Any) -> None:
+    wrapped = nn.DataParallel(network)
+    wrapped.register_forward_hook(lambda module, x, out: 2 * out)
+    with pytest.raises(ImportedModelError, match="DataParallel: has hooks"):
+        MLP.from_torch(wrapped, device="cpu")
+
+
+def test_the_network_in_the_checkpoint_of_a_training_is_found(network: Any) -> None:
+    import torch
+
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.zeros(2, 16)).sum().backward()
+    optimizer.step()
+    state, rest = network.state_dict(), {"epoch": 3, "optimizer": optimizer.state_dict(), "config": {"hidden": 8}}
+    lightning = {f"model.{name}": tensor for name, tensor in state.items()}
+    for checkpoint in ({"model_state_dict": state}, {"state_dict": lightning}, {"trainer": {"net": state}}):
+        assert_taken({**rest, **checkpoint}, network, "relu")
+    assert_taken({**rest, "model": network}, network)
+    with pytest.raises(ImportedModelError, match=r"several; give given\['model'\] or given\['ema'\]\['net'\]$"):
+        MLP.from_torch({"model": state, "ema": {"net": state}}, activation="relu", device="cpu")
+
+
+def test_a_module_of_ones_own_is_refused_with_the_remedy(nn: Any) -> None:
+    class Net(nn.Module):
+        pass
+
+    for given, remedy in ((Net(), "its "), (nn.DataParallel(Net()), "its "), ({"net": Net()}, "given['net'].")):
+        message = f"expected a Sequential or a state dict, got Net; give {remedy}state_dict()"
+        with pytest.raises(ImportedModelError, match=f"^{re.escape(message)}$"):
+            MLP.from_torch(given, activation="relu", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "got None"),
+        (MLP, "got the class MLP"),
+        ([np.zeros((2, 3))], "got list"),
+        (b"content", "got bytes"),
+        ("net.pt", "got the path 'net.pt'; give what torch.load('net.pt') returns"),
+        (Path("net.safetensors"), "give what safetensors.numpy.load_file('net.safetensors') returns"),
+    ],
+    ids=str,
+)
+def test_what_is_no_network_is_refused(given: Any, message: str) -> None:
+    for activation in (None, "relu"):
+        with pytest.raises(ImportedModelError, match=f"^expected a Sequential.*{re.escape(message)}$"):
+            MLP.from_torch(given, activation=activation, device="cpu")
+
+
+def test_quantized_layers_are_refused_by_name(network: Any, nn: Any) -> None:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        quantized = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    weight = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
+    for given, name in (
+        (quantized, "layer 0, DynamicQuantizedLinear"),
+        (quantized.state_dict(), "0._packed_params"),
+        ({"0.weight": weight}, "0.weight"),
+    ):
+        with pytest.raises(ImportedModelError, match=f"^{name}.* is quantized; give the network as it was before"):
+            MLP.from_torch(given, activation="relu" if isinstance(given, dict) else None, device="cpu")
+
+
+def test_layers_that_have_no_weights_yet_are_named(nn: Any) -> None:
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    for given, name in ((lazy, "layer 0, LazyLinear"), (lazy.state_dict(), "0.weight")):
+        with pytest.raises(ImportedModelError, match=f"^{name}.* has no weights yet; call the network"):
+            MLP.from_torch(given, activation="relu" if isinstance(given, dict) else None, device="cpu")
+
+
+def test_tensors_that_are_no_plain_arrays_are_named(nn: Any) -> None:
+    import torch
+
+    with pytest.raises(ImportedModelError, match=r"^0.weight: cannot be read as an array: .*[Ss]parse") as error:
+        MLP.from_torch({"0.weight": torch.ones(3, 4).to_sparse()}, device="cpu")
+    assert "\n" not in str(error.value)
+
+
 # -- State dicts of PyTorch -----------------------------------------------------------------------------------
 
 
@@ -278,7 +495,8 @@ def test_a_single_linear_layer_needs_no_activation() -> None:
     [
         ({"0.weight": [[1.0, 2.0]]}, "0.weight: expected a tensor or an array, got list"),
         ({"0.weight": np.full((3, 2), np.nan)}, "0.weight: expected finite weights"),
-        ({"0.weight": np.ones((3, 2), dtype=complex)}, "0.weight: expected real weights"),
+        ({"0.weight": np.ones((3, 2), dtype=complex)}, "0.weight: expected real .* weights, got complex128"),
+        ({"0.weight": np.ones((3, 2), dtype=np.int8)}, "0.weight: expected real .* weights, got int8"),
         ({"0.weight": np.ones((3, 2)), "0.bias": np.ones(2)}, "0.weight: expected a bias of 3 values"),
         ({"0.weight": np.ones((3, 2)), "1.weight": np.ones((3, 4))}, "1.weight: expected 3 inputs"),
     ],
@@ -408,7 +626,11 @@ def test_values_other_than_uint8_are_used_as_they_are(dtype: str, sizes: list[in
 
 @pytest.mark.parametrize(
     ("loss", "names"),
-    [("squared_error", ["outputs"]), ("logistic_cross_entropy", ["probabilities", "logits"])],
+    [
+        ("squared_error", ["outputs"]),
+        ("poisson_deviance", ["outputs"]),
+        ("logistic_cross_entropy", ["probabilities", "logits"]),
+    ],
 )
 def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")

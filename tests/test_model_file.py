@@ -98,7 +98,9 @@ def test_a_custom_initializer_is_not_saved(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error"])
+@pytest.mark.parametrize(
+    "loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "poisson_deviance"]
+)
 def test_the_loss_is_saved_in_files_and_pickles(loss: str, tmp_path: Path) -> None:
     model = MLP([3, 2], loss=loss, device="cpu")
     model.inputs, model.class_names = Inputs((3,), "float64", "own"), ("a", "b")

@@ -18,6 +18,7 @@ from gpumlp import (
     LogisticCrossEntropy,
     Loss,
     Penalty,
+    PoissonDeviance,
     SoftmaxCrossEntropy,
     SquaredError,
     Trainer,
@@ -55,7 +56,19 @@ def test_squared_error_by_hand() -> None:
     np.testing.assert_array_equal(SquaredError().gradient(outputs, targets), [[0.5, 1], [0, -1]])
 
 
-@pytest.mark.parametrize(("loss", "targets"), [(LogisticCrossEntropy(), LABELS), (SquaredError(), VALUES)])
+def test_poisson_deviance_by_hand() -> None:
+    outputs, targets = np.array([[0.0, np.log(2)], [1.0, -1000]]), np.array([[3.0, 2.0], [0.0, 0.0]])
+    assert PoissonDeviance()(outputs, targets) == pytest.approx((3 * np.log(3) - 3 + 1 + 0 + np.e + 0) / 2)
+    np.testing.assert_allclose(PoissonDeviance().gradient(outputs, targets), [[-1, 0], [np.e / 2, 0]], atol=1e-15)
+    np.testing.assert_allclose(PoissonDeviance().predictions(outputs), [[1, 2], [np.e, 0]])
+    with pytest.raises(ValueError, match="expected targets of 0 or more, got -1 to 2"):
+        PoissonDeviance()(np.zeros((2, 1)), np.array([[-1.0], [2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [(LogisticCrossEntropy(), LABELS), (SquaredError(), VALUES), (PoissonDeviance(), np.abs(VALUES))],
+)
 def test_gradients_are_the_slopes_of_the_loss(loss: Loss, targets: np.ndarray) -> None:
     gradient, step = loss.gradient(OUTPUTS, targets), 1e-6
     for i, j in np.ndindex(*OUTPUTS.shape):
@@ -80,7 +93,7 @@ def test_a_probability_close_to_0_is_precise() -> None:
     assert sigmoid(np.array([-30.0], np.float32))[0] == pytest.approx(math.exp(-30), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [LogisticCrossEntropy(), SquaredError()])
+@pytest.mark.parametrize("loss", [LogisticCrossEntropy(), SquaredError(), PoissonDeviance()])
 @pytest.mark.parametrize(
     ("outputs", "targets", "words"),
     [
@@ -152,7 +165,9 @@ def one_step(
     return backend.to_numpy(model.parameters.gradient), float(backend.to_numpy(step.losses).mean())
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error"])
+@pytest.mark.parametrize(
+    "loss", ["softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "poisson_deviance"]
+)
 def test_a_weight_of_n_equals_n_copies_of_the_sample(backend: Backend, loss: str) -> None:
     weighted = one_step(backend, loss, [0, 1, 2, 3, 4, 5], [2.0, 0.0, 1.0, 3.0, 0.0, 1.0])
     repeated = one_step(backend, loss, [0, 0, 2, 3, 3, 3, 5], None)

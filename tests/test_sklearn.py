@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import pickle
+import re
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,14 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip instal
 
 import joblib
 import scipy.sparse
+import sklearn.neural_network
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import scale
 
+import gpumlp.sklearn
 from gpumlp import DeviceError
 from gpumlp.sklearn import MLPClassifier, MLPRegressor
 from gpumlp.sklearn.solver import ROWS, Epochs
@@ -61,7 +67,7 @@ def test_labels_of_any_kind(labels: np.ndarray, classes: int) -> None:
     assert model.predict(X).dtype == model.classes_.dtype
     assert model.score(X, y) == accuracy_score(y, model.predict(X)) > 0.95
     proba = model.predict_proba(X)
-    assert (proba.shape, proba.dtype) == ((len(X), classes), np.float32)
+    assert proba.shape == (len(X), classes)
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(model.classes_[proba.argmax(axis=1)], model.predict(X))
     np.testing.assert_allclose(model.predict_log_proba(X), np.log(proba), rtol=1e-4, atol=1e-6)
@@ -101,7 +107,7 @@ def test_several_values_per_sample() -> None:
     assert model.predict(X).shape == Y.shape
     assert model.score(X, Y) == r2_score(Y, model.predict(X)) > 0.95
     one = fit(regressor(), X, Y[:, 0])
-    assert (one.predict(X).shape, one.predict(X).dtype) == ((300,), np.float32)
+    assert one.predict(X).shape == (300,)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,7 @@ def test_several_values_per_sample() -> None:
         (classifier, None, "requires y to be passed"),
         (regressor, [1e300, 0, 1], "expected to fit into float32"),
         (regressor, ["a", "b", "c"], "could not convert"),
+        (functools.partial(regressor, loss="poisson"), [-1, 0, 1], "0 or more with loss='poisson', got -1"),
         (regressor, [1, 2], "inconsistent numbers"),
     ],
 )
@@ -124,15 +131,109 @@ def test_invalid_targets_are_refused(kind: Any, y: Any, words: str) -> None:
         model.predict([[1.0]])
 
 
-def test_sparse_samples_are_refused_with_the_remedy() -> None:
-    for kind, y in ((classifier, IRIS[1]), (regressor, IRIS[1])):
-        with pytest.raises(TypeError, match=r"dense data is required. Use '.toarray\(\)'"):
-            kind().fit(scipy.sparse.csr_matrix(IRIS[0]), y)
-
-
-def test_values_too_large_for_float32_are_refused() -> None:
+def test_values_too_large_for_the_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match=r"infinity or a value too large for dtype\('float32'\)"):
         classifier().fit(IRIS[0] * 1e300, IRIS[1])
+    fit(classifier(dtype="float64", max_iter=1), IRIS[0] * 1e300, IRIS[1])
+
+
+# -- Dtypes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["float32", "float64", "float16", "int64", "uint8", "bool", "list", "sparse"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_answers_have_the_dtype_of_scikit_learns(given: str, dtype: str) -> None:
+    X = IRIS[0].tolist() if given == "list" else IRIS[0].astype("float32" if given == "sparse" else given)
+    if given == "sparse":
+        X = scipy.sparse.csr_matrix(X)
+    for kind, ways in (
+        ("MLPClassifier", ["predict", "predict_proba", "predict_log_proba"]),
+        ("MLPRegressor", ["predict"]),
+    ):
+        mine = fit(getattr(gpumlp.sklearn, kind)(max_iter=1, dtype=dtype, device="cpu"), X, IRIS[1])
+        other = fit(getattr(sklearn.neural_network, kind)(max_iter=1), X, IRIS[1])
+        for way in ways:
+            assert getattr(mine, way)(X).dtype == getattr(other, way)(X).dtype
+        assert {array.dtype.name for array in mine.coefs_ + mine.intercepts_} == {dtype}
+
+
+def test_answers_for_float64_can_be_written_as_json() -> None:
+    X, y = IRIS
+    model = fit(classifier(early_stopping=True), X, y)
+    numbers = [*model.predict_proba(X)[0], model.score(X, y), *model.validation_scores_, model.loss_]
+    assert json.loads(json.dumps([*numbers, fit(regressor(), X, y).predict(X)[0]]))[0] == numbers[0]
+
+
+def test_uint8_is_used_as_numbers() -> None:
+    X, y = np.rint(IRIS[0] * 9 + 99).astype(np.uint8), IRIS[1]
+    as_pixels, as_numbers = fit(classifier(), X, y), fit(classifier(), X.astype(np.float64), y)
+    np.testing.assert_array_equal(as_pixels.predict_proba(X), as_numbers.predict_proba(X.astype(np.float64)))
+
+
+def test_changing_the_dtype_keeps_the_network_and_the_state_of_its_optimizer() -> None:
+    X, y = CANCER
+    model = classifier(dtype="float64").partial_fit(X, y, classes=[0, 1])
+    expected = copy.deepcopy(model)
+    np.testing.assert_allclose(
+        model.set_params(dtype="float32").predict_proba(X), expected.predict_proba(X), atol=1e-6
+    )
+    assert model.coefs_[0].dtype == np.float32
+    model.partial_fit(X, y)
+    expected.partial_fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X), expected.predict_proba(X), atol=1e-5)
+    with pytest.raises(ValueError, match="dtype is expected to be float32 or float64, got float16"):
+        model.set_params(dtype="float16").predict(X)
+
+
+# -- Samples that are no plain array of numbers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csr_matrix", "csr_array", "csc_matrix", "coo_array", "lil_matrix"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [classifier, regressor])
+def test_sparse_samples_give_what_dense_ones_give(kind: Any, dtype: str, form: str) -> None:
+    X, y = load_digits(return_X_y=True)
+    X, y, weights = X[:600], y[:600], np.random.default_rng(0).random(600)
+    make = getattr(scipy.sparse, form)
+    options = {"max_iter": 3, "dtype": dtype, "early_stopping": True}
+    dense, sparse = (fit(kind(**options), samples, y, weights) for samples in (X, make(X)))
+    assert sparse.validation_loss_curve_ == dense.validation_loss_curve_
+    answer = "predict_proba" if kind is classifier else "predict"
+    for samples in (X, make(X)):
+        np.testing.assert_array_equal(getattr(sparse, answer)(samples), getattr(dense, answer)(X))
+    own = fit(kind(**options), make(X), y, X_val=make(X[:50]), y_val=y[:50])
+    assert own.validation_scores_[-1] == pytest.approx(own.score(make(X[:50]), y[:50]))
+
+
+def test_sparse_samples_become_dense_batch_by_batch() -> None:
+    X = scipy.sparse.random_array((20_000, 2000), density=1e-3, rng=0, dtype=np.float32, format="csr")
+    y, model = np.arange(20_000) % 2, classifier(max_iter=1, early_stopping=True, hidden_layer_sizes=2)
+    tracemalloc.start()
+    fit(model, X, y).predict(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # as one dense array it would have 160 MB
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_sparse_samples_are_checked(bad: float) -> None:
+    with pytest.raises(ValueError, match="Input X contains"):
+        classifier().fit(scipy.sparse.csr_matrix([[0, bad], [1, 0]]), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["a", "b", "c"], [None, 1, 2], [{}, 1, 2], [[1], 2, 3], [1j, 2, 3]],
+    ids=["letters", "None", "dicts", "lists", "complex"],
+)
+def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> None:
+    X = np.array([[value, 1] for value in column], dtype=object)
+    for kind in ("MLPClassifier", "MLPRegressor"):
+        mine, other = getattr(gpumlp.sklearn, kind)(device="cpu"), getattr(sklearn.neural_network, kind)()
+        with pytest.raises((TypeError, ValueError)) as expected:
+            other.fit(X, [0, 1, 0])
+        with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+            mine.fit(X, [0, 1, 0])
 
 
 # -- Parameters --------------------------------------------------------------------------------------------
@@ -149,7 +250,7 @@ def test_values_too_large_for_float32_are_refused() -> None:
         (regressor, {"solver": "lbfgs"}, "gpumlp does not support solver='lbfgs', use sklearn.neural_network"),
         (classifier, {"max_fun": 10}, "max_fun is expected to be 15000 (the default), got 10"),
         (regressor, {"max_fun": 10}, "belongs to solver='lbfgs', which gpumlp does not support"),
-        (regressor, {"loss": "poisson"}, "loss is expected to be 'squared_error', got 'poisson'; gpumlp does not"),
+        (regressor, {"loss": "gamma"}, "loss is expected to be 'squared_error' or 'poisson', got 'gamma'"),
         (classifier, {"momentum": 1}, "momentum is expected to be a number of at least 0 and below 1, got 1"),
         (classifier, {"alpha": -1, "tol": "a"}, "alpha is .* of 0 or more, got -1.*; tol is .* a number, got 'a'"),
         (classifier, {"alpha": True}, "alpha is expected to be a number"),
@@ -173,6 +274,9 @@ def test_values_too_large_for_float32_are_refused() -> None:
         (classifier, {"class_weight": {0: -1}}, "class_weight is expected to hold numbers of 0 or more"),
         (regressor, {"device": "gpu"}, "device is expected to be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (regressor, {"validation_fraction": float("nan")}, "validation_fraction is expected to be a number"),
+        (regressor, {"dtype": "float16"}, "dtype is expected to be float32 or float64, got float16"),
+        (classifier, {"dtype": "single float"}, "dtype is expected to be float32 or float64, got single float"),
+        (classifier, {"dtype": None}, "dtype is expected to be float32 or float64, got None"),
     ],
 )
 def test_wrong_and_unsupported_parameters_are_refused_by_fit(kind: Any, parameters: Any, words: str) -> None:
@@ -432,6 +536,8 @@ def test_warm_start_needs_the_same_problem() -> None:
         model.fit(IRIS[0], np.minimum(IRIS[1], 1))
     with pytest.raises(ValueError, match="expected the hidden layers trained so far"):
         model.set_params(hidden_layer_sizes=(8,)).fit(*IRIS)
+    with pytest.raises(ValueError, match="expected the loss squared_error trained with so far, got 'poisson'"):
+        fit(regressor(warm_start=True), *IRIS).set_params(loss="poisson").fit(*IRIS)
     cold = fit(classifier(), *IRIS)
     fit(cold.set_params(hidden_layer_sizes=(8,)), IRIS[0], np.minimum(IRIS[1], 1))
     assert cold.coefs_[0].shape == (4, 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,24 @@ from sklearn.preprocessing import scale
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import gpumlp.sklearn as ours
-from gpumlp import MLP
-from gpumlp.sklearn import inputs, solver
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 EPOCHS = 20
 
-# Mini-batches of weighted samples differ from those of repeated samples; and float32 rounds.
-EXPECTED_FAILURES = {"check_sample_weight_equivalence_on_dense_data": "mini-batches cannot satisfy it"}
+ROUNDING = {
+    f"check_sample_weight_equivalence_on_{kind}_data": "weighted and repeated samples differ by float32's rounding"
+    for kind in ("dense", "sparse")
+}
 
 
 @parametrize_with_checks(
-    [ours.MLPClassifier(device="cpu"), ours.MLPRegressor(device="cpu")],
-    expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
+    [
+        kind(device="cpu", dtype=dtype)
+        for kind in (ours.MLPClassifier, ours.MLPRegressor)
+        for dtype in ("float32", "float64")
+    ],
+    expected_failed_checks=lambda estimator: ROUNDING if estimator.dtype == "float32" else {},
     xfail_strict=True,
 )
 def test_estimator_check(estimator: Any, check: Any) -> None:
@@ -49,6 +52,10 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "all digits":
         X, y = load_digits(return_X_y=True)
         return X / 16, y
+    if "count" in name:
+        X, y = load_diabetes(return_X_y=True)
+        counts = np.random.default_rng(0).poisson(y / 100)
+        return scale(X), np.stack([counts, counts // 2], axis=1) if name == "two counts" else counts
     if name == "labels":
         return make_multilabel_classification(n_samples=300, random_state=0)
     if name == "two values":
@@ -85,30 +92,25 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "early stopping, two classes": ("MLPClassifier", "cancer", {"early_stopping": True}),
     "a value": ("MLPRegressor", "diabetes", {}),
     "two values": ("MLPRegressor", "two values", SGD | {"learning_rate_init": 0.01, "alpha": 1.0}),
+    "counts": ("MLPRegressor", "counts", {"loss": "poisson"}),
+    "two counts": ("MLPRegressor", "two counts", {"loss": "poisson", "early_stopping": True}),
     "a value, early stopping": ("MLPRegressor", "diabetes", {"early_stopping": True, "learning_rate_init": 0.01}),
 }  # fmt: skip
 
 
-def fitted(kind: str, name: str, options: dict[str, Any], weights: bool) -> tuple[Any, Any]:
+def fitted(kind: str, name: str, options: dict[str, Any], weights: bool, dtype: str) -> tuple[Any, Any]:
     X, y = data(name)
     extra = {"sample_weight": np.random.default_rng(0).random(len(X)) * 3} if weights else {}
     options = {"random_state": 3, "max_iter": EPOCHS, **options}
-    mine, other = getattr(ours, kind)(device="cpu", **options), getattr(theirs, kind)(**options)
+    mine = getattr(ours, kind)(device="cpu", dtype=dtype, **options)
+    other = getattr(theirs, kind)(**options)
     return mine.fit(X, y, **extra), other.fit(X, y, **extra)
 
 
-@pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimators in scikit-learn's precision."""
-    monkeypatch.setattr(inputs, "DTYPE", np.float64)
-    monkeypatch.setattr(solver, "MLP", functools.partial(MLP, dtype="float64"))
-
-
-@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("weights", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_run_in_float64_is_scikit_learns(case: tuple[str, str, dict[str, Any]], weights: bool) -> None:
-    mine, other = fitted(*case, weights)
+    mine, other = fitted(*case, weights, "float64")
     assert mine.n_iter_ == other.n_iter_
     np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=1e-10)
     if other.validation_scores_ is not None:
@@ -125,19 +127,18 @@ def test_a_run_in_float64_is_scikit_learns(case: tuple[str, str, dict[str, Any]]
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_losses_in_float32_agree_to_1e_5(case: tuple[str, str, dict[str, Any]]) -> None:
-    mine, other = fitted(*case, weights=False)
+    mine, other = fitted(*case, weights=False, dtype="float32")
     assert mine.n_iter_ == other.n_iter_ <= EPOCHS
     assert all(weight.dtype == np.float32 for weight in mine.coefs_ + mine.intercepts_)
     np.testing.assert_allclose(mine.loss_curve_, other.loss_curve_, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(
     "options", [{}, SGD, SGD | {"learning_rate": "invscaling"}], ids=["adam", "sgd", "falling"]
 )
 def test_partial_fit_continues_as_in_scikit_learn(options: dict[str, Any]) -> None:
     X, y = data("iris")
-    mine = ours.MLPClassifier(random_state=0, device="cpu", **options)
+    mine = ours.MLPClassifier(random_state=0, device="cpu", dtype="float64", **options)
     other = theirs.MLPClassifier(random_state=0, **options)
     for epoch in range(6):
         rows = slice(0, 100) if epoch % 2 else slice(50, 150)
@@ -149,12 +150,12 @@ def test_partial_fit_continues_as_in_scikit_learn(options: dict[str, Any]) -> No
     np.testing.assert_allclose(mine.predict_log_proba(X), other.predict_log_proba(X), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_warm_start_continues_as_in_scikit_learn(early_stopping: bool) -> None:
     X, y = data("cancer")
     options = {"random_state": 0, "warm_start": True, "max_iter": 4, "early_stopping": early_stopping}
-    mine, other = ours.MLPClassifier(device="cpu", **options), theirs.MLPClassifier(**options)
+    mine = ours.MLPClassifier(device="cpu", dtype="float64", **options)
+    other = theirs.MLPClassifier(**options)
     for epochs, rate in ((4, 0.01), (2, 1e-4)):
         for estimator in (mine, other):
             estimator.set_params(max_iter=epochs, learning_rate_init=rate).fit(X, y)
@@ -166,7 +167,10 @@ def test_warm_start_continues_as_in_scikit_learn(early_stopping: bool) -> None:
 
 
 def test_parameters_and_defaults_are_scikit_learns() -> None:
-    for kind, own in (("MLPClassifier", {"device", "class_weight"}), ("MLPRegressor", {"device"})):
+    for kind, own in (
+        ("MLPClassifier", {"device", "dtype", "class_weight"}),
+        ("MLPRegressor", {"device", "dtype"}),
+    ):
         mine, other = getattr(ours, kind)().get_params(), getattr(theirs, kind)().get_params()
         assert set(mine) - set(other) == own
         assert {name: mine[name] for name in other} == other

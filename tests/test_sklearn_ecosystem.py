@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
 
+import scipy.sparse
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
@@ -86,6 +87,8 @@ def test_frames_and_set_output() -> None:
     labels = pandas.Series(np.where(Y, "benign", "malignant"), name="kind")
     pipeline = make_pipeline(StandardScaler(), classifier(early_stopping=True)).set_output(transform="pandas")
     model = pipeline.fit(frame, labels)[-1]
+    assert model.predict_proba(frame.astype("float32")).dtype == np.float32
+    assert model.predict_proba(frame).dtype == np.float64
     assert list(model.feature_names_in_) == list(frame.columns)
     assert set(pipeline.predict(frame)) == {"benign", "malignant"}
     alone = classifier().fit(frame, labels, sample_weight=pandas.Series(np.ones(len(Y))))
@@ -179,6 +182,23 @@ def test_samples_on_a_device_stay_there(labels: np.ndarray) -> None:
         on_device.coefs_[0][...] = 0  # a write would not reach the device
     on_device.coefs_ = [0 * weight for weight in on_device.coefs_]
     assert np.ptp(backend.to_numpy(on_device.predict_proba(inputs)), axis=0).max() == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])
+def test_answers_on_a_device_have_the_dtype_of_answers_on_the_host(dtype: str) -> None:
+    backend, samples = StrictBackend(), (9 * Z + 99).astype(dtype)
+    model = classifier(device=backend, max_iter=1).fit(samples, Y)
+    found, expected = model.predict_proba(backend.asarray(samples)), model.predict_proba(samples)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(backend.to_numpy(found), expected)
+
+
+def test_sparse_samples_train_a_network_on_a_device() -> None:
+    backend, samples = StrictBackend(), scipy.sparse.csr_matrix(np.where(Z > 0, Z, 0))
+    on_device = classifier(device=backend, early_stopping=True, max_iter=5).fit(samples, Y)
+    on_host = classifier(early_stopping=True, max_iter=5).fit(samples, Y)
+    np.testing.assert_allclose(on_device.loss_curve_, on_host.loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(on_device.predict_proba(samples), on_host.predict_proba(samples), atol=1e-4)
 
 
 def test_regression_on_a_device() -> None:

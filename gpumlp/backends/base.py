@@ -450,7 +450,10 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     Raises:
         ValueError: for any other dtype.
     """
-    result = np.dtype(dtype)
-    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype is expected to be float32 or float64, got {result}")
+    try:
+        result = None if dtype is None else np.dtype(dtype)
+    except TypeError:  # no dtype of NumPy's
+        result = None
+    if result is None or result not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype is expected to be float32 or float64, got {dtype if result is None else result}")
     return result

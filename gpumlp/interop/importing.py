@@ -24,14 +24,27 @@ def build(
     activation: Activation,
     device: str | Backend,
     dtype: npt.DTypeLike,
+    loss: str = "softmax_cross_entropy",
 ) -> M:
-    """An MLP of the class `kind` with these weights ``(in, out)`` and biases ``(out,)``."""
-    model = kind([len(weights[0]), *(w.shape[1] for w in weights)], activation, device=device, dtype=dtype)
+    """An MLP of the class `kind` with these weights ``(in, out)`` and biases ``(out,)``.
+
+    Its samples are used as they are, whatever their dtype.
+
+    Raises:
+        ImportedModelError: a weight is not finite in this dtype.
+    """
+    sizes = [len(weights[0]), *(w.shape[1] for w in weights)]
+    model = kind(sizes, activation, device=device, dtype=dtype, loss=loss)
     tensors: dict[str, HostArray] = {}
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         tensors |= {f"layers.{index}.weight": weight, f"layers.{index}.bias": bias}
+    for name, tensor in tensors.items():
+        if not (np.abs(tensor) <= np.finfo(model.dtype).max).all():
+            raise ImportedModelError(
+                f"{name}: expected finite weights in {model.dtype}, got NaN, infinity or more"
+            )
     model.load_state_dict(tensors)
-    model.inputs = Inputs((len(weights[0]),), model.dtype.name, "")
+    model.inputs = Inputs((sizes[0],), "any", "")
     return model
 
 

@@ -82,7 +82,7 @@ class _Program:
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
         self.constants: dict[str, npt.NDArray[Any]] = dict(model.state_dict())
         loss = loss_name(model)
-        last = "logits" if loss in _PROBABILITIES else "outputs"
+        last = "logits" if loss in _PROBABILITIES or model.loss.output == "exp" else "outputs"
         x = self._first(model)
         for index in range(len(model.layers)):
             is_last = index == len(model.layers) - 1
@@ -90,6 +90,8 @@ class _Program:
             x = self._add("Gemm", [x, f"layers.{index}.weight", f"layers.{index}.bias"], sums)
             if not is_last:
                 x = self._activate(model, x, f"layers.{index}")
+        if model.loss.output == "exp":
+            last = self._add("Exp", [last], "outputs")
         self.outputs = [last]
         if loss in _PROBABILITIES:
             operator, options = _PROBABILITIES[loss]

@@ -5,6 +5,7 @@ A layer without an equivalent here is refused, and the message names it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -20,6 +21,14 @@ from .importing import ImportedModelError, build, two_outputs
 M = TypeVar("M", bound=MLP)
 
 _ACTIVATIONS: dict[str, type[Activation]] = {"ReLU": ReLU, "Tanh": Tanh, "Sigmoid": Sigmoid}
+_WRAPPERS = {  # the module inside, which computes the same
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+}
+_QUANTIZED = "is quantized; give the network as it was before quantization"
+_NO_WEIGHTS = "has no weights yet; call the network with a batch of samples first"
 
 
 def from_torch(
@@ -34,31 +43,37 @@ def from_torch(
     A Sequential consists of Linear layers with one kind of ReLU, LeakyReLU, Tanh or Sigmoid between them, or with
     no activation at all. It may also begin with Flatten, contain Identity and, in eval mode, Dropout, and end with
     Softmax or LogSoftmax over the classes; a Sigmoid after a single output becomes a softmax over two. Nested
-    Sequentials are unpacked.
+    Sequentials are unpacked, and so are DataParallel, DistributedDataParallel, AveragedModel and the result of
+    ``torch.compile``.
 
-    PyTorch uses all values unchanged, gpumlp divides uint8 by 255: give float arrays to both.
+    The network uses all values as they are, whatever their dtype, as PyTorch does.
 
     Args:
         kind: the class of the result.
-        network: the Sequential, or a mapping of names to tensors, with weights ``(out_features, in_features)`` as
-            in PyTorch. If the names of the layers differ only in numbers, the layers are ordered by these numbers.
-            Otherwise the order of the mapping is used, provided that it comes from ``state_dict()`` or that the
-            layers' widths allow no other order: a file may have sorted the names.
+        network: the Sequential; or a state dict, a mapping of names to tensors, with weights
+            ``(out_features, in_features)`` as in PyTorch; or a dict that contains one of them, such as the
+            checkpoint of a training. If the names of the layers in a state dict differ only in numbers, the layers
+            are ordered by these numbers. Otherwise the order of the mapping is used, provided that it comes from
+            ``state_dict()`` or that the layers' widths allow no other order: a file may have sorted the names.
         activation: of the hidden layers; only for a state dict, which does not contain it.
         device: as for `MLP`.
         dtype: that of the first weight by default (float32 for half precision).
 
     Raises:
         ImportedModelError: a layer has no equivalent here, has hooks, does not fit the layer before it, or has
-            values that are not finite; or the order of a mapping's layers cannot be determined.
+            values that are not finite; the order of a mapping's layers cannot be determined; the object is none of
+            the above, or contains several networks.
     """
+    network = _network_in(network)
     if isinstance(network, Mapping):
+        network = _State(network)
         weights, biases = _from_state(network)
         if activation is None and len(weights) > 1:
             raise ImportedModelError(
                 "a state dict does not contain the activation of the hidden layers; give activation="
             )
-        used, first = get_activation(activation or "identity"), next(iter(network.values()))
+        used = get_activation(activation or "identity")
+        first = next(tensor for name, tensor in network.items() if name.endswith("weight"))
     else:
         if activation is not None:
             raise ImportedModelError("activation= is only for a state dict; a Sequential has its own")
@@ -73,23 +88,77 @@ def from_torch(
     return build(kind, weights, biases, used, device, dtype or ("float64" if given == "float64" else "float32"))
 
 
+# -- The network in what was given -------------------------------------------------------------------------------
+
+
+def _network_in(given: Any) -> Any:
+    """The Sequential or the state dict that was given, or is wrapped or contained in what was given."""
+    network, where = _unwrapped(given), ""
+    if isinstance(network, Mapping):
+        found = dict(_contained("given", network))
+        if len(found) > 1:
+            raise ImportedModelError(f"expected one network, got a dict with several; give {' or '.join(found)}")
+        if found:
+            where, network = next(iter(found.items()))
+            network = _unwrapped(network)
+    kind = "None" if network is None else type(network).__name__
+    if isinstance(network, Mapping) or (kind == "Sequential" and hasattr(network, "named_children")):
+        return network
+    cure = ""
+    if isinstance(network, (str, os.PathLike)):
+        path = os.fspath(network)
+        kind = f"the path {path!r}"
+        load = "safetensors.numpy.load_file({!r})" if path.endswith(".safetensors") else "torch.load({!r})"
+        cure = f"; give what {load.format(path)} returns"
+    elif isinstance(network, type):
+        kind = f"the class {network.__name__}"
+    elif hasattr(network, "named_children"):
+        cure = f"; give {where + '.' if where else 'its '}state_dict()"
+    raise ImportedModelError(f"expected a Sequential or a state dict, got {kind}{cure}")
+
+
+def _unwrapped(network: Any) -> Any:
+    """The module inside of those of `_WRAPPERS`."""
+    while (inside := _WRAPPERS.get(type(network).__name__)) and hasattr(network, "_modules"):
+        _refuse_hooks(type(network).__name__, network)
+        network = network._modules[inside]
+    return network
+
+
+def _contained(path: str, content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The state dicts and modules inside a dict, by the expression that gives them."""
+    for key, value in content.items():
+        name = f"{path}[{key!r}]"
+        if hasattr(value, "named_children") or (isinstance(value, Mapping) and _is_state(value)):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from _contained(name, value)
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return any(str(key).rpartition(".")[2] in ("weight", "_packed_params") for key in content)
+
+
 # -- Sequential ------------------------------------------------------------------------------------------------
 
 
 def _flat(network: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Names and layers of a Sequential, including those of nested Sequentials."""
-    if type(network).__name__ != "Sequential" or not hasattr(network, "named_children"):
-        raise ImportedModelError(
-            f"expected a torch.nn.Sequential or its state dict, got {type(network).__name__}, whose order of "
-            "layers is not known; put its layers into a Sequential"
-        )
     _refuse_hooks(f"Sequential {prefix}".strip(), network)
-    for name, layer in network._modules.items():  # named_children() omits a module's second occurrence
-        _refuse_hooks(f"layer {prefix}{name}, {layer}", layer)
+    for name, module in network._modules.items():  # named_children() omits a module's second occurrence
+        layer = _unwrapped(module)
+        if type(layer).__name__.startswith("Lazy"):
+            raise ImportedModelError(f"{_label(prefix + name, layer)}: {_NO_WEIGHTS}")
+        _refuse_hooks(_label(prefix + name, layer), layer)
         if type(layer).__name__ == "Sequential":
             yield from _flat(layer, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", layer
+
+
+def _label(name: str, layer: Any) -> str:
+    """A layer in an error, on one line."""
+    return f"layer {name}, {' '.join(str(layer).split())}"
 
 
 def _refuse_hooks(label: str, layer: Any) -> None:
@@ -111,9 +180,11 @@ def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[H
     if last < 0:
         raise ImportedModelError("expected at least one Linear layer in the Sequential, got none")
     for index, (name, layer) in enumerate(layers):
-        what, label = type(layer).__name__, f"layer {name}, {layer}"
+        what, label = type(layer).__name__, _label(name, layer)
         if closed and what != "Identity":
             raise ImportedModelError(f"{label}: no layer may follow the activation of the outputs")
+        if "quantized" in type(layer).__module__.split("."):
+            raise ImportedModelError(f"{label}: {_QUANTIZED}")
         if what == "Linear":
             _append_layer(label, layer.weight, layer.bias, weights, biases)
             after.append(None)
@@ -181,12 +252,19 @@ def _host(label: str, tensor: Any) -> HostArray:
     """The values of a tensor on any device and of any floating dtype, or of a NumPy array, as float64."""
     if getattr(tensor, "is_meta", False):
         raise ImportedModelError(f"{label}: is on PyTorch's meta device, without values")
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        tensor = tensor.numpy() if tensor.is_complex() else tensor.double().numpy()
-    if np.iscomplexobj(tensor):
-        raise ImportedModelError(f"{label}: expected real weights, got {np.asarray(tensor).dtype}")
-    values: HostArray = np.asarray(tensor, dtype="float64")
+    if getattr(tensor, "is_quantized", False):
+        raise ImportedModelError(f"{label}: {_QUANTIZED}")
+    given = str(tensor.dtype).rpartition(".")[2]
+    if given.startswith(("complex", "int", "uint", "bool")):  # integers: of a quantized layer, without its scale
+        raise ImportedModelError(f"{label}: expected real floating-point weights, got {given}")
+    try:
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach().cpu().double().numpy()
+        values: HostArray = np.asarray(tensor, dtype="float64")
+    except (TypeError, ValueError, RuntimeError) as error:  # such as sparse tensors
+        raise ImportedModelError(
+            f"{label}: cannot be read as an array: {str(error).partition(chr(10))[0]}"
+        ) from error
     if not np.isfinite(values).all():
         raise ImportedModelError(f"{label}: expected finite weights, got NaN or infinity")
     return values
@@ -195,7 +273,23 @@ def _host(label: str, tensor: Any) -> HostArray:
 # -- State dict ------------------------------------------------------------------------------------------------
 
 
-def _from_state(state: Mapping[str, Any]) -> tuple[list[HostArray], list[HostArray]]:
+class _State(dict[str, Any]):
+    """The tensors of a state dict, without what wrappers add to their names.
+
+    Attributes:
+        ordered: whether this is the order of the network's own ``state_dict()``, which a file may have changed.
+    """
+
+    def __init__(self, given: Mapping[Any, Any]) -> None:
+        self.ordered = hasattr(given, "_metadata")
+        tensors = {str(name): tensor for name, tensor in given.items() if name != "n_averaged"}  # AveragedModel's
+        names = [[part for part in name.split(".") if part != "_orig_mod"] for name in tensors]
+        while names and all(name[0] == "module" and len(name) > 1 for name in names):
+            names = [name[1:] for name in names]
+        super().__init__(zip(map(".".join, names), tensors.values(), strict=True))
+
+
+def _from_state(state: _State) -> tuple[list[HostArray], list[HostArray]]:
     """Weights and biases, in the order of the layers."""
     if not state:
         raise ImportedModelError("the state dict is empty")
@@ -213,10 +307,14 @@ def _from_state(state: Mapping[str, Any]) -> tuple[list[HostArray], list[HostArr
     return weights, biases
 
 
-def _in_order(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _in_order(state: _State) -> list[tuple[str, Any]]:
     """The tensors in the order of their layers' numbers: a file may list 0, 10, 2 for 0, 2, 10."""
-    named: list[tuple[str, Any]] = [(str(name), tensor) for name, tensor in state.items()]
+    named = list(state.items())
     for name, tensor in named:
+        if "_packed_params" in name.split("."):
+            raise ImportedModelError(f"{name}: the layer {_QUANTIZED}")
+        if type(tensor).__name__.startswith("Uninitialized"):
+            raise ImportedModelError(f"{name}: the layer {_NO_WEIGHTS}")
         if not hasattr(tensor, "ndim") or not hasattr(tensor, "shape"):
             raise ImportedModelError(f"{name}: expected a tensor or an array, got {type(tensor).__name__}")
     parts = [re.split(r"(\d+)", name.rpartition(".")[0]) for name, _ in named]
@@ -225,8 +323,7 @@ def _in_order(state: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [named[i] for i in order]
     weights = [tensor for name, tensor in named if name.endswith("weight") and tensor.ndim == 2]
     widths = [weight.shape[1] for weight in weights[:1]] + [weight.shape[0] for weight in weights]
-    # The network's own state_dict(), which has _metadata, is in order; a file may have sorted the names.
-    if not hasattr(state, "_metadata") and not _one_order(widths):
+    if not state.ordered and not _one_order(widths):
         raise ImportedModelError(
             f"the order of the layers is not known from the names {', '.join(name for name, _ in named)}; give "
             "names that differ only in numbers, such as 0.weight and 1.weight, or the network's own state_dict()"

@@ -3,7 +3,7 @@
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from .initializers import Glorot, He, Normal
 from .layers import Dense
-from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
+from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
 from .model_file import ModelFileError
 from .network import MLP, Evaluation, Inputs
 from .optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
@@ -32,6 +32,7 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "Penalty",
+    "PoissonDeviance",
     "ReLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",

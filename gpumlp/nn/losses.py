@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from ..backends import Array, Backend, array_namespace, reference_backend
@@ -16,7 +17,8 @@ class Loss:
         name: as in ``MLP(..., loss=name)``.
         kernel: the name by which a device recognizes the loss and selects its own implementation; None for array
             code.
-        output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
+        output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
+            ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
         of_classes: True if the targets are class numbers ``(batch,)``, False if ``(batch, outputs)`` floats.
     """
@@ -199,6 +201,45 @@ class LogisticCrossEntropy(Loss):
         return sigmoid(outputs)
 
 
+class PoissonDeviance(Loss):
+    """C = mean_i sum_j (e^s_ij - y_ij s_ij + y_ij log y_ij - y_ij), half the deviance of Poisson regression.
+
+    The targets are counts, or other numbers of 0 or more, ``(batch, outputs)``; the predictions are e^s, and the
+    gradient is ``(exp(s) - y) / batch``.
+
+    >>> import numpy as np
+    >>> PoissonDeviance()(np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]))
+    0.5
+    """
+
+    name = "poisson_deviance"
+    output = "exp"
+
+    def output_error(
+        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
+    ) -> None:
+        xp = backend.xp
+        correct[...] = False  # undefined for a regression
+        means = xp.exp(outputs)
+        each = xp.log(xp.where(xp.greater(targets, 0), targets, 1))  # y log y is 0 for y = 0
+        xp.subtract(each, outputs, out=each)
+        xp.subtract(each, 1, out=each)
+        xp.multiply(each, targets, out=each)
+        xp.add(each, means, out=each)
+        xp.sum(each, axis=1, out=losses)
+        xp.subtract(means, targets, out=outputs)
+        xp.multiply(outputs, 1 / len(targets), out=outputs)
+
+    def check(self, outputs: Array, targets: Array) -> None:
+        super().check(outputs, targets)
+        low, high = float(targets.min()), float(targets.max())
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"expected targets of 0 or more, got {low:g} to {high:g}")
+
+    def predictions(self, outputs: Array) -> Array:
+        return array_namespace(outputs).exp(outputs)
+
+
 class SquaredError(Loss):
     """C = mean_i 1/2 sum_j (s_ij - y_ij)^2, the loss of regression, with the gradient ``(s - y) / batch``.
 
@@ -224,7 +265,7 @@ class SquaredError(Loss):
 
 
 LOSSES: dict[str, type[Loss]] = {
-    rule.name: rule for rule in (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError)
+    rule.name: rule for rule in (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError, PoissonDeviance)
 }
 
 

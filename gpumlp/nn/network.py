@@ -117,7 +117,8 @@ class MLP:
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.
         loss: ``"softmax_cross_entropy"`` (one class of several, required by `fit` and `Trainer`),
-            ``"logistic_cross_entropy"`` (independent binary outputs), ``"squared_error"``, or a `Loss`.
+            ``"logistic_cross_entropy"`` (independent binary outputs), ``"squared_error"``,
+            ``"poisson_deviance"`` (predictions are exponentials of the outputs), or a `Loss`.
 
     Attributes:
         layers: the `Dense` layers.
@@ -343,7 +344,7 @@ class MLP:
     def from_sklearn(
         cls: type[M], estimator: Any, *, device: str | Backend = "auto", dtype: npt.DTypeLike | None = None
     ) -> M:
-        """The network of a fitted MLPClassifier of scikit-learn; see `gpumlp.interop.sklearn.from_sklearn`."""
+        """The network of a fitted MLPClassifier or MLPRegressor; see `gpumlp.interop.sklearn.from_sklearn`."""
         from ..interop.sklearn import from_sklearn
 
         return from_sklearn(cls, estimator, device, dtype)

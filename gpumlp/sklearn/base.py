@@ -10,16 +10,18 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..backends import Array, Backend, HostArray, get_backend, is_device_array
+from ..backends import Array, Backend, HostArray, check_dtype, get_backend, is_device_array
 from ..nn.network import MLP
 from .inputs import (
     ACTIVATIONS,
+    answer_dtype,
     check_parameters,
     has_validation_set,
     hidden_sizes,
@@ -116,8 +118,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         """Train on X and y.
 
         Args:
-            X: ``(samples, features)``: array-like, a data frame, or a CuPy array, which stays on the GPU.
-                Converted to float32. Sparse matrices are refused.
+            X: ``(samples, features)``: array-like, a data frame, a sparse matrix or array of SciPy, whose rows
+                become dense batch by batch, or a CuPy array, which stays on the GPU. Converted to the parameter
+                `dtype`, and otherwise used as it is: uint8 values are numbers, not pixels.
             y: ``(samples,)``, or ``(samples, outputs)``.
             sample_weight: ``(samples,)``, 0 or more: the weight of each sample within its batch.
             X_val, y_val, sample_weight_val: validation samples, evaluated after each epoch into
@@ -149,21 +152,22 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             for name in _NETWORK_ATTRIBUTES:
                 self.__dict__.pop(name, None)
         X = read_samples(self, samples[0], backend, reset=first)
-        y = read_targets(samples[1], len(X), backend, numeric=self._numeric)
+        count = X.shape[0]
+        y = read_targets(samples[1], count, backend, numeric=self._numeric)
         targets = self._encode_targets(y, first=first, same_classes=bool(self.warm_start))
         factors = self._class_factors(targets)
-        weights = _combine(read_weights(samples[2], len(X), backend), factors, targets)
+        weights = _combine(read_weights(samples[2], count, backend), factors, targets)
         random = check_random_state(self.random_state)
         network = self._new_network(X.shape[1], backend, random) if first else self._network_to_continue()
         solver = self._solver_for(network, incremental=incremental)
         with backend.activate():
-            images = backend.asarray(X, dtype=network.dtype)
+            images = X if issparse(X) else backend.asarray(X)
             if validation is not None:
-                rows, watch = np.arange(len(X)), self._given_validation(validation, factors, backend, images.dtype)
+                rows, watch = np.arange(count), self._given_validation(validation, factors, backend)
             elif self.early_stopping:
                 rows, watch = self._hold_out(images, targets, weights, random, backend)
             else:
-                rows, watch = np.arange(len(X)), None
+                rows, watch = np.arange(count), None
             batch_size = self._batch_size(len(rows))
             epochs = Epochs(solver, images, backend.asarray(targets), rows, batch_size, weights, float(self.alpha))
             before = network.parameters.data.copy()
@@ -249,7 +253,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self.validation_scores_ = self.best_validation_score_ = self.validation_loss_curve_ = None
         self._no_improvement_count = 0
         self._activation = ACTIVATIONS[self.activation]
-        return draw_network(sizes, self._activation, self._loss, backend, random)
+        return draw_network(sizes, self._activation, self._loss, backend, self.dtype, random)
 
     def _network_to_continue(self) -> MLP:
         """The current network. Raises ValueError if the parameters describe a different one."""
@@ -270,14 +274,15 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return Solver.from_host(network, saved) if isinstance(saved, dict) else saved
 
     def _given_validation(
-        self, given: tuple[Any, Any, Any], factors: HostArray | None, backend: Backend, dtype: Any
+        self, given: tuple[Any, Any, Any], factors: HostArray | None, backend: Backend
     ) -> Validation:
         """The user's own validation samples."""
         X = read_samples(self, given[0], backend, reset=False)
-        y = read_targets(given[1], len(X), backend, numeric=self._numeric)
+        count = X.shape[0]
+        y = read_targets(given[1], count, backend, numeric=self._numeric)
         targets = self._encode_targets(y, first=False)
-        weights = _combine(read_weights(given[2], len(X), backend, "sample_weight_val"), factors, targets)
-        return Validation(backend.asarray(X, dtype=dtype), targets, weights, self)
+        weights = _combine(read_weights(given[2], count, backend, "sample_weight_val"), factors, targets)
+        return Validation(X if issparse(X) else backend.asarray(X), targets, weights, self)
 
     def _hold_out(
         self, images: Array, targets: HostArray, weights: HostArray | None, random: Any, backend: Backend
@@ -296,7 +301,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         for part, name in ((rows, "training"), (held_out, "validation")):
             if weights is not None and not weights[part].any():
                 raise ValueError(f"all samples of the {name} part have weight 0; give X_val and y_val yourself")
-        images_val = backend.xp.take(images, backend.asarray(held_out), axis=0)
+        images_val = images[held_out if issparse(images) else backend.asarray(held_out)]
         weights_val = None if weights is None else weights[held_out]
         return rows, Validation(images_val, targets[held_out], weights_val, self)
 
@@ -380,7 +385,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self._exposed = [*self.coefs_, *self.intercepts_]
 
     def _current(self) -> MLP:
-        """The network with the weights of the attributes, on the device of the parameter `device`.
+        """The network with the weights of the attributes, for the parameters `device` and `dtype`.
 
         Raises:
             NotFittedError: there is none.
@@ -388,9 +393,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         network: MLP | None = self.__dict__.get("_network")
-        if network is None or self._network_device != self.device:  # unpickled, or the parameter was changed
+        dtype = check_dtype(self.dtype)
+        if network is None or (self._network_device, network.dtype) != (self.device, dtype):
+            # unpickled, or a parameter was changed
             sizes = [len(self.coefs_[0]), *(np.shape(weight)[1] for weight in self.coefs_)]
-            network = MLP(sizes, self._activation, device=self._backend(), loss=self._loss)
+            network = MLP(sizes, self._activation, device=self._backend(), dtype=dtype, loss=self._loss)
             solver = self.__dict__.get("_solver")
             if isinstance(solver, Solver):
                 self._solver = solver.to_host()
@@ -405,13 +412,19 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return network
 
     def _outputs_of(self, X: Any) -> Array:
-        """The network's outputs for samples: on the device if X is there, otherwise a NumPy array."""
+        """The network's outputs, of the dtype of answers: on the device if X is there, otherwise on the host."""
         network = self._current()
         backend = network.backend
-        X = read_samples(self, X, backend, reset=False)
+        samples = read_samples(self, X, backend, reset=False)
         with backend.activate():
-            found = outputs(network, backend.asarray(X, dtype=network.dtype))
-        return found if on_device(X, backend) else backend.to_numpy(found)
+            source = samples if issparse(samples) else backend.asarray(samples)
+            found = outputs(network, source, answer_dtype(X))
+        return found if on_device(samples, backend) else backend.to_numpy(found)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "coefs_")

@@ -11,10 +11,11 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from ..backends import HostArray, array_namespace
-from ..nn.losses import sigmoid, softmax
-from . import inputs
+from ..nn.losses import get_loss, sigmoid, softmax
 from .base import BaseMLP
 from .inputs import MAX_FUN, to_cpu
+
+_LOSSES = {"squared_error": ("identity", "squared_error"), "poisson": ("exp", "poisson_deviance")}
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
@@ -22,19 +23,21 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
 
     The parameters are scikit-learn's, with the same defaults and meanings: see
     `sklearn.neural_network.MLPClassifier`. The same ``random_state`` gives the same initial weights and batches
-    and, up to float32 rounding, the same losses. The output is one logistic sigmoid for two classes, a softmax for
-    more, and one sigmoid per label if y is a matrix of 0 and 1.
+    and, up to rounding, the same losses. The output is one logistic sigmoid for two classes, a softmax for more,
+    and one sigmoid per label if y is a matrix of 0 and 1. Answers are float32 for float32 X, otherwise float64.
+    X may be sparse.
 
-    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``, sparse X.
+    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``.
 
     Args:
         class_weight: None, ``"balanced"`` (inversely proportional to the frequency of a class in y), or a dict of
             weights by class. Multiplies the sample weights, in training and validation.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        dtype: in which the network computes: ``"float32"``, or ``"float64"`` as in scikit-learn, which is slower.
 
     Attributes:
         classes_: the labels.
-        coefs_, intercepts_: weights ``(in, out)`` and biases ``(out,)`` of each layer, NumPy arrays of float32.
+        coefs_, intercepts_: weights ``(in, out)`` and biases ``(out,)`` of each layer, NumPy arrays of `dtype`.
         loss_curve_: mean loss of each epoch, penalty included; `loss_` is its last value, `best_loss_` its lowest.
         validation_scores_, validation_loss_curve_, best_validation_score_: accuracy and mean loss without penalty
             of each epoch on the validation samples; None without any.
@@ -76,6 +79,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         max_fun: int = MAX_FUN,
         class_weight: Any = None,
         device: str = "auto",
+        dtype: Any = "float32",
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -102,6 +106,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         self.max_fun = max_fun
         self.class_weight = class_weight
         self.device = device
+        self.dtype = dtype
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
         """Train for one more epoch on X and y; arguments as for `fit`.
@@ -146,7 +151,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             return self.classes_[backend.to_numpy(index)]
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class, ``(samples, classes)`` float32, or of each label; on the GPU if X is."""
+        """The probability of each class, ``(samples, classes)``, or of each label; on the GPU if X is."""
         found = self._outputs_of(X)
         with self._network.backend.activate():
             xp = array_namespace(found)
@@ -212,7 +217,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 if self._multilabel:
                     expected = f"0 and 1 of shape (samples, {self.n_outputs_})"
                 raise ValueError(f"y is expected to be {expected} as before, got {kind} of shape {y.shape}")
-            return y.astype(inputs.DTYPE)
+            return y.astype(self.dtype)
         found = np.unique(y)
         if same_classes and not np.array_equal(found, self.classes_):
             raise ValueError(
@@ -224,7 +229,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {found}."
             )
         index = np.searchsorted(self.classes_, y)
-        return index.astype(np.int64) if self.n_outputs_ > 1 else index.astype(inputs.DTYPE)[:, None]
+        return index.astype(np.int64) if self.n_outputs_ > 1 else index.astype(self.dtype)[:, None]
 
     def _learn_classes(self, y: HostArray, kind: str) -> None:
         expected = self.__dict__.get("_expected_classes")
@@ -271,19 +276,20 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
 
     The parameters are scikit-learn's, with the same defaults and meanings: see
     `sklearn.neural_network.MLPRegressor`. The same ``random_state`` gives the same initial weights and batches
-    and, up to float32 rounding, the same losses.
+    and, up to rounding, the same losses. Answers are float32 for float32 X, otherwise float64. X may be
+    sparse.
 
-    Not supported, and refused by `fit`: ``loss="poisson"``, ``solver="lbfgs"`` with its ``max_fun``,
-    ``momentum=1``, sparse X.
+    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``.
 
     Args:
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        dtype: in which the network computes: ``"float32"``, or ``"float64"`` as in scikit-learn, which is slower.
 
     Attributes:
-        coefs_, intercepts_: weights ``(in, out)`` and biases ``(out,)`` of each layer, NumPy arrays of float32.
-        loss_curve_: half the mean squared error of each epoch, penalty included; `loss_` is its last value,
-            `best_loss_` its lowest.
-        validation_scores_, validation_loss_curve_, best_validation_score_: R^2 and half the mean squared error of
+        coefs_, intercepts_: weights ``(in, out)`` and biases ``(out,)`` of each layer, NumPy arrays of `dtype`.
+        loss_curve_: mean loss of each epoch, half the squared error or the Poisson deviance, penalty included;
+            `loss_` is its last value, `best_loss_` its lowest.
+        validation_scores_, validation_loss_curve_, best_validation_score_: R^2 and mean loss without penalty of
             each epoch on the validation samples; None without any.
         n_iter_, n_layers_, n_outputs_, out_activation_, t_, n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -325,6 +331,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         n_iter_no_change: float = 10,
         max_fun: int = MAX_FUN,
         device: str = "auto",
+        dtype: Any = "float32",
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -351,15 +358,17 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         self.n_iter_no_change = n_iter_no_change
         self.max_fun = max_fun
         self.device = device
+        self.dtype = dtype
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Train for one more epoch on X and y; arguments and errors as for `fit`."""
         return self._train((X, y, sample_weight), None, first=not hasattr(self, "coefs_"), incremental=True)
 
     def predict(self, X: Any) -> Any:
-        """The value for each sample, ``(samples,)`` or ``(samples, outputs)`` float32; on the GPU if X is."""
+        """The value for each sample, ``(samples,)`` or ``(samples, outputs)``; on the GPU if X is."""
         found = self._outputs_of(X)
         with self._network.backend.activate():
+            found = self._network.loss.predictions(found)
             return array_namespace(found).ravel(found) if self.n_outputs_ == 1 else found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -373,19 +382,23 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         targets = y[:, None] if y.ndim == 1 else y
         if first:
             self.n_outputs_ = targets.shape[1]
-            self.out_activation_, self._loss = "identity", "squared_error"
+            self.out_activation_, self._loss = _LOSSES[self.loss]
         elif targets.shape[1] != self.n_outputs_:
             raise ValueError(f"y is expected to have {self.n_outputs_} outputs as before, got {targets.shape[1]}")
+        elif _LOSSES[self.loss] != (self.out_activation_, self._loss):
+            raise ValueError(f"expected the loss {self._loss} trained with so far, got {self.loss!r}")
         with np.errstate(over="ignore"):
-            result: HostArray = targets.astype(inputs.DTYPE)
+            result: HostArray = targets.astype(self.dtype)
         if not np.isfinite(result).all():
             raise ValueError(
-                f"y is expected to fit into float32, got values up to {np.abs(targets).max():g}; scale it"
+                f"y is expected to fit into {result.dtype}, got values up to {np.abs(targets).max():g}; scale it"
             )
+        if self.out_activation_ == "exp" and result.min() < 0:
+            raise ValueError(f"y is expected to be 0 or more with loss='poisson', got {result.min():g}")
         return result
 
     def _loss_terms(self) -> int:
-        return int(self.n_outputs_)
+        return 1 if self.out_activation_ == "exp" else int(self.n_outputs_)
 
     def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
-        return float(r2_score(targets, found, sample_weight=weights))
+        return float(r2_score(targets, get_loss(self._loss).predictions(found), sample_weight=weights))

@@ -1,4 +1,4 @@
-"""The inputs of an estimator: samples, targets and weights from NumPy, data frames or CuPy; parameters."""
+"""The inputs of an estimator: samples, targets and weights from NumPy, SciPy, data frames or CuPy; parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy.typing as npt
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
-from ..backends import Array, Backend, HostArray, check_device_name, is_device_array, to_host
+from ..backends import Array, Backend, HostArray, check_device_name, check_dtype, is_device_array, to_host
 from ..nn.hyperparameters import number, whole
 
-DTYPE = np.float32
 ACTIVATIONS = {
     "identity": "identity",
     "logistic": "sigmoid",
@@ -38,20 +37,25 @@ def to_cpu(array: Any, backend: Backend) -> Any:
 
 
 def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Array:
-    """X as ``(samples, features)`` float32, on the device if it came from there, otherwise on the host.
+    """X as ``(samples, features)`` of the estimator's dtype, on the device if it is there already, or on the host.
+
+    A sparse X becomes a CSR matrix or array of SciPy.
 
     Args:
         estimator: its ``n_features_in_`` and ``feature_names_in_`` are set if `reset`, and otherwise compared.
-        X: array-like, a data frame, or a device array.
+        X: array-like, a data frame, a sparse matrix or array of SciPy, or a device array.
         backend: of the estimator's device.
         reset: whether this is the first fit.
 
     Raises:
-        ValueError: X is not a dense array of finite numbers, or has a different number of features.
+        ValueError: X does not hold finite numbers, or has a different number of features.
     """
+    dtype = check_dtype(estimator.dtype)
     if not on_device(X, backend):
         with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become inf: refused
-            return validate_data(estimator, to_cpu(X, backend), dtype=DTYPE, order="C", reset=reset)
+            return validate_data(
+                estimator, to_cpu(X, backend), accept_sparse="csr", dtype=dtype, order="C", reset=reset
+            )
     name = type(estimator).__name__
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(
@@ -61,9 +65,9 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
     if X.dtype.kind not in "fiub":
         raise ValueError(f"X is expected to hold real numbers, got dtype {X.dtype}")
     with backend.activate():
-        X = backend.asarray(X, dtype=DTYPE)
+        X = backend.asarray(X, dtype=dtype)
         if not backend.all_finite(X):
-            raise ValueError("Input X contains NaN or infinity, or a value too large for dtype('float32')")
+            raise ValueError(f"Input X contains NaN or infinity, or a value too large for {dtype!r}")
     if reset:
         estimator.n_features_in_ = X.shape[1]
         if hasattr(estimator, "feature_names_in_"):
@@ -73,6 +77,13 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
             f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
         )
     return X
+
+
+def answer_dtype(X: Any) -> np.dtype[Any]:
+    """The dtype of answers for X, as in scikit-learn: float32 for float32, otherwise float64."""
+    dtypes = [X.dtype] if hasattr(X, "dtype") else list(getattr(X, "dtypes", ()))  # a data frame has several
+    names = {str(getattr(dtype, "name", dtype)).lower() for dtype in dtypes}
+    return np.dtype(np.float32 if names == {"float32"} else np.float64)
 
 
 def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> HostArray:
@@ -217,7 +228,7 @@ def _class_weight(name: str, value: Any) -> None:
 _INSTEAD = "use sklearn.neural_network instead"
 _FRACTION = _real(0, 1, open_high=True)
 RANGES: dict[str, Check] = {
-    "loss": _choice("squared_error", unsupported="poisson"),
+    "loss": _choice("squared_error", "poisson"),
     "hidden_layer_sizes": lambda name, value: hidden_sizes(value),
     "activation": _choice(*ACTIVATIONS),
     "solver": _choice("sgd", "adam", unsupported="lbfgs"),
@@ -242,6 +253,7 @@ RANGES: dict[str, Check] = {
     "max_fun": _max_fun,
     "class_weight": _class_weight,
     "device": lambda name, value: isinstance(value, Backend) or check_device_name(value),
+    "dtype": lambda name, value: check_dtype(value),
 }
 
 

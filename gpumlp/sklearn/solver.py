@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from ..backends import Array, Backend, HostArray, reference_backend
 from ..data.dataset import ArrayBatches
@@ -25,7 +26,7 @@ ROWS = 256  # samples of a forward pass outside training
 
 
 def draw_network(
-    sizes: list[int], activation: str, loss: str, backend: Backend, random: np.random.RandomState
+    sizes: list[int], activation: str, loss: str, backend: Backend, dtype: Any, random: np.random.RandomState
 ) -> MLP:
     """A network with initial weights and biases as scikit-learn draws them, from the same random numbers.
 
@@ -39,12 +40,22 @@ def draw_network(
         bound = math.sqrt(factor / (fan_in + fan_out))
         tensors[f"layers.{index}.weight"] = random.uniform(-bound, bound, (fan_in, fan_out))
         tensors[f"layers.{index}.bias"] = random.uniform(-bound, bound, fan_out)
-    network = MLP(sizes, activation, device=backend, loss=loss)
+    network = MLP(sizes, activation, device=backend, dtype=dtype, loss=loss)
     network.load_state_dict(tensors)
     return network
 
 
-def outputs(network: MLP, source: Array) -> Array:
+def write_rows(source: Array, rows: slice | HostArray, out: Array, backend: Backend) -> None:
+    """Write ``source[rows]`` into `out`, on the device; a sparse source is on the host, and becomes dense here."""
+    if not issparse(source):
+        out[...] = source[rows]
+    elif isinstance(out, np.ndarray):
+        source[rows].toarray(out=out)
+    else:
+        backend.xp.copyto(out, backend.asarray(source[rows].toarray()))
+
+
+def outputs(network: MLP, source: Array, dtype: Any = None) -> Array:
     """The network's outputs ``(samples, outputs)`` before softmax or sigmoid, on its device.
 
     A sample's outputs do not depend on the samples that come with it, because all passes have the same shape.
@@ -53,17 +64,18 @@ def outputs(network: MLP, source: Array) -> Array:
 
     Args:
         network: on the device of `source`.
-        source: ``(samples, features)`` of the network's dtype.
+        source: ``(samples, features)`` of the network's dtype; or sparse, of that dtype, on the host.
+        dtype: of the result; the network's by default.
     """
     backend = network.backend
-    xp = backend.xp
+    xp, samples = backend.xp, source.shape[0]
     with backend.activate():
-        result = xp.empty((len(source), network.sizes[-1]), dtype=network.dtype)
+        result = xp.empty((samples, network.sizes[-1]), dtype=dtype or network.dtype)
         workspace = Workspace(network, ROWS, pixels=False)
         workspace.inputs[...] = 0
-        for start in range(0, len(source), ROWS):
-            stop = min(start + ROWS, len(source))
-            workspace.inputs[: stop - start] = source[start:stop]
+        for start in range(0, samples, ROWS):
+            stop = min(start + ROWS, samples)
+            write_rows(source, slice(start, stop), workspace.inputs[: stop - start], backend)
             network.forward_pass(workspace)
             result[start:stop] = workspace.logits[: stop - start]
     return result
@@ -120,7 +132,7 @@ class Epochs:
 
     Args:
         solver: network and optimizer.
-        images: ``(n, features)`` of the network's dtype, on its device.
+        images: ``(n, features)`` of the network's dtype, on its device; or sparse, of that dtype, on the host.
         targets: ``(n, ...)`` as the network's loss expects them, on its device.
         rows: ``(samples,)``: the indices of the samples to train on.
         batch_size: samples per step.
@@ -145,7 +157,8 @@ class Epochs:
         if weights is not None:
             weights = weights.astype(network.dtype)
         with backend.activate():
-            self.batches = ArrayBatches(images, targets, rows, batch_size, backend, weights)
+            kind = SparseBatches if issparse(images) else ArrayBatches
+            self.batches = kind(images, targets, rows, batch_size, backend, weights)
             self._step = PenalisedStep(network, self.batches, solver, self._penalties(), penalised=alpha > 0)
 
     def _penalties(self) -> list[Penalty | None]:
@@ -187,6 +200,22 @@ class Epochs:
             if penalty is not None:
                 value += (batch.stop - batch.start) * penalty.l2 / 2 * square
         return total / batches.samples, value / batches.samples
+
+
+class SparseBatches(ArrayBatches):
+    """Mini-batches of a CSR matrix on the host, whose rows become dense as a batch is gathered."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._order = self.rows
+
+    def reorder(self, rows: HostArray) -> None:
+        super().reorder(rows)
+        self._order = rows
+
+    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+        write_rows(self.images, self._order[batch], out, self._backend)
+        return self.targets[batch]
 
 
 class PenalisedStep(TrainingStep):
@@ -234,7 +263,7 @@ class Validation:
     """A validation set.
 
     Args:
-        images: ``(samples, features)`` of the network's dtype, on its device.
+        images: ``(samples, features)`` of the network's dtype, on its device; or sparse, on the host.
         targets: as the network's loss expects them, on the host.
         weights: ``(samples,)``, or None.
         estimator: scores outputs with its ``_score_outputs``.
@@ -252,6 +281,8 @@ class Validation:
         losses, correct = np.empty(samples, found.dtype), np.empty(samples, dtype=bool)
         network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, correct)
         loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
+        if not math.isfinite(loss):
+            return float("nan"), float("nan")
         return loss, float(self._estimator._score_outputs(found, self._targets, correct, self._weights))
 
 
