@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..backends import Array, CudaActivation, array_namespace
+from .hyperparameters import number
+from .registry import Registry
 
 
 class Activation:
@@ -16,7 +18,7 @@ class Activation:
 
     To add one, subclass, set `name` and `initializer`, and implement `forward` and `backward`. It then works on
     every device; with CUDA expressions in `cuda` it is as fast on a GPU as the built-in ones. A subclass that
-    overrides `forward` or `backward` does not inherit `cuda`.
+    overrides `forward` or `backward` does not inherit `cuda`. To save networks with it, `register` it.
 
     Attributes:
         name: as in ``MLP(..., activation=name)``.
@@ -118,9 +120,7 @@ class LeakyReLU(Activation):
     initializer = "he"
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        if not 0 < negative_slope < 1:
-            raise ValueError(f"negative_slope is expected to be between 0 and 1, got {negative_slope}")
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = number("negative_slope", negative_slope, 0, 1, open_low=True, open_high=True)
 
     @property
     def cuda(self) -> CudaActivation:  # type: ignore[override]
@@ -176,7 +176,9 @@ class Sigmoid(Activation):
         xp.multiply(delta, a, out=delta)
 
 
-ACTIVATIONS: dict[str, type[Activation]] = {rule.name: rule for rule in (ReLU, LeakyReLU, Tanh, Sigmoid, Identity)}
+ACTIVATIONS = Registry(
+    "activation", Activation, ("forward", "backward"), (ReLU, LeakyReLU, Tanh, Sigmoid, Identity)
+)
 
 
 def get_activation(activation: str | Activation) -> Activation:
@@ -184,9 +186,6 @@ def get_activation(activation: str | Activation) -> Activation:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: a class of the user's is incomplete.
     """
-    if isinstance(activation, Activation):
-        return activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is expected to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    return ACTIVATIONS[activation]()
+    return ACTIVATIONS.find(activation)

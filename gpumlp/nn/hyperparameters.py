@@ -1,11 +1,16 @@
-"""Range checks of hyperparameters, for the classes of `gpumlp.nn` and for the options of a run."""
+"""Checks of arguments: ranges of hyperparameters, also for the options of a run, and kinds of objects."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from ..words import shown
+
+T = TypeVar("T")
 
 
 class Range(NamedTuple):
@@ -89,3 +94,58 @@ def set_number(
     """Check a field of a frozen dataclass and convert it to a Python float; called in ``__post_init__``."""
     value = number(name, getattr(rule, name), low, high, open_low=open_low, open_high=open_high)
     object.__setattr__(rule, name, value)
+
+
+def instance(name: str, value: object, kind: type[T], example: str) -> T:
+    """Return an argument that is an object of a class.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: the class.
+        example: what to give, such as ``"SGD(0.1)"``.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    raise TypeError(f"{name} is expected to be {article} {kind.__name__}, such as {example}, got {shown(value)}")
+
+
+def require_methods(rule: object, base: type, *methods: str) -> None:
+    """Check that a class of the user's implements the methods of its base class.
+
+    Raises:
+        TypeError: it lacks some.
+    """
+    missing = [name for name in methods if getattr(type(rule), name, None) is getattr(base, name, None)]
+    if missing:
+        raise TypeError(
+            f"{type(rule).__name__} is expected to define {' and '.join(missing)}, see the docstring of "
+            f"{base.__name__}"
+        )
+
+
+def require_arguments(name: str, function: Callable[..., Any], *arguments: str) -> None:
+    """Check that a function of the user's can be called with this number of arguments.
+
+    Args:
+        name: of the argument that it was given as.
+        function: the function.
+        arguments: what it is called with, in words.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is expected to be a function of {', '.join(arguments)}, got {shown(function)}: {error}"
+        ) from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..backends import Array, Backend, array_namespace, reference_backend
+from .registry import Registry
 
 
 class Loss:
     """Base class of losses. To add one, subclass and implement `output_error`, `check` and `predictions`.
 
-    A subclass that overrides `output_error` does not inherit `kernel`.
+    A subclass that overrides `output_error` does not inherit `kernel`. To save networks with it, `register` it.
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
@@ -223,9 +224,9 @@ class SquaredError(Loss):
         return outputs.copy()
 
 
-LOSSES: dict[str, type[Loss]] = {
-    rule.name: rule for rule in (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError)
-}
+LOSSES = Registry(
+    "loss", Loss, ("output_error", "predictions"), (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError)
+)
 
 
 def get_loss(loss: str | Loss) -> Loss:
@@ -233,12 +234,9 @@ def get_loss(loss: str | Loss) -> Loss:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: a class of the user's is incomplete.
     """
-    if isinstance(loss, Loss):
-        return loss
-    if loss not in LOSSES:
-        raise ValueError(f"loss is expected to be one of {', '.join(LOSSES)}, got {loss!r}")
-    return LOSSES[loss]()
+    return LOSSES.find(loss)
 
 
 def weigh(xp: Any, delta: Array, losses: Array, weights: Array) -> None:

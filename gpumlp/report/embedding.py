@@ -12,7 +12,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..nn.activations import ACTIVATIONS, LeakyReLU
-from ..nn.model_file import describe
+from ..nn.model_file import class_names
 from ..nn.network import MLP
 
 _INK = 0.02  # a pixel this fraction of the way from background to ink is part of the drawing
@@ -119,7 +119,7 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "sizes": model.sizes,
-        "classes": [str(name) for name in describe(model)["class_names"] or range(model.sizes[-1])],
+        "classes": [str(name) for name in class_names(model)],
         "activation": activation.name,
         "slope": activation.negative_slope if isinstance(activation, LeakyReLU) else 0,
         "height": field.height,
