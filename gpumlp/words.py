@@ -25,6 +25,8 @@ def shown(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # not repr, which would read it from a device
+        return f"an array of shape {value.shape}"  # type: ignore[attr-defined]
     big = hasattr(value, "__array__") or (isinstance(value, tuple | list | dict) and len(value) > _NAMES)
     text = "" if big else repr(value)
     if 0 < len(text) <= _LETTERS and "\n" not in text:

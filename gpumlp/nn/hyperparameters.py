@@ -110,22 +110,23 @@ def instance(name: str, value: object, kind: type[T], example: str) -> T:
     """
     if isinstance(value, kind):
         return value
-    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    article = "an" if kind.__name__[0] in "AEIO" or kind.__name__.isupper() else "a"  # an MLP
     raise TypeError(f"{name} is expected to be {article} {kind.__name__}, such as {example}, got {shown(value)}")
 
 
 def require_methods(rule: object, base: type, *methods: str) -> None:
-    """Check that a class of the user's implements the methods of its base class.
+    """Check that a class of the user's implements methods of its base class, with the same arguments.
 
     Raises:
-        TypeError: it lacks some.
+        TypeError: one is missing, or takes other arguments.
     """
+    kind = type(rule).__name__
     missing = [name for name in methods if getattr(type(rule), name, None) is getattr(base, name, None)]
     if missing:
-        raise TypeError(
-            f"{type(rule).__name__} is expected to define {' and '.join(missing)}, see the docstring of "
-            f"{base.__name__}"
-        )
+        raise TypeError(f"{kind} is expected to define {' and '.join(missing)}, see {base.__name__}")
+    for name in methods:
+        arguments = list(inspect.signature(getattr(base, name)).parameters)[1:]
+        require_arguments(f"{kind}.{name}", getattr(rule, name), *arguments)
 
 
 def require_arguments(name: str, function: Callable[..., Any], *arguments: str) -> None:
@@ -146,6 +147,4 @@ def require_arguments(name: str, function: Callable[..., Any], *arguments: str) 
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(
-            f"{name} is expected to be a function of {', '.join(arguments)}, got {shown(function)}: {error}"
-        ) from error
+        raise TypeError(f"{name} is expected to be a function of {', '.join(arguments)}: {error}") from error

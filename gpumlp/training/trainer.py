@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -105,6 +106,7 @@ def as_callbacks(callbacks: CallbackLike | Iterable[CallbackLike]) -> list[Callb
     result: list[Callback] = []
     for callback in callbacks:
         if isinstance(callback, Callback):
+            _check_hooks(callback)
             result.append(callback)
         elif callable(callback) and not isinstance(callback, type):
             require_arguments("a callback", callback, "the trainer")
@@ -544,6 +546,14 @@ def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
+
+
+def _check_hooks(callback: Callback) -> None:
+    """Check the arguments of a callback's methods before the first epoch."""
+    for name, method in vars(Callback).items():
+        if name.startswith("on_"):
+            arguments = list(inspect.signature(method).parameters)[1:]
+            require_arguments(f"{type(callback).__name__}.{name}", getattr(callback, name), *arguments)
 
 
 def _checked_data(name: str, value: object) -> Dataset:
