@@ -18,7 +18,7 @@ def listed(names: Iterable[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value that is not what was expected: in full if it is short, otherwise its type.
+    """A value that is not what was expected: in full if it is short, otherwise its type. Reads no array.
 
     >>> shown("adam"), shown(([0.0] * 100, [1] * 100)), shown(int)
     ("'adam'", 'a tuple', 'the class int')
@@ -27,7 +27,9 @@ def shown(value: object) -> str:
         return f"the class {value.__name__}"
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # not repr, which would read it from a device
         return f"an array of shape {value.shape}"  # type: ignore[attr-defined]
-    big = hasattr(value, "__array__") or (isinstance(value, tuple | list | dict) and len(value) > _NAMES)
+    big = hasattr(value, "__array__")
+    if isinstance(value, tuple | list | dict):
+        big = len(value) > _NAMES or not all(isinstance(each, str | int | float) for each in value)
     text = "" if big else repr(value)
     if 0 < len(text) <= _LETTERS and "\n" not in text:
         return text

@@ -162,6 +162,32 @@ class NoUpdate(Optimizer):
     learning_rate: float = 0.1
 
 
+class Returns(Activation):
+    name = "returns"
+
+    def forward(self, xp: Any, s: Any, out: Any) -> Any:
+        return xp.maximum(s, 0)
+
+    def backward(self, xp: Any, a: Any, delta: Any) -> Any:
+        return delta * (a > 0)
+
+
+class ReturnsSlope(Tanh):
+    def backward(self, xp: Any, a: Any, delta: Any) -> Any:
+        return delta * (1 - a * a)
+
+
+class LeavesLosses(SoftmaxCrossEntropy):
+    def output_error(self, backend: Any, outputs: Any, targets: Any, losses: Any, correct: Any) -> None:
+        outputs[...] = 0
+
+
+@dataclass(frozen=True)
+class ReturnsParameters(SGD):
+    def update(self, xp: Any, parameters: Any, gradient: Any, state: Any, learning_rate: float) -> Any:
+        return parameters - learning_rate * gradient
+
+
 class Negative:
     def std(self, in_features: int, out_features: int) -> float:
         return -1.0
@@ -192,6 +218,16 @@ class Eager(Callback):
         (
             lambda: net(activation=WithoutSpace()),
             "WithoutSpace.forward is expected to be a function of xp, s, out",
+        ),
+        (
+            lambda: net(activation=Returns()),
+            "Returns.forward is expected to write .* returns an array of shape",
+        ),
+        (lambda: net(activation=ReturnsSlope()), "ReturnsSlope.backward is expected to write its result into the"),
+        (lambda: net(loss=LeavesLosses()), "LeavesLosses.output_error .* to return None; it leaves them as they"),
+        (
+            lambda: fit(net(), DATA, optimizer=ReturnsParameters()),
+            "ReturnsParameters.update .* returns an array",
         ),
         (lambda: net(loss=NoPredictions()), "NoPredictions is expected to define predictions, see Loss"),
         (lambda: fit(net(), DATA, optimizer=NoUpdate()), "NoUpdate is expected to define update, see Optimizer"),

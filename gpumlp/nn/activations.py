@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backends import Array, CudaActivation, array_namespace
-from .hyperparameters import number
+from .hyperparameters import number, require_in_place
 from .registry import Registry
 
 
@@ -176,8 +178,15 @@ class Sigmoid(Activation):
         xp.multiply(delta, a, out=delta)
 
 
+def _check(rule: Activation) -> None:
+    s, out, delta = np.array([[-1.0, 0.5]]), np.full((1, 2), np.nan), np.ones((1, 2))
+    kind = type(rule).__name__
+    require_in_place(f"{kind}.forward", lambda: rule.forward(np, s, out), out)
+    require_in_place(f"{kind}.backward", lambda: rule.backward(np, out, delta), delta)
+
+
 ACTIVATIONS = Registry(
-    "activation", Activation, ("forward", "backward"), (ReLU, LeakyReLU, Tanh, Sigmoid, Identity)
+    "activation", Activation, ("forward", "backward"), (ReLU, LeakyReLU, Tanh, Sigmoid, Identity), _check
 )
 
 

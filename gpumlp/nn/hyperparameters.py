@@ -8,6 +8,8 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from ..words import shown
 
 T = TypeVar("T")
@@ -127,6 +129,29 @@ def require_methods(rule: object, base: type, *methods: str) -> None:
     for name in methods:
         arguments = list(inspect.signature(getattr(base, name)).parameters)[1:]
         require_arguments(f"{kind}.{name}", getattr(rule, name), *arguments)
+
+
+def require_in_place(name: str, call: Callable[[], Any], written: Any) -> None:
+    """Call a method of the user's on a small example, and check that it writes its result into its arguments.
+
+    Args:
+        name: of the method.
+        call: calls it. What it raises is left to its first use.
+        written: an array of NaN that the method overwrites.
+
+    Raises:
+        TypeError: it returns a result instead.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            result = call()
+    except Exception:
+        return
+    if result is not None or np.isnan(written).all():
+        raise TypeError(
+            f"{name} is expected to write its result into the arrays that it is given and to return None; it "
+            f"{'leaves them as they are' if result is None else f'returns {shown(result)}'}"
+        )
 
 
 def require_arguments(name: str, function: Callable[..., Any], *arguments: str) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backends import Array, Backend, array_namespace, reference_backend
+from .hyperparameters import require_in_place
 from .registry import Registry
 
 
@@ -224,8 +227,23 @@ class SquaredError(Loss):
         return outputs.copy()
 
 
+def _check(rule: Loss) -> None:
+    outputs = np.zeros((2, max(2, rule.least_outputs)))
+    targets = np.array([0, 1]) if rule.of_classes else np.zeros_like(outputs)
+    losses, correct, backend = np.full(2, np.nan), np.zeros(2, dtype=bool), reference_backend(np)
+    require_in_place(
+        f"{type(rule).__name__}.output_error",
+        lambda: rule.output_error(backend, outputs, targets, losses, correct),
+        losses,
+    )
+
+
 LOSSES = Registry(
-    "loss", Loss, ("output_error", "predictions"), (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError)
+    "loss",
+    Loss,
+    ("output_error", "predictions"),
+    (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError),
+    _check,
 )
 
 

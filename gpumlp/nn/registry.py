@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from ..words import shown
@@ -21,13 +21,25 @@ class Registry(dict[str, type[R]], Generic[R]):
         base: its base class.
         methods: what a subclass has to define.
         kinds: the built-in classes.
+        check: tries an object of a user's class on a small example; raises TypeError.
+
+    Attributes:
+        built_in: the built-in classes.
     """
 
     known: list[Registry[Any]] = []  # noqa: RUF012
 
-    def __init__(self, what: str, base: type[R], methods: tuple[str, ...], kinds: Iterable[type[R]]) -> None:
+    def __init__(
+        self,
+        what: str,
+        base: type[R],
+        methods: tuple[str, ...],
+        kinds: Iterable[type[R]],
+        check: Callable[[R], None],
+    ) -> None:
         super().__init__({kind.name: kind for kind in kinds})  # type: ignore[attr-defined]
-        self.what, self.base, self.methods = what, base, methods
+        self.what, self.base, self.methods, self._check = what, base, methods, check
+        self.built_in = frozenset(self.values())
         self.known.append(self)
 
     def find(self, value: object) -> R:
@@ -35,14 +47,17 @@ class Registry(dict[str, type[R]], Generic[R]):
 
         Raises:
             ValueError: the name is unknown.
-            TypeError: the class lacks its name or a method.
+            TypeError: the class lacks its name or a method, or a method does not write where it should.
         """
         if isinstance(value, self.base):
+            if type(value) in self.built_in:
+                return value
             require_methods(value, self.base, *self.methods)
             if not isinstance(getattr(value, "name", None), str):
                 raise TypeError(
                     f"{type(value).__name__} is expected to have a name, such as name = 'my_{self.what}'"
                 )
+            self._check(value)
             return value
         if not isinstance(value, str) or value not in self:
             article = "an" if self.base.__name__[0] in "AEIO" else "a"
@@ -50,7 +65,7 @@ class Registry(dict[str, type[R]], Generic[R]):
                 f"{self.what} is expected to be one of {', '.join(self)}, or {article} {self.base.__name__}, "
                 f"got {shown(value)}"
             )
-        return self[value]()
+        return self.find(self[value]())
 
     def describe(self, rule: R) -> tuple[str, dict[str, Any]]:
         """The name of an object's class and its attributes, with which `make` makes it again.

@@ -111,10 +111,9 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             "train with softmax_cross_entropy"
         )
     activation = model.activation
-    if type(activation) is not ACTIVATIONS.get(activation.name):
-        raise ValueError(
-            f"a page supports the activations {', '.join(ACTIVATIONS)}, got {activation!r}; train with one of them"
-        )
+    if type(activation) not in ACTIVATIONS.built_in:
+        names = ", ".join(name for name, kind in ACTIVATIONS.items() if kind in ACTIVATIONS.built_in)
+        raise ValueError(f"a page supports the activations {names}, got {activation!r}; train with one of them")
     tensors = model.state_dict()
     return {
         "name": name,

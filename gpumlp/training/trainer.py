@@ -13,9 +13,16 @@ import numpy as np
 from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
 from ..data.dataset import ArrayBatches
-from ..nn.hyperparameters import instance, number, require_arguments, require_methods, whole
+from ..nn.hyperparameters import (
+    instance,
+    number,
+    require_arguments,
+    require_in_place,
+    require_methods,
+    whole,
+)
 from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
-from ..nn.optimizers import SGD, Optimizer, Penalty
+from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
 from ..nn.samples import Inputs, check_data, class_numbers, learned_names
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
@@ -566,7 +573,14 @@ def _checked_optimizer(value: object) -> Optimizer:
     optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
     require_methods(optimizer, Optimizer, "update")
     rate = getattr(optimizer, "learning_rate", None)
-    number(f"the learning_rate of {type(optimizer).__name__}", rate, 0, open_low=True)
+    kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
+    if type(optimizer) not in (SGD, Adam):
+        example, gradient = np.ones(4), np.ones(4)
+        require_in_place(
+            f"{kind}.update",
+            lambda: optimizer.update(np, example, gradient, optimizer.init(example), rate),
+            example,
+        )
     return optimizer
 
 
