@@ -143,7 +143,7 @@ def _refuse_stray(
 
     Far means further from its neighbour than these are spread, and than there are samples.
     """
-    if len(distinct) < 2 or len(values) == len(distinct):
+    if len(distinct) < 3 or len(values) == len(distinct):
         return
     smallest, second, before, largest = (int(distinct[place]) for place in (0, 1, -2, -1))
     for place, label, gap, spread in (
