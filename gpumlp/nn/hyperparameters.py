@@ -90,6 +90,17 @@ def whole(name: str, value: object, low: int) -> int:
     return int(result)  # type: ignore[arg-type]
 
 
+def flag(name: str, value: object) -> bool:
+    """Return a truth value as a Python bool.
+
+    Raises:
+        ValueError: it is something else, such as ``"no"``, which Python takes for true.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is expected to be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def set_number(
     rule: object, name: str, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> None:

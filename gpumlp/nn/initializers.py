@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..words import shown
 from .activations import Activation
-from .hyperparameters import number, set_number
+from .hyperparameters import flag, number, set_number
 
 
 class Initializer(Protocol):
@@ -54,6 +54,9 @@ class Glorot:
 
     uniform: bool = False
 
+    def __post_init__(self) -> None:
+        flag("uniform", self.uniform)
+
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / (in_features + out_features))
 
@@ -73,6 +76,9 @@ class He:
     """
 
     uniform: bool = False
+
+    def __post_init__(self) -> None:
+        flag("uniform", self.uniform)
 
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / in_features)

@@ -119,14 +119,14 @@ def register(kind: T) -> T:
 
     >>> from gpumlp import MLP, Tanh
     >>> @register
-    ... class Steep(Tanh):
-    ...     name = "steep"
+    ... class DoubleTanh(Tanh):
+    ...     name = "double_tanh"
     ...
     ...     def forward(self, xp, s, out):
     ...         xp.multiply(s, 2, out=s)
     ...         super().forward(xp, s, out)
-    >>> MLP([4, 3, 2], "steep", device="cpu").activation
-    Steep()
+    >>> MLP([4, 3, 2], "double_tanh", device="cpu").activation
+    DoubleTanh()
     """
     registry = next(
         (found for found in Registry.known if isinstance(kind, type) and issubclass(kind, found.base)), None

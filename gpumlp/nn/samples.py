@@ -39,7 +39,7 @@ class Inputs:
     data: str = ""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("uint8", "float16", "float32", "float64", "any"):
+        if self.dtype not in ("uint8", "any") and not str(self.dtype).startswith("float"):
             raise ValueError(
                 f"the dtype of inputs is expected to be 'uint8', 'float32', 'float64' or 'any', got {self.dtype!r}"
             )

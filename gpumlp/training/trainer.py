@@ -14,6 +14,7 @@ from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
 from ..data.dataset import ArrayBatches
 from ..nn.hyperparameters import (
+    flag,
     instance,
     number,
     require_arguments,
@@ -188,7 +189,7 @@ class Trainer:
             self._step = TrainingStep(model, self.batches, self.optimizer, self.optimizer_state, penalty)
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
-        if diagnostics:
+        if flag("diagnostics", diagnostics):
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
