@@ -257,6 +257,13 @@ def test_classes_that_the_network_lacks_are_named(names: Any, labels: Any, optio
             use(data)
 
 
+def test_only_the_classes_that_occur_have_to_be_known() -> None:
+    model = trained("uint8")
+    model.class_names = (0, 10, 20)
+    assert model.class_numbers(Dataset(PIXELS[:2], [0, 0])).tolist() == [0, 0]
+    assert model.class_numbers(Dataset(PIXELS[:2], [20, 0], class_names=[0, 20, 99])).tolist() == [2, 0]
+
+
 @pytest.mark.parametrize(("names", "options"), [(("a", "b", "c"), {}), ((10, 20, 30), {"classes": 3})])
 def test_class_numbers_without_names_are_taken_as_such(names: Any, options: Any) -> None:
     model = trained("uint8")

@@ -224,8 +224,9 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
 def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
     """The labels of a data set as a network with `class_names` numbers its classes, ``(n,)`` int64.
 
-    Labels without names are class numbers. Otherwise the names decide; those of a network without any are 0, 1, 2,
-    and so on.
+    Labels that are class numbers are used as they are: those of a data set that was made with ``classes=``, or, if
+    the network has no numbers as names, of one without names. Otherwise the names decide; where there are none,
+    these are 0, 1, 2, ...
 
     Raises:
         ValueError: the network lacks a class, or the targets of its loss are not class numbers.
@@ -237,16 +238,15 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
         )
     outputs = model.sizes[-1]
     own = range(outputs) if class_names is None else np.asarray(class_names, dtype=object).tolist()
-    if dataset.class_names is None and (
-        class_names is None or dataset.numbered or any(isinstance(name, str) for name in own)
-    ):
+    words = any(isinstance(name, str) for name in own)
+    if dataset.class_names is None and (dataset.numbered or class_names is None or words):
         if dataset.classes > outputs:
             raise ValueError(f"{model} has {outputs} classes, but {dataset} has {dataset.classes}")
         return dataset.labels
     names = range(dataset.classes) if dataset.class_names is None else dataset.class_names
     places = {name: place for place, name in enumerate(own)}
     numbers = np.array([places.get(name, -1) for name in names], dtype=np.int64)
-    missing = [name for name, number in zip(names, numbers, strict=True) if number < 0]
+    missing = [names[label] for label in np.unique(dataset.labels) if numbers[label] < 0]
     if missing:
         raise ValueError(
             f"{model} has the classes {listed(own)}, but {dataset} has others: {listed(missing)}; make a network "

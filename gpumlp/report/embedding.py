@@ -49,13 +49,18 @@ class Field:
         return cls(height, width, 0.0, 1.0, *box, height / 2 + 0.5, width / 2 + 0.5)
 
     @classmethod
-    def of(cls, data: Dataset) -> Field | None:
-        """Measured from a data set; None if its samples are not single-channel images."""
+    def of(cls, data: Dataset, *, pixels: bool = True) -> Field | None:
+        """Measured from a data set; None if its samples are not single-channel images.
+
+        Args:
+            data: the images.
+            pixels: whether uint8 values are divided by 255, as in the network.
+        """
         shape = image_size(data.feature_shape)
         if shape is None:
             return None
         images = to_host(data.images[:2000]).reshape(-1, *shape).astype(np.float64)
-        if data.images.dtype == np.uint8:
+        if pixels and data.images.dtype == np.uint8:
             images /= 255
         low, high = float(images.min()), float(images.max())
         if low == high:

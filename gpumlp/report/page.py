@@ -20,6 +20,7 @@ from ..extras import require
 from ..files import write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
+from ..nn.samples import check_data
 from ..training.config import ConfigError
 from ..training.progress import percent
 from ..training.run import REPORT
@@ -122,7 +123,10 @@ def drawing_page(
     """
     require("pages to draw on", "jinja2", "report")
     height, width = image_shape
-    field = Field.like_mnist(height, width) if data is None else Field.of(data)
+    if data is None:
+        field: Field | None = Field.like_mnist(height, width)
+    else:
+        field = Field.of(data, pixels=check_data(model, model.inputs, data, None))
     if field is None or (field.height, field.width) != (height, width):
         raise ValueError(f"expected data with images of {height} x {width}, got {data}")
     network = embed(model, field, title)

@@ -407,7 +407,7 @@ def fit(
 
     An untrained network takes its `inputs` and, with as many outputs as there are classes, its `class_names` from
     the training samples. A trained one can be trained further on samples of the same shape, scale and classes; to
-    train it on others, set ``model.inputs = None`` first.
+    train it on others, set ``model.inputs = model.class_names = None`` first.
 
     Args:
         model: the network.
