@@ -77,10 +77,13 @@ def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
         raise DataError(f"{what} must be of shape ({samples},), got {values.shape}; {cure}")
     if len(values) != samples:
         raise DataError(f"{what} must be one for each of {samples:,} images, got {len(values):,}; pair them up")
-    if values.dtype == object and all(isinstance(value, str) for value in values.tolist()):
-        values = values.astype(str)
+    if values.dtype == object:  # as data frames have them; not where something is missing
+        kinds = {type(value) for value in values.tolist()}
+        if len(kinds) == 1 and kinds <= {str, int, bool}:
+            values = np.array(values.tolist())
     if values.dtype.kind not in "iubU":
-        cure = "use labels.astype(int) if these are class numbers" if values.dtype.kind == "f" else "convert them"
+        cures = {"f": "use labels.astype(int) if these are class numbers", "S": "use labels.astype(str)"}
+        cure = cures.get(values.dtype.kind, "convert them")
         raise DataError(f"{what} must be integers, bools or strings, got dtype {values.dtype}; {cure}")
     return values
 
