@@ -8,7 +8,7 @@
 True
 """
 
-from .backends import Backend, DeviceError, available_devices, get_backend
+from .backends import Backend, CudaActivation, DeviceError, available_devices, get_backend
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .interop import ImportedModelError
 from .nn import (
@@ -22,6 +22,7 @@ from .nn import (
     Glorot,
     He,
     Identity,
+    Initializer,
     Inputs,
     InverseTimeDecay,
     LeakyReLU,
@@ -30,14 +31,18 @@ from .nn import (
     Milestones,
     ModelFileError,
     Normal,
+    Optimizer,
+    OptimizerState,
     Penalty,
     PoissonDeviance,
     ReLU,
+    Schedule,
     Sigmoid,
     SoftmaxCrossEntropy,
     SquaredError,
     StepDecay,
     Tanh,
+    register,
     softmax,
 )
 from .training import (
@@ -46,6 +51,7 @@ from .training import (
     DivergenceError,
     EarlyStopping,
     History,
+    LayerStatistics,
     Progress,
     TensorBoard,
     Trainer,
@@ -63,6 +69,7 @@ __all__ = [
     "BestCheckpoint",
     "Callback",
     "Constant",
+    "CudaActivation",
     "DataError",
     "Dataset",
     "Dense",
@@ -75,18 +82,23 @@ __all__ = [
     "History",
     "Identity",
     "ImportedModelError",
+    "Initializer",
     "Inputs",
     "InverseTimeDecay",
+    "LayerStatistics",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",
     "Milestones",
     "ModelFileError",
     "Normal",
+    "Optimizer",
+    "OptimizerState",
     "Penalty",
     "PoissonDeviance",
     "Progress",
     "ReLU",
+    "Schedule",
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "SquaredError",
@@ -101,5 +113,6 @@ __all__ = [
     "load_digits",
     "load_mnist",
     "load_npz",
+    "register",
     "softmax",
 ]

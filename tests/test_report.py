@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gpumlp
-from gpumlp import MLP, Callback, Dataset, Normal, Trainer, command, fit, load_digits
+from gpumlp import MLP, Callback, Dataset, Inputs, Normal, Trainer, command, fit, load_digits
 from gpumlp.report import drawing_page, report_page
 from gpumlp.report.charts import Line, chart
 from gpumlp.report.embedding import Field, mosaic
@@ -123,6 +123,18 @@ def test_the_drawing_page_refuses_what_does_not_match() -> None:
     flat = Dataset(np.zeros((4, 64)), [0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"expected data with images of 8 x 8"):
         drawing_page(model, (8, 8), data=flat)
+
+
+def test_a_drawing_has_the_scale_that_the_network_was_trained_on() -> None:
+    levels = np.zeros((4, 8, 8), np.uint8)
+    levels[:, 2:6, 2:6] = 200
+    data, model = Dataset(levels, [0, 1, 0, 1]), MLP([64, 8, 2], device="cpu")
+    for dtype, ink in (("uint8", 200 / 255), ("any", 200.0)):
+        model.inputs = Inputs((8, 8), dtype)
+        assert f'"ink": {ink}' in drawing_page(model, (8, 8), data=data)
+    model.inputs = Inputs((8, 8), "float32")
+    with pytest.raises(ValueError, match="trained on float32, got uint8"):
+        drawing_page(model, (8, 8), data=data)
 
 
 def test_fields_are_measured() -> None:

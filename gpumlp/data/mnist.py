@@ -302,14 +302,9 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: D
     if train is None and labels.size and (labels == labels[0]).all():
         raise DataError(f"{labels_path}: expected labels of two classes or more, found only {labels[0]}")
     try:
-        return Dataset(images, labels, name=name) if train is None else _part(train, images, labels)
+        return Dataset(images, labels, name=name) if train is None else train.part(images, labels)
     except DataError as error:
         raise DataError(f"{images_path} with {labels_path}: {error}") from error
-
-
-def _part(train: Dataset, images: _Array, labels: _Array) -> Dataset:
-    """The test set of a training set: with its name and its classes."""
-    return Dataset(images, labels, classes=train.classes, name=train.name)
 
 
 def read_images(path: Path, name: str | None = None) -> _Array:

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import user_path
+from ..words import listed
 from .dataset import DataError, Dataset, checked_images
 from .idx import GZIP_MAGIC, has_idx_magic, is_idx
 from .mnist import read_images
-from .reading import MAX_DEFLATE_RATIO, listed, read_values, require_memory
+from .reading import MAX_DEFLATE_RATIO, read_values, require_memory
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
@@ -36,7 +37,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
             Keras's CIFAR, are flattened. Pickled objects are never loaded.
 
     Returns:
-        Training and test set, named after the file, ``"cifar.npz"``; the classes are those of the training labels.
+        Training and test set, named after the file, ``"cifar.npz"``; the classes are the distinct training labels.
 
     Raises:
         DataError: the file is not such an archive, an array is missing or unusable, or training and test
@@ -48,7 +49,8 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
         labels = arrays[f"y_{part}"]
         if labels.ndim == 2 and labels.shape[1] == 1:
             arrays[f"y_{part}"] = labels.ravel()
-    train, test = _dataset(path, arrays, "train"), _dataset(path, arrays, "test")
+    train = _dataset(path, arrays, "train")
+    test = _dataset(path, arrays, "test", train)
     for what, expected, found in (
         ("sample shape", train.feature_shape, test.feature_shape),
         ("dtype", arrays["x_train"].dtype, arrays["x_test"].dtype),
@@ -58,12 +60,6 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
                 f"{path}: expected x_test of {what} {expected} as in x_train, found {found}; "
                 "prepare both in the same way"
             )
-    if test.classes > train.classes:
-        raise DataError(
-            f"{path}: expected y_test below {train.classes}, the number of classes in y_train, "
-            f"found {test.classes - 1}; train on every class that is tested"
-        )
-    test.classes = train.classes  # even if the test set lacks the last classes
     return train, test
 
 
@@ -82,9 +78,16 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         return _read_members(archive, str(path), _KEYS)
 
 
-def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str) -> Dataset:
+def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: Dataset | None = None) -> Dataset:
+    """The training set, or, with `train`, the test set of its classes."""
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     try:
-        return Dataset(arrays[f"x_{part}"], arrays[f"y_{part}"], name=f"{path.stem}.npz")
+        if train is not None:
+            return train.part(images, labels)
+        train = Dataset(images, labels, name=f"{path.stem}.npz")
+        if train.classes < 2:
+            raise DataError(f"all labels are {listed(train.class_names or ())}; expected two classes or more")
+        return train
     except DataError as error:
         raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,6 @@ from .dataset import DataError
 
 MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
 _CHUNK = 2**20
-_SHOWN = 10  # names in a message
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -66,11 +64,6 @@ def read_values(
         raise DataError(f"{promise}, found more; the file is damaged, get it again")
     return array
 
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message, the first ten of them."""
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names):,} in all)" if len(names) > _SHOWN else "")
 
 
 def _memory() -> float:

@@ -44,7 +44,7 @@ def build(
                 f"{name}: expected finite weights in {model.dtype}, got NaN, infinity or more"
             )
     model.load_state_dict(tensors)
-    model.inputs = Inputs((sizes[0],), "any", "")
+    model.inputs = Inputs((len(weights[0]),), "any")  # values are used as they are
     return model
 
 

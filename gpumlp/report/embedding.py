@@ -12,7 +12,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..nn.activations import ACTIVATIONS, LeakyReLU
-from ..nn.model_file import describe
+from ..nn.model_file import class_names
 from ..nn.network import MLP
 
 _INK = 0.02  # a pixel this fraction of the way from background to ink is part of the drawing
@@ -49,13 +49,18 @@ class Field:
         return cls(height, width, 0.0, 1.0, *box, height / 2 + 0.5, width / 2 + 0.5)
 
     @classmethod
-    def of(cls, data: Dataset) -> Field | None:
-        """Measured from a data set; None if its samples are not single-channel images."""
+    def of(cls, data: Dataset, *, pixels: bool = True) -> Field | None:
+        """Measured from a data set; None if its samples are not single-channel images.
+
+        Args:
+            data: the images.
+            pixels: whether uint8 values are divided by 255, as in the network.
+        """
         shape = image_size(data.feature_shape)
         if shape is None:
             return None
         images = to_host(data.images[:2000]).reshape(-1, *shape).astype(np.float64)
-        if data.images.dtype == np.uint8:
+        if pixels and data.images.dtype == np.uint8:
             images /= 255
         low, high = float(images.min()), float(images.max())
         if low == high:
@@ -111,15 +116,14 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             "train with softmax_cross_entropy"
         )
     activation = model.activation
-    if type(activation) is not ACTIVATIONS.get(activation.name):
-        raise ValueError(
-            f"a page supports the activations {', '.join(ACTIVATIONS)}, got {activation!r}; train with one of them"
-        )
+    if type(activation) not in ACTIVATIONS.built_in:
+        names = ", ".join(name for name, kind in ACTIVATIONS.items() if kind in ACTIVATIONS.built_in)
+        raise ValueError(f"a page supports the activations {names}, got {activation!r}; train with one of them")
     tensors = model.state_dict()
     return {
         "name": name,
         "sizes": model.sizes,
-        "classes": [str(name) for name in describe(model)["class_names"] or range(model.sizes[-1])],
+        "classes": [str(name) for name in class_names(model)],
         "activation": activation.name,
         "slope": activation.negative_slope if isinstance(activation, LeakyReLU) else 0,
         "height": field.height,

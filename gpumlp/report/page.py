@@ -20,6 +20,7 @@ from ..extras import require
 from ..files import write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
+from ..nn.samples import check_data
 from ..training.config import ConfigError
 from ..training.progress import percent
 from ..training.run import REPORT
@@ -122,7 +123,10 @@ def drawing_page(
     """
     require("pages to draw on", "jinja2", "report")
     height, width = image_shape
-    field = Field.like_mnist(height, width) if data is None else Field.of(data)
+    if data is None:
+        field: Field | None = Field.like_mnist(height, width)
+    else:
+        field = Field.of(data, pixels=check_data(model, model.inputs, data, None))
     if field is None or (field.height, field.width) != (height, width):
         raise ValueError(f"expected data with images of {height} x {width}, got {data}")
     network = embed(model, field, title)
@@ -232,7 +236,7 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         weights["hidden"] = len(run.model.sizes) > 2
     recall, precision = measures.recall(), measures.precision()
     matrix = measures.confusion
-    names = [str(name) for name in model_file.describe(run.model)["class_names"] or range(len(matrix))]
+    names = [str(name) for name in model_file.class_names(run.model)]
     off = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
