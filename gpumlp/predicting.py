@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .data import DataError
 from .data.npz import is_array_file, read_samples
+from .files import PathError, user_path
 from .nn import MLP, Inputs
 from .nn.model_file import plain_inputs
 from .pictures import read_sample
@@ -66,7 +67,7 @@ def predict_files(
                     results[index] = Prediction(file, _probabilities(model, samples, f"{name}: "), batch=True)
                 else:
                     pictures[index] = read_sample(path, inputs, preparation, name)
-        except DataError as error:
+        except (DataError, PathError) as error:
             results[index] = Prediction(file, error=str(error))
         except OSError as error:
             results[index] = Prediction(file, error=f"{file}: {error.strerror or error}")
@@ -116,8 +117,10 @@ def _check_samples(samples: npt.NDArray[Any], inputs: Inputs, model: MLP, name: 
 def _opened(file: str) -> Iterator[tuple[Path, str]]:
     """A file's path and its name in messages; standard input is copied into a temporary file."""
     if file != STANDARD_INPUT:
-        yield Path(file).expanduser(), file
+        yield user_path(file), file
         return
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError("standard input: expected a picture or an array, but it is closed")
     content = sys.stdin.buffer.read()
     if not content:
         raise DataError("standard input: expected a picture or an array, found nothing")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from ..files import user_path
 from .dataset import DataError, Dataset
 from .digits import load_digits
 from .mnist import ENVIRONMENT_VARIABLE, HOW_TO_GET, DataNotAvailable, load_mnist, mnist_folders
@@ -62,7 +62,7 @@ def _fallback_notice(error: DataNotAvailable) -> str:
 
 def _not_published_notice(data_dir: str | os.PathLike[str] | None) -> str:
     # Only a folder that the user named can hold such files: those in the cache are checked one by one.
-    folder = Path(os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else data_dir)
+    folder = user_path(os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else data_dir)
     return (
         f"The files in {folder} have MNIST's names and format, but are not MNIST's published files: "
         "another data set, a reduced copy, or damaged.\n"

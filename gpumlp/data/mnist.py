@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from ..files import PathError, user_path
 from .dataset import DataError, Dataset
 
 # pooch, requests and rich are imported where they are used: most runs find their data on disk.
@@ -126,9 +127,10 @@ def load_mnist(
     Raises:
         DataNotAvailable: MNIST is not on this machine and cannot be downloaded.
         DataError: ``data_dir`` lacks the files, or the files are incomplete, damaged or do not match.
+        PathError: a folder is given as that of a user who does not exist.
     """
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
+        folder = user_path(data_dir)
         paths = _find_in(folder)
         if paths is None:
             state = "none of them" if folder.is_dir() else "no such folder"
@@ -137,7 +139,7 @@ def load_mnist(
     remark = ""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
-        paths = _find_in(Path(named).expanduser())
+        paths = _find_in(user_path(named))
         if paths is not None:
             return _load(paths)
         remark = f"; {ENVIRONMENT_VARIABLE} is set to {named}, which does not hold MNIST's files"
@@ -151,15 +153,17 @@ def load_mnist(
 def mnist_folders() -> list[tuple[str, str]]:
     """The folders that `load_mnist` searches: pairs of a name and a description, for ``gpumlp.info``."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    places = [(ENVIRONMENT_VARIABLE, Path(named).expanduser() if named else None), ("data cache", _cache_dir())]
     result = []
-    for name, folder in places:
+    for name, place in ((ENVIRONMENT_VARIABLE, named), ("data cache", _cache_dir())):
         text = "not set"
-        if folder is not None:
+        if place:
             try:
+                folder = user_path(place)
                 text = f"{folder} ({'holds MNIST' if _find_in(folder) else 'without MNIST'})"
-            except DataError as error:
+            except (DataError, PathError) as error:
                 text = str(error)
+            except OSError as error:
+                text = f"{folder} ({error.strerror})"
         result.append((name, text))
     return result
 
@@ -556,7 +560,7 @@ class _RichBar:
 
 def _progress_bar(filename: str) -> contextlib.AbstractContextManager[_RichBar | None]:
     """A bar if standard error is a terminal; otherwise None, for which pooch shows none."""
-    from rich.console import Console
+    from ..terminal import console as make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return _RichBar(filename, console) if console.is_terminal else contextlib.nullcontext()

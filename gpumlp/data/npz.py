@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..files import user_path
 from .dataset import DataError, Dataset, checked_images
 from .mnist import read_idx
 
@@ -33,7 +34,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
         DataError: the file is not such an archive, an array is missing or unusable, or training and test
             set do not match in shape, dtype or classes.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     arrays = _read_arrays(path)
     for part in ("train", "test"):
         labels = arrays[f"y_{part}"]

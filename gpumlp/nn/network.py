@@ -129,6 +129,7 @@ class MLP:
     Raises:
         ValueError: a size below 1, fewer than two sizes, or an unknown name.
         DeviceError: the device cannot be used.
+        MemoryError: there is not enough memory for the parameters; the message says how much they need.
 
     >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
     MLP([784, 128, 10], activation='relu', device='cpu', dtype='float32')  # 101,770 parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class Parameters:
         weights: the slice of both that contains the weights and no biases.
         shapes: the shape of each tensor by name: ``layers.0.weight``, ``layers.0.bias``, ...
         count: the number of parameters, without padding.
+
+    Raises:
+        MemoryError: there is not enough memory for them.
     """
 
     def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
@@ -43,6 +47,9 @@ class Parameters:
                 weights_end = end
         self.weights = slice(0, weights_end)
         self.count = sum(math.prod(shape) for shape in self.shapes.values())
+        needed = 2 * end * dtype.itemsize
+        if needed > sys.maxsize:  # more than an array can have, for which NumPy does not raise a MemoryError
+            raise MemoryError(f"{self.count:,} parameters and their gradients need {needed / 2**30:.3g} GiB")
         self.data = backend.xp.zeros(end, dtype=dtype)
         self.gradient = backend.xp.zeros(end, dtype=dtype)
 

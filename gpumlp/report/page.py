@@ -17,7 +17,7 @@ import gpumlp
 from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
-from ..files import write_atomically
+from ..files import utf8, write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
 from ..training.config import ConfigError
@@ -86,9 +86,9 @@ def render_report(runs: Sequence[Run]) -> str:
     }
     template = _environment().get_template("report.html.j2")
     bare = template.render(**values, networks=[], left_out=[])
-    networks, left_out = _networks(runs, LIMIT - len(bare.encode()) - 20_000)
+    networks, left_out = _networks(runs, LIMIT - len(utf8(bare)) - 20_000)
     page = template.render(**values, networks=networks, left_out=left_out)
-    size = len(page.encode())
+    size = len(utf8(page))
     if size > LIMIT:
         raise ConfigError(
             f"{len(runs)} runs make a page of {size / 1e6:.1f} MB, expected {LIMIT / 1e6:g} MB at most; "
@@ -136,7 +136,7 @@ def write_page(path: Path, page: str) -> int:
         OSError: the page cannot be written; an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = page.encode()
+    content = utf8(page)
     write_atomically(path, content)
     return len(content)
 

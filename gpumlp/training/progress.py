@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..terminal import console
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -80,10 +81,8 @@ class Progress(Callback):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console  # slow to import, and nothing else needs it
-
         # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
-        self._console = Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._quiet = quiet
         self._cell: Any = None  # gpumlp.notebook.Cell
         self._bar: progress.Progress | None = None

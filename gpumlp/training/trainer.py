@@ -26,7 +26,7 @@ from ..nn.network import (
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
 from .divergence import DivergenceError, explain_divergence
-from .history import EpochRecord, History, LayerStatistics, Setting
+from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
 
 _PROGRESS_PARTS = 20  # reports of progress in an epoch, if there are callbacks
@@ -295,7 +295,7 @@ class Trainer:
             validation_accuracy=None if validation is None else validation.accuracy,
             learning_rate=learning_rate,
             seconds=seconds,
-            samples_per_second=batches.samples / seconds,
+            samples_per_second=per_second(batches.samples, seconds),
             layers=layers,
         )
 
