@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import Console
 
 _LONGEST_WORD, _LONGEST_LINE = 400, 4000  # characters that are shown whole
 
@@ -156,27 +156,9 @@ def _as_json(character: re.Match[str]) -> str:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """A console of rich on standard output or standard error whose text is `shown`; its own styling is kept."""
+    """A console of rich on standard output or standard error; text that files and paths hold must be `shown`."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     file: Any = Output(stream.stream, stream.name, styled=True) if isinstance(stream, Output) else None
-    result = Console(file=file, stderr=stderr, **options)
-    result.push_render_hook(_Shown())  # type: ignore[arg-type]  # a RenderHook, without importing rich above
-    return result
-
-
-class _Shown:
-    """A hook of rich: shows the text of everything that is printed."""
-
-    def process_renderables(self, renderables: Iterable[RenderableType]) -> list[RenderableType]:
-        return [_ShownRenderable(renderable) for renderable in renderables]
-
-
-class _ShownRenderable:
-    def __init__(self, renderable: RenderableType) -> None:
-        self._renderable = renderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text, console.encoding))
+    return Console(file=file, stderr=stderr, **options)
