@@ -61,7 +61,7 @@ def require(part: str, library: str, extra: str) -> None:
         ) from error
     except ValueError as error:  # how matplotlib refuses the settings that it reads
         backend = os.environ.get("MPLBACKEND")
-        named = "" if backend is None else f", the environment variable MPLBACKEND={backend}"
+        settings = "its settings" if backend is None else f"the environment variable MPLBACKEND={backend}"
         raise MissingExtraError(
-            f"{part} need {library}, which cannot be imported ({error}); correct its settings{named}"
+            f"{part} need {library}, which cannot be imported; correct or remove {settings}: {error}"
         ) from error

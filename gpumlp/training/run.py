@@ -139,13 +139,17 @@ class Run:
             CheckpointError: there is no run in the folder, or one of its files is damaged. A last line of the
                 history that was cut off while it was written is no damage: that epoch is not finished.
         """
+        self.check_exists()
+        _ = self.options, self.epochs, self.metrics, self.diverged
+
+    def check_exists(self) -> None:
+        """Raise CheckpointError if there is no run in the folder."""
         if not self.path.is_dir():
             raise CheckpointError(f"there is no run {self.path}: no such folder")
         if not is_run(self.path):
             raise CheckpointError(
                 f"there is no run in {self.path}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}"
             )
-        _ = self.options, self.epochs, self.metrics, self.diverged
 
     @property
     def progress(self) -> str:
@@ -221,8 +225,7 @@ def open_run(path: str | Path, *, lenient: bool = False) -> Run:
         CheckpointError: there is no run in it, or its checkpoint is damaged.
     """
     run = Run(path, lenient=lenient)
-    if not run.path.is_dir():
-        raise CheckpointError(f"there is no run {run.path}: no such folder")
+    run.check_exists()
     _ = run.checkpoint
     return run
 
