@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
-from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset
+from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset, terminal
 from gpumlp.diagnostics.statistics import SAMPLES_BETWEEN
 from gpumlp.training.config import Config, ConfigError
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "python": platform.python_version(),
             "gpumlp": gpumlp.__version__,
         }
-        print(json.dumps({**machine, "results": found}, indent=2))
+        terminal.write_data(json.dumps({**machine, "results": found}, indent=2) + "\n")
         return command.OK
 
     return command.run(PROGRAM, work)

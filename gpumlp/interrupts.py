@@ -21,7 +21,7 @@ def program() -> str | None:
     """
     words = getattr(sys, "argv", [""])
     if words[:1] == ["-m"]:  # Python has not found the module yet, and its name stands in the whole command line
-        name = sys.orig_argv[-len(words)].removeprefix("-m")
+        name = sys.orig_argv[-len(words) :][0].removeprefix("-m")
     else:
         name = os.path.splitext(os.path.basename(words[0] if words else ""))[0].replace("-", ".")
     package, _, command = name.partition(".")

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import command
-from .backends import EXECUTIONS, DeviceError
-from .data import DataError
-from .training.checkpoint import CheckpointError
+from .backends import EXECUTIONS
 from .training.config import PRESETS, Config, ConfigError
 from .training.divergence import DivergenceError
 from .training.run import REPORT, Run, open_run
@@ -68,7 +66,7 @@ def _report_unfinished(run: Run) -> None:
         return
     try:
         _write_report(run)
-    except (ConfigError, DataError, DeviceError, CheckpointError, OSError) as error:
+    except (*command.USER_ERRORS, OSError) as error:
         print(f"{PROGRAM}: no report: {' '.join(str(error).split())}", file=sys.stderr)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import gpumlp
 from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
-from ..files import utf8, write_atomically
+from ..files import user_path, utf8, write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
 from ..training.config import ConfigError
@@ -129,12 +129,14 @@ def drawing_page(
     return _environment().get_template("drawing.html.j2").render(title=title, networks=[network], left_out=[])
 
 
-def write_page(path: Path, page: str) -> int:
+def write_page(path: str | os.PathLike[str], page: str) -> int:
     """Write a page whole or not at all; returns its size in bytes.
 
     Raises:
         OSError: the page cannot be written; an existing file is unchanged.
+        PathError: the path cannot be used.
     """
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = utf8(page)
     write_atomically(path, content)

@@ -218,7 +218,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
             history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
             if history.interrupted and not folder.saved:  # so early that there is nothing to resume
                 raise KeyboardInterrupt
-        except (KeyboardInterrupt, OSError):
+        except BaseException:
             if not folder.saved:
                 with suppress(OSError):  # it was used before
                     folder.path.rmdir()
