@@ -64,40 +64,39 @@ def run(program: str, main: Callable[[], int]) -> int:
     """
     interrupts.import_finished()
     with terminal.standard_streams():
-        try:
-            code = _exit_code(program, main)
-        except SystemExit as end:  # --help, an unknown option
-            code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
+        code, message = _outcome(main)
+        for line in message.split("\n") if message else ():
+            print(f"{program}: {line}", file=sys.stderr)
         try:
             sys.stdout.flush()
-        except OSError as error:  # the reader of a pipe is gone, as in "| head", or the disk is full
-            with suppress(OSError):  # otherwise Python tries again at exit
+        except (OSError, KeyboardInterrupt):  # what is left cannot be written, and Python would try again at exit
+            with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if code == OK and not isinstance(error, BrokenPipeError):
-                print(f"{program}: standard output: {error.strerror}", file=sys.stderr)
-            return code or FAILED
         return code
 
 
-def _exit_code(program: str, main: Callable[[], int]) -> int:
+def _outcome(main: Callable[[], int]) -> tuple[int, str]:
+    """The exit code of a command's work, and a message for the user, in lines; empty for none."""
     try:
-        return main()
+        try:
+            code = main()
+        except SystemExit as end:  # --help, an unknown option
+            code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
+        sys.stdout.flush()
+        return code, ""
     except USER_ERRORS as error:
-        code, message = BAD_INPUT, str(error)
+        return BAD_INPUT, str(error)
     except DivergenceError as error:
-        code, message = FAILED, str(error)
-    except BrokenPipeError:
-        return FAILED
+        return FAILED, str(error)
+    except BrokenPipeError:  # the reader of a pipe is gone, as in "| head"
+        return FAILED, ""
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        code, message = FAILED, f"{where}{error.strerror or error}"
+        return FAILED, f"{where}{error.strerror or error}"
     except MemoryError as error:
-        code, message = FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
+        return FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
     except KeyboardInterrupt:
-        code, message = INTERRUPTED, "interrupted"
-    for line in message.split("\n"):
-        print(f"{program}: {line}", file=sys.stderr)
-    return code
+        return INTERRUPTED, "interrupted"
 
 
 def check_output(

@@ -144,7 +144,7 @@ def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     rows = []
     for run in runs:
         values = {**_everything(run), "epochs": run.progress}
-        rows.append([terminal.shown(_cell(name, values.get(name))) for name in names])
+        rows.append([terminal.cell(_cell(name, values.get(name))) for name in names])
     # A header of several words is stacked, so that its column is no wider than it must be.
     stacks = [name.split("_") for name in names]
     height = max(map(len, stacks))

@@ -24,7 +24,7 @@ from .nn import MLP
 from .nn.model_file import CLASSIFICATION, loss_name
 from .pictures import CHOICES
 from .predicting import STANDARD_INPUT, Prediction, predict_files
-from .terminal import console, shown, write_data
+from .terminal import cell, console, write_data
 from .training.config import ConfigError
 from .training.progress import percent
 
@@ -141,10 +141,10 @@ def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
             then = ", ".join(f"{names[i]} ({percent(row[i])})" for i in order[1 : 1 + _RUNNERS_UP])
             file = result.file if index is None else f"{result.file}[{index}]"
             best = int(order[0])
-            table.add_row(*(Text(shown(text)) for text in (file, str(names[best]), percent(row[best]), then)))
+            table.add_row(*(Text(cell(text)) for text in (file, str(names[best]), percent(row[best]), then)))
         if len(samples) > _SHOWN:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            table.add_row(Text(shown(result.file)), "...", "", more)
+            table.add_row(Text(cell(result.file)), "...", "", more)
     return table
 
 

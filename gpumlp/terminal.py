@@ -38,6 +38,11 @@ def shown(text: str, encoding: str | None = None) -> str:
     return _encodable(_UNPRINTABLE.sub(_escaped, text), encoding or _encoding(sys.stdout))
 
 
+def cell(text: str) -> str:
+    """Text for a cell of a table, in one line; see `shown`."""
+    return shown(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _encoding(stream: Any) -> str:
     return getattr(stream, "encoding", None) or "utf-8"
 

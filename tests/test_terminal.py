@@ -280,10 +280,52 @@ def test_a_table_in_colour_keeps_its_own_escapes_alone(monkeypatch: pytest.Monke
     assert not {"\x1b[2J", "\x1b]", "\x07"} & {content(out)[i : i + n] for i in range(2000) for n in (1, 2, 4)}
 
 
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_colours_and_a_progress_bar(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for words in (
+        ["--help"],
+        ["--lerning-rate", "\x1b]0;owned\x07"],
+        [*DIGITS, "--epochs", "2", "--out", NAMES[2]],
+    ):
+        stream = Terminal(io.BytesIO(), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        MAINS["train"](words)
+        text = content(stream)
+        assert re.search(r"\x1b\[[0-9?]", text)
+        assert not re.search(r"\\x1b\[|\x1b\]|\x07", text)
+    assert "\x1b[2K" in text  # the bar
+    assert "run saved in title\\x1b]0;owned\\x07\n" in text
+
+
 def test_an_output_has_the_attributes_of_its_stream() -> None:
     stream = text_file("cp1252")
     output = Output(stream)
     assert (output.encoding, output.isatty(), output.buffer) == ("cp1252", False, stream.buffer)
+
+
+@pytest.mark.parametrize("words", ["run", "--help"])
+def test_an_interrupt_while_standard_output_is_full_is_one_line(
+    words: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert run("history", words) == 130
+    assert capsys.readouterr().err == "gpumlp-history: interrupted\n"
+
+
+def test_a_name_of_several_lines_stays_in_its_row(trained: Path, capsys: Any) -> None:
+    Path("run").rename("a\nb")
+    assert run("history", "a\nb", "./a\nb") == 0
+    assert sum("a\\nb" in line for line in capsys.readouterr().out.splitlines()) == 2
 
 
 def test_data_can_be_written_without_a_command(capsys: Any) -> None:
