@@ -1,6 +1,6 @@
 """Ctrl-C while a command is still importing: one line and exit code 130, as later on.
 
-Imported before everything else of the package.
+Imported before everything else of the package, and imports as little as possible.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
-from typing import NoReturn
 
 COMMANDS = ("train", "evaluate", "history", "diagnose", "info", "predict", "export", "figures", "report")
 
@@ -21,7 +19,7 @@ def program() -> str | None:
     """
     words = getattr(sys, "argv", [""])
     if words[:1] == ["-m"]:  # Python has not found the module yet, and its name stands in the whole command line
-        name = sys.orig_argv[-len(words) :][0].removeprefix("-m")
+        name = "".join(sys.orig_argv[-len(words) :][:1]).removeprefix("-m")
     else:
         name = os.path.splitext(os.path.basename(words[0] if words else ""))[0].replace("-", ".")
     package, _, command = name.partition(".")
@@ -34,10 +32,11 @@ def _guard_import() -> None:
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
 
-    def end(*_: object) -> NoReturn:
-        with suppress(OSError):
+    def end(*_: object) -> None:
+        try:
             os.write(2, f"{name}: interrupted\n".encode())
-        os._exit(130)  # an exception could get lost in the module that is being imported
+        finally:
+            os._exit(130)  # an exception could get lost in the module that is being imported
 
     signal.signal(signal.SIGINT, end)
 

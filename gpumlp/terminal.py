@@ -17,7 +17,7 @@ _LONGEST_WORD, _LONGEST_LINE = 400, 4000  # characters that are shown whole
 # Control characters, some of which a terminal obeys, marks that change the direction of text, and half surrogates,
 # which stand for the bytes of a file name that is not UTF-8.
 _UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # not \t and \n
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # not \t and \n
 )
 _STYLING = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z]|\r)")  # what rich and tyro use: colours, movements of the cursor
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
@@ -67,7 +67,7 @@ class Output:
     """A text stream that takes any text: see `shown`; what its encoding lacks is escaped as well.
 
     Args:
-        stream: to write to; None or closed where the program was started without it, for which all is dropped.
+        stream: to write to.
         name: in error messages; without it, errors are ignored.
         styled: whether text may contain colours and movements of the cursor.
     """
@@ -114,7 +114,7 @@ class Output:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Within it, ``sys.stdout`` and ``sys.stderr`` are an `Output`."""
+    """Within it, ``sys.stdout`` and ``sys.stderr`` are an `Output`; what is None or closed drops all text."""
     before = sys.stdout, sys.stderr
     with ExitStack() as stack:
 

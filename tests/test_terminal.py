@@ -20,7 +20,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import markdown, memory
+from benchmarks import markdown, memory, throughput
 from gpumlp import load_digits
 from gpumlp.command import run as run_command
 from gpumlp.terminal import Output, console, shown, standard_streams, write_data
@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "report": (MAINS["report"], "run"),
     "figures": (MAINS["figures"], "activations --out figures"),
     "benchmarks.memory": (memory.main, "--quick"),
+    "benchmarks.throughput": (throughput.main, "--quick --devices cpu --networks 784-10 --out results"),
     "benchmarks.markdown": (markdown.main, str(RESULTS)),
 }
 every_command = pytest.mark.parametrize("command", COMMANDS)

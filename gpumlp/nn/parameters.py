@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,14 @@ import numpy as np
 from ..backends import Array, Backend, HostArray
 
 ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has; where that is not known, the largest size of an array."""
+    try:
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), sys.maxsize)
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 class Parameters:
@@ -47,9 +56,11 @@ class Parameters:
                 weights_end = end
         self.weights = slice(0, weights_end)
         self.count = sum(math.prod(shape) for shape in self.shapes.values())
-        needed = 2 * end * dtype.itemsize
-        if needed > sys.maxsize:  # more than an array can have, for which NumPy does not raise a MemoryError
-            raise MemoryError(f"{self.count:,} parameters and their gradients need {needed / 2**30:.3g} GiB")
+        # Checked here: for the largest sizes NumPy raises another error, for others a system may end the process.
+        needed, most = 2 * end * dtype.itemsize, _memory() if backend.name == "cpu" else sys.maxsize
+        if needed > most:
+            sizes = f"{needed / 2**30:,.1f} GiB; at most {most / 2**30:,.1f} GiB are possible here"
+            raise MemoryError(f"{self.count:,} parameters and their gradients need {sizes}")
         self.data = backend.xp.zeros(end, dtype=dtype)
         self.gradient = backend.xp.zeros(end, dtype=dtype)
 
