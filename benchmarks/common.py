@@ -9,6 +9,7 @@ import shlex
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,10 @@ from rich.progress import Progress
 import gpumlp
 from gpumlp import MLP, SGD, Dataset, Trainer, load_dataset
 from gpumlp.backends import Backend, Device, blas_kernel, check_device_name, choose_device
+from gpumlp.extras import MissingExtraError, require
+from gpumlp.files import user_path
 from gpumlp.info import usable_processors, version
+from gpumlp.terminal import console
 from gpumlp.training.config import ConfigError
 
 from .limits import flops_per_sample
@@ -171,12 +175,25 @@ def trainer(sizes: Sequence[int], train: Dataset, device: str | Backend, batch_s
     return Trainer(model, train, optimizer=SGD(LEARNING_RATE), batch_size=batch_size, diagnostics=False)
 
 
+def check_clock() -> None:
+    """Raise ConfigError where time does not pass, as in a process whose clock is faked."""
+    start = time.perf_counter()
+    time.sleep(0.001)
+    if time.perf_counter() <= start:
+        raise ConfigError("expected a clock that advances, to measure with, got one that stands still")
+
+
+def progress_bar() -> Progress:
+    """A bar that disappears at the end."""
+    return Progress(console=console(), transient=True)
+
+
 def take_turns(trainers: Sequence[Trainer], repeats: int, label: str) -> list[list[float]]:
     """Seconds of each of `repeats` epochs after the warm-up, the trainers taking turns.
 
     The warm-up is one epoch on the CPU and two on a GPU, where kernels are compiled and CUDA graphs captured.
     """
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         for _ in progress.track(range(repeats + 1), description=label):
             for each in trainers:
                 if each.epoch == 0 and each.model.backend.name != "cpu":
@@ -258,7 +275,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 def output_folder(out: str, *, trial: bool) -> Path:
     """The folder for the results, made before anything is measured; a trial's is another."""
-    folder = Path(TRIAL_FOLDER if trial else out)
+    folder = user_path(TRIAL_FOLDER if trial else out)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -269,16 +286,15 @@ def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Pa
     Args:
         report: what was measured.
         stem: path of both files without the ending.
-        plot: draws the report into a file; raises ModuleNotFoundError without matplotlib.
+        plot: draws the report into a file.
     """
     written = [write_json(report, stem)]
     try:
-        plot(report, Path(f"{stem}.png"))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("no figure: matplotlib is not installed; install it with pip install '.[benchmark]'")
+        require("figures", "matplotlib", "benchmark")
+    except MissingExtraError as error:
+        print(f"no figure: {error}")
     else:
+        plot(report, Path(f"{stem}.png"))
         written.append(Path(f"{stem}.png"))
     return written
 

@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import threadpoolctl
-import tyro
-from rich.progress import Progress
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 from gpumlp import Dataset, command
@@ -109,10 +107,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, report, and return the exit code: 1 if a peer disagrees, or if there was none to measure."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, prog=PROGRAM, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
     def work() -> int:
+        options = command.parse(Options, PROGRAM, words)
         check(options)
+        common.check_clock()
         devices = common.chosen_devices(options.devices)
         set_threads(options.threads)
         train, notice = common.load_data(options)
@@ -236,7 +235,7 @@ def compare(options: Options, device: Device, networks: Sequence[tuple[int, ...]
     ]
     seconds = QUICK_SECONDS if options.quick and options.seconds == Options.seconds else options.seconds
     ticks = sum(len(agreeing[setting.sizes, setting.momentum]) for setting in settings) * (options.repeats + 1)
-    with Progress(transient=True) as progress:
+    with common.progress_bar() as progress:
         task = progress.add_task("measuring", total=ticks)
         for setting in settings:
             progress.update(task, description=f"{setting.network}, batch {setting.batch_size:,}")

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 import gpumlp
-from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset
+from gpumlp import MLP, SGD, Dataset, Trainer, command, load_dataset, terminal
 from gpumlp.diagnostics.statistics import SAMPLES_BETWEEN
 from gpumlp.training.config import Config, ConfigError
 
-from .common import too_few_repeats
+from . import common
 
 PROGRAM = "diagnostics"
 SHORT_EPOCHS = 60  # in a turn: epochs are measured as often as in a long run, every second to fifth
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
-        problems = too_few_repeats(options.repeats)
+        problems = common.too_few_repeats(options.repeats)
         if not options.datasets or not set(options.datasets) <= {"mnist", "digits"}:
             problems.append(f"datasets: expected mnist or digits, got {' '.join(options.datasets) or 'none'}")
         bad = [name for name in options.networks if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", name)]
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             problems.append(f"seconds: expected a number above 0, got {options.seconds:g}")
         if problems:
             raise ConfigError("\n".join(problems))
+        common.check_clock()
         backend = gpumlp.get_backend(options.device)
         found = [
             {"validation": held_out, **measure(options, train, hidden, held_out)}
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "python": platform.python_version(),
             "gpumlp": gpumlp.__version__,
         }
-        print(json.dumps({**machine, "results": found}, indent=2))
+        terminal.write_data(json.dumps({**machine, "results": found}, indent=2) + "\n")
         return command.OK
 
     return command.run(PROGRAM, work)

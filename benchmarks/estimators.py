@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from gpumlp import DataError, available_devices, command, load_mnist
 from gpumlp.backends import blas_kernel
 from gpumlp.extras import require
@@ -71,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, words)
         check(options)
+        common.check_clock()
         require("benchmarks of estimators", "sklearn", "sklearn")
         folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
         datasets, seeds, max_iter = options.datasets, options.seeds, options.max_iter
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             datasets, seeds, max_iter = ("wine",), 2, 3
         notes: list[str] = []
         results = []
-        with ExitStack() as stack, Progress(transient=True) as progress:
+        with ExitStack() as stack, common.progress_bar() as progress:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             workers = start(stack)
             for name in datasets:

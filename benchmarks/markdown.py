@@ -12,8 +12,10 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
+
+from gpumlp import command
+from gpumlp.files import user_path
 
 from . import common, figures
 
@@ -32,22 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = "[--figure] and files of results, such as benchmarks/results/compare-cpu.json"
         print(f"expected {wanted}, got {' '.join(words) or 'nothing'}", file=sys.stderr)
         return 2
-    for path in paths:
-        try:
-            report = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            print(f"{path} is not a file of results: {error}", file=sys.stderr)
-            return 2
-        kind = report.get("benchmark") if isinstance(report, dict) else None
-        if kind not in _SHORT:
-            what = f"of {kind}" if kind else "of results that do not name their benchmark"
-            print(f"{path}: there is no table {what}, only of {', '.join(_SHORT)}", file=sys.stderr)
-            continue
-        print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
-        print("\n".join(_SHORT[kind](report)))
-        if "--figure" in words and kind != "estimators":
-            figures.plot(report, Path(path).with_suffix(".png"))
-    return 0
+
+    def work() -> int:
+        for path in paths:
+            try:
+                report = json.loads(user_path(path).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                print(f"{path} is not a file of results: {error}", file=sys.stderr)
+                return 2
+            kind = report.get("benchmark") if isinstance(report, dict) else None
+            if kind not in _SHORT:
+                what = f"of {kind}" if kind else "of results that do not name their benchmark"
+                print(f"{path}: there is no table {what}, only of {', '.join(_SHORT)}", file=sys.stderr)
+                continue
+            print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
+            print("\n".join(_SHORT[kind](report)))
+            if "--figure" in words and kind != "estimators":
+                figures.plot(report, user_path(path).with_suffix(".png"))
+        return 0
+
+    return command.run("markdown", work)
 
 
 def show(report: Report) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
-from gpumlp import MLP, SGD, Trainer, command
+from gpumlp import MLP, SGD, Trainer, command, terminal
 from gpumlp.training.config import ConfigError
 
 from . import common
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = common.layers(options.network)
         parts = measure(options, sizes)
         if options.json:
-            print(json.dumps(parts))
+            terminal.write_data(json.dumps(parts) + "\n")
             return command.OK
         for name, size in parts.items():
             print(f"{name:<26}{size / MIB:8.1f} MiB")

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 from gpumlp import SGD, Dataset, command
 from gpumlp.backends import Device
@@ -81,10 +79,11 @@ class Series(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, report, and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, prog=PROGRAM, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
     def work() -> int:
+        options = command.parse(Options, PROGRAM, words)
         check(options)
+        common.check_clock()
         folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
         devices = common.chosen_devices(options.devices)
         unit = QUICK_SAMPLES if options.quick else MNIST_SAMPLES

@@ -23,8 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
 from gpumlp import SGD, Dataset, command, get_backend
 from gpumlp.backends import Backend
@@ -67,10 +65,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, report, and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, prog=PROGRAM, args=words, config=(tyro.conf.FlagCreatePairsOff,))
 
     def work() -> int:
+        options = command.parse(Options, PROGRAM, words)
         check(options)
+        common.check_clock()
         folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
         networks, batch_sizes = options.networks, options.batch_sizes
         if options.quick:

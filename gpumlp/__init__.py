@@ -8,6 +8,7 @@
 True
 """
 
+from . import interrupts  # isort: skip  # noqa: F401  # before everything else
 from .backends import Backend, CudaActivation, DeviceError, available_devices, get_backend
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .interop import ImportedModelError

@@ -13,10 +13,11 @@ from typing import Any, TypeVar, cast, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from . import interrupts, terminal
 from .backends import DeviceError
 from .data import DataError
 from .extras import MissingExtraError
-from .files import PathError
+from .files import PathError, user_path
 from .nn.model_file import ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
@@ -36,55 +37,66 @@ def parse(
     arguments: Sequence[str] | None,
     default: T | None = None,
     description: str | None = None,
+    *,
+    lenient: bool = False,
 ) -> T:
-    """A dataclass from the command line; exits with code 2 on an unknown option."""
-    result = tyro.cli(
-        kind,
-        prog=program,
-        args=arguments,
-        default=default,
-        description=description,
-        registry=_lenient_numbers(),
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+    """A dataclass from the command line; exits with code 2 on an unknown option.
+
+    With `lenient`, numbers that do not parse stay text, for the caller to refuse with all other mistakes at once.
+    """
+    with terminal.styling():
+        result = tyro.cli(
+            kind,
+            prog=program,
+            args=arguments,
+            default=default,
+            description=description,
+            registry=_lenient_numbers() if lenient else None,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
     return cast(T, result)
 
 
 def run(program: str, main: Callable[[], int]) -> int:
-    """Run a command's work; turn the errors a user can cause into a message and an exit code."""
+    """Run a command's work; turn the errors a user can cause into a message and an exit code.
+
+    What it prints goes through `terminal.Output`.
+    """
+    interrupts.import_finished()
+    with terminal.standard_streams():
+        code, message = _outcome(main)
+        for line in message.split("\n") if message else ():
+            print(f"{program}: {line}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except (OSError, KeyboardInterrupt):  # what is left cannot be written, and Python would try again at exit
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
+
+
+def _outcome(main: Callable[[], int]) -> tuple[int, str]:
+    """The exit code of a command's work, and a message for the user, in lines; empty for none."""
     try:
-        code = _exit_code(program, main)
-    except SystemExit as end:  # --help, an unknown option
-        code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
-    try:
+        try:
+            code = main()
+        except SystemExit as end:  # --help, an unknown option
+            code = end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
         sys.stdout.flush()
-    except OSError as error:  # the reader of a pipe is gone, as in "| head", or the disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python tries again at exit
-        if code == OK and not isinstance(error, BrokenPipeError):
-            print(f"{program}: standard output: {error.strerror}", file=sys.stderr)
-        return code or FAILED
-    return code
-
-
-def _exit_code(program: str, main: Callable[[], int]) -> int:
-    try:
-        return main()
+        return code, ""
     except USER_ERRORS as error:
-        code, message = BAD_INPUT, str(error)
+        return BAD_INPUT, str(error)
     except DivergenceError as error:
-        code, message = FAILED, str(error)
-    except BrokenPipeError:
-        return FAILED
+        return FAILED, str(error)
+    except BrokenPipeError:  # the reader of a pipe is gone, as in "| head"
+        return FAILED, ""
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        code, message = FAILED, f"{where}{error.strerror or error}"
+        return FAILED, f"{where}{error.strerror or error}"
     except MemoryError as error:
-        code, message = FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
+        return FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
     except KeyboardInterrupt:
-        code, message = INTERRUPTED, "interrupted"
-    for line in message.splitlines():
-        print(f"{program}: {line}", file=sys.stderr)
-    return code
+        return INTERRUPTED, "interrupted"
 
 
 def check_output(
@@ -102,7 +114,7 @@ def check_output(
     Raises:
         ConfigError: nothing can or may be written there.
     """
-    file = Path(path)
+    file = user_path(path)
     if not str(path) or file.is_dir():
         raise ConfigError(f"{option}: expected the path of a file to write, got {str(path) or 'nothing'}")
     if not file.parent.is_dir():
@@ -111,8 +123,8 @@ def check_output(
         raise ConfigError(f"{option}: expected the path of a file to write, but {file} is a device or a pipe")
     if file.name in RUN_FILES and is_run(file.parent):
         raise ConfigError(f"{option}: {file} is a file of the run in {file.parent}; choose another name")
-    for name in inputs:
-        if file.exists() and os.path.isfile(name) and os.path.samefile(file, name):
+    for name in map(user_path, inputs):
+        if file.exists() and name.is_file() and os.path.samefile(file, name):
             raise ConfigError(f"{option}: {file} is read by this command; choose another name")
     if endings and file.suffix.lower() not in endings:
         raise ConfigError(
@@ -121,7 +133,7 @@ def check_output(
 
 
 def _lenient_numbers() -> ConstructorRegistry:
-    """Numbers that do not parse stay text, so that `Config.check` names them with all other mistakes at once."""
+    """Numbers that do not parse stay text."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,7 +13,7 @@ import tyro
 from . import command
 from .data import DataError
 from .exporting import FORMATS, html_bytes
-from .files import write_atomically
+from .files import user_path, write_atomically
 from .nn import MLP
 from .nn.model_file import CHECKPOINT, find_model
 from .training.config import ConfigError
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         source = find_model(options.run)
-        out = source.parent / f"network.{options.format}" if options.out is None else Path(options.out)
+        out = source.parent / f"network.{options.format}" if options.out is None else user_path(options.out)
         endings = command.PAGES if options.format == "html" else (f".{options.format}",)
         command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None

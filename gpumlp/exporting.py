@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .data import DataError, Dataset, load_digits
+from .files import utf8
 from .interop.npz import npz_bytes
 from .interop.onnx import onnx_bytes
 from .nn import MLP, ModelFileError
@@ -52,7 +53,7 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
         page = drawing_page(model, shape, title=title, data=data)
     except ValueError as error:
         raise ModelFileError(f"cannot make a page for this network: {error}") from error
-    return page.encode()
+    return utf8(page)
 
 
 FORMATS: dict[str, Callable[[MLP], bytes]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import NamedTuple
 
 
@@ -57,4 +58,10 @@ def require(part: str, library: str, extra: str) -> None:
         raise MissingExtraError(
             f"{part} need {library}, which cannot be imported ({error}); reinstall it with "
             f"pip install --force-reinstall '.[{extra}]'"
+        ) from error
+    except ValueError as error:  # how matplotlib refuses the settings that it reads
+        backend = os.environ.get("MPLBACKEND")
+        settings = "its settings" if backend is None else f"the environment variable MPLBACKEND={backend}"
+        raise MissingExtraError(
+            f"{part} need {library}, which cannot be imported; correct or remove {settings}: {error}"
         ) from error

@@ -34,6 +34,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise PathError(f"{os.fspath(path)}: {name} has no home folder; write the path out, or ./{name}") from None
 
 
+def utf8(text: str) -> bytes:
+    r"""Text as UTF-8; half surrogates, which stand for bytes of file names that are not UTF-8, as escapes.
+
+    >>> utf8("run \udcff")
+    b'run \\udcff'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whenever the program dies, it is either the old one or the new one.
 

@@ -9,13 +9,12 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from . import command
-from .files import write_atomically
+from . import command, terminal
+from .files import user_path, utf8, write_atomically
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
 from .training.history import EpochRecord
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM}: {problem}", file=sys.stderr)
         code = command.FAILED if problems else command.OK
         if options.csv == "-":
-            print(as_csv(runs), end="")
+            terminal.write_data(as_csv(runs))
             return code
         lines = (
             epochs_of(runs[0]) if len(names) == 1 and options.sort is None else side_by_side(runs, options.sort)
@@ -74,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in lines:
             print(line)
         if options.csv is not None:
-            write_atomically(Path(options.csv), as_csv(runs).encode())
-            print(f"written: {options.csv}")
+            write_atomically(user_path(options.csv), utf8(as_csv(runs)))
+            print(f"written: {user_path(options.csv)}")
         return code
 
     return command.run(PROGRAM, work)
@@ -145,7 +144,7 @@ def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     rows = []
     for run in runs:
         values = {**_everything(run), "epochs": run.progress}
-        rows.append([_cell(name, values.get(name)) for name in names])
+        rows.append([terminal.cell(_cell(name, values.get(name))) for name in names])
     # A header of several words is stacked, so that its column is no wider than it must be.
     stacks = [name.split("_") for name in names]
     height = max(map(len, stacks))

@@ -14,17 +14,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from . import command
 from .backends import check_device_name
-from .files import write_atomically
+from .files import user_path, utf8, write_atomically
 from .nn import MLP
 from .nn.model_file import CLASSIFICATION, class_names, loss_name
 from .pictures import CHOICES
 from .predicting import STANDARD_INPUT, Prediction, predict_files
+from .terminal import cell, console, write_data
 from .training.config import ConfigError
 from .training.progress import percent
 
@@ -94,11 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = class_names(model)
         predicted = [result for result in results if result.probabilities is not None]
         if options.out is not None and predicted:
-            write_atomically(Path(options.out), _content(options.out, predicted, names))
+            write_atomically(user_path(options.out), _content(options.out, predicted, names))
         if options.json:
-            print(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False))
+            write_data(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
-            Console(highlight=False).print(_table(predicted, names))
+            console(highlight=False).print(_table(predicted, names))
         for result in results:
             if result.error is not None:
                 print(f"{PROGRAM}: {result.error}", file=sys.stderr)
@@ -145,10 +145,10 @@ def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
             then = ", ".join(f"{names[i]} ({percent(row[i])})" for i in order[1 : 1 + _RUNNERS_UP])
             file = result.file if index is None else f"{result.file}[{index}]"
             best = int(order[0])
-            table.add_row(escape(file), escape(str(names[best])), percent(row[best]), escape(then))
+            table.add_row(*(Text(cell(text)) for text in (file, str(names[best]), percent(row[best]), then)))
         if len(samples) > _SHOWN:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            table.add_row(escape(result.file), "...", "", more)
+            table.add_row(Text(cell(result.file)), "...", "", more)
     return table
 
 
@@ -175,7 +175,7 @@ def _content(out: str, results: Sequence[Prediction], names: list[Any]) -> bytes
     for result in results:
         for index, row in _samples(result):
             writer.writerow([result.file, "" if index is None else index, names[int(row.argmax())], *row.tolist()])
-    return text.getvalue().encode()
+    return utf8(text.getvalue())
 
 
 if __name__ == "__main__":

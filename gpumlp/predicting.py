@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .data import DataError
 from .data.npz import is_array_file, read_samples
+from .files import PathError, user_path
 from .nn import MLP
 from .nn.model_file import plain_inputs
 from .pictures import read_sample
@@ -72,7 +73,7 @@ def predict_files(
                     results[index] = Prediction(file, probabilities, batch=True)
                 else:
                     pictures[index] = read_sample(path, inputs, preparation, name)
-        except DataError as error:
+        except (DataError, PathError) as error:
             results[index] = Prediction(file, error=str(error))
         except OSError as error:
             results[index] = Prediction(file, error=f"{file}: {error.strerror or error}")
@@ -111,8 +112,10 @@ def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:
 def _opened(file: str) -> Iterator[tuple[Path, str]]:
     """A file's path and its name in messages; standard input is copied into a temporary file."""
     if file != STANDARD_INPUT:
-        yield Path(file).expanduser(), file
+        yield user_path(file), file
         return
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError("standard input: expected a picture or an array, but it is closed")
     content = sys.stdin.buffer.read()
     if not content:
         raise DataError("standard input: expected a picture or an array, found nothing")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
 from . import command
-from .backends import EXECUTIONS, DeviceError
-from .data import DataError
-from .training.checkpoint import CheckpointError
+from .backends import EXECUTIONS
 from .training.config import PRESETS, Config, ConfigError
 from .training.divergence import DivergenceError
 from .training.run import REPORT, Run, open_run
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         _refuse_old_options(words)
-        config = command.parse(Config, PROGRAM, words, default=_starting_point(words))
+        config = command.parse(Config, PROGRAM, words, default=_starting_point(words), lenient=True)
         if config.resume is None:
             config = config.without_leftovers()
         config.check()
@@ -67,7 +66,7 @@ def _report_unfinished(run: Run) -> None:
         return
     try:
         _write_report(run)
-    except (ConfigError, DataError, DeviceError, CheckpointError, OSError) as error:
+    except (*command.USER_ERRORS, OSError) as error:
         print(f"{PROGRAM}: no report: {' '.join(str(error).split())}", file=sys.stderr)
 
 
@@ -86,9 +85,12 @@ def _refuse_old_options(words: Sequence[str]) -> None:
     Raises:
         ConfigError: an old one is given.
     """
-    for old, instead in (("cuda_graphs", "eager for off"), ("persistent_kernel", "persistent for on")):
-        if _value_of("--" + old.replace("_", "-"), words) or _value_of("--" + old, words):
-            raise ConfigError(f"{old}: replaced by --execution {'|'.join(EXECUTIONS)} ({instead})")
+    for word in words:
+        old = re.match(r"--(?:no-)?(cuda[-_]graphs|persistent[-_]kernel)\b", word)
+        if old is not None:
+            name = old[1].replace("-", "_")
+            instead = "eager for off" if name == "cuda_graphs" else "persistent for on"
+            raise ConfigError(f"{name}: replaced by --execution {'|'.join(EXECUTIONS)} ({instead})")
 
 
 def _starting_point(words: Sequence[str]) -> Config:

@@ -56,4 +56,4 @@ def write_npz(target: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
+    main(Path(sys.argv[1]).expanduser() if len(sys.argv) > 1 else TARGET)

@@ -389,11 +389,15 @@ PARTS = {
 # -- Running them ----------------------------------------------------------------------------------------
 
 
+def user_path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; 0, 1 where a part failed, 2 where there is no usable GPU."""
     parser = argparse.ArgumentParser(prog="on_gpu.sh", description=__doc__)
     sys.path.insert(0, str(REPOSITORY))
-    parser.add_argument("out", nargs="?", type=Path, help="folder for the results, new or empty")
+    parser.add_argument("out", nargs="?", type=user_path, help="folder for the results, new or empty")
     parser.add_argument("--parts", default=os.environ.get("PARTS", ""), help=f"some of: {' '.join(PARTS)}")
     parser.add_argument(
         "--device", default=os.environ.get("DEVICE", "cuda"), help="cuda, cuda:1, ...; cpu: a trial"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import safetensors.numpy
 
 from gpumlp import diagnose, evaluate, export, info, predict, train
 from gpumlp import history as history_command
+from gpumlp.figures import __main__ as figures
 from gpumlp.report import __main__ as report
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,7 @@ MAINS = {
     "predict": predict.main,
     "report": report.main,
     "export": export.main,
+    "figures": figures.main,
 }
 CLOCK = ("seconds", "samples_per_second")  # fields that may differ between equal runs
 
@@ -39,11 +42,16 @@ def run(command: str, *words: object) -> int:
 
 
 def spawn(command: str, *words: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in a separate process with one thread, so that tests can run in parallel."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    """Start a command in a separate process with one thread, so that tests can run in parallel.
+
+    ``line="... {} ..."`` is a line of sh, with the command in place of the braces.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", **options.pop("env", {})}
     environment.pop("PYTHONUNBUFFERED", None)  # it would hide the final flush of a buffer
     settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     arguments = [sys.executable, "-m", f"gpumlp.{command}", *map(str, words)]
+    if line := settings.pop("line", None):
+        arguments = ["sh", "-c", line.replace("{}", shlex.join(arguments))]
     return subprocess.Popen(arguments, env=environment, **settings)
 
 

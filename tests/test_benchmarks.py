@@ -9,12 +9,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks import common, diagnostics, figures, markdown, memory, scaling, throughput
+from benchmarks import common, compare, diagnostics, estimators, figures, markdown, memory, scaling, throughput
 from benchmarks.common import generate, samples_to_time, take_turns
 from benchmarks.limits import flops_per_sample
 from benchmarks.scaling import describe_fit, fit_power_law, fitting_memory
@@ -91,12 +93,22 @@ def test_says_what_was_not_measured(quick: Quick) -> None:
 def test_without_matplotlib_only_the_figure_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     report = json.loads((RESULTS / "throughput-cpu.json").read_text())
     assert common.write(report, tmp_path / "throughput-cpu", figures.plot) == [tmp_path / "throughput-cpu.json"]
     assert "pip install '.[benchmark]'" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["throughput-cpu.json"]
+
+
+@pytest.mark.parametrize("benchmark", [throughput, scaling, compare, diagnostics, estimators])
+def test_nothing_is_measured_with_a_clock_that_stands_still(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "perf_counter", lambda: 1.0)
+    assert benchmark.main([] if benchmark is diagnostics else ["--quick"]) == 2
+    assert "expected a clock that advances" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_options_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,57 @@ def test_evaluate_refuses_a_damaged_run(finished: Path, capsys: pytest.CaptureFi
         assert "cannot be read as a safetensors file" in capsys.readouterr().err
 
 
+# -- All commands ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["evaluate {}", "history {}", "diagnose {}", "report {}", "train --resume {}"])
+def test_every_command_says_in_the_same_words_that_there_is_no_run(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacks = f"in {tmp_path}: it has neither config.json, history.jsonl nor checkpoint.safetensors"
+    for path, message in ((tmp_path / "none", f"{tmp_path / 'none'}: no such folder"), (tmp_path, lacks)):
+        assert run(*words.format(path).split()) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.partition(": ")[2]) == ("", f"there is no run {message}\n")
+
+
+def test_a_clock_that_stands_still_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for clock in ("perf_counter", "monotonic", "time"):
+        monkeypatch.setattr(time, clock, itertools.repeat(getattr(time, clock)()).__next__)
+    folder = tmp_path / "run"
+    assert run("train", *DIGITS, "--hidden", 4, "--epochs", 3, "--report", "--out", folder) == 0
+    assert run("train", "--resume", folder, "--epochs", 4) == 0
+    for command in ("evaluate", "history", "diagnose", "report", "export"):
+        assert run(command, folder) == 0
+    assert [record["samples_per_second"] for record in history(folder)] == [0] * 4
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("hidden", [(99_999_999_999, 99_999_999_999), (10**30,), (10**7, 10**7)])
+def test_a_network_that_no_memory_holds_is_one_line_with_its_size(
+    hidden: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = r"need \S+ GiB; at most \S+ GiB are possible here"
+    with pytest.raises(MemoryError, match=size):
+        gpumlp.MLP([64, *hidden, 10], device="cpu")
+    assert run("train", *DIGITS, "--quiet", "--hidden", *hidden, "--out", tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"gpumlp-train: not enough memory: .*{size}.*; use fewer hidden units .*\n", err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["figures", "report {}", "train --resume {} --report"])
+def test_settings_that_matplotlib_refuses_are_one_line(words: str, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    process = spawn(*words.format(trained).split(), cwd=tmp_path, env={"MPLBACKEND": "nonsense"})
+    code, out, err = finish(process)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "need matplotlib" in err
+    assert "correct or remove the environment variable MPLBACKEND=nonsense" in err
+
+
 # -- info, and pipes ---------------------------------------------------------------------------------------
 
 
@@ -242,6 +295,18 @@ def test_info_shows_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert {f"execution {name}" for name in EXECUTIONS[1:]} <= set(facts)
     assert facts["execution eager"] == "available"
     assert {f"extra {name}" for name in EXTRAS} <= set(facts)
+
+
+def test_info_says_which_folder_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("GPUMLP_DATA_DIR", str(tmp_path / "locked"))
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert run("info") == 0
+    assert f"{tmp_path / 'locked'} (Permission denied)" in capsys.readouterr().out
 
 
 def test_info_shows_missing_parts_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -186,7 +186,7 @@ def test_fewer_epochs_than_there_are_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "there is no checkpoint")):
+    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "there is no run in")):
         with pytest.raises(CheckpointError, match=message):
             open_run(str(path))
 
@@ -335,14 +335,27 @@ def test_a_quiet_run_can_be_resumed_quietly_and_not(tmp_path: Path, capsys: pyte
     assert "3/3" in capsys.readouterr().out
 
 
-def test_an_interrupt_before_the_first_checkpoint_claims_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+    ids=["interrupt", "full disk"],
+)
+def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing_behind(
+    error: BaseException,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr("gpumlp.training.run.RunFolder._save_checkpoint", interrupt)
+    monkeypatch.setattr("gpumlp.training.run.RunFolder._save_checkpoint", fail)
     out = tmp_path / "run"
-    assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)) == 130
-    assert capsys.readouterr().err == "gpumlp-train: interrupted\n"
+    assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)) == code
+    assert capsys.readouterr().err == f"gpumlp-train: {message}\n"
     assert not out.exists()

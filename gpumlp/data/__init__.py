@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..files import user_path
 from .dataset import DataError, Dataset
 from .digits import load_digits
 from .download import DataNotAvailable
@@ -94,7 +95,7 @@ def _notice(asked: str, train: Dataset, test: Dataset, data_dir: str | os.PathLi
     """What the user must see of data that are not MNIST's."""
     found = train.name
     # Only a folder that the user named can hold such files: those in the cache are checked one by one.
-    folder = os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else os.fspath(data_dir)
+    folder = user_path(os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else data_dir)
     lines = []
     if found == "mnist-like":
         lines.append(

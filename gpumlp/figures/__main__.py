@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -16,6 +15,7 @@ from .. import command
 from ..backends import check_device_name, get_backend
 from ..data import load_dataset
 from ..extras import require
+from ..files import user_path
 from ..training.config import ConfigError
 from . import FIGURES
 from .style import save
@@ -52,7 +52,8 @@ class Options:
             problems.append(str(error))
         if not self.out:
             problems.append("out: expected the path of a folder, got an empty one")
-        files = [path for path in (Path(self.out), *Path(self.out).parents) if path.exists() and not path.is_dir()]
+        out = user_path(self.out)
+        files = [path for path in (out, *out.parents) if path.exists() and not path.is_dir()]
         if files:
             problems.append(f"out: expected a folder, got a file: {files[0]}")
         if problems:
@@ -64,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         description = f"Draw figures of how networks learn, each computed now: {', '.join(FIGURES)}."
-        options = command.parse(Options, PROGRAM, arguments, description=description)
+        options = command.parse(Options, PROGRAM, arguments, description=description, lenient=True)
         options.check()
         require("figures", "matplotlib", "report")
         names = list(dict.fromkeys(options.names or FIGURES))
-        folder = Path(options.out)
+        folder = user_path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         given: dict[str, Any] = {"seed": options.seed, "device": get_backend(options.device)}
         if any("data" in _arguments(name) for name in names):

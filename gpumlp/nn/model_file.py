@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
-from ..files import write_atomically
+from ..files import user_path, write_atomically
 from ..words import listed
 from .activations import ACTIVATIONS
 from .initializers import Glorot, He, Initializer, Normal
@@ -82,7 +82,7 @@ def loss_name(model: MLP) -> str:
 
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     content = model_bytes(model)
     if (folder / CHECKPOINT).exists():
         raise ModelFileError(
@@ -167,7 +167,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     Raises:
         ModelFileError: the folder contains no such file, or two.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -113,6 +113,7 @@ class MLP:
         ValueError: sizes that are not two or more whole numbers of 1 or more, or an unknown name.
         TypeError: an activation, loss or initializer of the user's is incomplete.
         DeviceError: the device cannot be used.
+        MemoryError: there is not enough memory for the parameters; the message says how much they need.
 
     >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
     MLP([784, 128, 10], activation='relu', device='cpu', dtype='float32')  # 101,770 parameters

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,14 @@ from ..backends import Array, Backend, HostArray, to_host
 from ..words import shown
 
 ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has; where that is not known, the largest size of an array."""
+    try:
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), sys.maxsize)
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 class Parameters:
@@ -27,6 +37,9 @@ class Parameters:
         weights: the slice of both that contains the weights and no biases.
         shapes: the shape of each tensor by name: ``layers.0.weight``, ``layers.0.bias``, ...
         count: the number of parameters, without padding.
+
+    Raises:
+        MemoryError: there is not enough memory for them.
     """
 
     def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
@@ -45,6 +58,11 @@ class Parameters:
                 weights_end = end
         self.weights = slice(0, weights_end)
         self.count = sum(math.prod(shape) for shape in self.shapes.values())
+        # Checked here: for the largest sizes NumPy raises another error, for others a system may end the process.
+        needed, most = 2 * end * dtype.itemsize, _memory() if backend.name == "cpu" else sys.maxsize
+        if needed > most:
+            sizes = f"{needed / 2**30:,.1f} GiB; at most {most / 2**30:,.1f} GiB are possible here"
+            raise MemoryError(f"{self.count:,} parameters and their gradients need {sizes}")
         self.data = backend.xp.zeros(end, dtype=dtype)
         self.gradient = backend.xp.zeros(end, dtype=dtype)
 

@@ -12,6 +12,7 @@ import tyro
 
 from .. import command
 from ..backends import check_device_name
+from ..files import user_path
 from ..training.config import ConfigError
 from .page import FILE, render_report, require_libraries, write_page
 from .runs import read_runs
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         require_libraries()
-        default = Path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
-        path = default if options.out is None else Path(options.out)
+        default = user_path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
+        path = default if options.out is None else user_path(options.out)
         runs = read_runs(options.runs, options.device, options.data_dir)
         datasets = [run.config.dataset for run in runs]
         command.check_output("out", path if options.out is None else options.out, datasets, endings=command.PAGES)

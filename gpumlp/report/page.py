@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import gpumlp
 from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
-from ..files import write_atomically
+from ..files import user_path, utf8, write_atomically
 from ..nn import model_file
 from ..nn.network import MLP
 from ..nn.samples import check_data
@@ -87,9 +87,9 @@ def render_report(runs: Sequence[Run]) -> str:
     }
     template = _environment().get_template("report.html.j2")
     bare = template.render(**values, networks=[], left_out=[])
-    networks, left_out = _networks(runs, LIMIT - len(bare.encode()) - 20_000)
+    networks, left_out = _networks(runs, LIMIT - len(utf8(bare)) - 20_000)
     page = template.render(**values, networks=networks, left_out=left_out)
-    size = len(page.encode())
+    size = len(utf8(page))
     if size > LIMIT:
         raise ConfigError(
             f"{len(runs)} runs make a page of {size / 1e6:.1f} MB, expected {LIMIT / 1e6:g} MB at most; "
@@ -133,14 +133,16 @@ def drawing_page(
     return _environment().get_template("drawing.html.j2").render(title=title, networks=[network], left_out=[])
 
 
-def write_page(path: Path, page: str) -> int:
+def write_page(path: str | os.PathLike[str], page: str) -> int:
     """Write a page whole or not at all; returns its size in bytes.
 
     Raises:
         OSError: the page cannot be written; an existing file is unchanged.
+        PathError: the path cannot be used.
     """
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = page.encode()
+    content = utf8(page)
     write_atomically(path, content)
     return len(content)
 

@@ -15,6 +15,7 @@ from ..backends import HostArray, to_host
 from ..data import Dataset, uses_data_dir
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
+from ..files import user_path
 from ..nn.network import MLP, Workspace
 from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
@@ -101,7 +102,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
         ConfigError: a run is named twice.
         CheckpointError, DataError, DeviceError: a run or its data cannot be read.
     """
-    resolved = [Path(path).resolve() for path in paths]
+    resolved = [user_path(path).resolve() for path in paths]
     for path, folder in zip(paths, resolved, strict=True):
         if resolved.count(folder) > 1:
             raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")

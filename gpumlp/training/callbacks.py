@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from ..backends import Array
-from ..files import write_atomically
+from ..files import user_path, write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
@@ -134,7 +134,7 @@ class BestCheckpoint(_Monitoring):
 
     def __init__(self, path: str | Path, monitor: str = "validation_loss") -> None:
         super().__init__(monitor)
-        self.path = Path(path)
+        self.path = user_path(path)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         super().on_train_begin(trainer)

@@ -282,10 +282,15 @@ class History:
         return f"History({len(self)} epochs, train_loss={last.train_loss:.4f}{validation})"
 
 
+def per_second(count: float, seconds: float) -> float:
+    """A rate; 0, for an unknown one, where the clock has not advanced."""
+    return count / seconds if seconds > 0 else 0.0
+
+
 def throughput(records: Sequence[EpochRecord]) -> float:
     """Mean samples per second of some epochs; 0 for none."""
     seconds = sum(record.seconds for record in records)
-    return sum(record.samples_per_second * record.seconds for record in records) / seconds if seconds else 0.0
+    return per_second(sum(record.samples_per_second * record.seconds for record in records), seconds)
 
 
 def starting_seconds(records: Sequence[EpochRecord]) -> float | None:
@@ -295,5 +300,5 @@ def starting_seconds(records: Sequence[EpochRecord]) -> float | None:
     """
     if len(records) < 2:
         return None
-    first = records[0]
-    return max(0.0, first.seconds - first.samples_per_second * first.seconds / throughput(records[1:]))
+    first, rate = records[0], throughput(records[1:])
+    return max(0.0, first.seconds - first.samples_per_second * first.seconds / rate) if rate else 0.0

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..terminal import console, shown
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -48,7 +49,7 @@ def epoch_cells(record: EpochRecord) -> list[str]:
         number(record.validation_loss),
         percent(record.validation_accuracy),
         f"{record.learning_rate:.4g}",
-        f"{record.samples_per_second:,.0f}",
+        f"{record.samples_per_second:,.0f}" if record.samples_per_second else "-",
     ]
 
 
@@ -80,10 +81,8 @@ class Progress(Callback):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console  # slow to import, and nothing else needs it
-
         # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
-        self._console = Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._quiet = quiet
         self._cell: Any = None  # gpumlp.notebook.Cell
         self._bar: progress.Progress | None = None
@@ -96,7 +95,7 @@ class Progress(Callback):
             if self._console.is_jupyter:  # there rich would make an HTML element of each line
                 print(text)
             else:
-                self._console.print(text)
+                self._console.print(shown(text))
 
     def on_train_begin(self, trainer: Trainer) -> None:
         from ..notebook import notebook_cell  # imports this module

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..files import remove_leftovers, write_atomically
+from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.model_file import CHECKPOINT, MODEL
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, ConfigError, with_present_names
@@ -49,7 +49,7 @@ def is_run(folder: Path) -> bool:
 
 def find_runs(name: str) -> list[str]:
     """The runs that a folder stands for: itself, or those in it, by name."""
-    folder = Path(name)
+    folder = user_path(name)
     if is_run(folder) or not folder.is_dir():
         return [name]
     return [str(path) for path in sorted(folder.iterdir()) if is_run(path)] or [name]
@@ -67,7 +67,7 @@ class Run:
 
     def __init__(self, path: str | Path, *, lenient: bool = False) -> None:
         self.name = str(path)
-        self.path = Path(path)
+        self.path = user_path(path)
         self._lenient = lenient
         self._damaged: list[str] = []
 
@@ -139,13 +139,17 @@ class Run:
             CheckpointError: there is no run in the folder, or one of its files is damaged. A last line of the
                 history that was cut off while it was written is no damage: that epoch is not finished.
         """
+        self.check_exists()
+        _ = self.options, self.epochs, self.metrics, self.diverged
+
+    def check_exists(self) -> None:
+        """Raise CheckpointError if there is no run in the folder."""
         if not self.path.is_dir():
             raise CheckpointError(f"there is no run {self.path}: no such folder")
         if not is_run(self.path):
             raise CheckpointError(
                 f"there is no run in {self.path}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}"
             )
-        _ = self.options, self.epochs, self.metrics, self.diverged
 
     @property
     def progress(self) -> str:
@@ -221,8 +225,7 @@ def open_run(path: str | Path, *, lenient: bool = False) -> Run:
         CheckpointError: there is no run in it, or its checkpoint is damaged.
     """
     run = Run(path, lenient=lenient)
-    if not run.path.is_dir():
-        raise CheckpointError(f"there is no run {run.path}: no such folder")
+    run.check_exists()
     _ = run.checkpoint
     return run
 
@@ -309,7 +312,7 @@ class RunFolder(Callback):
         """
         if config.out is None:
             return cls(_new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}"), config)
-        path = Path(config.out)
+        path = user_path(config.out)
         if Run(path).is_best:
             raise ConfigError(
                 f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
@@ -378,7 +381,7 @@ class RunFolder(Callback):
         write_atomically(self.path / DIVERGED, (json.dumps(vars(finding), indent=2) + "\n").encode())
 
     def _remove(self, *names: str) -> None:
-        data = Path(self.config.dataset).resolve()
+        data = user_path(self.config.dataset).resolve()
         for path in [self.path / name for name in names]:
             if path.is_file() and path.resolve() != data:
                 path.unlink()

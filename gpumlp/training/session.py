@@ -7,7 +7,6 @@ import math
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import gpumlp
 
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
+from ..files import user_path
 from ..nn.model_file import CHECKPOINT
 from ..nn.network import MLP, Evaluation
 from ..words import listed
@@ -216,13 +216,17 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     if model.class_names is not None:
         display.say(f"classes: {listed(model.class_names)}")
     try:
-        # The folder first: what is shown is saved.
-        history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
-        if history.interrupted:
-            if not folder.saved:  # so early that there is nothing to resume
-                with suppress(OSError):
-                    folder.path.rmdir()
+        try:
+            # The folder first: what is shown is saved.
+            history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
+            if history.interrupted and not folder.saved:  # so early that there is nothing to resume
                 raise KeyboardInterrupt
+        except BaseException:
+            if not folder.saved:
+                with suppress(OSError):  # it was used before
+                    folder.path.rmdir()
+            raise
+        if history.interrupted:
             return Outcome(folder, history, None)
         try:
             result = _test(trainer, test)
@@ -386,7 +390,7 @@ def _plain_name(config: Config, training: Dataset) -> str:
     if config.dataset == "auto":
         return "digits" if training.name == "digits" else "mnist"
     if config.dataset.lower().endswith(".npz"):
-        return str(Path(config.dataset).expanduser().resolve())  # so that the run can be used from any folder
+        return str(user_path(config.dataset).resolve())  # so that the run can be used from any folder
     return config.dataset
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..files import user_path
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -38,12 +39,13 @@ class TensorBoard(Callback):
 
     Raises:
         MissingExtraError: tensorboardX, which writes the files, is not installed.
+        PathError: the path cannot be used.
         OSError: a file cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         check_installed()
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Trainer) -> None:

@@ -28,7 +28,7 @@ from ..nn.samples import Inputs, check_data, class_numbers, learned_names
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
 from .divergence import DivergenceError, explain_divergence
-from .history import EpochRecord, History, LayerStatistics, Setting
+from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
 
 _PROGRESS_PARTS = 20  # reports of progress in an epoch, if there are callbacks
@@ -308,7 +308,7 @@ class Trainer:
             validation_accuracy=None if validation is None else validation.accuracy,
             learning_rate=learning_rate,
             seconds=seconds,
-            samples_per_second=batches.samples / seconds,
+            samples_per_second=per_second(batches.samples, seconds),
             layers=layers,
         )
 

@@ -1,0 +1,50 @@
+"""Ctrl-C while a command is still importing: one line and exit code 130, as later on.
+
+Imported before everything else of the package, and imports as little as possible.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+COMMANDS = ("train", "evaluate", "history", "diagnose", "info", "predict", "export", "figures", "report")
+
+
+def program() -> str | None:
+    """The name of the command that this process runs, such as ``gpumlp-train``; None if it runs something else.
+
+    Known even while ``python -m gpumlp.train`` imports the package.
+    """
+    words = getattr(sys, "argv", [""])
+    if words[:1] == ["-m"]:  # Python has not found the module yet, and its name stands in the whole command line
+        name = "".join(sys.orig_argv[-len(words) :][:1]).removeprefix("-m")
+    else:
+        name = os.path.splitext(os.path.basename(words[0] if words else ""))[0].replace("-", ".")
+    package, _, command = name.partition(".")
+    return f"gpumlp-{command}" if package == "gpumlp" and command in COMMANDS else None
+
+
+def _guard_import() -> None:
+    """From now on, an interrupt ends the process, if it is a command's; see `import_finished`."""
+    name = program()
+    if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def end(*_: object) -> None:
+        try:
+            os.write(2, f"{name}: interrupted\n".encode())
+        finally:
+            os._exit(130)  # an exception could get lost in the module that is being imported
+
+    signal.signal(signal.SIGINT, end)
+
+
+def import_finished() -> None:
+    """From now on, an interrupt is a KeyboardInterrupt again."""
+    if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_guard_import()

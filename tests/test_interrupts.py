@@ -1,0 +1,91 @@
+"""Ctrl-C while modules are being imported ends a command as at any other time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpumlp.interrupts import COMMANDS
+from tests.command_helpers import ROOT
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="a signal ends a process on Windows")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A folder for modules that are interrupted as they are imported."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    return folder
+
+
+def interrupt(folder: Path, module: str) -> None:
+    lines = "import os, signal, time", f"os.kill(os.getpid(), {int(signal.SIGINT)})", "time.sleep(10)"
+    # As libraries do that take any error in a part of theirs for one that is missing.
+    text = "try:\n" + "".join(f"    {line}\n" for line in lines) + "except BaseException: raise ImportError\n"
+    (folder / f"{module}.py").write_text(text)
+
+
+def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("module", ["threadpoolctl", "tyro"])  # imported with the package, and with the command
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupted_import_is_one_line(command: str, module: str, interrupted: Path) -> None:
+    interrupt(interrupted, module)
+    done = python(interrupted, "-m", f"gpumlp.{command}", "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"gpumlp-{command}: interrupted\n")
+
+
+@pytest.mark.parametrize("module", ["threadpoolctl", "tyro"])
+def test_the_installed_programs_end_so_too(module: str, interrupted: Path, tmp_path: Path) -> None:
+    interrupt(interrupted, module)
+    program = tmp_path / "gpumlp-history"
+    program.write_text("import sys\nfrom gpumlp.history import main\nsys.exit(main())\n")
+    done = python(interrupted, str(program), "run")
+    assert (done.returncode, done.stderr) == (130, "gpumlp-history: interrupted\n")
+
+
+def test_a_program_of_the_user_gets_its_exception(interrupted: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, gpumlp\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('mine')\n"
+    )
+    done = python(interrupted, str(program))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(interrupted: Path, tmp_path: Path) -> None:
+    (interrupted / "tyro.py").write_text(
+        f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\nraise SystemExit(7)\n"
+    )
+    program = tmp_path / "nohup.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'gpumlp.info'])\n"
+    )
+    assert python(interrupted, str(program)).returncode == 7
+
+
+def test_every_command_is_guarded() -> None:
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {f"gpumlp-{name}" for name in COMMANDS} == set(scripts)
