@@ -27,6 +27,7 @@ from .pictures import CHOICES
 from .predicting import STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
 from .training.progress import percent
+from .training.run import network_note
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False))
         elif predicted:
             Console(highlight=False).print(_table(predicted, names))
+        if note := network_note(options.run):
+            print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
             if result.error is not None:
                 print(f"{PROGRAM}: {result.error}", file=sys.stderr)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
 from ..backends import Array
-from ..files import write_atomically
+from ..files import user_path, write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.model_file import model_bytes
 from ..nn.network import MLP
-from .history import MONITORS, Best
+from .history import MONITORS, Best, BestSoFar
 from .trainer import Callback, Trainer
 
 
@@ -25,6 +24,7 @@ class _Monitoring(Callback):
         self.min_delta = number("min_delta", min_delta, 0)
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        self._so_far = BestSoFar(self.monitor, self.min_delta)
         if self.monitor.startswith("validation") and trainer.validation_batches is None:
             raise ValueError(
                 f"{type(self).__name__} watches {self.monitor}, but there are no validation samples; give some, "
@@ -33,7 +33,7 @@ class _Monitoring(Callback):
 
     def best(self, trainer: Trainer) -> Best | None:
         """The best epoch so far, from the history alone, which is saved with a run."""
-        return trainer.history.best(self.monitor, self.min_delta)
+        return self._so_far.add_new(trainer.history)
 
 
 class EarlyStopping(_Monitoring):
@@ -134,7 +134,7 @@ class BestCheckpoint(_Monitoring):
 
     def __init__(self, path: str | Path, monitor: str = "validation_loss") -> None:
         super().__init__(monitor)
-        self.path = Path(path)
+        self.path = user_path(path)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         super().on_train_begin(trainer)
@@ -145,5 +145,5 @@ class BestCheckpoint(_Monitoring):
     def on_epoch_end(self, trainer: Trainer) -> None:
         best = self.best(trainer)
         if best is not None and best.since == 0:
-            facts = {"epoch": str(best.epoch), self.monitor: json.dumps(best.value)}
-            write_atomically(self.path, model_bytes(trainer.model, facts))
+            selection = {"epoch": best.epoch, "monitor": self.monitor, "value": best.value}
+            write_atomically(self.path, model_bytes(trainer.model, selection))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..files import user_path
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -43,7 +45,7 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: str | Path) -> None:
         check_installed()
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -88,7 +90,8 @@ class TensorBoard(Callback):
 
         # Not tensorboardX's SummaryWriter: it writes in a thread of its own, and where that fails (a full disk),
         # training is not told and waits for ever.
-        writer = EventsWriter(str(self.folder / "events"), f".{epoch:06d}")
+        # The end of the name is random, so that nobody can have put a link there.
+        writer = EventsWriter(str(self.folder / "events"), f".{epoch:06d}.{secrets.token_hex(4)}")
         # From this epoch on, what files before this one say is void.
         start = SessionLog(status=SessionLog.START)
         writer.write_event(Event(wall_time=time.time(), step=epoch, session_log=start))
