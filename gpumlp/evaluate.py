@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif note:
             print(f"this is the {note}")
         if metrics is None and not run.is_best:
-            print(f"the run in {run.path} is not finished: this is its {'best network so far' if note else 'last checkpoint'}")
+            which = "best network so far" if note else "last checkpoint"
+            print(f"the run in {run.path} is not finished: this is its {which}")
         return command.OK
 
     return command.run(PROGRAM, work)

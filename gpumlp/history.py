@@ -19,8 +19,8 @@ from .files import write_atomically
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
 from .training.history import EpochRecord
-from .training.progress import epoch_line, header_line, number, percent
 from .training.history_file import is_number
+from .training.progress import epoch_line, header_line, number, percent
 from .training.run import Run, find_runs, has_parts
 
 PROGRAM = "gpumlp-history"

@@ -19,7 +19,8 @@ def parse(text: str | bytes) -> Any:
 
     Raises:
         ValueError: it is no JSON, or it holds what Python's parser accepts but nothing can use: NaN, infinite
-            numbers, whole numbers of more than 40 digits, nesting of more than 16 levels, or half a surrogate pair.
+            numbers, whole numbers of more than 40 digits, nesting of more than 16 levels, or half a surrogate
+            pair.
 
     >>> parse('{"epoch": 1}')
     {'epoch': 1}

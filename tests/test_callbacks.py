@@ -147,9 +147,8 @@ def test_the_file_holds_the_best_network(tmp_path: Path) -> None:
     loaded = MLP.load(path, device="cpu")
     assert weights(loaded) == weights(model)
     with safetensors.safe_open(path, framework="numpy") as file:
-        about = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
-    assert about["model"]["sizes"] == [20, 32, 4]
-    assert about["epoch"] == stopping.best_epoch
+        selection = json.loads(file.metadata()["selection"])
+    assert (selection["epoch"], selection["monitor"]) == (stopping.best_epoch, "validation_loss")
 
 
 def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
 
     def look(trainer: Trainer) -> None:
         with safetensors.safe_open(path, framework="numpy") as file:
-            epochs.append(int(file.metadata()["epoch"]))
+            epochs.append(json.loads(file.metadata()["selection"])["epoch"])
 
     _, history = train_noisy(BestCheckpoint(path, "validation_accuracy"), look, epochs=12)
     accuracies = history["validation_accuracy"]

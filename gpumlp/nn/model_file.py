@@ -4,8 +4,8 @@ The header's metadata hold ``format``, a ``checksum`` of all the rest (SHA-256),
 JSON object. A group may have tensors, whose names begin with its own. ``model.save(DIR)`` writes
 ``DIR/model.safetensors`` with the group ``model``, a description of the network, and its tensors, without the
 prefix: ``layers.0.weight`` of shape ``(in_features, out_features)``, ``layers.0.bias`` ``(out_features,)``, and so
-on. A training run's ``checkpoint.safetensors`` has the same group, its tensors as ``model.layers.0.weight``, and the
-groups of the training run (`gpumlp.training.checkpoint`); both kinds of file can be loaded.
+on. A training run's ``checkpoint.safetensors`` has the same group, its tensors as ``model.layers.0.weight``, and
+the groups of the training run (`gpumlp.training.checkpoint`); both kinds of file can be loaded.
 
 What is new is a new group: a version that does not know it refuses the file by the group's name.
 """
@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
             raise ValueError(f"{wrong[0]} is expected to be {dtype}, got {tensors[wrong[0]].dtype}")
-        check_tensors(shapes_of(list(zip(sizes, sizes[1:], strict=False))), tensors)  # before memory is taken
+        check_tensors(shapes_of(list(pairwise(sizes))), tensors)  # before memory is taken
         name, options = description["initializer"], description["initializer_options"]
         model = kind(
             sizes,
@@ -234,7 +235,8 @@ def best_file(file: Path, content: Content) -> Path:
     if not kept.exists() or read_content(kept).groups.get("history") != best:
         state = "is not of this run" if kept.exists() else "is missing"
         raise ModelFileError(
-            f"{kept}, the network of the best epoch, {best.get('epochs')}, {state}; {file} has that of the last epoch"
+            f"{kept}, the network of the best epoch, {best.get('epochs')}, {state}; {file} has that of the last "
+            "epoch"
         )
     return kept
 
@@ -257,7 +259,7 @@ class Content:
     tensors: dict[str, HostArray]
 
     def tensors_of(self, group: str) -> dict[str, HostArray]:
-        """The tensors of a group or of a part of it, such as ``"optimizer.velocity"``, by the rest of their names."""
+        """The tensors of a group, or of a part such as ``"optimizer.velocity"``, by the rest of their names."""
         prefix = "" if self.format == FORMAT else f"{group}."
         return {
             name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
@@ -278,7 +280,7 @@ def file_bytes(form: str, groups: Mapping[str, Mapping[str, Any]], tensors: dict
     """
     _check_finite(tensors)
     metadata = {"format": form, **{name: json.dumps(group, allow_nan=False) for name, group in groups.items()}}
-    metadata["checksum"] = _checksum(metadata, tensors)
+    metadata["checksum"] = checksum(metadata, tensors)
     return safetensors.numpy.save(tensors, metadata)
 
 
@@ -286,8 +288,8 @@ def read_content(file: Path) -> Content:
     """Read a file that `file_bytes` made, or one of gpumlp 0.1 or 0.2.
 
     Raises:
-        ModelFileError: there is no such file, it cannot be read, it is damaged, or it is none of these; the message
-            names it.
+        ModelFileError: there is no such file, it cannot be read, it is damaged, or it is none of these; the
+            message names it.
     """
     try:
         metadata, tensors = _read_safetensors(file)
@@ -297,7 +299,7 @@ def read_content(file: Path) -> Content:
                 f"{file} is not a network of this version of gpumlp: expected format {' or '.join(_GROUPS)}, "
                 f"got {found[:100]}"
             )
-        if found in _GROUPS and metadata.get("checksum") != _checksum(metadata, tensors):
+        if found in _GROUPS and metadata.get("checksum") != checksum(metadata, tensors):
             raise ValueError("its checksum is not that of its content")
         form = _OLD.get(found, found)
         groups = _old_groups(file, found, metadata) if found in _OLD else _groups(found, metadata)
@@ -374,7 +376,7 @@ def _old_groups(file: Path, form: str, metadata: Mapping[str, str]) -> dict[str,
             "random": state["random_state"],
             "history": {
                 "epochs": len(state["history"]),
-                "bytes": len(lines),
+                "length": len(lines),
                 "checksum": hashlib.sha256(lines).hexdigest(),
             },
             "execution": state.get("execution", {}),
@@ -383,7 +385,7 @@ def _old_groups(file: Path, form: str, metadata: Mapping[str, str]) -> dict[str,
         raise ValueError(f"its header lacks {error}") from error
 
 
-def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, HostArray]) -> str:
+def checksum(metadata: Mapping[str, str], tensors: Mapping[str, HostArray]) -> str:
     """SHA-256 of everything in a file but the checksum itself."""
     digest = hashlib.sha256()
     for name in sorted(metadata.keys() - {"checksum"}):

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..backends import Backend, HostArray
 from ..files import write_atomically
 from ..nn.hyperparameters import numbers

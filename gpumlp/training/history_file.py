@@ -1,7 +1,7 @@
 """The history of a run as a file: a line of JSON for each finished epoch. Lines are only added.
 
-A checkpoint does not hold the history but says which part of this file belongs to it, so that it costs the same after
-any number of epochs.
+A checkpoint does not hold the history but says which part of this file belongs to it, so that it costs the same
+after any number of epochs.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class HistoryPart:
 
     Attributes:
         epochs: number of lines.
-        bytes: their length.
+        length: in bytes.
         checksum: their SHA-256.
     """
 
     epochs: int = 0
-    bytes: int = 0
+    length: int = 0
     checksum: str = hashlib.sha256().hexdigest()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HistoryPart:
         """From what ``vars`` gave. Raises ValueError for anything else."""
-        part = cls(**values) if set(values) == {"epochs", "bytes", "checksum"} else None
-        counts = () if part is None else (part.epochs, part.bytes)
+        part = cls(**values) if set(values) == {"epochs", "length", "checksum"} else None
+        counts = () if part is None else (part.epochs, part.length)
         if part is None or not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"expected epochs, bytes and checksum of the history, got {str(values)[:100]}")
+            raise ValueError(f"expected epochs, length and checksum of the history, got {str(values)[:100]}")
         return part
 
     def read(self, path: Path) -> bytes:
@@ -61,17 +61,17 @@ class HistoryPart:
             CheckpointError: the file does not begin with them, or cannot be read.
         """
         content = b""
-        if self.bytes:
+        if self.length:
             try:
-                content = read_file(path, self.bytes)
+                content = read_file(path, self.length)
             except OSError as error:
                 raise CheckpointError(
                     f"{path}, which has the epochs of the checkpoint, cannot be read: {error.strerror}"
                 ) from error
         if hashlib.sha256(content).hexdigest() != self.checksum:
             raise CheckpointError(
-                f"{path} is damaged: it does not begin with the lines of the checkpoint's epochs, {self.epochs:,} in "
-                f"{self.bytes:,} bytes"
+                f"{path} is damaged: it does not begin with the lines of the checkpoint's epochs, {self.epochs:,} "
+                f"in {self.length:,} bytes"
             )
         return content
 
@@ -95,7 +95,7 @@ class HistoryFile:
         self._content = b""
 
     def append(self, record: EpochRecord) -> None:
-        """Add the line of an epoch, in one write, so that a reader never sees half of it; on a full disk, none of it.
+        """Add the line of an epoch in one write: no reader sees half of it. On a full disk, none is left.
 
         Adding it again after an interrupt is no fault.
 
@@ -104,7 +104,7 @@ class HistoryFile:
             CheckpointError: another program has changed the file.
         """
         line = record.to_json().encode() + b"\n"
-        start = self.part.bytes
+        start = self.part.length
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _ONLY_THIS_FILE)
             with open(descriptor, "r+b", buffering=0) as file:
@@ -125,7 +125,8 @@ class HistoryFile:
         self._digest, self.part = digest, HistoryPart(record.epoch, start + len(line), digest.hexdigest())
 
 
-_ONLY_THIS_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # Windows lacks the one, POSIX the other
+# Follow no link, and change no byte. Windows lacks the one flag, POSIX the other.
+_ONLY_THIS_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _write(file: Any, line: bytes, start: int) -> None:
@@ -211,8 +212,8 @@ def _record(path: Path, epoch: dict[str, Any]) -> EpochRecord:
         wrong = [name for name, value in layer.items() if not (value is None or is_number(value))]
         if wrong:
             raise CheckpointError(
-                f"{path} is damaged: {wrong[0]} in line {epoch['epoch']} is {str(layer[wrong[0]])[:100]!r}, expected a "
-                "number"
+                f"{path} is damaged: {wrong[0]} in line {epoch['epoch']} is {str(layer[wrong[0]])[:100]!r}, "
+                "expected a number"
             )
     known = {name: epoch.get(name) for name in _KNOWN}
     return EpochRecord.from_dict({**known, "layers": None if epoch.get("layers") is None else layers})

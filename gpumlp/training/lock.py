@@ -27,14 +27,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a
 class RunLock:
     """Keeps other processes from writing into a run's folder until it is released; reading needs no lock.
 
-    The operating system locks the open file ``run.lock``, so that the lock ends with the process, however that ends;
-    a file that is left behind locks nothing. On Linux it holds for all machines that share the folder by NFS 4, by
-    NFS 3 with its lock service, by SMB, or by Lustre mounted with ``-o flock``.
+    The operating system locks the open file ``run.lock``, so that the lock ends with the process, however that
+    ends; a file that is left behind locks nothing. On Linux it holds for all machines that share the folder by
+    NFS 4, by NFS 3 with its lock service, by SMB, or by Lustre mounted with ``-o flock``.
 
-    What it cannot do: some file systems have no locks, and some lock only against processes of the same machine (NFS
-    on macOS, NFS mounted with ``local_lock``, Lustre with ``-o localflock``). There, a second process is not refused
-    at its start, but whichever finds that the history has changed stops. If a machine fails, the server of a shared
-    file system may keep its lock for a minute or two. A child process made by ``os.fork`` shares the lock.
+    What it cannot do: some file systems have no locks, and some lock only against processes of the same machine
+    (NFS on macOS, NFS mounted with ``local_lock``, Lustre with ``-o localflock``). There, a second process is not
+    refused at its start, but whichever finds that the history has changed stops. If a machine fails, the server of
+    a shared file system may keep its lock for a minute or two. A child made by ``os.fork`` shares the lock.
 
     Args:
         folder: that of the run.

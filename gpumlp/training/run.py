@@ -115,7 +115,7 @@ class Run:
 
     @property
     def network_epoch(self) -> int:
-        """The epoch after which the network was as commands use it: the best one if the run keeps it, or the last."""
+        """The epoch whose network commands use: the best one if the run keeps it, otherwise the last."""
         return self.checkpoint.result.epochs
 
     @cached_property
@@ -278,9 +278,9 @@ def _read_finding(path: Path) -> Finding:
 class RunFolder(Callback):
     """Saves a run as it is trained; whenever the process dies, the folder holds a whole checkpoint.
 
-    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint says which part of
-    the history belongs to it, so that a line which is ahead of it is dropped when the run is resumed. With early
-    stopping, a checkpoint of the best epoch is kept in the folder ``best`` beside it.
+    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint says which part
+    of the history belongs to it, so that a line which is ahead of it is dropped when the run is resumed. With
+    early stopping, a checkpoint of the best epoch is kept in the folder ``best`` beside it.
 
     Args:
         path: the folder.
@@ -446,7 +446,7 @@ class RunFolder(Callback):
         best = history.best("validation_loss")
         with suppress(CheckpointError):
             part = Checkpoint.load(self.path / BEST / CHECKPOINT).part
-            if best is not None and part == HistoryFile(Path(), lines[: part.bytes], best.epoch).part:
+            if best is not None and part == HistoryFile(Path(), lines[: part.length], best.epoch).part:
                 return part
         return None
 

@@ -256,7 +256,9 @@ def run_callbacks(folder: RunFolder) -> list[Callback]:
 
 
 def _test(trainer: Trainer, network: Checkpoint, test: Dataset) -> Evaluation:
-    """Loss and accuracy of the resulting network on the test set; the trainer's network becomes it. Waits for the device.
+    """Loss and accuracy of the resulting network on the test set; the trainer's network becomes it.
+
+    Waits for the device.
 
     Raises:
         DivergenceError: the loss is not finite, although every training loss was.
@@ -345,7 +347,7 @@ def describe_test(test: Dataset, result: Evaluation) -> str:
 
 
 def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
-    """A line on early stopping, the best epoch, and the epoch whose network was tested; none without early stopping."""
+    """A line on the best epoch and on the epoch whose network was tested; none without early stopping."""
     patience = folder.config.early_stopping
     best = history.best("validation_loss") if patience else None
     if best is None:
