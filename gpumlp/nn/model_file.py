@@ -143,7 +143,7 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
             "add its class to gpumlp.nn.activations.ACTIVATIONS first"
         )
     try:
-        sizes, dtype = [_size(size) for size in description["sizes"]], np.dtype(description["dtype"])
+        sizes, dtype = sizes_of(description), np.dtype(description["dtype"])
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
             raise ValueError(f"{wrong[0]} is expected to be {dtype}, got {tensors[wrong[0]].dtype}")
@@ -171,10 +171,12 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
     return model
 
 
-def _size(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"sizes are expected to be whole numbers of 1 or more, got {value!r}")
-    return value
+def sizes_of(description: Mapping[str, Any]) -> list[int]:
+    """The sizes of a network's layers. Raises ValueError if they are none, or missing."""
+    sizes = description.get("sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"sizes are expected to be whole numbers of 1 or more, got {str(sizes)[:100]}")
+    return sizes
 
 
 def set_facts(model: MLP, description: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from ..nn.model_file import (
     describe,
     file_bytes,
     read_content,
+    sizes_of,
 )
 from ..nn.network import MLP
 from .config import Config, ConfigError
@@ -90,7 +91,7 @@ class Checkpoint:
     @property
     def sizes(self) -> list[int]:
         """Of the network's layers."""
-        return list(self.model["sizes"])
+        return sizes_of(self.model)
 
     @property
     def epochs(self) -> int:
@@ -138,7 +139,9 @@ class Checkpoint:
         """
         found, expected = trainer.train_set.fingerprint(), self.dataset["train_fingerprint"]
         if found != expected:
-            raise CheckpointError(f"the run was trained on other data: expected {expected}, got {found}")
+            raise CheckpointError(
+                f"{self.path}: the run was trained on other data: expected {expected}, got {found}"
+            )
         content, history = self._content(), self.history
         parameters, backend = trainer.model.parameters, trainer.model.backend
         try:
@@ -191,6 +194,7 @@ class Checkpoint:
         groups = content.groups
         try:
             best = groups.get("best")
+            sizes_of(groups["model"])
             return cls(
                 model=groups["model"],
                 steps=_steps(groups["optimizer"]),

@@ -91,7 +91,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     expected = (Run(path, lenient=True).metrics or {}).get("test_fingerprint")
     if expected not in (None, test.fingerprint()):
         raise CheckpointError(
-            f"the run was tested on other data: expected a test set {expected}, but {test.name} has "
+            f"{path}: the run was tested on other data: expected a test set {expected}, but {test.name} has "
             f"{test.fingerprint()}; evaluate it on the data it was made with"
         )
     return run, model, test
@@ -413,6 +413,6 @@ def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
         raise CheckpointError(
-            f"the run was trained on {checkpoint.dataset.get('name')} ({expected}), but the data found is "
-            f"{training.name} ({found}); give the folder of its data with --data-dir"
+            f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
+            f"data found is {training.name} ({found}); give the folder of its data with --data-dir"
         )
