@@ -57,3 +57,26 @@ def change_header(path: Path, change: Callable[[dict], object]) -> None:
     change(header)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+def as_version_0_2(folder: Path) -> None:
+    """Give the checkpoint of a run the format of gpumlp 0.2, whose header holds the history; and the best one's."""
+    lines = (folder / "history.jsonl").read_text().splitlines()
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        groups = {name: json.loads(text) for name, text in metadata.items() if name not in ("format", "checksum")}
+        state = {
+            "sizes": groups["model"]["sizes"],
+            "dataset": groups["data"],
+            "steps": groups["optimizer"]["steps"],
+            "random_state": groups["random"],
+            "execution": groups["execution"],
+            "history": [json.loads(line) for line in lines[: groups["history"]["epochs"]]],
+        }
+        metadata.clear()
+        metadata["format"], metadata["state"] = "gpumlp-checkpoint-1", json.dumps(state)
+        metadata["model"], metadata["config"] = json.dumps(groups["model"]), json.dumps(groups["config"])
+
+    for file in (folder / "checkpoint.safetensors", folder / "best" / "checkpoint.safetensors"):
+        if file.exists():
+            change_file(file, change, checked=False)

@@ -280,3 +280,15 @@ def test_no_code_in_a_file_is_ever_run(tmp_path: Path) -> None:
     assert b"pickle" not in (tmp_path / "model.safetensors").read_bytes()
     header = json.loads((tmp_path / "model.safetensors").read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
     assert set(header) == {"__metadata__", "layers.0.weight", "layers.0.bias"}
+
+
+def test_a_network_of_version_0_2_is_loaded(tmp_path: Path) -> None:
+    model = MLP([3, 2], device="cpu")
+    model.save(tmp_path)
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        del metadata["checksum"]
+        metadata.update(format="gpumlp-model-1", epoch="3", validation_loss="0.5")
+
+    change_file(tmp_path / "model.safetensors", change, checked=False)
+    np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))
