@@ -47,6 +47,7 @@ _GROUPS = {
 }
 _OPTIONAL = ("selection", "best")
 _OLD = {"gpumlp-model-1": FORMAT, "gpumlp-checkpoint-1": CHECKPOINT_FORMAT}  # of 0.1 and 0.2, without checksum
+_DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "normal": Normal}
 
 
@@ -334,11 +335,10 @@ def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, HostArray]]
     read_file(file, 0)  # safe_open says of every file that it cannot open that there is none
     with safetensors.safe_open(file, framework="numpy") as content:
         for name in content.keys():  # noqa: SIM118 (no mapping)
-            try:
-                tensors[name] = content.get_tensor(name)
-            except TypeError:
-                kind = content.get_slice(name).get_dtype()
-                raise ValueError(f"expected numbers as NumPy has them, got {kind} in {name}") from None
+            kind = content.get_slice(name).get_dtype()
+            if kind not in _DTYPES:
+                raise ValueError(f"expected numbers as NumPy has them, got {kind} in {name}")
+            tensors[name] = content.get_tensor(name)
         return content.metadata() or {}, tensors
 
 

@@ -105,7 +105,7 @@ class Checkpoint:
         Raises:
             CheckpointError: they are not there, or damaged.
         """
-        return read_history(history_path(self.path.parent), self.part)
+        return read_history(history_path(self.path.parent), self.part, len(self.sizes) - 1)
 
     @cached_property
     def result(self) -> Checkpoint:

@@ -166,13 +166,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return _epochs(path, content)
 
 
-def read_history(path: Path, part: HistoryPart) -> History:
-    """The epochs that belong to a checkpoint.
+def read_history(path: Path, part: HistoryPart, layers: int) -> History:
+    """The epochs that belong to a checkpoint of a network with so many layers.
 
     Raises:
         CheckpointError: they are not in the file, or it is damaged.
     """
-    records = [_record(path, epoch) for epoch in _epochs(path, part.read(path))]
+    records = [_record(path, epoch, layers) for epoch in _epochs(path, part.read(path))]
     if len(records) != part.epochs:
         raise CheckpointError(f"{path} is damaged: expected {part.epochs:,} epochs, got {len(records):,}")
     return History(records)
@@ -205,8 +205,8 @@ def _is_epoch(epoch: dict[str, Any], number: int) -> bool:
     )
 
 
-def _record(path: Path, epoch: dict[str, Any]) -> EpochRecord:
-    """An epoch with the values that this version knows."""
+def _record(path: Path, epoch: dict[str, Any], count: int) -> EpochRecord:
+    """An epoch with the values that this version knows; `count` layers are expected."""
     layers = [{name: layer.get(name) for name in _KNOWN_OF_LAYERS} for layer in epoch.get("layers") or ()]
     for layer in layers:
         wrong = [name for name, value in layer.items() if not (value is None or is_number(value))]
@@ -215,6 +215,10 @@ def _record(path: Path, epoch: dict[str, Any]) -> EpochRecord:
                 f"{path} is damaged: {wrong[0]} in line {epoch['epoch']} is {str(layer[wrong[0]])[:100]!r}, "
                 "expected a number"
             )
+    if layers and (len(layers) != count or any(layers[-1][name] is not None for name in ("dead", "saturated"))):
+        raise CheckpointError(
+            f"{path} is damaged: the layers in line {epoch['epoch']} are not those of the network, which has {count}"
+        )
     known = {name: epoch.get(name) for name in _KNOWN}
     return EpochRecord.from_dict({**known, "layers": None if epoch.get("layers") is None else layers})
 

@@ -113,6 +113,13 @@ class Run:
         """The same as `lines`."""
         return self.lines
 
+    @cached_property
+    def history(self) -> History:
+        """The epochs of the checkpoint; none if the history file is damaged and the run is read leniently."""
+        if not self.lines and self._damaged:
+            return History()
+        return self._read(lambda: self.checkpoint.history, History())
+
     @property
     def network_epoch(self) -> int:
         """The epoch whose network commands use: the best one if the run keeps it, otherwise the last."""
@@ -138,7 +145,7 @@ class Run:
     @property
     def damaged(self) -> list[str]:
         """A sentence for each damaged file that was done without."""
-        _ = self.metrics, self.diverged, self.lines
+        _ = self.metrics, self.diverged, self.history
         return self._damaged
 
     def check(self) -> None:
