@@ -209,7 +209,11 @@ def _record(path: Path, epoch: dict[str, Any], count: int) -> EpochRecord:
     """An epoch with the values that this version knows; `count` layers are expected."""
     layers = [{name: layer.get(name) for name in _KNOWN_OF_LAYERS} for layer in epoch.get("layers") or ()]
     for layer in layers:
-        wrong = [name for name, value in layer.items() if not (value is None or is_number(value))]
+        wrong = [
+            name
+            for name, value in layer.items()
+            if not (is_number(value) or (value is None and name not in ("samples", "gradient_samples")))
+        ]
         if wrong:
             raise CheckpointError(
                 f"{path} is damaged: {wrong[0]} in line {epoch['epoch']} is {str(layer[wrong[0]])[:100]!r}, "
@@ -217,7 +221,8 @@ def _record(path: Path, epoch: dict[str, Any], count: int) -> EpochRecord:
             )
     if layers and (len(layers) != count or any(layers[-1][name] is not None for name in ("dead", "saturated"))):
         raise CheckpointError(
-            f"{path} is damaged: the layers in line {epoch['epoch']} are not those of the network, which has {count}"
+            f"{path} is damaged: the layers in line {epoch['epoch']} are not those of the network, which has "
+            f"{count}"
         )
     known = {name: epoch.get(name) for name in _KNOWN}
     return EpochRecord.from_dict({**known, "layers": None if epoch.get("layers") is None else layers})
