@@ -14,6 +14,7 @@ import safetensors.numpy
 from gpumlp import MLP, SGD, BestCheckpoint, Dataset, EarlyStopping, Trainer, fit
 from gpumlp.backends import Backend
 from gpumlp.training import EpochRecord, History
+from gpumlp.training.history import BestSoFar
 
 
 def history_of(*losses: float | None) -> History:
@@ -65,6 +66,24 @@ def test_the_best_epoch(losses: tuple, min_delta: float, expected: tuple) -> Non
 def test_no_epoch_is_no_best_epoch() -> None:
     assert history_of().best("validation_loss") is None
     assert history_of(None, None).best("validation_loss") is None
+
+
+def test_the_best_epoch_of_a_growing_history_looks_at_each_epoch_once() -> None:
+    looked: list[int] = []
+
+    class Watched(list):
+        def __getitem__(self, index):
+            found = super().__getitem__(index)
+            looked.extend(record.epoch for record in found)
+            return found
+
+    losses = [float(x) for x in np.random.default_rng(0).random(50)]
+    history, so_far = History(), BestSoFar("validation_loss")
+    history.records = Watched()
+    for epoch, record in enumerate(history_of(*losses).records, 1):
+        history.append(record)
+        assert so_far.add_new(history) == history_of(*losses[:epoch]).best("validation_loss")
+    assert looked == list(range(1, 51))
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------
