@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def diagnosis(run: Run) -> list[str]:
-    """What is found in a run: a line on how training went, and one for each finding."""
+    """What is found in a run: a line on how training went, and one for each finding; none without its history."""
+    if run.checkpoint.epochs and not run.history.records:
+        return []
     found = diagnose(run)
     done, planned = found.epochs, run.config.epochs
     epochs = f"{done:,} epoch{'' if done == 1 else 's'}"

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from . import command
+from .training.run import network_note
 from .training.session import describe_test, load_run
 
 PROGRAM = "gpumlp-evaluate"
@@ -36,10 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metrics = run.metrics
         print(repr(model))
         print(describe_test(test, model.evaluate(test)))
+        note = network_note(options.run)
         if run.is_best:
             print(f"this is the network after the best epoch of the run in {run.path.parent}")
-        elif metrics is None:
-            print(f"the run in {run.path} is not finished: this is its last checkpoint")
+        elif note:
+            print(f"this is the {note}")
+        if metrics is None and not run.is_best:
+            which = "best network so far" if note else "last checkpoint"
+            print(f"the run in {run.path} is not finished: this is its {which}")
         return command.OK
 
     return command.run(PROGRAM, work)

@@ -17,6 +17,7 @@ from .files import user_path, write_atomically
 from .nn import MLP
 from .nn.model_file import CHECKPOINT, find_model
 from .training.config import ConfigError
+from .training.run import network_note
 from .training.session import load_run
 
 PROGRAM = "gpumlp-export"
@@ -47,18 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
-        source = find_model(options.run)
-        out = source.parent / f"network.{options.format}" if options.out is None else user_path(options.out)
+        source, folder = find_model(options.run), user_path(options.run)
+        folder = folder if folder.is_dir() else folder.parent
+        out = folder / f"network.{options.format}" if options.out is None else user_path(options.out)
         endings = command.PAGES if options.format == "html" else (f".{options.format}",)
         command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
         model, test = MLP.load(source, device="cpu"), None
         if options.format == "html" and source.name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as for the report, if the data is available.
             with suppress(DataError):
-                _, model, test = load_run(str(source.parent), "cpu", options.data_dir)
+                _, _, test = load_run(str(source.parent), "cpu", options.data_dir)
         content = html_bytes(model, test) if options.format == "html" else FORMATS[options.format](model)
         write_atomically(out, content)
-        print(f"{out}: {model}, {len(content):,} bytes")
+        note = network_note(options.run)
+        print(f"{out}: {model}, {len(content):,} bytes{f'; {note}' if note else ''}")
         return command.OK
 
     return command.run(PROGRAM, work)

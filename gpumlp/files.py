@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,3 +74,16 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_TEMPORARY}*.tmp"):
         with suppress(OSError):
             path.unlink()
+
+
+def read_file(path: Path, size: int = -1) -> bytes:
+    """The content of a file, or its first bytes.
+
+    Raises:
+        OSError: there is no such file, it may not be read, or it is a folder, a pipe or a device, from which a
+            program could wait for ever.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "expected a file, got a folder, a pipe or a device", str(path))
+    with open(path, "rb") as file:
+        return file.read(size)

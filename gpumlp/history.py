@@ -18,6 +18,7 @@ from .files import user_path, utf8, write_atomically
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
 from .training.history import EpochRecord
+from .training.history_file import is_number
 from .training.progress import epoch_line, header_line, number, percent
 from .training.run import Run, find_runs, has_parts
 
@@ -90,6 +91,8 @@ def _read(names: list[str]) -> tuple[list[Run], list[str]]:
             runs.append(run)
         except CheckpointError as error:
             problems.append(" ".join(str(error).split()))
+        except OSError as error:
+            problems.append(f"{error.filename or name}: {error.strerror or error}")
     return runs, problems
 
 
@@ -129,7 +132,11 @@ def epochs_of(run: Run) -> list[str]:
     elif run.metrics is None:
         lines.append(f"unfinished: {len(run.epochs)} of {planned} epochs, and no test")
     elif summary["test_accuracy"] is not None:
-        lines.append(f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}")
+        epoch = (run.metrics or {}).get("network_epoch", len(run.epochs))
+        which = "" if epoch == len(run.epochs) else f" (network of the best epoch, {epoch})"
+        lines.append(
+            f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}{which}"
+        )
     return lines
 
 
@@ -214,6 +221,10 @@ def _sort_key(value: Any) -> tuple[int, Any]:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    if not is_number(value):
+        return str(value)
     if name.endswith("accuracy"):
         return percent(value)
     if name.endswith("loss"):
@@ -222,8 +233,6 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
     if name == "samples_per_second":
         return f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -15,6 +15,7 @@ from .training.trainer import Trainer
 
 _MOST_ROWS = 100  # of a table; a longer history is shown in steps
 _PAUSE = 0.2  # seconds between two changes of a cell's output
+_SHARE = 20  # and this many times as long as a change takes, which grows with the epochs
 _HEADER = [name for name, _ in COLUMNS]
 
 
@@ -65,12 +66,13 @@ class Cell:
         now = time.monotonic()
         if now < self._next and not at_once:
             return
-        self._next = now + _PAUSE
         output = _Output(trainer, samples)
         if self._handle is None:
             self._handle = self._display(output, display_id=True)
         else:
             self._handle.update(output)
+        end = time.monotonic()
+        self._next = end + max(_PAUSE, _SHARE * (end - now))
 
 
 class _Output:

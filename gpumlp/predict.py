@@ -27,6 +27,7 @@ from .predicting import STANDARD_INPUT, Prediction, predict_files
 from .terminal import cell, console, write_data
 from .training.config import ConfigError
 from .training.progress import percent
+from .training.run import network_note
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -99,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_data(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
             console(highlight=False).print(_table(predicted, names))
+        if note := network_note(options.run):
+            print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
             if result.error is not None:
                 print(f"{PROGRAM}: {result.error}", file=sys.stderr)

@@ -14,6 +14,7 @@ import safetensors.numpy
 from gpumlp import MLP, SGD, BestCheckpoint, Dataset, EarlyStopping, Trainer, fit
 from gpumlp.backends import Backend
 from gpumlp.training import EpochRecord, History
+from gpumlp.training.history import BestSoFar
 
 
 def history_of(*losses: float | None) -> History:
@@ -65,6 +66,24 @@ def test_the_best_epoch(losses: tuple, min_delta: float, expected: tuple) -> Non
 def test_no_epoch_is_no_best_epoch() -> None:
     assert history_of().best("validation_loss") is None
     assert history_of(None, None).best("validation_loss") is None
+
+
+def test_the_best_epoch_of_a_growing_history_looks_at_each_epoch_once() -> None:
+    looked: list[int] = []
+
+    class Watched(list):
+        def __getitem__(self, index):
+            found = super().__getitem__(index)
+            looked.extend(record.epoch for record in found)
+            return found
+
+    losses = [float(x) for x in np.random.default_rng(0).random(50)]
+    history, so_far = History(), BestSoFar("validation_loss")
+    history.records = Watched()
+    for epoch, record in enumerate(history_of(*losses).records, 1):
+        history.append(record)
+        assert so_far.add_new(history) == history_of(*losses[:epoch]).best("validation_loss")
+    assert looked == list(range(1, 51))
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------
@@ -147,9 +166,8 @@ def test_the_file_holds_the_best_network(tmp_path: Path) -> None:
     loaded = MLP.load(path, device="cpu")
     assert weights(loaded) == weights(model)
     with safetensors.safe_open(path, framework="numpy") as file:
-        about = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
-    assert about["model"]["sizes"] == [20, 32, 4]
-    assert about["epoch"] == stopping.best_epoch
+        selection = json.loads(file.metadata()["selection"])
+    assert (selection["epoch"], selection["monitor"]) == (stopping.best_epoch, "validation_loss")
 
 
 def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
 
     def look(trainer: Trainer) -> None:
         with safetensors.safe_open(path, framework="numpy") as file:
-            epochs.append(int(file.metadata()["epoch"]))
+            epochs.append(json.loads(file.metadata()["selection"])["epoch"])
 
     _, history = train_noisy(BestCheckpoint(path, "validation_accuracy"), look, epochs=12)
     accuracies = history["validation_accuracy"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 
 from gpumlp import MLP, Dataset, Trainer
 from gpumlp.files import write_atomically
 from gpumlp.training.checkpoint import Checkpoint, CheckpointError
 from gpumlp.training.config import Config
+from gpumlp.training.history_file import HistoryFile, HistoryPart
+from tests.file_helpers import Change, change_file, change_group, change_header, set_group, set_tensor, set_value
 
 OPTIMIZERS = [
     {"learning_rate": 0.1, "momentum": 0.9},
@@ -48,8 +48,14 @@ def make_trainer(data: Dataset, settings: Config, model: MLP | None = None) -> T
 def save(path: Path, data: Dataset, settings: Config | None = None, epochs: int = 2) -> Path:
     trainer = make_trainer(data, settings or config())
     trainer.run(epochs)
-    Checkpoint.of(trainer, settings or config()).save(path)
+    history = HistoryFile(path.with_name("history.jsonl"), lines(trainer), trainer.epoch)
+    history.write()
+    Checkpoint.of(trainer, settings or config(), history.part).save(path)
     return path
+
+
+def lines(trainer: Trainer) -> bytes:
+    return "".join(record.to_json() + "\n" for record in trainer.history).encode()
 
 
 def go_on(path: Path, data: Dataset) -> Trainer:
@@ -62,7 +68,9 @@ def go_on(path: Path, data: Dataset) -> Trainer:
 def state(trainer: Trainer) -> dict[str, object]:
     clock = {"seconds", "samples_per_second"}
     return {
-        "tensors": {name: t.tobytes() for name, t in Checkpoint.of(trainer, config()).tensors.items()},
+        "tensors": {
+            name: t.tobytes() for name, t in Checkpoint.of(trainer, config(), HistoryPart()).tensors.items()
+        },
         "steps": trainer.optimizer_state.steps,
         "random": trainer.random_state(),
         "history": [{k: v for k, v in vars(r).items() if k not in clock} for r in trainer.history],
@@ -101,60 +109,106 @@ def test_it_knows_its_configuration_and_history(tmp_path: Path, blobs: Dataset) 
 
 # -- Mismatches are refused --------------------------------------------------------------------------------
 
-Edit = Callable[[dict[str, np.ndarray], dict[str, str]], None]
-
-
-def edit(path: Path, change: Edit) -> None:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = dict(file.metadata())
-    tensors = safetensors.numpy.load_file(path)
-    change(tensors, metadata)
-    safetensors.numpy.save_file(tensors, path, metadata)
-
-
-def change_state(**values: object) -> Edit:
-    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-        metadata["state"] = json.dumps(json.loads(metadata["state"]) | values)
-
-    return change
-
-
-def replace(name: str, tensor: np.ndarray) -> Edit:
-    return lambda tensors, metadata: tensors.update({name: tensor})
-
-
 WEIGHT = "model.layers.0.weight"
 VELOCITY = "optimizer.velocity.layers.1.bias"
+BIAS = "model.layers.1.bias"
+RANDOM = {"bit_generator": "PCG64", "state": {"state": -1, "inc": 1.5}, "has_uint32": 0, "uinteger": 0}
+NESTED = "[" * 100_000
 MISFITS = {
     "wrong shape": (
-        replace(WEIGHT, np.zeros((12, 20), np.float32)),
+        set_tensor(WEIGHT, np.zeros((12, 20), np.float32)),
         r"layers.0.weight.*\(20, 12\), got \(12, 20\)",
     ),
     "missing": (lambda tensors, metadata: tensors.pop(WEIGHT), "layers.0.weight is missing"),
-    "unknown": (replace("model.layers.7.bias", np.zeros(3)), "layers.7.bias is not part of this network"),
+    "unknown": (
+        set_tensor("model.layers.7.bias", np.zeros(3, np.float32)),
+        "layers.7.bias is not part of this network",
+    ),
+    "NaN": (set_value(BIAS, np.nan), "model.layers.1.bias holds 1 values of 4 that are NaN or infinite"),
+    "infinity": (set_value(WEIGHT, -np.inf), "model.layers.0.weight holds 1 values of 240"),
+    "NaN in the optimizer": (set_value(VELOCITY, np.nan), "optimizer.velocity.layers.1.bias holds 1 values"),
+    "other dtype": (set_tensor(BIAS, np.zeros(4)), "layers.1.bias is expected to be float32, got float64"),
+    "optimizer dtype": (set_tensor(VELOCITY, np.zeros(4)), "velocity: layers.1.bias is expected to be float32"),
     "optimizer shape": (
-        replace(VELOCITY, np.zeros(5, np.float32)),
+        set_tensor(VELOCITY, np.zeros(5, np.float32)),
         r"velocity.*layers.1.bias.*\(4,\), got \(5,\)",
     ),
     "optimizer missing": (lambda tensors, metadata: tensors.pop(VELOCITY), "velocity.*layers.1.bias is missing"),
-    "no format": (lambda tensors, metadata: metadata.clear(), "expected format gpumlp-checkpoint-1, got none"),
+    "optimizer unknown": (
+        set_tensor("optimizer.second.layers.1.bias", np.zeros(4, np.float32)),
+        "optimizer.second.layers.1.bias is not part of the optimizer's state",
+    ),
+    "no format": (
+        lambda tensors, metadata: metadata.clear(),
+        "expected format gpumlp-model-2 or gpumlp-checkpoint-2, got none",
+    ),
     "other format": (lambda tensors, metadata: metadata.update(format="pt"), "expected format.*got pt"),
-    "no state": (lambda tensors, metadata: metadata.pop("state"), "damaged header.*state"),
-    "no JSON": (lambda tensors, metadata: metadata.update(state="{"), "damaged header"),
-    "config": (lambda tensors, metadata: metadata.update(config='{"epochs": 0}'), "damaged header.*epochs"),
-    "sizes": (change_state(sizes=[20, 13, 4]), r"layers.0.weight.*\(20, 13\), got \(20, 12\)"),
-    "no sizes": (change_state(sizes=[]), "weights do not fit"),
-    "history": (change_state(history=[{"epoch": 1}]), "damaged header"),
-    "random state": (change_state(random_state={"bit_generator": "MT19937"}), "random state"),
+    "unknown group": (set_group("dropout", "{}"), "holds 'dropout', which this version of gpumlp does not know"),
+    "tensors of an unknown group": (
+        set_tensor("dropout.counter", np.zeros(1, np.int64)),
+        "tensor dropout.counter belongs to no group that this version of gpumlp knows",
+    ),
+    "no group": (lambda tensors, metadata: metadata.pop("random"), "it lacks 'random'"),
+    "no JSON": (set_group("optimizer", "{"), "optimizer: Expecting property name"),
+    "nested": (set_group("random", NESTED), "random: it is nested too deeply"),
+    "nested objects": (set_group("model", '{"a":' * 900 + "1" + "}" * 900), "model: it is nested too deeply"),
+    "no object": (set_group("config", "[]"), "config: expected a JSON object"),
+    "infinite": (set_group("optimizer", '{"steps": 1e999}'), "optimizer: expected finite numbers, got 1e999"),
+    "huge": (set_group("optimizer", '{"steps": 1' + "0" * 400 + "}"), "up to 40 digits, got one of 401"),
+    "half a surrogate": (change_group("data", name="\ud800"), "data: it holds half of a surrogate pair"),
+    "steps": (change_group("optimizer", steps="7"), "optimizer: expected the number of steps"),
+    "config": (change_group("config", epochs=0), "damaged header.*epochs"),
+    "config of texts": (change_group("config", hidden="wide", seed=[]), "damaged header: hidden: .*seed: "),
+    "unknown option": (change_group("config", magic=1), "unknown option: magic"),
+    "data": (change_group("data", train_fingerprint=7), "data: expected name, train_fingerprint"),
+    "entropy": (change_group("data", label_entropy="low"), "data: expected name, train_fingerprint"),
+    "sizes": (change_group("model", sizes=[20, 13, 4]), r"layers.0.weight.*\(20, 13\), got \(20, 12\)"),
+    "huge sizes": (change_group("model", sizes=[20, 10**12, 4]), r"layers.0.weight.*\(20, 1000000000000\)"),
+    "no sizes": (change_group("model", sizes=[]), "layers.0.weight is not part of this network"),
+    "sizes of texts": (change_group("model", sizes=["20", 4]), "sizes are expected to be whole numbers"),
+    "description": (change_group("model", activation=["relu"]), "does not contain the network"),
+    "unknown description": (change_group("model", dropout=0.5), "does not support: 'dropout'"),
+    "history": (change_group("history", epochs=-1), "damaged header: expected epochs, length and checksum"),
+    "fewer epochs": (change_group("history", epochs=1), "history.jsonl is damaged: expected 1 epochs, got 2"),
+    "other history": (change_group("history", length=10), "history.jsonl is damaged: it does not begin with"),
+    "random state": (set_group("random", '{"bit_generator": "MT19937"}'), "random state cannot be restored"),
+    "random numbers": (set_group("random", json.dumps(RANDOM)), "random state cannot be restored"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_mismatch_is_refused_by_name(tmp_path: Path, blobs: Dataset, change: Edit, message: str) -> None:
+def test_a_mismatch_is_refused_by_name(tmp_path: Path, blobs: Dataset, change: Change, message: str) -> None:
     path = save(tmp_path / "checkpoint", blobs)
-    edit(path, change)
-    with pytest.raises(CheckpointError, match=message):
+    change_file(path, change)
+    with pytest.raises(CheckpointError, match=message) as error:
         go_on(path, blobs)
+    assert str(tmp_path) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_type_that_numpy_lacks_is_refused_by_name(tmp_path: Path, blobs: Dataset) -> None:
+    path = save(tmp_path / "checkpoint", blobs)
+    change_header(path, lambda header: header[BIAS].update(dtype="BF16", shape=[8]))
+    with pytest.raises(CheckpointError, match=r"checkpoint is damaged: .*got BF16 in model.layers.1.bias"):
+        Checkpoint.load(path)
+
+
+def test_each_flipped_bit_is_noticed(tmp_path: Path, blobs: Dataset) -> None:
+    path = save(tmp_path / "checkpoint", blobs)
+    content = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(content), 200):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=str(path)):
+            Checkpoint.load(path)
+
+
+def test_an_infinite_square_of_adam_is_no_damage(tmp_path: Path, blobs: Dataset) -> None:
+    path = save(tmp_path / "checkpoint", blobs, config(optimizer="adam", learning_rate=0.01))
+    names = [name for name in Checkpoint.load(path).tensors if name.startswith("optimizer.")]
+    change_file(path, set_value(names[-1], np.inf))
+    assert np.isinf(Checkpoint.load(path).tensors[names[-1]]).any()
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -196,9 +250,9 @@ def test_a_failed_write_leaves_the_previous_file(
     before = path.read_bytes()
     monkeypatch.setattr(os, broken, full_disk)
     with pytest.raises(OSError, match=r"No space left on device.*checkpoint"):
-        save(path, blobs, dataclasses.replace(config(), seed=1))
+        Checkpoint.of(make_trainer(blobs, config(seed=1)), config(seed=1), HistoryPart()).save(path)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "history.jsonl"}
 
 
 def test_a_file_is_complete_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +268,30 @@ def test_a_file_is_complete_before_it_is_renamed(tmp_path: Path, monkeypatch: py
     assert path.read_bytes() == b"content"
 
 
-def test_restoring_a_trainer_restores_its_network(blobs: Dataset) -> None:
-    first = Trainer(MLP([20, 8, 4], device="cpu"), blobs)
-    first.run(2)
-    second = Trainer(MLP([20, 8, 4], seed=9, device="cpu"), blobs)
-    Checkpoint.of(first, Config().resolved(len(blobs))).restore(second)
-    np.testing.assert_array_equal(second.model.parameters.data, first.model.parameters.data)
-    assert second.history is not first.history
+def test_restoring_a_trainer_restores_its_network(tmp_path: Path, blobs: Dataset) -> None:
+    path = save(tmp_path / "checkpoint", blobs)
+    second = make_trainer(blobs, config(seed=9))
+    checkpoint = Checkpoint.load(path)
+    checkpoint.restore(second)
+    np.testing.assert_array_equal(
+        second.model.state_dict()["layers.0.weight"], checkpoint.tensors["model.layers.0.weight"]
+    )
+    assert second.history is not checkpoint.history
+    assert len(second.history) == checkpoint.epochs == 2
+
+
+# -- What does not grow with the epochs ----------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_as_small_after_100_000_epochs(tmp_path: Path, blobs: Dataset) -> None:
+    trainer = make_trainer(blobs, config())
+    trainer.run(1)
+    record, sizes = trainer.history.records[0], []
+    for epochs in (1, 100_000):
+        trainer.history.records = [dataclasses.replace(record, epoch=epoch + 1) for epoch in range(epochs)]
+        history = HistoryFile(tmp_path / "history.jsonl", lines(trainer), epochs)
+        Checkpoint.of(trainer, config(), history.part).save(tmp_path / "checkpoint")
+        sizes.append((tmp_path / "checkpoint").stat().st_size)
+    assert sizes[1] <= sizes[0] + 32
+    history.write()
+    assert len(Checkpoint.load(tmp_path / "checkpoint").history) == 100_000

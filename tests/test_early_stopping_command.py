@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
 
+from gpumlp import MLP, EarlyStopping, ModelFileError, fit, load_digits
 from gpumlp.training.checkpoint import Checkpoint
 from gpumlp.training.config import Config
-from gpumlp.training.session import resume_config, train
+from gpumlp.training.run import open_run
+from gpumlp.training.session import load_run, resume_config, train
 from tests.command_helpers import DIGITS, assert_same_run, finish, history, lines, run, spawn, wait_until
 
 STOPPED = (*DIGITS, "--hidden", 16, "--learning-rate", 0.2, "--early-stopping", 4)
@@ -39,7 +43,10 @@ def test_the_command_stops_and_keeps_the_best_network(tmp_path: Path, capsys: py
     losses = [record["validation_loss"] for record in history(tmp_path / "run")]
     best = 1 + losses.index(min(losses))
     assert len(losses) == best + 4 < 50
-    said = f"stopped early: the validation loss was lowest after epoch {best} ({min(losses):.4f})"
+    said = (
+        f"stopped early: the validation loss was lowest after epoch {best} ({min(losses):.4f}); the network of "
+        f"that epoch is in {tmp_path / 'run' / 'best'}, and the results are its own\n"
+    )
     assert said in capsys.readouterr().out
     assert (
         run("train", *DIGITS, "--hidden", 16, "--learning-rate", 0.2, "--epochs", best, "--out", tmp_path / "b")
@@ -111,3 +118,139 @@ def test_the_command_refuses_early_stopping_without_validation(tmp_path: Path, c
         "early_stopping: expected only with validation samples, got validation 0\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+# -- The best network is the run's result --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped four epochs after its best one, and the same run up to that epoch beside it."""
+    folder = tmp_path_factory.mktemp("stopped")
+    epochs = len(start(folder / "run", early_stopping=4).history)
+    start(folder / "whole", epochs=epochs - 4)
+    return folder / "run"
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def weights(path: Path) -> bytes:
+    return MLP.load(path, device="cpu").parameters.data.tobytes()
+
+
+def test_every_command_takes_the_best_network_and_says_so(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, last = metrics(stopped)["network_epoch"], metrics(stopped)["epochs"]
+    assert last == best + 4
+    whole = metrics(stopped.parent / "whole")
+    for name in ("test_accuracy", "test_loss", "validation_accuracy"):
+        assert metrics(stopped)[name] == whole[name]
+    note = f"network of the best epoch, {best} of {last}, in {stopped / 'best'}"
+
+    capsys.readouterr()
+    assert run("evaluate", stopped) == 0
+    out = capsys.readouterr().out
+    assert f"digits test accuracy: {100 * whole['test_accuracy']:.2f} %" in out
+    assert out.endswith(f"this is the {note}\n")
+
+    assert run("history", stopped) == 0
+    assert capsys.readouterr().out.endswith(f" (network of the best epoch, {best})\n")
+
+    np.save(tmp_path / "x.npy", load_digits()[1].images[:5])
+    probabilities = []
+    for folder in (stopped, stopped.parent / "whole"):
+        assert run("predict", folder, tmp_path / "x.npy", "--json") == 0
+        captured = capsys.readouterr()
+        assert (note in captured.err) == (folder == stopped)
+        probabilities.append([row["probabilities"] for row in json.loads(captured.out)])
+        assert run("export", folder, "--format", "npz", "--out", tmp_path / f"{folder.name}.npz") == 0
+        assert (note in capsys.readouterr().out) == (folder == stopped)
+    assert probabilities[0] == probabilities[1]
+    with np.load(tmp_path / "run.npz") as one, np.load(tmp_path / "whole.npz") as other:
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_an_export_of_the_best_network_is_in_the_folder_of_the_run(stopped: Path) -> None:
+    assert run("export", stopped, "--format", "npz") == 0
+    (stopped / "network.npz").unlink()
+
+
+def test_in_python_the_run_is_its_best_network_and_its_checkpoint_the_last(stopped: Path) -> None:
+    assert weights(stopped) == weights(stopped / "best") == weights(stopped.parent / "whole")
+    assert weights(stopped / "checkpoint.safetensors") != weights(stopped)
+    opened = open_run(stopped)
+    assert opened.network_epoch == metrics(stopped)["network_epoch"] == opened.checkpoint.epochs - 4
+    assert load_run(str(stopped))[1].parameters.data.tobytes() == weights(stopped)
+
+
+def test_early_stopping_in_python_leaves_the_network_of_the_command(stopped: Path) -> None:
+    config, (training, _) = open_run(stopped).config, load_digits()
+    model = MLP([64, 16, 10], seed=config.seed, device="cpu")
+    records = fit(
+        model,
+        training,
+        optimizer=config.make_optimizer(),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        validation=config.validation,
+        seed=config.seed,
+        callbacks=[EarlyStopping(patience=4)],
+    )
+    assert len(records) == metrics(stopped)["epochs"]
+    assert model.parameters.data.tobytes() == weights(stopped)
+
+
+def test_the_least_accuracy_is_asked_of_the_best_network(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(stopped, tmp_path / "run"))
+    accuracy = metrics(copy)["test_accuracy"]
+    assert run("train", "--resume", copy, "--min-accuracy", accuracy, "--quiet") == 0
+    assert run("train", "--resume", copy, "--min-accuracy", accuracy + 1e-3, "--quiet") == 1
+    assert f"test accuracy {accuracy:.4f} is below" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_its_last_epoch(stopped: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stopped, tmp_path / "run"))
+    last = metrics(copy)["epochs"]
+    assert run("train", "--resume", copy, "--early-stopping", 0, "--epochs", last + 2, "--quiet") == 0
+    start(tmp_path / "whole", epochs=last + 2)
+    assert_same_run(copy, tmp_path / "whole")
+    assert metrics(copy)["network_epoch"] == last + 2  # without early stopping, the last network is the result
+    assert weights(copy) == weights(tmp_path / "whole")
+    assert run("train", "--resume", copy, "--early-stopping", 4, "--quiet") == 0  # the best one is still there
+    assert metrics(copy)["network_epoch"] == metrics(stopped)["network_epoch"]
+    assert weights(copy) == weights(stopped)
+
+
+def test_a_best_network_that_is_missing_or_of_another_run_is_not_replaced_by_the_last(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(stopped, tmp_path / "run"))
+    kept = copy / "best" / "checkpoint.safetensors"
+    shutil.copy(copy / "checkpoint.safetensors", kept)
+    for state in ("is not of this run", "is missing"):
+        message = f"{kept}, the network of the best epoch, {metrics(copy)['network_epoch']}, {state}"
+        for command in ("evaluate", "export"):
+            assert run(command, copy) == 2
+            assert message in capsys.readouterr().err
+        with pytest.raises(ModelFileError, match=state):
+            MLP.load(copy, device="cpu")
+        kept.unlink(missing_ok=True)
+    assert weights(copy / "checkpoint.safetensors") == weights(stopped / "checkpoint.safetensors")
+
+
+def test_early_stopping_that_begins_after_the_best_epoch_says_that_its_network_was_not_kept(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = metrics(stopped)["epochs"]
+    start(tmp_path / "run", epochs=epochs)
+    capsys.readouterr()
+    assert run("train", "--resume", tmp_path / "run", "--early-stopping", 4) == 0
+    assert "its network was not kept, and the results are those of the last one" in capsys.readouterr().out
+    assert metrics(tmp_path / "run")["network_epoch"] == epochs
+    assert run("evaluate", tmp_path / "run") == 0

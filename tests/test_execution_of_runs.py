@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 
 from gpumlp.backends import Execution, ExecutionError
 from gpumlp.backends.numpy import NumpyBackend
@@ -17,6 +16,7 @@ from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.run import Run
 from gpumlp.training.session import resume_config, train
 from tests.command_helpers import assert_same_run, run
+from tests.file_helpers import as_version_0_2, change_file
 
 
 class FakeGPU(NumpyBackend):
@@ -176,15 +176,15 @@ def test_an_old_configuration_loads(old: dict[str, str], execution: str) -> None
 
 def as_before(folder: Path, **old: str) -> None:
     """Rewrite a run's files as written by versions before --execution."""
-    path = folder / "checkpoint.safetensors"
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    config, state = json.loads(metadata["config"]), json.loads(metadata["state"])
-    del config["execution"], state["execution"]
-    config |= old
-    changed = {**metadata, "config": json.dumps(config), "state": json.dumps(state)}
-    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, changed)
-    (folder / "config.json").write_text(json.dumps(config))
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        config, state = json.loads(metadata["config"]), json.loads(metadata["state"])
+        del config["execution"], state["execution"]
+        metadata.update(config=json.dumps(config | old), state=json.dumps(state))
+        (folder / "config.json").write_text(metadata["config"])
+
+    as_version_0_2(folder)
+    change_file(folder / "checkpoint.safetensors", change, checked=False)
 
 
 def test_an_old_run_whose_execution_is_unsupported_uses_the_next_one_and_reports_it(

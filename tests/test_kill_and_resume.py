@@ -113,15 +113,16 @@ def limit_files_to(size: int):
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    # The checkpoint's header carries the history, so that it outgrows a limit just above its first size.
+    # The history grows until it is larger than a limit above the checkpoint's size.
     run = tmp_path / "run"
     code, _, _ = finish(start(run, "--epochs", 2))
     assert code == 0
     limit = checkpoint(run).stat().st_size + 1000
     code, _, err = finish(spawn("train", "--resume", run, "--epochs", 100, preexec_fn=limit_files_to(limit)))
     assert code == 1
-    assert err == f"gpumlp-train: {checkpoint(run)}: File too large\n"
+    assert err == f"gpumlp-train: {run / 'history.jsonl'}: No space left on device\n"
     saved = Checkpoint.load(checkpoint(run))
+    assert len(history(run)) == len(saved.history)
     assert 2 < len(saved.history) < 100
     assert not list(run.glob("*.tmp"))
     # With room again it goes on, exactly.

@@ -34,6 +34,7 @@ from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.nn.losses import LOSSES
 from gpumlp.nn.model_file import Inputs, ModelFileError
 from tests.command_helpers import DIGITS, run
+from tests.file_helpers import change_file, change_group, change_header, set_group, set_value
 from tests.strict_device import StrictBackend
 
 BUILT_IN = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
@@ -41,12 +42,7 @@ BUILT_IN = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
 
 def rewritten(folder: Path, **changes: object) -> Path:
     """Save the network with a changed description."""
-    file = folder / "model.safetensors"
-    with safetensors.safe_open(file, "numpy") as content:
-        metadata = content.metadata()
-    description = {**json.loads(metadata["model"]), **changes}
-    tensors = safetensors.numpy.load_file(file)
-    safetensors.numpy.save_file(tensors, file, {**metadata, "model": json.dumps(description)})
+    change_file(folder / "model.safetensors", change_group("model", **changes))
     return folder
 
 
@@ -293,20 +289,30 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
         (lambda file: file.write_bytes(b""), "cannot be read as a safetensors file"),
         (
             lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "pt"}),
-            "expected format gpumlp-model-1 or gpumlp-checkpoint-1, got pt",
+            "expected format gpumlp-model-2 or gpumlp-checkpoint-2, got pt",
         ),
         (
             lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "gpumlp-checkpoint-1"}),
-            "was written by an older gpumlp and does not describe its network; python -m gpumlp.train --resume",
+            "was written by a gpumlp before 0.1 and does not describe its network",
+        ),
+        (lambda file: change_file(file, set_group("model", "{")), "is damaged: model: Expecting property name"),
+        (lambda file: change_file(file, set_group("model", "[]")), "is damaged: model: expected a JSON object"),
+        (lambda file: change_file(file, set_group("experts", "{}")), "holds 'experts', which this version"),
+        (
+            lambda file: change_file(file, set_value("layers.0.weight", np.nan)),
+            "is damaged: layers.0.weight holds 1 values of 6 that are NaN or infinite",
         ),
         (
-            lambda file: safetensors.numpy.save_file({}, file, {"format": "gpumlp-model-1", "model": "{"}),
-            "has a damaged header",
+            lambda file: change_file(file, set_value("layers.0.weight", 7), checked=False),
+            "is damaged: its checksum is not that of its content",
         ),
         (
-            lambda file: safetensors.numpy.save_file({}, file, {"format": "gpumlp-model-1", "model": "[]"}),
-            "has a damaged header: expected a JSON object",
+            lambda file: change_header(
+                file, lambda header: header["layers.0.bias"].update(dtype="BF16", shape=[4])
+            ),
+            "is damaged: expected numbers as NumPy has them, got BF16 in layers.0.bias",
         ),
+        (lambda file: (file.unlink(), file.mkdir()), "cannot be read: expected a file, got a folder"),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: Path) -> None:
@@ -349,3 +355,15 @@ def test_no_code_in_a_file_is_ever_run(tmp_path: Path) -> None:
     assert b"pickle" not in (tmp_path / "model.safetensors").read_bytes()
     header = json.loads((tmp_path / "model.safetensors").read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
     assert set(header) == {"__metadata__", "layers.0.weight", "layers.0.bias"}
+
+
+def test_a_network_of_version_0_2_is_loaded(tmp_path: Path) -> None:
+    model = MLP([3, 2], device="cpu")
+    model.save(tmp_path)
+
+    def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+        del metadata["checksum"]
+        metadata.update(format="gpumlp-model-1", epoch="3", validation_loss="0.5")
+
+    change_file(tmp_path / "model.safetensors", change, checked=False)
+    np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))

@@ -153,6 +153,7 @@ def test_training_in_a_notebook_is_one_output(display: Display, blobs: Dataset, 
 
 def test_the_output_changes_within_an_epoch(display: Display, blobs: Dataset, monkeypatch) -> None:
     monkeypatch.setattr(notebook, "_PAUSE", 0)
+    monkeypatch.setattr(notebook, "_SHARE", 0)
     fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=2, batch_size=150, callbacks=[Progress()])
     shown = [output._repr_html_().replace("<br>", "<br/>") for output in display.outputs[0]]
     done = [float(parse(html).find("progress").get("value")) for html in shown]

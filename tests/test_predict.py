@@ -157,7 +157,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, capsys: Captured) -> None:
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path, capsys: Captured) -> None:
     model = network(tmp_path, (12,), "float32", "own.npz")
-    state = {name: np.full_like(tensor, np.nan) for name, tensor in model.state_dict().items()}
+    state = {name: np.full_like(tensor, 3e38) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
     model.save(tmp_path)
     np.save(tmp_path / "x.npy", np.zeros((5, 12), np.float32))

@@ -25,6 +25,7 @@ from gpumlp.training.config import Config
 from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
 from tests.data_helpers import small_mnist, write_files
+from tests.file_helpers import set_history
 
 pytest.importorskip("jinja2")
 
@@ -289,13 +290,14 @@ def test_statistics_of_layers_and_the_reason_of_a_divergence_are_shown(copy: Pat
     finding = {"name": "dead_units", "layer": 1, "message": "layer 1: 61 % of units are <dead>"}
     (copy / "diverged.json").write_text(json.dumps(finding))
     layer = {"gradient_norm": 0.5, "update_ratio": 1e-3, "weight_norm": 3, "dead": 0.61, "saturated": None}
+    layer |= {"samples": 143, "gradient_samples": 128}
     records = [json.loads(line) for line in (copy / "history.jsonl").read_text().splitlines()]
-    layers = [{**layer, "dead": None}, layer]
-    (copy / "history.jsonl").write_text("".join(json.dumps({**r, "layers": layers}) + "\n" for r in records))
+    layers = [layer, {**layer, "dead": None}]
+    set_history(copy, [{**record, "layers": layers} for record in records])
     page = report_page([str(copy)])
     assert "61 % of units are &lt;dead&gt;" in page
     assert "Learning curves: diverged" in text_of(page)
-    assert "Dead units over 2 epochs: layer 2 from 61 % to 61 %" in page
+    assert "Dead units over 2 epochs: layer 1 from 61 % to 61 %" in page
     assert "Saturated units over" not in page
 
 
@@ -305,7 +307,6 @@ def test_the_page_shows_the_findings_of_the_diagnose_command(
     words = (*DIGITS, "--quiet", "--epochs", 2, "--learning-rate", 1, "--hidden", 64, 64, "--early-stopping", 9)
     assert run("train", *words, "--out", tmp_path / "a") == 0
     (tmp_path / "a" / "metrics.json").unlink()  # as in an unfinished run
-    (tmp_path / "a" / "history.jsonl").write_text("")  # the records of the checkpoint are used
     for folder in (tmp_path / "a", tmp_path / "a" / "best"):
         assert run("diagnose", folder) == 0
         said = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
@@ -412,13 +413,13 @@ def test_a_damaged_file_is_reported_and_the_others_are_used(
         out, err = capsys.readouterr()
         assert err.startswith(f"gpumlp-{name}: {damage}")
         assert len(err.splitlines()) == 1
-        assert out
+        assert out or (name, file) == ("diagnose", "history.jsonl")
     text = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert f"A file of {tmp_path.name} cannot be read" in text
     assert "is not finished" not in text
     assert "Test accuracy" in text
     assert ("training diverged after 2 of 2 epochs" in text) == (file == "diverged.json")
-    assert "by epoch" in text
+    assert ("by epoch" in text) == (file != "history.jsonl")
 
 
 def test_train_writes_the_page_at_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,11 @@ from gpumlp.training.checkpoint import Checkpoint, CheckpointError
 from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.divergence import DivergenceError
 from gpumlp.training.history import EpochRecord
-from gpumlp.training.run import RunFolder, open_run
+from gpumlp.training.run import Run, RunFolder, open_run
 from gpumlp.training.session import Outcome, load_run, resume_config, train
 from gpumlp.training.trainer import Trainer
 from tests.command_helpers import DIGITS, assert_same_run, history, run, tensors
+from tests.file_helpers import as_version_0_2
 
 FILES = {"config.json", "history.jsonl", "checkpoint.safetensors", "metrics.json"}
 
@@ -359,3 +360,36 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing_behind(
     assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)) == code
     assert capsys.readouterr().err == f"gpumlp-train: {message}\n"
     assert not out.exists()
+
+
+# -- Runs of earlier versions ------------------------------------------------------------------------------
+
+
+def test_a_run_of_version_0_2_is_used_and_resumed_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(tmp_path / "whole", epochs=5, early_stopping=4)
+    start(tmp_path / "old", epochs=3, early_stopping=4)
+    as_version_0_2(tmp_path / "old")
+    saved = Checkpoint.load(tmp_path / "old" / "checkpoint.safetensors")
+    assert (saved.epochs, len(saved.history), saved.best) == (3, 3, None)
+    for command in ("evaluate", "history", "diagnose", "export", "report"):
+        assert run(command, tmp_path / "old") == 0, capsys.readouterr().err
+    go_on(tmp_path / "old", epochs=5)
+    assert_same_run(tmp_path / "old", tmp_path / "whole")
+    one, other = (Checkpoint.load(tmp_path / name / "checkpoint.safetensors").result for name in ("old", "whole"))
+    assert one.epochs == other.epochs
+    assert one.tensors["model.layers.0.weight"].tobytes() == other.tensors["model.layers.0.weight"].tobytes()
+
+
+def test_the_best_network_that_version_0_2_kept_is_taken_over(tmp_path: Path) -> None:
+    epochs = len(start(tmp_path / "old", epochs=50, learning_rate=0.2, early_stopping=3).history)
+    best = Run(tmp_path / "old").network_epoch
+    assert best == epochs - 3
+    as_version_0_2(tmp_path / "old")
+    assert Run(tmp_path / "old").network_epoch == epochs
+    go_on(tmp_path / "old", early_stopping=4)
+    assert (
+        Run(tmp_path / "old").network_epoch
+        == Checkpoint.load(tmp_path / "old" / "best" / "checkpoint.safetensors").epochs
+    )

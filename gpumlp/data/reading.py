@@ -65,7 +65,6 @@ def read_values(
     return array
 
 
-
 def _memory() -> float:
     """Bytes of memory that this process can have at most; infinity where the system does not say."""
     limits = [math.inf]

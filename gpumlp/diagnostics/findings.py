@@ -32,7 +32,7 @@ def diagnose(run: Run) -> Diagnosis:
     Raises:
         CheckpointError: its checkpoint is damaged.
     """
-    checkpoint, config, records = run.checkpoint, run.config, run.checkpoint.history.records
+    checkpoint, config, records = run.checkpoint, run.config, run.history.records
     setting = Setting.of(
         checkpoint.sizes,
         config.activation,

@@ -1,19 +1,25 @@
-"""Networks as safetensors files (no pickle), written atomically.
+"""Networks and checkpoints as safetensors files (no pickle): the one reader and the one writer of them.
 
-``model.save(DIR)`` writes ``DIR/model.safetensors``: the tensors ``layers.0.weight`` of shape
-``(in_features, out_features)``, ``layers.0.bias`` ``(out_features,)``, and so on, and in the header's metadata
-``format`` and ``model``, a description in JSON. A training run's ``checkpoint.safetensors`` has the same
-description and the same tensors with the prefix ``model.``, and the state of the training run; both kinds of file
-can be loaded.
+The header's metadata hold ``format``, a ``checksum`` of all the rest (SHA-256), and named groups of state, each a
+JSON object. A group may have tensors, whose names begin with its own. ``model.save(DIR)`` writes
+``DIR/model.safetensors`` with the group ``model``, a description of the network, and its tensors, without the
+prefix: ``layers.0.weight`` of shape ``(in_features, out_features)``, ``layers.0.bias`` ``(out_features,)``, and so
+on. A training run's ``checkpoint.safetensors`` has the same group, its tensors as ``model.layers.0.weight``, and
+the groups of the training run (`gpumlp.training.checkpoint`); both kinds of file can be loaded.
+
+What is new is a new group: a version that does not know it refuses the file by the group's name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +28,29 @@ import safetensors
 import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
-from ..files import user_path, write_atomically
+from ..files import read_file, user_path, write_atomically
+from ..strict_json import parse_object
 from ..words import listed
 from .activations import ACTIVATIONS
 from .initializers import Glorot, He, Initializer, Normal
 from .losses import LOSSES
 from .network import MLP, M
+from .parameters import check_tensors, shapes_of
 from .samples import Inputs
 
-FORMAT = "gpumlp-model-1"
+FORMAT, CHECKPOINT_FORMAT = "gpumlp-model-2", "gpumlp-checkpoint-2"
 CLASSIFICATION = "softmax_cross_entropy"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
-_PREFIXES = {FORMAT: "", "gpumlp-checkpoint-1": "model."}  # of the network's tensors, by format
+BEST = "best"  # the folder within a run's for the network of the best epoch
+
+# The groups of each format, and those among them that a file may lack.
+_GROUPS = {
+    FORMAT: ("model", "selection"),
+    CHECKPOINT_FORMAT: ("model", "optimizer", "config", "data", "random", "history", "execution", "best"),
+}
+_OPTIONAL = ("selection", "best")
+_OLD = {"gpumlp-model-1": FORMAT, "gpumlp-checkpoint-1": CHECKPOINT_FORMAT}  # of 0.1 and 0.2, without checksum
+_DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 _INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "normal": Normal}
 
 
@@ -95,17 +112,37 @@ def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     return folder / MODEL
 
 
-def model_bytes(model: MLP, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of ``model.safetensors``; `metadata` is added to the file's own."""
-    description = json.dumps(describe(model))
-    return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": description, **(metadata or {})})
+def model_bytes(model: MLP, selection: Mapping[str, Any] | None = None) -> bytes:
+    """The content of ``model.safetensors``.
+
+    Args:
+        model: the network.
+        selection: why this network was chosen among others; saved as a group of its own.
+
+    Raises:
+        ModelFileError: as for `describe`, or a weight is NaN or infinite.
+    """
+    groups = {"model": describe(model), **({} if selection is None else {"selection": selection})}
+    try:
+        return file_bytes(FORMAT, groups, model.state_dict())
+    except ValueError as error:
+        raise ModelFileError(f"{model} cannot be saved: {error}") from error
 
 
 def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backend) -> M:
     """Load a network from a folder or file; see ``MLP.load``."""
     backend = get_backend(device)
     file = find_model(path)
-    description, tensors = _read(file)
+    return build_model(kind, read_content(file), file, backend)
+
+
+def build_model(kind: type[M], content: Content, file: Path, device: str | Backend) -> M:
+    """The network in the content of a file, whose name is for messages.
+
+    Raises:
+        ModelFileError: the content is not that of a network of this version.
+    """
+    description, tensors = content.groups["model"], content.tensors_of("model")
     for registry in (ACTIVATIONS, LOSSES):
         name = description.get(registry.what)
         if isinstance(name, str) and name not in registry:
@@ -114,28 +151,40 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
                 "gpumlp.register(...)"
             )
     try:
-        name, options = description["initializer"], description["initializer_options"]
-        dtype = np.dtype(description["dtype"])
-        model = kind(
-            description["sizes"],
-            ACTIVATIONS.make(description["activation"], description["activation_options"]),
-            initializer="auto" if name is None else _INITIALIZERS[name](**options),
-            device=backend,
-            dtype=dtype,
-            loss=LOSSES.make(description["loss"], description.get("loss_options", {})),
-        )
+        sizes, dtype = sizes_of(description), np.dtype(description["dtype"])
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
             raise ValueError(f"{wrong[0]} is expected to be {dtype}, got {tensors[wrong[0]].dtype}")
+        check_tensors(shapes_of(list(pairwise(sizes))), tensors)  # before memory is taken
+        name, options = description["initializer"], description["initializer_options"]
+        model = kind(
+            sizes,
+            ACTIVATIONS.make(description["activation"], description["activation_options"]),
+            initializer="auto" if name is None else _INITIALIZERS[name](**options),
+            device=device,
+            dtype=dtype,
+            loss=LOSSES.make(description["loss"], description.get("loss_options", {})),
+        )
         model.load_state_dict(tensors)
         set_facts(model, description)
+        unknown = sorted(set(description) - set(describe(model)))
+        if unknown:
+            raise KeyError(unknown[0])
     except KeyError as error:
         raise ModelFileError(
             f"{file} describes a network that this version of gpumlp does not support: {error}"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ModelFileError(f"{file} does not contain the network that it describes: {error}") from error
     return model
+
+
+def sizes_of(description: Mapping[str, Any]) -> list[int]:
+    """The sizes of a network's layers. Raises ValueError if they are none, or missing."""
+    sizes = description.get("sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"sizes are expected to be whole numbers of 1 or more, got {str(sizes)[:100]}")
+    return sizes
 
 
 def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
@@ -165,53 +214,207 @@ def find_model(path: str | os.PathLike[str]) -> Path:
         path: a file, or a folder written by ``save`` or by a training run.
 
     Raises:
-        ModelFileError: the folder contains no such file, or two.
+        ModelFileError: the folder contains no such file, or two; or the run keeps the network of its best epoch,
+            and that is missing or another.
     """
     path = user_path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise ModelFileError(f"there is no run or saved network {path}: no such folder")
-    found = [path / name for name in (CHECKPOINT, MODEL) if (path / name).is_file()]
+    found = [path / name for name in (CHECKPOINT, MODEL) if (path / name).exists()]
     if not found:
         raise ModelFileError(
             f"there is no network in {path}: expected {CHECKPOINT} from a training run or {MODEL} from model.save"
         )
     if len(found) > 1:
         raise ModelFileError(f"{path} contains both {CHECKPOINT} and {MODEL}; give the path of one of them")
-    return found[0]
+    return best_file(found[0], read_content(found[0])) if found[0].name == CHECKPOINT else found[0]
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, HostArray]]:
-    """Description and tensors of the network in a file, without the optimizer's state."""
+def best_file(file: Path, content: Content) -> Path:
+    """The file of a run's resulting network: that of the best epoch if the run keeps it, otherwise `file` itself.
+
+    Args:
+        file: the run's checkpoint.
+        content: that of `file`.
+
+    Raises:
+        ModelFileError: the network of the best epoch is missing, damaged, or not that of this run.
+    """
+    best = content.groups.get("best")
+    if best is None or best == content.groups["history"]:  # the last epoch is the best one
+        return file
+    kept = file.parent / BEST / CHECKPOINT
+    if not kept.exists() or read_content(kept).groups.get("history") != best:
+        state = "is not of this run" if kept.exists() else "is missing"
+        raise ModelFileError(
+            f"{kept}, the network of the best epoch, {best.get('epochs')}, {state}; {file} has that of the last "
+            "epoch"
+        )
+    return kept
+
+
+# -- Files ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+        format: `FORMAT` or `CHECKPOINT_FORMAT`, also where the file has an older one.
+        groups: JSON objects, by name.
+        tensors: on the host, by name.
+    """
+
+    format: str
+    groups: dict[str, dict[str, Any]]
+    tensors: dict[str, HostArray]
+
+    def tensors_of(self, group: str) -> dict[str, HostArray]:
+        """The tensors of a group, or of a part such as ``"optimizer.velocity"``, by the rest of their names."""
+        prefix = "" if self.format == FORMAT else f"{group}."
+        return {
+            name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
+        }
+
+
+def file_bytes(form: str, groups: Mapping[str, Mapping[str, Any]], tensors: dict[str, HostArray]) -> bytes:
+    """The content of a file.
+
+    Args:
+        form: `FORMAT` or `CHECKPOINT_FORMAT`.
+        groups: values that JSON can represent, by name.
+        tensors: on the host.
+
+    Raises:
+        TypeError: JSON cannot represent a value.
+        ValueError: a value or a tensor holds NaN or infinity; the message names the tensor.
+    """
+    _check_finite(tensors)
+    metadata = {"format": form, **{name: json.dumps(group, allow_nan=False) for name, group in groups.items()}}
+    metadata["checksum"] = checksum(metadata, tensors)
+    return safetensors.numpy.save(tensors, metadata)
+
+
+def read_content(file: Path) -> Content:
+    """Read a file that `file_bytes` made, or one of gpumlp 0.1 or 0.2.
+
+    Raises:
+        ModelFileError: there is no such file, it cannot be read, it is damaged, or it is none of these; the
+            message names it.
+    """
     try:
-        with safetensors.safe_open(file, framework="numpy") as content:
-            metadata = content.metadata() or {}
-            found = metadata.get("format", "none")
-            prefix = _PREFIXES.get(found, "")
-            names = [name for name in content.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-            tensors = {name.removeprefix(prefix): content.get_tensor(name) for name in names}
-    except (OSError, safetensors.SafetensorError) as error:
+        metadata, tensors = _read_safetensors(file)
+        found = metadata.get("format", "none")
+        if found not in (*_GROUPS, *_OLD):
+            raise ModelFileError(
+                f"{file} is not a network of this version of gpumlp: expected format {' or '.join(_GROUPS)}, "
+                f"got {found[:100]}"
+            )
+        if found in _GROUPS and metadata.get("checksum") != checksum(metadata, tensors):
+            raise ValueError("its checksum is not that of its content")
+        form = _OLD.get(found, found)
+        groups = _old_groups(file, found, metadata) if found in _OLD else _groups(found, metadata)
+        known = ("layers",) if form == FORMAT else ("model", "optimizer")
+        foreign = [name for name in tensors if name.partition(".")[0] not in known]
+        if foreign:
+            raise ValueError(f"its tensor {foreign[0]} belongs to no group that this version of gpumlp knows")
+        wrong = [name for name, group in groups.items() if not isinstance(group, dict)]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: expected a JSON object")
+        _check_finite(tensors)
+    except ModelFileError:
+        raise
+    except FileNotFoundError:
+        raise ModelFileError(f"there is no file {file}") from None
+    except safetensors.SafetensorError as error:
         raise ModelFileError(
             f"{file} cannot be read as a safetensors file, it may be truncated: {error}"
         ) from error
-    if found not in _PREFIXES:
-        raise ModelFileError(
-            f"{file} is not a network of this version of gpumlp: expected format {' or '.join(_PREFIXES)}, "
-            f"got {found}"
-        )
-    if "model" not in metadata:
-        raise ModelFileError(
-            f"{file} was written by an older gpumlp and does not describe its network; "
-            f"python -m gpumlp.train --resume {file.parent} rewrites it"
-        )
-    try:
-        description = json.loads(metadata["model"])
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ModelFileError(f"{file} has a damaged header: {error}") from error
-    if not isinstance(description, dict):
-        raise ModelFileError(f"{file} has a damaged header: expected a JSON object, got {description!r}")
-    return description, tensors
+        raise ModelFileError(f"{file} is damaged: {error}") from error
+    return Content(form, groups, tensors)
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, HostArray]]:
+    """Metadata and tensors of any safetensors file."""
+    tensors = {}
+    read_file(file, 0)  # safe_open says of every file that it cannot open that there is none
+    with safetensors.safe_open(file, framework="numpy") as content:
+        for name in content.keys():  # noqa: SIM118 (no mapping)
+            kind = content.get_slice(name).get_dtype()
+            if kind not in _DTYPES:
+                raise ValueError(f"expected numbers as NumPy has them, got {kind} in {name}")
+            tensors[name] = content.get_tensor(name)
+        return content.metadata() or {}, tensors
+
+
+def _groups(form: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The groups in the metadata of a file. Raises ValueError if one is missing, unknown, or no JSON object."""
+    names = [name for name in metadata if name not in ("format", "checksum")]
+    unknown = [name for name in names if name not in _GROUPS[form]]
+    missing = [name for name in _GROUPS[form] if name not in (*names, *_OPTIONAL)]
+    if unknown:
+        raise ValueError(f"it holds {unknown[0]!r}, which this version of gpumlp does not know; use a newer one")
+    if missing:
+        raise ValueError(f"it lacks {missing[0]!r}")
+    groups = {}
+    for name in names:
+        try:
+            groups[name] = parse_object(metadata[name])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return groups
+
+
+def _old_groups(file: Path, form: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The groups of a file of gpumlp 0.1 or 0.2, whose checkpoints hold the lines of the history too."""
+    if "model" not in metadata:
+        raise ModelFileError(f"{file} was written by a gpumlp before 0.1 and does not describe its network")
+    model = parse_object(metadata["model"])
+    if _OLD[form] == FORMAT:
+        return {"model": model}
+    try:
+        state, config = parse_object(metadata["state"]), parse_object(metadata["config"])
+        lines = "".join(json.dumps(record) + "\n" for record in state["history"]).encode()
+        return {
+            "model": model,
+            "optimizer": {"steps": state["steps"]},
+            "config": config,
+            "data": state["dataset"],
+            "random": state["random_state"],
+            "history": {
+                "epochs": len(state["history"]),
+                "length": len(lines),
+                "checksum": hashlib.sha256(lines).hexdigest(),
+            },
+            "execution": state.get("execution", {}),
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its header lacks {error}") from error
+
+
+def checksum(metadata: Mapping[str, str], tensors: Mapping[str, HostArray]) -> str:
+    """SHA-256 of everything in a file but the checksum itself."""
+    digest = hashlib.sha256()
+    for name in sorted(metadata.keys() - {"checksum"}):
+        digest.update(json.dumps([name, metadata[name]]).encode())
+    for name in sorted(tensors):
+        digest.update(json.dumps([name, tensors[name].dtype.str, tensors[name].shape]).encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _check_finite(tensors: Mapping[str, HostArray]) -> None:
+    """Refuse NaN; infinity too, except in the optimizer's state, where a square may be too large for the dtype."""
+    for name, tensor in tensors.items():
+        bad = np.isnan(tensor) if name.startswith("optimizer.") else ~np.isfinite(tensor)
+        if bad.any():
+            raise ValueError(f"{name} holds {int(bad.sum()):,} values of {tensor.size:,} that are NaN or infinite")
 
 
 def class_names(model: MLP) -> list[str | int | float]:

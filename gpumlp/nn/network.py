@@ -324,12 +324,16 @@ class MLP:
     def load(cls: type[M], path: str | os.PathLike[str], *, device: str | Backend = "auto") -> M:
         """Load a network that was written by `save` or by a training run.
 
+        The network of a run with early stopping is that of its best epoch; ``checkpoint.safetensors`` in its
+        folder is that of the last one.
+
         Args:
             path: the folder given to `save`, the folder of a training run, or a ``.safetensors`` file from either.
             device: as for `MLP`; it may differ from the device of the training run.
 
         Raises:
-            ModelFileError: the file is missing, damaged, or of another format or version.
+            ModelFileError: the file is missing, damaged, of another format or version, or holds NaN; or the
+                network of a run's best epoch is missing.
             DeviceError: the device cannot be used.
         """
         from .model_file import load_model

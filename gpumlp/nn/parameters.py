@@ -43,12 +43,7 @@ class Parameters:
     """
 
     def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for index, size in enumerate(layer_sizes):
-            self.shapes[f"layers.{index}.weight"] = size
-        for index, (_, out_features) in enumerate(layer_sizes):
-            self.shapes[f"layers.{index}.bias"] = (out_features,)
-
+        self.shapes = shapes_of(layer_sizes)
         self._offsets: dict[str, int] = {}
         end = weights_end = 0
         for name, shape in self.shapes.items():
@@ -92,16 +87,32 @@ class Parameters:
         if not isinstance(tensors, Mapping):
             raise TypeError(f"tensors are expected by name, as state_dict() returns them, got {shown(tensors)}")
         tensors = {name: to_host(tensor) for name, tensor in tensors.items()}
-        problems = [f"{name} is missing" for name in self.shapes if name not in tensors]
-        problems += [f"{name} is not part of this network" for name in tensors if name not in self.shapes]
-        problems += [
-            f"{name} is expected to have shape {self.shapes[name]}, got {tensor.shape}"
-            for name, tensor in tensors.items()
-            if name in self.shapes and tensor.shape != self.shapes[name]
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        check_tensors(self.shapes, tensors)
         flat = np.zeros(self.data.shape, dtype=self.data.dtype)
         for name, view in self.views(flat).items():
             view[...] = tensors[name]
         return backend.asarray(flat)
+
+
+def shapes_of(layer_sizes: list[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors by name; `layer_sizes` are inputs and outputs of each layer."""
+    weights = {f"layers.{index}.weight": size for index, size in enumerate(layer_sizes)}
+    biases = {f"layers.{index}.bias": (outputs,) for index, (_, outputs) in enumerate(layer_sizes)}
+    return {**weights, **biases}
+
+
+def check_tensors(shapes: dict[str, tuple[int, ...]], tensors: dict[str, HostArray]) -> None:
+    """Check that there is a tensor of each shape and no other.
+
+    Raises:
+        ValueError: tensors are missing, unknown, or of another shape; the message lists all of them.
+    """
+    problems = [f"{name} is missing" for name in shapes if name not in tensors]
+    problems += [f"{name} is not part of this network" for name in tensors if name not in shapes]
+    problems += [
+        f"{name} is expected to have shape {shapes[name]}, got {tensor.shape}"
+        for name, tensor in tensors.items()
+        if name in shapes and tensor.shape != shapes[name]
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -122,7 +122,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     _, model, test = load_run(path, device, data_dir)
     run = open_run(path, lenient=True)
-    known = [dataclasses.asdict(record) for record in run.checkpoint.history]
+    known = [dataclasses.asdict(record) for record in run.history]
     return Run(
         name=run.path.name,  # read_runs makes it unique
         path=run.path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ..files import user_path, write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
-from .history import MONITORS, Best
+from .history import MONITORS, Best, BestSoFar
 from .trainer import Callback, Trainer
 
 
@@ -25,6 +24,7 @@ class _Monitoring(Callback):
         self.min_delta = number("min_delta", min_delta, 0)
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        self._so_far = BestSoFar(self.monitor, self.min_delta)
         if self.monitor.startswith("validation") and trainer.validation_batches is None:
             raise ValueError(
                 f"{type(self).__name__} watches {self.monitor}, but there are no validation samples; give some, "
@@ -33,7 +33,7 @@ class _Monitoring(Callback):
 
     def best(self, trainer: Trainer) -> Best | None:
         """The best epoch so far, from the history alone, which is saved with a run."""
-        return trainer.history.best(self.monitor, self.min_delta)
+        return self._so_far.add_new(trainer.history)
 
 
 class EarlyStopping(_Monitoring):
@@ -146,5 +146,5 @@ class BestCheckpoint(_Monitoring):
     def on_epoch_end(self, trainer: Trainer) -> None:
         best = self.best(trainer)
         if best is not None and best.since == 0:
-            facts = {"epoch": str(best.epoch), self.monitor: json.dumps(best.value)}
-            write_atomically(self.path, model_bytes(trainer.model, facts))
+            selection = {"epoch": best.epoch, "monitor": self.monitor, "value": best.value}
+            write_atomically(self.path, model_bytes(trainer.model, selection))

@@ -1,82 +1,124 @@
-"""Checkpoints: everything that training needs to continue, in one safetensors file (no pickle)."""
+"""Checkpoints: everything that training needs to continue, in one safetensors file and the history beside it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.numpy
-
 from ..backends import Backend, HostArray
 from ..files import write_atomically
-from ..nn.model_file import describe, set_facts
+from ..nn.hyperparameters import numbers
+from ..nn.model_file import (
+    CHECKPOINT_FORMAT,
+    Content,
+    ModelFileError,
+    best_file,
+    build_model,
+    describe,
+    file_bytes,
+    read_content,
+    sizes_of,
+)
 from ..nn.network import MLP
 from .config import Config, ConfigError
-from .history import EpochRecord, History
+from .history import History
+from .history_file import CheckpointError, HistoryPart, history_path, read_history
 from .trainer import Trainer
 
-FORMAT = "gpumlp-checkpoint-1"
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint, or not one of this network; the message names the difference."""
+__all__ = ["Checkpoint", "CheckpointError", "execution_record"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """What a checkpoint holds. Each attribute but the last two is a group of the file, see `gpumlp.nn.model_file`.
 
     Attributes:
-        config: of the run, resolved.
-        sizes: of the network's layers.
-        dataset: name, fingerprint and other facts of the data set.
-        tensors: ``model.layers.0.weight``, ..., ``optimizer.velocity.layers.0.weight``, ..., on the host.
-        steps: optimizer steps taken.
-        random_state: of the generator of the batch order.
-        history: of the finished epochs.
         model: the network's description, with which ``MLP.load`` needs nothing else of a checkpoint.
+        steps: optimizer steps taken.
+        config: of the run, resolved.
+        dataset: name, fingerprint and other facts of the data set.
+        random_state: of the generator of the batch order.
+        part: the part of the run's history file that belongs to the checkpoint.
         execution: how the steps were run: ``device``, ``name``, ``reason`` and ``threads`` (see
             `gpumlp.backends.Execution`); empty in runs of earlier versions.
+        best: with early stopping: the part of the history up to the best epoch, whose network the run keeps.
+        tensors: ``model.layers.0.weight``, ..., ``optimizer.velocity.layers.0.weight``, ..., on the host.
+        path: that of the file.
     """
 
-    config: Config
-    sizes: list[int]
-    dataset: dict[str, Any]
-    tensors: dict[str, HostArray]
+    model: dict[str, Any]
     steps: int
+    config: Config
+    dataset: dict[str, Any]
     random_state: dict[str, Any]
-    history: History
-    model: dict[str, Any] = field(default_factory=dict)
-    execution: dict[str, Any] = field(default_factory=dict)
+    part: HistoryPart
+    execution: dict[str, Any]
+    best: HistoryPart | None
+    tensors: dict[str, HostArray]
+    path: Path = field(default=Path("checkpoint"))
 
     @classmethod
-    def of(cls, trainer: Trainer, config: Config) -> Checkpoint:
-        """The present state of a trainer. Waits for the device."""
+    def of(
+        cls, trainer: Trainer, config: Config, part: HistoryPart, best: HistoryPart | None = None
+    ) -> Checkpoint:
+        """The present state of a trainer, whose history is in the given part of a file. Waits for the device."""
         model, train = trainer.model, trainer.train_set
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for buffer, flat in trainer.optimizer_state.buffers.items():
             named = model.parameters.to_host(flat, model.backend)
             tensors |= {f"optimizer.{buffer}.{name}": tensor for name, tensor in named.items()}
         return cls(
+            model=describe(model),
+            steps=trainer.optimizer_state.steps,
             config=config,
-            sizes=model.sizes,
             dataset={
                 "name": train.name,
                 "classes": train.classes,
                 "train_fingerprint": train.fingerprint(),
                 "label_entropy": train.label_entropy,
             },
-            tensors=tensors,
-            steps=trainer.optimizer_state.steps,
             random_state=trainer.random_state(),
-            history=trainer.history,
-            model=describe(model),
+            part=part,
             execution=execution_record(trainer),
+            best=best,
+            tensors=tensors,
         )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the network's layers."""
+        return sizes_of(self.model)
+
+    @property
+    def epochs(self) -> int:
+        """Number of finished epochs."""
+        return self.part.epochs
+
+    @cached_property
+    def history(self) -> History:
+        """The finished epochs, from the run's history file.
+
+        Raises:
+            CheckpointError: they are not there, or damaged.
+        """
+        return read_history(history_path(self.path.parent), self.part, len(self.sizes) - 1)
+
+    @cached_property
+    def result(self) -> Checkpoint:
+        """That of the run's resulting network: of the best epoch if the run keeps it, otherwise this one.
+
+        Raises:
+            CheckpointError: the network of the best epoch is missing, damaged, or not that of this run.
+        """
+        try:
+            path = best_file(self.path, Content(CHECKPOINT_FORMAT, self._groups(), {}))
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from error
+        return self if path == self.path else Checkpoint.load(path)
 
     def make_model(self, device: str | Backend) -> MLP:
         """The network as it was saved, on any device.
@@ -85,46 +127,46 @@ class Checkpoint:
             CheckpointError: the tensors are not those of the network that the header describes.
         """
         try:
-            model = MLP(
-                self.sizes,
-                self.config.activation,
-                initializer=self.config.make_initializer(),
-                seed=self.config.seed,
-                device=device,
-                dtype=self.config.dtype,
-            )
-            model.load_state_dict(self._group("model."))
-            if self.model:
-                set_facts(model, self.model)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the weights do not fit MLP({self.sizes}): {error}") from error
-        return model
+            return build_model(MLP, self._content(), self.path, device)
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from error
 
     def restore(self, trainer: Trainer) -> None:
         """Put a new trainer of the same configuration, including its network, into the saved state.
 
         Raises:
-            CheckpointError: the data set or the optimizer's state is different.
+            CheckpointError: the data set, the optimizer's state or the history is different.
         """
         found, expected = trainer.train_set.fingerprint(), self.dataset["train_fingerprint"]
         if found != expected:
-            raise CheckpointError(f"the run was trained on other data: expected {expected}, got {found}")
+            raise CheckpointError(
+                f"{self.path}: the run was trained on other data: expected {expected}, got {found}"
+            )
+        content, history = self._content(), self.history
         parameters, backend = trainer.model.parameters, trainer.model.backend
         try:
-            trainer.model.load_state_dict(self._group("model."))
+            trainer.model.load_state_dict(content.tensors_of("model"))
+            buffers = {}
+            for name in trainer.optimizer_state.buffers:
+                tensors = content.tensors_of(f"optimizer.{name}")
+                try:
+                    flat = parameters.from_host(tensors, backend)
+                except ValueError as error:
+                    raise ValueError(f"the optimizer's {name} does not fit the network: {error}") from error
+                wrong = [key for key, tensor in tensors.items() if tensor.dtype != trainer.model.dtype]
+                if wrong:
+                    raise ValueError(f"the optimizer's {name}: {wrong[0]} is expected to be {trainer.model.dtype}")
+                buffers[name] = backend.to_numpy(flat)
+            used = {f"optimizer.{name}.{tensor}" for name in buffers for tensor in parameters.shapes}
+            foreign = [name for name in self.tensors if name.startswith("optimizer.") and name not in used]
+            if foreign:
+                raise ValueError(f"{foreign[0]} is not part of the optimizer's state")
         except ValueError as error:
-            raise CheckpointError(f"the weights do not fit {trainer.model}: {error}") from error
-        buffers = {}
-        for name in trainer.optimizer_state.buffers:
-            try:
-                flat = parameters.from_host(self._group(f"optimizer.{name}."), backend)
-            except ValueError as error:
-                raise CheckpointError(f"the optimizer's {name} does not fit the network: {error}") from error
-            buffers[name] = backend.to_numpy(flat)
+            raise CheckpointError(f"{self.path} is damaged: {error}") from error
         try:
-            trainer.restore(buffers, self.steps, self.random_state, History(self.history.records))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the random state cannot be restored: {error}") from error
+            trainer.restore(buffers, self.steps, self.random_state, History(history.records))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: the random state cannot be restored: {error}") from error
 
     def save(self, path: Path) -> None:
         """Write the file atomically.
@@ -132,64 +174,75 @@ class Checkpoint:
         Raises:
             OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
         """
-        state = {
-            "sizes": self.sizes,
-            "dataset": self.dataset,
-            "steps": self.steps,
-            "random_state": self.random_state,
-            "execution": self.execution,
-        }
-        lines = ", ".join(record.to_json() for record in self.history)
-        metadata = {
-            "format": FORMAT,
-            "config": json.dumps(dataclasses.asdict(self.config)),
-            "state": f'{json.dumps(state)[:-1]}, "history": [{lines}]}}',
-            "model": json.dumps(self.model),
-        }
-        write_atomically(path, safetensors.numpy.save(self.tensors, metadata))
+        write_atomically(path, file_bytes(CHECKPOINT_FORMAT, self._groups(), self.tensors))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote, or one of gpumlp 0.1 or 0.2.
 
         Raises:
             CheckpointError: it is missing, damaged, or not a checkpoint of gpumlp.
         """
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except FileNotFoundError:
-            raise CheckpointError(f"there is no checkpoint {path}; give the folder of a run") from None
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
-        found = metadata.get("format", "none")
-        if found != FORMAT:
-            raise CheckpointError(
-                f"{path} is no checkpoint of this version of gpumlp: expected format {FORMAT}, got {found}"
-            )
+            content = read_content(path)
+        except ModelFileError as error:
+            if not path.exists():
+                raise CheckpointError(f"there is no checkpoint {path}; give the folder of a run") from None
+            raise CheckpointError(str(error)) from error
+        if content.format != CHECKPOINT_FORMAT:
+            raise CheckpointError(f"{path} is no checkpoint of a training run, but a network that was saved")
+        groups = content.groups
         try:
-            state = json.loads(metadata["state"])
+            best = groups.get("best")
+            sizes_of(groups["model"])
             return cls(
-                config=Config.from_dict(json.loads(metadata["config"])),
-                sizes=[int(size) for size in state["sizes"]],
-                dataset=dict(state["dataset"]),
-                tensors=tensors,
-                steps=int(state["steps"]),
-                random_state=state["random_state"],
-                history=History([EpochRecord.from_dict(record) for record in state["history"]]),
-                model=json.loads(metadata.get("model", "{}")),
-                execution=dict(state.get("execution", {})),
+                model=groups["model"],
+                steps=_steps(groups["optimizer"]),
+                config=Config.from_dict(groups["config"]),
+                dataset=_data(groups["data"]),
+                random_state=groups["random"],
+                part=HistoryPart.from_dict(groups["history"]),
+                execution=groups["execution"],
+                best=None if best is None else HistoryPart.from_dict(best),
+                tensors=content.tensors,
+                path=path,
             )
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} has a damaged header: {type(error).__name__}: {error}") from error
+        except (ConfigError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} has a damaged header: {reason}") from error
 
-    def _group(self, prefix: str) -> dict[str, HostArray]:
+    def _groups(self) -> dict[str, dict[str, Any]]:
         return {
-            name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
+            "model": self.model,
+            "optimizer": {"steps": self.steps},
+            "config": dataclasses.asdict(self.config),
+            "data": self.dataset,
+            "random": self.random_state,
+            "history": vars(self.part),
+            "execution": self.execution,
+            **({} if self.best is None else {"best": vars(self.best)}),
         }
+
+    def _content(self) -> Content:
+        return Content(CHECKPOINT_FORMAT, {"model": self.model}, self.tensors)
 
 
 def execution_record(trainer: Trainer) -> dict[str, Any]:
     """How a trainer's steps are run, for the files of a run."""
     return {"device": trainer.model.backend.name, **trainer.execution._asdict()}
+
+
+def _steps(optimizer: Mapping[str, Any]) -> int:
+    steps = optimizer.get("steps")
+    if set(optimizer) != {"steps"} or type(steps) is not int or steps < 0:
+        raise ValueError(f"optimizer: expected the number of steps, got {str(dict(optimizer))[:100]}")
+    return steps
+
+
+def _data(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a data set, checked."""
+    entropy = facts.get("label_entropy")  # unknown in runs of earlier versions
+    texts = all(isinstance(facts.get(name), str) for name in ("name", "train_fingerprint"))
+    if not texts or not (entropy is None or numbers(0).accepts(entropy)):
+        raise ValueError(f"data: expected name, train_fingerprint and label_entropy, got {str(facts)[:100]}")
+    return facts

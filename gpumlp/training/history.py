@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..nn.optimizers import SGD, Optimizer, Penalty
@@ -72,10 +71,6 @@ class EpochRecord:
     layers: tuple[LayerStatistics, ...] | None = None
 
     def to_json(self) -> str:
-        return self._json
-
-    @cached_property
-    def _json(self) -> str:  # kept, because every checkpoint holds the lines of all epochs before
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.layers is not None:
             values["layers"] = [vars(layer) for layer in self.layers]
@@ -98,27 +93,55 @@ class Best(NamedTuple):
     since: int
 
 
+class BestSoFar:
+    """The best epoch of a column that grows; an epoch costs the same however many there were before.
+
+    Args:
+        monitor: the name of the column: a loss is best where it is lowest, an accuracy where it is highest.
+        min_delta: a value is a new best one only if it is better by more than this.
+
+    Attributes:
+        epochs: number of values that were added.
+    """
+
+    def __init__(self, monitor: str = "validation_loss", min_delta: float = 0.0) -> None:
+        self.monitor, self.min_delta = monitor, min_delta
+        self.epochs = 0
+        self._sign = -1.0 if MONITORS[monitor] else 1.0
+        self._best: tuple[int, float] | None = None
+
+    def add(self, value: float | None) -> None:
+        """Add the value of the next epoch; None and what is not finite is passed over."""
+        self.epochs += 1
+        if value is None or not math.isfinite(value):
+            return
+        if self._best is None or self._sign * value < self._sign * self._best[1] - self.min_delta:
+            self._best = self.epochs, value
+
+    def add_new(self, history: History) -> Best | None:
+        """Add the epochs of a history that were not added before; returns `best`."""
+        for record in history.records[self.epochs :]:
+            self.add(getattr(record, self.monitor))
+        return self.best
+
+    @property
+    def best(self) -> Best | None:
+        """The best epoch; None without an epoch or without values."""
+        return None if self._best is None else Best(*self._best, self.epochs - self._best[0])
+
+
 def best_epoch(
     values: Sequence[float | None], monitor: str = "validation_loss", min_delta: float = 0.0
 ) -> Best | None:
-    """The best epoch of a column; None without an epoch or without values.
-
-    Args:
-        values: a value for each epoch; None and what is not finite is passed over.
-        monitor: the name of the column: a loss is best where it is lowest, an accuracy where it is highest.
-        min_delta: a value is a new best one only if it is better by more than this.
+    """The best epoch of a column, a value for each epoch; see `BestSoFar`.
 
     >>> best_epoch([0.5, 0.3, 0.4], "train_loss")
     Best(epoch=2, value=0.3, since=1)
     """
-    sign = -1.0 if MONITORS[monitor] else 1.0
-    best: tuple[int, float] | None = None
-    for epoch, value in enumerate(values, 1):
-        if value is None or not math.isfinite(value):
-            continue
-        if best is None or sign * value < sign * best[1] - min_delta:
-            best = epoch, value
-    return None if best is None else Best(*best, len(values) - best[0])
+    so_far = BestSoFar(monitor, min_delta)
+    for value in values:
+        so_far.add(value)
+    return so_far.best
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,17 +15,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import remove_leftovers, user_path, write_atomically
-from ..nn.model_file import CHECKPOINT, MODEL
-from .checkpoint import Checkpoint, CheckpointError
+from ..nn.model_file import BEST, CHECKPOINT, MODEL
+from .checkpoint import Checkpoint
 from .config import Config, ConfigError, with_present_names
-from .history import MONITORS, EpochRecord, Finding, best_epoch
+from .history import BestSoFar, EpochRecord, Finding, History, best_epoch
+from .history_file import (
+    HISTORY,
+    CheckpointError,
+    HistoryFile,
+    HistoryPart,
+    history_path,
+    is_best,
+    is_number,
+    read_lines,
+    read_object,
+)
+from .lock import LOCK, RunLock
 from .tensorboard import remove_event_files
 from .trainer import Callback, Trainer
 
 T = TypeVar("T")
 
-CONFIG, HISTORY, METRICS, DIVERGED = "config.json", "history.jsonl", "metrics.json", "diverged.json"
-BEST = "best"  # the folder within a run's for the network of the best epoch
+CONFIG, METRICS, DIVERGED = "config.json", "metrics.json", "diverged.json"
 REPORT = "report.html"
 EXPORTED = (
     "network.onnx",
@@ -35,11 +44,9 @@ EXPORTED = (
     "network.npz",
     "network.html",
 )  # by `gpumlp.export`
-RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL)  # that no other command may overwrite
+RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
 
-# What the line of an epoch must hold; other versions may write more. Numbers of the metrics.
-_EPOCH_NUMBERS = ("epoch", "train_loss", "train_accuracy", "learning_rate", "seconds", "samples_per_second")
-_METRIC_NUMBERS = ("test_accuracy", "test_loss", "seconds", "samples_per_second")
+_METRIC_NUMBERS = ("test_accuracy", "test_loss", "network_epoch", "seconds", "samples_per_second")
 
 
 def is_run(folder: Path) -> bool:
@@ -74,8 +81,7 @@ class Run:
     @property
     def is_best(self) -> bool:
         """Is this the network of the best epoch of another run?"""
-        path = self.path.resolve()
-        return path.name == BEST and (path.parent / CHECKPOINT).exists()
+        return is_best(self.path)
 
     @property
     def finished(self) -> bool:
@@ -94,20 +100,30 @@ class Run:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The configuration as JSON has it, with defaults for the options that the run's version did not know."""
-        values = _read_object(self.path / CONFIG) or {} if self._has_files else json.loads(self.config.to_json())
+        values = read_object(self.path / CONFIG) or {} if self._has_files else json.loads(self.config.to_json())
         return {**json.loads(Config().to_json()), **with_present_names(values)}
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of the history file, an epoch each; none without the file."""
-        return [] if self.is_best else self._read(lambda: _read_lines(self.path / HISTORY), [])
+        """A dictionary for each finished epoch, in order: the fields of `EpochRecord` and any others."""
+        return self._read(self._read_lines, [])
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """A dictionary for each finished epoch, in order: the fields of `EpochRecord` and any others."""
-        if self._has_files:
-            return self.lines
-        return [dataclasses.asdict(record) for record in self.checkpoint.history]
+        """The same as `lines`."""
+        return self.lines
+
+    @cached_property
+    def history(self) -> History:
+        """The epochs of the checkpoint; none if the history file is damaged and the run is read leniently."""
+        if not self.lines and self._damaged:
+            return History()
+        return self._read(lambda: self.checkpoint.history, History())
+
+    @property
+    def network_epoch(self) -> int:
+        """The epoch whose network commands use: the best one if the run keeps it, otherwise the last."""
+        return self.checkpoint.result.epochs
 
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
@@ -129,7 +145,7 @@ class Run:
     @property
     def damaged(self) -> list[str]:
         """A sentence for each damaged file that was done without."""
-        _ = self.metrics, self.diverged, self.lines
+        _ = self.metrics, self.diverged, self.history
         return self._damaged
 
     def check(self) -> None:
@@ -209,12 +225,23 @@ class Run:
             self._damaged.append(" ".join(str(error).split()))
             return otherwise
 
+    def _read_lines(self) -> list[dict[str, Any]]:
+        path = history_path(self.path)
+        lines = read_lines(path)
+        if self.is_best:
+            return lines[: self.checkpoint.epochs]
+        if not path.exists() and (self.path / CHECKPOINT).exists() and self.checkpoint.epochs:
+            raise CheckpointError(f"{path} is missing, which has the epochs of the run")
+        return lines
+
     def _read_metrics(self) -> dict[str, Any] | None:
-        metrics = _read_object(self.path / METRICS)
+        metrics = read_object(self.path / METRICS)
         for name in _METRIC_NUMBERS:
             value = (metrics or {}).get(name)
-            if value is not None and not _is_number(value):
-                raise CheckpointError(f"{self.path / METRICS} is damaged: {name} is {value!r}, expected a number")
+            if value is not None and not is_number(value):
+                raise CheckpointError(
+                    f"{self.path / METRICS} is damaged: {name} is {str(value)[:100]!r}, expected a number"
+                )
         return metrics
 
 
@@ -230,61 +257,29 @@ def open_run(path: str | Path, *, lenient: bool = False) -> Run:
     return run
 
 
+def network_note(path: str | Path) -> str | None:
+    """Which network a run stands for, where that is not the one of its last epoch.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged or missing.
+    """
+    run = Run(path)
+    if not (run.path / CHECKPOINT).is_file() or run.network_epoch == run.checkpoint.epochs:
+        return None
+    return f"network of the best epoch, {run.network_epoch:,} of {run.checkpoint.epochs:,}, in {run.path / BEST}"
+
+
 def has_parts(value: Any) -> bool:
     """Does a value of an epoch hold more than one number?"""
     return isinstance(value, list | tuple | dict)
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object")
-    return values
-
-
 def _read_finding(path: Path) -> Finding:
-    values = _read_object(path) or {}
+    values = read_object(path) or {}
     if not all(isinstance(values.get(name), str) for name in ("name", "message")):
         raise CheckpointError(f"{path} is damaged: expected a name and a message")
     layer = values.get("layer")
     return Finding(values["name"], values["message"], layer if isinstance(layer, int) else None)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    epochs = []
-    for number, line in enumerate(
-        lines[:-1], 1
-    ):  # after the end of the last line there is nothing, or half a line
-        try:
-            epoch = json.loads(line)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: line {number} is no JSON: {error}") from error
-        numbers_known = isinstance(epoch, dict) and all(_is_number(epoch.get(name)) for name in _EPOCH_NUMBERS)
-        if not (numbers_known and all(epoch.get(name) is None or _is_number(epoch[name]) for name in MONITORS)):
-            raise CheckpointError(f"{path} is damaged: line {number} is not that of an epoch")
-        layers = epoch.get("layers")
-        if layers is not None and not (isinstance(layers, list) and all(isinstance(x, dict) for x in layers)):
-            raise CheckpointError(
-                f"{path} is damaged: line {number} is not that of an epoch: layers is {layers!r}"
-            )
-        epochs.append(epoch)
-    return epochs
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # -- Writing -------------------------------------------------------------------------------------------------
@@ -293,38 +288,74 @@ def _is_number(value: Any) -> bool:
 class RunFolder(Callback):
     """Saves a run as it is trained; whenever the process dies, the folder holds a whole checkpoint.
 
-    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint carries the
-    history up to itself, so that a line which is ahead of it is dropped when the run is resumed.
+    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint says which part
+    of the history belongs to it, so that a line which is ahead of it is dropped when the run is resumed. With
+    early stopping, a checkpoint of the best epoch is kept in the folder ``best`` beside it.
+
+    Args:
+        path: the folder.
+        config: of the run.
+        resumed: the checkpoint from which the run is resumed, in the same folder.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, resumed: Checkpoint | None = None) -> None:
         self.path = path
         self.config = config
-        self._lines = self._saved = -1  # epochs in the history file and in the checkpoint
+        self.resumed = resumed
+        self._history = HistoryFile(path / HISTORY)
+        self._so_far = BestSoFar("validation_loss")
+        self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
+        self._saved = -1  # epochs in the checkpoint
+        self._lock: RunLock | None = None
 
     @classmethod
     def create(cls, config: Config, dataset: str) -> RunFolder:
-        """A folder for a new run: ``config.out``, or ``runs/<time>-<dataset>``.
+        """A locked folder for a new run: ``config.out``, or ``runs/<time>-<dataset>``.
 
         Raises:
-            ConfigError: there is a run in it and `overwrite` is not set.
+            ConfigError: there is a run in it and `overwrite` is not set, or another process is training one there.
             OSError: it cannot be made.
         """
         if config.out is None:
-            return cls(_new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}"), config)
+            path = _new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}")
+            return cls(path, config).locked()
         path = user_path(config.out)
         if Run(path).is_best:
             raise ConfigError(
                 f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
             )
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path, config).locked()
         if _holds_run(path) and not config.overwrite:
+            folder.release()
             state = "a finished" if (path / METRICS).exists() else "an unfinished"
             raise ConfigError(
                 f"out: {path} holds {state} run; resume it (--resume {path}), replace it (--overwrite), "
                 "or choose another folder"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, config)
+        return folder
+
+    def locked(self) -> RunFolder:
+        """The same, once no other process writes into the folder.
+
+        Raises:
+            ConfigError: one does.
+            OSError: the folder cannot be written.
+        """
+        self._lock = RunLock(self.path)
+        return self
+
+    def release(self) -> None:
+        """Let other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @property
     def saved(self) -> bool:
@@ -335,6 +366,16 @@ class RunFolder(Callback):
         # The checkpoint first: from then on the run can be resumed; one that it replaces is there until then.
         # Metrics are those of a finished run, which this no longer is.
         used = _holds_run(self.path)
+        if used or self.config.early_stopping:
+            self._best_folder()  # refused before anything is written
+        if self.resumed is not None and self.resumed.epochs == trainer.epoch:
+            lines, self._best = self.resumed.part.read(self.path / HISTORY), self.resumed.best
+        else:
+            lines, self._best = "".join(record.to_json() + "\n" for record in trainer.history).encode(), None
+        self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
+        self._so_far = BestSoFar("validation_loss")
+        if self.config.early_stopping and self._best is None:
+            self._best = self._kept_before(trainer.history, lines)
         self._save_checkpoint(trainer)
         remove_leftovers(self.path)
         self._remove(METRICS, DIVERGED)
@@ -342,7 +383,7 @@ class RunFolder(Callback):
             self._remove(REPORT)
         if used and trainer.epoch == 0:  # files about the network before must not be taken for this one's
             self._remove(*EXPORTED)
-            best = RunFolder(self.path / BEST, self.config)
+            best = RunFolder(self._best_folder(), self.config)
             best.remove_all_but_checkpoint()
             best._remove(CHECKPOINT)
             with suppress(OSError):  # there is none, or the user's own files are in it
@@ -350,22 +391,30 @@ class RunFolder(Callback):
         if trainer.epoch == 0:
             remove_event_files(self.path)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
-        lines = "".join(record.to_json() + "\n" for record in trainer.history)
-        write_atomically(self.path / HISTORY, lines.encode())
-        self._lines = trainer.epoch
+        self._history.write()
+        self._save_best(trainer)  # the process may have died before it was saved
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        _append_line(self.path / HISTORY, trainer.history.records[-1].to_json())
-        self._lines = trainer.epoch
+        self._history.append(trainer.history.records[-1])
         self._save_checkpoint(trainer)
+        self._save_best(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None:
         # An interrupt may have come between the epoch and its checkpoint.
-        if self._saved != -1 and self._saved != trainer.epoch:
-            if self._lines == trainer.epoch:
-                self._save_checkpoint(trainer)
-            else:
-                self.on_epoch_end(trainer)
+        if self.saved and self._saved != trainer.epoch:
+            if self._history.part.epochs != trainer.epoch:
+                self._history.append(trainer.history.records[-1])
+            self._save_checkpoint(trainer)
+        if self.saved:
+            self._save_best(trainer)
+
+    def result(self) -> Checkpoint:
+        """The checkpoint of the resulting network: that of the best epoch if it is kept, otherwise the last one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return Checkpoint.load(self.path / CHECKPOINT).result
 
     def remove_all_but_checkpoint(self) -> None:
         """Remove what was written about an earlier state of the network, except its training data."""
@@ -387,41 +436,38 @@ class RunFolder(Callback):
                 path.unlink()
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
-        Checkpoint.of(trainer, self.config).save(self.path / CHECKPOINT)
+        best = self._so_far.add_new(trainer.history) if self.config.early_stopping else None
+        if best is not None and best.since == 0:
+            self._best = self._history.part
+        kept = self._best if self.config.early_stopping else None
+        Checkpoint.of(trainer, self.config, self._history.part, kept).save(self.path / CHECKPOINT)
         self._saved = trainer.epoch
 
+    def _save_best(self, trainer: Trainer) -> None:
+        """Keep the network if it is the best one so far."""
+        if self.config.early_stopping and trainer.epoch and self._best == self._history.part:
+            folder = self._best_folder()
+            folder.mkdir(exist_ok=True)
+            Checkpoint.of(trainer, self.config, self._best, self._best).save(folder / CHECKPOINT)
+            RunFolder(folder, self.config).remove_all_but_checkpoint()  # it was about another network
 
-class BestFolder(Callback):
-    """Keeps the state after the epoch of the lowest validation loss: a checkpoint in a folder within the run's."""
+    def _kept_before(self, history: History, lines: bytes) -> HistoryPart | None:
+        """The part up to the best epoch, if its network was kept by an earlier version or before a pause."""
+        best = history.best("validation_loss")
+        with suppress(CheckpointError):
+            part = Checkpoint.load(self.path / BEST / CHECKPOINT).part
+            if best is not None and part == HistoryFile(Path(), lines[: part.length], best.epoch).part:
+                return part
+        return None
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
-        self.path = run.path / BEST
-
-    def on_train_begin(self, trainer: Trainer) -> None:
-        self.on_epoch_end(trainer)  # the process may have died before this was saved
-
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        best = trainer.history.best("validation_loss")
-        if best is not None and best.since == 0:
-            self.path.mkdir(exist_ok=True)
-            Checkpoint.of(trainer, self.run.config).save(self.path / CHECKPOINT)
-            RunFolder(self.path, self.run.config).remove_all_but_checkpoint()  # it was about another network
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Add a line to a file, in one write, so that a reader never sees half of it; on a full disk, none of it."""
-    content = line.encode() + b"\n"
-    with open(path, "ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            written = file.write(content)
-            if written != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError as error:
-            file.truncate(end)
-            error.filename = error.filename or str(path)
-            raise
+    def _best_folder(self) -> Path:
+        """The folder for the best network. Raises CheckpointError if it is a link, which leads out of the run."""
+        path = self.path / BEST
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link, and a run writes only into its own folder: remove the link"
+            )
+        return path
 
 
 def _holds_run(folder: Path) -> bool:

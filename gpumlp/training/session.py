@@ -16,7 +16,7 @@ import gpumlp
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
-from ..nn.model_file import CHECKPOINT
+from ..nn.model_file import BEST
 from ..nn.network import MLP, Evaluation
 from ..words import listed
 from . import tensorboard
@@ -26,7 +26,7 @@ from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import Finding, History, starting_seconds, throughput
 from .progress import Progress, percent
-from .run import BEST, BestFolder, Run, RunFolder, open_run
+from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
 
@@ -65,13 +65,15 @@ def train(config: Config) -> Outcome:
     )
     trainer = _trainer(model, training, config)
     _ = trainer.execution  # an ExecutionError before the folder is made
-    folder = RunFolder.create(config, training.name)
-    folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
-    return _run(trainer, test, folder, display)
+    with RunFolder.create(config, training.name) as folder:
+        folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
+        return _run(trainer, test, folder, display)
 
 
 def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[Run, MLP, Dataset]:
     """A saved run, its network on a device of choice, and its test set.
+
+    The network is that of the best epoch if the run keeps it (``run.network_epoch``), otherwise of the last one.
 
     Args:
         path: the folder.
@@ -84,13 +86,13 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     """
     run = open_run(path)
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
-    model = run.checkpoint.make_model(device or config.device)
+    model = run.checkpoint.result.make_model(device or config.device)
     training, test, _ = load_dataset(config.dataset, config.data_dir)
     _check_data(run.checkpoint, training)
     expected = (Run(path, lenient=True).metrics or {}).get("test_fingerprint")
     if expected not in (None, test.fingerprint()):
         raise CheckpointError(
-            f"the run was tested on other data: expected a test set {expected}, but {test.name} has "
+            f"{path}: the run was tested on other data: expected a test set {expected}, but {test.name} has "
             f"{test.fingerprint()}; evaluate it on the data it was made with"
         )
     return run, model, test
@@ -121,26 +123,30 @@ def _open_to_resume(path: str) -> Run:
 
 
 def _resume(config: Config, display: Progress) -> Outcome:
-    run = _open_to_resume(given(config.resume))
-    checkpoint, saved = run.checkpoint, run.config
-    names = [field.name for field in dataclasses.fields(Config)]
-    allowed = options_marked("on_resume")
-    changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
-    refused = [name for name in changed if name not in allowed]
-    if refused:
-        raise ConfigError(
-            f"{', '.join(refused)}: a run is resumed with its own configuration; only "
-            f"{', '.join(name for name in allowed if name != 'resume')} can be changed"
-        )
-    if given(config.epochs) < len(checkpoint.history):
-        raise ConfigError(f"epochs: the run has {len(checkpoint.history)} already, got {config.epochs}")
-    training, test = _data(config, display)
-    _check_data(checkpoint, training)
-    trainer = _trainer_as_before(config, checkpoint, training, display)
-    checkpoint.restore(trainer)
-    folder_config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
-    display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
-    return _run(trainer, test, RunFolder(run.path, folder_config), display)
+    path = given(config.resume)
+    run = _open_to_resume(path)
+    with RunFolder(run.path, run.config).locked() as folder:
+        run = _open_to_resume(path)  # again: until now, another process may have trained it
+        checkpoint, saved = run.checkpoint, run.config
+        names = [field.name for field in dataclasses.fields(Config)]
+        allowed = options_marked("on_resume")
+        changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
+        refused = [name for name in changed if name not in allowed]
+        if refused:
+            raise ConfigError(
+                f"{', '.join(refused)}: a run is resumed with its own configuration; only "
+                f"{', '.join(name for name in allowed if name != 'resume')} can be changed"
+            )
+        if given(config.epochs) < checkpoint.epochs:
+            raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
+        training, test = _data(config, display)
+        _check_data(checkpoint, training)
+        trainer = _trainer_as_before(config, checkpoint, training, display)
+        checkpoint.restore(trainer)
+        folder.resumed = checkpoint
+        folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
+        display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
+        return _run(trainer, test, folder, display)
 
 
 def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset, display: Progress) -> Trainer:
@@ -223,22 +229,24 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
                 raise KeyboardInterrupt
         except BaseException:
             if not folder.saved:
+                folder.release()
                 with suppress(OSError):  # it was used before
                     folder.path.rmdir()
             raise
         if history.interrupted:
             return Outcome(folder, history, None)
         try:
-            result = _test(trainer, test)
+            network = folder.result()
+            result = _test(trainer, network, test)
         except KeyboardInterrupt:
             return Outcome(folder, history, None)
     except DivergenceError as error:
         folder.write_divergence(error.finding)
         error.folder = folder.path
         raise
-    metrics = _metrics(trainer, test, result, folder.config, first)
+    metrics = _metrics(trainer, network.epochs, test, result, folder.config, first)
     folder.write_metrics(metrics)
-    for line in _results(trainer, test, result, folder, first):
+    for line in _results(trainer, network.epochs, test, result, folder, first):
         display.say(line)
     return Outcome(folder, history, metrics)
 
@@ -247,37 +255,52 @@ def run_callbacks(folder: RunFolder) -> list[Callback]:
     """The callbacks that the configuration asks for. They depend on the history, so that a run resumes exactly."""
     callbacks: list[Callback] = []
     patience = folder.config.early_stopping
-    if patience:
-        # The run is resumed from its own checkpoint; the best network is kept beside it.
-        callbacks += [BestFolder(folder), EarlyStopping(patience=patience, restore_best=False)]
+    if patience:  # the run is resumed from its last epoch, and its folder keeps the best network beside it
+        callbacks.append(EarlyStopping(patience=patience, restore_best=False))
     if folder.config.log == "tensorboard":
         callbacks.append(tensorboard.TensorBoard(folder.path))
     return callbacks
 
 
-def _test(trainer: Trainer, test: Dataset) -> Evaluation:
-    """Loss and accuracy on the test set. Waits for the device.
+def _test(trainer: Trainer, network: Checkpoint, test: Dataset) -> Evaluation:
+    """Loss and accuracy of the resulting network on the test set; the trainer's network becomes it.
+
+    Waits for the device.
 
     Raises:
         DivergenceError: the loss is not finite, although every training loss was.
     """
+    if network.epochs != trainer.epoch:
+        trainer.model.load_state_dict(network.make_model("cpu").state_dict())
     result = trainer.model.evaluate(test)
     if not math.isfinite(result.loss):
         advice = smaller_steps(trainer.optimizer, trainer.optimizer.learning_rate)
-        message = f"training diverged: the test loss after epoch {trainer.epoch} is {result.loss}. {advice}"
+        message = f"training diverged: the test loss after epoch {network.epochs} is {result.loss}. {advice}"
         raise DivergenceError(Finding("diverged", message), trainer.history)
     return result
 
 
-def _metrics(trainer: Trainer, test: Dataset, result: Evaluation, config: Config, first: int) -> dict[str, Any]:
-    """What ``metrics.json`` holds; `first` epochs were finished when training began."""
+def _metrics(
+    trainer: Trainer, epoch: int, test: Dataset, result: Evaluation, config: Config, first: int
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds.
+
+    Args:
+        trainer: at the end of training.
+        epoch: the one whose network was tested.
+        test: the test set.
+        result: on the test set.
+        config: of the run.
+        first: number of epochs that were finished when training began.
+    """
     history, backend, execution = trainer.history, trainer.model.backend, execution_record(trainer)
     return {
         "dataset": test.name,
         "test_fingerprint": test.fingerprint(),
         "test_accuracy": result.accuracy,
         "test_loss": result.loss,
-        "validation_accuracy": history.records[-1].validation_accuracy,
+        "validation_accuracy": history.records[epoch - 1].validation_accuracy,
+        "network_epoch": epoch,
         "epochs": len(history),
         "seconds": history.seconds,
         "samples_per_second": history.samples_per_second,
@@ -297,11 +320,13 @@ def _metrics(trainer: Trainer, test: Dataset, result: Evaluation, config: Config
     }
 
 
-def _results(trainer: Trainer, test: Dataset, result: Evaluation, folder: RunFolder, first: int) -> list[str]:
+def _results(
+    trainer: Trainer, epoch: int, test: Dataset, result: Evaluation, folder: RunFolder, first: int
+) -> list[str]:
     """The lines at the end of a run: results, throughput, what was found to be wrong, and where everything is."""
     history, backend = trainer.history, trainer.model.backend
     return [
-        *_best_network(history, folder),
+        *_best_network(history, epoch, folder),
         f"execution: {trainer.execution}",
         describe_test(test, result),
         f"throughput: {throughput_line(history, first)} on {backend.name} ({backend.device_name})",
@@ -328,8 +353,8 @@ def describe_test(test: Dataset, result: Evaluation) -> str:
     )
 
 
-def _best_network(history: History, folder: RunFolder) -> list[str]:
-    """A line on early stopping and the best epoch; none without early stopping."""
+def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
+    """A line on the best epoch and on the epoch whose network was tested; none without early stopping."""
     patience = folder.config.early_stopping
     best = history.best("validation_loss") if patience else None
     if best is None:
@@ -337,12 +362,9 @@ def _best_network(history: History, folder: RunFolder) -> list[str]:
     text = f"the validation loss was lowest after epoch {best.epoch} ({best.value:.4f})"
     if best.since >= patience:
         text = "stopped early: " + text
-    kept = folder.path / BEST
-    try:
-        saved = len(Checkpoint.load(kept / CHECKPOINT).history)
-    except CheckpointError:
-        saved = 0
-    return [f"{text}; the network of that epoch is in {kept}" if saved == best.epoch else text]
+    if epoch != best.epoch:  # early stopping began after it
+        return [f"{text}; its network was not kept, and the results are those of the last one"]
+    return [f"{text}; the network of that epoch is in {folder.path / BEST}, and the results are its own"]
 
 
 # -- Parts of it ---------------------------------------------------------------------------------------------
@@ -398,6 +420,6 @@ def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
         raise CheckpointError(
-            f"the run was trained on {checkpoint.dataset.get('name')} ({expected}), but the data found is "
-            f"{training.name} ({found}); give the folder of its data with --data-dir"
+            f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
+            f"data found is {training.name} ({found}); give the folder of its data with --data-dir"
         )

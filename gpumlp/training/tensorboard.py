@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,10 @@ class TensorBoard(Callback):
 
         # Not tensorboardX's SummaryWriter: it writes in a thread of its own, and where that fails (a full disk),
         # training is not told and waits for ever.
-        writer = EventsWriter(str(self.folder / "events"), f".{epoch:06d}")
+        # TensorBoard reads files in the order of their names, which begin with the second: the part of it is next.
+        # The end is random, so that nobody can have put a link there.
+        name = f".{time.time_ns() % 10**9:09d}.{epoch:06d}.{secrets.token_hex(4)}"
+        writer = EventsWriter(str(self.folder / "events"), name)
         # From this epoch on, what files before this one say is void.
         start = SessionLog(status=SessionLog.START)
         writer.write_event(Event(wall_time=time.time(), step=epoch, session_log=start))

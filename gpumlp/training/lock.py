@@ -1,0 +1,97 @@
+"""A lock on a run's folder, so that one process at a time writes into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .config import ConfigError
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+LOCK = "run.lock"
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
+
+
+class RunLock:
+    """Keeps other processes from writing into a run's folder until it is released; reading needs no lock.
+
+    The operating system locks the open file ``run.lock``, so that the lock ends with the process, however that
+    ends; a file that is left behind locks nothing. On Linux it holds for all machines that share the folder by
+    NFS 4, by NFS 3 with its lock service, by SMB, or by Lustre mounted with ``-o flock``.
+
+    What it cannot do: some file systems have no locks, and some lock only against processes of the same machine
+    (NFS on macOS, NFS mounted with ``local_lock``, Lustre with ``-o localflock``). There, a second process is not
+    refused at its start, but whichever finds that the history has changed stops. If a machine fails, the server of
+    a shared file system may keep its lock for a minute or two. A child made by ``os.fork`` shares the lock.
+
+    Args:
+        folder: that of the run.
+
+    Raises:
+        ConfigError: another process holds the lock.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        while True:
+            self._file = os.open(self._path, flags, 0o666)
+            try:
+                if not _try_to_lock(self._file):
+                    raise ConfigError(
+                        f"{folder}: another process{self._holder()} is training this run; wait until it ends, or "
+                        "choose another folder"
+                    )
+                with suppress(FileNotFoundError):  # another process has released and removed it in between
+                    if os.path.samestat(os.fstat(self._file), os.stat(self._path, follow_symlinks=False)):
+                        break
+            except BaseException:
+                os.close(self._file)
+                raise
+            os.close(self._file)
+        os.ftruncate(self._file, 0)
+        os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Release the lock and remove its file."""
+        if fcntl is None:  # Windows removes no open file
+            os.close(self._file)
+        with suppress(OSError):
+            self._path.unlink()
+        if fcntl is not None:
+            os.close(self._file)
+
+    def _holder(self) -> str:
+        """Number and machine of the process that holds the lock, as it wrote them."""
+        with suppress(OSError, ValueError):
+            text = os.read(self._file, 100).decode().strip()
+            return f" ({text})" if text.isprintable() and text else ""
+        return ""
+
+
+def _try_to_lock(file: int) -> bool:
+    """Lock an open file; True also on a file system without locks, False if another process has locked it."""
+    try:
+        if fcntl is None:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
