@@ -222,7 +222,7 @@ def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path
     text = text_of(page)
     assert "<b></" not in page
     assert "&lt;b&gt;" in page
-    different = text.partition("Settings that differ")[2].partition("Settings that are the same")[0]
+    different = text.partition("Settings that differ")[2].partition("Draw for the network")[0]
     assert "activation relu tanh" in different
     assert "dtype float32 float64" in different
     assert "optimizer" not in different

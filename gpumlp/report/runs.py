@@ -15,9 +15,11 @@ from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
+from ..nn.model_file import CHECKPOINT
 from ..nn.network import MLP, Workspace
+from ..training.checkpoint import Checkpoint
 from ..training.config import Config, ConfigError, options_marked
-from ..training.run import open_run
+from ..training.run import BEST, open_run
 from ..training.session import load_run
 
 ACTIVATION_SAMPLES = 1000  # test samples for the statistics of activations
@@ -31,7 +33,8 @@ class Run:
         name: of its folder, unique among the runs of a report.
         path: the folder.
         config: its configuration, resolved.
-        model: the network of the last checkpoint.
+        model: the network of the best epoch if early stopping keeps it, otherwise of the last checkpoint.
+        network_epoch: the epoch of that network.
         test: its test set.
         data: of the training set: ``name``, ``classes``, ``train_fingerprint``, ``label_entropy``.
         epochs: the line of the history for each epoch of the checkpoint, as in JSON.
@@ -47,6 +50,7 @@ class Run:
     path: Path
     config: Config
     model: MLP
+    network_epoch: int
     test: Dataset
     data: dict[str, Any]
     epochs: list[dict[str, Any]]
@@ -56,6 +60,11 @@ class Run:
     is_best: bool
     finished: bool
     damaged: list[str]
+
+    @property
+    def keeps_best(self) -> bool:
+        """Is the network not that of the last epoch, but the best one?"""
+        return self.network_epoch < len(self.epochs)
 
     @property
     def state(self) -> str:
@@ -121,12 +130,18 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     _, model, test = load_run(path, device, data_dir)
     run = open_run(path, lenient=True)
+    kept = run.path / BEST / CHECKPOINT
+    epoch = len(run.checkpoint.history)
+    if run.config.early_stopping and kept.is_file():
+        best = Checkpoint.load(kept)
+        model, epoch = best.make_model(device), len(best.history)
     known = [dataclasses.asdict(record) for record in run.checkpoint.history]
     return Run(
         name=run.path.name,  # read_runs makes it unique
         path=run.path,
         config=run.config,
         model=model,
+        network_epoch=epoch,
         test=test,
         data=run.checkpoint.dataset,
         epochs=_with_lines(known, run.lines),
