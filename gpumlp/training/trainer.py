@@ -240,12 +240,20 @@ class Trainer:
             finally:
                 for callback in called:
                     callback.on_train_end(self)
-            try:
-                for callback in self._diagnostics:  # of the network that training leaves
-                    callback.on_train_end(self)
-            except KeyboardInterrupt:
-                self.history.interrupted = True
+        try:
+            self.count_predictions()
+        except KeyboardInterrupt:
+            self.history.interrupted = True
         return self.history
+
+    def count_predictions(self) -> None:
+        """Count how often the present network predicts each class, for ``history.findings()``.
+
+        `run` does this at its end, if the diagnostics are on.
+        """
+        with self.model.backend.activate():
+            for callback in self._diagnostics:
+                callback.on_train_end(self)
 
     def _run_epoch(self, callbacks: list[Callback]) -> None:
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
