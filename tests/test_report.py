@@ -378,6 +378,14 @@ def test_a_diverged_run_is_reported_as_diverged(copy: Path) -> None:
     assert "training diverged in epoch 3" in text
 
 
+def test_huge_losses_are_short_numbers(tmp_path: Path) -> None:
+    words = (*DIGITS, "--quiet", "--epochs", 2, "--activation", "tanh", "--learning-rate", 1e6)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    text = text_of(report_page([str(tmp_path / "a")]))
+    assert re.search(r"Test loss \d(\.\d+)?e\+0\d Epochs", text)
+    assert not re.search(r"\d{9}\.", text)
+
+
 def test_a_run_that_diverges_in_its_first_epoch_can_be_reported(tmp_path: Path) -> None:
     words = (*QUICK, "--activation", "leaky_relu", "--learning-rate", 1e8, "--out", tmp_path / "a")
     assert run("train", *words) == 1

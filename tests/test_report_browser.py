@@ -67,7 +67,7 @@ def requests(chrome: Any) -> list[str]:
     addresses = [
         event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
     ]
-    return [address for address in addresses if not address.startswith(("data:", "chrome:"))]
+    return [address for address in addresses if not address.startswith(("data:", "chrome"))]
 
 
 @pytest.fixture(scope="module")

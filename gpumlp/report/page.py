@@ -37,6 +37,7 @@ MISTAKES, MISTAKES_OF_SEVERAL, UNITS = 40, 15, 64  # shown of each run
 _RESULTS = ("Test accuracy", "Mistakes", "Test loss", "Epochs", "Parameters")  # at the top of the page
 _FACTS = ("Network", "Data", "Training")  # in the first line of the page on one run
 _FULL_RUNS = 6  # with more runs than this, each shows fewer images
+_LARGE_LOSS = 10_000  # from here on in powers of 10
 _LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
 _LAYER_VALUES = (
     ("gradient_norm", "Gradient norm", "", True),
@@ -190,6 +191,7 @@ def _environment() -> Environment:
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
+    environment.filters["loss"] = _loss
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
 
@@ -272,12 +274,12 @@ def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, l
         value = run.epochs[run.network_epoch - 1].get(name) if run.epochs else None
         if fraction:
             return percent(value, missing="–")
-        return "–" if value is None else f"{value:.4f}"
+        return _loss(value)
 
     return [
         ("Test accuracy", [percent(item.measures.accuracy) for item in shown]),
         ("Mistakes", [f"{item.measures.wrong:,} of {item.measures.samples:,}" for item in shown]),
-        ("Test loss", [f"{item.measures.loss:.4f}" for item in shown]),
+        ("Test loss", [_loss(item.measures.loss) for item in shown]),
         ("Training accuracy", [then(run, "train_accuracy", True) for run in runs]),
         ("Training loss", [then(run, "train_loss", False) for run in runs]),
         ("Validation accuracy", [then(run, "validation_accuracy", True) for run in runs]),
@@ -292,6 +294,12 @@ def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, l
         ("Samples per second", [metric(run, "samples_per_second", ",.0f") for run in runs]),
         ("Trained on", [metric(run, "device_name", "") for run in runs]),
     ]
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value < _LARGE_LOSS else f"{value:.3g}"
 
 
 def _epochs(run: Run) -> str:
