@@ -59,6 +59,16 @@ def test_a_class_that_is_never_predicted_is_reported_by_train_and_diagnose(
     assert f"  classes not predicted: {message}" in capsys.readouterr().out
 
 
+def test_a_run_that_keeps_its_best_network_does_not_overfit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, trend in ([], "overfitting"), (["--early-stopping", 20], "converging"):
+        assert run("train", *DIGITS, *words, "--quiet", "--out", tmp_path / trend) == 0
+        assert metrics(tmp_path / trend)["trend"] == trend
+        assert run("diagnose", tmp_path / trend) == 0
+        assert f" epochs, {trend}\n" in capsys.readouterr().out
+
+
 def test_a_damaged_list_of_findings_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
     for damaged in (None, 7, "none", [None, 7, {}, {"name": "classes not predicted", "message": 7}, {"name": []}]):

@@ -369,6 +369,12 @@ def test_early_stopping_keeps_the_best_network_which_does_not_overfit() -> None:
     assert (stopped.findings(), stopped.trend()) == ([], "converging")
 
 
+def test_early_stopping_that_leaves_the_last_network_does_not_hide_overfitting() -> None:
+    stopping = EarlyStopping(patience=30, restore_best=False)
+    history = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[stopping])
+    assert (names(history), history.trend()) == ({"overfitting"}, "overfitting")
+
+
 def test_a_loss_that_stands_still_in_training_too_is_not_overfitting() -> None:
     losses = [2.0, 1.0, 0.6, *[0.55] * 17]
     assert (found(curve(losses, losses)), curve(losses, losses).trend()) == ([], "converging")

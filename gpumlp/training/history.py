@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -275,6 +275,11 @@ class History:
         from ..diagnostics import trend  # imports this module
 
         return trend(self.records, self._known_setting())
+
+    def keeps_best(self) -> None:
+        """Say that the network of the lowest validation loss is kept: findings are about it, not the last."""
+        if self.setting is not None:
+            self.setting = replace(self.setting, early_stopping=True)
 
     def _known_setting(self) -> Setting:
         if self.setting is None:

@@ -212,6 +212,8 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
+    if folder.config.early_stopping:
+        trainer.history.keeps_best()
     try:
         # The folder first: what is shown is saved.
         history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
