@@ -57,7 +57,7 @@ def diagnosis(run: Run) -> list[str]:
     lines = [f"{run.path}: {epochs}, {found.trend or 'too few to tell how it goes'}"]
     lines += [f"  {finding.name}: {finding.message}" for finding in found.findings]
     if not found.findings and done > 1:
-        lines.append("  nothing is wrong")
+        lines.append("  nothing wrong was found")
     if found.curves_only:
         lines.append("  only the curves were judged: the run was made without diagnostics")
     return lines

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from gpumlp import MLP, Dataset, fit, load_digits
-from gpumlp.diagnostics import Setting
+from gpumlp.diagnostics import Finding, Setting, find
 from gpumlp.training.history import EpochRecord, History
 
 DIGITS = load_digits()[0]
 
 
+def found(history: History) -> list[Finding]:
+    """What layers and curves tell, without the predictions of each class."""
+    return find(history.records, history.setting)
+
+
 def names(history: History) -> set[str]:
-    return {finding.name for finding in history.findings()}
+    return {finding.name for finding in found(history)}
 
 
 def train(hidden: list[int], activation: str = "relu", data: Dataset = DIGITS, **options: object) -> History:

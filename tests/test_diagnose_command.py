@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpumlp import Callback, Trainer
@@ -25,7 +26,7 @@ def test_a_healthy_run_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFix
     assert "finding" not in capsys.readouterr().out
     assert (metrics(tmp_path / "run")["findings"], metrics(tmp_path / "run")["trend"]) == ([], "converging")
     assert run("diagnose", tmp_path / "run") == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'run'}: 3 epochs, converging\n  nothing is wrong\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}: 3 epochs, converging\n  nothing wrong was found\n"
 
 
 def test_findings_are_printed_saved_and_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,11 +34,47 @@ def test_findings_are_printed_saved_and_reproduced(tmp_path: Path, capsys: pytes
     printed = re.findall(r"finding: (.*)\n", capsys.readouterr().out)
     saved = metrics(tmp_path / "run")["findings"]
     assert [finding["message"] for finding in saved] == printed
-    assert [(finding["name"], finding["layer"]) for finding in saved] == [("dead units", 1)]
+    assert [(finding["name"], finding["layer"]) for finding in saved] == [
+        ("dead units", 1),
+        ("classes not predicted", None),
+    ]
     assert run("diagnose", tmp_path / "run") == 0
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == [
-        f"dead units: {message}" for message in printed
+        f"{finding['name']}: {finding['message']}" for finding in saved
     ]
+
+
+def test_a_class_that_is_never_predicted_is_reported_by_train_and_diagnose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(2000) < 0.05).astype(int)
+    x = rng.normal(size=(2000, 4)).astype(np.float32) + 0.2 * y[:, None].astype(np.float32)
+    np.savez(tmp_path / "rare.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ["--dataset", tmp_path / "rare.npz", "--epochs", 3, "--hidden"]
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    message = "class 1 is never predicted, although 9 of the 200 validation samples are of it; the accuracy of"
+    assert f"finding: {message}" in capsys.readouterr().out
+    assert run("diagnose", tmp_path / "run") == 0
+    assert f"  classes not predicted: {message}" in capsys.readouterr().out
+
+
+def test_a_run_that_keeps_its_best_network_does_not_overfit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, trend in ([], "overfitting"), (["--early-stopping", 20], "converging"):
+        assert run("train", *DIGITS, *words, "--quiet", "--out", tmp_path / trend) == 0
+        assert metrics(tmp_path / trend)["trend"] == trend
+        assert run("diagnose", tmp_path / trend) == 0
+        assert f" epochs, {trend}\n" in capsys.readouterr().out
+
+
+def test_a_damaged_list_of_findings_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
+    for damaged in (None, 7, "none", [None, 7, {}, {"name": "classes not predicted", "message": 7}, {"name": []}]):
+        (tmp_path / "run" / "metrics.json").write_text(json.dumps({"findings": damaged}))
+        assert run("diagnose", tmp_path / "run") == 0
+        assert capsys.readouterr().out.endswith("nothing wrong was found\n")
 
 
 def test_the_lines_of_the_history_hold_the_statistics(tmp_path: Path) -> None:
@@ -70,7 +107,7 @@ def test_the_weights_are_the_same_without_diagnostics_and_after_a_resume(
     assert run("diagnose", tmp_path / "off", tmp_path / "on") == 0
     out = capsys.readouterr().out
     assert "only the curves were judged: the run was made without diagnostics" in out
-    assert out.count("nothing is wrong") == 2
+    assert out.count("nothing wrong was found") == 2
 
 
 def test_the_reason_of_a_divergence_is_kept_until_the_run_succeeds(
@@ -119,7 +156,9 @@ def test_an_interrupted_run_is_diagnosed(
     assert run("train", *DIGITS, "--quiet", "--out", tmp_path / "run") == 130
     capsys.readouterr()
     assert run("diagnose", tmp_path / "run") == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'run'}: 2 of 50 epochs, converging\n  nothing is wrong\n"
+    assert (
+        capsys.readouterr().out == f"{tmp_path / 'run'}: 2 of 50 epochs, converging\n  nothing wrong was found\n"
+    )
 
 
 def test_a_divergence_on_the_test_set_is_recorded(tmp_path: Path) -> None:
@@ -149,4 +188,4 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
     code, out, err = finish(spawn("diagnose", tmp_path / "run"))
     assert (code, err) == (0, "")
-    assert out.endswith("nothing is wrong\n")
+    assert out.endswith("nothing wrong was found\n")

@@ -102,6 +102,24 @@ def test_the_deviation_of_nearly_equal_outputs_is_accurate(blobs: Dataset) -> No
     assert found.deviation == pytest.approx(outputs.std(), rel=0.01)
 
 
+@pytest.mark.parametrize("validation", [None, 50])
+def test_predictions_are_counted_by_class(backend: Backend, blobs: Dataset, validation: int | None) -> None:
+    model = MLP([20, 16, 4], device=backend)
+    trainer = Trainer(model, blobs, batch_size=32, validation=validation)
+    counts = trainer.run(2).classes
+    rows = (trainer.batches if validation is None else trainer.validation_batches).rows
+    labels, predicted = blobs.labels[rows], model.predict(blobs.images[rows])
+    assert counts.kind == ("training" if validation is None else "validation")
+    assert counts.samples == tuple(np.bincount(labels, minlength=4))
+    assert counts.predicted == tuple(np.bincount(predicted, minlength=4))
+    assert counts.correct == tuple(np.bincount(labels[labels == predicted], minlength=4))
+    assert counts.names == ("0", "1", "2", "3")
+
+
+def test_predictions_are_not_counted_without_diagnostics(blobs: Dataset) -> None:
+    assert Trainer(MLP([20, 8, 4], device="cpu"), blobs, diagnostics=False).run(1).classes is None
+
+
 class Gradients(Callback):
     """Records the gradients that a callback reads after each epoch."""
 
@@ -210,6 +228,9 @@ def test_a_record_without_statistics_of_inputs_still_loads() -> None:
         ([2.3, 9.0, 50.0], None, "diverging"),
         ([90.0, 20.0, 7.0, 1.0, 0.5, 0.3], None, "converging"),  # on its way back
         ([2.3], None, None),
+        ([1.7e5, 88.0, 84.9, 87.0, 79.2, 76.9, 76.0], None, "diverging"),  # exploded, and stuck
+        ([9e7, 223.0, 222.9, 222.8, 222.7, 222.6], None, "diverging"),  # although it falls in every epoch
+        ([500.0, 300.0, 150.0, 70.0, 30.0], None, "underfitting"),  # on its way down from a bad start
     ],
 )
 def test_the_trend_of_a_curve(losses: list[float], validation: list[float] | None, name: str | None) -> None:

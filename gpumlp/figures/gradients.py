@@ -321,7 +321,21 @@ def gradient_flow(
         _label_accuracies(axes, runs)
     for axes in sheet.panels[::3]:
         axes.set_ylabel("‖dC/dW‖ of the layer")
-    sheet.panels[0].legend(loc=(0.3, 0.33), handlelength=2.8, title="initial weights", title_fontsize=8)
+    lines, names = sheet.panels[0].get_legend_handles_labels()
+    scales = {
+        "suited": "suited: He or Glorot",
+        "too small": f"too small: {small:g}",
+        "too large": f"too large: {large:g}",
+    }
+    sheet.panels[0].legend(
+        lines,
+        [scales[name] for name in names],
+        loc=(0.12, 0.33),
+        handlelength=2.6,
+        fontsize=7.5,
+        title="initial weights",
+        title_fontsize=8,
+    )
     return sheet.result({"data": in_words(train), "networks": networks})
 
 

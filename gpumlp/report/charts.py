@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 class Line:
     """Values by epoch, starting with epoch 1.
 
-    None: not measured; the line continues to the next value. NaN and infinities leave a gap.
+    None: not measured; the line continues to the next value. NaN and infinities leave a gap. `mark` is an epoch.
     """
 
     label: str
     values: Sequence[float | None]
     colour: int
     dash: int = 0
+    mark: int | None = None
 
     @property
     def stroke(self) -> str:
@@ -43,7 +44,7 @@ class Chart:
         unit: ``""``, or ``"%"`` for fractions shown as percentages.
         lines: the lines that have a value.
         epochs: the length of the longest line.
-        paths, ends: of each line, its SVG path and last point.
+        paths, ends, marks: of each line, its SVG path, last point and marked point (None without one).
         x_ticks, y_ticks: ``(position, label)``.
         summary: a sentence for readers who do not see the chart.
     """
@@ -54,6 +55,7 @@ class Chart:
     epochs: int
     paths: list[str]
     ends: list[tuple[float, float]]
+    marks: list[tuple[float, float] | None]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     summary: str
@@ -133,6 +135,7 @@ def chart(
         epochs,
         paths=[_path(line) for line in points],
         ends=[[(x, height) for x, height in line if height is not None][-1] for line in points],
+        marks=[_marked(line, epochs, y) for line in drawn],
         x_ticks=[(_x(epoch, epochs), f"{epoch:,}") for epoch in _epoch_ticks(epochs)],
         y_ticks=y_ticks,
         summary=f"{title} over {epochs} epochs: {'; '.join(parts)}.",
@@ -141,6 +144,11 @@ def chart(
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def _marked(line: Line, epochs: int, y: Callable[[float], float]) -> tuple[float, float] | None:
+    value = None if line.mark is None else line.values[line.mark - 1]
+    return None if value is None or line.mark is None or not _finite(value) else (_x(line.mark, epochs), y(value))
 
 
 def _x(epoch: int, epochs: int) -> float:

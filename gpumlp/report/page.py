@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
-MISTAKES, UNITS = 40, 64  # shown of each run
+MISTAKES, MISTAKES_OF_SEVERAL, UNITS = 40, 15, 64  # shown of each run
+_RESULTS = ("Test accuracy", "Mistakes", "Test loss", "Epochs", "Parameters")  # at the top of the page
+_FACTS = ("Network", "Data", "Training")  # in the first line of the page on one run
 _FULL_RUNS = 6  # with more runs than this, each shows fewer images
+_LARGE_LOSS = 10_000  # from here on in powers of 10
 _LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
 _LAYER_VALUES = (
     ("gradient_norm", "Gradient norm", "", True),
@@ -80,6 +83,8 @@ def render_report(runs: Sequence[Run]) -> str:
         "title": f"{runs[0].name}: gpumlp report" if len(runs) == 1 else f"{len(runs)} runs: gpumlp report",
         "runs": shown,
         "comparison": comparison(runs, shown),
+        "results": _RESULTS,
+        "facts": _FACTS,
         "configuration": configuration(runs),
         "curves": curves(runs),
         "statistics": statistics(runs),
@@ -192,6 +197,7 @@ def _environment() -> Environment:
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
+    environment.filters["loss"] = _loss
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
 
@@ -220,7 +226,7 @@ class Shown:
 def show(run: Run, colour: int, runs: int = 1) -> Shown:
     """Test the network of a run and prepare its images."""
     fewer = max(1, -(-runs // _FULL_RUNS))
-    measures = measure(run.model, run.test, MISTAKES // fewer)
+    measures = measure(run.model, run.test, MISTAKES_OF_SEVERAL // fewer if runs > 1 else MISTAKES)
     field, shape = Field.of(run.test), image_size(run.test.feature_shape)
     mistakes = []
     for mistake in measures.mistakes:
@@ -264,36 +270,51 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
 
 
 def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
-    """The rows of the table of results, with a value for each run."""
+    """The rows of the table of results, with a value for each run; training values are of the network's epoch."""
 
     def metric(run: Run, name: str, form: str) -> str:
         value = (run.metrics or {}).get(name)
         return "not recorded" if value is None else format(value, form)
 
-    def last(run: Run, name: str, fraction: bool) -> str:
-        value = run.epochs[-1].get(name) if run.epochs else None
+    def then(run: Run, name: str, fraction: bool) -> str:
+        value = run.epochs[run.network_epoch - 1].get(name) if run.epochs else None
         if fraction:
             return percent(value, missing="–")
-        return "–" if value is None else f"{value:.4f}"
+        return _loss(value)
 
     return [
-        ("Network", [item.network for item in shown]),
-        ("Data", [run.test.name for run in runs]),
-        ("Training", [run.state for run in runs]),
         ("Test accuracy", [percent(item.measures.accuracy) for item in shown]),
         ("Mistakes", [f"{item.measures.wrong:,} of {item.measures.samples:,}" for item in shown]),
-        ("Test loss", [f"{item.measures.loss:.4f}" for item in shown]),
-        ("Training accuracy", [last(run, "train_accuracy", True) for run in runs]),
-        ("Training loss", [last(run, "train_loss", False) for run in runs]),
-        ("Validation accuracy", [last(run, "validation_accuracy", True) for run in runs]),
-        ("Validation loss", [last(run, "validation_loss", False) for run in runs]),
+        ("Test loss", [_loss(item.measures.loss) for item in shown]),
+        ("Training accuracy", [then(run, "train_accuracy", True) for run in runs]),
+        ("Training loss", [then(run, "train_loss", False) for run in runs]),
+        ("Validation accuracy", [then(run, "validation_accuracy", True) for run in runs]),
+        ("Validation loss", [then(run, "validation_loss", False) for run in runs]),
+        ("Epochs", [_epochs(run) for run in runs]),
+        ("Network", [item.network for item in shown]),
         ("Parameters", [f"{run.model.parameters.count:,}" for run in runs]),
-        ("Epochs", [f"{len(run.epochs)}" for run in runs]),
+        ("Data", [run.test.name for run in runs]),
+        ("Training", [run.state for run in runs]),
         ("Execution", [metric(run, "execution", "") for run in runs]),
         ("Seconds of training", [f"{sum(epoch['seconds'] for epoch in run.epochs):.1f}" for run in runs]),
         ("Samples per second", [metric(run, "samples_per_second", ",.0f") for run in runs]),
         ("Trained on", [metric(run, "device_name", "") for run in runs]),
     ]
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value < _LARGE_LOSS else f"{value:.3g}"
+
+
+def _epochs(run: Run) -> str:
+    words = (
+        f"{len(run.epochs)}"
+        if len(run.epochs) == run.config.epochs
+        else f"{len(run.epochs)} of {run.config.epochs}"
+    )
+    return f"{words}, network of epoch {run.network_epoch}" if run.keeps_best else words
 
 
 def configuration(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -317,7 +338,8 @@ def curves(runs: Sequence[Run]) -> dict[str, Any]:
                 values = [epoch.get(f"{part}_{what}") for epoch in run.epochs]
                 # One run: a colour for each line. Several: a colour for each run.
                 shade = colour if several else dash
-                result.append(Line(f"{run.name}, {words}" if several else words, values, shade, dash))
+                mark = run.network_epoch if run.keeps_best and part == "validation" else None
+                result.append(Line(f"{run.name}, {words}" if several else words, values, shade, dash, mark))
         return result
 
     losses = [value for line in lines("loss") for value in line.values if value is not None and value > 0]

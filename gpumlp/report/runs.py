@@ -32,7 +32,8 @@ class Run:
         name: of its folder, unique among the runs of a report.
         path: the folder.
         config: its configuration, resolved.
-        model: the network of the last checkpoint.
+        model: the network of the best epoch if early stopping keeps it, otherwise of the last checkpoint.
+        network_epoch: the epoch of that network.
         test: its test set.
         data: of the training set: ``name``, ``classes``, ``train_fingerprint``, ``label_entropy``.
         epochs: the line of the history for each epoch of the checkpoint, as in JSON.
@@ -48,6 +49,7 @@ class Run:
     path: Path
     config: Config
     model: MLP
+    network_epoch: int
     test: Dataset
     data: dict[str, Any]
     epochs: list[dict[str, Any]]
@@ -57,6 +59,11 @@ class Run:
     is_best: bool
     finished: bool
     damaged: list[str]
+
+    @property
+    def keeps_best(self) -> bool:
+        """Is the network not that of the last epoch, but the best one?"""
+        return self.network_epoch < len(self.epochs)
 
     @property
     def state(self) -> str:
@@ -122,12 +129,14 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     _, model, test = load_run(path, device, data_dir)
     run = open_run(path, lenient=True)
+    epoch = run.checkpoint.result.epochs
     known = [dataclasses.asdict(record) for record in run.history]
     return Run(
         name=run.path.name,  # read_runs makes it unique
         path=run.path,
         config=run.config,
         model=model,
+        network_epoch=epoch,
         test=test,
         data=run.checkpoint.dataset,
         epochs=_with_lines(known, run.lines),

@@ -85,6 +85,8 @@ class EarlyStopping(_Monitoring):
     def on_train_begin(self, trainer: Trainer) -> None:
         super().on_train_begin(trainer)
         self.best_epoch = self.stopped_epoch = None
+        if self.restore_best and self.monitor == "validation_loss":
+            trainer.history.keeps_best()
         if trainer.epoch == 0 or trainer.model is not self._model:
             self._model, self._kept = trainer.model, None
         if trainer.epoch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from ..nn.optimizers import SGD, Optimizer, Penalty
@@ -145,6 +145,25 @@ def best_epoch(
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """How often each class occurs and is predicted in some samples, after training.
+
+    Attributes:
+        kind: of the samples, ``"validation"`` or ``"training"``.
+        samples: number of samples of each class.
+        predicted: number of samples for which each class is predicted.
+        correct: number of samples of each class for which it is predicted.
+        names: of the classes.
+    """
+
+    kind: str
+    samples: tuple[int, ...]
+    predicted: tuple[int, ...]
+    correct: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that is wrong with a training run.
 
@@ -174,6 +193,7 @@ class Setting:
         l2, l1: the weight penalty.
         constant_rate: does the learning rate stay the same?
         label_entropy: of the training labels, in nats; None if unknown.
+        early_stopping: is training stopped early, and the network of the best epoch kept?
     """
 
     classes: int
@@ -185,6 +205,7 @@ class Setting:
     l1: float = 0.0
     constant_rate: bool = True
     label_entropy: float | None = None
+    early_stopping: bool = False
 
     @classmethod
     def of(
@@ -227,6 +248,7 @@ class History:
         records: the `EpochRecord`, in order.
         interrupted: was training stopped by the keyboard?
         setting: how the network was trained, for the findings; None if unknown.
+        classes: how often each class is predicted after training; None before, and without diagnostics.
 
     >>> history = History()
     >>> history.append(EpochRecord(1, 0.5, 0.8, 0.4, 0.9, 0.1, 2.0, 500.0))
@@ -238,6 +260,7 @@ class History:
         self.records = list(records or [])
         self.interrupted = False
         self.setting: Setting | None = None
+        self.classes: ClassCounts | None = None
 
     def append(self, record: EpochRecord) -> None:
         self.records.append(record)
@@ -264,7 +287,7 @@ class History:
         """
         from ..diagnostics import find  # imports this module
 
-        return find(self.records, self._known_setting())
+        return find(self.records, self._known_setting(), self.classes)
 
     def trend(self) -> str | None:
         """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs.
@@ -275,6 +298,11 @@ class History:
         from ..diagnostics import trend  # imports this module
 
         return trend(self.records, self._known_setting())
+
+    def keeps_best(self) -> None:
+        """Say that the network of the lowest validation loss is kept: findings are about it, not the last."""
+        if self.setting is not None:
+            self.setting = replace(self.setting, early_stopping=True)
 
     def _known_setting(self) -> Setting:
         if self.setting is None:

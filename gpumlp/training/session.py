@@ -221,6 +221,8 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     )
     if model.class_names is not None:
         display.say(f"classes: {listed(model.class_names)}")
+    if folder.config.early_stopping:
+        trainer.history.keeps_best()
     try:
         try:
             # The folder first: what is shown is saved.
@@ -272,6 +274,7 @@ def _test(trainer: Trainer, network: Checkpoint, test: Dataset) -> Evaluation:
     """
     if network.epochs != trainer.epoch:
         trainer.model.load_state_dict(network.make_model("cpu").state_dict())
+        trainer.count_predictions()
     result = trainer.model.evaluate(test)
     if not math.isfinite(result.loss):
         advice = smaller_steps(trainer.optimizer, trainer.optimizer.learning_rate)

@@ -138,8 +138,9 @@ class Trainer:
         batch_size: samples per step, or ``"full"``; more than there are means all of them.
         validation: a `Dataset`, or the number of training samples to hold out (drawn by the seed), or None.
         seed: of the held-out samples and of the batch order.
-        diagnostics: measure each layer after every epoch, for ``history.findings()``; where an epoch has fewer
-            than 3,000 samples, after the first and then every second to fifth. The results are the same.
+        diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
+            for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
+            first and then every second to fifth. The results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
 
@@ -231,14 +232,14 @@ class Trainer:
         """Train until `epochs` epochs are finished in total, or until interrupted (Ctrl-C) or stopped.
 
         An interrupt leaves the state after the last finished epoch, and is noted in the history. Waits for the
-        device at most twice an epoch.
+        device at most twice an epoch, and once at the end with diagnostics.
 
         Raises:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
         """
         called = as_callbacks(callbacks)
         epochs = whole("epochs", epochs, 0)
-        self.epochs, self._stop, self.history.interrupted = epochs, False, False
+        self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
         with self.model.backend.activate():
             try:
                 for callback in called:
@@ -252,7 +253,20 @@ class Trainer:
             finally:
                 for callback in called:
                     callback.on_train_end(self)
+        try:
+            self.count_predictions()
+        except KeyboardInterrupt:
+            self.history.interrupted = True
         return self.history
+
+    def count_predictions(self) -> None:
+        """Count how often the present network predicts each class, for ``history.findings()``.
+
+        `run` does this at its end, if the diagnostics are on.
+        """
+        with self.model.backend.activate():
+            for callback in self._diagnostics:
+                callback.on_train_end(self)
 
     def _run_epoch(self, callbacks: list[Callback]) -> None:
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
@@ -422,8 +436,8 @@ def fit(
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
-        diagnostics: measure each layer after every epoch (after some of very short ones), for
-            ``history.findings()``; the results are the same.
+        diagnostics: measure each layer after every epoch (after some of very short ones), and count the
+            predictions of each class at the end, for ``history.findings()``; the results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
 
