@@ -57,9 +57,16 @@ def is_run(folder: Path) -> bool:
 def find_runs(name: str) -> list[str]:
     """The runs that a folder stands for: itself, or those in it, by name."""
     folder = user_path(name)
-    if is_run(folder) or not folder.is_dir():
+    if _may_be_run(folder) or not folder.is_dir():
         return [name]
-    return [str(path) for path in sorted(folder.iterdir()) if is_run(path)] or [name]
+    return [str(path) for path in sorted(folder.iterdir()) if _may_be_run(path)] or [name]
+
+
+def _may_be_run(folder: Path) -> bool:
+    try:
+        return is_run(folder)
+    except OSError:  # it may not be looked into; whoever reads it is told so
+        return True
 
 
 class Run:
