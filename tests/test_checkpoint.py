@@ -50,7 +50,7 @@ def save(path: Path, data: Dataset, settings: Config | None = None, epochs: int 
     trainer.run(epochs)
     history = HistoryFile(path.with_name("history.jsonl"), lines(trainer), trainer.epoch)
     history.write()
-    Checkpoint.of(trainer, settings or config(), history.part).save(path)
+    path.write_bytes(Checkpoint.of(trainer, settings or config(), history.part).to_bytes())
     return path
 
 
@@ -250,7 +250,7 @@ def test_a_failed_write_leaves_the_previous_file(
     before = path.read_bytes()
     monkeypatch.setattr(os, broken, full_disk)
     with pytest.raises(OSError, match=r"No space left on device.*checkpoint"):
-        Checkpoint.of(make_trainer(blobs, config(seed=1)), config(seed=1), HistoryPart()).save(path)
+        write_atomically(path, Checkpoint.of(make_trainer(blobs, config()), config(), HistoryPart()).to_bytes())
     assert path.read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "history.jsonl"}
 
@@ -290,8 +290,9 @@ def test_a_checkpoint_is_as_small_after_100_000_epochs(tmp_path: Path, blobs: Da
     for epochs in (1, 100_000):
         trainer.history.records = [dataclasses.replace(record, epoch=epoch + 1) for epoch in range(epochs)]
         history = HistoryFile(tmp_path / "history.jsonl", lines(trainer), epochs)
-        Checkpoint.of(trainer, config(), history.part).save(tmp_path / "checkpoint")
-        sizes.append((tmp_path / "checkpoint").stat().st_size)
+        content = Checkpoint.of(trainer, config(), history.part).to_bytes()
+        sizes.append(len(content))
     assert sizes[1] <= sizes[0] + 32
     history.write()
+    (tmp_path / "checkpoint").write_bytes(content)
     assert len(Checkpoint.load(tmp_path / "checkpoint").history) == 100_000

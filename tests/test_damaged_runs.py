@@ -217,6 +217,24 @@ def test_an_unreadable_file_is_not_a_missing_one(
         assert str(finished) in capsys.readouterr().out
 
 
+def test_a_folder_that_may_not_be_read_hides_no_other_run(
+    copy: Path, finished: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(path: Path, **options: object) -> os.stat_result:
+        if path.parent == copy:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", stat)
+    other = shutil.copytree(finished, copy.parent / "other")
+    for words in ([copy, other], [copy.parent]):
+        assert run("history", *words) == 1
+        captured = capsys.readouterr()
+        assert captured.err == f"gpumlp-history: {copy / 'config.json'}: Permission denied\n"
+        assert str(other) in captured.out
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are those of POSIX")
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.json"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy: Path, name: str, capsys) -> None:

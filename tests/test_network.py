@@ -238,3 +238,15 @@ def test_load_state_dict_names_everything_that_is_wrong_and_changes_nothing() ->
         "layers.1.weight is expected to have shape (4, 3), got (3, 4)",
     ]
     np.testing.assert_array_equal(model.parameters.data, before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    model = MLP([3, 2], device="cpu")
+    before = model.state_dict()
+    changed = {name: tensor.astype(np.float64) for name, tensor in before.items()}
+    changed["layers.0.bias"][1] = value
+    with pytest.raises(ValueError, match=r"layers.0.bias is expected to be finite in float32, but 1 of 2 values"):
+        model.load_state_dict(changed)
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(tensor, before[name])

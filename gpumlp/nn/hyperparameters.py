@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,8 @@ import numpy as np
 from ..words import shown
 
 T = TypeVar("T")
+
+_LARGEST = sys.float_info.max
 
 
 class Range(NamedTuple):
@@ -30,7 +33,9 @@ def numbers(low: float, high: float = math.inf, *, open_low: bool = False, open_
     """
 
     def accepts(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if not -_LARGEST <= value <= _LARGEST:  # infinite, NaN, or a whole number that no float can hold
             return False
         return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
 

@@ -296,8 +296,17 @@ class MLP:
         """Copy weights and biases into the network, as named in `state_dict`.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape; the network is unchanged.
+            ValueError: a tensor is missing, unknown, of another shape, or holds values that are NaN, infinite or
+                too large for the network's dtype; the network is unchanged.
         """
+        limit = np.finfo(self.dtype).max
+        for name, tensor in tensors.items():
+            wrong = ~(np.abs(tensor) <= limit)
+            if wrong.any():
+                raise ValueError(
+                    f"{name} is expected to be finite in {self.dtype.name}, but {int(wrong.sum()):,} of "
+                    f"{wrong.size:,} values are not"
+                )
         with self.backend.activate():
             self.backend.xp.copyto(self.parameters.data, self.parameters.from_host(tensors, self.backend))
 

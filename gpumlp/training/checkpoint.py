@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import Backend, HostArray
-from ..files import write_atomically
 from ..nn.hyperparameters import numbers
 from ..nn.model_file import (
     CHECKPOINT_FORMAT,
@@ -168,17 +167,13 @@ class Checkpoint:
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: the random state cannot be restored: {error}") from error
 
-    def save(self, path: Path) -> None:
-        """Write the file atomically.
-
-        Raises:
-            OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
-        """
-        write_atomically(path, file_bytes(CHECKPOINT_FORMAT, self._groups(), self.tensors))
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        return file_bytes(CHECKPOINT_FORMAT, self._groups(), self.tensors)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read a file that `save` wrote, or one of gpumlp 0.1 or 0.2.
+        """Read a file with what `to_bytes` gave, or one of gpumlp 0.1 or 0.2.
 
         Raises:
             CheckpointError: it is missing, damaged, or not a checkpoint of gpumlp.

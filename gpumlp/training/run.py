@@ -57,9 +57,16 @@ def is_run(folder: Path) -> bool:
 def find_runs(name: str) -> list[str]:
     """The runs that a folder stands for: itself, or those in it, by name."""
     folder = user_path(name)
-    if is_run(folder) or not folder.is_dir():
+    if _may_be_run(folder) or not folder.is_dir():
         return [name]
-    return [str(path) for path in sorted(folder.iterdir()) if is_run(path)] or [name]
+    return [str(path) for path in sorted(folder.iterdir()) if _may_be_run(path)] or [name]
+
+
+def _may_be_run(folder: Path) -> bool:
+    try:
+        return is_run(folder)
+    except OSError:  # it may not be looked into; whoever reads it is told so
+        return True
 
 
 class Run:
@@ -377,6 +384,7 @@ class RunFolder(Callback):
         if self.config.early_stopping and self._best is None:
             self._best = self._kept_before(trainer.history, lines)
         self._save_checkpoint(trainer)
+        self._history.write()
         remove_leftovers(self.path)
         self._remove(METRICS, DIVERGED)
         if used:  # otherwise files of these names are the user's own
@@ -391,13 +399,10 @@ class RunFolder(Callback):
         if trainer.epoch == 0:
             remove_event_files(self.path)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
-        self._history.write()
-        self._save_best(trainer)  # the process may have died before it was saved
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         self._history.append(trainer.history.records[-1])
         self._save_checkpoint(trainer)
-        self._save_best(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None:
         # An interrupt may have come between the epoch and its checkpoint.
@@ -405,8 +410,6 @@ class RunFolder(Callback):
             if self._history.part.epochs != trainer.epoch:
                 self._history.append(trainer.history.records[-1])
             self._save_checkpoint(trainer)
-        if self.saved:
-            self._save_best(trainer)
 
     def result(self) -> Checkpoint:
         """The checkpoint of the resulting network: that of the best epoch if it is kept, otherwise the last one.
@@ -436,20 +439,21 @@ class RunFolder(Callback):
                 path.unlink()
 
     def _save_checkpoint(self, trainer: Trainer) -> None:
-        best = self._so_far.add_new(trainer.history) if self.config.early_stopping else None
-        if best is not None and best.since == 0:
-            self._best = self._history.part
-        kept = self._best if self.config.early_stopping else None
-        Checkpoint.of(trainer, self.config, self._history.part, kept).save(self.path / CHECKPOINT)
-        self._saved = trainer.epoch
-
-    def _save_best(self, trainer: Trainer) -> None:
-        """Keep the network if it is the best one so far."""
-        if self.config.early_stopping and trainer.epoch and self._best == self._history.part:
+        """Save the run and, if the epoch is the best one so far, the same once more as the best network."""
+        part, kept = self._history.part, None
+        if self.config.early_stopping:
+            best = self._so_far.add_new(trainer.history)
+            if best is not None and best.since == 0:
+                self._best = part
+            kept = self._best
+        content = Checkpoint.of(trainer, self.config, part, kept).to_bytes()
+        write_atomically(self.path / CHECKPOINT, content)
+        if kept is not None and kept == part:
             folder = self._best_folder()
             folder.mkdir(exist_ok=True)
-            Checkpoint.of(trainer, self.config, self._best, self._best).save(folder / CHECKPOINT)
+            write_atomically(folder / CHECKPOINT, content)
             RunFolder(folder, self.config).remove_all_but_checkpoint()  # it was about another network
+        self._saved = trainer.epoch
 
     def _kept_before(self, history: History, lines: bytes) -> HistoryPart | None:
         """The part up to the best epoch, if its network was kept by an earlier version or before a pause."""
