@@ -273,7 +273,7 @@ IDX = idx_bytes(np.zeros((2, 3, 4), np.float32))
         ("x.png", IDX, True),
         ("x", IDX[:-1], False),
         ("train-images-idx3-ubyte", IDX[:-1], True),  # damaged, and to be called so
-        ("x", gzip.compress(IDX), True),
+        ("x", gzip.compress(IDX, mtime=0), True),
         ("x", npy(ONES), True),
         ("x", WHOLE, True),
         ("x.npy", b"", True),
