@@ -129,14 +129,13 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
 def _read(path: str, device: str, data_dir: str | None) -> Run:
     _, model, test = load_run(path, device, data_dir)
     run = open_run(path, lenient=True)
-    epoch = run.checkpoint.result.epochs
     known = [dataclasses.asdict(record) for record in run.history]
     return Run(
         name=run.path.name,  # read_runs makes it unique
         path=run.path,
         config=run.config,
         model=model,
-        network_epoch=epoch,
+        network_epoch=run.network_epoch,
         test=test,
         data=run.checkpoint.dataset,
         epochs=_with_lines(known, run.lines),
