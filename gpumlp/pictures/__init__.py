@@ -1,6 +1,7 @@
 """Photographs and scans of digits: from a picture file to a sample as a network was trained on."""
 
-from .ink import NoDigitError, find_ink
+from .ink import find_ink
+from .marks import NoDigitError
 from .preparation import CHOICES, as_digits, as_mnist, as_resized, choose_preparation, read_picture, read_sample
 
 __all__ = [

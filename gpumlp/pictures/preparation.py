@@ -201,7 +201,7 @@ def _grey(colours: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
-    """Convert a picture of a digit to an image like those of MNIST.
+    """Convert a picture of a digit to an image like those of MNIST; one that is like them already stays as it is.
 
     Args:
         grey: ``(height, width)``, 0 black, 1 white, of any size, dark on light or light on dark.
@@ -212,10 +212,20 @@ def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
     Raises:
         NoDigitError: there is no digit in it.
     """
+    if _is_mnist(grey):
+        return np.asarray(np.rint(255 * grey), dtype=np.uint8)
     box = _fitted(find_ink(grey), _BOX)
     strongest = np.percentile(box[box > 0.2 * box.max()], 90)
     box = np.clip(box / strongest, 0, 1)  # a line thinner than a pixel is full ink, too
     return centred(np.rint(255 * box).astype(np.uint8))
+
+
+def _is_mnist(grey: Grey) -> bool:
+    """Whether a picture is light on black, of MNIST's size, and has its centre of mass in the middle."""
+    if grey.shape != (_FIELD, _FIELD) or (grey == 0).mean() < 0.5 or grey.max() < 0.5:
+        return False
+    middle = (float(grey.sum(axis=1 - axis) @ np.arange(_FIELD) / grey.sum()) for axis in (0, 1))
+    return all(abs(place - _MIDDLE) < 1 for place in middle)
 
 
 def centred(box: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
