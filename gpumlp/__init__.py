@@ -8,7 +8,7 @@
 True
 """
 
-from .backends import Backend, DeviceError, available_devices, get_backend
+from .backends import Backend, CudaActivation, DeviceError, available_devices, get_backend
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .interop import ImportedModelError
 from .nn import (
@@ -22,6 +22,7 @@ from .nn import (
     Glorot,
     He,
     Identity,
+    Initializer,
     Inputs,
     InverseTimeDecay,
     LeakyReLU,
@@ -30,13 +31,17 @@ from .nn import (
     Milestones,
     ModelFileError,
     Normal,
+    Optimizer,
+    OptimizerState,
     Penalty,
     ReLU,
+    Schedule,
     Sigmoid,
     SoftmaxCrossEntropy,
     SquaredError,
     StepDecay,
     Tanh,
+    register,
     softmax,
 )
 from .training import (
@@ -45,6 +50,7 @@ from .training import (
     DivergenceError,
     EarlyStopping,
     History,
+    LayerStatistics,
     Progress,
     TensorBoard,
     Trainer,
@@ -62,6 +68,7 @@ __all__ = [
     "BestCheckpoint",
     "Callback",
     "Constant",
+    "CudaActivation",
     "DataError",
     "Dataset",
     "Dense",
@@ -74,17 +81,22 @@ __all__ = [
     "History",
     "Identity",
     "ImportedModelError",
+    "Initializer",
     "Inputs",
     "InverseTimeDecay",
+    "LayerStatistics",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",
     "Milestones",
     "ModelFileError",
     "Normal",
+    "Optimizer",
+    "OptimizerState",
     "Penalty",
     "Progress",
     "ReLU",
+    "Schedule",
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "SquaredError",
@@ -99,5 +111,6 @@ __all__ = [
     "load_digits",
     "load_mnist",
     "load_npz",
+    "register",
     "softmax",
 ]

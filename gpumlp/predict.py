@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -22,7 +22,7 @@ from . import command
 from .backends import check_device_name
 from .files import write_atomically
 from .nn import MLP
-from .nn.model_file import CLASSIFICATION, loss_name
+from .nn.model_file import CLASSIFICATION, class_names, loss_name
 from .pictures import CHOICES
 from .predicting import STANDARD_INPUT, Prediction, predict_files
 from .training.config import ConfigError
@@ -52,6 +52,9 @@ class Options:
     """Of pictures: mnist, digits, resize (without cropping or inverting), or auto, to match the training data."""
     array: str | None = None
     """Name of the array to use from an .npz file with several."""
+    pixels: Literal["true", "false"] | None = None
+    """What uint8 values in arrays are: pixels, divided by 255 (true), or numbers, used as they are (false); as in
+    training by default. Needed for a network trained on floats."""
 
     def check(self) -> None:
         """Raise ConfigError with all mistakes at once."""
@@ -86,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.run}: the network has the loss {loss_name(model)}, so it gives no class probabilities; "
                 "use MLP.load(...).predict(...) in Python"
             )
-        results = predict_files(model, options.files, options.preparation, options.array)
-        names = list(range(model.sizes[-1])) if model.class_names is None else list(model.class_names)
+        pixels = None if options.pixels is None else options.pixels == "true"
+        results = predict_files(model, options.files, options.preparation, options.array, pixels)
+        names = class_names(model)
         predicted = [result for result in results if result.probabilities is not None]
         if options.out is not None and predicted:
             write_atomically(Path(options.out), _content(options.out, predicted, names))

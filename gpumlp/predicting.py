@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .data import DataError
 from .data.npz import is_array_file, read_samples
-from .nn import MLP, Inputs
+from .nn import MLP
 from .nn.model_file import plain_inputs
 from .pictures import read_sample
 
@@ -40,7 +40,11 @@ class Prediction:
 
 
 def predict_files(
-    model: MLP, files: Sequence[str], preparation: str = "auto", array: str | None = None
+    model: MLP,
+    files: Sequence[str],
+    preparation: str = "auto",
+    array: str | None = None,
+    pixels: bool | None = None,
 ) -> list[Prediction]:
     """Predict pictures, all in one batch, and files of arrays; one result per file, in their order.
 
@@ -50,6 +54,7 @@ def predict_files(
         preparation: of pictures: ``"mnist"``, ``"digits"``, ``"resize"`` (to the network's size, without cropping
             or inverting), or ``"auto"``: the one that matches the training data.
         array: which array of .npz files; needed if a file has several.
+        pixels: what uint8 values in arrays are, see ``MLP.logits``.
 
     Raises:
         MissingExtraError: a file is a picture, and Pillow is not installed.
@@ -62,8 +67,9 @@ def predict_files(
             with _opened(file) as (path, name):
                 if is_array_file(path):
                     samples = read_samples(path, name, inputs.shape, array)
-                    _check_samples(samples, inputs, model, name)
-                    results[index] = Prediction(file, _probabilities(model, samples, f"{name}: "), batch=True)
+                    _check_digits(samples, model, name)
+                    probabilities = _probabilities(model, samples, f"{name}: ", pixels)
+                    results[index] = Prediction(file, probabilities, batch=True)
                 else:
                     pictures[index] = read_sample(path, inputs, preparation, name)
         except DataError as error:
@@ -77,10 +83,12 @@ def predict_files(
     return [results[index] for index in range(len(files))]
 
 
-def _probabilities(model: MLP, samples: npt.NDArray[Any], prefix: str = "") -> npt.NDArray[Any]:
+def _probabilities(
+    model: MLP, samples: npt.NDArray[Any], prefix: str = "", pixels: bool | None = None
+) -> npt.NDArray[Any]:
     try:
-        probabilities: npt.NDArray[Any] = np.asarray(model.predict_proba(samples))
-    except ValueError as error:  # such as a value too large for the network's dtype
+        probabilities: npt.NDArray[Any] = np.asarray(model.predict_proba(samples, pixels=pixels))
+    except ValueError as error:  # such as samples of another shape or scale than in training
         raise DataError(f"{prefix}{error}") from error
     if not np.isfinite(probabilities).all():
         raise DataError(
@@ -89,26 +97,13 @@ def _probabilities(model: MLP, samples: npt.NDArray[Any], prefix: str = "") -> n
     return probabilities
 
 
-def _check_samples(samples: npt.NDArray[Any], inputs: Inputs, model: MLP, name: str) -> None:
-    """Refuse samples of another size than the network's, or with a scale that cannot be that of its training."""
-    features = int(np.prod(samples.shape[1:]))
-    if features != model.sizes[0]:
+def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:
+    """Refuse the levels of the built-in digits, 0 to 16, which are divided by 16 in training."""
+    digits = model.inputs is not None and model.inputs.data == "digits"
+    if digits and samples.dtype != np.uint8 and float(samples.max()) > 1:
         raise DataError(
-            f"{name}: expected {model.sizes[0]} values per sample ({' x '.join(map(str, inputs.shape))}), "
-            f"got {features} (shape {samples.shape})"
-        )
-    if model.inputs is None:
-        return
-    if samples.dtype == np.uint8 and not inputs.pixels:
-        raise DataError(
-            f"{name}: expected values as the network was trained on, {inputs.dtype}, got uint8, which is divided "
-            "by 255; convert them to float32 with the scale of the training data"
-        )
-    if samples.dtype != np.uint8 and (inputs.pixels or inputs.data == "digits") and float(samples.max()) > 1:
-        raise DataError(
-            f"{name}: expected {'uint8, or ' if inputs.pixels else ''}values from 0 to 1, as the network was "
-            f"trained on, got {samples.dtype} up to {float(samples.max()):g}; "
-            f"divide them by {255 if inputs.pixels else 16}"
+            f"{name}: expected values from 0 to 1, as the network was trained on, got {samples.dtype} up to "
+            f"{float(samples.max()):g}; divide them by 16"
         )
 
 

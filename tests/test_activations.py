@@ -107,11 +107,13 @@ def test_an_activation_object_is_returned_unchanged() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="one of relu, leaky_relu, tanh, sigmoid, identity, got 'swish'"):
+    with pytest.raises(
+        ValueError, match="one of relu, leaky_relu, tanh, sigmoid, identity, or an Activation, got 'swish'"
+    ):
         get_activation("swish")
 
 
 @pytest.mark.parametrize("slope", [0, 1, -0.1, float("nan")])
 def test_leaky_relu_refuses_slopes_outside_0_to_1(slope: float) -> None:
-    with pytest.raises(ValueError, match="negative_slope is expected to be between 0 and 1"):
+    with pytest.raises(ValueError, match="negative_slope is expected to be a number above 0 and below 1"):
         LeakyReLU(slope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,10 @@ def test_values_out_of_range_are_refused(make: Callable[[], object]) -> None:
         make()
 
 
-def test_sizes_are_whole_numbers() -> None:
-    with pytest.raises(TypeError):
-        MLP([4.7, 3])
+@pytest.mark.parametrize("sizes", ["5,3", 784, [4.7, 3], ["5", 3], {}, None])
+def test_sizes_are_whole_numbers(sizes: Any) -> None:
+    with pytest.raises(ValueError, match=r"sizes are expected to be .* such as \[784, 128, 10\], got "):
+        MLP(sizes, device="cpu")
 
 
 def test_numpy_scalars_become_python_floats() -> None:

@@ -113,5 +113,5 @@ def test_the_scale_applies_to_the_normal_initializer_only() -> None:
 
 @pytest.mark.parametrize("activation", [ReLU(), LeakyReLU(0.3)])
 def test_an_unknown_name_is_refused_with_the_known_ones(activation: ReLU) -> None:
-    with pytest.raises(ValueError, match="one of auto, he, he_uniform, glorot, glorot_uniform, normal, got"):
+    with pytest.raises(ValueError, match="one of auto, he, he_uniform, glorot, glorot_uniform, normal, or"):
         get_initializer("xavier", activation)

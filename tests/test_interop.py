@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Activation, ImportedModelError, Inputs, LeakyReLU, ModelFileError, load_digits, load_mnist
+from gpumlp import MLP, ImportedModelError, Inputs, LeakyReLU, ModelFileError, Tanh, load_digits, load_mnist
 from gpumlp.exporting import npz_bytes, onnx_bytes
 from gpumlp.interop.torch import _one_order
 
@@ -167,7 +167,7 @@ def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
             [linear(3, 4), nn.LeakyReLU(0.1), linear(4, 4), nn.LeakyReLU(0.2), linear(4, 2)],
             r"layer 3, LeakyReLU.*expected LeakyReLU\(negative_slope=0.1\) as in the layers before",
         ),
-        ([linear(3, 4), nn.LeakyReLU(1.5), linear(4, 2)], "layer 1, LeakyReLU.*between 0 and 1, got 1.5"),
+        ([linear(3, 4), nn.LeakyReLU(1.5), linear(4, 2)], "layer 1, LeakyReLU.*above 0 and below 1, got 1.5"),
         ([linear(3, 4), nn.ReLU(), linear(4, 4), linear(4, 2)], "Linear layer 1: no activation follows it"),
         (
             [linear(3, 4), nn.ReLU(), nn.ReLU(), linear(4, 2)],
@@ -433,7 +433,7 @@ def test_the_names_of_classes_are_in_the_file() -> None:
 def test_a_custom_activation_is_refused() -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 
-    class Own(Activation):
+    class Own(Tanh):
         name = "own"
 
     with pytest.raises(ModelFileError, match=r"the activation Own\(\) has no equivalent in ONNX"):

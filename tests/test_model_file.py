@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from gpumlp import (
     MLP,
-    Activation,
     Dataset,
     DeviceError,
     Glorot,
@@ -23,17 +22,21 @@ from gpumlp import (
     LeakyReLU,
     Normal,
     ReLU,
+    SoftmaxCrossEntropy,
+    SquaredError,
     Tanh,
     fit,
     load_digits,
+    register,
 )
 from gpumlp.backends import Backend
-from gpumlp.nn import activations
+from gpumlp.nn.activations import ACTIVATIONS
+from gpumlp.nn.losses import LOSSES
 from gpumlp.nn.model_file import Inputs, ModelFileError
 from tests.command_helpers import DIGITS, run
 from tests.strict_device import StrictBackend
 
-ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
+BUILT_IN = ["relu", LeakyReLU(0.2), "tanh", "sigmoid"]
 
 
 def rewritten(folder: Path, **changes: object) -> Path:
@@ -47,7 +50,7 @@ def rewritten(folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", BUILT_IN, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_loaded_network_is_the_saved_one_bit_for_bit(activation: object, dtype: str, tmp_path: Path) -> None:
     model = MLP([6, 5, 4, 3], activation, seed=2, device="cpu", dtype=dtype)
@@ -140,22 +143,71 @@ def test_the_folder_of_a_training_run_can_be_loaded(tmp_path: Path) -> None:
         MLP.load(tmp_path / "run")
 
 
-def test_a_custom_activation_is_saved_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Steep(Tanh):
-        name = "steep"
+class Steep(Tanh):
+    name = "steep"
 
-        def __init__(self, steepness: float = 1.0) -> None:
-            self.steepness = steepness
+    def __init__(self, steepness: float = 1.0) -> None:
+        self.steepness = steepness
 
-        def forward(self, xp: Any, s: Any, out: Any) -> None:
-            xp.tanh(self.steepness * s, out=out)
+    def forward(self, xp: Any, s: Any, out: Any) -> None:
+        xp.tanh(self.steepness * s, out=out)
 
-    model = MLP([3, 4, 2], Steep(3.0), device="cpu")
-    model.save(tmp_path)
-    with pytest.raises(ModelFileError, match=r"the unknown activation 'steep'; add its class to"):
-        MLP.load(tmp_path, device="cpu")
-    monkeypatch.setitem(activations.ACTIVATIONS, "steep", Steep)
-    np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))
+
+class Smoothed(SoftmaxCrossEntropy):
+    name = "smoothed"
+
+    def __init__(self, smoothing: float = 0.1) -> None:
+        self.smoothing = smoothing
+
+    def predictions(self, outputs: Any) -> Any:
+        return super().predictions(-outputs)
+
+
+@pytest.mark.parametrize("rule", [{"activation": Steep(3.0)}, {"loss": Smoothed(0.3)}], ids=["activation", "loss"])
+def test_a_rule_of_ones_own_is_saved_with_its_options_once_it_is_registered(
+    rule: dict[str, Any], tmp_path: Path
+) -> None:
+    ((what, value),) = rule.items()
+    model, kind = MLP([3, 4, 2], device="cpu", **rule), type(value)
+    with pytest.raises(ModelFileError, match=rf"register it there and here: gpumlp.register\({kind.__name__}\)"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    registry: Any = ACTIVATIONS if what == "activation" else LOSSES
+    register(kind)
+    try:
+        assert type(getattr(MLP([3, 4, 2], device="cpu", **{what: value.name}), what)) is kind
+        model.save(tmp_path / "model")
+        again = MLP.load(tmp_path / "model", device="cpu")
+        assert vars(getattr(again, what)) == vars(value)
+        np.testing.assert_array_equal(again.predict(np.eye(3)), model.predict(np.eye(3)))
+    finally:
+        del registry[value.name]
+    with pytest.raises(ModelFileError, match=rf"the unknown {what} '{value.name}'; register its class first"):
+        MLP.load(tmp_path / "model", device="cpu")
+
+
+class Nameless(Tanh):
+    pass
+
+
+class Impostor(SquaredError):
+    name = "softmax_cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (Nameless, ValueError, "Nameless is expected to have a name of its own, such as name = 'my_activation'"),
+        (Impostor, ValueError, "'softmax_cross_entropy' is the name of SoftmaxCrossEntropy already"),
+        (Steep(), TypeError, r"a subclass of Activation or Loss is expected, got Steep\(\)"),
+        (MLP, TypeError, "a subclass of Activation or Loss is expected, got the class MLP"),
+    ],
+)
+def test_only_classes_with_a_name_of_their_own_are_registered(
+    kind: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        register(kind)
 
 
 def test_saving_again_replaces(tmp_path: Path) -> None:
@@ -179,30 +231,51 @@ def test_it_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Disguised(ReLU):
         pass
 
-    class Unspeakable(Activation):
+    class Changed(SoftmaxCrossEntropy):
+        def predictions(self, outputs: Any) -> Any:
+            return super().predictions(-outputs)
+
+    class Unspeakable(Tanh):
         name = "unspeakable"
 
-        def __init__(self) -> None:
-            self.rule = np.sin
+        def __init__(self, rule: Any = np.sin) -> None:
+            self.rule = rule
 
+    class Renamed(Tanh):
+        name = "renamed"
+
+        def __init__(self, slope: float = 1.0) -> None:
+            self.steepness = slope
+
+    for kind in (Unspeakable, Renamed):
+        monkeypatch.setitem(ACTIVATIONS, kind.name, kind)
     for model, message in (
+        (MLP([3, 4, 2], Disguised(), device="cpu"), r"Disguised\(\) cannot be saved: 'relu' is the name of ReLU"),
         (
-            MLP([3, 4, 2], Disguised(), device="cpu"),
-            r"Disguised\(\) cannot be saved: 'relu' is the name of a built-in one",
+            MLP([3, 2], loss=Changed(), device="cpu"),
+            r"Changed\(\) .*'softmax_cross_entropy' is the name of",
         ),
+        (MLP([3, 2], Unspeakable(), device="cpu"), r"Unspeakable\(\) cannot be saved: .* not JSON serializable"),
         (
-            MLP([3, 4, 2], Unspeakable(), device="cpu"),
-            r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
+            MLP([3, 2], Renamed(), device="cpu"),
+            r"Renamed\(\) cannot be saved: its attributes are expected to be",
         ),
-        (MLP([3, 2], device="cpu"), "class_names are expected to be 2 strings or numbers, one for each class"),
     ):
-        model.class_names = ["only one"] if len(model.sizes) == 2 else None
         with pytest.raises(ModelFileError, match=message):
             model.save(tmp_path / "new")
+    model = MLP([3, 2], device="cpu")
+    model.class_names = ["only one"]
+    with pytest.raises(ModelFileError, match="class_names are expected to be 2 strings or numbers"):
+        model.save(tmp_path / "new")
+    model.class_names, model.inputs = None, Inputs((2, 2), "uint8")
+    with pytest.raises(ModelFileError, match=r"a sample of shape \(2, 2\) does not have 3 features"):
+        model.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ModelFileError, match="is a file; give the name of a folder"):

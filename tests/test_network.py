@@ -111,7 +111,7 @@ def test_another_number_of_features_is_refused(model: MLP, shape: tuple[int, ...
     for call in (model.logits, model.predict, model.predict_proba):
         with pytest.raises(ValueError, match="expects 784 features a sample, got "):
             call(np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match="expects 784 features a sample, but Dataset"):
+    with pytest.raises(ValueError, match=r"expects 784 features a sample, got .*\(Dataset"):
         model.evaluate(Dataset(np.zeros(shape, np.uint8), np.zeros(5, int)))
 
 

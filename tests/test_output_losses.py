@@ -118,7 +118,7 @@ def test_predictions_and_probabilities_depend_on_the_loss() -> None:
 
 
 def test_invalid_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"of classes \(2 or more\), got \[3, 1\]"):
+    with pytest.raises(ValueError, match=r"of classes \(2 or more\), .* got \[3, 1\]"):
         MLP([3, 1])
     with pytest.raises(ValueError, match="loss is expected to be one of softmax_cross_entropy, logistic"):
         MLP([3, 1], loss="hinge")

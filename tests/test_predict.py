@@ -82,11 +82,28 @@ def test_one_sample_is_a_batch_of_one(tmp_path: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("values", "inputs", "message"),
     [
-        (np.zeros((5, 13), np.uint8), ((4, 3), "uint8", ""), r"expected 12 values per sample (4 x 3), got 13"),
-        (np.full((5, 12), 255.0), ((4, 3), "uint8", ""), "expected uint8, or values from 0 to 1"),
-        (np.full((5, 12), 200), ((4, 3), "uint8", ""), "got float32 up to 200; divide them by 255"),
+        (
+            np.zeros((5, 13), np.uint8),
+            ((4, 3), "uint8", ""),
+            "expects 12 features a sample, got 13",
+        ),
+        (
+            np.full((5, 12), 255.0),
+            ((4, 3), "uint8", ""),
+            "divide the values by 255, or give uint8",
+        ),
+        (
+            np.full((5, 12), 200),
+            ((4, 3), "uint8", ""),
+            "trained on uint8 pixels, which it divides by",
+        ),
         (np.full((5, 64), 16.0), ((8, 8), "float32", "digits"), "got float64 up to 16; divide them by 16"),
-        (np.zeros((5, 12), np.uint8), ((12,), "float32", ""), "got uint8, which is divided by 255"),
+        (
+            np.zeros((5, 12), np.uint8),
+            ((12,), "float32", ""),
+            "trained on float32, got uint8 (shape (5, 12));",
+        ),
+        (np.zeros((5, 3, 4)), ((4, 3), "float32", ""), "trained on samples of 4 x 3, got 3 x 4 (shape (5, 3, 4))"),
         (np.full((5, 12), np.nan), ((12,), "float32", ""), "images must be finite"),
         (np.zeros(12), ((12,), "float32", ""), "use images.reshape(1, -1) for one sample"),
         (np.array(["a", "b"]), ((12,), "float32", ""), "must be integers or real floats"),
@@ -103,6 +120,16 @@ def test_arrays_of_another_size_or_scale_are_refused(
     assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_pixels_says_what_uint8_is(tmp_path: Path, capsys: Captured) -> None:
+    model = network(tmp_path, (4, 3), "float32", "own.npz")
+    values = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
+    np.save(tmp_path / "x.npy", values)
+    for word, scale in (("true", 255), ("false", 1)):
+        assert run("predict", tmp_path, tmp_path / "x.npy", "--pixels", word, "--out", tmp_path / "p.npy") == 0
+        expected = model.predict_proba((values / scale).astype(np.float32))
+        np.testing.assert_allclose(np.load(tmp_path / "p.npy"), expected, rtol=1e-5)
 
 
 def test_a_network_without_training_data_accepts_any_scale(tmp_path: Path, capsys: Captured) -> None:
@@ -206,9 +233,9 @@ def test_pictures_are_one_batch(
     sizes = []
     predict_proba = MLP.predict_proba
 
-    def counted(self: MLP, samples: np.ndarray) -> np.ndarray:
+    def counted(self: MLP, samples: np.ndarray, **options: Any) -> np.ndarray:
         sizes.append(len(samples))
-        return predict_proba(self, samples)
+        return predict_proba(self, samples, **options)
 
     monkeypatch.setattr(MLP, "predict_proba", counted)
     assert run("predict", digits, *pages(tmp_path, [1, 2, 3, 4])) == 0

@@ -450,7 +450,10 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     Raises:
         ValueError: for any other dtype.
     """
-    result = np.dtype(dtype)
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype is expected to be float32 or float64, got {dtype!r}") from None
     if result not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype is expected to be float32 or float64, got {result}")
     return result

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 import zlib
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, is_device_array, to_host
+from .labels import DataError, encode_labels, to_array
 
-_MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
+__all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images"]
+
 _FINGERPRINT_BLOCK = 2**22  # bytes copied to the host at a time
-
-
-class DataError(ValueError):
-    """A file, an array or a name is not usable as data; the message says which, why, and what to do."""
 
 
 class Dataset:
@@ -27,19 +25,29 @@ class Dataset:
     One rule holds for every data set: *uint8 is pixels, divided by 255 when a batch is gathered;
     everything else is used as given*. So bool and every integer dtype but uint8 become float32 here.
 
+    The classes are the distinct labels in sorted order, whatever these are, and are numbered 0, 1, 2, ...; the
+    network that is trained on them gets their names. For a test set, give the names or the number of the classes
+    of the training set: it may lack some of them.
+
     All values are checked here and not later, since on a GPU an invalid label would wrap silently.
     The arrays are shared with the caller where no conversion is needed, and must not be modified.
 
     Args:
         images: ``(n, ...)`` with at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
             array-like, or a CuPy array, which stays on its device.
-        labels: ``(n,)`` of any integer dtype, 0 <= label < classes.
-        classes: the number of classes, at least 2; the largest label + 1 by default.
+        labels: ``(n,)`` integers, bools or strings.
+        classes: the number of classes, at least 2. With it, labels are class numbers, 0 <= label < classes, of
+            which some may be absent.
+        class_names: what the classes are called, in the order of their numbers: strings or integers. Without
+            `classes`, labels are members of it; with `classes`, they are class numbers.
         name: used in messages and results.
 
     Attributes:
         images: ``(n, ...)``, uint8 or floating, a NumPy or CuPy array.
-        labels: ``(n,)`` int64, on the host.
+        labels: ``(n,)`` int64 class numbers, on the host.
+        classes: the number of classes.
+        class_names: what the classes are called; None for 0, 1, 2, ...
+        numbered: whether labels were given as class numbers, with `classes`.
 
     Raises:
         DataError: a shape, a dtype or a value is not as stated.
@@ -50,14 +58,36 @@ class Dataset:
     Dataset('four', 4 samples of 28 x 28 uint8, 10 classes)
     >>> data.features, data.feature_shape
     (784, (28, 28))
+    >>> data = Dataset(np.zeros((3, 2)), ["yes", "no", "yes"])
+    >>> data.labels, data.class_names
+    (array([1, 0, 1]), ('no', 'yes'))
     """
 
-    def __init__(self, images: Any, labels: Any, *, classes: int | None = None, name: str = "arrays") -> None:
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        *,
+        classes: int | None = None,
+        class_names: Iterable[Any] | None = None,
+        name: str = "arrays",
+    ) -> None:
         self.name = name
         self.images = checked_images(images, name)
-        self.labels = _checked_labels(labels, len(self.images), name)
-        self.classes = _checked_classes(classes, self.labels, name)
+        self.labels, self.classes, self.class_names = encode_labels(
+            labels, len(self.images), f"{name}: labels", classes, class_names
+        )
+        self.numbered = classes is not None
         self._fingerprint: str | None = None
+
+    def part(self, images: Any, labels: Any) -> Dataset:
+        """Other samples of the same data, such as its test set: the same name and classes, labels as given here.
+
+        Raises:
+            DataError: as for `Dataset`; also a label that is not among the classes.
+        """
+        classes = self.classes if self.numbered or self.class_names is None else None
+        return Dataset(images, labels, classes=classes, class_names=self.class_names, name=self.name)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -68,6 +98,13 @@ class Dataset:
     def features(self) -> int:
         """Number of values in one sample."""
         return math.prod(self.feature_shape)
+
+    @cached_property
+    def limits(self) -> tuple[float, float] | None:
+        """The smallest and the largest value of the images; None where they are on a device."""
+        if is_device_array(self.images):
+            return None
+        return float(self.images.min()), float(self.images.max())
 
     @cached_property
     def label_entropy(self) -> float:
@@ -84,27 +121,37 @@ class Dataset:
         return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {self.classes:,} classes)"
 
     def batches(
-        self, batch_size: int, backend: Backend, dtype: npt.DTypeLike, rows: HostArray | None = None
+        self,
+        batch_size: int,
+        backend: Backend,
+        dtype: npt.DTypeLike,
+        rows: HostArray | None = None,
+        *,
+        labels: HostArray | None = None,
+        pixels: bool = True,
     ) -> ArrayBatches:
         """Move the data to a device, unless it is there already, and cut it into batches.
 
         Args:
             batch_size: samples in a batch.
             backend: of the device.
-            dtype: of the network, float32 or float64; uint8 images stay uint8.
+            dtype: of the network, float32 or float64; pixels stay uint8.
             rows: ``(samples,)`` int64, which samples to use; all by default.
+            labels: ``(n,)`` int64, the class numbers of a network that numbers the classes differently.
+            pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
         """
         images = backend.asarray(
-            self.images.reshape(len(self), -1), dtype=None if self.images.dtype == np.uint8 else dtype
+            self.images.reshape(len(self), -1), dtype=None if pixels and self.images.dtype == np.uint8 else dtype
         )
         rows = np.arange(len(self)) if rows is None else rows
-        return ArrayBatches(images, backend.asarray(self.labels), rows, batch_size, backend)
+        labels = self.labels if labels is None else labels
+        return ArrayBatches(images, backend.asarray(labels), rows, batch_size, backend)
 
     def fingerprint(self) -> str:
         """Identify the content, regardless of name and device, as in ``"60000x28x28-uint8-1a2b3c4d"``.
 
-        Consists of shape, dtype and a CRC-32 over images and labels, so it detects accidental differences,
-        not deliberate ones. Computed at the first call (waits for the device), then cached.
+        Consists of shape, dtype and a CRC-32 over images, labels and class names, so it detects accidental
+        differences, not deliberate ones. Computed at the first call (waits for the device), then cached.
         """
         if self._fingerprint is None:
             crc = 0
@@ -112,6 +159,8 @@ class Dataset:
             for start in range(0, len(self), rows):
                 crc = zlib.crc32(to_host(self.images[start : start + rows]).tobytes(), crc)
             crc = zlib.crc32(self.labels.tobytes(), crc)
+            if self.class_names is not None:
+                crc = zlib.crc32(repr(self.class_names).encode("utf-8", "surrogatepass"), crc)
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
 
@@ -213,19 +262,12 @@ class ArrayBatches:
         return self.targets[batch]
 
 
-def _to_array(values: Any, what: str) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except Exception as error:  # any array-like may raise anything in its __array__
-        raise DataError(f"{what} cannot be read as one array ({error}); give rows of equal shape") from error
-
-
 def checked_images(images: Any, name: str) -> Any:
     """Samples ``(n, ...)`` as `Dataset` stores them, uint8 or floating; errors begin with `name`."""
     what = f"{name}: images"
     # A CuPy array supports the operators and NumPy functions used below, and so stays on its device.
     if not is_device_array(images):
-        images = _to_array(images, what)
+        images = to_array(images, what)
     if images.dtype.kind not in "buif":
         raise DataError(
             f"{what} must be integers or real floats, got dtype {images.dtype}; "
@@ -259,48 +301,3 @@ def _check_finite(images: Any, what: str) -> None:
             f"{what} must be finite, but {count:,} of {images.size:,} values are NaN or infinite, "
             f"the first at images{list(where)}; remove those samples or fill the values in"
         )
-
-
-def _checked_labels(labels: Any, samples: int, name: str) -> npt.NDArray[np.int64]:
-    what = f"{name}: labels"
-    labels = _to_array(to_host(labels) if is_device_array(labels) else labels, what)
-    if labels.ndim != 1:
-        cure = "give one class number per sample"
-        if labels.ndim == 2:
-            cure = "use labels.ravel()" if labels.shape[1] == 1 else "if one-hot, use labels.argmax(axis=1)"
-        raise DataError(f"{what} must be class numbers of shape ({samples},), got {labels.shape}; {cure}")
-    if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{what} must be integers, got dtype {labels.dtype}; use labels.astype(int) if these are class numbers"
-        )
-    if len(labels) != samples:
-        raise DataError(f"{what} must be one for each of {samples:,} images, got {len(labels):,}; pair them up")
-    smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0 or largest >= _MAX_CLASSES:
-        wrong = smallest if smallest < 0 else largest
-        where = int((labels == wrong).argmax())
-        raise DataError(
-            f"{what} must be class numbers from 0 to {_MAX_CLASSES - 1}, but labels[{where}] is {wrong}; "
-            "number the classes 0, 1, 2, ..."
-        )
-    checked: npt.NDArray[np.int64] = labels.astype(np.int64, copy=False)
-    return checked
-
-
-def _checked_classes(classes: int | None, labels: npt.NDArray[np.int64], name: str) -> int:
-    largest = int(labels.max())
-    if classes is None:
-        return max(2, largest + 1)
-    try:
-        count = operator.index(classes)
-    except TypeError:
-        raise DataError(f"{name}: classes must be an integer, got {classes!r}; leave it out to count") from None
-    if not 2 <= count <= _MAX_CLASSES:
-        raise DataError(f"{name}: classes must be from 2 to {_MAX_CLASSES}, got {count}; leave it out to count")
-    if largest >= count:
-        where = int((labels >= count).argmax())
-        raise DataError(
-            f"{name}: labels must be below classes = {count}, but labels[{where}] is {int(labels[where])}; "
-            f"give classes={largest + 1} or correct the labels"
-        )
-    return count

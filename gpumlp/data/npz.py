@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..words import listed
 from .dataset import DataError, Dataset, checked_images
 from .mnist import read_idx
 
@@ -27,7 +28,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
             Keras's CIFAR, are flattened. Pickled objects are never loaded.
 
     Returns:
-        Training and test set, named after the file, ``"cifar.npz"``; the classes are those of the training labels.
+        Training and test set, named after the file, ``"cifar.npz"``; the classes are the distinct training labels.
 
     Raises:
         DataError: the file is not such an archive, an array is missing or unusable, or training and test
@@ -39,7 +40,8 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
         labels = arrays[f"y_{part}"]
         if labels.ndim == 2 and labels.shape[1] == 1:
             arrays[f"y_{part}"] = labels.ravel()
-    train, test = _dataset(path, arrays, "train"), _dataset(path, arrays, "test")
+    train = _dataset(path, arrays, "train")
+    test = _dataset(path, arrays, "test", train)
     for what, expected, found in (
         ("sample shape", train.feature_shape, test.feature_shape),
         ("dtype", arrays["x_train"].dtype, arrays["x_test"].dtype),
@@ -49,12 +51,6 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
                 f"{path}: expected x_test of {what} {expected} as in x_train, found {found}; "
                 "prepare both in the same way"
             )
-    if test.classes > train.classes:
-        raise DataError(
-            f"{path}: expected y_test below {train.classes}, the number of classes in y_train, "
-            f"found {test.classes - 1}; train on every class that is tested"
-        )
-    test.classes = train.classes  # even if the test set lacks the last classes
     return train, test
 
 
@@ -102,9 +98,16 @@ def _read_array(path: Path, archive: Any, key: str) -> npt.NDArray[Any]:
     return array
 
 
-def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str) -> Dataset:
+def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: Dataset | None = None) -> Dataset:
+    """The training set, or, with `train`, the test set of its classes."""
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     try:
-        return Dataset(arrays[f"x_{part}"], arrays[f"y_{part}"], name=f"{path.stem}.npz")
+        if train is not None:
+            return train.part(images, labels)
+        train = Dataset(images, labels, name=f"{path.stem}.npz")
+        if train.classes < 2:
+            raise DataError(f"all labels are {listed(train.class_names or ())}; expected two classes or more")
+        return train
     except DataError as error:
         raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
 

@@ -23,7 +23,7 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
     For two classes scikit-learn has one output s with the probability 1 / (1 + e^-s); here it becomes the two
     outputs 0 and s, whose softmax is the same. The classifier's ``classes_`` become ``class_names``.
 
-    scikit-learn uses all values unchanged, gpumlp divides uint8 by 255: give float arrays to both.
+    The network uses all values as they are, whatever their dtype, as scikit-learn does.
 
     Args:
         kind: the class of the result.

@@ -36,7 +36,7 @@ def from_torch(
     Softmax or LogSoftmax over the classes; a Sigmoid after a single output becomes a softmax over two. Nested
     Sequentials are unpacked.
 
-    PyTorch uses all values unchanged, gpumlp divides uint8 by 255: give float arrays to both.
+    The network uses all values as they are, whatever their dtype, as PyTorch does.
 
     Args:
         kind: the class of the result.

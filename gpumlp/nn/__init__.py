@@ -1,13 +1,15 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from .initializers import Glorot, He, Normal
+from .initializers import Glorot, He, Initializer, Normal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError, softmax
 from .model_file import ModelFileError
-from .network import MLP, Evaluation, Inputs
+from .network import MLP, Evaluation
 from .optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
-from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay
+from .registry import register
+from .samples import Inputs
+from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
 
 __all__ = [
     "MLP",
@@ -21,6 +23,7 @@ __all__ = [
     "Glorot",
     "He",
     "Identity",
+    "Initializer",
     "Inputs",
     "InverseTimeDecay",
     "LeakyReLU",
@@ -33,10 +36,12 @@ __all__ = [
     "OptimizerState",
     "Penalty",
     "ReLU",
+    "Schedule",
     "Sigmoid",
     "SoftmaxCrossEntropy",
     "SquaredError",
     "StepDecay",
     "Tanh",
+    "register",
     "softmax",
 ]

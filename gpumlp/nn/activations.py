@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backends import Array, CudaActivation, array_namespace
+from .hyperparameters import number, require_in_place
+from .registry import Registry
 
 
 class Activation:
@@ -16,7 +20,7 @@ class Activation:
 
     To add one, subclass, set `name` and `initializer`, and implement `forward` and `backward`. It then works on
     every device; with CUDA expressions in `cuda` it is as fast on a GPU as the built-in ones. A subclass that
-    overrides `forward` or `backward` does not inherit `cuda`.
+    overrides `forward` or `backward` does not inherit `cuda`. To save networks with it, `register` it.
 
     Attributes:
         name: as in ``MLP(..., activation=name)``.
@@ -118,9 +122,7 @@ class LeakyReLU(Activation):
     initializer = "he"
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        if not 0 < negative_slope < 1:
-            raise ValueError(f"negative_slope is expected to be between 0 and 1, got {negative_slope}")
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = number("negative_slope", negative_slope, 0, 1, open_low=True, open_high=True)
 
     @property
     def cuda(self) -> CudaActivation:  # type: ignore[override]
@@ -176,7 +178,16 @@ class Sigmoid(Activation):
         xp.multiply(delta, a, out=delta)
 
 
-ACTIVATIONS: dict[str, type[Activation]] = {rule.name: rule for rule in (ReLU, LeakyReLU, Tanh, Sigmoid, Identity)}
+def _check(rule: Activation) -> None:
+    s, out, delta = np.array([[-1.0, 0.5]]), np.full((1, 2), np.nan), np.ones((1, 2))
+    kind = type(rule).__name__
+    require_in_place(f"{kind}.forward", lambda: rule.forward(np, s, out), out)
+    require_in_place(f"{kind}.backward", lambda: rule.backward(np, out, delta), delta)
+
+
+ACTIVATIONS = Registry(
+    "activation", Activation, ("forward", "backward"), (ReLU, LeakyReLU, Tanh, Sigmoid, Identity), _check
+)
 
 
 def get_activation(activation: str | Activation) -> Activation:
@@ -184,9 +195,6 @@ def get_activation(activation: str | Activation) -> Activation:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: a class of the user's is incomplete.
     """
-    if isinstance(activation, Activation):
-        return activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is expected to be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    return ACTIVATIONS[activation]()
+    return ACTIVATIONS.find(activation)

@@ -1,11 +1,18 @@
-"""Range checks of hyperparameters, for the classes of `gpumlp.nn` and for the options of a run."""
+"""Checks of arguments: ranges of hyperparameters, also for the options of a run, and kinds of objects."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ..words import shown
+
+T = TypeVar("T")
 
 
 class Range(NamedTuple):
@@ -83,9 +90,97 @@ def whole(name: str, value: object, low: int) -> int:
     return int(result)  # type: ignore[arg-type]
 
 
+def flag(name: str, value: object) -> bool:
+    """Return a truth value as a Python bool.
+
+    Raises:
+        ValueError: it is something else, such as ``"no"``, which Python takes for true.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is expected to be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def set_number(
     rule: object, name: str, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> None:
     """Check a field of a frozen dataclass and convert it to a Python float; called in ``__post_init__``."""
     value = number(name, getattr(rule, name), low, high, open_low=open_low, open_high=open_high)
     object.__setattr__(rule, name, value)
+
+
+def instance(name: str, value: object, kind: type[T], example: str) -> T:
+    """Return an argument that is an object of a class.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: the class.
+        example: what to give, such as ``"SGD(0.1)"``.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIO" or kind.__name__.isupper() else "a"  # an MLP
+    raise TypeError(f"{name} is expected to be {article} {kind.__name__}, such as {example}, got {shown(value)}")
+
+
+def require_methods(rule: object, base: type, *methods: str) -> None:
+    """Check that a class of the user's implements methods of its base class, with the same arguments.
+
+    Raises:
+        TypeError: one is missing, or takes other arguments.
+    """
+    kind = type(rule).__name__
+    missing = [name for name in methods if getattr(type(rule), name, None) is getattr(base, name, None)]
+    if missing:
+        raise TypeError(f"{kind} is expected to define {' and '.join(missing)}, see {base.__name__}")
+    for name in methods:
+        arguments = list(inspect.signature(getattr(base, name)).parameters)[1:]
+        require_arguments(f"{kind}.{name}", getattr(rule, name), *arguments)
+
+
+def require_in_place(name: str, call: Callable[[], Any], written: Any) -> None:
+    """Call a method of the user's on a small example, and check that it writes its result into its arguments.
+
+    Args:
+        name: of the method.
+        call: calls it. What it raises is left to its first use.
+        written: an array of NaN that the method overwrites.
+
+    Raises:
+        TypeError: it returns a result instead.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            result = call()
+    except Exception:
+        return
+    if result is not None or np.isnan(written).all():
+        raise TypeError(
+            f"{name} is expected to write its result into the arrays that it is given and to return None; it "
+            f"{'leaves them as they are' if result is None else f'returns {shown(result)}'}"
+        )
+
+
+def require_arguments(name: str, function: Callable[..., Any], *arguments: str) -> None:
+    """Check that a function of the user's can be called with this number of arguments.
+
+    Args:
+        name: of the argument that it was given as.
+        function: the function.
+        arguments: what it is called with, in words.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{name} is expected to be a function of {', '.join(arguments)}: {error}") from error

@@ -12,7 +12,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..words import shown
 from .activations import Activation
+from .hyperparameters import flag, number, set_number
 
 
 class Initializer(Protocol):
@@ -27,6 +29,9 @@ class Normal:
     """Var W = scale^2, regardless of the layer."""
 
     scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        set_number(self, "scale", 0)
 
     def std(self, in_features: int, out_features: int) -> float:
         return self.scale
@@ -49,6 +54,9 @@ class Glorot:
 
     uniform: bool = False
 
+    def __post_init__(self) -> None:
+        flag("uniform", self.uniform)
+
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / (in_features + out_features))
 
@@ -69,6 +77,9 @@ class He:
 
     uniform: bool = False
 
+    def __post_init__(self) -> None:
+        flag("uniform", self.uniform)
+
     def std(self, in_features: int, out_features: int) -> float:
         return math.sqrt(2 / in_features)
 
@@ -87,8 +98,8 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
     Raises:
         ValueError: the name is unknown.
     """
-    if not isinstance(initializer, str):
-        return initializer
+    if callable(getattr(initializer, "std", None)) and not isinstance(initializer, type):
+        return initializer  # type: ignore[return-value]
     name = activation.initializer if initializer == "auto" else initializer
     if name in ("he", "he_uniform"):
         return He(uniform=name == "he_uniform")
@@ -96,14 +107,18 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
         return Glorot(uniform=name == "glorot_uniform")
     if name == "normal":
         return Normal(scale)
-    raise ValueError(f"initializer is expected to be one of {', '.join(INITIALIZERS)}, got {initializer!r}")
+    raise ValueError(
+        f"initializer is expected to be one of {', '.join(INITIALIZERS)}, or an object with a method "
+        f"std(in_features, out_features), got {shown(initializer)}"
+    )
 
 
 def draw_weights(
     initializer: Initializer, in_features: int, out_features: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw initial weights ``(in_features, out_features)`` on the host, float64."""
-    std, shape = initializer.std(in_features, out_features), (in_features, out_features)
+    shape = (in_features, out_features)
+    std = number(f"the standard deviation that {shown(initializer)} gives", initializer.std(*shape), 0)
     if isinstance(initializer, (Glorot, He)) and initializer.uniform:
         bound = math.sqrt(3) * std  # the variance of a uniform distribution on [-c, c] is c^2 / 3
         return rng.uniform(-bound, bound, shape)

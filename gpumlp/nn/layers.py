@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..backends import Accumulation, Array, Backend, check_dtype, get_backend
 from .activations import Activation, get_activation
+from .hyperparameters import whole
 from .initializers import Initializer, draw_weights, get_initializer
 from .parameters import Parameters
 
@@ -52,12 +53,8 @@ class Dense:
         dtype: npt.DTypeLike = "float32",
         storage: tuple[Array, Array, Array, Array] | None = None,
     ) -> None:
-        if in_features < 1 or out_features < 1:
-            raise ValueError(
-                f"a layer is expected to have 1 or more inputs and outputs, got {in_features}, {out_features}"
-            )
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = whole("in_features", in_features, 1)
+        self.out_features = whole("out_features", out_features, 1)
         self.activation = get_activation(activation)
         self.backend = get_backend(device)
         if storage is None:

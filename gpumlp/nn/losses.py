@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backends import Array, Backend, array_namespace, reference_backend
+from .hyperparameters import require_in_place
+from .registry import Registry
 
 
 class Loss:
     """Base class of losses. To add one, subclass and implement `output_error`, `check` and `predictions`.
 
-    A subclass that overrides `output_error` does not inherit `kernel`.
+    A subclass that overrides `output_error` does not inherit `kernel`. To save networks with it, `register` it.
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
@@ -223,9 +227,24 @@ class SquaredError(Loss):
         return outputs.copy()
 
 
-LOSSES: dict[str, type[Loss]] = {
-    rule.name: rule for rule in (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError)
-}
+def _check(rule: Loss) -> None:
+    outputs = np.zeros((2, max(2, rule.least_outputs)))
+    targets = np.array([0, 1]) if rule.of_classes else np.zeros_like(outputs)
+    losses, correct, backend = np.full(2, np.nan), np.zeros(2, dtype=bool), reference_backend(np)
+    require_in_place(
+        f"{type(rule).__name__}.output_error",
+        lambda: rule.output_error(backend, outputs, targets, losses, correct),
+        losses,
+    )
+
+
+LOSSES = Registry(
+    "loss",
+    Loss,
+    ("output_error", "predictions"),
+    (SoftmaxCrossEntropy, LogisticCrossEntropy, SquaredError),
+    _check,
+)
 
 
 def get_loss(loss: str | Loss) -> Loss:
@@ -233,12 +252,9 @@ def get_loss(loss: str | Loss) -> Loss:
 
     Raises:
         ValueError: the name is unknown.
+        TypeError: a class of the user's is incomplete.
     """
-    if isinstance(loss, Loss):
-        return loss
-    if loss not in LOSSES:
-        raise ValueError(f"loss is expected to be one of {', '.join(LOSSES)}, got {loss!r}")
-    return LOSSES[loss]()
+    return LOSSES.find(loss)
 
 
 def weigh(xp: Any, delta: Array, losses: Array, weights: Array) -> None:

@@ -23,9 +23,12 @@ import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
 from ..files import write_atomically
+from ..words import listed
 from .activations import ACTIVATIONS
 from .initializers import Glorot, He, Initializer, Normal
-from .network import MLP, Inputs, M
+from .losses import LOSSES
+from .network import MLP, M
+from .samples import Inputs
 
 FORMAT = "gpumlp-model-1"
 CLASSIFICATION = "softmax_cross_entropy"
@@ -42,26 +45,28 @@ def describe(model: MLP) -> dict[str, Any]:
     """Describe a network, without its weights, as values that JSON can represent.
 
     Raises:
-        ModelFileError: the activation has the name of a built-in one, or the class names cannot be saved.
+        ModelFileError: the activation or the loss is not registered (see `gpumlp.register`), `inputs` does not fit
+            the network, or the class names cannot be saved.
     """
-    activation = model.activation
-    if ACTIVATIONS.get(activation.name, type(activation)) is not type(activation):
-        raise ModelFileError(
-            f"the activation {activation!r} cannot be saved: {activation.name!r} is the name of a built-in one; "
-            "give the class another name"
-        )
+    try:
+        activation, activation_options = ACTIVATIONS.describe(model.activation)
+        loss, loss_options = LOSSES.describe(model.loss)
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
+    _check_shape(model)
     known: dict[Any, str] = {kind: name for name, kind in _INITIALIZERS.items()}
     initializer = known.get(type(model.initializer))
     return {
         "sizes": model.sizes,
-        "activation": activation.name,
-        "activation_options": vars(activation),
-        "loss": loss_name(model),
+        "activation": activation,
+        "activation_options": activation_options,
+        "loss": loss,
+        "loss_options": loss_options,
         "dtype": model.dtype.name,
         "initializer": initializer,
         "initializer_options": {} if initializer is None else vars(model.initializer),
         "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
-        "class_names": None if model.class_names is None else _json_class_names(model),
+        "class_names": None if model.class_names is None else class_names(model),
     }
 
 
@@ -92,10 +97,7 @@ def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
 
 def model_bytes(model: MLP, metadata: Mapping[str, str] | None = None) -> bytes:
     """The content of ``model.safetensors``; `metadata` is added to the file's own."""
-    try:
-        description = json.dumps(describe(model))
-    except TypeError as error:
-        raise ModelFileError(f"the activation {model.activation!r} cannot be saved: {error}") from error
+    description = json.dumps(describe(model))
     return safetensors.numpy.save(model.state_dict(), {"format": FORMAT, "model": description, **(metadata or {})})
 
 
@@ -104,21 +106,23 @@ def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backen
     backend = get_backend(device)
     file = find_model(path)
     description, tensors = _read(file)
-    if description.get("activation", "relu") not in ACTIVATIONS:
-        raise ModelFileError(
-            f"{file} contains a network with the unknown activation {description['activation']!r}; "
-            "add its class to gpumlp.nn.activations.ACTIVATIONS first"
-        )
+    for registry in (ACTIVATIONS, LOSSES):
+        name = description.get(registry.what)
+        if isinstance(name, str) and name not in registry:
+            raise ModelFileError(
+                f"{file} contains a network with the unknown {registry.what} {name!r}; register its class first: "
+                "gpumlp.register(...)"
+            )
     try:
         name, options = description["initializer"], description["initializer_options"]
-        loss, dtype = description["loss"], np.dtype(description["dtype"])
+        dtype = np.dtype(description["dtype"])
         model = kind(
             description["sizes"],
-            ACTIVATIONS[description["activation"]](**description["activation_options"]),
+            ACTIVATIONS.make(description["activation"], description["activation_options"]),
             initializer="auto" if name is None else _INITIALIZERS[name](**options),
             device=backend,
             dtype=dtype,
-            loss=loss,
+            loss=LOSSES.make(description["loss"], description.get("loss_options", {})),
         )
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
@@ -143,11 +147,15 @@ def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
     inputs, names = description["inputs"], description["class_names"]
     if inputs is not None:
         model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
-        if math.prod(model.inputs.shape) != model.sizes[0]:
-            raise ValueError(f"a sample of shape {model.inputs.shape} does not have {model.sizes[0]} features")
+        _check_shape(model)
     if names is not None:
         model.class_names = tuple(names)
-        _json_class_names(model)
+        class_names(model)
+
+
+def _check_shape(model: MLP) -> None:
+    if model.inputs is not None and math.prod(model.inputs.shape) != model.sizes[0]:
+        raise ModelFileError(f"a sample of shape {model.inputs.shape} does not have {model.sizes[0]} features")
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
@@ -206,12 +214,17 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, HostArray]]:
     return description, tensors
 
 
-def _json_class_names(model: MLP) -> list[str | int | float]:
-    """Check the class names and return them as values that JSON can represent."""
-    given = () if model.class_names is None else model.class_names
+def class_names(model: MLP) -> list[str | int | float]:
+    """What the classes are called, as values that JSON can represent; 0, 1, 2, ... by default.
+
+    Raises:
+        ModelFileError: there is not one string or number for each class.
+    """
+    given = range(model.sizes[-1]) if model.class_names is None else model.class_names
     names = [name.item() if isinstance(name, np.generic) else name for name in given]
     if len(names) != model.sizes[-1] or not all(isinstance(name, str | int | float) for name in names):
         raise ModelFileError(
-            f"class_names are expected to be {model.sizes[-1]} strings or numbers, one for each class, got {names}"
+            f"class_names are expected to be {model.sizes[-1]} strings or numbers, one for each class, got "
+            f"{listed(names)}"
         )
     return names

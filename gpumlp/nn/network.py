@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend, to_host
+from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend
+from ..words import shown
 from .activations import Activation, get_activation
+from .hyperparameters import whole
 from .initializers import Initializer, draw_weights, get_initializer
 from .layers import stack
 from .losses import Loss, get_loss
 from .parameters import Parameters
+from .samples import Inputs, LabelledData, check_data, class_numbers, flat_samples
 
 M = TypeVar("M", bound="MLP")
 
 _PICKLED = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")
 
 CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Description of the samples that a network was trained on, for preparing new ones.
-
-    Attributes:
-        shape: of one sample, such as ``(28, 28)``.
-        dtype: of the given samples: ``"uint8"`` values are divided by 255, others are used unchanged.
-        data: the data set's name, such as ``"mnist"``.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    data: str
-
-    @property
-    def pixels(self) -> bool:
-        """Whether samples are uint8, which the network divides by 255."""
-        return self.dtype == "uint8"
 
 
 class Workspace:
@@ -123,11 +104,13 @@ class MLP:
         layers: the `Dense` layers.
         parameters: their weights, biases and gradients, in flat buffers.
         backend: the `Backend` of the device.
-        inputs: shape and dtype of the training samples; None for an untrained network.
-        class_names: a string or number for each class; None for 0, 1, 2, ...
+        inputs: shape, dtype and name of the training samples, against which all other samples are checked; None
+            for an untrained network.
+        class_names: a string or number for each class, from the training set; None for 0, 1, 2, ...
 
     Raises:
-        ValueError: a size below 1, fewer than two sizes, or an unknown name.
+        ValueError: sizes that are not two or more whole numbers of 1 or more, or an unknown name.
+        TypeError: an activation, loss or initializer of the user's is incomplete.
         DeviceError: the device cannot be used.
 
     >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
@@ -149,18 +132,13 @@ class MLP:
         dtype: npt.DTypeLike = "float32",
         loss: str | Loss = "softmax_cross_entropy",
     ) -> None:
-        self.sizes, self.loss = [operator.index(size) for size in sizes], get_loss(loss)
-        if len(self.sizes) < 2 or min(self.sizes) < 1 or self.sizes[-1] < self.loss.least_outputs:
-            last = "classes" if self.loss.of_classes else "outputs"
-            raise ValueError(
-                "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
-                f"of {last} ({self.loss.least_outputs} or more), got {list(sizes)}"
-            )
+        self.loss = get_loss(loss)
+        self.sizes = _checked_sizes(sizes, self.loss)
         self.activation = get_activation(activation)
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
         layer_sizes = self._allocate()
-        rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(seed)
+        rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(whole("seed", seed, 0))
         self.initializer = rule
         start: dict[str, HostArray] = {}
         for index, (in_features, out_features) in enumerate(layer_sizes):
@@ -205,30 +183,36 @@ class MLP:
 
     # -- Prediction and evaluation ----------------------------------------------------------------------
 
-    def logits(self, images: Array) -> Array:
+    def logits(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The network's outputs before the softmax, ``(samples, classes)``.
 
         Args:
-            images: ``(samples, ...)``, with as many values per sample as the network has inputs. uint8 values are
-                divided by 255, others are used unchanged. Values on a GPU are not checked, since that would wait
-                for it; NaN there gives NaN.
+            images: ``(samples, ...)``, with as many values per sample as the network has inputs, of the shape and
+                scale that `inputs` describes. Values on a GPU are not checked, since that would wait for it; NaN
+                there gives NaN.
+            pixels: whether uint8 values are pixels, which are divided by 255, or numbers, which are used as they
+                are. By default `inputs` decides: pixels for a network trained on uint8 or not trained at all,
+                numbers for an imported network, an error for a network trained on floats. Other dtypes are always
+                used as they are.
 
         Returns:
             A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting),
             otherwise a NumPy array (waits for the device).
 
         Raises:
-            ValueError: the number of features is not the network's, the dtype is not a real one, or a value
-                in host memory is NaN, infinite, or too large for the network's dtype.
+            ValueError: the number of features is not the network's, shape or scale are not those that it was
+                trained on, the dtype is not a real one, or a value in host memory is NaN, infinite, or too large
+                for the network's dtype.
+            TypeError: a `Dataset` is given in place of its images.
         """
         backend = self.backend
         on_device = backend.owns(images)
-        source = flat_samples(self, images if on_device else to_host(images))
+        source, divided = flat_samples(self, images, backend, pixels)
         with backend.activate():
-            source = backend.asarray(source, dtype=None if source.dtype == np.uint8 else self.dtype)
+            source = backend.asarray(source, dtype=None if divided else self.dtype)
             order = backend.xp.arange(len(source))
             result = backend.xp.empty((len(source), self.sizes[-1]), dtype=self.dtype)
-            workspace = Workspace(self, min(CHUNK, len(source)), pixels=source.dtype == np.uint8)
+            workspace = Workspace(self, min(CHUNK, len(source)), pixels=divided)
             for start in range(0, len(source), CHUNK):
                 chunk = slice(start, min(start + CHUNK, len(source)))
                 part = workspace.rows(chunk.stop - start)
@@ -237,57 +221,68 @@ class MLP:
                 result[chunk] = part.logits
             return result if on_device else backend.to_numpy(result)
 
-    def predict_proba(self, images: Array) -> Array:
+    def predict_proba(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
 
         Raises:
             ValueError: the network's loss does not define probabilities; also as for `logits`.
         """
         with self.backend.activate():
-            return self.loss.probabilities(self.logits(images))
+            return self.loss.probabilities(self.logits(images, pixels=pixels))
 
-    def predict(self, images: Array) -> Array:
+    def predict(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The predictions; arguments and errors as for `logits`.
 
         Returns:
-            The most probable class of each sample, ``(samples,)`` int64; with ``"logistic_cross_entropy"`` 0 or 1
-            for each output, ``(samples, outputs)`` int64; with ``"squared_error"`` the outputs.
+            The number of the most probable class of each sample, ``(samples,)`` int64 (`class_names` says what it
+            is called); with ``"logistic_cross_entropy"`` 0 or 1 for each output, ``(samples, outputs)`` int64;
+            with ``"squared_error"`` the outputs.
         """
         with self.backend.activate():
-            return self.loss.predictions(self.logits(images))
+            return self.loss.predictions(self.logits(images, pixels=pixels))
 
-    def check_fits(self, dataset: LabelledData) -> None:
-        """Check that the network can be evaluated or trained on a data set.
+    def batches(self, dataset: LabelledData, batch_size: int = CHUNK, *, pixels: bool | None = None) -> Batches:
+        """A data set as batches on the network's device, with the network's class numbers, for `evaluate`.
 
         Raises:
-            ValueError: the numbers of features differ, the data has more classes than the network, or the targets
-                of the network's loss are not class numbers.
+            ValueError: the samples do not have the shape or scale that the network was trained on, the data has
+                classes that the network lacks, or the targets of the network's loss are not class numbers.
+            TypeError: something else than a `Dataset` is given.
         """
-        if not self.loss.of_classes:
-            raise ValueError(
-                f"{self} has the loss {self.loss.name}, whose targets are not the class numbers of {dataset}; "
-                "gpumlp.sklearn trains such networks"
-            )
-        if dataset.features != self.sizes[0]:
-            raise ValueError(
-                f"{self} expects {self.sizes[0]} features a sample, but {dataset} has {dataset.features}"
-            )
-        if dataset.classes > self.sizes[-1]:
-            raise ValueError(f"{self} has {self.sizes[-1]} classes, but {dataset} has {dataset.classes}")
+        divided = check_data(self, self.inputs, dataset, pixels)
+        labels = self.class_numbers(dataset)
+        with self.backend.activate():
+            batches: Batches = dataset.batches(batch_size, self.backend, self.dtype, labels=labels, pixels=divided)
+            return batches
 
-    def evaluate(self, dataset: LabelledData) -> Evaluation:
+    def class_numbers(self, dataset: LabelledData) -> HostArray:
+        """The labels of a data set as this network numbers its classes, ``(n,)`` int64.
+
+        Where the data set has `class_names`, these decide; a network without any has the names 0, 1, 2, ...
+
+        Raises:
+            ValueError: the data has classes that the network lacks, or the targets of the network's loss are not
+                class numbers.
+        """
+        return class_numbers(self, dataset, self.class_names)
+
+    def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
         """Loss and accuracy on a data set, reproducible bit for bit on one machine. Waits for the device once.
 
-        Raises:
-            ValueError: as for `check_fits`.
-        """
-        self.check_fits(dataset)
-        with self.backend.activate():
-            return evaluate_batches(self, dataset.batches(CHUNK, self.backend, self.dtype))
+        Args:
+            dataset: of the shape, scale and classes that the network was trained on.
+            pixels: what uint8 values are, see `logits`.
 
-    def accuracy(self, dataset: LabelledData) -> float:
+        Raises:
+            ValueError, TypeError: as for `batches`.
+        """
+        batches = self.batches(dataset, pixels=pixels)
+        with self.backend.activate():
+            return evaluate_batches(self, batches)
+
+    def accuracy(self, dataset: LabelledData, *, pixels: bool | None = None) -> float:
         """The fraction of correctly classified samples; see `evaluate`."""
-        return self.evaluate(dataset).accuracy
+        return self.evaluate(dataset, pixels=pixels).accuracy
 
     # -- State ------------------------------------------------------------------------------------------
 
@@ -307,16 +302,16 @@ class MLP:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the network atomically to ``folder/model.safetensors``, for `load` on any device.
 
-        The file contains sizes, activation, loss, dtype, initializer, `inputs`, `class_names` and the weights. A
-        custom activation is saved by its name: for `load`, add its class to ``gpumlp.nn.activations.ACTIVATIONS``.
-        Waits for the device.
+        The file contains sizes, activation, loss, dtype, initializer, `inputs`, `class_names` and the weights.
+        Activations and losses of your own are saved by their name and attributes, if they are registered: see
+        `gpumlp.register`. Waits for the device.
 
         Returns:
             The path of the file.
 
         Raises:
-            ModelFileError: the folder is that of a training run, or the number of class names is not that of the
-                classes.
+            ModelFileError: the folder is that of a training run, the activation or the loss is not registered, or
+                the number of class names is not that of the classes.
             OSError: the disk is full, the folder is read-only, ...; a previous file is unchanged.
         """
         from .model_file import save_model
@@ -411,6 +406,20 @@ class MLP:
         return self.__deepcopy__({})  # a shallow copy would share its parameters
 
 
+def _checked_sizes(sizes: Any, loss: Loss) -> list[int]:
+    try:
+        result = [] if isinstance(sizes, str | bytes) else [operator.index(size) for size in sizes]
+    except TypeError:
+        result = []
+    if len(result) < 2 or min(result) < 1 or result[-1] < loss.least_outputs:
+        raise ValueError(
+            "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
+            f"of {'classes' if loss.of_classes else 'outputs'} ({loss.least_outputs} or more), such as "
+            f"[784, 128, 10], got {shown(sizes)}"
+        )
+    return result
+
+
 class Batches(Protocol):
     """Labelled batches to evaluate on."""
 
@@ -420,16 +429,6 @@ class Batches(Protocol):
     pixels: bool
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
-
-
-class LabelledData(Protocol):
-    """The part of ``gpumlp.Dataset`` that evaluation uses."""
-
-    classes: int
-
-    @property
-    def features(self) -> int: ...
-    def batches(self, batch_size: int, backend: Backend, dtype: npt.DTypeLike) -> Batches: ...
 
 
 class Evaluation(NamedTuple):
@@ -470,43 +469,3 @@ def loss_and_hits(model: MLP, batches: Batches, inspect: Callable[[Workspace], N
         if inspect is not None and batch.start == 0:
             inspect(part)
     return xp.stack([backend.total(losses), backend.total(correct)])
-
-
-def flat_samples(model: MLP, images: Array) -> Array:
-    """The images as ``(samples, inputs)``, on their device.
-
-    Only values on the host are checked; on a GPU that would wait for it.
-
-    Raises:
-        ValueError: the shape or dtype does not match the network, or a value on the host is NaN, infinite, or too
-            large for the network's dtype.
-    """
-    if images.dtype.kind not in "buif":
-        raise ValueError(
-            f"images are expected to be integers or real floats, got dtype {images.dtype}; "
-            "give one dense numeric array, such as uint8 or float32"
-        )
-    if images.ndim < 2:
-        raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
-    rows = images.reshape(len(images), math.prod(images.shape[1:]))
-    if rows.shape[1] != model.sizes[0]:
-        raise ValueError(
-            f"{model} expects {model.sizes[0]} features a sample, got {rows.shape[1]} (shape {images.shape})"
-        )
-    if isinstance(rows, np.ndarray) and rows.dtype.kind == "f" and rows.size:
-        _check_range(rows, model)
-    return rows
-
-
-def _check_range(rows: HostArray, model: MLP) -> None:
-    """Check the largest and the smallest value, which are NaN if any value is: needs no temporary array."""
-    limit = float(np.finfo(model.dtype).max)
-    with np.errstate(invalid="ignore"):
-        if float(rows.max()) <= limit and float(rows.min()) >= -limit:
-            return
-        bad = ~(np.abs(rows) <= limit)
-    sample = int(bad.any(axis=1).argmax())
-    raise ValueError(
-        f"images are expected to be finite in {model.dtype.name}, but {int(bad.sum()):,} of {rows.size:,} values "
-        f"are NaN, infinite or too large, the first in sample {sample}; remove those samples or fill the values in"
-    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..backends import Accumulation, Array, Backend, array_namespace, stated
-from .hyperparameters import set_number
+from .hyperparameters import flag, set_number
 
 
 @dataclass
@@ -169,6 +169,7 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         set_number(self, "learning_rate", 0, open_low=True)
         set_number(self, "momentum", 0, 1, open_high=True)
+        flag("nesterov", self.nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov is expected to be False if momentum is 0, got True")
 
@@ -260,6 +261,7 @@ class Adam(Optimizer):
         set_number(self, "beta1", 0, 1, open_high=True)
         set_number(self, "beta2", 0, 1, open_high=True)
         set_number(self, "epsilon", 0, open_low=True)
+        flag("correct_epsilon", self.correct_epsilon)
 
     def update(
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, HostArray
+from ..backends import Array, Backend, HostArray, to_host
+from ..words import shown
 
 ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
 
@@ -67,7 +69,11 @@ class Parameters:
 
         Raises:
             ValueError: tensors are missing, unknown, or of another shape; the message lists all of them.
+            TypeError: something else than tensors by name is given.
         """
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors are expected by name, as state_dict() returns them, got {shown(tensors)}")
+        tensors = {name: to_host(tensor) for name, tensor in tensors.items()}
         problems = [f"{name} is missing" for name in self.shapes if name not in tensors]
         problems += [f"{name} is not part of this network" for name in tensors if name not in self.shapes]
         problems += [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .hyperparameters import set_number
+from ..words import shown
+from .hyperparameters import set_number, whole
 
 
 class Schedule(Protocol):
@@ -37,8 +39,7 @@ class StepDecay:
 
     def __post_init__(self) -> None:
         set_number(self, "gamma", 0, 1, open_low=True)
-        if self.step_size < 1:
-            raise ValueError(f"step_size is expected to be at least 1, got {self.step_size}")
+        object.__setattr__(self, "step_size", whole("step_size", self.step_size, 1))
 
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate * self.gamma ** (epoch // self.step_size)
@@ -82,6 +83,10 @@ class Milestones:
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
+        epochs: object = self.milestones
+        if not isinstance(epochs, Iterable):
+            raise ValueError(f"milestones are expected to be several epochs, got {shown(epochs)}")
+        object.__setattr__(self, "milestones", tuple(whole("a milestone", epoch, 0) for epoch in epochs))
         set_number(self, "gamma", 0, 1, open_low=True)
 
     def __call__(self, learning_rate: float, epoch: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..nn.activations import ACTIVATIONS, LeakyReLU
-from ..nn.model_file import describe
+from ..nn.model_file import class_names
 from ..nn.network import MLP
 
 _INK = 0.02  # a pixel this fraction of the way from background to ink is part of the drawing
@@ -111,15 +111,14 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             "train with softmax_cross_entropy"
         )
     activation = model.activation
-    if type(activation) is not ACTIVATIONS.get(activation.name):
-        raise ValueError(
-            f"a page supports the activations {', '.join(ACTIVATIONS)}, got {activation!r}; train with one of them"
-        )
+    if type(activation) not in ACTIVATIONS.built_in:
+        names = ", ".join(name for name, kind in ACTIVATIONS.items() if kind in ACTIVATIONS.built_in)
+        raise ValueError(f"a page supports the activations {names}, got {activation!r}; train with one of them")
     tensors = model.state_dict()
     return {
         "name": name,
         "sizes": model.sizes,
-        "classes": [str(name) for name in describe(model)["class_names"] or range(model.sizes[-1])],
+        "classes": [str(name) for name in class_names(model)],
         "activation": activation.name,
         "slope": activation.negative_slope if isinstance(activation, LeakyReLU) else 0,
         "height": field.height,

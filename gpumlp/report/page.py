@@ -232,7 +232,7 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         weights["hidden"] = len(run.model.sizes) > 2
     recall, precision = measures.recall(), measures.precision()
     matrix = measures.confusion
-    names = [str(name) for name in model_file.describe(run.model)["class_names"] or range(len(matrix))]
+    names = [str(name) for name in model_file.class_names(run.model)]
     off = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]

@@ -207,7 +207,7 @@ class Measures:
 def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
     """Test a network; waits for its device."""
     probabilities = to_host(model.predict_proba(test.images)).astype(np.float64)
-    predictions, labels = probabilities.argmax(axis=1), test.labels
+    predictions, labels = probabilities.argmax(axis=1), model.class_numbers(test)
     classes = probabilities.shape[1]
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, predictions), 1)
@@ -235,7 +235,7 @@ def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
 def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
     backend, samples = model.backend, min(ACTIVATION_SAMPLES, len(test))
     with backend.activate():
-        batches = test.batches(samples, backend, model.dtype)
+        batches = model.batches(test, samples)
         workspace = Workspace(model, samples, pixels=batches.pixels)
         batches.gather(slice(0, samples), workspace.staging, workspace.inputs)
         model.forward_pass(workspace)

@@ -2,7 +2,7 @@
 
 from .callbacks import BestCheckpoint, EarlyStopping
 from .divergence import DivergenceError
-from .history import EpochRecord, History
+from .history import EpochRecord, History, LayerStatistics
 from .progress import Progress
 from .tensorboard import TensorBoard
 from .trainer import Callback, Trainer, fit
@@ -14,6 +14,7 @@ __all__ = [
     "EarlyStopping",
     "EpochRecord",
     "History",
+    "LayerStatistics",
     "Progress",
     "TensorBoard",
     "Trainer",

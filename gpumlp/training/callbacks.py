@@ -9,7 +9,7 @@ from pathlib import Path
 from ..backends import Array
 from ..files import write_atomically
 from ..nn.hyperparameters import number, whole
-from ..nn.model_file import model_bytes
+from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
 from .history import MONITORS, Best
 from .trainer import Callback, Trainer
@@ -128,7 +128,7 @@ class BestCheckpoint(_Monitoring):
         monitor: the column that decides which network is the best, see `EarlyStopping`.
 
     Raises:
-        ValueError: as for `EarlyStopping`.
+        ValueError: as for `EarlyStopping`; when training begins, that the network cannot be saved.
         OSError: the file cannot be written.
     """
 
@@ -140,6 +140,7 @@ class BestCheckpoint(_Monitoring):
         super().on_train_begin(trainer)
         if self.path.is_dir():
             raise ValueError(f"path is expected to be that of a file, but {self.path} is a folder")
+        describe(trainer.model)  # a network that cannot be saved is refused before it is trained
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_epoch_end(self, trainer: Trainer) -> None:

@@ -18,6 +18,7 @@ from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_b
 from ..data import Dataset, load_dataset
 from ..nn.model_file import CHECKPOINT
 from ..nn.network import MLP, Evaluation
+from ..words import listed
 from . import tensorboard
 from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
@@ -212,6 +213,8 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
+    if model.class_names is not None:
+        display.say(f"classes: {listed(model.class_names)}")
     try:
         # The folder first: what is shown is saved.
         history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -9,22 +10,23 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Execution, HostArray
+from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
 from ..data.dataset import ArrayBatches
-from ..nn.hyperparameters import whole
-from ..nn.network import (
-    CHUNK,
-    MLP,
-    Evaluation,
-    Inputs,
-    Workspace,
-    evaluate_batches,
-    evaluation,
-    loss_and_hits,
+from ..nn.hyperparameters import (
+    flag,
+    instance,
+    number,
+    require_arguments,
+    require_in_place,
+    require_methods,
+    whole,
 )
-from ..nn.optimizers import SGD, Optimizer, Penalty
+from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
+from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
+from ..nn.samples import Inputs, check_data, class_numbers, learned_names
 from ..nn.schedules import Constant, Schedule
+from ..words import shown
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting
 from .step import TrainingStep
@@ -106,15 +108,19 @@ def as_callbacks(callbacks: CallbackLike | Iterable[CallbackLike]) -> list[Callb
     if isinstance(callbacks, Callback) or (callable(callbacks) and not isinstance(callbacks, type)):
         callbacks = [callbacks]
     if isinstance(callbacks, (type, str)) or not isinstance(callbacks, Iterable):
-        raise TypeError(f"callbacks is expected to be a list of functions or Callback objects, got {callbacks!r}")
+        raise TypeError(
+            f"callbacks is expected to be a list of functions or Callback objects, got {shown(callbacks)}"
+        )
     result: list[Callback] = []
     for callback in callbacks:
         if isinstance(callback, Callback):
+            _check_hooks(callback)
             result.append(callback)
         elif callable(callback) and not isinstance(callback, type):
+            require_arguments("a callback", callback, "the trainer")
             result.append(_EpochFunction(callback))
         else:
-            raise TypeError(f"a callback is expected to be a function or a Callback, got {callback!r}")
+            raise TypeError(f"a callback is expected to be a function or a Callback, got {shown(callback)}")
     return result
 
 
@@ -134,12 +140,15 @@ class Trainer:
         seed: of the held-out samples and of the batch order.
         diagnostics: measure each layer after every epoch, for ``history.findings()``; where an epoch has fewer
             than 3,000 samples, after the first and then every second to fifth. The results are the same.
+        pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
+            ``model.inputs`` says, and for an untrained network, pixels.
 
     Attributes:
         history: a record for each finished epoch.
 
     Raises:
-        ValueError: the data does not fit the network, or a value is out of range.
+        ValueError: the data does not fit the network (see `fit`), or a value is out of range.
+        TypeError: an argument is not an object of its class.
     """
 
     def __init__(
@@ -154,13 +163,14 @@ class Trainer:
         validation: Dataset | int | None = None,
         seed: int = 0,
         diagnostics: bool = True,
+        pixels: bool | None = None,
     ) -> None:
-        self.model = model
-        self.train_set = train
-        self.optimizer = SGD() if optimizer is None else optimizer
-        self.schedule: Schedule = Constant() if schedule is None else schedule
-        self.seed = seed
-        penalty = penalty or Penalty()
+        self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
+        self.train_set = _checked_data("train", train)
+        self.optimizer = SGD() if optimizer is None else _checked_optimizer(optimizer)
+        self.schedule: Schedule = Constant() if schedule is None else _checked_schedule(schedule)
+        self.seed = whole("seed", seed, 0)
+        penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self._setting = Setting.of(
             model.sizes, model.activation.name, self.optimizer, self.schedule, penalty, train.label_entropy
         )
@@ -169,15 +179,17 @@ class Trainer:
         self.epochs = 0
         self._stop = False
 
-        self.batches, self.validation_batches = _make_batches(model, train, validation, batch_size, seed)
-        model.inputs = Inputs(train.feature_shape, train.images.dtype.name, train.name)
+        inputs, self.batches, self.validation_batches = _make_batches(
+            model, train, validation, batch_size, self.seed, pixels
+        )
+        model.class_names, model.inputs = learned_names(model, train), inputs
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
             self.optimizer_state = self.optimizer.init(model.parameters.data)
             self._step = TrainingStep(model, self.batches, self.optimizer, self.optimizer_state, penalty)
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
-        if diagnostics:
+        if flag("diagnostics", diagnostics):
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
@@ -225,6 +237,7 @@ class Trainer:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
         """
         called = as_callbacks(callbacks)
+        epochs = whole("epochs", epochs, 0)
         self.epochs, self._stop, self.history.interrupted = epochs, False, False
         with self.model.backend.activate():
             try:
@@ -301,7 +314,8 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         """Of the next epoch."""
-        return float(self.schedule(self.optimizer.learning_rate, self.epoch))
+        value = self.schedule(self.optimizer.learning_rate, self.epoch)
+        return number(f"the learning rate that the schedule gives for epoch {self.epoch}", value, 0)
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
@@ -312,7 +326,7 @@ class Trainer:
             for callback in callbacks:
                 values = callback.on_measure(self, seen, before)
                 if values is not None:
-                    measured.append((callback, values.reshape(-1)))
+                    measured.append((callback, _checked_values(values, callback, backend).reshape(-1)))
 
         sums = []
         if batches is None:
@@ -325,7 +339,8 @@ class Trainer:
         numbers = backend.to_numpy(arrays[0] if len(arrays) == 1 else backend.xp.concatenate(arrays)).tolist()
         start, layers = 2 * len(sums), None
         for callback, values in measured:
-            layers = callback.on_measured(self, numbers[start : start + len(values)]) or layers
+            found = callback.on_measured(self, numbers[start : start + len(values)])
+            layers = _checked_layers(found, callback) or layers
             start += len(values)
         if batches is None:
             return None, layers
@@ -386,8 +401,13 @@ def fit(
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
+    pixels: bool | None = None,
 ) -> History:
     """Train a network in place.
+
+    An untrained network takes its `inputs` and, with as many outputs as there are classes, its `class_names` from
+    the training samples. A trained one can be trained further on samples of the same shape, scale and classes; to
+    train it on others, set ``model.inputs = None`` first.
 
     Args:
         model: the network.
@@ -404,6 +424,8 @@ def fit(
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
         diagnostics: measure each layer after every epoch (after some of very short ones), for
             ``history.findings()``; the results are the same.
+        pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
+            ``model.inputs`` says, and for an untrained network, pixels.
 
     Returns:
         The history, one record per epoch, with `findings` and `trend`. After Ctrl-C it is that of the finished
@@ -411,6 +433,7 @@ def fit(
 
     Raises:
         ValueError: the data does not fit the network, or a value is out of range.
+        TypeError: an argument is not an object of its class.
         DivergenceError: the loss became NaN or infinite; the network is that of the last good epoch.
 
     >>> from gpumlp import MLP, SGD, fit, load_digits
@@ -433,6 +456,7 @@ def fit(
         validation=validation,
         seed=seed,
         diagnostics=diagnostics,
+        pixels=pixels,
     )
     return trainer.run(epochs, callbacks)
 
@@ -483,28 +507,39 @@ def _make_batches(
     validation: Dataset | int | None,
     batch_size: int | Literal["full"],
     seed: int,
-) -> tuple[ArrayBatches, ArrayBatches | None]:
-    """The batches to train on and those to validate on, on the model's device.
+    pixels: bool | None,
+) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
+    """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
     Arguments are those of `Trainer`.
 
     Raises:
         ValueError: the data does not fit the network, or a value is out of range.
+        TypeError: `validation` is something else.
     """
-    for dataset in (train, validation):
-        if isinstance(dataset, Dataset):
-            model.check_fits(dataset)
     held_out = 0
     if validation is not None and not isinstance(validation, Dataset):
+        if not isinstance(validation, int | float | np.number):
+            raise TypeError(
+                "validation is expected to be a Dataset or the number of training samples to hold out, got "
+                f"{shown(validation)}; give Dataset(images, labels)"
+            )
         held_out = whole("validation", validation, 0)
     train_rows, validation_rows = _split(len(train), held_out, seed)
     full = isinstance(batch_size, str) and batch_size == "full"
     size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
-    with model.backend.activate():
-        batches = train.batches(size, model.backend, model.dtype, train_rows)
+    names, backend = learned_names(model, train), model.backend
+
+    def on_device(data: Dataset, inputs: Inputs | None, size: int, rows: HostArray | None = None) -> ArrayBatches:
+        divided, labels = check_data(model, inputs, data, pixels), class_numbers(model, data, names)
+        return data.batches(size, backend, model.dtype, rows, labels=labels, pixels=divided)
+
+    with backend.activate():
+        batches = on_device(train, model.inputs, size, train_rows)
+        inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
-            return batches, validation.batches(CHUNK, model.backend, model.dtype)
-        return batches, batches.select(validation_rows, CHUNK) if held_out else None
+            return inputs, batches, on_device(validation, inputs, CHUNK)
+        return inputs, batches, batches.select(validation_rows, CHUNK) if held_out else None
 
 
 def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray]:
@@ -516,3 +551,80 @@ def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray
         )
     order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(samples)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+# -- Checks of arguments ---------------------------------------------------------------------------------
+
+
+def _check_hooks(callback: Callback) -> None:
+    """Check the arguments of a callback's methods before the first epoch."""
+    for name, method in vars(Callback).items():
+        if name.startswith("on_"):
+            arguments = list(inspect.signature(method).parameters)[1:]
+            require_arguments(f"{type(callback).__name__}.{name}", getattr(callback, name), *arguments)
+
+
+def _checked_data(name: str, value: object) -> Dataset:
+    if not isinstance(value, Dataset):
+        raise TypeError(f"{name} is expected to be a Dataset, got {shown(value)}; give Dataset(images, labels)")
+    return value
+
+
+def _checked_optimizer(value: object) -> Optimizer:
+    optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
+    require_methods(optimizer, Optimizer, "update")
+    rate = getattr(optimizer, "learning_rate", None)
+    kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
+    if type(optimizer) not in (SGD, Adam):
+        example, gradient = np.ones(4), np.ones(4)
+        require_in_place(
+            f"{kind}.update",
+            lambda: optimizer.update(np, example, gradient, optimizer.init(example), rate),
+            example,
+        )
+    return optimizer
+
+
+def _checked_schedule(value: Any) -> Schedule:
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            "schedule is expected to be a function of the initial learning rate and the epoch, such as "
+            f"StepDecay(), got {shown(value)}"
+        )
+    require_arguments("schedule", value, "the initial learning rate", "the epoch")
+    schedule: Schedule = value
+    return schedule
+
+
+def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
+    """What `Callback.on_measure` returns. A NumPy scalar is a 0-d array on the CPU."""
+    if isinstance(values, np.generic) and backend.owns(values.reshape(-1)):
+        values = values.reshape(-1)
+    if not backend.owns(values) or values.dtype.kind not in "buif":
+        raise TypeError(
+            f"{type(callback).__name__}.on_measure is expected to return a float64 array of the device or None, "
+            f"got {shown(values)}"
+        )
+    return values
+
+
+def _checked_layers(found: Any, callback: Callback) -> tuple[LayerStatistics, ...] | None:
+    """What `Callback.on_measured` returns."""
+    if found is not None and not (
+        isinstance(found, tuple) and all(isinstance(each, LayerStatistics) for each in found)
+    ):
+        raise TypeError(
+            f"{type(callback).__name__}.on_measured is expected to return a tuple of LayerStatistics or None, got "
+            f"{shown(found)}"
+        )
+    return found
+
+
+def _inputs_after(model: MLP, train: Dataset, *, divided: bool) -> Inputs:
+    """The description of what a network is trained on."""
+    before, dtype = model.inputs, train.images.dtype.name
+    if divided or (before is not None and before.pixels):
+        dtype = "uint8"  # other numbers from 0 to 1 have the same scale
+    elif dtype == "uint8" or (before is not None and before.dtype == "any"):
+        dtype = "any"  # uint8 that is used as it is
+    return Inputs(train.feature_shape, dtype, train.name)

@@ -1,0 +1,166 @@
+"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays and for files."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import is_device_array, to_host
+from ..words import listed
+
+_MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
+
+
+class DataError(ValueError):
+    """A file, an array or a name is not usable as data; the message says which, why, and what to do."""
+
+
+class Classes(NamedTuple):
+    """Labels as class numbers.
+
+    Attributes:
+        numbers: ``(n,)`` int64, 0 <= number < classes.
+        classes: how many there are.
+        names: what the classes are called, by number; None where these are the numbers themselves.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    classes: int
+    names: tuple[Any, ...] | None
+
+
+def encode_labels(
+    labels: Any,
+    samples: int,
+    what: str,
+    classes: int | None = None,
+    class_names: Iterable[Any] | None = None,
+) -> Classes:
+    """Number the classes of some labels.
+
+    Args:
+        labels: ``(samples,)`` integers, bools or strings.
+        samples: how many there have to be.
+        what: begins each message, such as ``"own.npz: labels"``.
+        classes: the number of classes; the labels are class numbers, of which some may be absent.
+        class_names: what the classes are called, in the order of their numbers. Without `classes`, the labels are
+            names among these. Without both, the classes are the distinct labels in sorted order.
+
+    Raises:
+        DataError: the labels are of another shape or dtype, or not among the classes.
+    """
+    values = _checked_array(labels, samples, what)
+    names = None if class_names is None else _checked_names(class_names, what)
+    if classes is not None:
+        count = _checked_count(classes, names, what)
+        return Classes(_class_numbers(values, count, what), count, names)
+    if names is not None:
+        return Classes(_numbers_of(values, names, what), len(names), names)
+    distinct, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if values.dtype.kind in "iu":
+        _refuse_stray(distinct, counts, values, what)
+        if int(distinct[0]) == 0 and int(distinct[-1]) == len(distinct) - 1:
+            return Classes(values.astype(np.int64, copy=False), max(2, len(distinct)), None)
+    return Classes(numbers.astype(np.int64, copy=False), len(distinct), tuple(distinct.tolist()))
+
+
+def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
+    values = to_array(to_host(labels) if is_device_array(labels) else labels, what)
+    if values.ndim != 1:
+        cure = "give one label per sample"
+        if values.ndim == 2:
+            cure = "use labels.ravel()" if values.shape[1] == 1 else "if one-hot, use labels.argmax(axis=1)"
+        raise DataError(f"{what} must be of shape ({samples},), got {values.shape}; {cure}")
+    if len(values) != samples:
+        raise DataError(f"{what} must be one for each of {samples:,} images, got {len(values):,}; pair them up")
+    if values.dtype == object and all(isinstance(value, str) for value in values.tolist()):
+        values = values.astype(str)
+    if values.dtype.kind not in "iubU":
+        cure = "use labels.astype(int) if these are class numbers" if values.dtype.kind == "f" else "convert them"
+        raise DataError(f"{what} must be integers, bools or strings, got dtype {values.dtype}; {cure}")
+    return values
+
+
+def _checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
+    if isinstance(class_names, str):
+        raise DataError(f"{what}: class_names must be a list of names, got {class_names!r}")
+    names = tuple(to_array(class_names, f"{what}: class_names").tolist())
+    if not names or not all(isinstance(name, str | int) for name in names) or len(set(names)) < len(names):
+        raise DataError(f"{what}: class_names must be different strings or integers, got {listed(names)}")
+    return names
+
+
+def _checked_count(classes: int, names: tuple[Any, ...] | None, what: str) -> int:
+    try:
+        count = operator.index(classes)
+    except TypeError:
+        raise DataError(f"{what}: classes must be an integer, got {classes!r}; leave it out to count") from None
+    if not 2 <= count <= _MAX_CLASSES:
+        raise DataError(f"{what}: classes must be from 2 to {_MAX_CLASSES}, got {count}; leave it out to count")
+    if names is not None and len(names) != count:
+        raise DataError(f"{what}: class_names must be {count}, one for each class, got {len(names)}")
+    return count
+
+
+def _class_numbers(values: npt.NDArray[Any], count: int, what: str) -> npt.NDArray[np.int64]:
+    if values.dtype.kind == "U":
+        raise DataError(f"{what} must be class numbers where classes={count} is given, got strings; leave it out")
+    for wrong in (int(values.min()), int(values.max())):
+        if not 0 <= wrong < count:
+            where = int((values == wrong).argmax())
+            raise DataError(
+                f"{what} must be from 0 to {count - 1} with classes = {count}, but labels[{where}] is {wrong}; "
+                "correct the labels, or leave classes out to number the labels that occur"
+            )
+    return values.astype(np.int64, copy=False)
+
+
+def _numbers_of(values: npt.NDArray[Any], names: tuple[Any, ...], what: str) -> npt.NDArray[np.int64]:
+    """The place of each label among the names."""
+    places = {name: place for place, name in enumerate(names)}
+    distinct, inverse = np.unique(values, return_inverse=True)
+    for label in distinct.tolist():
+        if label not in places:
+            where = int((values == label).argmax())
+            cure = ""
+            if not isinstance(label, str) and 0 <= label < len(names):
+                cure = f", or add classes={len(names)} if these are class numbers"
+            raise DataError(
+                f"{what} must be among the classes {listed(names)}, but labels[{where}] is {label}; "
+                f"correct the labels{cure}"
+            )
+    return np.array([places[label] for label in distinct.tolist()], dtype=np.int64)[inverse]
+
+
+def _refuse_stray(
+    distinct: npt.NDArray[Any], counts: npt.NDArray[np.int64], values: npt.NDArray[Any], what: str
+) -> None:
+    """Refuse the largest or smallest label if it occurs once and is far from all others, which do repeat.
+
+    Far means further from its neighbour than these are spread, and than there are samples.
+    """
+    if len(distinct) < 3 or len(values) == len(distinct):
+        return
+    smallest, second, before, largest = (int(distinct[place]) for place in (0, 1, -2, -1))
+    for place, label, gap, spread in (
+        (-1, largest, largest - before, before - smallest),
+        (0, smallest, second - smallest, largest - second),
+    ):
+        if counts[place] == 1 and gap > max(len(values), spread):
+            where = int((values == label).argmax())
+            raise DataError(
+                f"{what} must be classes, but labels[{where}] is {label}, which occurs once and is far from all "
+                "others; correct it (in Python, class_names= says that it is a class)"
+            )
+
+
+def to_array(values: Any, what: str) -> npt.NDArray[Any]:
+    """Any array-like as a NumPy array."""
+    try:
+        return np.asarray(values)
+    except Exception as error:  # any array-like may raise anything in its __array__
+        raise DataError(f"{what} cannot be read as one array ({error}); give rows of equal shape") from error

@@ -1,0 +1,255 @@
+"""What a network was trained on, and the one check of the samples and labels that it is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import Array, Backend, HostArray, to_host
+from ..words import listed, shown
+from .losses import Loss
+
+_TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Description of the samples that a network was trained on; whatever it is given later is checked against it.
+
+    Attributes:
+        shape: of one sample, such as ``(28, 28)``.
+        dtype: of the given samples. ``"uint8"``: pixels, which are divided by 255; the network also takes other
+            numbers from 0 to 1. ``"float32"`` and other floats: numbers with a scale of their own; the network
+            refuses uint8, unless ``pixels=`` says what it is. ``"any"``: numbers that are used as they are,
+            whatever their dtype, as other libraries do.
+        data: the data set's name, such as ``"mnist"``.
+
+    Raises:
+        ValueError: the dtype is none of these.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "any") and not str(self.dtype).startswith("float"):
+            raise ValueError(
+                f"the dtype of inputs is expected to be 'uint8', 'float32', 'float64' or 'any', got {self.dtype!r}"
+            )
+
+    @property
+    def pixels(self) -> bool:
+        """Whether samples are uint8, which the network divides by 255."""
+        return self.dtype == "uint8"
+
+
+class Network(Protocol):
+    """The part of `MLP` that the checks use."""
+
+    sizes: list[int]
+    dtype: np.dtype[Any]
+    loss: Loss
+    inputs: Inputs | None
+    class_names: Sequence[Any] | None
+
+
+class LabelledData(Protocol):
+    """The part of ``gpumlp.Dataset`` that training and evaluation use."""
+
+    images: Any
+    labels: HostArray
+    classes: int
+    class_names: tuple[Any, ...] | None
+    numbered: bool
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def feature_shape(self) -> tuple[int, ...]: ...
+    @property
+    def limits(self) -> tuple[float, float] | None: ...
+    def batches(
+        self,
+        batch_size: int,
+        backend: Backend,
+        dtype: npt.DTypeLike,
+        rows: HostArray | None = None,
+        *,
+        labels: HostArray | None = None,
+        pixels: bool = True,
+    ) -> Any: ...
+
+
+def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | None) -> tuple[Array, bool]:
+    """The images as ``(samples, inputs)``, where they are, and whether their values are divided by 255.
+
+    Only values on the host are checked; on a GPU that would wait for it.
+
+    Raises:
+        ValueError: the shape, dtype or scale does not match the network, or a value on the host is NaN, infinite,
+            or too large for the network's dtype.
+        TypeError: a data set is given.
+    """
+    if hasattr(images, "feature_shape"):
+        raise TypeError(f"images are expected to be an array, got {images!r}; give dataset.images")
+    if not backend.owns(images):
+        try:
+            images = to_host(images)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"images cannot be read as one array ({error}); give rows of equal shape") from error
+    if images.dtype.kind not in "buif":
+        raise ValueError(
+            f"images are expected to be integers or real floats, got dtype {images.dtype}; "
+            "give one dense numeric array, such as uint8 or float32"
+        )
+    if images.ndim < 2:
+        raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
+    shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
+    limits: Callable[[], tuple[float, float] | None] = cache(
+        lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
+    )
+    divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
+    if images.dtype.kind == "f":
+        _check_finite(rows, model, limits())
+    return rows, divided
+
+
+def divides(
+    model: Network,
+    inputs: Inputs | None,
+    shape: tuple[int, ...],
+    dtype: Any,
+    limits: Callable[[], tuple[float, float] | None],
+    pixels: bool | None,
+    what: str,
+) -> bool:
+    """Check samples against what a network was trained on; return whether their values are divided by 255.
+
+    Args:
+        model: the network.
+        inputs: what it was trained on.
+        shape: of one sample.
+        dtype: of the samples.
+        limits: returns the smallest and the largest value; None for values on a device.
+        pixels: whether uint8 values are pixels; None: as `inputs` says, and for an untrained network, yes.
+        what: names the samples in messages.
+
+    Raises:
+        ValueError: shape, dtype or scale do not match.
+        TypeError: `pixels` is something else.
+    """
+    if pixels not in (None, True, False):
+        raise TypeError(f"pixels is expected to be True, False or None, got {pixels!r}")
+    name = np.dtype(dtype).name
+    if math.prod(shape) != model.sizes[0]:
+        raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {math.prod(shape)} ({what})")
+    if inputs is not None and not _same_shape(shape, inputs.shape):
+        raise ValueError(
+            f"{model} was trained on samples of {_shown(inputs.shape)}, got {_shown(shape)} ({what}); "
+            "transpose or reshape them"
+        )
+    if name == "uint8" and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
+        raise ValueError(
+            f"{model} was trained on {inputs.dtype}, got uint8 ({what}); convert the values as those of the "
+            "training data were, or say what they are: pixels=True (--pixels true) divides them by 255, "
+            "pixels=False (--pixels false) uses them as they are"
+        )
+    divided = name == "uint8" and (pixels if pixels is not None else inputs is None or inputs.pixels)
+    if inputs is not None and inputs.pixels and not divided:
+        low, high = limits() or (0, 1)
+        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+            raise ValueError(
+                f"{model} was trained on uint8 pixels, which it divides by 255, got {name} from {low:g} to "
+                f"{high:g} ({what}); divide the values by 255, or give uint8"
+            )
+    return divided
+
+
+def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
+    """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
+    given, trained = (tuple(size for size in shape if size != 1) for shape in (given, trained))
+    return given == trained or len(given) < 2 or len(trained) < 2
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _check_finite(rows: Array, model: Network, limits: tuple[float, float] | None) -> None:
+    """Check that values between these limits, which are NaN if any value is, are finite in the network's dtype."""
+    largest = float(np.finfo(model.dtype).max)
+    if limits is None or (limits[0] >= -largest and limits[1] <= largest):
+        return
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(rows) <= largest)
+    sample = int(bad.any(axis=1).argmax())
+    raise ValueError(
+        f"images are expected to be finite in {model.dtype.name}, but {int(bad.sum()):,} of {rows.size:,} values "
+        f"are NaN, infinite or too large, the first in sample {sample}; remove those samples or fill the values in"
+    )
+
+
+# -- Data sets ----------------------------------------------------------------------------------------------------
+
+
+def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None:
+    """What the classes of a network are called once it is trained on a data set.
+
+    An untrained network with as many outputs as there are classes takes their names.
+    """
+    new = model.inputs is None and model.class_names is None and dataset.classes == model.sizes[-1]
+    return dataset.class_names if new else model.class_names
+
+
+def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pixels: bool | None) -> bool:
+    """Check a data set against what a network was trained on; return whether its values are divided by 255.
+
+    Raises:
+        ValueError: as for `divides`.
+        TypeError: something else than a data set is given.
+    """
+    if not hasattr(dataset, "feature_shape"):
+        raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
+    dtype, limits = dataset.images.dtype, lambda: dataset.limits
+    return divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+
+
+def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
+    """The labels of a data set as a network with `class_names` numbers its classes, ``(n,)`` int64.
+
+    Labels without names are class numbers. Otherwise the names decide; those of a network without any are 0, 1, 2,
+    and so on.
+
+    Raises:
+        ValueError: the network lacks a class, or the targets of its loss are not class numbers.
+    """
+    if not model.loss.of_classes:
+        raise ValueError(
+            f"{model} has the loss {model.loss.name}, whose targets are not the class numbers of {dataset}; "
+            "gpumlp.sklearn trains such networks"
+        )
+    outputs = model.sizes[-1]
+    own = range(outputs) if class_names is None else np.asarray(class_names, dtype=object).tolist()
+    if dataset.class_names is None and (
+        class_names is None or dataset.numbered or any(isinstance(name, str) for name in own)
+    ):
+        if dataset.classes > outputs:
+            raise ValueError(f"{model} has {outputs} classes, but {dataset} has {dataset.classes}")
+        return dataset.labels
+    names = range(dataset.classes) if dataset.class_names is None else dataset.class_names
+    places = {name: place for place, name in enumerate(own)}
+    numbers = np.array([places.get(name, -1) for name in names], dtype=np.int64)
+    missing = [name for name, number in zip(names, numbers, strict=True) if number < 0]
+    if missing:
+        raise ValueError(
+            f"{model} has the classes {listed(own)}, but {dataset} has others: {listed(missing)}; make a network "
+            f"for them, or give Dataset(..., classes={outputs}) if the labels are class numbers"
+        )
+    return numbers[dataset.labels]

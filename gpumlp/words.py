@@ -1,0 +1,37 @@
+"""Parts of messages: lists of names, and values that may be of any kind and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_NAMES, _LETTERS = 10, 60  # that a message shows
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message, the first ten of them.
+
+    >>> listed(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (12 in all)'
+    """
+    words = list(map(str, names))
+    return ", ".join(words[:_NAMES]) + (f", ... ({len(words):,} in all)" if len(words) > _NAMES else "")
+
+
+def shown(value: object) -> str:
+    """A value that is not what was expected: in full if it is short, otherwise its type. Reads no array.
+
+    >>> shown("adam"), shown(([0.0] * 100, [1] * 100)), shown(int)
+    ("'adam'", 'a tuple', 'the class int')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # not repr, which would read it from a device
+        return f"an array of shape {value.shape}"  # type: ignore[attr-defined]
+    big = hasattr(value, "__array__")
+    if isinstance(value, tuple | list | dict):
+        big = len(value) > _NAMES or not all(isinstance(each, str | int | float) for each in value)
+    text = "" if big else repr(value)
+    if 0 < len(text) <= _LETTERS and "\n" not in text:
+        return text
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

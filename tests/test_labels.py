@@ -1,0 +1,179 @@
+"""Labels of any kind become classes with names, from the data to the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, DataError, Dataset, load_npz
+from gpumlp.data.labels import encode_labels
+from tests.command_helpers import run
+
+NUMBERS = np.random.default_rng(0).integers(0, 3, 60)
+
+
+def encoded(labels: Any, **options: Any) -> tuple[list[int], int, Any]:
+    numbers, classes, names = encode_labels(labels, len(labels), "own: labels", **options)
+    return numbers.tolist(), classes, names
+
+
+# -- In Python ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([30, 10, 20, 10], (10, 20, 30)),
+        ([2, 0, 1, 0], None),
+        ([3, 1, 2, 1], (1, 2, 3)),
+        ([10**9 * k for k in (2, 0, 1, 0)], (0, 10**9, 2 * 10**9)),
+        ([1, -1, 0, -1], (-1, 0, 1)),
+        (["c", "a", "b", "a"], ("a", "b", "c")),
+        (np.array(["c", "a", "b", "a"], object), ("a", "b", "c")),
+        (np.array([9, 5, 7, 5], np.uint8), (5, 7, 9)),
+        (np.array([2**64 - 1, 0, 2**63, 0], np.uint64), (0, 2**63, 2**64 - 1)),
+    ],
+)
+def test_the_classes_are_the_distinct_labels_in_sorted_order(labels: Any, names: Any) -> None:
+    assert encoded(labels) == ([2, 0, 1, 0], 3, names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [([True, False, True], (False, True)), ([1, -1, 1], (-1, 1)), ([255, 0, 255], (0, 255))]
+)
+def test_two_classes(labels: list[Any], names: tuple[Any, ...]) -> None:
+    assert encoded(labels) == ([1, 0, 1], 2, names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "expected"),
+    [
+        ([0, 2], {"classes": 4}, ([0, 2], 4, None)),
+        ([True, False], {"classes": 2}, ([1, 0], 2, None)),
+        ([30, 10], {"class_names": [10, 20, 30]}, ([2, 0], 3, (10, 20, 30))),
+        (["b"], {"class_names": np.array(["b", "a"])}, ([0], 2, ("b", "a"))),
+        ([1, 0], {"classes": 2, "class_names": ["no", "yes"]}, ([1, 0], 2, ("no", "yes"))),
+        ([7, 7], {"class_names": [7, 5_000_000]}, ([0, 0], 2, (7, 5_000_000))),
+    ],
+)
+def test_classes_and_names_may_be_given(labels: Any, options: dict[str, Any], expected: Any) -> None:
+    assert encoded(labels, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0.5, 1.5], {}, r"integers, bools or strings, got dtype float64; use labels.astype\(int\) if"),
+        ([b"a", b"b"], {}, r"integers, bools or strings, got dtype \|S1; convert them"),
+        ([None, "a"], {}, "integers, bools or strings, got dtype object"),
+        ([0, 4], {"classes": 3}, r"from 0 to 2 with classes = 3, but labels\[1\] is 4; .* leave classes out"),
+        ([0, -1], {"classes": 3}, r"labels\[1\] is -1"),
+        (["a"], {"classes": 3}, "class numbers where classes=3 is given, got strings; leave it out"),
+        ([10, 15], {"class_names": [10, 20]}, r"among the classes 10, 20, but labels\[1\] is 15; correct the lab"),
+        ([0, 1], {"class_names": ["a", "b"]}, r"labels\[0\] is 0; .*or add classes=2 if these are class numbers"),
+        ([0, 1], {"class_names": "ab"}, "class_names must be a list of names, got 'ab'"),
+        ([0, 1], {"class_names": [1, 1]}, "class_names must be different strings or integers, got 1, 1"),
+        ([0, 1], {"class_names": [0.5, 1]}, "class_names must be different strings or integers"),
+        ([0, 1], {"class_names": []}, "class_names must be different strings or integers"),
+        ([0, 1], {"classes": 3, "class_names": ["a", "b"]}, "class_names must be 3, one for each class, got 2"),
+    ],
+)
+def test_labels_that_are_not_among_the_classes_are_located(labels: Any, options: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"^own: labels.*{message}"):
+        encoded(labels, **options)
+
+
+@pytest.mark.parametrize("stray", [5_000_000, -5_000_000, 255])
+def test_a_lone_label_far_from_all_others_is_refused(stray: int) -> None:
+    labels = NUMBERS.copy()
+    labels[7] = stray
+    with pytest.raises(DataError, match=rf"labels\[7\] is {stray}, which occurs once and is far from all others"):
+        encoded(labels)
+    assert encoded(labels, class_names=[0, 1, 2, stray])[1] == 4
+
+
+@pytest.mark.parametrize("labels", [[10, 20, 30, 40], [0, 1000], [1, 2, 2, 4], [*NUMBERS.tolist(), 40]])
+def test_few_samples_of_a_class_are_no_mistake(labels: list[int]) -> None:
+    assert encoded(labels)[1] == len(set(labels))
+
+
+def test_a_part_of_a_data_set_has_its_classes_and_its_name() -> None:
+    x = np.eye(3)
+    numbered: dict[str, Any] = {"classes": 3, "class_names": ["a", "b", "c"]}
+    for labels, options in (([10, 20, 30], {}), ([0, 1, 2], {}), ([0, 1, 2], numbered)):
+        train = Dataset(x, labels, name="own", **options)
+        part = train.part(x[2:], labels[2:])
+        assert (part.labels.tolist(), part.classes, part.class_names) == ([2], 3, train.class_names)
+        assert part.name == "own"
+        with pytest.raises(DataError, match=r"labels\[0\] is 5"):
+            train.part(x[:1], [5])
+
+
+def test_the_fingerprint_tells_names_apart_and_keeps_that_of_plain_class_numbers() -> None:
+    x, labels = np.eye(3, dtype=np.float32), [2, 0, 1]
+    named = [Dataset(x, np.array(names)[labels]).fingerprint() for names in ([1, 2, 3], [10, 20, 30], [*"abc"])]
+    plain = Dataset(x, labels).fingerprint()
+    assert len({plain, *named}) == 4
+    assert Dataset(x, labels, classes=5).fingerprint() == plain
+
+
+def test_a_test_set_has_the_classes_of_the_training_set(tmp_path: Path) -> None:
+    x = np.eye(4, dtype=np.float32)
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=[30, 10, 20, 10], x_test=x[:2], y_test=[30, 20])
+    train, test = load_npz(tmp_path / "own.npz")
+    assert (test.labels.tolist(), test.classes, test.class_names) == ([2, 1], 3, train.class_names)
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=[30, 10, 20, 10], x_test=x[:2], y_test=[30, 40])
+    with pytest.raises(
+        DataError, match=r"own.npz, x_test and y_test: .*classes 10, 20, 30, but labels\[1\] is 40"
+    ):
+        load_npz(tmp_path / "own.npz")
+
+
+# -- Commands ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[10, 20, 30], [0, 10**9, 2 * 10**9], [-1, 0, 1], ["ant", "bée", "c"], [False, True]],
+    ids=["tens", "ids", "negative", "strings", "bools"],
+)
+def test_a_run_calls_the_classes_by_their_labels(
+    names: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng, numbers = np.random.default_rng(0), NUMBERS % len(names)
+    x = rng.integers(0, 256, (60, 3, 3)).astype(np.uint8)
+    y = np.array(names)[numbers]
+    np.savez("own.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    np.save("x.npy", x[:5])
+    options = ["--dataset", "own.npz", "--hidden", 4, "--device", "cpu", "--out", "own"]
+    assert run("train", *options, "--epochs", 2) == 0
+    out = capsys.readouterr().out
+    assert f"network: 9-4-{len(names)}, " in out
+    assert f"classes: {', '.join(map(str, names))}\n" in out
+    assert run("train", "--resume", "own", "--epochs", 3, "--quiet") == 0
+    assert run("evaluate", "own", "--device", "cpu") == 0
+    assert "own.npz test accuracy" in capsys.readouterr().out
+    assert run("predict", "own", "x.npy", "--json", "--device", "cpu") == 0
+    records = json.loads(capsys.readouterr().out)
+    model = MLP.load("own", device="cpu")
+    assert model.class_names == tuple(names)
+    assert [record["class"] for record in records] == [names[number] for number in model.predict(x[:5])]
+    assert list(records[0]["probabilities"]) == list(map(str, names))
+
+
+def test_a_stray_label_in_a_file_is_named_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = NUMBERS.copy()
+    labels[7] = 5_000_000
+    x, path = np.zeros((60, 8, 8), np.uint8), tmp_path / "labels.npz"
+    np.savez(path, x_train=x, y_train=labels, x_test=x, y_test=NUMBERS)
+    assert run("train", "--dataset", path, "--device", "cpu", "--out", tmp_path / "never") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "labels.npz" in line
+    assert "labels[7] is 5000000" in line

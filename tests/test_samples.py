@@ -1,0 +1,282 @@
+"""What a network was trained on is checked in every way in: shape, scale and classes of what it is given later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, Dataset, Inputs, fit, get_backend
+from gpumlp.backends import Backend
+from tests.strict_device import StrictBackend
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (24, 4, 3)).astype(np.uint8)
+PIXELS[0, 0, :2] = 0, 255
+SHARES = (PIXELS / 255).astype(np.float32)
+FLOATS = PIXELS.astype(np.float32)
+LABELS = np.arange(24) % 3
+
+USES: dict[str, Callable[..., Any]] = {
+    "logits": lambda model, images, **options: model.logits(images, **options),
+    "predict": lambda model, images, **options: model.predict(images, **options),
+    "predict_proba": lambda model, images, **options: model.predict_proba(images, **options),
+    "evaluate": lambda model, images, **options: model.evaluate(Dataset(images, LABELS), **options).loss,
+    "accuracy": lambda model, images, **options: model.accuracy(Dataset(images, LABELS), **options),
+    "fit": lambda model, images, **options: fit(model, Dataset(images, LABELS), epochs=1, **options)["train_loss"],
+}
+every_way_in = pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+
+
+def trained(dtype: str | None, shape: tuple[int, ...] = (4, 3), device: str | Backend = "cpu") -> MLP:
+    model = MLP([12, 5, 3], seed=1, device=device)
+    model.inputs = None if dtype is None else Inputs(shape, dtype, "mine")
+    return model
+
+
+# -- Scale -------------------------------------------------------------------------------------------------------
+
+
+@every_way_in
+@pytest.mark.parametrize(
+    ("dtype", "given", "same_as"),
+    [
+        (None, PIXELS, SHARES),
+        (None, FLOATS, FLOATS),
+        ("uint8", PIXELS, SHARES),
+        ("uint8", SHARES, SHARES),
+        ("uint8", SHARES.astype(np.float64), SHARES),
+        ("uint8", PIXELS > 99, (PIXELS > 99).astype(np.float32)),
+        ("float32", FLOATS, FLOATS),
+        ("float64", FLOATS - 100, FLOATS - 100),
+        ("float32", PIXELS.astype(np.int64), FLOATS),
+        ("any", PIXELS, FLOATS),
+        ("any", FLOATS, FLOATS),
+    ],
+)
+def test_values_have_the_scale_of_training(use: Any, dtype: str | None, given: Any, same_as: np.ndarray) -> None:
+    reference = trained("any")
+    np.testing.assert_allclose(use(trained(dtype), given), use(reference, same_as), rtol=1e-5, atol=1e-6)
+
+
+@every_way_in
+@pytest.mark.parametrize("dtype", [None, "float32", "any"])
+@pytest.mark.parametrize(("pixels", "same_as"), [(True, SHARES), (False, FLOATS)])
+def test_pixels_says_what_uint8_is(use: Any, dtype: str | None, pixels: bool, same_as: np.ndarray) -> None:
+    expected = use(trained("any"), same_as)
+    np.testing.assert_allclose(use(trained(dtype), PIXELS, pixels=pixels), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_way_in
+@pytest.mark.parametrize(
+    ("dtype", "given", "options", "message"),
+    [
+        (
+            "uint8",
+            FLOATS,
+            {},
+            "trained on uint8 pixels.* got float32 from 0 to 255 .*divide the values by 255, or give",
+        ),
+        ("uint8", FLOATS.astype(int), {}, r"got (int64|float32) from 0 to 255"),
+        ("uint8", 2 * SHARES - 1, {}, "got float32 from -1 to 1"),
+        ("uint8", PIXELS, {"pixels": False}, "got uint8 from 0 to 255"),
+        ("float32", PIXELS, {}, "trained on float32, got uint8 .*pixels=True .*divides them by 255, pixels=False"),
+    ],
+)
+def test_another_scale_is_refused_with_the_ways_out(
+    use: Any, dtype: str, given: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    model = trained(dtype)
+    before = model.parameters.data.copy(), model.inputs
+    with pytest.raises(ValueError, match=message):
+        use(model, given, **options)
+    np.testing.assert_array_equal(model.parameters.data, before[0])
+    assert model.inputs == before[1]
+
+
+def test_pixels_is_a_truth_value() -> None:
+    with pytest.raises(TypeError, match="pixels is expected to be True, False or None, got 'uint8'"):
+        trained(None).predict(PIXELS, pixels="uint8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "U8", ""])
+def test_inputs_describe_a_dtype_that_there_is(dtype: str) -> None:
+    with pytest.raises(
+        ValueError, match="dtype of inputs is expected to be 'uint8', 'float32', 'float64' or 'any'"
+    ):
+        Inputs((3,), dtype)
+
+
+@pytest.mark.parametrize(("dtype", "message"), [("uint8", ""), ("float32", "trained on float32, got uint8")])
+def test_values_on_a_device_are_not_read_but_their_dtype_and_shape_are_checked(dtype: str, message: str) -> None:
+    backend = StrictBackend()
+    model, floats, pixels = trained(dtype, device=backend), backend.asarray(FLOATS), backend.asarray(PIXELS)
+    with backend.ledger.counting() as ledger:
+        model.logits(floats)  # of a wrong scale for pixels, which only their values show
+        for wrong in (floats.reshape(24, 3, 4), floats.reshape(18, 16)):
+            with pytest.raises(ValueError, match=r"trained on samples of 4 x 3, got 3 x 4|expects 12 features"):
+                model.logits(wrong)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                model.logits(pixels)
+            model.logits(pixels, pixels=True)
+        else:
+            model.logits(pixels)
+    assert (ledger.waits, ledger.host_reads) == (0, 0)
+
+
+# -- Shape -------------------------------------------------------------------------------------------------------
+
+
+@every_way_in
+@pytest.mark.parametrize("shape", [(24, 12), (24, 4, 3, 1), (24, 1, 4, 3)])
+def test_a_flat_sample_and_axes_of_length_1_are_the_same_shape(use: Any, shape: tuple[int, ...]) -> None:
+    np.testing.assert_array_equal(use(trained("uint8"), PIXELS.reshape(shape)), use(trained("uint8"), PIXELS))
+
+
+@every_way_in
+def test_a_network_trained_on_flat_samples_takes_any_shape(use: Any) -> None:
+    use(trained("uint8", (12,)), PIXELS)
+
+
+@every_way_in
+@pytest.mark.parametrize("shape", [(24, 3, 4), (24, 2, 6), (24, 2, 2, 3)])
+def test_another_shape_with_as_many_values_is_refused(use: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"trained on samples of 4 x 3, got .*; transpose or reshape them"):
+        use(trained("uint8"), PIXELS.reshape(shape))
+
+
+# -- What training learns ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "images", "pixels", "after"),
+    [
+        (None, PIXELS, None, "uint8"),
+        (None, PIXELS, False, "any"),
+        (None, FLOATS, None, "float32"),
+        (None, FLOATS.astype(np.float64), None, "float64"),
+        ("uint8", SHARES, None, "uint8"),
+        ("float32", PIXELS, True, "uint8"),
+        ("float32", PIXELS, False, "any"),
+        ("any", FLOATS, None, "any"),
+        ("any", PIXELS, None, "any"),
+    ],
+)
+def test_training_records_the_scale(
+    before: str | None, images: np.ndarray, pixels: bool | None, after: str
+) -> None:
+    model = trained(before)
+    fit(model, Dataset(images, LABELS, name="new"), epochs=1, pixels=pixels)
+    assert model.inputs == Inputs((4, 3), after, "new")
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (Dataset(FLOATS, LABELS), "trained on uint8 pixels.* got float32 from 0 to 255"),
+        (Dataset(PIXELS.reshape(24, 3, 4), LABELS), "trained on samples of 4 x 3, got 3 x 4"),
+        (Dataset(PIXELS, LABELS + 5), "has the classes 0, 1, 2, but .* has others: 5, 6, 7"),
+    ],
+)
+def test_validation_samples_are_those_of_the_training_set(validation: Dataset, message: str) -> None:
+    model = trained(None)
+    with pytest.raises(ValueError, match=message):
+        fit(model, Dataset(PIXELS, LABELS), validation=validation)
+    assert (model.inputs, model.class_names) == (None, None)
+
+
+# -- Classes -----------------------------------------------------------------------------------------------------
+
+NAMES: dict[str, Any] = {
+    "sparse": [10, 20, 30],
+    "ids": [0, 10**9, 2 * 10**9],
+    "negative": [-1, 0, 1],
+    "from 1": [1, 2, 3],
+    "strings": ["ant", "bee", "cat"],
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES.keys())
+def test_the_names_of_the_classes_go_from_the_data_to_the_network_and_its_file(names: Any, tmp_path: Path) -> None:
+    train = Dataset(PIXELS, np.array(names)[LABELS])
+    model = MLP([12, 5, train.classes], device="cpu")
+    fit(model, train, epochs=1)
+    assert model.class_names == tuple(names)
+    model.save(tmp_path)
+    again = MLP.load(tmp_path, device="cpu")
+    assert again.class_names == tuple(names)
+    assert list(map(type, again.class_names)) == list(map(type, names))
+    some = Dataset(PIXELS[1::3], np.array(names)[LABELS[1::3]])  # of one class only, which it numbers 0
+    assert again.class_numbers(some).tolist() == [1] * 8
+    assert again.accuracy(some) == (again.predict(PIXELS[1::3]) == 1).mean()
+    fit(again, some, epochs=1)
+    assert again.class_names == tuple(names)
+
+
+def test_two_classes_may_be_truth_values(tmp_path: Path) -> None:
+    model = MLP([12, 2], device="cpu")
+    fit(model, Dataset(PIXELS, LABELS > 0), epochs=1)
+    model.save(tmp_path)
+    assert MLP.load(tmp_path, device="cpu").class_names == (False, True)
+
+
+def test_classes_that_a_data_set_lacks_keep_their_numbers() -> None:
+    model = MLP([12, 10], device="cpu")
+    part = Dataset(PIXELS, np.array([2, 5, 9])[LABELS])
+    fit(model, part, epochs=1, validation=Dataset(PIXELS[:2], [9, 2]))
+    assert model.class_names is None
+    assert model.class_numbers(part).tolist() == np.array([2, 5, 9])[LABELS].tolist()
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "options", "message"),
+    [
+        (
+            (10, 20, 30),
+            [10, 40],
+            {},
+            "has the classes 10, 20, 30, but Dataset.* has others: 40; make a network for",
+        ),
+        ((10, 20, 30), [0, 1], {}, r"has others: 0, 1; .*classes=3\) if the labels are class numbers"),
+        (("a", "b", "c"), ["a", "d"], {}, "has others: d"),
+        (None, [5, 7], {}, "has the classes 0, 1, 2, but Dataset.* has others: 5, 7"),
+        (None, ["0", "1"], {}, "has others: 0, 1"),
+        (None, [0, 3], {"classes": 4}, r"MLP\(\[12, 5, 3\]\) has 3 classes, but Dataset.* has 4"),
+    ],
+)
+def test_classes_that_the_network_lacks_are_named(names: Any, labels: Any, options: Any, message: str) -> None:
+    model = trained("uint8")
+    model.class_names = names
+    data = Dataset(PIXELS[:2], labels, **options)
+    for use in (model.evaluate, model.accuracy, lambda data: fit(model, data)):
+        with pytest.raises(ValueError, match=message):
+            use(data)
+
+
+@pytest.mark.parametrize(("names", "options"), [(("a", "b", "c"), {}), ((10, 20, 30), {"classes": 3})])
+def test_class_numbers_without_names_are_taken_as_such(names: Any, options: Any) -> None:
+    model = trained("uint8")
+    model.class_names = names
+    assert model.class_numbers(Dataset(PIXELS[:3], [2, 0, 1], **options)).tolist() == [2, 0, 1]
+
+
+def test_a_network_with_too_many_outputs_for_the_names_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"MLP\(\[12, 5\]\) has the classes 0, 1, 2, 3, 4, but .* others: 10, 20, 30"
+    ):
+        fit(MLP([12, 5], device="cpu"), Dataset(PIXELS, (LABELS + 1) * 10))
+
+
+def test_scale_and_names_are_the_same_on_every_backend(backend: Backend) -> None:
+    train = Dataset(PIXELS, np.array(["x", "y", "z"])[LABELS])
+    results = []
+    for device in (get_backend("cpu"), backend):
+        model = trained(None, device=device)
+        fit(model, train, epochs=2, batch_size=8, pixels=False)
+        results.append((model.inputs, model.class_names, model.accuracy(train), model.evaluate(train).loss))
+    assert results[0][:3] == results[1][:3]
+    assert results[0][3] == pytest.approx(results[1][3], rel=1e-4)
