@@ -17,7 +17,7 @@ from PIL import Image
 from gpumlp import MLP, SGD, DataError, Dataset, fit, load_digits, load_mnist
 from gpumlp.pictures import NoDigitError, as_digits, as_mnist, as_resized, find_ink, read_picture
 from gpumlp.pictures.ink import connected_components
-from gpumlp.pictures.preparation import LONGEST
+from gpumlp.pictures.reading import LONGEST
 from tests.photographs import as_file, photograph, ring
 
 PHOTOGRAPHS = 200

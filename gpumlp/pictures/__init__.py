@@ -2,10 +2,13 @@
 
 from .ink import find_ink
 from .marks import NoDigitError
-from .preparation import CHOICES, as_digits, as_mnist, as_resized, choose_preparation, read_picture, read_sample
+from .preparation import CHOICES, DONE, as_digits, as_mnist, as_resized, choose_preparation, read_sample
+from .reading import SUFFIXES, read_picture
 
 __all__ = [
     "CHOICES",
+    "DONE",
+    "SUFFIXES",
     "NoDigitError",
     "as_digits",
     "as_mnist",

@@ -167,11 +167,10 @@ def choose_digit(
     height, width = labels.shape
     least = max(3.0, _SMALLEST * max(height, width))
     sized = [part for part in parts[:1000] if part.area >= _SPECK * parts[0].area or part.length >= 2 * least]
-    sized = sorted(sized, key=lambda part: -part.length)[:_CONSIDERED]
+    marks = [Mark(part, labels) for part in sorted(sized, key=lambda part: -part.length)[:_CONSIDERED]]
     if parts and _is_sheet(parts[0], height, width):
         share = 100 * parts[0].area / (height * width)
         raise UnsureError(f"no digit found: a single mark covers {share:.0f} % of the picture")
-    marks = [Mark(part, labels) for part in sized]
     inside = [mark for mark in marks if not mark.part.on_edge(height, width)]
     edge = [mark for mark in marks if mark.part.on_edge(height, width)]
     if not inside or inside[0].part.length <= 0.15 * max(height, width):
@@ -218,7 +217,7 @@ def _without_rings(marks: list[Mark]) -> list[Mark]:
 
 
 def _main(marks: list[Mark]) -> tuple[Mark, list[Mark]]:
-    """The mark that the digit is built around, the longest that is not a spot or a horizontal line, and the others."""
+    """The longest mark that is neither a spot nor a horizontal line, and the others."""
     longest = next((mark for mark in marks if not mark.is_solid and not mark.is_flat_line), marks[0])
     return longest, [mark for mark in marks if mark is not longest]
 
