@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .marks import Component, Mark, NoDigitError, UnsureError, choose_digit
+from .marks import Component, Mark, NoDigitError, SheetError, UnsureError, choose_digit
 
 Grey: TypeAlias = npt.NDArray[Any]  # (height, width), floating, 0..1
 
@@ -65,7 +65,7 @@ def find_ink(grey: Grey) -> Grey:
         one, other = sorted(found, key=_Marks.longest)
         try:
             return other.ink()
-        except UnsureError:
+        except SheetError:
             return one.ink()
 
 

@@ -18,6 +18,7 @@ _CONSIDERED = 40  # marks, the largest ones; a page with more of them holds no s
 _SPECK = 0.04  # of the largest mark's area: smaller ones are specks, unless they are long
 _SMALLEST = 0.03  # of the picture's longer side: smaller marks are not a digit
 _DOT = 0.25  # of the digit: marks up to this length are dots, such as a decimal point
+_LIGHT = 0.1  # of the digit's area: larger dots count as such only at a distance
 _CLOSE = 0.1  # of the digit: what is closer may belong to it
 _APART = 0.18  # of the digit: what is further away does not belong to it, ...
 _BAR = 0.3  # ... except for the bar of a 5
@@ -48,6 +49,10 @@ class NoDigitError(DataError):
 
 class UnsureError(NoDigitError):
     """What is at the edge of the picture, perhaps a shadow, comes close to the digit."""
+
+
+class SheetError(UnsureError):
+    """The largest mark is a sheet of paper, or covers most of the picture."""
 
 
 class Component(NamedTuple):
@@ -170,7 +175,7 @@ def choose_digit(
     marks = [Mark(part, labels) for part in sorted(sized, key=lambda part: -part.length)[:_CONSIDERED]]
     if parts and _is_sheet(parts[0], height, width):
         share = 100 * parts[0].area / (height * width)
-        raise UnsureError(f"no digit found: a single mark covers {share:.0f} % of the picture")
+        raise SheetError(f"no digit found: a single mark covers {share:.0f} % of the picture")
     inside = [mark for mark in marks if not mark.part.on_edge(height, width)]
     edge = [mark for mark in marks if mark.part.on_edge(height, width)]
     if not inside or inside[0].part.length <= 0.15 * max(height, width):
@@ -231,7 +236,8 @@ def _belongs(mark: Mark, digit: list[Mark]) -> bool:
     gap = min(map(mark.distance, digit)) - 1
     size = _length(digit)
     part, box = mark.part, _box(digit)
-    if part.length < _DOT * size and gap > 0.5 * _CLOSE * size:
+    light = part.area < _LIGHT * sum(other.part.area for other in digit)
+    if part.length < _DOT * size and gap > (0.5 * _CLOSE if light else _APART) * size:
         return False
     beside = part.left >= box.right or part.right <= box.left
     if mark.is_solid and gap > _CLOSE * size:

@@ -121,8 +121,10 @@ def _check_size(picture: Image.Image, size: tuple[int, int], name: str) -> None:
     memory = picture.width * picture.height * _BYTES.get(picture.mode, 4)
     memory *= 1 if picture.format in _DIRECT else 3
     width, height = size
-    if "progressive" in picture.info:  # all coefficients of a JPEG are held in memory, two bytes each
-        memory += 2 * width * height * len(picture.getbands())
+    layers = getattr(picture, "layer", ())  # of a JPEG: a number and the sampling, horizontal and vertical
+    if "progressive" in picture.info and layers:  # all coefficients are held in memory, two bytes each
+        finest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
+        memory += 2 * width * height * sum(layer[1] * layer[2] for layer in layers) // finest
     if memory > _MOST_BYTES or width * height > _MOST_PIXELS:
         raise DataError(
             f"{name}: expected a picture of at most {_MOST_PIXELS:,} pixels and {_MOST_BYTES >> 20} MB in memory, "
