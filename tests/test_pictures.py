@@ -32,7 +32,7 @@ from gpumlp.pictures import (
     read_sample,
     reading,
 )
-from gpumlp.pictures.ink import connected_components
+from gpumlp.pictures.components import connected_components
 from gpumlp.pictures.reading import LONGEST
 from tests.photographs import as_file, photograph, ring
 

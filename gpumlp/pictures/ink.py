@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .marks import Component, Mark, NoDigitError, SheetError, UnsureError, choose_digit
+from .components import Component, connected_components
+from .marks import Mark, NoDigitError, SheetError, UnsureError, choose_digit
 
 Grey: TypeAlias = npt.NDArray[Any]  # (height, width), floating, 0..1
 
@@ -61,6 +62,8 @@ def find_ink(grey: Grey) -> Grey:
         opened = _extreme(_extreme(smooth, reach, np.minimum), reach, np.maximum)
         ways = [(closed - smooth) / np.maximum(closed, 0.2), smooth - opened]
         found = [_Marks(way - np.median(way), _least(way - np.median(way))) for way in ways]
+        if any(marks.cross() for marks in found):
+            raise
         # What lies between strokes of ink is shorter than the ink itself; a sheet of paper on a table is not.
         one, other = sorted(found, key=_Marks.longest)
         try:
@@ -87,6 +90,13 @@ class _Marks:
         """Lengths of the longest mark that does not touch the picture's edge, and of the longest one."""
         inside = (part.length for part in self.parts if not part.on_edge(*self.strength.shape))
         return max(inside, default=0), max((part.length for part in self.parts), default=0)
+
+    def cross(self) -> bool:
+        """Whether the largest mark runs from one edge of the picture to the opposite one, touching no other."""
+        height, width = self.strength.shape
+        part = self.parts[0] if self.parts else Component(0, 0, 0, 0, 0, -1)
+        ends = [(part.top == 0, part.bottom == height), (part.left == 0, part.right == width)]
+        return any(all(pair) for pair in ends) and not all(any(pair) for pair in ends)
 
     def ink(self, *, use_edge: bool = True) -> Grey:
         """The digit's ink, within its box."""
@@ -118,10 +128,11 @@ class _Marks:
 
 
 def _around(parts: list[Component], axis: int) -> tuple[int, int]:
-    """The span of parts along an axis, with a quarter of it on each side."""
+    """The span of parts along an axis, with their length on each side."""
     start = min(part.left if axis else part.top for part in parts)
     stop = max(part.right if axis else part.bottom for part in parts)
-    return max(0, start - (stop - start) // 4), stop + (stop - start) // 4
+    length = max(part.length for part in parts)
+    return max(0, start - length), stop + length
 
 
 def _least(marks: Grey) -> float:
@@ -210,54 +221,3 @@ def _grown(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
 
 def _shade(brightness: float) -> str:
     return "black" if brightness < 0.1 else "white" if brightness > 0.9 else "the same grey"
-
-
-def connected_components(mask: npt.NDArray[np.bool_]) -> tuple[list[Component], npt.NDArray[np.int64]]:
-    """The connected parts of a mask, the largest first, and the number of each pixel's part (-1 for none).
-
-    The runs of pixels in each row are the nodes of a graph, joined with the runs that they touch in the row above;
-    a part is a connected component of the graph. Time and memory are linear in the number of pixels.
-
-    >>> parts, labels = connected_components(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=bool))
-    >>> [(part.area, part.height, part.width) for part in parts]
-    [(2, 2, 2), (1, 1, 1)]
-    """
-    height, width = mask.shape
-    padded = np.zeros((height, width + 2), dtype=np.int8)
-    padded[:, 1:-1] = mask
-    change = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(change == 1)
-    ends = np.nonzero(change == -1)[1]
-    labels = np.full((height, width), -1, dtype=np.int64)
-    if not len(rows):
-        return [], labels
-    above = (rows - 1) * (width + 2)  # runs in order of row and column; a shared corner is enough to touch
-    first = np.searchsorted(rows * (width + 2) + ends, above + starts, "left")
-    touched = np.maximum(np.searchsorted(rows * (width + 2) + starts, above + ends, "right") - first, 0)
-    run = np.repeat(np.arange(len(rows)), touched)
-    other = np.arange(len(run)) + np.repeat(first - (touched.cumsum() - touched), touched)
-    _, number = np.unique(_joined(len(rows), run, other), return_inverse=True)
-    labels[mask] = np.repeat(number, ends - starts)
-    area = np.bincount(number, ends - starts).astype(np.int64)
-    box = [np.full(len(area), height + width), np.zeros(len(area), dtype=np.int64)]
-    box += [array.copy() for array in box]
-    for reduce, extreme, values in zip(
-        (np.minimum, np.maximum, np.minimum, np.maximum), box, (rows, rows + 1, starts, ends), strict=True
-    ):
-        reduce.at(extreme, number, values)
-    order = np.argsort(-area, kind="stable")
-    values = np.stack([area, *box, np.arange(len(area))])[:, order]
-    return [Component(*part) for part in values.T.tolist()], labels
-
-
-def _joined(count: int, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The smallest node of each node's component, in a graph with edges from `one` to `other`."""
-    root = np.arange(count)
-    while len(one):
-        low, high = np.minimum(root[one], root[other]), np.maximum(root[one], root[other])
-        apart = low != high
-        one, other = one[apart], other[apart]
-        np.minimum.at(root, high[apart], low[apart])
-        while not np.array_equal(root, further := root[root]):
-            root = further
-    return root

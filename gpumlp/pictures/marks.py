@@ -7,12 +7,12 @@ that consist of several parts stay whole, at any size, and that two digits do no
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data import DataError
+from .components import Component, connected_components
 
 _CONSIDERED = 40  # marks, the largest ones; a page with more of them holds no single digit
 _SPECK = 0.04  # of the largest mark's area: smaller ones are specks, unless they are long
@@ -29,8 +29,10 @@ _STROKES = 1.3  # widths of a stroke: how far apart the parts of a digit are at 
 _PILED = 1.5  # height by width from which two parts must be closer than this share of the height
 _PILED_GAP = 0.115
 _STROKE = 1.4  # times width by length: the area of a digit that is a plain stroke, at most
-_HOLE = 0.01  # of the digit's box: smaller holes do not count
-_LONG = 1.8  # how much longer than the rest of a mark a line at its top or bottom is
+_HOLE = 0.02  # of the digit's box: smaller holes do not count, and a digit has two at most
+_ENCLOSED = 0.72  # of the box: more than the holes of a digit fill, as in a frame
+_STRAIGHT = 0.3  # width by length of such a stroke
+_LONG = 1.5  # how much longer than the rest of a mark a line at its top or bottom is
 _SHEET = 0.6  # of its box: how much of it a sheet of paper fills at least
 _INNER = 0.2  # of a ring: smaller marks inside are dots
 _AROUND = 0.85  # of all directions in which a ring or a frame is met from inside
@@ -40,6 +42,7 @@ _AT_EDGE = (
     "expected one digit, found a mark at the edge of the picture that comes close to it, perhaps a line or a "
     "shadow; cut the picture to the digit, with a margin"
 )
+_TOUCHES = "expected one digit, found a line or a frame that touches it; cut the picture to the digit"
 _SEVERAL = "expected one digit, found several marks; cut the picture into one per digit"
 
 
@@ -53,39 +56,6 @@ class UnsureError(NoDigitError):
 
 class SheetError(UnsureError):
     """The largest mark is a sheet of paper, or covers most of the picture."""
-
-
-class Component(NamedTuple):
-    """Pixels that touch by sides or corners.
-
-    Attributes:
-        area: number of pixels.
-        top, bottom, left, right: its box; bottom and right are one past the last pixel.
-        number: the value of its pixels in the array of labels.
-    """
-
-    area: int
-    top: int
-    bottom: int
-    left: int
-    right: int
-    number: int
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-    @property
-    def length(self) -> int:
-        return max(self.height, self.width)
-
-    def on_edge(self, height: int, width: int) -> bool:
-        """Whether it touches the edge of a picture of this size."""
-        return self.top == 0 or self.left == 0 or self.bottom == height or self.right == width
 
 
 class Mark:
@@ -240,8 +210,10 @@ def _belongs(mark: Mark, digit: list[Mark]) -> bool:
     if part.length < _DOT * size and gap > (0.5 * _CLOSE if light else _APART) * size:
         return False
     beside = part.left >= box.right or part.right <= box.left
-    if mark.is_solid and gap > _CLOSE * size:
-        return False
+    if mark.is_solid and gap > 0.03 * size:
+        if gap > _CLOSE * size:
+            return False
+        raise NoDigitError(_SEVERAL)
     union = _box([*digit, mark])
     reach = (_CLOSE if beside or part.top > box.bottom else _BAR) * union.length
     wide = part.width > 1.3 * box.width and gap > 0.025 * size
@@ -276,13 +248,25 @@ def _check_shape(digit: list[Mark]) -> None:
     for end in (ink[:, 0] < box.top + strip, ink[:, 0] >= box.bottom - strip):
         line, rest = (float(np.ptp(ink[where, 1])) if where.any() else 0.0 for where in (end, ~end))
         if line > max(_LONG * rest, 1.2 * box.height):
-            raise NoDigitError("expected one digit, found a line that touches it; cut the picture to the digit")
+            raise NoDigitError(_TOUCHES)
+    holes = [area / (box.height * box.width) for area in _holes(digit)]
+    if sum(holes) > _ENCLOSED or sum(hole > _HOLE for hole in holes) > 2:
+        raise NoDigitError(_TOUCHES)
+
+
+def _holes(digit: list[Mark]) -> list[int]:
+    """The areas of what the digit's largest mark encloses."""
+    parts, _ = connected_components(~np.pad(digit[0].pixels, 1))
+    return [part.area for part in parts if part.top > 0]
 
 
 def _is_stroke(digit: list[Mark]) -> bool:
     """Whether the parts together are one stroke, more or less straight, such as a 1."""
     box = _box(digit)
-    return box.area < _STROKE * float(np.hypot(box.height, box.width)) * max(mark.stroke for mark in digit)
+    if box.area > _STROKE * float(np.hypot(box.height, box.width)) * max(mark.stroke for mark in digit):
+        return False
+    points = [np.argwhere(mark.pixels) + np.array([mark.part.top, mark.part.left]) for mark in digit]
+    return _axis(np.concatenate(points))[0] < _STRAIGHT
 
 
 def _is_sheet(part: Component, height: int, width: int) -> bool:
