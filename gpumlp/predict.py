@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from .backends import check_device_name
 from .files import user_path, utf8, write_atomically
 from .nn import MLP
 from .nn.model_file import CLASSIFICATION, class_names, loss_name
-from .pictures import CHOICES
-from .predicting import STANDARD_INPUT, Prediction, predict_files
+from .pictures import CHOICES, DONE
+from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
 from .terminal import cell, console, write_data
 from .training.config import ConfigError
 from .training.progress import percent
@@ -31,6 +32,7 @@ from .training.run import network_note
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
+_NAME = 40  # characters of a file's name that the table shows
 _RUNNERS_UP = 2  # classes the table shows beside the most probable one
 
 
@@ -41,7 +43,7 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a training run, or of model.save."""
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Pictures and files of arrays; - is standard input."""
+    """Pictures, folders of pictures, patterns such as 'scans/*.png', and files of arrays; - is standard input."""
     json: bool = False
     """Print JSON, with the probability of every class, instead of a table."""
     out: str | None = None
@@ -50,7 +52,8 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     preparation: str = "auto"
-    """Of pictures: mnist, digits, resize (without cropping or inverting), or auto, to match the training data."""
+    """Of pictures: mnist, digits, resize (without cropping or inverting), or auto, to match the training data;
+    where those are no digits, a picture of their size is used as it is."""
     array: str | None = None
     """Name of the array to use from an .npz file with several."""
     pixels: Literal["true", "false"] | None = None
@@ -82,8 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
+        files = expand(options.files)
         if options.out is not None:
-            command.check_output("out", options.out, [options.run, *options.files])
+            command.check_output("out", options.out, [options.run, *files])
         model = MLP.load(options.run, device=options.device)
         if loss_name(model) != CLASSIFICATION:
             raise ConfigError(
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "use MLP.load(...).predict(...) in Python"
             )
         pixels = None if options.pixels is None else options.pixels == "true"
-        results = predict_files(model, options.files, options.preparation, options.array, pixels)
+        results = predict_files(model, files, options.preparation, options.array, pixels)
         names = class_names(model)
         predicted = [result for result in results if result.probabilities is not None]
         if options.out is not None and predicted:
@@ -100,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_data(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
             console(highlight=False).print(_table(predicted, names))
+            for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
+                print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
+            if options.out is not None:
+                print(f"written: {user_path(options.out)}")
         if note := network_note(options.run):
             print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
@@ -128,6 +136,7 @@ def _records(results: Sequence[Prediction], names: list[Any]) -> Iterator[dict[s
             best = int(row.argmax())
             yield {
                 "file": result.file,
+                **({} if result.preparation is None else {"preparation": result.preparation}),
                 **({} if index is None else {"index": index}),
                 "class": names[best],
                 "probability": float(row[best]),
@@ -137,22 +146,27 @@ def _records(results: Sequence[Prediction], names: list[Any]) -> Iterator[dict[s
 
 def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("file", overflow="fold")
+    table.add_column("file", no_wrap=True)
     table.add_column("class", justify="right")
     table.add_column("probability", justify="right", no_wrap=True)
     table.add_column("then")
-    for result in results:
+    for result, name in zip(results, map(_shortened, short_names([one.file for one in results])), strict=True):
         samples = list(_samples(result))
         for index, row in samples[:_SHOWN]:
             order = np.argsort(-row, kind="stable")
             then = ", ".join(f"{names[i]} ({percent(row[i])})" for i in order[1 : 1 + _RUNNERS_UP])
-            file = result.file if index is None else f"{result.file}[{index}]"
+            file = name if index is None else f"{name}[{index}]"
             best = int(order[0])
             table.add_row(*(Text(cell(text)) for text in (file, str(names[best]), percent(row[best]), then)))
         if len(samples) > _SHOWN:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            table.add_row(Text(cell(result.file)), "...", "", more)
+            table.add_row(Text(cell(name)), "...", "", more)
     return table
+
+
+def _shortened(name: str) -> str:
+    """A name without its middle if it is too long for a table."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 3]}...{name[-_NAME // 2 :]}"
 
 
 def _without_rows(out: str, results: Sequence[Prediction]) -> str:

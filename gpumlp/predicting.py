@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from .data.npz import is_array_file, read_samples
 from .files import PathError, user_path
 from .nn import MLP
 from .nn.model_file import plain_inputs
-from .pictures import read_sample
+from .pictures import SUFFIXES, read_sample
 
 STANDARD_INPUT = "-"
 
@@ -32,12 +34,14 @@ class Prediction:
         probabilities: ``(samples, classes)``; None if there is an error.
         batch: whether the file holds an array of samples, not one picture.
         error: what is wrong with the file, or None.
+        preparation: of a picture: ``"mnist"``, ``"digits"``, ``"resize"``, or ``"none"`` if it was used as it is.
     """
 
     file: str
     probabilities: npt.NDArray[Any] | None = None
     batch: bool = False
     error: str | None = None
+    preparation: str | None = None
 
 
 def predict_files(
@@ -51,37 +55,84 @@ def predict_files(
 
     Args:
         model: on any device.
-        files: paths; ``-`` is standard input.
+        files: paths; a folder is the pictures in it, a pattern (``"scans/*.png"``) the files that match it, and
+            ``-`` standard input.
         preparation: of pictures: ``"mnist"``, ``"digits"``, ``"resize"`` (to the network's size, without cropping
             or inverting), or ``"auto"``: the one that matches the training data.
         array: which array of .npz files; needed if a file has several.
-        pixels: what uint8 values in arrays are, see ``MLP.logits``.
+        pixels: what uint8 values in arrays and pictures are, see ``MLP.logits``.
 
     Raises:
         MissingExtraError: a file is a picture, and Pillow is not installed.
     """
     inputs = plain_inputs(model)
+    files = expand(files)
+    names = short_names(files)
     results: dict[int, Prediction] = {}
-    pictures: dict[int, npt.NDArray[Any]] = {}
+    pictures: dict[int, tuple[npt.NDArray[Any], str]] = {}
     for index, file in enumerate(files):
         try:
-            with _opened(file) as (path, name):
+            with _opened(file, names[index]) as (path, name):
                 if is_array_file(path):
                     samples = read_samples(path, name, inputs.shape, array)
                     _check_digits(samples, model, name)
                     probabilities = _probabilities(model, samples, f"{name}: ", pixels)
                     results[index] = Prediction(file, probabilities, batch=True)
                 else:
-                    pictures[index] = read_sample(path, inputs, preparation, name)
+                    pictures[index] = read_sample(path, inputs, preparation, name, pixels)
         except (DataError, PathError) as error:
             results[index] = Prediction(file, error=str(error))
         except OSError as error:
-            results[index] = Prediction(file, error=f"{file}: {error.strerror or error}")
+            results[index] = Prediction(file, error=f"{names[index]}: {error.strerror or error}")
     if pictures:
-        rows = _probabilities(model, np.stack(list(pictures.values())))
-        for index, row in zip(pictures, rows, strict=True):
-            results[index] = Prediction(files[index], row[np.newaxis])
+        rows = _probabilities(model, np.stack([sample for sample, _ in pictures.values()]), pixels=pixels)
+        for (index, (_, done)), row in zip(pictures.items(), rows, strict=True):
+            results[index] = Prediction(files[index], row[np.newaxis], preparation=done)
     return [results[index] for index in range(len(files))]
+
+
+def expand(files: Sequence[str]) -> list[str]:
+    """Files, with folders replaced by the pictures in them and patterns by the files that match, in order.
+
+    What does not exist, and a folder without pictures, stays as it is.
+    """
+    result: list[str] = []
+    for file in files:
+        found = []
+        if file != STANDARD_INPUT:
+            with suppress(ValueError, OSError):  # which reading the file reports
+                path = user_path(file)
+                literal = path.exists() or not glob.has_magic(file)
+                places = [path] if literal else sorted(map(Path, glob.glob(str(path), recursive=True)))
+                found = [str(picture) for place in places for picture in _pictures_in(place) if picture != path]
+        result += found or [file]
+    return result
+
+
+def _pictures_in(place: Path) -> list[Path]:
+    """The pictures in a folder; a file itself."""
+    if not place.is_dir():
+        return [place]
+    names = (path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in names if path.is_file())
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """The names of files, with as many of their folders as tell them apart.
+
+    >>> short_names(["a/b/1.png", "a/c/1.png", "a/c/2.png", "-"])
+    ['b/1.png', 'c/1.png', '2.png', '-']
+    """
+    parts = [Path(file).parts or (file,) for file in files]
+    shown = [1] * len(files)
+    while True:
+        names = [str(Path(*part[-count:])) for part, count in zip(parts, shown, strict=True)]
+        same = Counter(names)
+        longer = [index for index, name in enumerate(names) if same[name] > 1 and shown[index] < len(parts[index])]
+        if not longer:
+            return names
+        for index in longer:
+            shown[index] += 1
 
 
 def _probabilities(
@@ -109,10 +160,15 @@ def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[tuple[Path, str]]:
+def _opened(file: str, name: str) -> Iterator[tuple[Path, str]]:
     """A file's path and its name in messages; standard input is copied into a temporary file."""
     if file != STANDARD_INPUT:
-        yield user_path(file), file
+        path = user_path(file)
+        if path.is_dir():
+            raise DataError(f"{file}: expected a folder with pictures, found none in it")
+        if not path.exists() and glob.has_magic(file):
+            raise DataError(f"{file}: expected a pattern that files match, found none; check the path")
+        yield path, name if path.exists() else file
         return
     if sys.stdin is None or sys.stdin.closed:
         raise DataError("standard input: expected a picture or an array, but it is closed")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
+import struct
+import subprocess
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +21,19 @@ pytest.importorskip("PIL", reason="Pillow is not installed: pip install '.[image
 from PIL import Image
 
 from gpumlp import MLP, SGD, DataError, Dataset, fit, load_digits, load_mnist
-from gpumlp.pictures import NoDigitError, as_digits, as_mnist, as_resized, find_ink, read_picture
-from gpumlp.pictures.ink import connected_components
-from gpumlp.pictures.preparation import LONGEST
+from gpumlp.nn import Inputs
+from gpumlp.pictures import (
+    NoDigitError,
+    as_digits,
+    as_mnist,
+    as_resized,
+    find_ink,
+    read_picture,
+    read_sample,
+    reading,
+)
+from gpumlp.pictures.components import connected_components
+from gpumlp.pictures.reading import LONGEST
 from tests.photographs import as_file, photograph, ring
 
 PHOTOGRAPHS = 200
@@ -150,12 +166,99 @@ def test_the_digit_is_searched_for_on_a_sheet_on_a_table(angle: float) -> None:
     )  # at most one row or column off
 
 
-def test_two_digits_are_refused() -> None:
+# -- A digit among other marks -------------------------------------------------------------------------------
+
+ROWS, COLUMNS = np.indices((300, 300))
+
+
+def seven(height: int = 120, top: int = 90, left: int = 110) -> np.ndarray:
+    """A seven, 1 on 0, on a page of 300 x 300."""
+    thick, width = height // 8, 2 * height // 3
+    stem = np.abs(COLUMNS - left - width + 0.6 * (ROWS - top) + thick / 2) < 0.55 * thick
+    bar = (top + thick > ROWS) & (left <= COLUMNS) & (left + width > COLUMNS)
+    return ((top <= ROWS) & (top + height > ROWS) & (stem | bar)).astype(np.float32)
+
+
+def box(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    return (top <= ROWS) & (bottom > ROWS) & (left <= COLUMNS) & (right > COLUMNS)
+
+
+def disc(row: int, column: int, radius: int) -> np.ndarray:
+    return np.hypot(ROWS - row, COLUMNS - column) < radius
+
+
+def grid(spacing: int, *, thick: int = 2, columns: bool = False) -> np.ndarray:
+    return (ROWS % spacing < thick) | (columns & (COLUMNS % spacing < thick))
+
+
+LEFT_OUT = {
+    "a line below": box(250, 256, 60, 240),
+    "a short line below": box(250, 256, 130, 200),
+    "two lines below": box(240, 245, 60, 240) | box(255, 260, 60, 240),
+    "a line above": box(60, 65, 70, 230),
+    "a ring": disc(150, 150, 115) & ~disc(150, 150, 108),
+    "a ring that is not quite closed": disc(150, 150, 115) & ~disc(150, 150, 108) & ~box(30, 60, 150, 180),
+    "a frame": box(50, 250, 60, 240) & ~box(55, 245, 65, 235),
+    "a frame at the picture's edge": ~box(8, 292, 8, 292),
+    "punched holes": disc(80, 30, 12) | disc(220, 30, 12),
+    "a blot": disc(260, 260, 30),
+    "a decimal point": disc(205, 200, 6),
+    "specks": disc(40, 50, 3) | disc(70, 250, 4) | disc(280, 120, 2) | disc(150, 60, 3),
+    "rules beside it": box(60, 63, 0, 300) | box(240, 243, 0, 300),
+    "a thumb": disc(300, 270, 60),
+}
+REFUSED = {
+    "one below": seven(100, 190, 110),
+    "one above": seven(50, 5, 110),
+    "one of half the size below": seven(60, 230, 120),
+    "one of half the size beside": seven(60, 120, 215),
+    "one of a third of the size": seven(40, 80, 220),
+    "one aslant": seven(90, 205, 205),
+    "a one beside it": box(90, 210, 230, 240),
+    "half a ring": disc(150, 150, 115) & ~disc(150, 150, 108) & (COLUMNS < 170),
+    "a line that touches it": box(165, 172, 40, 260),
+    "a shadow of a pole": np.abs(COLUMNS - 150 + 0.3 * (ROWS - 150)) < 25,
+}
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("mark", LEFT_OUT)
+def test_marks_that_are_surely_no_digit_are_left_out(mark: str, light: bool) -> None:
+    page = 0.8 * np.maximum(seven(), LEFT_OUT[mark])
+    expected = as_mnist(1 - 0.8 * seven()).astype(int)
+    assert np.abs(as_mnist(0.05 + page if light else 0.9 - page).astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("mark", REFUSED)
+def test_several_digits_and_what_may_belong_to_one_are_refused(mark: str) -> None:
+    page = 0.9 - 0.8 * np.maximum(seven(100, 70), REFUSED[mark])
+    with pytest.raises(NoDigitError, match="expected one digit, found"):
+        as_mnist(page)
+
+
+@pytest.mark.parametrize("shadow", [COLUMNS > 150, ROWS > 140, ROWS + COLUMNS > 300, COLUMNS < 60, COLUMNS > 0])
+@pytest.mark.parametrize("light", [0.45, 0.7, 0.9])
+def test_a_shadow_is_taken_away(shadow: np.ndarray, light: float) -> None:
+    page = np.where(shadow, light, 1) * (0.9 - 0.8 * seven())
+    assert np.abs(as_mnist(page).astype(int) - as_mnist(0.9 - 0.8 * seven())).mean() < 6
+
+
+@pytest.mark.parametrize("gap", [2, 8, 14])
+def test_a_digit_in_two_parts_is_one_digit(gap: int) -> None:
+    whole = seven()
+    for cut in (box(150, 150 + gap, 0, 300), box(104, 104 + gap, 0, 300)):
+        assert find_ink(1 - whole * ~cut).shape == find_ink(1 - whole).shape
+
+
+def test_two_digits_side_by_side_are_refused() -> None:
     two = 1 - np.hstack([ring(), ring()])
-    with pytest.raises(
-        NoDigitError, match="expected one digit, found 2 marks side by side; cut the picture into one per digit"
-    ):
+    with pytest.raises(NoDigitError, match="expected one digit, found several marks; cut the picture into one"):
         as_mnist(two)
+
+
+def test_an_image_like_mnists_stays_as_it_is() -> None:
+    image = as_mnist(1 - seven())
+    np.testing.assert_array_equal(as_mnist(image / np.float32(255)), image)
 
 
 def test_a_thin_pen_is_full_ink() -> None:
@@ -303,17 +406,112 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, message in (
         ("cut.png", "cut.png: expected a readable picture, found a damaged one"),
         ("cut.jpg", "cut.jpg: expected a readable picture, found a damaged one"),
-        ("text.png", "text.png: expected a PNG or JPEG picture, found a file that is not a picture"),
-        ("empty.png", "empty.png: expected a PNG or JPEG picture"),
+        ("text.png", r"text.png: expected a picture \(PNG, .* or a file of arrays .*, found a file that is not a"),
+        ("empty.png", "empty.png: expected a picture .*, found an empty file"),
         ("none.png", "none.png: expected a picture, found no such file"),
         (".", "expected a picture, found a folder"),
     ):
         with pytest.raises(DataError, match=message):
             read_picture(tmp_path / name)
-    for limit in (25_000, 50_000):  # beyond twice the limit Pillow raises an error, beyond the limit it warns
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match=r"whole.png: the picture is too large"):
-            read_picture(tmp_path / "whole.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25_000)
+    with pytest.raises(DataError, match=r"whole.png: the picture is too large"):
+        read_picture(tmp_path / "whole.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript, a program that draws; save it as PNG"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "a HEIC picture, which Pillow does not read; save it"),
+        (b"label,pixel0\n1,0\n", "a file that is not a picture, with text that begins with 'label,pixel0"),
+        (bytes(range(1, 256)), "a file that is not a picture, or damaged"),
+    ],
+)
+def test_other_formats_are_refused_by_name(content: bytes, found: str, tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"page.png: expected a picture \(PNG, .*, found {re.escape(found)}"):
+        read_picture(tmp_path / "page.png")
+
+
+def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program is started")
+
+    for name in ("run", "Popen", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, started)
+    monkeypatch.setattr(os, "system", started)
+    for name in ("page.eps", "page.png", "page.jpg"):
+        (tmp_path / name).write_bytes(as_file(np.full((30, 30), 200, np.uint8), "EPS"))
+        with pytest.raises(DataError, match="found PostScript"):
+            read_picture(tmp_path / name)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_damaged_picture_is_an_error_of_one_kind_whatever_pillow_raises(tmp_path: Path) -> None:
+    whole = as_file(photograph(ring(28, 12, 8, (14, 14)), np.random.default_rng(0)), "PNG")
+    end = chunk(b"IEND", b"")
+    (tmp_path / "page.png").write_bytes(whole.removesuffix(end) + chunk(b"iCCP", b"") + end)
+    with pytest.raises(DataError, match=r"page.png: expected a readable picture, found a damaged one"):
+        read_picture(tmp_path / "page.png")
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "TGA", "PCX"):
+        whole = as_file(
+            np.asarray(Image.open(io.BytesIO(whole if kind == "PNG" else as_file(np.eye(40) > 0)))), kind
+        )
+        for _ in range(20):
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            damaged[rng.integers(0, len(damaged), 5)] = rng.integers(0, 256, 5)
+            (tmp_path / "page.png").write_bytes(damaged[: rng.integers(1, len(damaged) + 1)].tobytes())
+            with contextlib.suppress(DataError):
+                assert read_picture(tmp_path / "page.png").max() <= 1
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_values_of_any_depth_are_scaled_by_it(depth: int, tmp_path: Path) -> None:
+    levels = np.rint((2**depth - 1) * np.linspace(0, 1, 64)).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "page.png")
+    np.testing.assert_allclose(read_picture(tmp_path / "page.png").ravel(), np.linspace(0, 1, 64), atol=0.003)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Image.fromarray(np.rint(255 * (1 - ring())).astype(np.uint8)).resize((4000, 4000))
+    large.save(tmp_path / "page.jpg", **options)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # more than twice as many are an error in Pillow
+    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST)
+    large.save(tmp_path / "page.png")
+    with pytest.raises(DataError, match="too large"):
+        read_picture(tmp_path / "page.png")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("I;16", "PNG"), ("L", "JPEG")])
+def test_the_memory_of_a_picture_is_bounded(
+    mode: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new(mode, (3000, 2000)).save(tmp_path / "page", kind)
+    assert read_picture(tmp_path / "page").max() == 0
+    monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(
+        DataError, match=r"expected a picture of at most .* 1 MB in memory, found one of 3,000 x 2,000"
+    ):
+        read_picture(tmp_path / "page")
+
+
+def test_ink_that_differs_from_the_paper_in_colour_only_is_ink(tmp_path: Path) -> None:
+    ink = ring()[..., None]
+    colours = np.array([40, 150, 40]) * (1 - ink) + np.array([255, 60, 40]) * ink
+    Image.fromarray(np.rint(colours).astype(np.uint8)).save(tmp_path / "page.png")
+    prepared, done = read_sample(tmp_path / "page.png", Inputs((28, 28), "uint8", "mnist"))
+    assert done == "mnist"
+    assert np.abs(prepared.astype(int) - as_mnist(1 - ring())).mean() < 2
 
 
 # -- Connected parts of a mask ---------------------------------------------------------------------------------
@@ -335,6 +533,17 @@ def test_connected_parts_agree_with_scipy() -> None:
             assert (part.top, part.bottom) == (rows.min(), rows.max() + 1)
             assert (part.left, part.right) == (columns.min(), columns.max() + 1)
     assert [part.area for part in parts] == sorted((part.area for part in parts), reverse=True)
+
+
+def test_parts_are_found_in_linear_time() -> None:
+    dots = np.zeros((640, 640), dtype=bool)
+    dots[::2, ::2] = True
+    comb = np.zeros((640, 640), dtype=bool)
+    comb[:, ::2] = comb[-1] = True
+    start = time.process_time()
+    assert len(connected_components(dots)[0]) == 320 * 320
+    assert len(connected_components(comb)[0]) == 1
+    assert time.process_time() - start < 3
 
 
 def test_a_mask_may_be_empty_or_full() -> None:

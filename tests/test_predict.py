@@ -150,7 +150,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, capsys: Captured) -> None:
         path.write_bytes(path.read_bytes()[:-9])
         assert run("predict", tmp_path / "net", path) == 1
         err = capsys.readouterr().err
-        assert err.startswith(f"gpumlp-predict: {path}: ")
+        assert f"{path.name}: " in err
         assert "Traceback" not in err
         assert err.count("\n") == 1
 
@@ -247,7 +247,8 @@ def test_a_wrong_file_is_named_and_the_rest_predicted(digits: Path, tmp_path: Pa
     (tmp_path / "black.png").write_bytes(as_file(np.zeros((90, 60), np.uint8), "PNG"))
     (tmp_path / "cut.png").write_bytes(as_file(photograph(np.eye(8), np.random.default_rng(0)), "PNG")[:900])
     (tmp_path / "text.png").write_text("hello")
-    wrong = [tmp_path / name for name in ("black.png", "cut.png", "text.png", "none.jpg", ".")]
+    (tmp_path / "empty").mkdir()
+    wrong = [tmp_path / name for name in ("black.png", "cut.png", "text.png", "none.jpg", "empty")]
     words = [wrong[0], good[0], wrong[1], wrong[2], good[1], wrong[3], wrong[4]]
     assert run("predict", digits, *words, "--json", "--out", tmp_path / "all.csv") == 1
     captured = capsys.readouterr()
@@ -261,11 +262,12 @@ def test_a_wrong_file_is_named_and_the_rest_predicted(digits: Path, tmp_path: Pa
             "damaged",
             "found a file that is not a picture",
             "no such file",
-            "folder",
+            "expected a folder with pictures, found none in it",
         ),
         strict=True,
     ):
-        assert line.startswith(f"gpumlp-predict: {path}: ")
+        name = path.name if path.is_file() else path  # all of a path that may be wrong
+        assert line.startswith(f"gpumlp-predict: {name}: ")
         assert message in line
     records = json.loads(captured.out)
     assert [record.get("class") for record in records] == [None, 0, None, None, 6, None, None]
@@ -338,13 +340,102 @@ def test_the_preparation_matches_the_training_data(tmp_path: Path, capsys: Captu
         ("mnist", (28, 28), "uint8", ()),
         ("digits", (8, 8), "float32", ()),
         ("cifar.npz", (16, 12, 3), "uint8", ()),
-        ("letters.npz", (28, 28), "uint8", ()),
+        ("letters.npz", (28, 28), "uint8", ("--preparation", "resize")),
         ("letters.npz", (28, 28), "uint8", ("--preparation", "mnist")),
     ):
         network(tmp_path / name, shape, dtype, name)
         assert run("predict", tmp_path / name, page, "--json", *words) == 0
-        classes[name, words] = output(capsys)[0]["probabilities"]
-    assert classes["letters.npz", ("--preparation", "mnist")] == classes["mnist", ()] != classes["letters.npz", ()]
+        (record,) = output(capsys)
+        assert record["preparation"] == (words[1] if words else {"cifar.npz": "resize"}.get(name, name))
+        classes[name, words] = record["probabilities"]
+    resized, digit = (classes["letters.npz", ("--preparation", way)] for way in ("resize", "mnist"))
+    assert digit == classes["mnist", ()] != resized
+
+
+@pytest.mark.parametrize("data", ["mnist-like", "fashion-mnist", "kmnist", "emnist-letters", "own.npz"])
+def test_pictures_for_other_data_than_digits_are_used_as_they_are_or_the_preparation_is_asked_for(
+    data: str, tmp_path: Path, capsys: Captured
+) -> None:
+    model = network(tmp_path / "net", (28, 28), "uint8", data)
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    (tmp_path / "exact.png").write_bytes(as_file(image, "PNG"))
+    (tmp_path / "exact-rgb.png").write_bytes(as_file(np.repeat(image[..., None], 3, axis=2), "PNG"))
+    assert run("predict", tmp_path / "net", tmp_path / "exact.png", tmp_path / "exact-rgb.png", "--json") == 0
+    for record in output(capsys):
+        assert record["preparation"] == "none"
+        found, expected = list(record["probabilities"].values()), model.predict_proba(image[None])[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert run("predict", tmp_path / "net", tmp_path / "exact.png") == 0
+    assert "1 picture: used as they are" in capsys.readouterr().out
+    (tmp_path / "larger.png").write_bytes(as_file(np.pad(image, 1), "PNG"))
+    (tmp_path / "colour.png").write_bytes(as_file(np.stack([image, image, image.T], axis=2), "PNG"))
+    for name in ("larger.png", "colour.png"):
+        assert run("predict", tmp_path / "net", tmp_path / name) == 1
+        assert f"{name}: expected a grey picture of 28 x 28 pixels, as the network was" in capsys.readouterr().err
+        assert run("predict", tmp_path / "net", tmp_path / name, "--preparation", "resize") == 0
+        assert "1 picture: resized to the network's size" in capsys.readouterr().out
+
+
+def test_what_the_pixels_of_pictures_are_must_be_said_for_imported_networks(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    network(tmp_path / "net", (784,), "any", "")
+    page = tmp_path / "page.png"
+    page.write_bytes(as_file(photograph(np.eye(8), np.random.default_rng(0)), "PNG"))
+    words = [tmp_path / "net", page, "--preparation", "mnist", "--json"]
+    assert run("predict", *words) == 1
+    assert "say with --pixels true or false whether their values, 0 to 255, are divided" in capsys.readouterr().err
+    answers = []
+    for pixels in ("true", "false"):
+        assert run("predict", *words, "--pixels", pixels) == 0
+        answers.append(output(capsys)[0]["probabilities"])
+    assert answers[0] != answers[1]
+
+
+# -- Folders, patterns, and names -------------------------------------------------------------------------
+
+
+def test_a_folder_is_its_pictures_and_a_pattern_is_expanded(
+    digits: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, numbers in (("one", [0, 6]), ("two", [4, 6])):
+        Path(folder).mkdir()
+        pages(Path(folder), numbers)
+        Path(folder, "notes.txt").write_text("no picture")
+        Path(folder, ".hidden.jpg").write_text("no picture")
+    for words, expected in (
+        (["one"], ["one/0.jpg", "one/6.jpg"]),
+        (["two", "one/6.jpg"], ["two/4.jpg", "two/6.jpg", "one/6.jpg"]),
+        (["*/6.jpg"], ["one/6.jpg", "two/6.jpg"]),
+        (["t*"], ["two/4.jpg", "two/6.jpg"]),
+    ):
+        assert run("predict", digits, *words, "--json") == 0
+        assert [record["file"] for record in output(capsys)] == [str(Path(name)) for name in expected]
+    Path("6[1].jpg").write_bytes(Path("one/6.jpg").read_bytes())  # a name, though it reads like a pattern
+    assert run("predict", digits, "6[1].jpg", "--json") == 0
+    assert run("predict", digits, "none/*.png") == 1
+    assert "none/*.png: expected a pattern that files match, found none" in capsys.readouterr().err
+
+
+def test_names_are_short_and_one_line_says_what_was_written(
+    digits: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    deep = tmp_path / "a-folder-with-a-long-name" / "and-one-inside-it"
+    deep.mkdir(parents=True)
+    (page,) = pages(deep, [6])
+    long = deep / f"{'n' * 80}.jpg"
+    long.write_bytes(page.read_bytes())
+    (deep / "text.png").write_text("no picture")
+    assert run("predict", digits, deep, "--out", tmp_path / "all.csv") == 1
+    captured = capsys.readouterr()
+    assert len([line for line in captured.out.splitlines() if line.split()[1:2] == ["6"]]) == 2
+    assert re.search(r"^ *6\.jpg +6 ", captured.out, re.MULTILINE)
+    assert re.search(r"^ *n+\.\.\.n+\.jpg +6 ", captured.out, re.MULTILINE)
+    assert captured.out.splitlines()[-1] == f"written: {tmp_path / 'all.csv'}"
+    assert captured.err.startswith("gpumlp-predict: text.png: expected a picture (PNG, ")
+    assert str(page) in (tmp_path / "all.csv").read_text()
 
 
 @pytest.mark.parametrize(

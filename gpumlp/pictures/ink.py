@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data import DataError
+from .components import Component, connected_components
+from .marks import Mark, NoDigitError, SheetError, UnsureError, choose_digit
 
 Grey: TypeAlias = npt.NDArray[Any]  # (height, width), floating, 0..1
 
@@ -18,38 +16,34 @@ _COARSE = 48  # blocks on the longer side, for measuring the paper's brightness
 _FAINTEST = 0.08  # of the range from black to white: fainter marks count as dirt
 _NOISE = 5.0  # standard deviations of the paper's noise that a mark must exceed
 _MOST_NOISE = 0.3  # of the range: larger estimates are the ink itself, in a picture full of it
-_SHEET = 0.6  # of its box: how much of it a sheet fills at least
-_RIM = 0.01  # of a sheet's longer side: its blurred edge, which is left out
-_SPECK = 0.04  # of the largest mark's area: smaller ones are specks
-_SMALLEST = 0.03  # of the picture's longer side: smaller marks are not a digit
+_FAINT = 0.38  # of the ink's strength: marks from here on may be ink in a shadow
+_FAINT_PART = 0.05  # of the digit's area: fewer faint pixels, without those at the rims, are dirt
+_STROKE = 0.3  # of the picture's longer side: wider than any pen's stroke
 
 
-class NoDigitError(DataError):
-    """Nothing in a picture looks like a digit; the message says what was found."""
-
-
-def find_ink(grey: Grey, *, on_sheet: bool = False) -> Grey:
+def find_ink(grey: Grey) -> Grey:
     """The amount of ink in each pixel of the box around the digit.
 
     1. The paper's brightness is a quadratic surface, fitted to the blocks that do not stand out, beginning with
        the picture's rim. This removes uneven light.
     2. The ink is whichever there is more of, marks darker or lighter than the paper. Dark marks are measured
        relative to the paper's brightness, since light falls on both.
-    3. Marks fainter than the paper's noise and specks are left out, and so are marks that touch the picture's
-       edge if others do not. The rest is the digit, in any number of parts.
+    3. Marks fainter than the paper's noise are left out, and so is what is surely not part of the digit, see
+       `choose_digit`. The rest is the digit, in any number of parts.
     4. 15 % of the ink's strength and less becomes 0, 85 % and more becomes 1.
 
-    A sheet of paper on a table stands out as a mark itself; then the digit is searched for on the sheet.
+    Where the digit cannot be told from what is at the picture's edge, such as a shadow or the table around a sheet
+    of paper, the paper's brightness is measured anew: in each pixel, it is that of the brightest square around it
+    that is wider than a pen's stroke (a morphological closing; the darkest square, an opening, for light ink).
 
     Args:
         grey: ``(height, width)``, 0 black, 1 white.
-        on_sheet: the picture is a sheet cut out of another one, so no sheet is searched for on it.
 
     Returns:
         ``(rows, columns)`` float32 of the smallest box that holds the digit: 0 is paper, 1 is ink.
 
     Raises:
-        NoDigitError: the picture is of one colour, empty, or full of ink.
+        NoDigitError: the picture is of one colour, empty, or full of ink, or holds several marks.
     """
     height, width = grey.shape
     if float(np.ptp(grey)) < _FAINTEST:
@@ -57,79 +51,93 @@ def find_ink(grey: Grey, *, on_sheet: bool = False) -> Grey:
     smooth = _smoothed(np.asarray(grey, dtype=np.float64), max(height, width) // 160)
     paper = _paper(smooth)
     marks = smooth - paper
-    least = max(_FAINTEST, min(_NOISE * _spread(marks), _MOST_NOISE))
+    least = _least(marks)
     dark, light = np.maximum(-marks - least, 0), np.maximum(marks - least, 0)
-    strength = -marks / np.maximum(paper, 0.2) if dark.sum() >= light.sum() else marks
-    beyond = strength[strength > least]
-    if beyond.size == 0:
-        raise NoDigitError("no digit found: the page is empty, or the digit is too faint for its noise")
-    level = float(np.percentile(beyond, 90))
-    mask = strength > max(least, 0.5 * level)
-    parts, labels = connected_components(mask)
-    if not on_sheet and _is_sheet(parts[0], height, width):
-        with suppress(NoDigitError):
-            return find_ink(_sheet_only(grey, labels == parts[0].number, parts[0]), on_sheet=True)
-    kept = _digit(parts, height, width)
-    chosen = np.isin(labels, [part.number for part in kept])
-    top, bottom = min(part.top for part in kept), max(part.bottom for part in kept)
-    left, right = min(part.left for part in kept), max(part.right for part in kept)
-    near = _grown(chosen, 1 + max(height, width) // 160)  # the soft edges belong to the ink
-    ink = np.where(near, np.clip((strength / level - 0.15) / 0.7, 0, 1), 0)
-    return np.asarray(ink[top:bottom, left:right], dtype=np.float32)
+    try:
+        strength = -marks / np.maximum(paper, 0.2) if dark.sum() >= light.sum() else marks
+        return _Marks(strength, least).ink(use_edge=False)
+    except UnsureError:
+        reach = round(_STROKE * max(height, width) / 2)
+        closed = _extreme(_extreme(smooth, reach, np.maximum), reach, np.minimum)
+        opened = _extreme(_extreme(smooth, reach, np.minimum), reach, np.maximum)
+        ways = [(closed - smooth) / np.maximum(closed, 0.2), smooth - opened]
+        found = [_Marks(way - np.median(way), _least(way - np.median(way))) for way in ways]
+        if any(marks.cross() for marks in found):
+            raise
+        # What lies between strokes of ink is shorter than the ink itself; a sheet of paper on a table is not.
+        one, other = sorted(found, key=_Marks.longest)
+        try:
+            return other.ink()
+        except SheetError:
+            return one.ink()
 
 
-def _digit(parts: list[Component], height: int, width: int) -> list[Component]:
-    """The parts that make up the digit, the largest first."""
-    inside = [part for part in parts if not _on_edge(part, height, width)]
-    longest = max(height, width)
-    if (
-        inside
-        and inside[0].area >= 0.1 * parts[0].area
-        and max(inside[0].height, inside[0].width) > 0.15 * longest
-    ):
-        parts = inside
-    kept = [part for part in parts if part.area >= _SPECK * parts[0].area] if parts else []
-    if not kept or max(kept[0].height, kept[0].width) < max(3.0, _SMALLEST * longest):
-        raise NoDigitError("no digit found: there are only specks on the page")
-    tallest = max(part.height for part in kept)
-    large = sorted(
-        (part for part in kept if part.height > 0.6 * tallest and part.area > 0.35 * kept[0].area),
-        key=lambda part: part.left,
-    )
-    if any(left.right < right.left for left, right in pairwise(large)):
-        raise NoDigitError(
-            f"expected one digit, found {len(large)} marks side by side; cut the picture into one per digit"
-        )
-    share = kept[0].area / (height * width)
-    if share > 0.6:
-        raise NoDigitError(f"no digit found: a single mark covers {100 * share:.0f} % of the picture")
-    return kept
+class _Marks:
+    """What differs from the paper.
+
+    Args:
+        strength: how much each pixel differs.
+        least: strength that a mark must exceed.
+    """
+
+    def __init__(self, strength: Grey, least: float) -> None:
+        beyond = strength[strength > least]
+        self.strength, self.least = strength, least
+        self.level = float(np.percentile(beyond, 90)) if beyond.size else 1.0
+        self.parts, self.labels = connected_components(strength > max(least, 0.5 * self.level))
+
+    def longest(self) -> tuple[int, int]:
+        """Lengths of the longest mark that does not touch the picture's edge, and of the longest one."""
+        inside = (part.length for part in self.parts if not part.on_edge(*self.strength.shape))
+        return max(inside, default=0), max((part.length for part in self.parts), default=0)
+
+    def cross(self) -> bool:
+        """Whether the largest mark runs from one edge of the picture to the opposite one, touching no other."""
+        height, width = self.strength.shape
+        part = self.parts[0] if self.parts else Component(0, 0, 0, 0, 0, -1)
+        ends = [(part.top == 0, part.bottom == height), (part.left == 0, part.right == width)]
+        return any(all(pair) for pair in ends) and not all(any(pair) for pair in ends)
+
+    def ink(self, *, use_edge: bool = True) -> Grey:
+        """The digit's ink, within its box."""
+        if not self.parts:
+            raise NoDigitError("no digit found: the page is empty, or the digit is too faint for its noise")
+        kept = choose_digit(self.parts, self.labels, use_edge=use_edge)
+        chosen = np.isin(self.labels, [part.number for part in kept])
+        if self._fades(kept, chosen):
+            kind = NoDigitError if use_edge else UnsureError
+            raise kind(
+                "expected one digit, found fainter marks beside it, perhaps in a shadow; "
+                "take the picture in even light"
+            )
+        top, bottom = min(part.top for part in kept), max(part.bottom for part in kept)
+        left, right = min(part.left for part in kept), max(part.right for part in kept)
+        near = _grown(chosen, 1 + max(chosen.shape) // 160)  # the soft edges belong to the ink
+        ink = np.where(near, np.clip((self.strength / self.level - 0.15) / 0.7, 0, 1), 0)
+        return np.asarray(ink[top:bottom, left:right], dtype=np.float32)
+
+    def _fades(self, kept: list[Component], chosen: npt.NDArray[np.bool_]) -> bool:
+        """Whether a digit goes on in fainter strokes, as light ink in a shadow does."""
+        box = slice(*_around(kept, 0)), slice(*_around(kept, 1))
+        stroke = max(Mark(part, self.labels).stroke for part in kept[:3])
+        faint = self.strength[box] > max(self.least, _FAINT * self.level)
+        faint &= ~_grown(self.labels[box] >= 0, 1 + round(stroke / 2))
+        reach = max(1, round(stroke / 4))
+        thick = _extreme(faint.astype(np.float64), reach, np.minimum)
+        return float(thick.sum()) > _FAINT_PART * float(chosen.sum())
 
 
-def _is_sheet(part: Component, height: int, width: int) -> bool:
-    """Whether a part is large and roughly a rectangle."""
-    large = part.height > max(20, 0.4 * height) and part.width > max(20, 0.4 * width)
-    return large and part.area > _SHEET * part.height * part.width
+def _around(parts: list[Component], axis: int) -> tuple[int, int]:
+    """The span of parts along an axis, with their length on each side."""
+    start = min(part.left if axis else part.top for part in parts)
+    stop = max(part.right if axis else part.bottom for part in parts)
+    length = max(part.length for part in parts)
+    return max(0, start - length), stop + length
 
 
-def _sheet_only(grey: Grey, sheet: npt.NDArray[np.bool_], part: Component) -> Grey:
-    """The box of a sheet; what the box holds beside a tilted sheet becomes paper."""
-    rim = max(2, round(_RIM * max(part.height, part.width)))
-    spans = []
-    for axis in (
-        0,
-        1,
-    ):  # between the sheet's pixels in a row and in a column, so that it includes what is drawn on it
-        after = np.maximum.accumulate(sheet, axis)
-        spans.append(after & np.flip(np.maximum.accumulate(np.flip(sheet, axis), axis), axis))
-    within = ~_grown(~(spans[0] & spans[1]), rim)
-    only = np.where(within, grey, np.median(grey[within & sheet]) if (within & sheet).any() else 0)
-    box: Grey = only[part.top + rim : part.bottom - rim, part.left + rim : part.right - rim]
-    return box
-
-
-def _on_edge(part: Component, height: int, width: int) -> bool:
-    return part.top == 0 or part.left == 0 or part.bottom == height or part.right == width
+def _least(marks: Grey) -> float:
+    """The strength that a mark must exceed."""
+    return max(_FAINTEST, min(_NOISE * _spread(marks), _MOST_NOISE))
 
 
 def _paper(grey: Grey) -> Grey:
@@ -190,6 +198,22 @@ def _smoothed(grey: Grey, reach: int) -> Grey:
     return grey
 
 
+def _extreme(values: Grey, reach: int, extreme: np.ufunc) -> Grey:
+    """The maximum or minimum over squares with sides of 2 reach + 1 pixels, smaller at the rim."""
+    for axis in (0, 1):
+        size = values.shape[axis]
+        margin = [(reach, reach) if axis == other else (0, 0) for other in (0, 1)]
+        values = np.pad(values, margin, mode="edge")
+        span = 1
+        while span < 2 * reach + 1:  # a window of twice the length is two windows, one shifted
+            shift = min(span, 2 * reach + 1 - span)
+            count = values.shape[axis] - shift
+            values = extreme(values.take(range(count), axis), values.take(range(shift, count + shift), axis))
+            span += shift
+        assert values.shape[axis] == size
+    return values
+
+
 def _grown(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
     """A mask extended by `reach` pixels on all sides."""
     return _smoothed(mask.astype(np.float64), reach) > 1e-9
@@ -197,83 +221,3 @@ def _grown(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
 
 def _shade(brightness: float) -> str:
     return "black" if brightness < 0.1 else "white" if brightness > 0.9 else "the same grey"
-
-
-@dataclass(frozen=True)
-class Component:
-    """Pixels that touch by sides or corners.
-
-    Attributes:
-        area: number of pixels.
-        top, bottom, left, right: its box; bottom and right are one past the last pixel.
-        number: the value of its pixels in the array of labels.
-    """
-
-    area: int
-    top: int
-    bottom: int
-    left: int
-    right: int
-    number: int
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-
-def connected_components(mask: npt.NDArray[np.bool_]) -> tuple[list[Component], npt.NDArray[np.int64]]:
-    """The connected parts of a mask, the largest first, and the number of each pixel's part (-1 for none).
-
-    Runs of pixels in each row are joined with the runs they touch in the row above, by union-find.
-
-    >>> parts, labels = connected_components(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=bool))
-    >>> [(part.area, part.height, part.width) for part in parts]
-    [(2, 2, 2), (1, 1, 1)]
-    """
-    height, width = mask.shape
-    padded = np.zeros((height, width + 2), dtype=np.int8)
-    padded[:, 1:-1] = mask
-    change = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(change == 1)
-    ends = np.nonzero(change == -1)[1]
-    first = np.searchsorted(rows, np.arange(height + 1))  # the first run of each row
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    start, end, border = starts.tolist(), ends.tolist(), first.tolist()
-    for row in range(1, height):
-        above, here = border[row - 1], border[row]
-        stop_above, stop = here, border[row + 1]
-        while above < stop_above and here < stop:
-            if start[above] <= end[here] and start[here] <= end[above]:  # a shared corner is enough
-                parent[root(here)] = root(above)
-            if end[above] < end[here]:
-                above += 1
-            else:
-                here += 1
-    roots = np.array([root(run) for run in range(len(rows))], dtype=np.int64)
-    labels = np.full((height, width), -1, dtype=np.int64)
-    labels[mask] = np.repeat(roots, ends - starts)
-    parts = []
-    for number in np.unique(roots).tolist():
-        runs = roots == number
-        parts.append(
-            Component(
-                int((ends[runs] - starts[runs]).sum()),
-                int(rows[runs].min()),
-                int(rows[runs].max()) + 1,
-                int(starts[runs].min()),
-                int(ends[runs].max()),
-                number,
-            )
-        )
-    return sorted(parts, key=lambda part: -part.area), labels

@@ -16,7 +16,6 @@ Both begin with `find_ink`, which finds the digit and removes paper and light.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,21 +27,29 @@ from ..data import DataError
 from ..extras import require
 from ..nn import Inputs
 from .ink import Grey, find_ink
+from .reading import contrasting_grey, grey_levels, read_picture
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LONGEST = 640  # pixels on the longer side: enough for a digit, and fast
-_SIXTEEN_BITS = 65535.0
 _FIELD, _BOX, _MIDDLE = 28, 20, 14
 _DOTS, _BLOCK = 32, 4
 _IMAGE_SHAPES = {"mnist": (28, 28), "digits": (8, 8)}
-_TRAINED_ON = {"mnist": "mnist", "mnist-like": "mnist", "digits": "digits"}  # data sets with a preparation
+_DIGITS = {  # data sets of digits, and the preparation of their images
+    **dict.fromkeys(("mnist", "qmnist", "emnist-digits", "emnist-mnist"), "mnist"),
+    "digits": "digits",
+}
+DONE = {  # what a preparation does, for the output
+    "mnist": "the digit is cropped, scaled and centred as in MNIST",
+    "digits": "the digit is cropped and scaled as in the built-in digits",
+    "resize": "resized to the network's size, neither cropped nor inverted",
+    "none": "used as they are",
+}
 
 
 def read_sample(
-    path: Path, inputs: Inputs, preparation: str = "auto", name: str | None = None
-) -> npt.NDArray[Any]:
+    path: Path, inputs: Inputs, preparation: str = "auto", name: str | None = None, pixels: bool | None = None
+) -> tuple[npt.NDArray[Any], str]:
     """Read a picture file as one sample of a network.
 
     Args:
@@ -50,34 +57,56 @@ def read_sample(
         inputs: what the network was trained on.
         preparation: one of `CHOICES`, see `choose_preparation`.
         name: used for the file in messages; the path by default.
+        pixels: see `choose_preparation`.
 
     Returns:
-        An array of the shape of the network's samples, uint8 or float32.
+        An array of the shape of the network's samples, uint8 or float32, and the preparation: ``"mnist"``,
+        ``"digits"``, ``"resize"``, or ``"none"`` for a picture that is used as it is.
 
     Raises:
-        DataError: the file is not a readable picture, there is no digit in it, or the network does not take
-            pictures.
+        DataError: the file is not a readable picture, there is no digit in it, it is of another size than the grey
+            images of a network that is not for digits, or the network does not take pictures.
         MissingExtraError: Pillow is not installed.
     """
     name = str(path) if name is None else name
-    chosen = choose_preparation(inputs, preparation, name)
-    picture = read_picture(path, name, colour=chosen == "resize" and inputs.shape[2:] == (3,))
-    if chosen == "resize":
-        return as_resized(picture, inputs.shape)
-    try:
-        return _PREPARATIONS[chosen](picture)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+    chosen = choose_preparation(inputs, preparation, name, pixels)
+    colours = read_picture(path, name, colour=True)
+    if chosen in _PREPARATIONS:
+        try:
+            return _PREPARATIONS[chosen](contrasting_grey(colours)), chosen
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+    is_grey = not np.ptp(colours, axis=2).any()
+    in_colour = inputs.shape[2:] == (3,)
+    sample = as_resized(colours if in_colour else grey_levels(colours), inputs.shape)
+    if colours.shape[:2] == inputs.shape[:2] and (is_grey or in_colour):
+        return sample, "none"
+    if preparation == "auto" and not in_colour:
+        size = f"{inputs.shape[0]} x {inputs.shape[1]}"
+        digit = " or mnist (a digit, cropped)" if inputs.shape[:2] == _IMAGE_SHAPES["mnist"] else ""
+        raise DataError(
+            f"{name}: expected a grey picture of {size} pixels, as the network was trained on, found one of "
+            f"another size or in colour; choose --preparation resize (neither cropped nor inverted){digit}"
+        )
+    return sample, "resize"
 
 
-def choose_preparation(inputs: Inputs, preparation: str = "auto", name: str = "pictures") -> str:
+def choose_preparation(
+    inputs: Inputs, preparation: str = "auto", name: str = "pictures", pixels: bool | None = None
+) -> str:
     """The preparation that turns pictures into samples of a network.
+
+    Digits are cropped and centred only if the network was trained on data that are known to be digits. A picture
+    for another network is used as it is if it has the size of the training images. Otherwise it is resized for a
+    network of colour images; for grey images the preparation must be named, since those of most data sets are
+    cropped and light on dark, and a picture that is only resized would be misread in silence.
 
     Args:
         inputs: what the network was trained on.
         preparation: ``"mnist"``, ``"digits"``, ``"resize"`` (to the network's size, without cropping or
             inverting), or ``"auto"``: the one that matches the training data.
         name: begins the message of an error.
+        pixels: see ``MLP.logits``; needed for pictures if the network was not trained on uint8 pixels.
 
     Returns:
         ``"mnist"``, ``"digits"`` or ``"resize"``.
@@ -87,121 +116,31 @@ def choose_preparation(inputs: Inputs, preparation: str = "auto", name: str = "p
     """
     shape = " x ".join(map(str, inputs.shape))
     if preparation == "auto":
-        preparation = _TRAINED_ON.get(inputs.data, "resize")
-    if preparation == "resize":
-        if len(inputs.shape) not in (2, 3) or inputs.shape[2:] not in ((), (1,), (3,)):
+        preparation = _DIGITS.get(inputs.data, "resize")
+    if preparation != "resize":
+        if inputs.shape not in (_IMAGE_SHAPES[preparation], (int(np.prod(_IMAGE_SHAPES[preparation])),)):
             raise DataError(
-                f"{name}: expected samples of {shape} values in a .npy or .npz file, as the network was trained "
-                "on; it does not take pictures"
+                f"{name}: the preparation {preparation} does not suit a network for samples of {shape}"
             )
-        if not inputs.pixels:
-            raise DataError(
-                f"{name}: the network was trained on images of {inputs.dtype} with a scale of their own; prepare "
-                "pictures in the same way and give them as a .npy file"
-            )
-    elif inputs.shape not in (_IMAGE_SHAPES[preparation], (int(np.prod(_IMAGE_SHAPES[preparation])),)):
-        raise DataError(f"{name}: the preparation {preparation} does not suit a network for samples of {shape}")
+    elif len(inputs.shape) not in (2, 3) or inputs.shape[2:] not in ((), (1,), (3,)):
+        raise DataError(
+            f"{name}: expected samples of {shape} values in a .npy or .npz file, as the network was trained "
+            "on; it does not take pictures"
+        )
+    if preparation != "digits" and not inputs.pixels and pixels is None:
+        trained = "numbers" if inputs.dtype == "any" else f"images of {inputs.dtype} with a scale of their own"
+        raise DataError(
+            f"{name}: the network was trained on {trained}; prepare pictures in the same way and give them as a "
+            ".npy file, or say with --pixels true or false whether their values, 0 to 255, are divided by 255"
+        )
     return preparation
-
-
-# -- From a file to grey levels ------------------------------------------------------------------------------
-
-
-def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -> npt.NDArray[np.float32]:
-    """Read a picture in any format of Pillow's: grey or colour, palette, transparency, 16 bits, EXIF rotation.
-
-    Transparent parts become white paper, or black if what is drawn on them is light.
-
-    Args:
-        path: of the file; its content determines the format, not its name.
-        name: used for the file in messages; the path by default.
-        colour: return red, green and blue in place of grey.
-
-    Returns:
-        ``(height, width)`` float32, or ``(height, width, 3)`` in colour: 0 is black, 1 is white; at most 640
-        pixels on the longer side, larger pictures are averaged down.
-
-    Raises:
-        DataError: the file is missing, damaged, too large, or not a picture.
-        MissingExtraError: Pillow is not installed.
-    """
-    require("pictures", "PIL", "images")
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    name = str(path) if name is None else name
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{name}: expected a picture, found {found}; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata that is not used ...
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but not about size
-            with Image.open(path) as picture:
-                picture.draft(
-                    None, (2 * LONGEST, 2 * LONGEST)
-                )  # a large JPEG is decoded at a fraction of its size
-                return _values(_shrunk(ImageOps.exif_transpose(picture)), colour)
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{name}: expected a PNG or JPEG picture, found a file that is not a picture; convert it"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name}: the picture is too large ({error}); make it smaller") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # Pillow's, for damaged files
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{name}: expected a readable picture, found a damaged one ({reason}); get it again"
-        ) from error
-
-
-def _shrunk(picture: Image.Image) -> Image.Image:
-    """With one number or colour per pixel, and at most `LONGEST` pixels on the longer side."""
-    from PIL import Image
-
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        picture = Image.fromarray(np.asarray(picture).astype(np.float32) / np.float32(_SIXTEEN_BITS))
-    elif picture.mode != "F":
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    factor = LONGEST / max(picture.size)
-    if factor >= 1:
-        return picture
-    width, height = (max(1, round(side * factor)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BOX)
-
-
-def _values(picture: Image.Image, colour: bool) -> npt.NDArray[np.float32]:
-    values: npt.NDArray[Any] = np.asarray(picture, dtype=np.float32)
-    if values.ndim == 2:  # more than 8 bits
-        if not np.isfinite(values).all():
-            raise ValueError("it holds values that are not finite")
-        if values.max() > 1 or values.min() < 0:  # a file of floats with a scale of its own
-            values = (values - values.min()) / (values.max() - values.min())
-        return np.repeat(values[:, :, None], 3, axis=2) if colour else values
-    values = values / np.float32(255)
-    if values.shape[2] == 4:
-        values = _on_paper(values[:, :, :3], values[:, :, 3:])
-    return values if colour else _grey(values)
-
-
-def _on_paper(colours: npt.NDArray[Any], opacity: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A partly transparent picture on white, or on black if the picture itself is light."""
-    visible = float(opacity.sum())
-    light = visible > 0 and float((_grey(colours) * opacity[:, :, 0]).sum()) / visible > 0.5
-    paper = np.float32(0 if light and float(opacity.min()) < 0.5 else 1)
-    on_paper: npt.NDArray[Any] = colours * opacity + paper * (1 - opacity)
-    return on_paper
-
-
-def _grey(colours: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Luma, ITU-R BT.601."""
-    return colours @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 # -- From grey levels to a sample ----------------------------------------------------------------------------
 
 
 def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
-    """Convert a picture of a digit to an image like those of MNIST.
+    """Convert a picture of a digit to an image like those of MNIST; one that is like them already stays as it is.
 
     Args:
         grey: ``(height, width)``, 0 black, 1 white, of any size, dark on light or light on dark.
@@ -212,10 +151,20 @@ def as_mnist(grey: Grey) -> npt.NDArray[np.uint8]:
     Raises:
         NoDigitError: there is no digit in it.
     """
+    if _is_mnist(grey):
+        return np.asarray(np.rint(255 * grey), dtype=np.uint8)
     box = _fitted(find_ink(grey), _BOX)
     strongest = np.percentile(box[box > 0.2 * box.max()], 90)
     box = np.clip(box / strongest, 0, 1)  # a line thinner than a pixel is full ink, too
     return centred(np.rint(255 * box).astype(np.uint8))
+
+
+def _is_mnist(grey: Grey) -> bool:
+    """Whether a picture is light on black, of MNIST's size, and has its centre of mass in the middle."""
+    if grey.shape != (_FIELD, _FIELD) or (grey == 0).mean() < 0.5 or grey.max() < 0.5:
+        return False
+    middle = (float(grey.sum(axis=1 - axis) @ np.arange(_FIELD) / grey.sum()) for axis in (0, 1))
+    return all(abs(place - _MIDDLE) < 1 for place in middle)
 
 
 def centred(box: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
