@@ -306,7 +306,8 @@ def test_info_says_which_folder_may_not_be_read(
     monkeypatch.setenv("GPUMLP_DATA_DIR", str(tmp_path / "locked"))
     monkeypatch.setattr(Path, "is_file", refuse)
     assert run("info") == 0
-    assert f"{tmp_path / 'locked'} (Permission denied)" in capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if "locked" in line)
+    assert "Permission denied" in line
 
 
 def test_info_shows_missing_parts_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -306,7 +306,7 @@ def test_what_callbacks_measure_is_read_with_the_validation(
     trainer = Trainer(model(), blobs, validation=validation, diagnostics=diagnostics)
     reads.clear()
     history = trainer.run(2, [measure])
-    assert len(reads) == 4 + diagnostics  # twice an epoch, and the counts of the classes at the end
+    assert len(reads) == 4 + 2 * diagnostics  # twice an epoch, and for the counts of the classes at the end
     assert [values[0] for values in measure.values] == [1, 2]
     assert all(values[1] > 0 and values[2] == (validation or 0) for values in measure.values)
     assert (history.records[0].layers is not None) is diagnostics

@@ -455,5 +455,5 @@ def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     except TypeError:  # no dtype of NumPy's
         result = None
     if result is None or result not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype is expected to be float32 or float64, got {dtype if result is None else result}")
+        raise ValueError(f"dtype is expected to be float32 or float64, got {result or repr(dtype)}")
     return result

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend
+from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend, to_host
 from ..words import shown
 from .activations import Activation, get_activation
 from .hyperparameters import whole
@@ -299,16 +299,18 @@ class MLP:
             ValueError: a tensor is missing, unknown, of another shape, or holds values that are NaN, infinite or
                 too large for the network's dtype; the network is unchanged.
         """
+        with self.backend.activate(), np.errstate(over="ignore"):
+            flat = self.parameters.from_host(tensors, self.backend)
         limit = np.finfo(self.dtype).max
         for name, tensor in tensors.items():
-            wrong = ~(np.abs(tensor) <= limit)
+            wrong = ~(np.abs(to_host(tensor)) <= limit)
             if wrong.any():
                 raise ValueError(
                     f"{name} is expected to be finite in {self.dtype.name}, but {int(wrong.sum()):,} of "
                     f"{wrong.size:,} values are not"
                 )
         with self.backend.activate():
-            self.backend.xp.copyto(self.parameters.data, self.parameters.from_host(tensors, self.backend))
+            self.backend.xp.copyto(self.parameters.data, flat)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the network atomically to ``folder/model.safetensors``, for `load` on any device.

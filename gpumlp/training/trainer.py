@@ -232,7 +232,7 @@ class Trainer:
         """Train until `epochs` epochs are finished in total, or until interrupted (Ctrl-C) or stopped.
 
         An interrupt leaves the state after the last finished epoch, and is noted in the history. Waits for the
-        device at most twice an epoch, and once at the end with diagnostics.
+        device at most twice an epoch, and twice at the end with diagnostics.
 
         Raises:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
