@@ -86,10 +86,9 @@ class _Marks:
         self.level = float(np.percentile(beyond, 90)) if beyond.size else 1.0
         self.parts, self.labels = connected_components(strength > max(least, 0.5 * self.level))
 
-    def longest(self) -> tuple[int, int]:
-        """Lengths of the longest mark that does not touch the picture's edge, and of the longest one."""
-        inside = (part.length for part in self.parts if not part.on_edge(*self.strength.shape))
-        return max(inside, default=0), max((part.length for part in self.parts), default=0)
+    def longest(self) -> int:
+        """Length of the longest mark."""
+        return max((part.length for part in self.parts), default=0)
 
     def cross(self) -> bool:
         """Whether the largest mark runs from one edge of the picture to the opposite one, touching no other."""

@@ -155,11 +155,7 @@ def choose_digit(
     inside = _without_rings(inside)
     if not inside or inside[0].part.length < least:
         raise NoDigitError("no digit found: there are only specks on the page")
-    digit, rest = _main(inside)
-    kept = [digit]
-    for mark in sorted(rest, key=digit.distance):
-        if _belongs(mark, kept):
-            kept.append(mark)
+    kept = _with_parts(*_main(inside))
     size = _length(kept)
     if any(not mark.is_line and min(map(mark.distance, kept)) < _CLOSE * size for mark in edge) or any(
         min(map(mark.distance, kept)) < 3 for mark in edge
@@ -197,12 +193,26 @@ def _main(marks: list[Mark]) -> tuple[Mark, list[Mark]]:
     return longest, [mark for mark in marks if mark is not longest]
 
 
-def _belongs(mark: Mark, digit: list[Mark]) -> bool:
-    """Whether a mark is part of the digit; False if it surely is not.
+def _with_parts(main: Mark, others: list[Mark]) -> list[Mark]:
+    """The digit: its main mark and the marks that belong to it, or to what belongs to it.
 
     Raises:
-        NoDigitError: it is neither.
+        NoDigitError: a mark may belong to it or not.
     """
+    digit = [main]
+    while True:
+        verdicts = {mark: _belongs(mark, digit) for mark in others if mark not in digit}
+        found = [mark for mark, verdict in verdicts.items() if verdict]
+        if not found:
+            break
+        digit.append(min(found, key=lambda mark: min(map(mark.distance, digit))))
+    if None in verdicts.values():
+        raise NoDigitError(_SEVERAL)
+    return digit
+
+
+def _belongs(mark: Mark, digit: list[Mark]) -> bool | None:
+    """Whether a mark is part of the digit as found so far; False if it surely is not, None if that is not sure."""
     gap = min(map(mark.distance, digit)) - 1
     size = _length(digit)
     part, box = mark.part, _box(digit)
@@ -211,9 +221,7 @@ def _belongs(mark: Mark, digit: list[Mark]) -> bool:
         return False
     beside = part.left >= box.right or part.right <= box.left
     if mark.is_solid and gap > 0.03 * size:
-        if gap > _CLOSE * size:
-            return False
-        raise NoDigitError(_SEVERAL)
+        return False if gap > _CLOSE * size else None
     union = _box([*digit, mark])
     reach = (_CLOSE if beside or part.top > box.bottom else _BAR) * union.length
     wide = part.width > 1.3 * box.width and gap > 0.025 * size
@@ -226,9 +234,7 @@ def _belongs(mark: Mark, digit: list[Mark]) -> bool:
         limit = 0
     elif union.height > _PILED * union.width and not mark.is_stroke:
         limit = min(limit, _PILED_GAP * union.height)
-    if gap <= limit:
-        return True
-    raise NoDigitError(_SEVERAL)
+    return True if gap <= limit else None
 
 
 def _check_shape(digit: list[Mark]) -> None:
