@@ -187,7 +187,7 @@ def _without_rings(marks: list[Mark]) -> list[Mark]:
             if around >= _AROUND:
                 rings.append(ring)
                 break
-            if around > _HALF:
+            if around > _HALF and ring.distance(inner) > 0.08 * ring.part.length:
                 raise NoDigitError(
                     "expected one digit, found a mark that goes half around another; cut the picture to the digit"
                 )
