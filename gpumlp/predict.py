@@ -38,7 +38,7 @@ _RUNNERS_UP = 2  # classes the table shows beside the most probable one
 
 @dataclass(frozen=True)
 class Options:
-    """Predict pictures of digits (PNG, JPEG), prepared like the training images, and arrays (.npy, .npz, IDX)."""
+    """Predict pictures (PNG, JPEG, ...), prepared like the training images, and arrays (.npy, .npz, IDX)."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a training run, or of model.save."""

@@ -25,9 +25,9 @@ _BAR = 0.3  # ... except for the bar of a 5
 _THIN = 0.1  # width by length of a line
 _FLAT = 0.36  # slope of a line that counts as horizontal, 20 degrees
 _SOLID = 0.68  # of its box: how much of it a blot or a punched hole fills at least
-_STROKES = 1.3  # widths of a stroke: how far apart the parts of a digit are at most
-_PILED = 1.5  # height by width from which two parts must be closer than this share of the height
-_PILED_GAP = 0.115
+_STROKES = 1.6  # widths of a stroke: how far apart the parts of a digit are at most
+_PILED = 1.6  # height by width from which two parts must be closer than this share of the height
+_PILED_GAP = 0.12
 _STROKE = 1.4  # times width by length: the area of a digit that is a plain stroke, at most
 _HOLE = 0.02  # of the digit's box: smaller holes do not count, and a digit has two at most
 _ENCLOSED = 0.72  # of the box: more than the holes of a digit fill, as in a frame
@@ -35,6 +35,7 @@ _STRAIGHT = 0.3  # width by length of such a stroke
 _LONG = 1.5  # how much longer than the rest of a mark a line at its top or bottom is
 _SHEET = 0.6  # of its box: how much of it a sheet of paper fills at least
 _INNER = 0.2  # of a ring: smaller marks inside are dots
+_HALF = 0.5  # of all directions, from which on a mark goes half around another
 _AROUND = 0.85  # of all directions in which a ring or a frame is met from inside
 _WIDEST, _TALLEST = 1.9, 2.0  # width by height, and height by width of a digit that is not a plain stroke
 _DIRECTIONS = 72
@@ -92,6 +93,11 @@ class Mark:
         return _is_stroke([self])
 
     @property
+    def is_flat_stroke(self) -> bool:
+        """Whether it is one stroke that is wider than high, such as the bar of a 5."""
+        return self.is_stroke and self.part.width > self.part.height
+
+    @property
     def is_line(self) -> bool:
         return self.axis[0] < _THIN
 
@@ -113,11 +119,12 @@ class Mark:
         return float(np.sqrt((away * away).sum(axis=2).min()))
 
     def surrounds(self, other: Mark) -> float:
-        """The share of directions in which it is met from the middle of another mark inside its box."""
-        one, two = self.part, other.part
-        if not (one.top < two.top and one.bottom > two.bottom and one.left < two.left and one.right > two.right):
+        """The share of directions in which it is met from the middle of another mark within its box."""
+        box, part = self.part, other.part
+        middle = (part.top + part.bottom) / 2, (part.left + part.right) / 2
+        if not (box.top < middle[0] < box.bottom and box.left < middle[1] < box.right):
             return 0.0
-        y, x = (self.outline - [(two.top + two.bottom) / 2, (two.left + two.right) / 2]).T
+        y, x = (self.outline - middle).T
         bins = np.floor(np.arctan2(y, x) / (2 * np.pi) * _DIRECTIONS).astype(int)
         return len(np.unique(bins)) / _DIRECTIONS
 
@@ -174,13 +181,13 @@ def _without_rings(marks: list[Mark]) -> list[Mark]:
     rings = []
     for ring in marks:
         for inner in marks:
-            if inner.part.length < _INNER * ring.part.length or inner is ring:
+            if not _INNER < inner.part.length / ring.part.length < 1:
                 continue
             around = ring.surrounds(inner)
             if around >= _AROUND:
                 rings.append(ring)
                 break
-            if around > 0.5:
+            if around > _HALF and ring.distance(inner) > 0.08 * ring.part.length:
                 raise NoDigitError(
                     "expected one digit, found a mark that goes half around another; cut the picture to the digit"
                 )
@@ -220,15 +227,17 @@ def _belongs(mark: Mark, digit: list[Mark]) -> bool | None:
     if part.length < _DOT * size and gap > (0.5 * _CLOSE if light else _APART) * size:
         return False
     beside = part.left >= box.right or part.right <= box.left
-    if mark.is_solid and gap > 0.03 * size:
+    if mark.is_solid and gap > 0.03 * size and part.length > 0.12 * size:
         return False if gap > _CLOSE * size else None
     union = _box([*digit, mark])
-    reach = (_CLOSE if beside or part.top > box.bottom else _BAR) * union.length
-    wide = part.width > 1.3 * box.width and gap > 0.025 * size
-    if mark.is_flat_line and not beside and (wide or gap > reach):
+    below = part.top > box.bottom and not digit[0].is_flat_stroke
+    reach = (_CLOSE if beside or below else _BAR) * union.length
+    margin = 0.05 * size
+    wide = part.left < box.left - margin and part.right > box.right + margin
+    if mark.is_flat_line and not beside and (gap > reach or (wide and gap > 0.5 * margin)):
         return False
     limit = min(_APART * union.length, _STROKES * max(mark.stroke, *(other.stroke for other in digit)) + 2)
-    if mark.is_stroke and part.width > part.height:
+    if mark.is_flat_stroke or (len(digit) == 1 and digit[0].is_flat_stroke and part.top > box.top):
         limit = reach
     elif beside and part.length > _DOT * size:
         limit = 0
