@@ -209,7 +209,7 @@ LIES = {
 def test_files_that_declare_too_much_are_refused_with_the_reason_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    monkeypatch.setattr("gpumlp.data.reading.host_memory", lambda: 20_000_000)
     path = tmp_path / ("x.npz" if content[:2] == b"PK" else "x.npy")
     path.write_bytes(content)
     tracemalloc.start()
@@ -226,7 +226,7 @@ def test_files_that_declare_too_much_are_refused_with_the_reason_before_memory_i
 def test_the_arrays_of_a_data_set_have_to_fit_in_memory_together(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    monkeypatch.setattr("gpumlp.data.reading.host_memory", lambda: 20_000_000)
     path.write_bytes(of_zeros(4, 6))
     with pytest.raises(
         DataError, match=r"x_train, y_train, x_test, y_test expected to fit in memory, found 25,16"

@@ -23,7 +23,7 @@ from rich.text import Text
 from benchmarks import markdown, memory, throughput
 from gpumlp import load_digits
 from gpumlp.command import run as run_command
-from gpumlp.terminal import Output, console, shown, standard_streams, write_data
+from gpumlp.terminal import Output, console, printable, standard_streams, write_data
 from tests.command_helpers import DIGITS, MAINS, finish, run, spawn
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "compare-cpu.json"
@@ -255,7 +255,7 @@ def test_a_table_shows_long_options_in_a_narrow_column(trained: Path, capsys: An
 
 def test_plain_text_is_shown_as_it_is() -> None:
     text = "a table:\n\tÄ – 数字 ✓ 🎲 C:\\runs\\1\n"
-    assert shown(text, "utf-8") == text
+    assert printable(text, "utf-8") == text
 
 
 def test_what_other_libraries_print_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_table_in_colour_keeps_its_own_escapes_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stdout", out := text_file("cp1252"))
     with standard_streams():
         table = Table("file")
-        table.add_row(Text(shown("数\x1b[2J")))
+        table.add_row(Text(printable("数\x1b[2J")))
         table.add_row("\x1b]0;owned\x07")  # forgotten
         console(force_terminal=True, color_system="standard").print(table)
     assert "\\u6570\\x1b[2J" in content(out)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, is_device_array, to_host
+from ..words import as_product
 from .labels import DataError, encode_labels, to_array
 
 __all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images"]
@@ -116,7 +117,7 @@ class Dataset:
         return len(self.images)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.feature_shape))
+        shape = as_product(self.feature_shape)
         samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
         return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {self.classes:,} classes)"
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from ..backends import host_memory
 from .dataset import DataError
 
 MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
 _CHUNK = 2**20
-_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def require_memory(size: int, what: str) -> None:
     """Raise DataError if `size` bytes are more than this machine, or this container, has as memory."""
-    memory = _memory()
+    memory = host_memory()
     if size > memory:
         raise DataError(
             f"{what} expected to fit in memory, found {size:,} bytes for the {memory:,} of this machine; "
@@ -63,14 +59,3 @@ def read_values(
     if stream.read(1):
         raise DataError(f"{promise}, found more; the file is damaged, get it again")
     return array
-
-
-def _memory() -> float:
-    """Bytes of memory that this process can have at most; infinity where the system does not say."""
-    limits = [math.inf]
-    with suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _MEMORY_LIMITS:
-        with suppress(OSError, ValueError):  # "max" is no number
-            limits.append(int(file.read_text()))
-    return min(limits)

@@ -92,11 +92,6 @@ def plain_inputs(model: MLP) -> Inputs:
     return model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
 
 
-def loss_name(model: MLP) -> str:
-    """The name of the network's loss, such as ``"softmax_cross_entropy"``."""
-    return model.loss.name
-
-
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
     folder = user_path(folder)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, to_host
-from ..words import listed, shown
+from ..words import as_product, listed, shown
 from .losses import Loss
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
@@ -152,7 +152,7 @@ def divides(
         raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {math.prod(shape)} ({what})")
     if inputs is not None and not _same_shape(shape, inputs.shape):
         raise ValueError(
-            f"{model} was trained on samples of {_shown(inputs.shape)}, got {_shown(shape)} ({what}); "
+            f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what}); "
             "transpose or reshape them"
         )
     if name == "uint8" and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
@@ -176,10 +176,6 @@ def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
     given, trained = (tuple(size for size in shape if size != 1) for shape in (given, trained))
     return given == trained or len(given) < 2 or len(trained) < 2
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _check_finite(rows: Array, model: Network, limits: tuple[float, float] | None) -> None:

@@ -138,7 +138,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         network_epoch=run.network_epoch,
         test=test,
         data=run.checkpoint.dataset,
-        epochs=_with_lines(known, run.lines),
+        epochs=_with_lines(known, run.epochs),
         metrics=run.metrics,
         diverged=run.diverged,
         diagnosis=diagnose(run),
