@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -175,11 +176,14 @@ def test_arrays_larger_than_the_memory_of_the_machine_are_refused_by_name(
             read_idx(path)
 
 
-def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found a folder"):
-        read_idx(tmp_path)
-    with pytest.raises(DataError, match="no such file"):
-        read_idx(tmp_path / "none")
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for path, found in (
+        (tmp_path, "a folder"),
+        (tmp_path / "none", "no such file"),
+        (os.devnull, "a pipe or a device"),
+    ):
+        with pytest.raises(DataError, match=f"expected an IDX file, found {found}; check the path"):
+            read_idx(path)
 
 
 @st.composite

@@ -1,7 +1,8 @@
-"""Arrays from streams: no more memory is taken than the stream can fill and the machine has."""
+"""What all readers of data files check: that there is a file, and that its arrays fit in memory."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +13,13 @@ from .dataset import DataError
 
 MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
 _CHUNK = 2**20
+
+
+def require_file(path: Path, name: str, expected: str) -> None:
+    """Raise DataError if there is no file at a path; `expected` says what it should be, ``"a picture"``."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "no such file"
+        raise DataError(f"{name}: expected {expected}, found {found}; check the path")
 
 
 def require_memory(size: int, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from ..words import shown, with_article
 from .hyperparameters import require_methods
@@ -27,7 +27,7 @@ class Registry(dict[str, type[R]], Generic[R]):
         built_in: the built-in classes.
     """
 
-    known: list[Registry[Any]] = []  # noqa: RUF012
+    known: ClassVar[list[Registry[Any]]] = []
 
     def __init__(
         self,

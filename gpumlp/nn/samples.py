@@ -115,13 +115,13 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     limits: Callable[[], tuple[float, float] | None] = cache(
         lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
     )
-    divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
+    divided = check_samples(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
     return rows, divided
 
 
-def divides(
+def check_samples(
     model: Network,
     inputs: Inputs | None,
     shape: tuple[int, ...],
@@ -208,13 +208,13 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     """Check a data set against what a network was trained on; return whether its values are divided by 255.
 
     Raises:
-        ValueError: as for `divides`.
+        ValueError: as for `check_samples`.
         TypeError: something else than a data set is given.
     """
     if not hasattr(dataset, "feature_shape"):
         raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
-    return divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    return check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
 
 
 def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
