@@ -175,24 +175,22 @@ def test_a_program_that_is_started_without_its_files_writes_none_of_its_output_e
     ("name", "encoding"),
     [
         (NAMES[0], "ascii"),
-        (NAMES[0], "cp1252"),
-        (NAMES[0], "utf-8"),
-        (NAMES[1], "cp1252"),
-        *((name, "utf-8") for name in NAMES[1:]),
+        (NAMES[0] + NAMES[1], "cp1252"),
+        ("".join(NAMES[:4]), "utf-8"),
+        (NAMES[4], "utf-8"),
     ],
-    ids=["ASCII", "cp1252", "UTF-8", "bytes-cp1252", "bytes", "title", "clear", "long"],
+    ids=["ASCII", "cp1252", "UTF-8", "long"],
 )
 def test_any_name_is_shown_without_controlling_the_terminal(
     name: str, encoding: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("run").rename(name)
-    for command in COMMANDS:
+    for command in (command for command, (_, words) in COMMANDS.items() if "run" in words):
         out, err = text_file(encoding), text_file(encoding)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
-            rename = str if command.startswith("benchmarks") else lambda word: word.replace("run", name)
-            assert start(command, rename) == 0, (command, content(err))
+            assert start(command, lambda word: word.replace("run", name)) == 0, (command, content(err))
         for stream in (out, err):
             assert re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", content(stream)) is None
         assert content(err) == ""
