@@ -10,7 +10,7 @@ from typing import Any
 _DEEPEST = 16  # nested lists and objects
 _DIGITS = 40  # of a whole number: the state of a random generator has 39
 
-# Halves of surrogate pairs, which no encoding can write; but for those that stand for bytes in names of files.
+# Halves of surrogate pairs, which no encoding can write, except those that stand for the bytes of file names.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 

@@ -72,7 +72,7 @@ class Output:
         styled: whether text may contain colours and movements of the cursor.
     """
 
-    stream: Any = None  # for a copy, which asks for attributes before it has any
+    stream: Any = None  # copy.copy asks for attributes before there are any
 
     def __init__(self, stream: Any, name: str | None = None, *, styled: bool = False) -> None:
         self.stream, self.name, self.styled = stream, name, styled

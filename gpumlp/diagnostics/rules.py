@@ -54,7 +54,7 @@ FEW_UNITS = 16  # however many classes there are
 # Classes. In a class with few samples, none may be predicted by chance.
 FEW_OF_A_CLASS = 5  # samples: a class with fewer is not judged
 HARDLY_EVER = 0.1  # of the times that a class occurs
-NO_GAIN = 0.05  # of the mistakes of guessing: who avoids fewer than these is no better than guessing
+NO_GAIN = 0.05  # of the mistakes of guessing: avoiding fewer than these is no better than guessing
 LEAST_MISTAKES = 10  # of guessing, below which that is not judged
 INFORMED = 0.25  # mean recall, scaled so that guessing has 0: above it, something was learned at a low accuracy
 RARE = 0.5  # of the mean size of a class

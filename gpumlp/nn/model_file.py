@@ -338,7 +338,7 @@ def read_content(file: Path) -> Content:
 def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, HostArray]]:
     """Metadata and tensors of any safetensors file."""
     tensors = {}
-    read_file(file, 0)  # safe_open says of every file that it cannot open that there is none
+    read_file(file, 0)  # for its error: safe_open names no other cause than a missing file
     with safetensors.safe_open(file, framework="numpy") as content:
         for name in content.keys():  # noqa: SIM118 (no mapping)
             kind = content.get_slice(name).get_dtype()

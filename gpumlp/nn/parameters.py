@@ -44,7 +44,7 @@ class Parameters:
                 weights_end = end
         self.weights = slice(0, weights_end)
         self.count = sum(math.prod(shape) for shape in self.shapes.values())
-        # Checked here: for the largest sizes NumPy raises another error, for others a system may end the process.
+        # NumPy raises another error for the largest sizes, and the system may end the process for others.
         needed, most = 2 * end * dtype.itemsize, host_memory() if backend.name == "cpu" else sys.maxsize
         if needed > most:
             sizes = f"{needed / 2**30:,.1f} GiB; at most {most / 2**30:,.1f} GiB are possible here"

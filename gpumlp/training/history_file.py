@@ -125,7 +125,7 @@ class HistoryFile:
         self._digest, self.part = digest, HistoryPart(record.epoch, start + len(line), digest.hexdigest())
 
 
-# Follow no link, and change no byte. Windows lacks the one flag, POSIX the other.
+# No links are followed and no line ends converted. Windows lacks the first flag, POSIX the second.
 _ONLY_THIS_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 

@@ -60,7 +60,7 @@ def find_runs(name: str) -> list[str]:
 def _may_be_run(folder: Path) -> bool:
     try:
         return is_run(folder)
-    except OSError:  # it may not be looked into; whoever reads it is told so
+    except OSError:  # no permission, which reading the run will report
         return True
 
 
