@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..files import user_path
 from ..words import listed
-from .dataset import DataError, Dataset, checked_images
+from .dataset import DataError, Dataset, checked_images, training_set
 from .idx import GZIP_MAGIC, has_idx_magic, is_idx
 from .mnist import read_images
 from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
@@ -80,12 +80,7 @@ def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: 
     """The training set, or, with `train`, the test set of its classes."""
     images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     try:
-        if train is not None:
-            return train.part(images, labels)
-        train = Dataset(images, labels, name=f"{path.stem}.npz")
-        if train.classes < 2:
-            raise DataError(f"all labels are {listed(train.class_names or ())}; expected two classes or more")
-        return train
+        return training_set(images, labels, f"{path.stem}.npz") if train is None else train.part(images, labels)
     except DataError as error:
         raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
 
