@@ -310,11 +310,8 @@ def _loss(value: float | None) -> str:
 
 
 def _epochs(run: Run) -> str:
-    words = (
-        f"{len(run.epochs)}"
-        if len(run.epochs) == run.config.epochs
-        else f"{len(run.epochs)} of {run.config.epochs}"
-    )
+    epochs, planned = len(run.epochs), run.config.epochs
+    words = str(epochs) if epochs == planned else f"{epochs} of {planned}"
     return f"{words}, network of epoch {run.network_epoch}" if run.keeps_best else words
 
 
