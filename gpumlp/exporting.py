@@ -11,6 +11,7 @@ from .interop.onnx import onnx_bytes
 from .nn import MLP, ModelFileError
 from .nn.model_file import model_bytes, plain_inputs
 from .pictures import choose_preparation
+from .words import as_product
 
 __all__ = ["FORMATS", "html_bytes", "npz_bytes", "onnx_bytes"]
 
@@ -36,7 +37,7 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
     if shape is None:
         raise ModelFileError(
             f"a page to draw on needs a network for images of height x width; this one takes samples of "
-            f"{' x '.join(map(str, inputs.shape))}"
+            f"{as_product(inputs.shape)}"
         )
     if data is None:
         try:

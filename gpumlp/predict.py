@@ -22,7 +22,7 @@ from . import command
 from .backends import check_device_name
 from .files import user_path, utf8, write_atomically
 from .nn import MLP
-from .nn.model_file import CLASSIFICATION, class_names, loss_name
+from .nn.model_file import CLASSIFICATION, class_names
 from .pictures import CHOICES, DONE
 from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
 from .terminal import cell, console, write_data
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None:
             command.check_output("out", options.out, [options.run, *files])
         model = MLP.load(options.run, device=options.device)
-        if loss_name(model) != CLASSIFICATION:
+        if model.loss.name != CLASSIFICATION:
             raise ConfigError(
-                f"{options.run}: the network has the loss {loss_name(model)}, so it gives no class probabilities; "
+                f"{options.run}: the network has the loss {model.loss.name}, so it gives no class probabilities; "
                 "use MLP.load(...).predict(...) in Python"
             )
         pixels = None if options.pixels is None else options.pixels == "true"

@@ -10,19 +10,19 @@ from typing import Any
 _DEEPEST = 16  # nested lists and objects
 _DIGITS = 40  # of a whole number: the state of a random generator has 39
 
-# Halves of surrogate pairs, which no encoding can write; but for those that stand for bytes in names of files.
+# Halves of surrogate pairs, which no encoding can write, except those that stand for the bytes of file names.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
-def parse(text: str | bytes) -> Any:
-    """The value of a JSON text.
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The value of a JSON text that is an object.
 
     Raises:
-        ValueError: it is no JSON, or it holds what Python's parser accepts but nothing can use: NaN, infinite
-            numbers, whole numbers of more than 40 digits, nesting of more than 16 levels, or half a surrogate
-            pair.
+        ValueError: it is something else, or it holds what Python's parser accepts but nothing can use: NaN,
+            infinite numbers, whole numbers of more than 40 digits, nesting of more than 16 levels, or half a
+            surrogate pair.
 
-    >>> parse('{"epoch": 1}')
+    >>> parse_object('{"epoch": 1}')
     {'epoch': 1}
     """
     if isinstance(text, bytes):
@@ -35,16 +35,6 @@ def parse(text: str | bytes) -> Any:
         _check_depth(value, _DEEPEST)
     if "\\ud" in text.lower() and _HALF.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("it holds half of a surrogate pair")
-    return value
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The value of a JSON text that is an object.
-
-    Raises:
-        ValueError: as `parse`, and for any other value.
-    """
-    value = parse(text)
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")
     return value

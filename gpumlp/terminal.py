@@ -23,14 +23,14 @@ _STYLING = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z]|\r)")  # what rich and tyro use:
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
 
-def shown(text: str, encoding: str | None = None) -> str:
-    r"""Text as it is shown: control characters as escapes, very long words and lines shortened.
+def printable(text: str, encoding: str | None = None) -> str:
+    r"""Text that can be shown: control characters as escapes, very long words and lines shortened.
 
     Args:
         text: from a file or a path, too.
         encoding: characters that it lacks are escaped as well; by default that of standard output.
 
-    >>> print(shown("run \x1b[31m", "ascii"), len(shown("a" * 60_000)))
+    >>> print(printable("run \x1b[31m", "ascii"), len(printable("a" * 60_000)))
     run \x1b[31m 227
     """
     text = _LONG_WORD.sub(lambda word: _shortened(word[0], _LONGEST_WORD), text)
@@ -39,8 +39,8 @@ def shown(text: str, encoding: str | None = None) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table, in one line; see `shown`."""
-    return shown(text).replace("\n", "\\n").replace("\t", "\\t")
+    """Text for a cell of a table, in one line; see `printable`."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _encoding(stream: Any) -> str:
@@ -64,7 +64,7 @@ def _escaped(character: re.Match[str]) -> str:
 
 
 class Output:
-    """A text stream that takes any text: see `shown`; what its encoding lacks is escaped as well.
+    """A text stream that takes any text: see `printable`; what its encoding lacks is escaped as well.
 
     Args:
         stream: to write to.
@@ -72,7 +72,7 @@ class Output:
         styled: whether text may contain colours and movements of the cursor.
     """
 
-    stream: Any = None  # for a copy, which asks for attributes before it has any
+    stream: Any = None  # copy.copy asks for attributes before there are any
 
     def __init__(self, stream: Any, name: str | None = None, *, styled: bool = False) -> None:
         self.stream, self.name, self.styled = stream, name, styled
@@ -90,7 +90,7 @@ class Output:
             parts[::2] = [_UNPRINTABLE.sub(_escaped, part) for part in parts[::2]]
             self.write_whole("".join(parts))
         else:
-            self.write_whole(shown(text, self.encoding))
+            self.write_whole(printable(text, self.encoding))
         return len(text)
 
     def write_whole(self, text: str) -> None:
@@ -163,7 +163,7 @@ def _as_json(character: re.Match[str]) -> str:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """A console of rich on standard output or standard error; text that files and paths hold must be `shown`."""
+    """A console of rich on standard output or standard error; make text from files and paths `printable` first."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

@@ -17,6 +17,25 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(words[:_NAMES]) + (f", ... ({len(words):,} in all)" if len(words) > _NAMES else "")
 
 
+def as_product(shape: Iterable[int]) -> str:
+    """A shape for a message.
+
+    >>> as_product((28, 28))
+    '28 x 28'
+    """
+    return " x ".join(map(str, shape))
+
+
+def with_article(kind: type) -> str:
+    """The name of a class with its article.
+
+    >>> with_article(int), with_article(dict)
+    ('an int', 'a dict')
+    """
+    name = kind.__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' or name.isupper() else 'a'} {name}"  # an MLP
+
+
 def shown(value: object) -> str:
     """A value that is not what was expected: in full if it is short, otherwise its type. Reads no array.
 
@@ -25,6 +44,8 @@ def shown(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a number of NumPy's
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # not repr, which would read it from a device
         return f"an array of shape {value.shape}"  # type: ignore[attr-defined]
     big = hasattr(value, "__array__")
@@ -33,5 +54,4 @@ def shown(value: object) -> str:
     text = "" if big else repr(value)
     if 0 < len(text) <= _LETTERS and "\n" not in text:
         return text
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+    return with_article(type(value))

@@ -20,32 +20,17 @@ from gpumlp.report import report_page, write_page
 
 WIDTH, HEIGHT = 1280, 800
 SCALE = 1.5  # device pixels per CSS pixel
-THREE = [
-    (-70, -100),
-    (50, -25),
-    (50, 15),
-    (20, 40),
-    (-30, 45),
-    (-50, 20),
-    (70, 15),
-    (30, 55),
-    (-20, 50),
-    (-60, 25),
-]
-THREE += [(-70, -25)]  # a start relative to the middle of the pad, and moves in CSS pixels
+# a 3: its start relative to the middle of the pad, and moves from point to point, in CSS pixels
+_MOVES = "50,-25 50,15 20,40 -30,45 -50,20 70,15 30,55 -20,50 -60,25 -70,-25"
+THREE = [(-70, -100), *(tuple(map(int, move.split(","))) for move in _MOVES.split())]
 
 
 def main(run: str, out: str) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     with tempfile.TemporaryDirectory() as folder:
-        for flag in (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}",
-        ):
+        flags = "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}"
+        for flag in flags:
             options.add_argument(flag)
         page = Path(folder) / "report.html"
         write_page(page, report_page([run]))

@@ -23,7 +23,7 @@ from gpumlp import (
     available_devices,
     get_backend,
 )
-from gpumlp.backends import Accumulation, Backend, DeviceError, array_namespace, reference_backend
+from gpumlp.backends import Accumulation, Backend, DeviceError, array_namespace, host_memory, reference_backend
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn import SGD, Adam, Penalty
 from gpumlp.nn.losses import weigh
@@ -301,6 +301,16 @@ def test_auto_reports_why_it_selects_the_cpu(tmp_path: Path) -> None:
     result = run_with_cupy(tmp_path, broken, *words)
     assert result.returncode == 0, result.stderr
     assert "no usable GPU: CuPy is installed, but cannot be imported" in result.stdout
+
+
+def test_the_memory_of_a_container_is_the_smaller_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [tmp_path / "max", tmp_path / "number", tmp_path / "missing"]
+    limits[0].write_text("max\n")
+    limits[1].write_text("4096\n")
+    monkeypatch.setattr("gpumlp.backends.numpy._MEMORY_LIMITS", limits[:1])
+    assert host_memory() > 2**20
+    monkeypatch.setattr("gpumlp.backends.numpy._MEMORY_LIMITS", limits)
+    assert host_memory() == 4096
 
 
 def test_training_on_the_cpu_never_imports_cupy(tmp_path: Path) -> None:

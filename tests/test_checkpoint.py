@@ -283,11 +283,11 @@ def test_restoring_a_trainer_restores_its_network(tmp_path: Path, blobs: Dataset
 # -- What does not grow with the epochs ----------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_as_small_after_100_000_epochs(tmp_path: Path, blobs: Dataset) -> None:
+def test_a_checkpoint_does_not_grow_with_the_epochs(tmp_path: Path, blobs: Dataset) -> None:
     trainer = make_trainer(blobs, config())
     trainer.run(1)
     record, sizes = trainer.history.records[0], []
-    for epochs in (1, 100_000):
+    for epochs in (1, 2_000):
         trainer.history.records = [dataclasses.replace(record, epoch=epoch + 1) for epoch in range(epochs)]
         history = HistoryFile(tmp_path / "history.jsonl", lines(trainer), epochs)
         content = Checkpoint.of(trainer, config(), history.part).to_bytes()
@@ -295,4 +295,4 @@ def test_a_checkpoint_is_as_small_after_100_000_epochs(tmp_path: Path, blobs: Da
     assert sizes[1] <= sizes[0] + 32
     history.write()
     (tmp_path / "checkpoint").write_bytes(content)
-    assert len(Checkpoint.load(tmp_path / "checkpoint").history) == 100_000
+    assert len(Checkpoint.load(tmp_path / "checkpoint").history) == 2_000

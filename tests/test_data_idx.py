@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 
 from gpumlp.data import DataError
 from gpumlp.data.idx import is_idx, read_idx
-from gpumlp.data.reading import _memory
 from tests.data_helpers import IDX_TYPES, idx_bytes
 
 IMAGES = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
@@ -169,28 +169,21 @@ def test_a_file_is_idx_only_by_a_whole_magic_number_and_a_size_that_fits(path: P
 def test_arrays_larger_than_the_memory_of_the_machine_are_refused_by_name(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 50)
+    monkeypatch.setattr("gpumlp.data.reading.host_memory", lambda: 50)
     for content in PLAIN, ZIPPED:
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"images.idx: expected to fit in memory, found 76 bytes for the 50"):
             read_idx(path)
 
 
-def test_the_memory_of_a_container_is_the_smaller_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [tmp_path / "max", tmp_path / "number", tmp_path / "missing"]
-    limits[0].write_text("max\n")
-    limits[1].write_text("4096\n")
-    monkeypatch.setattr("gpumlp.data.reading._MEMORY_LIMITS", limits[:1])
-    assert _memory() > 2**20
-    monkeypatch.setattr("gpumlp.data.reading._MEMORY_LIMITS", limits)
-    assert _memory() == 4096
-
-
-def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found a folder"):
-        read_idx(tmp_path)
-    with pytest.raises(DataError, match="no such file"):
-        read_idx(tmp_path / "none")
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for path, found in (
+        (tmp_path, "a folder"),
+        (tmp_path / "none", "no such file"),
+        (os.devnull, "a pipe or a device"),
+    ):
+        with pytest.raises(DataError, match=f"expected an IDX file, found {found}; check the path"):
+            read_idx(path)
 
 
 @st.composite

@@ -63,7 +63,8 @@ def test_labels_in_a_column_are_flattened(path: Path) -> None:
         ({"x_test": ARRAYS["x_test"][:, :2]}, r"sample shape \(3, 4\) as in x_train, found \(2, 4\)"),
         ({"x_test": ARRAYS["x_test"] / 255}, "dtype uint8 as in x_train, found float64"),
         ({"y_test": np.array([1, 3])}, r"y_test: .* from 0 to 2 with classes = 3, but labels\[1\] is 3"),
-        ({"y_train": np.full(6, 7)}, "x_train and y_train: all labels are 7; expected two classes or more"),
+        ({"y_train": np.full(6, 7)}, "x_train and y_train: .*labels must be of two classes or more, found only 7"),
+        ({"y_train": np.full(6, 0)}, "found only 0"),
         ({"y_train": np.eye(6)}, r"x_train and y_train: .* use labels.argmax\(axis=1\)"),
         ({"y_test": ARRAYS["y_test"].astype(float)}, r"x_test and y_test: .* use labels.astype\(int\)"),
         ({"y_train": ARRAYS["y_train"][:5]}, "one for each of 6 images, got 5"),
@@ -209,7 +210,7 @@ LIES = {
 def test_files_that_declare_too_much_are_refused_with_the_reason_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    monkeypatch.setattr("gpumlp.data.reading.host_memory", lambda: 20_000_000)
     path = tmp_path / ("x.npz" if content[:2] == b"PK" else "x.npy")
     path.write_bytes(content)
     tracemalloc.start()
@@ -226,7 +227,7 @@ def test_files_that_declare_too_much_are_refused_with_the_reason_before_memory_i
 def test_the_arrays_of_a_data_set_have_to_fit_in_memory_together(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpumlp.data.reading._memory", lambda: 20_000_000)
+    monkeypatch.setattr("gpumlp.data.reading.host_memory", lambda: 20_000_000)
     path.write_bytes(of_zeros(4, 6))
     with pytest.raises(
         DataError, match=r"x_train, y_train, x_test, y_test expected to fit in memory, found 25,16"

@@ -154,7 +154,7 @@ def test_a_truncated_line_is_not_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("history.jsonl", "x\n", "line 1 is no JSON"),
+        ("history.jsonl", "x\n", "line 1 is not that of an epoch"),
         ("history.jsonl", "[1]\n", "line 1 is not that of an epoch"),
         ("history.jsonl", line(1, 0.5) + line(2, 0.5, train_loss="low"), "line 2 is not that of an epoch"),
         ("config.json", "[]", "expected a JSON object"),

@@ -10,7 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpumlp"
 
-# The packages from which each package may import; modules of gpumlp itself are allowed for all.
+# Modules of gpumlp itself from which every package may import, and which import nothing of gpumlp.
+SHARED = {"extras", "files", "strict_json", "terminal", "words"}
+
+# The packages from which each package may import.
 BELOW = {
     "backends": set(),
     "nn": {"backends"},
@@ -61,10 +64,17 @@ def test_a_folder_imports_only_from_those_below_it(name: str) -> None:
     folder = name.split(".")[1:2]
     if not folder or folder[0] not in BELOW or name == "gpumlp.data.preparation":  # kept for its public name
         return
-    above = set(BELOW) - BELOW[folder[0]] - set(folder)
+    allowed = {*folder, *BELOW[folder[0]], *SHARED}
+    if name.endswith(".__main__"):
+        allowed.add("command")
     for module in imports(name):
         parts = module.split(".")
-        assert parts[0] != "gpumlp" or len(parts) < 2 or parts[1] not in above, f"{name} imports {module}"
+        assert parts[0] != "gpumlp" or len(parts) < 2 or parts[1] in allowed, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_what_all_folders_share_imports_nothing_of_gpumlp(name: str) -> None:
+    assert not [module for module in imports(f"gpumlp.{name}") if module.startswith("gpumlp")]
 
 
 def test_every_folder_has_its_place() -> None:

@@ -164,7 +164,7 @@ def test_anything_but_a_fitted_estimator_is_refused() -> None:
         (pipeline.make_pipeline(classifier), "got Pipeline; give its last step"),
         (model_selection.GridSearchCV(classifier, {}), "got GridSearchCV; give its best_estimator_"),
         (with_another, "the activation 'gelu' has no equivalent here"),
-        (not_finite, "layers.1.weight: expected finite weights in float64"),
+        (not_finite, "layers.1.weight is expected to be finite in float64"),
         (fitted(x, np.zeros(40)), r"expected two classes or more, got \[0.0\]"),
         (5, "expected a fitted MLPClassifier or MLPRegressor of scikit-learn or gpumlp.sklearn, got int"),
     ):

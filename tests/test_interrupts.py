@@ -42,8 +42,10 @@ def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["threadpoolctl", "tyro"])  # imported with the package, and with the command
-@pytest.mark.parametrize("command", COMMANDS)
+# imported with the package, and with the command
+@pytest.mark.parametrize(
+    ("command", "module"), [*((command, "threadpoolctl") for command in COMMANDS), ("train", "tyro")]
+)
 def test_an_interrupted_import_is_one_line(command: str, module: str, interrupted: Path) -> None:
     interrupt(interrupted, module)
     done = python(interrupted, "-m", f"gpumlp.{command}", "--help")

@@ -210,7 +210,12 @@ def test_adams_epsilon_in_the_first_step(correct: bool, expected: float) -> None
 # -- Copies and pickles ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+every_copy = pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+
+
+@every_copy
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error"])
 def test_a_copy_is_independent(copied: object, loss: str, blobs: Dataset) -> None:
     model = MLP([20, 6, 4], "tanh", seed=4, device="cpu", dtype="float64", loss=loss)
@@ -227,6 +232,13 @@ def test_a_copy_is_independent(copied: object, loss: str, blobs: Dataset) -> Non
     if loss == "softmax_cross_entropy":
         fit(other, blobs, epochs=1)
         assert model.predict(blobs.images[:3]).shape == (3,)
+
+
+@every_copy
+def test_a_network_that_diverged_can_be_copied(copied: object) -> None:
+    model = MLP([3, 2], device="cpu")
+    model.parameters.data[0] = np.nan
+    np.testing.assert_array_equal(copied(model).parameters.data, model.parameters.data)
 
 
 def test_a_copy_stays_on_its_device(blobs: Dataset) -> None:

@@ -23,7 +23,7 @@ from .base import (
     reference_backend,
     stated,
 )
-from .numpy import NumpyBackend, is_device_array, to_host
+from .numpy import NumpyBackend, host_memory, is_device_array, to_host
 
 __all__ = [
     "EXECUTIONS",
@@ -46,6 +46,7 @@ __all__ = [
     "check_device_name",
     "check_dtype",
     "get_backend",
+    "host_memory",
     "is_device_array",
     "reference_backend",
     "stated",

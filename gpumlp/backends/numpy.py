@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,8 @@ from .openblas import numpy_openblas
 MULTIPLY_ADDS_PER_THREAD = 12_000_000
 ROWS_AT_A_TIME = 1024  # larger parts do not stay in the cache between operations: 7 to 10 % slower from 4,096 on
 ROWS_TO_CONVERT = 256  # rows per conversion, which are still in the cache when they are scaled
+# of a container
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 STEPS_BETWEEN_FLUSHES = 128  # see `flush_vanishing`: 0.9^128 = 1e-6, well within its margin of 1e8
 
 
@@ -207,3 +212,14 @@ def processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or "unknown processor"
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of this container if that has less; ``sys.maxsize`` if unknown."""
+    limits = [sys.maxsize]
+    with suppress(AttributeError, OSError, ValueError):  # Windows
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int(file.read_text()))
+    return min(limits)

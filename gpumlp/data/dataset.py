@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, is_device_array, to_host
+from ..words import as_product
 from .labels import DataError, encode_labels, to_array
 
-__all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images"]
+__all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images", "training_set"]
 
 _FINGERPRINT_BLOCK = 2**22  # bytes copied to the host at a time
 
@@ -116,7 +117,7 @@ class Dataset:
         return len(self.images)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.feature_shape))
+        shape = as_product(self.feature_shape)
         samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
         return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {self.classes:,} classes)"
 
@@ -163,6 +164,19 @@ class Dataset:
                 crc = zlib.crc32(repr(self.class_names).encode("utf-8", "surrogatepass"), crc)
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
+
+
+def training_set(images: Any, labels: Any, name: str) -> Dataset:
+    """The training set in a file; arguments as for `Dataset`.
+
+    Raises:
+        DataError: as for `Dataset`; also all labels are the same.
+    """
+    train = Dataset(images, labels, name=name)
+    if (train.labels == train.labels[0]).all():
+        only = train.labels[0] if train.class_names is None else train.class_names[0]
+        raise DataError(f"{name}: labels must be of two classes or more, found only {only}")
+    return train
 
 
 class ArrayBatches:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..files import write_atomically
+from ..terminal import console
 from .dataset import DataError
 
 # requests and rich are imported where they are used: most runs find their data on disk.
@@ -212,11 +213,10 @@ def _describe(error: Exception, timeout: float) -> str:
 @contextlib.contextmanager
 def _progress_bar(filename: str, size: int) -> Iterator[Callable[[int], None]]:
     """A function that shows the number of bytes received, where standard error is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    output = console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=output, disable=not output.is_terminal) as progress:
         task = progress.add_task(filename, total=size)
         yield lambda received: progress.update(task, completed=received)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .dataset import DataError
-from .reading import MAX_DEFLATE_RATIO, read_values, require_memory
+from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
 
 GZIP_MAGIC = b"\x1f\x8b"
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -73,10 +73,7 @@ def read_idx(
     """
     path = Path(path)
     name = str(path) if name is None else name
-    if not path.exists():
-        raise DataError(f"{name}: no such file; expected an IDX file, so check the path")
-    if not path.is_file():
-        raise DataError(f"{name}: expected an IDX file, found a folder; name the file inside it")
+    require_file(path, name, "an IDX file")
     dimensions = _dimensions(ndims[0]) if len(ndims) == 1 else f"{min(ndims)} to {max(ndims)} dimensions"
     expected = f"{name}: expected IDX {content} of {dimensions}"
     try:

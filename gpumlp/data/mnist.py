@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import PathError, user_path
-from .dataset import DataError, Dataset
+from .dataset import DataError, Dataset, training_set
 from .download import DataNotAvailable, Mirrors, fetch
 from .idx import read_idx
 
@@ -299,10 +299,8 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: D
                 f"names of QMNIST, such as {FILE_NAMES['qmnist'][1]}, for its labels of {_QMNIST_FIELDS} fields"
             )
         labels = labels[:, 0]
-    if train is None and labels.size and (labels == labels[0]).all():
-        raise DataError(f"{labels_path}: expected labels of two classes or more, found only {labels[0]}")
     try:
-        return Dataset(images, labels, name=name) if train is None else train.part(images, labels)
+        return training_set(images, labels, name) if train is None else train.part(images, labels)
     except DataError as error:
         raise DataError(f"{images_path} with {labels_path}: {error}") from error
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from ..files import user_path
 from ..words import listed
-from .dataset import DataError, Dataset, checked_images
+from .dataset import DataError, Dataset, checked_images, training_set
 from .idx import GZIP_MAGIC, has_idx_magic, is_idx
 from .mnist import read_images
-from .reading import MAX_DEFLATE_RATIO, read_values, require_memory
+from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
@@ -64,9 +64,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: expected an .npz file, found {found}; check the path")
+    require_file(path, str(path), "an .npz file")
     with _opened_npz(path, str(path), f"; get it again, or {_HOW_TO_MAKE}") as archive:
         names = _array_names(archive)
         missing = [key for key in _KEYS if key not in names]
@@ -82,12 +80,7 @@ def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: 
     """The training set, or, with `train`, the test set of its classes."""
     images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     try:
-        if train is not None:
-            return train.part(images, labels)
-        train = Dataset(images, labels, name=f"{path.stem}.npz")
-        if train.classes < 2:
-            raise DataError(f"all labels are {listed(train.class_names or ())}; expected two classes or more")
-        return train
+        return training_set(images, labels, f"{path.stem}.npz") if train is None else train.part(images, labels)
     except DataError as error:
         raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
 
@@ -119,9 +112,7 @@ def read_samples(path: Path, name: str, shape: tuple[int, ...], array: str | Non
     Raises:
         DataError: the file is missing, damaged or in another format; the array is not named, or cannot be samples.
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{name}: expected a file of samples, found {found}; check the path")
+    require_file(path, name, "a file of samples")
     start = _start(path)
     if start[:2] == GZIP_MAGIC or has_idx_magic(start):
         values: Any = read_images(path, name)

@@ -1,26 +1,30 @@
-"""Arrays from streams: no more memory is taken than the stream can fill and the machine has."""
+"""What all readers of data files check: that there is a file, and that its arrays fit in memory."""
 
 from __future__ import annotations
 
-import math
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from ..backends import host_memory
 from .dataset import DataError
 
 MAX_DEFLATE_RATIO = 1032  # the maximum of deflate: 258 bytes from 2 bits
 _CHUNK = 2**20
-_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def require_file(path: Path, name: str, expected: str) -> None:
+    """Raise DataError if there is no file at a path; `expected` says what it should be, ``"a picture"``."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "no such file"
+        raise DataError(f"{name}: expected {expected}, found {found}; check the path")
 
 
 def require_memory(size: int, what: str) -> None:
     """Raise DataError if `size` bytes are more than this machine, or this container, has as memory."""
-    memory = _memory()
+    memory = host_memory()
     if size > memory:
         raise DataError(
             f"{what} expected to fit in memory, found {size:,} bytes for the {memory:,} of this machine; "
@@ -63,14 +67,3 @@ def read_values(
     if stream.read(1):
         raise DataError(f"{promise}, found more; the file is damaged, get it again")
     return array
-
-
-def _memory() -> float:
-    """Bytes of memory that this process can have at most; infinity where the system does not say."""
-    limits = [math.inf]
-    with suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _MEMORY_LIMITS:
-        with suppress(OSError, ValueError):  # "max" is no number
-            limits.append(int(file.read_text()))
-    return min(limits)

@@ -34,7 +34,7 @@ EXPLODING = 20.0  # norm of a gradient; error terms are differences of probabili
 
 # Curves.
 EXPLODED = 3.0  # times the loss of ignorance
-RETURNING = 0.7  # to this part a loss far above that must have fallen in the last epochs, if it is to come back
+RETURNING = 0.7  # a loss above that is recovering if it has fallen to this part of itself in the last epochs
 RISE = 1.05  # from one epoch to the next
 RISE_LEAST = 0.04  # and by at least this part of the loss of ignorance: less is noise
 RISES, RECENT = 2, 10  # this many rises in the last epochs; older ones no longer matter
@@ -54,9 +54,9 @@ FEW_UNITS = 16  # however many classes there are
 # Classes. In a class with few samples, none may be predicted by chance.
 FEW_OF_A_CLASS = 5  # samples: a class with fewer is not judged
 HARDLY_EVER = 0.1  # of the times that a class occurs
-NO_GAIN = 0.05  # of the mistakes of guessing: fewer mistakes less is no better than guessing ...
-LEAST_MISTAKES = 10  # ... where guessing makes as many
-INFORMED = 0.25  # mean recall, from that of guessing (0) to 1: with more, the accuracy hides what was learned
+NO_GAIN = 0.05  # of the mistakes of guessing: avoiding fewer than these is no better than guessing
+LEAST_MISTAKES = 10  # of guessing, below which that is not judged
+INFORMED = 0.25  # mean recall, scaled so that guessing has 0: above it, something was learned at a low accuracy
 RARE = 0.5  # of the mean size of a class
 LISTED = 5  # classes
 

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 import gpumlp
 
 from ..extras import require
-from ..files import write_atomically
+from ..files import utf8, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -244,7 +244,7 @@ def save(folder: Path, name: str, result: FigureResult) -> list[Path]:
         result.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
         contents[kind] = buffer.getvalue()
     report = {"figure": name, "gpumlp": gpumlp.__version__, **json_values(result.numbers)}
-    contents["json"] = (json.dumps(report, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    contents["json"] = utf8(json.dumps(report, allow_nan=False, ensure_ascii=False) + "\n")
     paths = [folder / f"{name}.{kind}" for kind in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_atomically(path, content)

@@ -38,12 +38,10 @@ def build(
     tensors: dict[str, HostArray] = {}
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         tensors |= {f"layers.{index}.weight": weight, f"layers.{index}.bias": bias}
-    for name, tensor in tensors.items():
-        if not (np.abs(tensor) <= np.finfo(model.dtype).max).all():
-            raise ImportedModelError(
-                f"{name}: expected finite weights in {model.dtype}, got NaN, infinity or more"
-            )
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except ValueError as error:
+        raise ImportedModelError(str(error)) from error
     model.inputs = Inputs((len(weights[0]),), "any")  # values are used as they are
     return model
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..extras import require
 from ..nn import MLP, LeakyReLU, ModelFileError
-from ..nn.model_file import CLASSIFICATION, describe, loss_name, plain_inputs
+from ..nn.model_file import CLASSIFICATION, describe, plain_inputs
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
 _ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
@@ -81,7 +81,7 @@ class _Program:
         self.inputs = plain_inputs(model)
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
         self.constants: dict[str, npt.NDArray[Any]] = dict(model.state_dict())
-        loss = loss_name(model)
+        loss = model.loss.name
         last = "logits" if loss in _PROBABILITIES or model.loss.output == "exp" else "outputs"
         x = self._first(model)
         for index in range(len(model.layers)):

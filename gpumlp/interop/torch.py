@@ -51,8 +51,8 @@ def from_torch(
     Args:
         kind: the class of the result.
         network: the Sequential; or a state dict, a mapping of names to tensors, with weights
-            ``(out_features, in_features)`` as in PyTorch; or a dict that contains one of them, such as the
-            checkpoint of a training. If the names of the layers in a state dict differ only in numbers, the layers
+            ``(out_features, in_features)`` as in PyTorch; or a dict that contains one of them, such as a
+            checkpoint. If the names of the layers in a state dict differ only in numbers, the layers
             are ordered by these numbers. Otherwise the order of the mapping is used, provided that it comes from
             ``state_dict()`` or that the layers' widths allow no other order: a file may have sorted the names.
         activation: of the hidden layers; only for a state dict, which does not contain it.

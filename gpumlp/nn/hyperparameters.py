@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..words import shown
+from ..words import shown, with_article
 
 T = TypeVar("T")
 
@@ -74,8 +74,7 @@ def number(
     except (TypeError, ValueError):
         result = math.nan
     if not allowed.accepts(result):
-        shown = repr(value) if isinstance(value, str) else value
-        raise ValueError(f"{name} is expected to be {allowed.words}, got {shown}")
+        raise ValueError(f"{name} is expected to be {allowed.words}, got {shown(value)}")
     return result
 
 
@@ -91,7 +90,7 @@ def whole(name: str, value: object, low: int) -> int:
     except TypeError:
         result = None
     if not allowed.accepts(result):
-        raise ValueError(f"{name} is expected to be {allowed.words}, got {value!r}")
+        raise ValueError(f"{name} is expected to be {allowed.words}, got {shown(value)}")
     return int(result)  # type: ignore[arg-type]
 
 
@@ -128,8 +127,7 @@ def instance(name: str, value: object, kind: type[T], example: str) -> T:
     """
     if isinstance(value, kind):
         return value
-    article = "an" if kind.__name__[0] in "AEIO" or kind.__name__.isupper() else "a"  # an MLP
-    raise TypeError(f"{name} is expected to be {article} {kind.__name__}, such as {example}, got {shown(value)}")
+    raise TypeError(f"{name} is expected to be {with_article(kind)}, such as {example}, got {shown(value)}")
 
 
 def require_methods(rule: object, base: type, *methods: str) -> None:

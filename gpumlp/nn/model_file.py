@@ -92,11 +92,6 @@ def plain_inputs(model: MLP) -> Inputs:
     return model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
 
 
-def loss_name(model: MLP) -> str:
-    """The name of the network's loss, such as ``"softmax_cross_entropy"``."""
-    return model.loss.name
-
-
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
     folder = user_path(folder)
@@ -343,7 +338,7 @@ def read_content(file: Path) -> Content:
 def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, HostArray]]:
     """Metadata and tensors of any safetensors file."""
     tensors = {}
-    read_file(file, 0)  # safe_open says of every file that it cannot open that there is none
+    read_file(file, 0)  # for its error: safe_open names no other cause than a missing file
     with safetensors.safe_open(file, framework="numpy") as content:
         for name in content.keys():  # noqa: SIM118 (no mapping)
             kind = content.get_slice(name).get_dtype()

@@ -298,6 +298,7 @@ class MLP:
         Raises:
             ValueError: a tensor is missing, unknown, of another shape, or holds values that are NaN, infinite or
                 too large for the network's dtype; the network is unchanged.
+            TypeError: something else than tensors by name is given.
         """
         with self.backend.activate(), np.errstate(over="ignore"):
             flat = self.parameters.from_host(tensors, self.backend)
@@ -407,7 +408,9 @@ class MLP:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.backend = get_backend("cpu")
         self._allocate()
-        self.load_state_dict(state["tensors"])
+        with self.backend.activate():  # not load_state_dict, which refuses the weights of a run that diverged
+            flat = self.parameters.from_host(state["tensors"], self.backend)
+            self.backend.xp.copyto(self.parameters.data, flat)
 
     def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
         """Copy the network on its device; the copy's gradients are 0."""

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, HostArray, to_host
+from ..backends import Array, Backend, HostArray, host_memory, to_host
 from ..words import shown
 
 ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
-
-
-def _memory() -> int:
-    """Bytes of memory that this machine has; where that is not known, the largest size of an array."""
-    try:
-        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), sys.maxsize)
-    except (AttributeError, OSError, ValueError):
-        return sys.maxsize
 
 
 class Parameters:
@@ -53,8 +44,8 @@ class Parameters:
                 weights_end = end
         self.weights = slice(0, weights_end)
         self.count = sum(math.prod(shape) for shape in self.shapes.values())
-        # Checked here: for the largest sizes NumPy raises another error, for others a system may end the process.
-        needed, most = 2 * end * dtype.itemsize, _memory() if backend.name == "cpu" else sys.maxsize
+        # NumPy raises another error for the largest sizes, and the system may end the process for others.
+        needed, most = 2 * end * dtype.itemsize, host_memory() if backend.name == "cpu" else sys.maxsize
         if needed > most:
             sizes = f"{needed / 2**30:,.1f} GiB; at most {most / 2**30:,.1f} GiB are possible here"
             raise MemoryError(f"{self.count:,} parameters and their gradients need {sizes}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from ..words import shown
+from ..words import shown, with_article
 from .hyperparameters import require_methods
 
 T = TypeVar("T", bound=type[Any])
@@ -27,7 +27,7 @@ class Registry(dict[str, type[R]], Generic[R]):
         built_in: the built-in classes.
     """
 
-    known: list[Registry[Any]] = []  # noqa: RUF012
+    known: ClassVar[list[Registry[Any]]] = []
 
     def __init__(
         self,
@@ -60,9 +60,8 @@ class Registry(dict[str, type[R]], Generic[R]):
             self._check(value)
             return value
         if not isinstance(value, str) or value not in self:
-            article = "an" if self.base.__name__[0] in "AEIO" else "a"
             raise ValueError(
-                f"{self.what} is expected to be one of {', '.join(self)}, or {article} {self.base.__name__}, "
+                f"{self.what} is expected to be one of {', '.join(self)}, or {with_article(self.base)}, "
                 f"got {shown(value)}"
             )
         return self.find(self[value]())
@@ -139,10 +138,7 @@ def register(kind: T) -> T:
             f"{kind.__name__} is expected to have a name of its own, such as name = 'my_{registry.what}'"
         )
     other = registry.get(name, kind)
-    if (other.__module__, other.__qualname__) != (
-        kind.__module__,
-        kind.__qualname__,
-    ):  # not the same, defined again
+    if any(getattr(other, name) != getattr(kind, name) for name in ("__module__", "__qualname__")):
         raise ValueError(f"{name!r} is the name of {other.__name__} already; give {kind.__name__} another one")
     registry[name] = kind
     return kind

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, to_host
-from ..words import listed, shown
+from ..words import as_product, listed, shown
 from .losses import Loss
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
@@ -115,13 +115,13 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     limits: Callable[[], tuple[float, float] | None] = cache(
         lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
     )
-    divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
+    divided = check_samples(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
     return rows, divided
 
 
-def divides(
+def check_samples(
     model: Network,
     inputs: Inputs | None,
     shape: tuple[int, ...],
@@ -152,7 +152,7 @@ def divides(
         raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {math.prod(shape)} ({what})")
     if inputs is not None and not _same_shape(shape, inputs.shape):
         raise ValueError(
-            f"{model} was trained on samples of {_shown(inputs.shape)}, got {_shown(shape)} ({what}); "
+            f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what}); "
             "transpose or reshape them"
         )
     if name == "uint8" and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
@@ -176,10 +176,6 @@ def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
     given, trained = (tuple(size for size in shape if size != 1) for shape in (given, trained))
     return given == trained or len(given) < 2 or len(trained) < 2
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _check_finite(rows: Array, model: Network, limits: tuple[float, float] | None) -> None:
@@ -212,13 +208,13 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     """Check a data set against what a network was trained on; return whether its values are divided by 255.
 
     Raises:
-        ValueError: as for `divides`.
+        ValueError: as for `check_samples`.
         TypeError: something else than a data set is given.
     """
     if not hasattr(dataset, "feature_shape"):
         raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
-    return divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    return check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
 
 
 def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:

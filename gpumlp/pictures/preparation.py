@@ -26,6 +26,7 @@ import numpy.typing as npt
 from ..data import DataError
 from ..extras import require
 from ..nn import Inputs
+from ..words import as_product
 from .ink import Grey, find_ink
 from .reading import contrasting_grey, grey_levels, read_picture
 
@@ -114,7 +115,7 @@ def choose_preparation(
     Raises:
         DataError: the network's samples are not images, are of another size, or have an unknown scale.
     """
-    shape = " x ".join(map(str, inputs.shape))
+    shape = as_product(inputs.shape)
     if preparation == "auto":
         preparation = _DIGITS.get(inputs.data, "resize")
     if preparation != "resize":

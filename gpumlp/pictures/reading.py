@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import DataError
+from ..data.reading import require_file
 from ..extras import require
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
     from PIL import Image, UnidentifiedImageError
 
     name = str(path) if name is None else name
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{name}: expected a picture, found {found}; check the path")
+    require_file(path, name, "a picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is not used, and sizes that are checked here

@@ -24,6 +24,7 @@ from ..nn.samples import check_data
 from ..training.config import ConfigError
 from ..training.progress import percent
 from ..training.run import REPORT
+from ..words import as_product
 from .charts import Chart, Line, chart
 from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
 from .runs import Measures, Run, measure, read_runs
@@ -159,7 +160,7 @@ def _networks(runs: Sequence[Run], room: int) -> tuple[list[dict[str, Any]], lis
     for run in runs:
         field = Field.of(run.test)
         if field is None:
-            sample = " x ".join(map(str, run.test.feature_shape))
+            sample = as_product(run.test.feature_shape)
             left_out.append(f"{run.name} is not included: its samples ({sample}) are not single-channel images.")
             continue
         size = embedded_size(run.model) + 2000
@@ -309,11 +310,8 @@ def _loss(value: float | None) -> str:
 
 
 def _epochs(run: Run) -> str:
-    words = (
-        f"{len(run.epochs)}"
-        if len(run.epochs) == run.config.epochs
-        else f"{len(run.epochs)} of {run.config.epochs}"
-    )
+    epochs, planned = len(run.epochs), run.config.epochs
+    words = str(epochs) if epochs == planned else f"{epochs} of {planned}"
     return f"{words}, network of epoch {run.network_epoch}" if run.keeps_best else words
 
 

@@ -103,7 +103,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     Args:
         paths: the folders of the runs.
         device: of the networks.
-        data_dir: folder with the MNIST files, for the runs on MNIST.
+        data_dir: folder with the files of MNIST or a relative, for the runs on such data.
 
     Raises:
         ConfigError: a run is named twice.
@@ -113,10 +113,12 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     for path, folder in zip(paths, resolved, strict=True):
         if resolved.count(folder) > 1:
             raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
-    on_mnist = [uses_data_dir(open_run(path).config.dataset) for path in paths]
-    if not any(on_mnist):
-        on_mnist = [True] * len(paths)  # loading the data refuses a data_dir without effect
-    runs = [_read(path, device, data_dir if mnist else None) for path, mnist in zip(paths, on_mnist, strict=True)]
+    takes_folder = [uses_data_dir(open_run(path).config.dataset) for path in paths]
+    if not any(takes_folder):
+        takes_folder = [True] * len(paths)  # loading the data refuses a data_dir without effect
+    runs = [
+        _read(path, device, data_dir if takes else None) for path, takes in zip(paths, takes_folder, strict=True)
+    ]
     full = [run.path.resolve() for run in runs]
     short = [
         f"{path.parent.name}/{path.name}" if run.is_best else path.name
@@ -138,7 +140,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         network_epoch=run.network_epoch,
         test=test,
         data=run.checkpoint.dataset,
-        epochs=_with_lines(known, run.lines),
+        epochs=_with_lines(known, run.epochs),
         metrics=run.metrics,
         diverged=run.diverged,
         diagnosis=diagnose(run),

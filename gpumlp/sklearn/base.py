@@ -197,9 +197,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             The parameters to keep in place of the last ones, where early stopping chose some.
         """
         network, best = epochs.solver.network, None
-        if (
-            self.early_stopping and self.best_validation_score_ is not None
-        ):  # from a previous fit with the current weights
+        if self.early_stopping and self.best_validation_score_ is not None:  # of a previous fit, of these weights
             best = network.parameters.data.copy()
         stop = False
         self.n_iter_ = 0

@@ -94,7 +94,7 @@ class Best(NamedTuple):
 
 
 class BestSoFar:
-    """The best epoch of a column that grows; an epoch costs the same however many there were before.
+    """The best epoch of a column that grows; adding an epoch takes constant time.
 
     Args:
         monitor: the name of the column: a loss is best where it is lowest, an accuracy where it is highest.
@@ -111,7 +111,7 @@ class BestSoFar:
         self._best: tuple[int, float] | None = None
 
     def add(self, value: float | None) -> None:
-        """Add the value of the next epoch; None and what is not finite is passed over."""
+        """Add the value of the next epoch; None and values that are not finite are ignored."""
         self.epochs += 1
         if value is None or not math.isfinite(value):
             return

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..files import read_file, write_atomically
 from ..nn.model_file import BEST, CHECKPOINT
-from ..strict_json import parse, parse_object
+from ..strict_json import parse_object
 from .history import MONITORS, EpochRecord, History, LayerStatistics
 
 HISTORY = "history.jsonl"
@@ -125,7 +125,7 @@ class HistoryFile:
         self._digest, self.part = digest, HistoryPart(record.epoch, start + len(line), digest.hexdigest())
 
 
-# Follow no link, and change no byte. Windows lacks the one flag, POSIX the other.
+# No links are followed and no line ends converted. Windows lacks the first flag, POSIX the second.
 _ONLY_THIS_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -182,10 +182,10 @@ def _epochs(path: Path, content: bytes) -> list[dict[str, Any]]:
     epochs = []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
-            epoch = parse(line)
+            epoch = parse_object(line)
         except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: line {number} is no JSON: {error}") from error
-        if not isinstance(epoch, dict) or not _is_epoch(epoch, number):
+            raise CheckpointError(f"{path} is damaged: line {number} is not that of an epoch: {error}") from error
+        if not _is_epoch(epoch, number):
             raise CheckpointError(f"{path} is damaged: line {number} is not that of an epoch")
         layers = epoch.get("layers")
         if layers is not None and not (isinstance(layers, list) and all(isinstance(x, dict) for x in layers)):

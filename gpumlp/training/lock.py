@@ -33,7 +33,7 @@ class RunLock:
 
     What it cannot do: some file systems have no locks, and some lock only against processes of the same machine
     (NFS on macOS, NFS mounted with ``local_lock``, Lustre with ``-o localflock``). There, a second process is not
-    refused at its start, but whichever finds that the history has changed stops. If a machine fails, the server of
+    refused at its start, but a process that finds the history changed stops. If a machine fails, the server of
     a shared file system may keep its lock for a minute or two. A child made by ``os.fork`` shares the lock.
 
     Args:

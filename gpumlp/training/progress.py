@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..terminal import console, shown
+from ..terminal import console, printable
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -95,7 +95,7 @@ class Progress(Callback):
             if self._console.is_jupyter:  # there rich would make an HTML element of each line
                 print(text)
             else:
-                self._console.print(shown(text))
+                self._console.print(printable(text))
 
     def on_train_begin(self, trainer: Trainer) -> None:
         from ..notebook import notebook_cell  # imports this module

@@ -38,12 +38,7 @@ T = TypeVar("T")
 
 CONFIG, METRICS, DIVERGED = "config.json", "metrics.json", "diverged.json"
 REPORT = "report.html"
-EXPORTED = (
-    "network.onnx",
-    "network.safetensors",
-    "network.npz",
-    "network.html",
-)  # by `gpumlp.export`
+EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
 
 _METRIC_NUMBERS = ("test_accuracy", "test_loss", "network_epoch", "seconds", "samples_per_second")
@@ -65,7 +60,7 @@ def find_runs(name: str) -> list[str]:
 def _may_be_run(folder: Path) -> bool:
     try:
         return is_run(folder)
-    except OSError:  # it may not be looked into; whoever reads it is told so
+    except OSError:  # no permission, which reading the run will report
         return True
 
 
@@ -111,19 +106,14 @@ class Run:
         return {**json.loads(Config().to_json()), **with_present_names(values)}
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
-        """A dictionary for each finished epoch, in order: the fields of `EpochRecord` and any others."""
-        return self._read(self._read_lines, [])
-
-    @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The same as `lines`."""
-        return self.lines
+        """A dictionary for each finished epoch, in order: the fields of `EpochRecord` and any others."""
+        return self._read(self._read_epochs, [])
 
     @cached_property
     def history(self) -> History:
         """The epochs of the checkpoint; none if the history file is damaged and the run is read leniently."""
-        if not self.lines and self._damaged:
+        if not self.epochs and self._damaged:
             return History()
         return self._read(lambda: self.checkpoint.history, History())
 
@@ -232,7 +222,7 @@ class Run:
             self._damaged.append(" ".join(str(error).split()))
             return otherwise
 
-    def _read_lines(self) -> list[dict[str, Any]]:
+    def _read_epochs(self) -> list[dict[str, Any]]:
         path = history_path(self.path)
         lines = read_lines(path)
         if self.is_best:

@@ -18,7 +18,7 @@ from ..data import Dataset, load_dataset
 from ..files import user_path
 from ..nn.model_file import BEST
 from ..nn.network import MLP, Evaluation
-from ..words import listed
+from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
@@ -211,7 +211,7 @@ def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dat
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     display.say(
-        f"data: {test.name}, {' x '.join(map(str, test.feature_shape))}, "
+        f"data: {test.name}, {as_product(test.feature_shape)}, "
         f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
     )
     model, first = trainer.model, trainer.epoch

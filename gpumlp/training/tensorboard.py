@@ -92,7 +92,7 @@ class TensorBoard(Callback):
         # Not tensorboardX's SummaryWriter: it writes in a thread of its own, and where that fails (a full disk),
         # training is not told and waits for ever.
         # TensorBoard reads files in the order of their names, which begin with the second: the part of it is next.
-        # The end is random, so that nobody can have put a link there.
+        # The end is random, so that there cannot be a link of that name.
         name = f".{time.time_ns() % 10**9:09d}.{epoch:06d}.{secrets.token_hex(4)}"
         writer = EventsWriter(str(self.folder / "events"), name)
         # From this epoch on, what files before this one say is void.
