@@ -112,9 +112,13 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     if images.ndim < 2:
         raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
-    limits: Callable[[], tuple[float, float] | None] = cache(
-        lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
-    )
+
+    @cache
+    def limits() -> tuple[float, float] | None:
+        if not isinstance(rows, np.ndarray):
+            return None
+        return (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
+
     divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
@@ -145,7 +149,7 @@ def divides(
         ValueError: shape, dtype or scale do not match.
         TypeError: `pixels` is something else.
     """
-    if pixels not in (None, True, False):
+    if pixels is not None and not isinstance(pixels, bool | np.bool_):
         raise TypeError(f"pixels is expected to be True, False or None, got {pixels!r}")
     name = np.dtype(dtype).name
     if math.prod(shape) != model.sizes[0]:
@@ -163,12 +167,17 @@ def divides(
         )
     divided = name == "uint8" and (pixels if pixels is not None else inputs is None or inputs.pixels)
     if inputs is not None and inputs.pixels and not divided:
-        low, high = limits() or (0, 1)
-        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-            raise ValueError(
-                f"{model} was trained on uint8 pixels, which it divides by 255, got {name} from {low:g} to "
-                f"{high:g} ({what}); divide the values by 255, or give uint8"
-            )
+        found = limits()  # without them, integers are taken to be pixels: hardly ever are all of them 0 and 1
+        if found is None and np.dtype(dtype).kind in "iu":
+            given = name
+        elif found is not None and (found[0] < -_TOLERANCE or found[1] > 1 + _TOLERANCE):
+            given = f"{name} from {found[0]:g} to {found[1]:g}"
+        else:
+            return divided
+        cure = "leave pixels out" if name == "uint8" else "divide the values by 255, or give uint8"
+        raise ValueError(
+            f"{model} was trained on uint8 pixels, which it divides by 255, got {given} ({what}); {cure}"
+        )
     return divided
 
 
@@ -218,7 +227,16 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     if not hasattr(dataset, "feature_shape"):
         raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
-    return divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    divided = divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    largest = float(np.finfo(model.dtype).max)
+    if dtype.kind == "f" and np.finfo(dtype).max > largest:
+        low, high = dataset.limits or (0, 0)
+        if low < -largest or high > largest:
+            raise ValueError(
+                f"{model} computes in {model.dtype.name}, but the values of {dataset} are from {low:g} to "
+                f"{high:g}; scale them to about 1"
+            )
+    return divided
 
 
 def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
