@@ -278,9 +278,10 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
         with pytest.raises(ModelFileError, match=message):
             model.save(tmp_path / "new")
     model = MLP([3, 2], device="cpu")
-    model.class_names = ["only one"]
-    with pytest.raises(ModelFileError, match="class_names are expected to be 2 strings or numbers"):
-        model.save(tmp_path / "new")
+    for names in (["only one"], ["half", "\ud800"], ["object", None]):
+        model.class_names = names
+        with pytest.raises(ModelFileError, match="class_names are expected to be 2 strings or numbers"):
+            model.save(tmp_path / "new")
     model.class_names, model.inputs = None, Inputs((2, 2), "uint8")
     with pytest.raises(ModelFileError, match=r"a sample of shape \(2, 2\) does not have 3 features"):
         model.save(tmp_path / "new")

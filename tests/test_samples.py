@@ -254,7 +254,7 @@ def test_classes_that_a_data_set_lacks_keep_their_numbers() -> None:
         ((10, 20, 30), [0, 1], {}, r"has others: 0, 1; .*classes=3\) if the labels are class numbers"),
         (("a", "b", "c"), ["a", "d"], {}, "has others: d"),
         (None, [5, 7], {}, "has the classes 0, 1, 2, but Dataset.* has others: 5, 7"),
-        (None, ["0", "1"], {}, "has others: 0, 1"),
+        (None, ["0", "01"], {}, "has others: 01"),
         (None, [0, 3], {"classes": 4}, r"MLP\(\[12, 5, 3\]\) has 3 classes, but Dataset.* has 4"),
     ],
 )
@@ -279,6 +279,15 @@ def test_class_numbers_without_names_are_taken_as_such(names: Any, options: Any)
     model = trained("uint8")
     model.class_names = names
     assert model.class_numbers(Dataset(PIXELS[:3], [2, 0, 1], **options)).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("names", [(2, 10, 0), ("0", "10", "2"), (2.0, 10.0, 0.0)])
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_number_and_its_digits_name_the_same_class(names: Any, kind: type) -> None:
+    model, given = trained("uint8"), [0, 2, 10, 2] + 20 * [10]
+    model.class_names = names
+    numbers = model.class_numbers(Dataset(PIXELS, [kind(label) for label in given]))
+    assert [int(names[number]) for number in numbers] == given
 
 
 def test_a_network_with_too_many_outputs_for_the_names_is_refused() -> None:

@@ -243,7 +243,7 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
     """The labels of a data set as a network with `class_names` numbers its classes, ``(n,)`` int64.
 
     Labels that are class numbers are used as they are: those of a data set that was made with ``classes=``, or, if
-    the network has no numbers as names, of one without names. Otherwise the names decide; where there are none,
+    the network has words as names, of one without names. Otherwise the names decide; where there are none,
     these are 0, 1, 2, ...
 
     Raises:
@@ -256,14 +256,14 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
         )
     outputs = model.sizes[-1]
     own = range(outputs) if class_names is None else np.asarray(class_names, dtype=object).tolist()
-    words = any(isinstance(name, str) for name in own)
+    words = any(isinstance(name, str) and not name.lstrip("-").isdecimal() for name in own)
     if dataset.class_names is None and (dataset.numbered or class_names is None or words):
         if dataset.classes > outputs:
             raise ValueError(f"{model} has {outputs} classes, but {dataset} has {dataset.classes}")
         return dataset.labels
     names = range(dataset.classes) if dataset.class_names is None else dataset.class_names
-    places = {name: place for place, name in enumerate(own)}
-    numbers = np.array([places.get(name, -1) for name in names], dtype=np.int64)
+    places = {_key(name): place for place, name in enumerate(own)}
+    numbers = np.array([places.get(_key(name), -1) for name in names], dtype=np.int64)
     missing = [names[label] for label in np.unique(dataset.labels) if numbers[label] < 0]
     if missing:
         raise ValueError(
@@ -271,3 +271,8 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
             f"for them, or give Dataset(..., classes={outputs}) if the labels are class numbers"
         )
     return numbers[dataset.labels]
+
+
+def _key(name: Any) -> Any:
+    """A number and its digits name the same class: files have the one, tables the other."""
+    return name if isinstance(name, str) or name != name // 1 else str(int(name))
