@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,14 +111,15 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     if images.ndim < 2:
         raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
+    found: tuple[float, float] | None = None
 
-    @cache
     def limits() -> tuple[float, float] | None:
-        if not isinstance(rows, np.ndarray):
-            return None
-        return (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
+        nonlocal found
+        if found is None and isinstance(rows, np.ndarray):
+            found = (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
+        return found
 
-    divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
+    divided = divides(model, model.inputs, shape, images.dtype, limits, pixels, lambda: f"shape {images.shape}")
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
     return rows, divided
@@ -132,7 +132,7 @@ def divides(
     dtype: Any,
     limits: Callable[[], tuple[float, float] | None],
     pixels: bool | None,
-    what: str,
+    what: Callable[[], str],
 ) -> bool:
     """Check samples against what a network was trained on; return whether their values are divided by 255.
 
@@ -143,7 +143,7 @@ def divides(
         dtype: of the samples.
         limits: returns the smallest and the largest value; None for values on a device.
         pixels: whether uint8 values are pixels; None: as `inputs` says, and for an untrained network, yes.
-        what: names the samples in messages.
+        what: names the samples, for messages.
 
     Raises:
         ValueError: shape, dtype or scale do not match.
@@ -151,38 +151,41 @@ def divides(
     """
     if pixels is not None and not isinstance(pixels, bool | np.bool_):
         raise TypeError(f"pixels is expected to be True, False or None, got {pixels!r}")
-    name = np.dtype(dtype).name
-    if math.prod(shape) != model.sizes[0]:
-        raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {math.prod(shape)} ({what})")
+    features = math.prod(shape)
+    uint8 = bool(dtype == np.uint8)
+    if features != model.sizes[0]:
+        raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {features} ({what()})")
     if inputs is not None and not _same_shape(shape, inputs.shape):
         raise ValueError(
-            f"{model} was trained on samples of {_shown(inputs.shape)}, got {_shown(shape)} ({what}); "
+            f"{model} was trained on samples of {_shown(inputs.shape)}, got {_shown(shape)} ({what()}); "
             "transpose or reshape them"
         )
-    if name == "uint8" and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
+    if uint8 and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
         raise ValueError(
-            f"{model} was trained on {inputs.dtype}, got uint8 ({what}); convert the values as those of the "
+            f"{model} was trained on {inputs.dtype}, got uint8 ({what()}); convert the values as those of the "
             "training data were, or say what they are: pixels=True (--pixels true) divides them by 255, "
             "pixels=False (--pixels false) uses them as they are"
         )
-    divided = name == "uint8" and (pixels if pixels is not None else inputs is None or inputs.pixels)
+    divided = uint8 and (pixels if pixels is not None else inputs is None or inputs.pixels)
     if inputs is not None and inputs.pixels and not divided:
         found = limits()  # without them, integers are taken to be pixels: hardly ever are all of them 0 and 1
         if found is None and np.dtype(dtype).kind in "iu":
-            given = name
+            given = np.dtype(dtype).name
         elif found is not None and (found[0] < -_TOLERANCE or found[1] > 1 + _TOLERANCE):
-            given = f"{name} from {found[0]:g} to {found[1]:g}"
+            given = f"{np.dtype(dtype).name} from {found[0]:g} to {found[1]:g}"
         else:
             return divided
-        cure = "leave pixels out" if name == "uint8" else "divide the values by 255, or give uint8"
+        cure = "leave pixels out" if uint8 else "divide the values by 255, or give uint8"
         raise ValueError(
-            f"{model} was trained on uint8 pixels, which it divides by 255, got {given} ({what}); {cure}"
+            f"{model} was trained on uint8 pixels, which it divides by 255, got {given} ({what()}); {cure}"
         )
     return divided
 
 
 def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
+    if given == trained:
+        return True
     given, trained = (tuple(size for size in shape if size != 1) for shape in (given, trained))
     return given == trained or len(given) < 2 or len(trained) < 2
 
@@ -227,7 +230,7 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     if not hasattr(dataset, "feature_shape"):
         raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
-    divided = divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    divided = divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, lambda: repr(dataset))
     largest = float(np.finfo(model.dtype).max)
     if dtype.kind == "f" and np.finfo(dtype).max > largest:
         low, high = dataset.limits or (0, 0)
