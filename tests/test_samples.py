@@ -107,6 +107,8 @@ def test_pixels_is_a_truth_value(pixels: Any) -> None:
 def test_values_beyond_the_dtype_of_the_network_are_refused(use: Any) -> None:
     with pytest.raises(ValueError, match=r"finite in float32|computes in float32, but the values .*; scale them"):
         use(trained(None), FLOATS.astype(np.float64) * 1e300)
+    wide = MLP([12, 5, 3], device="cpu", dtype="float64")
+    use(wide, FLOATS)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "U8", ""])

@@ -275,7 +275,7 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
         (regressor, {"device": "gpu"}, "device is expected to be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (regressor, {"validation_fraction": float("nan")}, "validation_fraction is expected to be a number"),
         (regressor, {"dtype": "float16"}, "dtype is expected to be float32 or float64, got float16"),
-        (classifier, {"dtype": "single float"}, "dtype is expected to be float32 or float64, got single float"),
+        (classifier, {"dtype": "single float"}, "expected to be float32 or float64, got 'single float'"),
         (classifier, {"dtype": None}, "dtype is expected to be float32 or float64, got None"),
     ],
 )

@@ -232,7 +232,7 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
     divided = divides(model, inputs, dataset.feature_shape, dtype, limits, pixels, lambda: repr(dataset))
     largest = float(np.finfo(model.dtype).max)
-    if dtype.kind == "f" and np.finfo(dtype).max > largest:
+    if dtype.kind == "f" and dtype.itemsize > model.dtype.itemsize:
         low, high = dataset.limits or (0, 0)
         if low < -largest or high > largest:
             raise ValueError(
