@@ -14,6 +14,11 @@ _DIGITS = 40  # of a whole number: the state of a random generator has 39
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
+def is_text(text: str) -> bool:
+    """Whether `parse_object` reads this text again: it holds no half of a surrogate pair."""
+    return not _HALF.search(text)
+
+
 def parse_object(text: str | bytes) -> dict[str, Any]:
     """The value of a JSON text that is an object.
 
@@ -33,7 +38,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if text.count("[") + text.count("{") > _DEEPEST:
         _check_depth(value, _DEEPEST)
-    if "\\ud" in text.lower() and _HALF.search(json.dumps(value, ensure_ascii=False)):
+    if "\\ud" in text.lower() and not is_text(json.dumps(value, ensure_ascii=False)):
         raise ValueError("it holds half of a surrogate pair")
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")

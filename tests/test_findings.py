@@ -319,6 +319,8 @@ def counts(samples: list[int], predicted: list[int], correct: list[int]) -> Clas
             counts([90, 60], [75, 75], [45, 30]),
             "the accuracy of 50.0 % is no better than that of always answering",
         ),
+        (counts([102, 98], [100, 100], [50, 48]), "commonest class: check the labels and inputs, then try more"),
+        (counts([90, 10], [52, 48], [45, 3]), "commonest class: judge the network by the recall of each class"),
         (
             counts([30] * 10, [150, 150, *[0] * 8], [30, 30, *[0] * 8]),
             "classes 2, 3, 4, 5, 6 and 3 more are never",

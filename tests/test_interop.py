@@ -16,9 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, ImportedModelError, Inputs, LeakyReLU, ModelFileError, Tanh, load_digits, load_mnist
-from gpumlp.exporting import npz_bytes, onnx_bytes
+from gpumlp import (
+    MLP,
+    ImportedModelError,
+    Inputs,
+    LeakyReLU,
+    ModelFileError,
+    Tanh,
+    load_digits,
+    load_mnist,
+)
+from gpumlp.exporting import html_bytes, npz_bytes, onnx_bytes
 from gpumlp.interop.torch import _one_order
+from gpumlp.nn.losses import LOSSES, LogisticCrossEntropy, PoissonDeviance, SoftmaxCrossEntropy, SquaredError
 
 # -- scikit-learn ------------------------------------------------------------------------------------------
 
@@ -292,6 +302,26 @@ def test_repeated_modules_are_repeated_layers(nn: Any) -> None:
     model = MLP.from_torch(network, device="cpu")
     assert model.sizes == [5, 5, 5, 3]
     np.testing.assert_allclose(model.predict_proba(x), torch_probabilities(network, x), atol=1e-5)
+
+
+def test_a_class_with_the_name_of_pytorchs_may_compute_anything(nn: Any) -> None:
+    class Linear(nn.Linear):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return 2 * super().forward(x)
+
+    class Sequential(nn.Sequential):  # type: ignore[misc]
+        pass
+
+    changed = nn.Sequential(nn.Linear(5, 3))
+    changed.forward = lambda x: x
+    for network, message in (
+        (nn.Sequential(Linear(5, 3)), "expected at least one Linear layer in the Sequential, got none"),
+        (nn.Sequential(Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), r"layer 0, Linear.*has no equivalent here"),
+        (Sequential(nn.Linear(5, 3)), r"expected a Sequential or a state dict, got .*test_interop.Sequential"),
+        (changed, r"Sequential: has a forward\(\) of its own"),
+    ):
+        with pytest.raises(ImportedModelError, match=message):
+            MLP.from_torch(network, device="cpu")
 
 
 @pytest.mark.parametrize("change", ["hook", "pre_hook", "weight_norm", "parametrization"])
@@ -643,6 +673,39 @@ def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
         np.testing.assert_allclose(found, right, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "base",
+    [SoftmaxCrossEntropy, LogisticCrossEntropy, PoissonDeviance, SquaredError],
+    ids=lambda base: base.output,
+)
+def test_a_loss_of_ones_own_has_the_outputs_of_its_predictions(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+
+    class Own(base):  # type: ignore[misc]
+        name = "own"
+
+    class Other(Own):  # type: ignore[misc]
+        name = "other"
+
+        def predictions(self, outputs: Any) -> Any:
+            return super().predictions(-outputs)
+
+    for kind in (Own, Other):
+        monkeypatch.setitem(LOSSES, kind.name, kind)
+    contents = [onnx_bytes(MLP([6, 3], loss=loss, seed=1, device="cpu")) for loss in (base(), Own())]
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    expected, found = (session(content).run(None, {"samples": x}) for content in contents)
+    assert len(found) == len(expected)
+    for array, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, right)
+    with pytest.raises(ModelFileError, match=r"the loss Other\(\) .*predictions or probabilities of its own"):
+        onnx_bytes(MLP([6, 3], loss=Other(), device="cpu"))
+    model = MLP([784, 3], loss=Other(), device="cpu")
+    model.inputs = Inputs((28, 28), "uint8", "mnist")
+    with pytest.raises(ModelFileError, match=r"cannot make a page .* predictions or probabilities of its own"):
+        html_bytes(model)
+
+
 def test_the_names_of_classes_are_in_the_file() -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
     model = MLP([4, 2], device="cpu")
@@ -652,13 +715,14 @@ def test_the_names_of_classes_are_in_the_file() -> None:
     assert program.producer_name == "gpumlp"
 
 
-def test_a_custom_activation_is_refused() -> None:
+@pytest.mark.parametrize("base", [Tanh, LeakyReLU])
+def test_a_custom_activation_is_refused(base: Any) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 
-    class Own(Tanh):
+    class Own(base):  # type: ignore[misc]
         name = "own"
 
-    with pytest.raises(ModelFileError, match=r"the activation Own\(\) has no equivalent in ONNX"):
+    with pytest.raises(ModelFileError, match=r"the activation .* has no equivalent in ONNX"):
         onnx_bytes(MLP([3, 4, 2], Own(), device="cpu"))
 
 

@@ -35,6 +35,7 @@ def encoded(labels: Any, **options: Any) -> tuple[list[int], int, Any]:
         (["c", "a", "b", "a"], ("a", "b", "c")),
         (np.array(["c", "a", "b", "a"], object), ("a", "b", "c")),
         (np.array([30, 10, 20, 10], object), (10, 20, 30)),
+        (np.array([np.int64(30), 10, np.int8(20), np.int64(10)], object), (10, 20, 30)),
         (np.array([9, 5, 7, 5], np.uint8), (5, 7, 9)),
         (np.array([2**64 - 1, 0, 2**63, 0], np.uint64), (0, 2**63, 2**64 - 1)),
     ],
@@ -70,6 +71,8 @@ def test_classes_and_names_may_be_given(labels: Any, options: dict[str, Any], ex
     [
         ([0.5, 1.5], {}, r"integers, bools or strings, got dtype float64; use labels.astype\(int\) if"),
         ([b"a", b"b"], {}, r"integers, bools or strings, got dtype \|S1; use labels.astype\(str\)"),
+        (["\ud800", "a"], {}, "must be text, but .* holds half of a surrogate pair"),
+        ([0, 1], {"class_names": ["\ud800", "a"]}, "must be text, but .* holds half of a surrogate pair"),
         ([None, "a"], {}, "integers, bools or strings, got dtype object; convert them"),
         (np.array([1, "a"], object), {}, "integers, bools or strings, got dtype object"),
         ([0, 4], {"classes": 3}, r"from 0 to 2 with classes = 3, but labels\[1\] is 4; .* leave classes out"),

@@ -251,7 +251,13 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
         def __init__(self, slope: float = 1.0) -> None:
             self.steepness = slope
 
-    for kind in (Unspeakable, Renamed):
+    class Doubled(Tanh):
+        name = "doubled"
+
+        def __init__(self, slope: float = 1.0) -> None:
+            self.slope = 2 * slope
+
+    for kind in (Unspeakable, Renamed, Doubled):
         monkeypatch.setitem(ACTIVATIONS, kind.name, kind)
     for model, message in (
         (MLP([3, 4, 2], Disguised(), device="cpu"), r"Disguised\(\) cannot be saved: 'relu' is the name of ReLU"),
@@ -264,13 +270,18 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
             MLP([3, 2], Renamed(), device="cpu"),
             r"Renamed\(\) cannot be saved: its attributes are expected to be",
         ),
+        (
+            MLP([3, 2], Doubled(), device="cpu"),
+            r"Doubled\(\) cannot be saved: .*keep each argument as it is given",
+        ),
     ):
         with pytest.raises(ModelFileError, match=message):
             model.save(tmp_path / "new")
     model = MLP([3, 2], device="cpu")
-    model.class_names = ["only one"]
-    with pytest.raises(ModelFileError, match="class_names are expected to be 2 strings or numbers"):
-        model.save(tmp_path / "new")
+    for names in (["only one"], ["half", "\ud800"], ["object", None]):
+        model.class_names = names
+        with pytest.raises(ModelFileError, match="class_names are expected to be 2 strings or numbers"):
+            model.save(tmp_path / "new")
     model.class_names, model.inputs = None, Inputs((2, 2), "uint8")
     with pytest.raises(ModelFileError, match=r"a sample of shape \(2, 2\) does not have 3 features"):
         model.save(tmp_path / "new")

@@ -82,7 +82,7 @@ def test_pixels_says_what_uint8_is(use: Any, dtype: str | None, pixels: bool, sa
         ),
         ("uint8", FLOATS.astype(int), {}, r"got (int64|float32) from 0 to 255"),
         ("uint8", 2 * SHARES - 1, {}, "got float32 from -1 to 1"),
-        ("uint8", PIXELS, {"pixels": False}, "got uint8 from 0 to 255"),
+        ("uint8", PIXELS, {"pixels": False}, "got uint8 from 0 to 255 .*; leave pixels out"),
         ("float32", PIXELS, {}, "trained on float32, got uint8 .*pixels=True .*divides them by 255, pixels=False"),
     ],
 )
@@ -97,9 +97,18 @@ def test_another_scale_is_refused_with_the_ways_out(
     assert model.inputs == before[1]
 
 
-def test_pixels_is_a_truth_value() -> None:
-    with pytest.raises(TypeError, match="pixels is expected to be True, False or None, got 'uint8'"):
-        trained(None).predict(PIXELS, pixels="uint8")  # type: ignore[arg-type]
+@pytest.mark.parametrize("pixels", ["uint8", 1, np.array([True, False])])
+def test_pixels_is_a_truth_value(pixels: Any) -> None:
+    with pytest.raises(TypeError, match=r"pixels is expected to be True, False or None, got"):
+        trained(None).predict(PIXELS, pixels=pixels)
+
+
+@every_way_in
+def test_values_beyond_the_dtype_of_the_network_are_refused(use: Any) -> None:
+    with pytest.raises(ValueError, match=r"finite in float32|computes in float32, but the values .*; scale them"):
+        use(trained(None), FLOATS.astype(np.float64) * 1e300)
+    wide = MLP([12, 5, 3], device="cpu", dtype="float64")
+    use(wide, FLOATS)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "U8", ""])
@@ -125,6 +134,9 @@ def test_values_on_a_device_are_not_read_but_their_dtype_and_shape_are_checked(d
             model.logits(pixels, pixels=True)
         else:
             model.logits(pixels)
+            for given, options in ((backend.asarray(PIXELS.astype(int)), {}), (pixels, {"pixels": False})):
+                with pytest.raises(ValueError, match=r"trained on uint8 pixels, .* got u?int(64|8) \(shape"):
+                    model.logits(given, **options)
     assert (ledger.waits, ledger.host_reads) == (0, 0)
 
 
@@ -244,7 +256,7 @@ def test_classes_that_a_data_set_lacks_keep_their_numbers() -> None:
         ((10, 20, 30), [0, 1], {}, r"has others: 0, 1; .*classes=3\) if the labels are class numbers"),
         (("a", "b", "c"), ["a", "d"], {}, "has others: d"),
         (None, [5, 7], {}, "has the classes 0, 1, 2, but Dataset.* has others: 5, 7"),
-        (None, ["0", "1"], {}, "has others: 0, 1"),
+        (None, ["0", "01"], {}, "has others: 01"),
         (None, [0, 3], {"classes": 4}, r"MLP\(\[12, 5, 3\]\) has 3 classes, but Dataset.* has 4"),
     ],
 )
@@ -269,6 +281,15 @@ def test_class_numbers_without_names_are_taken_as_such(names: Any, options: Any)
     model = trained("uint8")
     model.class_names = names
     assert model.class_numbers(Dataset(PIXELS[:3], [2, 0, 1], **options)).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("names", [(2, 10, 0), ("0", "10", "2"), (2.0, 10.0, 0.0)])
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_number_and_its_digits_name_the_same_class(names: Any, kind: type) -> None:
+    model, given = trained("uint8"), [0, 2, 10, 2] + 20 * [10]
+    model.class_names = names
+    numbers = model.class_numbers(Dataset(PIXELS, [kind(label) for label in given]))
+    assert [int(names[number]) for number in numbers] == given
 
 
 def test_a_network_with_too_many_outputs_for_the_names_is_refused() -> None:

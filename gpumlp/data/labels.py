@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import is_device_array, to_host
+from ..strict_json import is_text
 from ..words import listed
 
 _MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
@@ -65,7 +66,7 @@ def encode_labels(
         _refuse_stray(distinct, counts, values, what)
         if int(distinct[0]) == 0 and int(distinct[-1]) == len(distinct) - 1:
             return Classes(values.astype(np.int64, copy=False), max(2, len(distinct)), None)
-    return Classes(numbers.astype(np.int64, copy=False), len(distinct), tuple(distinct.tolist()))
+    return Classes(numbers.astype(np.int64, copy=False), len(distinct), _text(distinct.tolist(), what))
 
 
 def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
@@ -78,9 +79,10 @@ def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
     if len(values) != samples:
         raise DataError(f"{what} must be one for each of {samples:,} images, got {len(values):,}; pair them up")
     if values.dtype == object:  # as data frames have them; not where something is missing
-        kinds = {type(value) for value in values.tolist()}
+        given = [value.item() if isinstance(value, np.generic) else value for value in values.tolist()]
+        kinds = {type(value) for value in given}
         if len(kinds) == 1 and kinds <= {str, int, bool}:
-            values = np.array(values.tolist())
+            values = np.array(given)
     if values.dtype.kind not in "iubU":
         cures = {"f": "use labels.astype(int) if these are class numbers", "S": "use labels.astype(str)"}
         cure = cures.get(values.dtype.kind, "convert them")
@@ -94,7 +96,15 @@ def _checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
     names = tuple(to_array(class_names, f"{what}: class_names").tolist())
     if not names or not all(isinstance(name, str | int) for name in names) or len(set(names)) < len(names):
         raise DataError(f"{what}: class_names must be different strings or integers, got {listed(names)}")
-    return names
+    return _text(names, what)
+
+
+def _text(names: Iterable[Any], what: str) -> tuple[Any, ...]:
+    """Names that a file can hold."""
+    for name in names:
+        if isinstance(name, str) and not is_text(name):
+            raise DataError(f"{what} must be text, but {name!r} holds half of a surrogate pair; read it as UTF-8")
+    return tuple(names)
 
 
 def _checked_count(classes: int, names: tuple[Any, ...] | None, what: str) -> int:

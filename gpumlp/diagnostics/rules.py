@@ -453,17 +453,22 @@ def _classes(counts: ClassCounts, *, explained: bool) -> list[Finding]:
         )
     if not missed and (not guessed or _informedness(counts) > INFORMED):
         return []
-    rare = any(counts.samples[number] < RARE * total / len(counts.samples) for number in missed)
+    rare = any(
+        counts.samples[number] < RARE * total / len(counts.samples)
+        for number in missed or range(len(counts.samples))
+        if counts.samples[number]
+    )
     if explained:
         advice = "the cause may be what is said above"
-    elif rare or (not missed and most > total / 2):
+    elif rare:
         advice = (
             "judge the network by the recall of each class (report), and collect more samples of the rare "
             "classes, repeat those that there are, or weight them (class_weight='balanced' of "
             "gpumlp.sklearn.MLPClassifier)"
         )
     else:
-        advice = "check the labels and inputs of these classes, then try more epochs or more hidden units"
+        of_these = " of these classes" if missed else ""
+        advice = f"check the labels and inputs{of_these}, then try more epochs or more hidden units"
     if not missed:
         return [Finding(GUESSING, f"{guessed}: {advice}")]
     return [

@@ -10,13 +10,15 @@ import numpy.typing as npt
 
 from ..extras import require
 from ..nn import MLP, LeakyReLU, ModelFileError
-from ..nn.model_file import CLASSIFICATION, describe, plain_inputs
+from ..nn.activations import ACTIVATIONS
+from ..nn.losses import output_function
+from ..nn.model_file import describe, plain_inputs
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
-_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+_OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
-    CLASSIFICATION: ("Softmax", {"axis": 1}),
-    "logistic_cross_entropy": ("Sigmoid", {}),
+    "softmax": ("Softmax", {"axis": 1}),
+    "sigmoid": ("Sigmoid", {}),
 }
 
 
@@ -29,7 +31,7 @@ def onnx_bytes(model: MLP) -> bytes:
     and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``.
 
     Raises:
-        ModelFileError: the activation is not one of gpumlp's.
+        ModelFileError: the activation is not one of gpumlp's, or the loss makes other predictions than these.
         MissingExtraError: onnx is not installed.
     """
     require("exports to ONNX", "onnx", "onnx")
@@ -81,8 +83,11 @@ class _Program:
         self.inputs = plain_inputs(model)
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
         self.constants: dict[str, npt.NDArray[Any]] = dict(model.state_dict())
-        loss = model.loss.name
-        last = "logits" if loss in _PROBABILITIES or model.loss.output == "exp" else "outputs"
+        try:
+            function = output_function(model.loss)
+        except ValueError as error:
+            raise ModelFileError(f"{error}, which have no equivalent in ONNX") from error
+        last = "outputs" if function == "identity" else "logits"
         x = self._first(model)
         for index in range(len(model.layers)):
             is_last = index == len(model.layers) - 1
@@ -90,13 +95,13 @@ class _Program:
             x = self._add("Gemm", [x, f"layers.{index}.weight", f"layers.{index}.bias"], sums)
             if not is_last:
                 x = self._activate(model, x, f"layers.{index}")
-        if model.loss.output == "exp":
+        if function == "exp":
             last = self._add("Exp", [last], "outputs")
         self.outputs = [last]
-        if loss in _PROBABILITIES:
-            operator, options = _PROBABILITIES[loss]
+        if function in _PROBABILITIES:
+            operator, options = _PROBABILITIES[function]
             self.outputs.insert(0, self._add(operator, [last], "probabilities", **options))
-        if loss == CLASSIFICATION:
+        if function == "softmax":
             self.outputs.append(self._add("ArgMax", [last], "classes", axis=1, keepdims=0))
 
     def _first(self, model: MLP) -> str:
@@ -111,14 +116,14 @@ class _Program:
 
     def _activate(self, model: MLP, sums: str, layer: str) -> str:
         target = f"{layer}.outputs"
+        if type(model.activation) not in ACTIVATIONS.built_in:
+            raise ModelFileError(f"the activation {model.activation!r} has no equivalent in ONNX")
         if isinstance(model.activation, LeakyReLU):  # max(s, c s): some runtimes have LeakyRelu for float32 only
             self.constants["slope"] = np.array(model.activation.negative_slope, dtype=model.dtype)
             return self._add("Max", [sums, self._add("Mul", [sums, "slope"], f"{layer}.scaled")], target)
         if model.activation.name == "identity":
             return sums
-        if model.activation.name not in _ACTIVATIONS:
-            raise ModelFileError(f"the activation {model.activation!r} has no equivalent in ONNX")
-        return self._add(_ACTIVATIONS[model.activation.name], [sums], target)
+        return self._add(_OPERATORS[model.activation.name], [sums], target)
 
     def _add(self, operator: str, sources: list[str], target: str, **options: Any) -> str:
         self.nodes.append((operator, sources, target, options))

@@ -27,6 +27,11 @@ _WRAPPERS = {  # the module inside, which computes the same
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",  # of torch.compile
 }
+_KNOWN = {
+    *("Sequential", "Linear", "LeakyReLU", "Flatten", "Dropout", "Softmax", "LogSoftmax", "Identity"),
+    *_ACTIVATIONS,
+    *_WRAPPERS,
+}
 _QUANTIZED = "is quantized; give the network as it was before quantization"
 _NO_WEIGHTS = "has no weights yet; call the network with a batch of samples first"
 
@@ -79,7 +84,7 @@ def from_torch(
             raise ImportedModelError("activation= is only for a state dict; a Sequential has its own")
         layers = list(_flat(network))
         weights, biases, used = _from_layers(layers)
-        first = next(layer for _, layer in layers if type(layer).__name__ == "Linear").weight
+        first = next(layer for _, layer in layers if _name(layer) == "Linear").weight
     if weights[-1].shape[1] < 2:
         raise ImportedModelError(
             "the last layer has one output; expected two or more classes, or a Sigmoid after it in the Sequential"
@@ -101,7 +106,7 @@ def _network_in(given: Any) -> Any:
         if found:
             where, network = next(iter(found.items()))
             network = _unwrapped(network)
-    kind = "None" if network is None else type(network).__name__
+    kind = "None" if network is None else _name(network)
     if isinstance(network, Mapping) or (kind == "Sequential" and hasattr(network, "named_children")):
         return network
     cure = ""
@@ -119,8 +124,8 @@ def _network_in(given: Any) -> Any:
 
 def _unwrapped(network: Any) -> Any:
     """The module inside of those of `_WRAPPERS`."""
-    while (inside := _WRAPPERS.get(type(network).__name__)) and hasattr(network, "_modules"):
-        _refuse_hooks(type(network).__name__, network)
+    while (inside := _WRAPPERS.get(_name(network))) and hasattr(network, "_modules"):
+        _refuse_hooks(_name(network), network)
         network = network._modules[inside]
     return network
 
@@ -139,6 +144,14 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
     return any(str(key).rpartition(".")[2] in ("weight", "_packed_params") for key in content)
 
 
+def _name(module: Any) -> str:
+    """The name of a module's class, with its package if it only has the name of one of PyTorch's."""
+    kind = type(module)
+    like = kind.__name__ in _KNOWN and hasattr(module, "named_children")
+    foreign = like and kind.__module__.partition(".")[0] != "torch"
+    return f"{kind.__module__}.{kind.__name__}" if foreign else kind.__name__
+
+
 # -- Sequential ------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +163,7 @@ def _flat(network: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if type(layer).__name__.startswith("Lazy"):
             raise ImportedModelError(f"{_label(prefix + name, layer)}: {_NO_WEIGHTS}")
         _refuse_hooks(_label(prefix + name, layer), layer)
-        if type(layer).__name__ == "Sequential":
+        if _name(layer) == "Sequential":
             yield from _flat(layer, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", layer
@@ -167,6 +180,8 @@ def _refuse_hooks(label: str, layer: Any) -> None:
         raise ImportedModelError(
             f"{label}: has hooks or parametrizations, which change what its weights compute; remove them first"
         )
+    if "forward" in vars(layer) and _name(layer) not in _WRAPPERS:
+        raise ImportedModelError(f"{label}: has a forward() of its own, not that of its class; remove it first")
 
 
 def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[HostArray], Activation]:
@@ -176,11 +191,11 @@ def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[H
     after: list[Activation | None] = []  # the activation after each Linear layer
     used: Activation | None = None
     closed = False  # by a softmax or a sigmoid on the outputs
-    last = max((i for i, (_, layer) in enumerate(layers) if type(layer).__name__ == "Linear"), default=-1)
+    last = max((i for i, (_, layer) in enumerate(layers) if _name(layer) == "Linear"), default=-1)
     if last < 0:
         raise ImportedModelError("expected at least one Linear layer in the Sequential, got none")
     for index, (name, layer) in enumerate(layers):
-        what, label = type(layer).__name__, _label(name, layer)
+        what, label = _name(layer), _label(name, layer)
         if closed and what != "Identity":
             raise ImportedModelError(f"{label}: no layer may follow the activation of the outputs")
         if "quantized" in type(layer).__module__.split("."):

@@ -7,6 +7,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -69,10 +70,10 @@ def number(
         ValueError: the value is not a number, not finite, or out of range.
     """
     allowed = numbers(low, high, open_low=open_low, open_high=open_high)
-    try:
-        result = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        result = math.nan
+    result = math.nan
+    if not isinstance(value, bool | np.bool_ | str | bytes):
+        with suppress(TypeError, ValueError):
+            result = float(value)  # type: ignore[arg-type]
     if not allowed.accepts(result):
         raise ValueError(f"{name} is expected to be {allowed.words}, got {shown(value)}")
     return result

@@ -288,6 +288,35 @@ LOSSES = Registry(
 )
 
 
+def output_function(loss: Loss) -> str:
+    """The loss's `output`, for programs that compute predictions without the loss.
+
+    Raises:
+        ValueError: the loss has predictions or probabilities of its own.
+    """
+    standard = next((kind() for kind in LOSSES.built_in if kind.output == loss.output), None)
+    if standard is None or (type(loss) not in LOSSES.built_in and not _agree(loss, standard)):
+        raise ValueError(
+            f"the loss {loss!r} has the output {loss.output!r}, but predictions or probabilities of its own"
+        )
+    return loss.output
+
+
+def _agree(loss: Loss, standard: Loss) -> bool:
+    """Whether two losses make the same of some outputs."""
+    outputs = np.random.default_rng(0).normal(0, 3, (20, max(3, loss.least_outputs)))
+    functions = ["predictions", *(["probabilities"] if standard.output in ("softmax", "sigmoid") else [])]
+    for name in functions:
+        try:
+            found = np.asarray(getattr(loss, name)(outputs.copy()))
+        except ValueError:  # it has none
+            return False
+        expected = getattr(standard, name)(outputs)
+        if found.shape != expected.shape or not np.allclose(found, expected):
+            return False
+    return True
+
+
 def get_loss(loss: str | Loss) -> Loss:
     """Return the loss with this name; a `Loss` is returned unchanged.
 

@@ -29,7 +29,7 @@ import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
 from ..files import read_file, user_path, write_atomically
-from ..strict_json import parse_object
+from ..strict_json import is_text, parse_object
 from ..words import listed
 from .activations import ACTIVATIONS
 from .initializers import Glorot, He, Initializer, Normal
@@ -420,7 +420,8 @@ def class_names(model: MLP) -> list[str | int | float]:
     """
     given = range(model.sizes[-1]) if model.class_names is None else model.class_names
     names = [name.item() if isinstance(name, np.generic) else name for name in given]
-    if len(names) != model.sizes[-1] or not all(isinstance(name, str | int | float) for name in names):
+    valid = all(is_text(name) if isinstance(name, str) else isinstance(name, int | float) for name in names)
+    if len(names) != model.sizes[-1] or not valid:
         raise ModelFileError(
             f"class_names are expected to be {model.sizes[-1]} strings or numbers, one for each class, got "
             f"{listed(names)}"

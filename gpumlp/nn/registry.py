@@ -85,15 +85,17 @@ class Registry(dict[str, type[R]], Generic[R]):
                 f"register it there and here: gpumlp.register({kind.__name__})"
             )
         try:
-            again = vars(kind(**json.loads(json.dumps(options))))
+            text = json.dumps(options, sort_keys=True)
+            again = json.dumps(vars(kind(**json.loads(text))), sort_keys=True)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the {self.what} {rule!r} cannot be saved: its attributes are expected to be the arguments of "
                 f"{kind.__name__}(...), and numbers or strings: {error}"
             ) from error
-        if again.keys() != options.keys():
+        if again != text:
             raise ValueError(
-                f"the {self.what} {rule!r} cannot be saved: {kind.__name__}(...) makes other attributes"
+                f"the {self.what} {rule!r} cannot be saved: its attributes are expected to be the arguments of "
+                f"{kind.__name__}(...), but with those it has others: keep each argument as it is given"
             )
         return name, options
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,10 +111,17 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     if images.ndim < 2:
         raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
-    limits: Callable[[], tuple[float, float] | None] = cache(
-        lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
+    found: tuple[float, float] | None = None
+
+    def limits() -> tuple[float, float] | None:
+        nonlocal found
+        if found is None and isinstance(rows, np.ndarray):
+            found = (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
+        return found
+
+    divided = check_samples(
+        model, model.inputs, shape, images.dtype, limits, pixels, lambda: f"shape {images.shape}"
     )
-    divided = check_samples(model, model.inputs, shape, images.dtype, limits, pixels, f"shape {images.shape}")
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
     return rows, divided
@@ -128,7 +134,7 @@ def check_samples(
     dtype: Any,
     limits: Callable[[], tuple[float, float] | None],
     pixels: bool | None,
-    what: str,
+    what: Callable[[], str],
 ) -> bool:
     """Check samples against what a network was trained on; return whether their values are divided by 255.
 
@@ -139,41 +145,49 @@ def check_samples(
         dtype: of the samples.
         limits: returns the smallest and the largest value; None for values on a device.
         pixels: whether uint8 values are pixels; None: as `inputs` says, and for an untrained network, yes.
-        what: names the samples in messages.
+        what: names the samples, for messages.
 
     Raises:
         ValueError: shape, dtype or scale do not match.
         TypeError: `pixels` is something else.
     """
-    if pixels not in (None, True, False):
+    if pixels is not None and not isinstance(pixels, bool | np.bool_):
         raise TypeError(f"pixels is expected to be True, False or None, got {pixels!r}")
-    name = np.dtype(dtype).name
-    if math.prod(shape) != model.sizes[0]:
-        raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {math.prod(shape)} ({what})")
+    features = math.prod(shape)
+    uint8 = bool(dtype == np.uint8)
+    if features != model.sizes[0]:
+        raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {features} ({what()})")
     if inputs is not None and not _same_shape(shape, inputs.shape):
         raise ValueError(
-            f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what}); "
+            f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what()}); "
             "transpose or reshape them"
         )
-    if name == "uint8" and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
+    if uint8 and pixels is None and inputs is not None and inputs.dtype.startswith("float"):
         raise ValueError(
-            f"{model} was trained on {inputs.dtype}, got uint8 ({what}); convert the values as those of the "
+            f"{model} was trained on {inputs.dtype}, got uint8 ({what()}); convert the values as those of the "
             "training data were, or say what they are: pixels=True (--pixels true) divides them by 255, "
             "pixels=False (--pixels false) uses them as they are"
         )
-    divided = name == "uint8" and (pixels if pixels is not None else inputs is None or inputs.pixels)
+    divided = uint8 and (pixels if pixels is not None else inputs is None or inputs.pixels)
     if inputs is not None and inputs.pixels and not divided:
-        low, high = limits() or (0, 1)
-        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-            raise ValueError(
-                f"{model} was trained on uint8 pixels, which it divides by 255, got {name} from {low:g} to "
-                f"{high:g} ({what}); divide the values by 255, or give uint8"
-            )
+        found = limits()  # without them, integers are taken to be pixels: hardly ever are all of them 0 and 1
+        if found is None and np.dtype(dtype).kind in "iu":
+            given = np.dtype(dtype).name
+        elif found is not None and (found[0] < -_TOLERANCE or found[1] > 1 + _TOLERANCE):
+            given = f"{np.dtype(dtype).name} from {found[0]:g} to {found[1]:g}"
+        else:
+            return divided
+        cure = "leave pixels out" if uint8 else "divide the values by 255, or give uint8"
+        raise ValueError(
+            f"{model} was trained on uint8 pixels, which it divides by 255, got {given} ({what()}); {cure}"
+        )
     return divided
 
 
 def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
+    if given == trained:
+        return True
     given, trained = (tuple(size for size in shape if size != 1) for shape in (given, trained))
     return given == trained or len(given) < 2 or len(trained) < 2
 
@@ -214,14 +228,23 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     if not hasattr(dataset, "feature_shape"):
         raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
-    return check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, repr(dataset))
+    divided = check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, lambda: repr(dataset))
+    largest = float(np.finfo(model.dtype).max)
+    if dtype.kind == "f" and dtype.itemsize > model.dtype.itemsize:
+        low, high = dataset.limits or (0, 0)
+        if low < -largest or high > largest:
+            raise ValueError(
+                f"{model} computes in {model.dtype.name}, but the values of {dataset} are from {low:g} to "
+                f"{high:g}; scale them to about 1"
+            )
+    return divided
 
 
 def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
     """The labels of a data set as a network with `class_names` numbers its classes, ``(n,)`` int64.
 
     Labels that are class numbers are used as they are: those of a data set that was made with ``classes=``, or, if
-    the network has no numbers as names, of one without names. Otherwise the names decide; where there are none,
+    the network has words as names, of one without names. Otherwise the names decide; where there are none,
     these are 0, 1, 2, ...
 
     Raises:
@@ -234,14 +257,14 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
         )
     outputs = model.sizes[-1]
     own = range(outputs) if class_names is None else np.asarray(class_names, dtype=object).tolist()
-    words = any(isinstance(name, str) for name in own)
+    words = any(isinstance(name, str) and not name.lstrip("-").isdecimal() for name in own)
     if dataset.class_names is None and (dataset.numbered or class_names is None or words):
         if dataset.classes > outputs:
             raise ValueError(f"{model} has {outputs} classes, but {dataset} has {dataset.classes}")
         return dataset.labels
     names = range(dataset.classes) if dataset.class_names is None else dataset.class_names
-    places = {name: place for place, name in enumerate(own)}
-    numbers = np.array([places.get(name, -1) for name in names], dtype=np.int64)
+    places = {_key(name): place for place, name in enumerate(own)}
+    numbers = np.array([places.get(_key(name), -1) for name in names], dtype=np.int64)
     missing = [names[label] for label in np.unique(dataset.labels) if numbers[label] < 0]
     if missing:
         raise ValueError(
@@ -249,3 +272,8 @@ def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[A
             f"for them, or give Dataset(..., classes={outputs}) if the labels are class numbers"
         )
     return numbers[dataset.labels]
+
+
+def _key(name: Any) -> Any:
+    """A number and its digits name the same class: files have the one, tables the other."""
+    return name if isinstance(name, str) or name != name // 1 else str(int(name))

@@ -12,6 +12,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..nn.activations import ACTIVATIONS, LeakyReLU
+from ..nn.losses import output_function
 from ..nn.model_file import class_names
 from ..nn.network import MLP
 
@@ -110,7 +111,7 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             f"{model} expects images of {model.sizes[0]} values, got {field.height} x {field.width} = "
             f"{field.height * field.width}; give the image_shape that it was trained on"
         )
-    if model.loss.output != "softmax":
+    if output_function(model.loss) != "softmax":
         raise ValueError(
             f"a page shows the probabilities of classes, got a network with the loss {model.loss.name}; "
             "train with softmax_cross_entropy"
