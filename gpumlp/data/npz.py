@@ -80,16 +80,17 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: Dataset | None = None) -> Dataset:
     """The training set, or, with `train`, the test set of its classes."""
-    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    images, labels, name = arrays[f"x_{part}"], arrays[f"y_{part}"], f"{path.stem}.npz"
     try:
         if train is not None:
             return train.part(images, labels)
-        train = Dataset(images, labels, name=f"{path.stem}.npz")
+        train = Dataset(images, labels, name=name)
         if train.classes < 2:
             raise DataError(f"all labels are {listed(train.class_names or ())}; expected two classes or more")
         return train
     except DataError as error:
-        raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
+        reason = str(error).removeprefix(f"{name}: ")
+        raise DataError(f"{path}, x_{part} and y_{part}: {reason}") from error
 
 
 def is_array_file(path: Path) -> bool:
