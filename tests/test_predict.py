@@ -366,7 +366,7 @@ def test_pictures_for_other_data_than_digits_are_used_as_they_are_or_the_prepara
         found, expected = list(record["probabilities"].values()), model.predict_proba(image[None])[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert run("predict", tmp_path / "net", tmp_path / "exact.png") == 0
-    assert "1 picture: used as they are" in capsys.readouterr().out
+    assert "1 picture: used as is" in capsys.readouterr().out
     (tmp_path / "larger.png").write_bytes(as_file(np.pad(image, 1), "PNG"))
     (tmp_path / "colour.png").write_bytes(as_file(np.stack([image, image, image.T], axis=2), "PNG"))
     for name in ("larger.png", "colour.png"):
