@@ -70,7 +70,7 @@ def number(
     """
     allowed = numbers(low, high, open_low=open_low, open_high=open_high)
     try:
-        result = float(value)  # type: ignore[arg-type]
+        result = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         result = math.nan
     if not allowed.accepts(result):

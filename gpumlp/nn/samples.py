@@ -109,8 +109,11 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
             f"images are expected to be integers or real floats, got dtype {images.dtype}; "
             "give one dense numeric array, such as uint8 or float32"
         )
-    if images.ndim < 2:
-        raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
+    if images.ndim < 2 or (images.size == model.sizes[0] != math.prod(images.shape[1:])):
+        raise ValueError(
+            f"images are expected to have shape (samples, ...), got {images.shape}; "
+            "give one sample as images[None]"
+        )
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
     limits: Callable[[], tuple[float, float] | None] = cache(
         lambda: (float(rows.min()), float(rows.max())) if isinstance(rows, np.ndarray) and rows.size else None
