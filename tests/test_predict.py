@@ -418,6 +418,11 @@ def test_a_folder_is_its_pictures_and_a_pattern_is_expanded(
     assert "none/*.png: expected a pattern that files match, found none" in capsys.readouterr().err
 
 
+def test_a_message_is_one_line_whatever_the_file_is_called(digits: Path, capsys: Captured) -> None:
+    assert run("predict", digits, "a\nb.png") == 1
+    assert "gpumlp-predict: a\\nb.png: expected a picture" in capsys.readouterr().err
+
+
 def test_names_are_short_and_one_line_says_what_was_written(
     digits: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
