@@ -168,9 +168,12 @@ def divides(
     if inputs is not None and inputs.pixels and not divided:
         low, high = limits() or (0, 1)
         if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+            cure = "scale the values to 0 to 1, as those are"
+            if low >= 0 and high <= 255:
+                cure = "divide the values by 255"
             raise ValueError(
                 f"{model} was trained on uint8 pixels, which it divides by 255, got {name} from {low:g} to "
-                f"{high:g} ({what}); divide the values by 255, or give uint8"
+                f"{high:g} ({what}); {cure}, or give uint8"
             )
     return divided
 
