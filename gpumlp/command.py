@@ -54,6 +54,7 @@ def parse(
             registry=_lenient_numbers() if lenient else None,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
+    interrupts.started()
     return cast(T, result)
 
 
@@ -62,7 +63,6 @@ def run(program: str, main: Callable[[], int]) -> int:
 
     What it prints goes through `terminal.Output`.
     """
-    interrupts.import_finished()
     with terminal.standard_streams():
         code, message = _outcome(main)
         for line in message.split("\n") if message else ():

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still importing: one line and exit code 130, as later on.
+"""Ctrl-C while a command is still starting: one line and exit code 130, as later on.
 
 Imported before everything else of the package, and imports as little as possible.
 """
@@ -26,8 +26,8 @@ def program() -> str | None:
     return f"gpumlp-{command}" if package == "gpumlp" and command in COMMANDS else None
 
 
-def _guard_import() -> None:
-    """From now on, an interrupt ends the process, if it is a command's; see `import_finished`."""
+def _guard_start() -> None:
+    """From now on, an interrupt ends the process, if it is a command's; see `started`."""
     name = program()
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
@@ -36,15 +36,15 @@ def _guard_import() -> None:
         try:
             os.write(2, f"{name}: interrupted\n".encode())
         finally:
-            os._exit(130)  # an exception could get lost in the module that is being imported
+            os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
     signal.signal(signal.SIGINT, end)
 
 
-def import_finished() -> None:
+def started() -> None:
     """From now on, an interrupt is a KeyboardInterrupt again."""
     if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_guard_import()
+_guard_start()

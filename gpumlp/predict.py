@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
             if result.error is not None:
-                print(f"{PROGRAM}: {result.error}", file=sys.stderr)
+                print(f"{PROGRAM}: {cell(result.error)}", file=sys.stderr)
         if options.out is not None and Path(options.out).suffix == ".npy" and 0 < len(predicted) < len(results):
             print(f"{PROGRAM}: {_without_rows(options.out, results)}", file=sys.stderr)
         return command.OK if len(predicted) == len(results) else command.FAILED

@@ -125,11 +125,23 @@ def test_an_object_of_another_kind_is_named_with_what_to_give(call: Callable[[],
         (lambda: Dense("a", 3), "in_features is expected to be a whole number of 1 or more, got 'a'"),
         (lambda: net().load_state_dict({"layers.0.weight": "x"}), r"expected to have shape \(6, 4\), got \(\)"),
         (lambda: net().predict([[0.0] * 6, [0.0]]), "images cannot be read as one array"),
+        (
+            lambda: net().predict(X[0]),
+            r"have shape \(samples, ...\), got \(6,\); give one sample as images\[None\]",
+        ),
+        (lambda: net().predict(X[0].reshape(2, 3)), r"got \(2, 3\); give one sample as images\[None\]"),
+        (lambda: SGD(learning_rate="0.1"), "learning_rate is expected to be a number above 0, got '0.1'"),
+        (lambda: StepDecay(gamma="0.5"), "gamma is expected to be .*, got '0.5'"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_column_that_a_history_does_not_have_is_named_with_those_it_has() -> None:
+    with pytest.raises(KeyError, match=r"one of epoch, train_loss, .*, got 'train-loss'"):
+        fit(net(), DATA, epochs=1)["train-loss"]
 
 
 def test_a_failed_call_leaves_the_network_as_it_was() -> None:

@@ -114,7 +114,7 @@ def test_labels_that_are_no_classes_are_refused_with_the_cure(labels: object, me
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (2, r"from 0 to 1 with classes = 2, but labels\[0\] is 2"),
+        (2, r"classes from 0 to 1, but labels\[0\] is 2"),
         (1, "from 2 to"),
         (2.5, "must be an integer, got 2.5"),
     ],

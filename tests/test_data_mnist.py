@@ -317,7 +317,7 @@ def test_the_user_is_told_that_images_were_turned_upright(tmp_path: Path, ask: s
     notice = load_dataset(ask, folder)[2]
     assert notice is not None
     assert "they were turned upright" in notice
-    assert ("are those of emnist-letters" in notice) == (ask != "emnist-letters")
+    assert ("are emnist-letters: " in notice) == (ask != "emnist-letters")
 
 
 @pytest.mark.parametrize("side", [4, 28])
@@ -387,10 +387,7 @@ def test_fashion_mnist_and_kmnist_are_recognised_by_their_checksums(
         monkeypatch.setattr(mnist, "_KMNIST_MD5", sums)
     train, _, notice = load_dataset("mnist", folder)
     assert train.name == name
-    assert notice == (
-        f"The files in {folder} are those of {name}.\n"
-        f"Results are reported for '{name}' and cannot be compared with those for MNIST."
-    )
+    assert notice == (f"The files in {folder} are {name}: results cannot be compared with those for MNIST.")
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/data", "not a folder"])

@@ -170,7 +170,10 @@ def test_anything_but_a_fitted_estimator_is_refused() -> None:
     for estimator, message in (
         (neural_network.MLPClassifier(), "got one without coefs_; call MLPClassifier.fit first"),
         (neural_network.MLPRegressor(), "got one without coefs_; call MLPRegressor.fit first"),
-        (neural_network.MLPClassifier, "expected a fitted MLPClassifier or MLPRegressor.*got ABCMeta"),
+        (
+            neural_network.MLPClassifier,
+            "expected a fitted MLPClassifier or MLPRegressor.*got the class MLPClassifier",
+        ),
         (pipeline.make_pipeline(classifier), "got Pipeline; give its last step"),
         (model_selection.GridSearchCV(classifier, {}), "got GridSearchCV; give its best_estimator_"),
         (with_another, "the activation 'gelu' has no equivalent here"),
@@ -449,10 +452,10 @@ def test_a_module_of_ones_own_is_refused_with_the_remedy(nn: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "got None"),
-        (MLP, "got the class MLP"),
-        ([np.zeros((2, 3))], "got list"),
-        (b"content", "got bytes"),
+        (None, "got None; give model.state_dict()"),
+        (MLP, "got the class MLP; give model.state_dict()"),
+        ([np.zeros((2, 3))], "got list; give model.state_dict()"),
+        (b"content", "got bytes; give model.state_dict()"),
         ("net.pt", "got the path 'net.pt'; give what torch.load('net.pt') returns"),
         (Path("net.safetensors"), "give what safetensors.numpy.load_file('net.safetensors') returns"),
     ],

@@ -1,4 +1,4 @@
-"""Ctrl-C while modules are being imported ends a command as at any other time."""
+"""Ctrl-C while a command starts ends a command as at any other time."""
 
 from __future__ import annotations
 
@@ -50,6 +50,25 @@ def test_an_interrupted_import_is_one_line(command: str, module: str, interrupte
     interrupt(interrupted, module)
     done = python(interrupted, "-m", f"gpumlp.{command}", "--help")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"gpumlp-{command}: interrupted\n")
+
+
+def test_an_interrupt_is_not_lost_in_a_parser_that_takes_any_error(interrupted: Path, tmp_path: Path) -> None:
+    program = tmp_path / "gpumlp-info"
+    program.write_text(
+        "import os, signal, sys, tyro\n"
+        "from gpumlp.info import main\n"
+        "parse = tyro.cli\n"
+        "def cli(*words, **options):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    return parse(*words, **options)\n"
+        "tyro.cli = cli\n"
+        "sys.exit(main())\n"
+    )
+    done = python(interrupted, str(program))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gpumlp-info: interrupted\n")
 
 
 @pytest.mark.parametrize("module", ["threadpoolctl", "tyro"])

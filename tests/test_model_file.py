@@ -167,7 +167,7 @@ def test_a_rule_of_ones_own_is_saved_with_its_options_once_it_is_registered(
 ) -> None:
     ((what, value),) = rule.items()
     model, kind = MLP([3, 4, 2], device="cpu", **rule), type(value)
-    with pytest.raises(ModelFileError, match=rf"register it there and here: gpumlp.register\({kind.__name__}\)"):
+    with pytest.raises(ModelFileError, match=rf"call gpumlp.register\({kind.__name__}\) before saving"):
         model.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     registry: Any = ACTIVATIONS if what == "activation" else LOSSES

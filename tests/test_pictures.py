@@ -549,3 +549,16 @@ def test_parts_are_found_in_linear_time() -> None:
 def test_a_mask_may_be_empty_or_full() -> None:
     assert connected_components(np.zeros((3, 4), dtype=bool))[0] == []
     assert [part.area for part in connected_components(np.ones((3, 4), dtype=bool))[0]] == [12]
+
+
+@pytest.mark.parametrize("kind", [None, "tiff_lzw"])
+def test_a_tiff_of_several_pages_is_refused_and_a_preview_is_no_page(tmp_path: Path, kind: str | None) -> None:
+    levels = np.tile(np.arange(0, 200, 4, dtype=np.uint8), (50, 1))
+    page, preview, path = Image.fromarray(levels), Image.fromarray(levels[::5, ::5]), tmp_path / "scan.tif"
+    preview.encoderinfo = {"tiffinfo": {254: 1}}  # type: ignore[attr-defined]
+    for more in ([], [preview]):
+        page.save(path, save_all=True, append_images=more, compression=kind)
+        np.testing.assert_allclose(read_picture(path), levels / np.float32(255), atol=1e-6)
+    page.save(path, save_all=True, append_images=[page], compression=kind)
+    with pytest.raises(DataError, match="expected one picture, found a TIFF of several pages; save each page"):
+        read_picture(path)

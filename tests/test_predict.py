@@ -366,7 +366,7 @@ def test_pictures_for_other_data_than_digits_are_used_as_they_are_or_the_prepara
         found, expected = list(record["probabilities"].values()), model.predict_proba(image[None])[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert run("predict", tmp_path / "net", tmp_path / "exact.png") == 0
-    assert "1 picture: used as they are" in capsys.readouterr().out
+    assert "1 picture: used as is" in capsys.readouterr().out
     (tmp_path / "larger.png").write_bytes(as_file(np.pad(image, 1), "PNG"))
     (tmp_path / "colour.png").write_bytes(as_file(np.stack([image, image, image.T], axis=2), "PNG"))
     for name in ("larger.png", "colour.png"):
@@ -416,6 +416,11 @@ def test_a_folder_is_its_pictures_and_a_pattern_is_expanded(
     assert run("predict", digits, "6[1].jpg", "--json") == 0
     assert run("predict", digits, "none/*.png") == 1
     assert "none/*.png: expected a pattern that files match, found none" in capsys.readouterr().err
+
+
+def test_a_message_is_one_line_whatever_the_file_is_called(digits: Path, capsys: Captured) -> None:
+    assert run("predict", digits, "a\nb.png") == 1
+    assert "gpumlp-predict: a\\nb.png: expected a picture" in capsys.readouterr().err
 
 
 def test_names_are_short_and_one_line_says_what_was_written(

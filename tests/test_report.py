@@ -177,8 +177,9 @@ def test_charts_place_values_within_their_panel() -> None:
     heights = [y for y, _ in drawn.y_ticks]
     assert heights == sorted(heights, reverse=True)
     assert chart("Loss", [Line("a", [None, nan], 0)]) is None
-    logarithmic = chart("Norm", [Line("a", [0.0, 1e-3, 10.0], 0)], log=True)
+    logarithmic = chart("Norm, on a logarithmic scale", [Line("a", [0.0, 1e-3, 10.0], 0)], log=True)
     assert logarithmic is not None
+    assert logarithmic.data()["title"] == "Norm"  # beside the values of an epoch
     assert [text for _, text in logarithmic.y_ticks] == ["0.001", "0.01", "0.1", "1", "10", "0"]
     heights = {text: y for y, text in logarithmic.y_ticks}
     assert logarithmic.paths[0].startswith(

@@ -81,7 +81,12 @@ def test_pixels_says_what_uint8_is(use: Any, dtype: str | None, pixels: bool, sa
             "trained on uint8 pixels.* got float32 from 0 to 255 .*divide the values by 255, or give",
         ),
         ("uint8", FLOATS.astype(int), {}, r"got (int64|float32) from 0 to 255"),
-        ("uint8", 2 * SHARES - 1, {}, "got float32 from -1 to 1"),
+        (
+            "uint8",
+            2 * SHARES - 1,
+            {},
+            "got float32 from -1 to 1 .*scale the values to 0 to 1, as those are, or give uint8",
+        ),
         ("uint8", PIXELS, {"pixels": False}, "got uint8 from 0 to 255 .*; leave pixels out"),
         ("float32", PIXELS, {}, "trained on float32, got uint8 .*pixels=True .*divides them by 255, pixels=False"),
     ],

@@ -100,12 +100,11 @@ def _notice(asked: str, train: Dataset, test: Dataset, data_dir: str | os.PathLi
     if found == "mnist-like":
         lines.append(
             f"The files in {folder} have MNIST's names and format, but are not MNIST's published files: "
-            "another data set, a reduced copy, or damaged."
+            "another data set, a reduced copy, or damaged. "
+            "Results are reported for 'mnist-like' and cannot be compared with those for MNIST."
         )
     elif found not in ("mnist", asked):
-        lines.append(f"The files in {folder} are those of {found}.")
-    if lines:
-        lines.append(f"Results are reported for '{found}' and cannot be compared with those for MNIST.")
+        lines.append(f"The files in {folder} are {found}: results cannot be compared with those for MNIST.")
     if found.startswith("emnist-"):
         lines.append("The images of EMNIST are stored transposed; they were turned upright.")
     elif may_be_emnist(train, test):

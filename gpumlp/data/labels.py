@@ -126,8 +126,8 @@ def _class_numbers(values: npt.NDArray[Any], count: int, what: str) -> npt.NDArr
         if not 0 <= wrong < count:
             where = int((values == wrong).argmax())
             raise DataError(
-                f"{what} must be from 0 to {count - 1} with classes = {count}, but labels[{where}] is {wrong}; "
-                "correct the labels, or leave classes out to number the labels that occur"
+                f"{what} must be classes from 0 to {count - 1}, but labels[{where}] is {wrong}; "
+                "correct the labels, or the number of classes"
             )
     return values.astype(np.int64, copy=False)
 

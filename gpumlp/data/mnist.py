@@ -302,7 +302,8 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: D
     try:
         return training_set(images, labels, name) if train is None else train.part(images, labels)
     except DataError as error:
-        raise DataError(f"{images_path} with {labels_path}: {error}") from error
+        reason = str(error).removeprefix(f"{name}: ")
+        raise DataError(f"{images_path} with {labels_path}: {reason}") from error
 
 
 def read_images(path: Path, name: str | None = None) -> _Array:

@@ -78,11 +78,12 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: Dataset | None = None) -> Dataset:
     """The training set, or, with `train`, the test set of its classes."""
-    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    images, labels, name = arrays[f"x_{part}"], arrays[f"y_{part}"], f"{path.stem}.npz"
     try:
-        return training_set(images, labels, f"{path.stem}.npz") if train is None else train.part(images, labels)
+        return training_set(images, labels, name) if train is None else train.part(images, labels)
     except DataError as error:
-        raise DataError(f"{path}, x_{part} and y_{part}: {error}") from error
+        reason = str(error).removeprefix(f"{name}: ")
+        raise DataError(f"{path}, x_{part} and y_{part}: {reason}") from error
 
 
 def is_array_file(path: Path) -> bool:

@@ -51,8 +51,9 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
     """
     name = type(estimator).__name__
     if not hasattr(estimator, "hidden_layer_sizes") or isinstance(estimator, type):
+        found = f"the class {estimator.__name__}" if isinstance(estimator, type) else name
         hint = f"; give {_INSIDE[name]}" if name in _INSIDE else ""
-        raise ImportedModelError(f"{_EXPECTED}, got {name}{hint}")
+        raise ImportedModelError(f"{_EXPECTED}, got {found}{hint}")
     if not hasattr(estimator, "coefs_"):
         raise ImportedModelError(f"{_EXPECTED}, got one without coefs_; call {name}.fit first")
     if estimator.activation not in _ACTIVATIONS:

@@ -109,7 +109,7 @@ def _network_in(given: Any) -> Any:
     kind = "None" if network is None else _name(network)
     if isinstance(network, Mapping) or (kind == "Sequential" and hasattr(network, "named_children")):
         return network
-    cure = ""
+    cure = "; give model.state_dict()"
     if isinstance(network, (str, os.PathLike)):
         path = os.fspath(network)
         kind = f"the path {path!r}"

@@ -82,7 +82,7 @@ class Registry(dict[str, type[R]], Generic[R]):
         if name not in self:
             raise ValueError(
                 f"the {self.what} {rule!r} cannot be saved: {kind.__name__} could not be found when it is loaded; "
-                f"register it there and here: gpumlp.register({kind.__name__})"
+                f"call gpumlp.register({kind.__name__}) before saving and before loading"
             )
         try:
             text = json.dumps(options, sort_keys=True)

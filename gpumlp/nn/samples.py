@@ -108,8 +108,11 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
             f"images are expected to be integers or real floats, got dtype {images.dtype}; "
             "give one dense numeric array, such as uint8 or float32"
         )
-    if images.ndim < 2:
-        raise ValueError(f"images are expected to have shape (samples, ...), got {images.shape}")
+    if images.ndim < 2 or (images.size == model.sizes[0] != math.prod(images.shape[1:])):
+        raise ValueError(
+            f"images are expected to have shape (samples, ...), got {images.shape}; "
+            "give one sample as images[None]"
+        )
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
     found: tuple[float, float] | None = None
 
@@ -177,7 +180,11 @@ def check_samples(
             given = f"{np.dtype(dtype).name} from {found[0]:g} to {found[1]:g}"
         else:
             return divided
-        cure = "leave pixels out" if uint8 else "divide the values by 255, or give uint8"
+        cure = "divide the values by 255, or give uint8"
+        if uint8:
+            cure = "leave pixels out"
+        elif found is not None and not 0 <= found[0] <= found[1] <= 255:
+            cure = "scale the values to 0 to 1, as those are, or give uint8"
         raise ValueError(
             f"{model} was trained on uint8 pixels, which it divides by 255, got {given} ({what()}); {cure}"
         )

@@ -44,7 +44,7 @@ DONE = {  # what a preparation does, for the output
     "mnist": "the digit is cropped, scaled and centred as in MNIST",
     "digits": "the digit is cropped and scaled as in the built-in digits",
     "resize": "resized to the network's size, neither cropped nor inverted",
-    "none": "used as they are",
+    "none": "used as is",
 }
 
 

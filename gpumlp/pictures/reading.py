@@ -71,7 +71,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
 
     Raises:
         DataError: the file is missing, damaged, too large (some 500 megapixels of a JPEG, otherwise 179 megapixels
-            or half a gigabyte in memory), or not a picture.
+            or half a gigabyte in memory), a TIFF of several pages, or not a picture.
         MissingExtraError: Pillow is not installed.
     """
     require("pictures", "PIL", "images")
@@ -83,6 +83,10 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is not used, and sizes that are checked here
             with path.open("rb") as file, _open(file) as picture:
+                if _has_pages(picture):
+                    raise DataError(
+                        f"{name}: expected one picture, found a TIFF of several pages; save each page as a file"
+                    )
                 size = picture.size
                 picture.draft(None, (2 * LONGEST, 2 * LONGEST))  # a JPEG is decoded at a fraction of its size
                 _check_size(picture, size, name)
@@ -113,6 +117,19 @@ def _open(file: Any) -> Image.Image:
     file.seek(0)
     Image.init()
     return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+
+
+def _has_pages(picture: Image.Image) -> bool:
+    """Whether a TIFF has a second page; a preview of the first is none."""
+    if picture.format != "TIFF":
+        return False
+    try:
+        picture.seek(1)
+    except Exception:  # there is none, or it is damaged
+        return False
+    preview = bool(picture.getexif().get(0x00FE, 0) & 1)
+    picture.seek(0)
+    return not preview
 
 
 def _check_size(picture: Image.Image, size: tuple[int, int], name: str) -> None:

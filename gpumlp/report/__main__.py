@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datasets = [run.config.dataset for run in runs]
         command.check_output("out", path if options.out is None else options.out, datasets, endings=command.PAGES)
         size = write_page(path, render_report(runs))
-        print(f"report on {' and '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
+        print(f"report on {', '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")
         damaged = [problem for run in runs for problem in run.damaged]
         for problem in damaged:
             print(f"{PROGRAM}: {problem}", file=sys.stderr)

@@ -78,7 +78,8 @@ class Chart:
                     values[index] = values[index - 1]
             shown = [float(f"{value:.5g}") if value is not None and _finite(value) else None for value in values]
             lines.append({"label": line.label, "values": shown})
-        return {"title": self.title, "unit": self.unit, "lines": lines}
+        name = self.title.partition(", ")[0]  # without a remark on the axis
+        return {"title": name, "unit": self.unit, "lines": lines}
 
 
 def chart(

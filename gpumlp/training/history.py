@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
+from ..words import shown
 
 # The columns of a history that tell how good a network is, and whether more is better.
 MONITORS = {"train_loss": False, "train_accuracy": True, "validation_loss": False, "validation_accuracy": True}
@@ -267,6 +268,9 @@ class History:
 
     def __getitem__(self, name: str) -> list[Any]:
         """A column: the values of one field of `EpochRecord`, by epoch."""
+        columns = [field.name for field in fields(EpochRecord)]
+        if name not in columns:
+            raise KeyError(f"a column is expected to be one of {', '.join(columns)}, got {shown(name)}")
         return [getattr(record, name) for record in self.records]
 
     def __iter__(self) -> Iterator[EpochRecord]:

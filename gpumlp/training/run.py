@@ -321,6 +321,8 @@ class RunFolder(Callback):
             raise ConfigError(
                 f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
             )
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"out: expected a folder, got the file {path}; choose another name")
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path, config).locked()
         if _holds_run(path) and not config.overwrite:

@@ -209,9 +209,10 @@ def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dat
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
+    shape = as_product(test.feature_shape) + " features" * (len(test.feature_shape) == 1)
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     display.say(
-        f"data: {test.name}, {as_product(test.feature_shape)}, "
+        f"data: {test.name}, {shape}, "
         f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
     )
     model, first = trainer.model, trainer.epoch
