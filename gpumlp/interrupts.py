@@ -26,11 +26,11 @@ def program() -> str | None:
     return f"gpumlp-{command}" if package == "gpumlp" and command in COMMANDS else None
 
 
-def _guard_import() -> None:
-    """From now on, an interrupt ends the process, if it is a command's; see `import_finished`."""
+def _guard_import() -> bool:
+    """From now on, an interrupt ends the process, if it is a command's, which is returned; see `import_finished`."""
     name = program()
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
+        return False
 
     def end(*_: object) -> None:
         try:
@@ -39,6 +39,7 @@ def _guard_import() -> None:
             os._exit(130)  # an exception could get lost in the module that is being imported
 
     signal.signal(signal.SIGINT, end)
+    return True
 
 
 def import_finished() -> None:
@@ -47,4 +48,10 @@ def import_finished() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_guard_import()
+def work_finished() -> None:
+    """From now on, an interrupt changes nothing: all that is left of a command's process is to end."""
+    if _guarded and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_guarded = _guard_import()
