@@ -27,7 +27,7 @@ def program() -> str | None:
 
 
 def _guard_import() -> bool:
-    """From now on, an interrupt ends the process, if it is a command's, which is returned; see `import_finished`."""
+    """From now on, an interrupt ends the process, if it is a command's (returned); see `import_finished`."""
     name = program()
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return False
