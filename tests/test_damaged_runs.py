@@ -359,6 +359,19 @@ def test_two_processes_that_resume_one_run_at_once_leave_one_history(copy: Path)
     assert [record["epoch"] for record in history(copy)] == list(range(1, 61))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no limit for the size of files")
+def test_a_full_disk_is_named_with_the_file_and_leaves_no_folder(tmp_path: Path) -> None:
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    code += "from gpumlp.train import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *map(str, (*QUIET, "--out", tmp_path / "run"))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"gpumlp-train: {tmp_path / 'run' / 'checkpoint.safetensors'}: File too large\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_lock_is_released_however_training_ends(tmp_path: Path) -> None:
     assert run("train", *QUIET, "--learning-rate", 1e30, "--out", tmp_path / "run") == 1
     assert run("train", *QUIET, "--epochs", 1, "--out", tmp_path / "run") == 2  # there is a run

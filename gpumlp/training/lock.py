@@ -67,9 +67,10 @@ class RunLock:
         if not _OURS.fullmatch(os.read(self._file, 1000)):
             os.close(self._file)
             raise ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # the disk is full, and whoever is refused is not told by whom
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
         """Release the lock and remove its file."""
