@@ -72,6 +72,7 @@ def run(program: str, main: Callable[[], int]) -> int:
         except (OSError, KeyboardInterrupt):  # what is left cannot be written, and Python would try again at exit
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        interrupts.work_finished()
         return code
 
 

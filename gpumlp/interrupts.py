@@ -26,11 +26,11 @@ def program() -> str | None:
     return f"gpumlp-{command}" if package == "gpumlp" and command in COMMANDS else None
 
 
-def _guard_start() -> None:
-    """From now on, an interrupt ends the process, if it is a command's; see `started`."""
+def _guard_start() -> bool:
+    """From now on, an interrupt ends the process, if it is a command's (returned); see `started`."""
     name = program()
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
+        return False
 
     def end(*_: object) -> None:
         try:
@@ -39,6 +39,7 @@ def _guard_start() -> None:
             os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
     signal.signal(signal.SIGINT, end)
+    return True
 
 
 def started() -> None:
@@ -47,4 +48,10 @@ def started() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_guard_start()
+def work_finished() -> None:
+    """From now on, an interrupt changes nothing: all that is left of a command's process is to end."""
+    if _guarded and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_guarded = _guard_start()

@@ -25,7 +25,7 @@ from .nn import MLP
 from .nn.model_file import CLASSIFICATION, class_names
 from .pictures import CHOICES, DONE
 from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
-from .terminal import cell, console, write_data
+from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
 from .training.progress import percent
 from .training.run import network_note
@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "use MLP.load(...).predict(...) in Python"
             )
         pixels = None if options.pixels is None else options.pixels == "true"
-        results = predict_files(model, files, options.preparation, options.array, pixels)
+        with silent_libraries():
+            results = predict_files(model, files, options.preparation, options.array, pixels)
         names = class_names(model)
         predicted = [result for result in results if result.probabilities is not None]
         if options.out is not None and predicted:

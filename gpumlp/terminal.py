@@ -144,6 +144,25 @@ def styling() -> Iterator[None]:
             stream.styled = False
 
 
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Within it, what libraries write to standard error past Python, such as libtiff on damage, is dropped."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def write_data(text: str) -> None:
     r"""Write JSON or CSV to standard output: never shortened; what cannot be shown there becomes ``\uXXXX``."""
     text = _UNPRINTABLE.sub(_as_json, text)

@@ -265,6 +265,33 @@ def test_best_as_a_link_leads_no_write_and_no_deletion_out_of_the_run(
     assert (contents(Path("run")), contents(other)) == before
 
 
+@pytest.mark.parametrize("patience", [0, 9])
+def test_a_run_in_a_folder_named_best_stays_a_run_of_its_own(tmp_path: Path, patience: int, capsys) -> None:
+    inner, outer = tmp_path / "run" / "best", tmp_path / "run"
+    words = (*QUIET, "--hidden", 8, "--epochs", 1)
+    assert run("train", *words, "--out", inner) == 0
+    before = contents(inner)
+    if patience:
+        assert f"{inner} holds a run of its own" in refused(
+            "train", *words, "--out", outer, "--early-stopping", patience, capsys=capsys
+        )
+        assert contents(outer) == {f"best/{name}": content for name, content in before.items()}
+    for more in ((), ("--overwrite",)):
+        assert run("train", *words, "--out", outer, *more) == 0
+        assert contents(inner) == before
+    assert run("evaluate", inner) == 0
+    assert "best epoch" not in capsys.readouterr().out
+    assert run("train", "--resume", inner, "--epochs", 2, "--quiet") == 0
+    assert len(history(inner)) == 2
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "diverged.json", "run.lock"])
+def test_files_of_the_user_with_the_names_of_a_run_are_not_overwritten(tmp_path: Path, name: str, capsys) -> None:
+    (tmp_path / name).write_text("precious")
+    assert str(tmp_path) in refused("train", *QUIET, "--epochs", 1, "--out", tmp_path, capsys=capsys)
+    assert contents(tmp_path) == {name: b"precious"}
+
+
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "history.jsonl", "config.json", "metrics.json"])
 @pytest.mark.parametrize("again", ["resumed", "replaced"])
 def test_a_file_that_is_a_link_is_replaced_by_a_file(copy: Path, name: str, again: str) -> None:
@@ -330,6 +357,19 @@ def test_two_processes_that_resume_one_run_at_once_leave_one_history(copy: Path)
     for code, _, err in ends:
         assert err == "" or (code == 2 and "another process" in err)
     assert [record["epoch"] for record in history(copy)] == list(range(1, 61))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limit for the size of files")
+def test_a_full_disk_is_named_with_the_file_and_leaves_no_folder(tmp_path: Path) -> None:
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    code += "from gpumlp.train import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *map(str, (*QUIET, "--out", tmp_path / "run"))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"gpumlp-train: {tmp_path / 'run' / 'checkpoint.safetensors'}: File too large\n",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_is_released_however_training_ends(tmp_path: Path) -> None:

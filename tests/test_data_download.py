@@ -263,6 +263,12 @@ UNENDING = {
         "announced '10000000000000' bytes",
     ),
     "announces less": (b"x", HEAD + b"Content-Length: 5\r\n\r\n", 0.05, "announced '5' bytes instead of 256,000"),
+    "redirects without end": (
+        bytes(2**16),
+        f"HTTP/1.1 302 Found\r\nLocation: /{NAME}\r\n\r\n".encode(),
+        0.0,
+        "HTTP 302",
+    ),
     "announces nonsense": (b"x", HEAD + b"Content-Length: -1\r\n\r\n", 0.05, "announced '-1' bytes"),
 }
 

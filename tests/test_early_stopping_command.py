@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import safetensors.numpy
 from gpumlp import MLP, EarlyStopping, ModelFileError, fit, load_digits
 from gpumlp.training.checkpoint import Checkpoint
 from gpumlp.training.config import Config
+from gpumlp.training.history_file import HistoryPart
 from gpumlp.training.run import open_run
 from gpumlp.training.session import load_run, resume_config, train
 from tests.command_helpers import DIGITS, assert_same_run, finish, history, lines, run, spawn, wait_until
@@ -242,6 +244,12 @@ def test_a_best_network_that_is_missing_or_of_another_run_is_not_replaced_by_the
             MLP.load(copy, device="cpu")
         kept.unlink(missing_ok=True)
     assert weights(copy / "checkpoint.safetensors") == weights(stopped / "checkpoint.safetensors")
+
+
+def test_a_run_that_has_a_better_network_by_now_is_read_again(stopped: Path) -> None:
+    checkpoint = Checkpoint.load(stopped / "checkpoint.safetensors")
+    before = dataclasses.replace(checkpoint, best=HistoryPart(1, 100, "another"))
+    assert before.result.epochs == checkpoint.result.epochs < checkpoint.epochs
 
 
 def test_early_stopping_that_begins_after_the_best_epoch_says_that_its_network_was_not_kept(

@@ -80,6 +80,14 @@ def test_the_installed_programs_end_so_too(module: str, interrupted: Path, tmp_p
     assert (done.returncode, done.stderr) == (130, "gpumlp-history: interrupted\n")
 
 
+def test_an_interrupt_after_the_work_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(signal.SIGINT)})\n"
+    )
+    done = python(tmp_path, "-m", "gpumlp.history", "missing")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
 def test_a_program_of_the_user_gets_its_exception(interrupted: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -505,6 +505,24 @@ def test_the_memory_of_a_picture_is_bounded(
         read_picture(tmp_path / "page")
 
 
+def test_a_row_costs_memory_however_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (1, 100_000)).save(tmp_path / "page.png")
+    assert read_picture(tmp_path / "page.png").shape == (LONGEST, 1)
+    monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="found one of 1 x 100,000 pixels and 1 MB"):
+        read_picture(tmp_path / "page.png")
+
+
+def test_the_scans_of_a_jpeg_are_bounded(tmp_path: Path) -> None:
+    Image.new("L", (4096, 4096), 128).save(tmp_path / "page.jpg", progressive=True)
+    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST)
+    content = (tmp_path / "page.jpg").read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    (tmp_path / "page.jpg").write_bytes(content[:-2] + 1000 * last)
+    with pytest.raises(DataError, match=r"page.jpg: expected at most .* in all scans of a JPEG, found 1,0"):
+        read_picture(tmp_path / "page.jpg")
+
+
 def test_ink_that_differs_from_the_paper_in_colour_only_is_ink(tmp_path: Path) -> None:
     ink = ring()[..., None]
     colours = np.array([40, 150, 40]) * (1 - ink) + np.array([255, 60, 40]) * ink

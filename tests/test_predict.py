@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,19 @@ def test_a_network_without_training_data_accepts_any_scale(tmp_path: Path, capsy
     for values in (np.zeros((5, 12), np.uint8), np.full((5, 4, 3), 200.0)):
         np.save(tmp_path / "x.npy", values)
         assert run("predict", tmp_path, tmp_path / "x.npy") == 0
+
+
+def test_a_damaged_picture_is_one_line_whatever_libraries_print(tmp_path: Path, capfd) -> None:
+    network(tmp_path / "model", (28, 28), "uint8", "mnist")
+    values = [(256, 9999), (257, 9999), (258, 8), (259, 5), (262, 1), (273, 8), (277, 1), (278, 9999), (279, 9)]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values)
+    layers = tags.replace(*(struct.pack("<HHII", 277, 4, 1, count) for count in (1, 65535)))
+    for name, entries in (("strip.tif", tags), ("layers.tif", layers)):
+        (tmp_path / name).write_bytes(b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(100))
+        assert run("predict", tmp_path / "model", tmp_path / name) == 1
+        captured = capfd.readouterr()
+        assert len((captured.out + captured.err).splitlines()) == 1, captured
+        assert name in captured.err
 
 
 def test_damaged_arrays_are_refused(tmp_path: Path, capsys: Captured) -> None:

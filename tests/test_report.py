@@ -165,6 +165,22 @@ def test_the_last_epoch_has_a_tick(epochs: int, ticks: list[int]) -> None:
     assert [text for _, text in drawn.x_ticks] == [str(tick) for tick in ticks]
 
 
+def test_a_chart_of_many_epochs_holds_a_part_of_them_with_the_extremes_gaps_and_the_last() -> None:
+    values: list[float | None] = [1.0 + epoch % 2 for epoch in range(100_003)]
+    values[70_000], values[80_000], values[-1] = 9.0, float("nan"), 5.0
+    drawn = chart("Loss", [Line("a", values, 0)])
+    assert drawn is not None
+    assert len(drawn.paths[0]) < 50_000
+    assert drawn.paths[0].count("M") == 2
+    heights = [float(point.partition(" ")[2]) for point in re.split("[ML]", drawn.paths[0])[1:]]
+    assert min(heights) < drawn.ends[0][1] < max(heights)  # 9, 5 and 1
+    data = drawn.data()
+    (line,) = data["lines"]
+    assert len(line["values"]) <= 1000
+    assert line["values"][-1] == 5
+    assert data["first"] + data["step"] * (len(line["values"]) - 1) == len(values)
+
+
 def test_charts_place_values_within_their_panel() -> None:
     nan = float("nan")
     drawn = chart("Loss", [Line("a", [1.0, nan, 0.5, None, 0.25], 0), Line("b", [None] * 5, 1)])

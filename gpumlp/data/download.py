@@ -139,8 +139,13 @@ class _Transfer(threading.Thread):
 
         # The .gz itself, not unpacked in transit
         headers = {"Accept-Encoding": "identity"}
-        with requests.get(self._url, stream=True, timeout=self._timeout, headers=headers) as response:
+        session = requests.Session()
+        # No redirect is followed: requests would read all that comes with it into memory, of any length.
+        session.get_redirect_target = lambda _: None  # type: ignore[method-assign, assignment]
+        with session.get(self._url, stream=True, timeout=self._timeout, headers=headers) as response:
             response.raise_for_status()
+            if response.status_code != 200:
+                raise _Refused(f"HTTP {response.status_code}")
             announced = response.headers.get("Content-Length", str(self._size))
             if announced != str(self._size):
                 raise _Refused(f"announced {announced[:20]!r} bytes instead of {self._size:,}")

@@ -169,7 +169,7 @@ def _damage_named(expected: str, cure: str) -> Iterator[None]:
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen types for damaged files
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a negative offset raises
             raise DataError(f"{expected}, found {error.strerror or error}; check its permissions") from error
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0][:200]  # zipfile's hold a part of the file
         raise DataError(f"{expected}, found a damaged one ({reason}){cure}") from error
 
 

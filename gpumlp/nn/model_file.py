@@ -232,7 +232,7 @@ def best_file(file: Path, content: Content) -> Path:
 
     Args:
         file: the run's checkpoint.
-        content: that of `file`.
+        content: that of `file`, when it was read.
 
     Raises:
         ModelFileError: the network of the best epoch is missing, damaged, or not that of this run.
@@ -241,13 +241,15 @@ def best_file(file: Path, content: Content) -> Path:
     if best is None or best == content.groups["history"]:  # the last epoch is the best one
         return file
     kept = file.parent / BEST / CHECKPOINT
-    if not kept.exists() or read_content(kept).groups.get("history") != best:
-        state = "is not of this run" if kept.exists() else "is missing"
-        raise ModelFileError(
-            f"{kept}, the network of the best epoch, {best.get('epochs')}, {state}; {file} has that of the last "
-            "epoch"
-        )
-    return kept
+    if kept.exists() and read_content(kept).groups.get("history") == best:
+        return kept
+    now = read_content(file)
+    if now.groups.get("best") != best:  # the run is being trained, and has a better network by now
+        return best_file(file, now)
+    state = "is not of this run" if kept.exists() else "is missing"
+    raise ModelFileError(
+        f"{kept}, the network of the best epoch, {best.get('epochs')}, {state}; {file} has that of the last epoch"
+    )
 
 
 # -- Files ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ TAKEN = f"a picture ({_NAMES}) or a file of arrays (.npy, .npz, IDX)"
 
 _MOST_PIXELS = 500_000_000  # of a JPEG, which is decoded at an eighth of its size; Pillow bounds the others
 _MOST_BYTES = 512 << 20  # of a decoded picture
+_MOST_SCANNED = 4_000_000_000  # pixels, all scans of a JPEG together: some seconds
+_ROW = 16  # bytes in memory for each row, however short
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # a pixel in memory; 4 in other modes
 _DIRECT = ("PNG", "JPEG", "BMP", "DIB", "PPM", "TGA", "GIF")  # decoded line by line, without a copy of the whole
 _STRIP = 1 << 20  # pixels that are converted at once
@@ -101,7 +104,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
     except MemoryError:
         raise DataError(f"{name}: the picture is too large for this machine's memory; make it smaller") from None
     except Exception as error:  # of a dozen types, struct.error and IndexError among them, for damaged files
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0][:200]
         raise DataError(
             f"{name}: expected a readable picture, found a damaged one ({reason}); get it again"
         ) from error
@@ -111,6 +114,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
 def _open(file: Any) -> Image.Image:
     from PIL import Image, JpegImagePlugin
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors are printed, beside ours
     if file.read(3) == b"\xff\xd8\xff":
         file.seek(0)
         return JpegImagePlugin.JpegImageFile(file)  # not `Image.open`, which bounds the size before the reduction
@@ -134,18 +138,35 @@ def _has_pages(picture: Image.Image) -> bool:
 
 def _check_size(picture: Image.Image, size: tuple[int, int], name: str) -> None:
     """Refuse a picture that takes too long or too much memory; `size` is that before a reduced decoding."""
-    memory = picture.width * picture.height * _BYTES.get(picture.mode, 4)
+    memory = picture.height * (picture.width * _BYTES.get(picture.mode, 4) + _ROW)
     memory *= 1 if picture.format in _DIRECT else 3
     width, height = size
     layers = getattr(picture, "layer", ())  # of a JPEG: a number and the sampling, horizontal and vertical
-    if "progressive" in picture.info and layers:  # all coefficients are held in memory, two bytes each
+    if layers and _has_scans(picture):  # all coefficients are held in memory, two bytes each
         finest = max(layer[1] for layer in layers) * max(layer[2] for layer in layers)
         memory += 2 * width * height * sum(layer[1] * layer[2] for layer in layers) // finest
+        if width * height * (scans := _scans(picture)) > _MOST_SCANNED:
+            raise DataError(
+                f"{name}: expected at most {_MOST_SCANNED:,} pixels in all scans of a JPEG, found {scans:,} scans "
+                f"of {width:,} x {height:,} pixels; save it again, or as PNG"
+            )
     if memory > _MOST_BYTES or width * height > _MOST_PIXELS:
         raise DataError(
             f"{name}: expected a picture of at most {_MOST_PIXELS:,} pixels and {_MOST_BYTES >> 20} MB in memory, "
             f"found one of {width:,} x {height:,} pixels and {memory >> 20:,} MB; make it smaller"
         )
+
+
+def _has_scans(picture: Any) -> bool:
+    """Whether a JPEG, of which the beginning is read, comes in several scans of the whole picture."""
+    start = picture.fp.read(3)  # of the first scan: two bytes for a length, one for the number of its layers
+    return "progressive" in picture.info or start[2:] != bytes([len(picture.layer)])
+
+
+def _scans(picture: Any) -> int:
+    """Number of scans in a JPEG file, with those of small pictures that are embedded."""
+    picture.fp.seek(0)
+    return sum(part.count(b"\xff\xda") for part in iter(lambda: picture.fp.read(_STRIP), b""))
 
 
 def _reduced(picture: Image.Image) -> Image.Image:

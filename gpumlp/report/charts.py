@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 560, 300  # of the SVG's coordinates
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40  # margins of the panel
 LOG_RANGE = 1e-8  # of the largest value: smaller values are drawn as 0 ...
 EDGE = 18  # ... this far below the logarithmic axis
+MOST = 1000  # values of a line that a page holds; of more epochs, a part of them
 DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 
 
@@ -68,6 +69,16 @@ class Chart:
     def last_x(self) -> float:
         return _x(self.epochs, self.epochs)
 
+    @property
+    def step(self) -> int:
+        """Between the epochs with a readout, the last one among them."""
+        return -(-self.epochs // MOST)
+
+    @property
+    def first(self) -> int:
+        """The first epoch with a readout."""
+        return 1 + (self.epochs - 1) % self.step
+
     def data(self) -> dict[str, Any]:
         """For the readout of ``charts.js``: a value that was not measured is that of the epoch before."""
         lines = []
@@ -76,10 +87,11 @@ class Chart:
             for index in range(1, len(values)):
                 if values[index] is None:
                     values[index] = values[index - 1]
-            shown = [float(f"{value:.5g}") if value is not None and _finite(value) else None for value in values]
+            read = values[self.first - 1 :: self.step]
+            shown = [float(f"{value:.5g}") if value is not None and _finite(value) else None for value in read]
             lines.append({"label": line.label, "values": shown})
         name = self.title.partition(", ")[0]  # without a remark on the axis
-        return {"title": name, "unit": self.unit, "lines": lines}
+        return {"title": name, "unit": self.unit, "first": self.first, "step": self.step, "lines": lines}
 
 
 def chart(
@@ -134,7 +146,7 @@ def chart(
         unit,
         drawn,
         epochs,
-        paths=[_path(line) for line in points],
+        paths=[_path(_thinned(line)) for line in points],
         ends=[[(x, height) for x, height in line if height is not None][-1] for line in points],
         marks=[_marked(line, epochs, y) for line in drawn],
         x_ticks=[(_x(epoch, epochs), f"{epoch:,}") for epoch in _epoch_ticks(epochs)],
@@ -155,6 +167,21 @@ def _marked(line: Line, epochs: int, y: Callable[[float], float]) -> tuple[float
 def _x(epoch: int, epochs: int) -> float:
     fraction = (epoch - 1) / (epochs - 1) if epochs > 1 else 0.5
     return round(LEFT + fraction * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _thinned(points: Sequence[tuple[float, float | None]]) -> Sequence[tuple[float, float | None]]:
+    """Of many points, the extremes, gaps and the last one, of so many pieces that no difference is seen."""
+    size = -(-len(points) // MOST)
+    if size < 2:
+        return points
+    kept = {len(points) - 1}
+    for start in range(0, len(points), size):
+        piece = range(start, min(start + size, len(points)))
+        heights = {index: height for index in piece if (height := points[index][1]) is not None}
+        kept |= set([index for index in piece if index not in heights][:1])
+        if heights:
+            kept |= {extreme(heights, key=heights.__getitem__) for extreme in (min, max)}
+    return [points[index] for index in sorted(kept)]
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:

@@ -25,7 +25,7 @@ from ..training.config import ConfigError
 from ..training.progress import percent
 from ..training.run import REPORT
 from ..words import as_product
-from .charts import Chart, Line, chart
+from .charts import MOST, Chart, Line, chart
 from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
 from .runs import Measures, Run, measure, read_runs
 
@@ -222,6 +222,16 @@ class Shown:
     @property
     def network(self) -> str:
         return "-".join(map(str, self.run.model.sizes))
+
+    @property
+    def step(self) -> int:
+        """Between the epochs in the table, the last one among them."""
+        return -(-len(self.run.epochs) // MOST) or 1
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Those in the table."""
+        return self.run.epochs[(len(self.run.epochs) - 1) % self.step :: self.step]
 
 
 def show(run: Run, colour: int, runs: int = 1) -> Shown:

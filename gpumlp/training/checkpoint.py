@@ -113,11 +113,13 @@ class Checkpoint:
         Raises:
             CheckpointError: the network of the best epoch is missing, damaged, or not that of this run.
         """
+        if self.best in (None, self.part):
+            return self
         try:
             path = best_file(self.path, Content(CHECKPOINT_FORMAT, self._groups(), {}))
         except ModelFileError as error:
             raise CheckpointError(str(error)) from error
-        return self if path == self.path else Checkpoint.load(path)
+        return Checkpoint.load(path)
 
     def make_model(self, device: str | Backend) -> MLP:
         """The network as it was saved, on any device.

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_file, write_atomically
-from ..nn.model_file import BEST, CHECKPOINT
+from ..nn.model_file import BEST, CHECKPOINT, ModelFileError, read_content
 from ..strict_json import parse_object
 from .history import MONITORS, EpochRecord, History, LayerStatistics
 
-HISTORY = "history.jsonl"
+CONFIG, HISTORY = "config.json", "history.jsonl"
 
 # What the line of an epoch must hold; other versions may write more.
 _NUMBERS = ("epoch", "train_loss", "train_accuracy", "learning_rate", "seconds", "samples_per_second")
@@ -141,7 +141,18 @@ def _write(file: Any, line: bytes, start: int) -> None:
 def is_best(folder: Path) -> bool:
     """Does the folder hold the network of the best epoch of the run in the folder above it?"""
     folder = folder.resolve()
-    return folder.name == BEST and (folder.parent / CHECKPOINT).exists()
+    return folder.name == BEST and (folder.parent / CHECKPOINT).exists() and not is_own_run(folder)
+
+
+def is_own_run(best: Path) -> bool:
+    """Does a folder `best` within a run's hold a run of its own, not one with the same epochs?"""
+    if not any((best / name).exists() for name in (CONFIG, HISTORY)):
+        return False
+    try:
+        part = HistoryPart.from_dict(read_content(best / CHECKPOINT).groups["history"])
+        return not part.epochs or not part.read(best.parent / HISTORY)
+    except (CheckpointError, KeyError, ModelFileError, ValueError):
+        return True
 
 
 def history_path(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK = "run.lock"
+_OURS = re.compile(rb"(\d+ on [^\n]*\n)?\0*")  # zeros: after a power failure
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
 
@@ -40,7 +42,7 @@ class RunLock:
         folder: that of the run.
 
     Raises:
-        ConfigError: another process holds the lock.
+        ConfigError: another process holds the lock, or the file is not a lock.
         OSError: the file cannot be made.
     """
 
@@ -62,8 +64,13 @@ class RunLock:
                 os.close(self._file)
                 raise
             os.close(self._file)
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        if not _OURS.fullmatch(os.read(self._file, 1000)):
+            os.close(self._file)
+            raise ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
+        with suppress(OSError):  # the disk is full, and whoever is refused is not told by whom
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
         """Release the lock and remove its file."""

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .config import Config, ConfigError, with_present_names
 from .history import BestSoFar, EpochRecord, Finding, History, best_epoch
 from .history_file import (
+    CONFIG,
     HISTORY,
     CheckpointError,
     HistoryFile,
@@ -27,6 +28,7 @@ from .history_file import (
     history_path,
     is_best,
     is_number,
+    is_own_run,
     read_lines,
     read_object,
 )
@@ -36,7 +38,7 @@ from .trainer import Callback, Trainer
 
 T = TypeVar("T")
 
-CONFIG, METRICS, DIVERGED = "config.json", "metrics.json", "diverged.json"
+METRICS, DIVERGED = "metrics.json", "diverged.json"
 REPORT = "report.html"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
@@ -364,9 +366,13 @@ class RunFolder(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         # The checkpoint first: from then on the run can be resumed; one that it replaces is there until then.
         # Metrics are those of a finished run, which this no longer is.
-        used = _holds_run(self.path)
+        used, own = _holds_run(self.path), is_own_run(self.path / BEST)
         if used or self.config.early_stopping:
             self._best_folder()  # refused before anything is written
+        if own and self.config.early_stopping:
+            raise CheckpointError(
+                f"{self.path / BEST} holds a run of its own, but this run keeps its best network there: rename it"
+            )
         if self.resumed is not None and self.resumed.epochs == trainer.epoch:
             lines, self._best = self.resumed.part.read(self.path / HISTORY), self.resumed.best
         else:
@@ -383,13 +389,14 @@ class RunFolder(Callback):
             self._remove(REPORT)
         if used and trainer.epoch == 0:  # files about the network before must not be taken for this one's
             self._remove(*EXPORTED)
-            best = RunFolder(self._best_folder(), self.config)
-            best.remove_all_but_checkpoint()
-            best._remove(CHECKPOINT)
-            with suppress(OSError):  # there is none, or the user's own files are in it
-                best.path.rmdir()
-        if trainer.epoch == 0:
             remove_event_files(self.path)
+            if not own:
+                best = RunFolder(self._best_folder(), self.config)
+                best.remove_all_but_checkpoint()
+                best._remove(CHECKPOINT)
+                remove_leftovers(best.path)
+                with suppress(OSError):  # there is none, or the user's own files are in it
+                    best.path.rmdir()
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
 
     def on_epoch_end(self, trainer: Trainer) -> None:
@@ -444,6 +451,7 @@ class RunFolder(Callback):
             folder = self._best_folder()
             folder.mkdir(exist_ok=True)
             write_atomically(folder / CHECKPOINT, content)
+            remove_leftovers(folder)
             RunFolder(folder, self.config).remove_all_but_checkpoint()  # it was about another network
         self._saved = trainer.epoch
 
@@ -467,7 +475,7 @@ class RunFolder(Callback):
 
 
 def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CHECKPOINT, CONFIG, METRICS))
+    return any((folder / name).exists() for name in (CHECKPOINT, CONFIG, HISTORY, METRICS, DIVERGED))
 
 
 def _new_folder(parent: Path, name: str) -> Path:

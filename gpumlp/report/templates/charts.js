@@ -15,11 +15,11 @@ for (const group of document.querySelectorAll(".chart-group")) {
     at.textContent = `${epoch} of ${slider.max}`;
     readout.replaceChildren(...charts.map((chart) => {
       const part = document.createElement("p");
-      const title = document.createElement("b");
+      const title = document.createElement("b"), index = Math.round((epoch - chart.first) / chart.step);
       title.textContent = chart.title;
       part.append(title, " ", chart.lines
-        .filter((line) => typeof line.values[epoch - 1] === "number")
-        .map((line) => `${line.label} ${text(line.values[epoch - 1], chart.unit)}`).join(" · ") || "–");
+        .filter((line) => typeof line.values[index] === "number")
+        .map((line) => `${line.label} ${text(line.values[index], chart.unit)}`).join(" · ") || "–");
       return part;
     }));
     for (const picture of pictures) {
