@@ -578,5 +578,18 @@ def test_a_tiff_of_several_pages_is_refused_and_a_preview_is_no_page(tmp_path: P
         page.save(path, save_all=True, append_images=more, compression=kind)
         np.testing.assert_allclose(read_picture(path), levels / np.float32(255), atol=1e-6)
     page.save(path, save_all=True, append_images=[page], compression=kind)
-    with pytest.raises(DataError, match="expected one picture, found a TIFF of several pages; save each page"):
+    with pytest.raises(DataError, match="expected one picture, found several in a TIFF file; save each"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_is_refused(tmp_path: Path, kind: str) -> None:
+    levels = np.tile(np.arange(0, 200, 4, dtype=np.uint8), (50, 1))
+    first, path = Image.fromarray(levels), tmp_path / "film"
+    first.save(path, kind)
+    assert read_picture(path).shape == (50, 50)
+    first.save(
+        path, kind, save_all=True, append_images=[Image.fromarray(levels[::-1, ::-1].copy())], lossless=True
+    )
+    with pytest.raises(DataError, match=f"expected one picture, found several in a {kind} file; save each"):
         read_picture(path)

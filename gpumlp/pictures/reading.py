@@ -74,7 +74,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
 
     Raises:
         DataError: the file is missing, damaged, too large (some 500 megapixels of a JPEG, otherwise 179 megapixels
-            or half a gigabyte in memory), a TIFF of several pages, or not a picture.
+            or half a gigabyte in memory), a file of several pages or frames, or not a picture.
         MissingExtraError: Pillow is not installed.
     """
     require("pictures", "PIL", "images")
@@ -86,9 +86,9 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata that is not used, and sizes that are checked here
             with path.open("rb") as file, _open(file) as picture:
-                if _has_pages(picture):
+                if _is_one_of_several(picture):
                     raise DataError(
-                        f"{name}: expected one picture, found a TIFF of several pages; save each page as a file"
+                        f"{name}: expected one picture, found several in a {picture.format} file; save each as one"
                     )
                 size = picture.size
                 picture.draft(None, (2 * LONGEST, 2 * LONGEST))  # a JPEG is decoded at a fraction of its size
@@ -123,10 +123,10 @@ def _open(file: Any) -> Image.Image:
     return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
 
 
-def _has_pages(picture: Image.Image) -> bool:
-    """Whether a TIFF has a second page; a preview of the first is none."""
+def _is_one_of_several(picture: Image.Image) -> bool:
+    """Whether a file has a second page or frame; a preview in a TIFF or in a phone's JPEG is none."""
     if picture.format != "TIFF":
-        return False
+        return picture.format != "MPO" and getattr(picture, "is_animated", False)
     try:
         picture.seek(1)
     except Exception:  # there is none, or it is damaged
