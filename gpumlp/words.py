@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 _NAMES, _LETTERS = 10, 60  # that a message shows
+
+
+def in_line(name: object) -> str:
+    r"""A name for a message, without the line breaks that names from a file may have.
+
+    >>> print(in_line("cat\n"))
+    cat\n
+    """
+    return str(name).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def listed(names: Iterable[object]) -> str:
@@ -13,8 +23,20 @@ def listed(names: Iterable[object]) -> str:
     >>> listed(range(12))
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (12 in all)'
     """
-    words = list(map(str, names))
+    words = list(map(in_line, names))
     return ", ".join(words[:_NAMES]) + (f", ... ({len(words):,} in all)" if len(words) > _NAMES else "")
+
+
+def numeric_array(found: Any) -> str:
+    """What to give instead of an array of another dtype. A sparse matrix becomes an array of one object.
+
+    >>> import numpy
+    >>> numeric_array(numpy.array(["a", "b"]))
+    'give one dense numeric array, such as uint8 or float32'
+    """
+    if found.shape == () and hasattr(found.item(), "toarray"):
+        return "it is sparse, give its toarray()"
+    return "give one dense numeric array, such as uint8 or float32"
 
 
 def as_product(shape: Iterable[int]) -> str:

@@ -228,6 +228,9 @@ def test_a_record_without_statistics_of_inputs_still_loads() -> None:
         ([2.3, 9.0, 50.0], None, "diverging"),
         ([90.0, 20.0, 7.0, 1.0, 0.5, 0.3], None, "converging"),  # on its way back
         ([2.3], None, None),
+        ([24.8], [0.01], None),  # a bad start, and a good network at the end of the epoch
+        ([60.0, 40.0, 20.0], [9.0, 3.0, 0.5], "converging"),
+        ([60.0, 40.0, 50.0], [60.0, 50.0, 2.2], "diverging"),
         ([1.7e5, 88.0, 84.9, 87.0, 79.2, 76.9, 76.0], None, "diverging"),  # exploded, and stuck
         ([9e7, 223.0, 222.9, 222.8, 222.7, 222.6], None, "diverging"),  # although it falls in every epoch
         ([500.0, 300.0, 150.0, 70.0, 30.0], None, "underfitting"),  # on its way down from a bad start

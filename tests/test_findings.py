@@ -282,6 +282,23 @@ def test_classes_are_called_by_their_names() -> None:
     assert "always answering class well" in finding.message
 
 
+def test_names_of_several_lines_are_shown_in_one() -> None:
+    data, model = with_rare_class(5000, ("a\nwell", "b\nill"))
+    (finding,) = fit(model, data, **RARE).findings()
+    assert finding.message.startswith(r"class b\nill is hardly ever predicted")
+    assert r"always answering class a\nwell (9" in finding.message
+    assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize(("samples", "dead", "sick"), [(4, 0.6, False), (16, 0.6, True), (4, 1.0, True)])
+def test_units_that_are_0_for_a_few_samples_are_not_called_dead(samples: int, dead: float, sick: bool) -> None:
+    hidden = LayerStatistics(0.1, 0.1, 10.0, dead, None, samples, samples)
+    layers = (hidden, dataclasses.replace(hidden, dead=None))
+    records = [dataclasses.replace(record, layers=layers) for record in curve([0.5, 0.2]).records]
+    kinds = [finding.name for finding in find(records, Setting(classes=10, hidden=(16,)))]
+    assert kinds == ["dead units"] * sick
+
+
 def test_a_rare_class_that_is_recognised_gives_no_finding() -> None:
     data, model = with_rare_class(5000, size=4)
     assert fit(model, data, validation=500, **RARE).findings() == []

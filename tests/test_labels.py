@@ -24,6 +24,15 @@ def encoded(labels: Any, **options: Any) -> tuple[list[int], int, Any]:
 # -- In Python ---------------------------------------------------------------------------------------------
 
 
+def test_names_of_several_lines_are_shown_in_one() -> None:
+    with pytest.raises(DataError, match=r"among the classes a\\nb, c\\td, but labels\[0\] is e"):
+        encoded(["e"], class_names=["a\nb", "c\td"])
+
+
+def test_one_is_not_called_several() -> None:
+    assert repr(Dataset(np.zeros((1, 2), np.uint8), [7])) == "Dataset('arrays', 1 sample of 2 uint8, 1 class)"
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [

@@ -313,3 +313,15 @@ def test_scale_and_names_are_the_same_on_every_backend(backend: Backend) -> None
         results.append((model.inputs, model.class_names, model.accuracy(train), model.evaluate(train).loss))
     assert results[0][:3] == results[1][:3]
     assert results[0][3] == pytest.approx(results[1][3], rel=1e-4)
+
+
+def test_a_sparse_matrix_is_named_as_such() -> None:
+    sparse = pytest.importorskip("scipy.sparse").csr_matrix(np.eye(3))
+    for use in (lambda: MLP([3, 4, 2], device="cpu").predict(sparse), lambda: Dataset(sparse, [0, 1, 0])):
+        with pytest.raises(ValueError, match=r"it is sparse, give its toarray\(\)$"):
+            use()
+
+
+def test_samples_of_one_value_in_a_row() -> None:
+    with pytest.raises(ValueError, match=r"got \(3,\); give images.reshape\(-1, 1\)$"):
+        MLP([1, 4, 2], device="cpu").predict(np.zeros(3))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, is_device_array, to_host
-from ..words import as_product
+from ..words import as_product, numeric_array
 from .labels import DataError, encode_labels, to_array
 
 __all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images", "training_set"]
@@ -119,7 +119,8 @@ class Dataset:
     def __repr__(self) -> str:
         shape = as_product(self.feature_shape)
         samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
-        return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {self.classes:,} classes)"
+        classes = f"{self.classes:,} class{'es' if self.classes > 1 else ''}"
+        return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {classes})"
 
     def batches(
         self,
@@ -284,8 +285,7 @@ def checked_images(images: Any, name: str) -> Any:
         images = to_array(images, what)
     if images.dtype.kind not in "buif":
         raise DataError(
-            f"{what} must be integers or real floats, got dtype {images.dtype}; "
-            "give one dense numeric array, such as uint8 or float32"
+            f"{what} must be integers or real floats, got dtype {images.dtype}; {numeric_array(images)}"
         )
     if images.ndim < 2:
         raise DataError(

@@ -21,12 +21,14 @@ from ..training.history import (
     Setting,
     best_epoch,
 )
+from ..words import in_line
 from .statistics import MOST_EPOCHS_BETWEEN
 
 # Layers.
 DEAD = 0.5  # of a layer's ReLU units; 28 % were seen in a deep network that trains well
 BORN = 0.1  # of their norm: an epoch that moves the weights less kills no units
 SATURATED = 0.8  # of a layer's outputs
+LEAST_SAMPLES = 16  # for which units are 0: of a single one, half of the healthy units are
 LEAST_UNITS = 8  # in a layer that is judged: with fewer, one is often dead or saturated while the others learn
 FAINT_RATIO = 1e-3  # the first layer's gradient over the largest ...
 FAINT = 0.01  # ... or its norm, where the loss is hardly better than that of guessing
@@ -129,7 +131,7 @@ def _dead(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
         for number, layer in _last_layers(records)
         if layer.dead is not None
         and layer.dead >= DEAD
-        and (layer.dead == 1 or setting.hidden[number - 1] >= LEAST_UNITS)
+        and (layer.dead == 1 or (setting.hidden[number - 1] >= LEAST_UNITS and layer.samples >= LEAST_SAMPLES))
     ]
     if not found:
         return []
@@ -365,8 +367,15 @@ def _overfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
 
 
 def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
-    """Is the loss far above that of ignorance, and not on its way down from a bad start?"""
+    """Is the loss far above that of ignorance, and not on its way down from a bad start?
+
+    A training loss is the mean over an epoch. It says nothing where the network has become better than guessing
+    by the end of the epoch, as the validation loss shows.
+    """
     before, last = records[-LASTING - 1 :][0].train_loss, records[-1].train_loss
+    after = records[-1].validation_loss
+    if after is not None and after < NO_BETTER * setting.guessing:
+        return False
     returning = _falls_steadily(records) and last < RETURNING * before and not _moved_far(records)
     return last > EXPLODED * setting.ignorance and not returning
 
@@ -443,7 +452,7 @@ def _classes(counts: ClassCounts, *, explained: bool) -> list[Finding]:
         if samples >= FEW_OF_A_CLASS and predicted <= HARDLY_EVER * samples
     ]
     total, most, hits = sum(counts.samples), max(counts.samples), sum(counts.correct)
-    common = counts.names[counts.samples.index(most)]
+    common = in_line(counts.names[counts.samples.index(most)])
     guessed = ""
     enough = total - most >= (1 if missed else LEAST_MISTAKES)
     if enough and hits - most <= NO_GAIN * (total - most):
@@ -480,9 +489,9 @@ def _missed(counts: ClassCounts, missed: Sequence[int]) -> str:
     """``class 3 is never predicted, although 15 of the 500 validation samples are of it``."""
     total, predicted = sum(counts.samples), [number for number, times in enumerate(counts.predicted) if times]
     if len(predicted) == 1 and len(missed) > LISTED:
-        return f"class {counts.names[predicted[0]]} is predicted for all {total:,} {counts.kind} samples"
+        return f"class {in_line(counts.names[predicted[0]])} is predicted for all {total:,} {counts.kind} samples"
     shown, several = missed[:LISTED], len(missed) > 1
-    names = [counts.names[number] for number in shown]
+    names = [in_line(counts.names[number]) for number in shown]
     if len(missed) > LISTED:
         names.append(f"{len(missed) - LISTED:,} more")
     times = sum(counts.predicted[number] for number in missed)

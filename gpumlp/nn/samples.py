@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, to_host
-from ..words import as_product, listed, shown
+from ..words import as_product, listed, numeric_array, shown
 from .losses import Loss
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
@@ -105,13 +105,12 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
             raise ValueError(f"images cannot be read as one array ({error}); give rows of equal shape") from error
     if images.dtype.kind not in "buif":
         raise ValueError(
-            f"images are expected to be integers or real floats, got dtype {images.dtype}; "
-            "give one dense numeric array, such as uint8 or float32"
+            f"images are expected to be integers or real floats, got dtype {images.dtype}; {numeric_array(images)}"
         )
     if images.ndim < 2 or (images.size == model.sizes[0] != math.prod(images.shape[1:])):
         raise ValueError(
             f"images are expected to have shape (samples, ...), got {images.shape}; "
-            "give one sample as images[None]"
+            + ("give one sample as images[None]" if model.sizes[0] > 1 else "give images.reshape(-1, 1)")
         )
     shape, rows = images.shape[1:], images.reshape(len(images), math.prod(images.shape[1:]))
     found: tuple[float, float] | None = None

@@ -334,7 +334,8 @@ class History:
             return "History(no epochs)"
         last = self.records[-1]
         validation = "" if last.validation_loss is None else f", validation_loss={last.validation_loss:.4f}"
-        return f"History({len(self)} epochs, train_loss={last.train_loss:.4f}{validation})"
+        epochs = f"{len(self):,} epoch{'s' if len(self) > 1 else ''}"
+        return f"History({epochs}, train_loss={last.train_loss:.4f}{validation})"
 
 
 def per_second(count: float, seconds: float) -> float:

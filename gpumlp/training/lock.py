@@ -49,7 +49,10 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        foreign = ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
         while True:
+            if self._path.is_symlink() or self._path.is_fifo():  # which would lead elsewhere, or be waited for
+                raise foreign
             self._file = os.open(self._path, flags, 0o666)
             try:
                 if not _try_to_lock(self._file):
@@ -66,7 +69,7 @@ class RunLock:
             os.close(self._file)
         if not _OURS.fullmatch(os.read(self._file, 1000)):
             os.close(self._file)
-            raise ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
+            raise foreign
         with suppress(OSError):  # the disk is full, and whoever is refused is not told by whom
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)

@@ -209,7 +209,9 @@ def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dat
 
 
 def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
-    shape = as_product(test.feature_shape) + " features" * (len(test.feature_shape) == 1)
+    shape = as_product(test.feature_shape)
+    if len(test.feature_shape) == 1:
+        shape += " feature" if test.features == 1 else " features"
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     display.say(
         f"data: {test.name}, {shape}, "
