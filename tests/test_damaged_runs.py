@@ -175,6 +175,8 @@ def test_a_history_that_is_not_the_checkpoints_is_refused(copy: Path, capsys) ->
         ("config.json", '{"dataset": "\\ud800"}'),
         ("metrics.json", '{"a":' * 100_000),
         ("metrics.json", '{"test_accuracy": NaN}'),
+        ("metrics.json", '{"test_accuracy": 17}'),
+        ("metrics.json", '{"network_epoch": -1}'),
         ("diverged.json", b"\xff"),
     ],
 )

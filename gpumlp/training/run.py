@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -240,6 +241,10 @@ class Run:
             if value is not None and not is_number(value):
                 raise CheckpointError(
                     f"{self.path / METRICS} is damaged: {name} is {str(value)[:100]!r}, expected a number"
+                )
+            if value is not None and not 0 <= value <= (1 if name == "test_accuracy" else math.inf):
+                raise CheckpointError(
+                    f"{self.path / METRICS} is damaged: {name} is {value:g}, which is impossible"
                 )
         return metrics
 
