@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"this is the network after the best epoch of the run in {run.path.parent}")
         elif note:
             print(f"this is the {note}")
-        if metrics is None and not run.is_best:
+        if metrics is None and not run.is_best and run.diverged is None:
             which = "best network so far" if note else "last checkpoint"
             print(f"the run in {run.path} is not finished: this is its {which}")
         return command.OK

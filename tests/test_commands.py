@@ -228,6 +228,16 @@ def test_evaluate_reports_that_a_run_is_unfinished(finished: Path, capsys: pytes
     assert "is not finished" in capsys.readouterr().out
 
 
+def test_commands_say_that_a_run_diverged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run") == 1
+    for command in ("evaluate", "export"):
+        capsys.readouterr()
+        assert run(command, tmp_path / "run") == 0
+        said = capsys.readouterr().out
+        assert said.endswith("network of a run that diverged, after epoch 0\n")
+        assert "not finished" not in said
+
+
 def test_evaluate_refuses_a_damaged_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = finished / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])

@@ -29,6 +29,28 @@ def test_names_of_several_lines_are_shown_in_one() -> None:
         encoded(["e"], class_names=["a\nb", "c\td"])
 
 
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_masked_values_are_refused(part: str) -> None:
+    values: dict[str, Any] = {"images": np.zeros((4, 2)), "labels": np.arange(4)}
+    masked = np.ma.masked_array(values[part], values[part] == values[part].flat[0])
+    values[part] = np.ma.masked_array(masked.data, False)
+    assert len(Dataset(**values)) == 4
+    values[part] = masked
+    with pytest.raises(
+        DataError, match=rf"{part} must be there, but {masked.mask.sum()} are masked; fill them in"
+    ):
+        Dataset(**values)
+
+
+def test_an_array_that_cannot_be_read_is_refused_with_its_reason_alone() -> None:
+    class Unreadable:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise TypeError("use my other method")
+
+    with pytest.raises(DataError, match=r"images cannot be read as one array \(use my other method\)$"):
+        Dataset(Unreadable(), [0, 1])
+
+
 def test_one_is_not_called_several() -> None:
     assert repr(Dataset(np.zeros((1, 2), np.uint8), [7])) == "Dataset('arrays', 1 sample of 2 uint8, 1 class)"
 

@@ -325,3 +325,8 @@ def test_a_sparse_matrix_is_named_as_such() -> None:
 def test_samples_of_one_value_in_a_row() -> None:
     with pytest.raises(ValueError, match=r"got \(3,\); give images.reshape\(-1, 1\)$"):
         MLP([1, 4, 2], device="cpu").predict(np.zeros(3))
+
+
+def test_masked_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="images hold 2 masked values; fill them in"):
+        MLP([3, 4, 2], device="cpu").predict(np.ma.masked_array(np.zeros((2, 3)), [[0, 1, 0], [0, 1, 0]]))

@@ -173,7 +173,12 @@ def _refuse_stray(
 
 def to_array(values: Any, what: str) -> npt.NDArray[Any]:
     """Any array-like as a NumPy array."""
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
+        raise DataError(
+            f"{what} must be there, but {values.mask.sum():,} are masked; fill them in or leave them out"
+        )
     try:
         return np.asarray(values)
     except Exception as error:  # any array-like may raise anything in its __array__
-        raise DataError(f"{what} cannot be read as one array ({error}); give rows of equal shape") from error
+        cure = "; give rows of equal shape" if isinstance(error, ValueError) else ""
+        raise DataError(f"{what} cannot be read as one array ({error}){cure}") from error

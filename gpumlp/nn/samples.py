@@ -98,6 +98,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     """
     if hasattr(images, "feature_shape"):
         raise TypeError(f"images are expected to be an array, got {images!r}; give dataset.images")
+    if isinstance(images, np.ma.MaskedArray) and images.mask.any():
+        raise ValueError(f"images hold {images.mask.sum():,} masked values; fill them in or leave them out")
     if not backend.owns(images):
         try:
             images = to_host(images)

@@ -262,15 +262,19 @@ def open_run(path: str | Path, *, lenient: bool = False) -> Run:
 
 
 def network_note(path: str | Path) -> str | None:
-    """Which network a run stands for, where that is not the one of its last epoch.
+    """Which network a run stands for, where that is not the one of its last epoch, or the run diverged.
 
     Raises:
         CheckpointError: a checkpoint is damaged or missing.
     """
-    run = Run(path)
-    if not (run.path / CHECKPOINT).is_file() or run.network_epoch == run.checkpoint.epochs:
+    run = Run(path, lenient=True)
+    if not (run.path / CHECKPOINT).is_file():
         return None
-    return f"network of the best epoch, {run.network_epoch:,} of {run.checkpoint.epochs:,}, in {run.path / BEST}"
+    last = run.checkpoint.epochs
+    if run.network_epoch != last:
+        end = ", of a run that diverged" if run.diverged else ""
+        return f"network of the best epoch, {run.network_epoch:,} of {last:,}, in {run.path / BEST}{end}"
+    return f"network of a run that diverged, after epoch {last:,}" if run.diverged else None
 
 
 def has_parts(value: Any) -> bool:
