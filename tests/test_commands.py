@@ -238,6 +238,19 @@ def test_commands_say_that_a_run_diverged(tmp_path: Path, capsys: pytest.Capture
         assert "not finished" not in said
 
 
+def test_a_file_of_data_that_has_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).random((40, 3), np.float32)
+    arrays = {"x_train": values, "y_train": np.arange(40) % 2, "x_test": values, "y_test": np.arange(40) % 2}
+    np.savez(tmp_path / "own.npz", **arrays)
+    words = ("--dataset", tmp_path / "own.npz", "--epochs", 1, "--quiet", "--device", "cpu")
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    np.savez(tmp_path / "own.npz", **{**arrays, "x_train": values + 1})
+    capsys.readouterr()
+    for words in (("evaluate", tmp_path / "run"), ("train", "--resume", tmp_path / "run", "--epochs", 2)):
+        assert run(*words) == 2
+        assert capsys.readouterr().err.endswith(f"; put back what {tmp_path / 'own.npz'} was then\n")
+
+
 def test_evaluate_refuses_a_damaged_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = finished / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])

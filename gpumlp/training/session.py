@@ -425,7 +425,10 @@ def _plain_name(config: Config, training: Dataset) -> str:
 def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
+        cure = "give the folder of its data with --data-dir"
+        if checkpoint.config.dataset.lower().endswith(".npz"):
+            cure = f"put back what {checkpoint.config.dataset} was then"
         raise CheckpointError(
             f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
-            f"data found is {training.name} ({found}); give the folder of its data with --data-dir"
+            f"data found is {training.name} ({found}); {cure}"
         )
