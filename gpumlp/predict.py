@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
             if options.out is not None:
                 print(f"written: {user_path(options.out)}")
-        if note := network_note(options.run):
+        if predicted and (note := network_note(options.run)):
             print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
             if result.error is not None:

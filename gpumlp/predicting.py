@@ -152,7 +152,8 @@ def _probabilities(
 def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:
     """Refuse the levels of the built-in digits, 0 to 16, which are divided by 16 in training."""
     digits = model.inputs is not None and model.inputs.data == "digits"
-    if digits and samples.dtype != np.uint8 and float(samples.max()) > 1:
+    fits = samples.size == len(samples) * model.sizes[0]
+    if digits and fits and samples.dtype != np.uint8 and float(samples.max()) > 1:
         raise DataError(
             f"{name}: expected values from 0 to 1, as the network was trained on, got {samples.dtype} up to "
             f"{float(samples.max()):g}; divide them by 16"

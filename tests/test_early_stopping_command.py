@@ -262,3 +262,12 @@ def test_early_stopping_that_begins_after_the_best_epoch_says_that_its_network_w
     assert "its network was not kept, and the results are those of the last one" in capsys.readouterr().out
     assert metrics(tmp_path / "run")["network_epoch"] == epochs
     assert run("evaluate", tmp_path / "run") == 0
+
+
+def test_the_network_is_named_only_where_it_has_predicted(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.png").touch()
+    capsys.readouterr()
+    assert run("predict", stopped, tmp_path / "empty.png") == 1
+    assert capsys.readouterr().out == ""

@@ -99,6 +99,7 @@ def test_one_sample_is_a_batch_of_one(tmp_path: Path, capsys: Captured) -> None:
             "trained on uint8 pixels, which it divides by",
         ),
         (np.full((5, 64), 16.0), ((8, 8), "float32", "digits"), "got float64 up to 16; divide them by 16"),
+        (np.full((5, 13), 16.0), ((8, 8), "float32", "digits"), "expects 64 features a sample, got 13"),
         (
             np.zeros((5, 12), np.uint8),
             ((12,), "float32", ""),
