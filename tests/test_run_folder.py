@@ -323,8 +323,9 @@ def test_a_run_is_evaluated_on_its_own_test_set_from_any_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run("evaluate", "../run") == 0
     own_data(tmp_path / "own.npz", seed=2)
-    assert run("evaluate", "../run") == 2
-    assert "the run was tested on other data" in capsys.readouterr().err
+    for words in (("evaluate", "../run"), ("train", "--resume", "../run", "--epochs", "2")):
+        assert run(*words) == 2
+        assert "the run was tested on other data" in capsys.readouterr().err
 
 
 def test_a_quiet_run_can_be_resumed_quietly_and_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,13 +88,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
     model = run.checkpoint.result.make_model(device or config.device)
     training, test, _ = load_dataset(config.dataset, config.data_dir)
-    _check_data(run.checkpoint, training)
-    expected = (Run(path, lenient=True).metrics or {}).get("test_fingerprint")
-    if expected not in (None, test.fingerprint()):
-        raise CheckpointError(
-            f"{path}: the run was tested on other data: expected a test set {expected}, but {test.name} has "
-            f"{test.fingerprint()}; evaluate it on the data it was made with"
-        )
+    _check_data(run, training, test)
     return run, model, test
 
 
@@ -140,7 +134,7 @@ def _resume(config: Config, display: Progress) -> Outcome:
         if given(config.epochs) < checkpoint.epochs:
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
         training, test = _data(config, display)
-        _check_data(checkpoint, training)
+        _check_data(run, training, test)
         trainer = _trainer_as_before(config, checkpoint, training, display)
         checkpoint.restore(trainer)
         folder.resumed = checkpoint
@@ -422,7 +416,9 @@ def _plain_name(config: Config, training: Dataset) -> str:
     return config.dataset
 
 
-def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
+def _check_data(run: Run, training: Dataset, test: Dataset) -> None:
+    """Raise CheckpointError if a run was trained or tested on other data."""
+    checkpoint = run.checkpoint
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
         cure = "give the folder of its data with --data-dir"
@@ -431,4 +427,10 @@ def _check_data(checkpoint: Checkpoint, training: Dataset) -> None:
         raise CheckpointError(
             f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
             f"data found is {training.name} ({found}); {cure}"
+        )
+    expected = (Run(str(run.path), lenient=True).metrics or {}).get("test_fingerprint")
+    if expected not in (None, test.fingerprint()):
+        raise CheckpointError(
+            f"{run.path}: the run was tested on other data: expected a test set {expected}, but {test.name} has "
+            f"{test.fingerprint()}; use the data it was made with"
         )
