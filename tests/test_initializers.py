@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Dense, Glorot, He, LeakyReLU, Normal
+from gpumlp import MLP, Dense, Glorot, He, LeakyReLU, Normal, Orthogonal
 from gpumlp.nn import ReLU, Tanh
 from gpumlp.nn.activations import ACTIVATIONS
-from gpumlp.nn.initializers import INITIALIZERS, Initializer, get_initializer
+from gpumlp.nn.initializers import INITIALIZERS, Initializer, draw_weights, get_initializer
 
 SIZES = [784, 128, 64, 10]  # the network of the notes
 # 2 / (in + out): 2/912, 2/192, 2/74;  2 / in: 2/784, 2/128, 2/64;  0.01^2
@@ -57,10 +57,31 @@ def test_uniform_weights_fill_their_range_with_the_same_variance(rule: Initializ
         assert abs(np.mean(np.abs(w) < bound / 2) - 0.5) < 4 * math.sqrt(0.25 / w.size)
 
 
-def test_a_saved_network_keeps_its_uniform_initializer(tmp_path: Path) -> None:
-    model = MLP([4, 3, 2], initializer=He(uniform=True), device="cpu")
+@pytest.mark.parametrize(("activation", "gain"), [("relu", 2**0.5), ("leaky_relu", 2**0.5), ("tanh", 1)])
+def test_orthogonal_weights_keep_lengths_up_to_the_gain(activation: str, gain: float) -> None:
+    sizes = [20, 30, 30, 5]
+    model = MLP(sizes, activation, initializer="orthogonal", seed=1, device="cpu", dtype="float64")
+    assert model.initializer == Orthogonal(gain)
+    for layer, (inputs, outputs) in zip(model.layers, pairwise(sizes), strict=True):
+        w = layer.weight / gain
+        product = w.T @ w if inputs >= outputs else w @ w.T
+        np.testing.assert_allclose(product, np.eye(min(inputs, outputs)), atol=1e-12)
+        assert math.isclose((w * w).mean(), (Orthogonal().std(inputs, outputs)) ** 2)
+
+
+def test_orthogonal_weights_are_drawn_uniformly() -> None:
+    """The first element of a 2 x 2 rotation or reflection is a cosine of a uniform angle: mean 0, variance 1/2."""
+    rng = np.random.default_rng(0)
+    first = np.array([draw_weights(Orthogonal(), 2, 2, rng)[0, 0] for _ in range(4000)])
+    assert abs(first.mean()) < 4 * math.sqrt(0.5 / 4000)
+    assert abs(np.mean(np.abs(first) < math.sqrt(0.5)) - 0.5) < 4 * math.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize("rule", [He(uniform=True), Orthogonal(0.5)])
+def test_a_saved_network_keeps_its_initializer(tmp_path: Path, rule: Initializer) -> None:
+    model = MLP([4, 3, 2], initializer=rule, device="cpu")
     model.save(tmp_path / "model")
-    assert MLP.load(tmp_path / "model", device="cpu").initializer == He(uniform=True)
+    assert MLP.load(tmp_path / "model", device="cpu").initializer == rule
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
@@ -113,5 +134,5 @@ def test_the_scale_applies_to_the_normal_initializer_only() -> None:
 
 @pytest.mark.parametrize("activation", [ReLU(), LeakyReLU(0.3)])
 def test_an_unknown_name_is_refused_with_the_known_ones(activation: ReLU) -> None:
-    with pytest.raises(ValueError, match="one of auto, he, he_uniform, glorot, glorot_uniform, normal, or"):
+    with pytest.raises(ValueError, match=r"one of auto, he, he_uniform, glorot, .*orthogonal, normal, or"):
         get_initializer("xavier", activation)

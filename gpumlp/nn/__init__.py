@@ -1,7 +1,7 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
 from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from .initializers import Glorot, He, Initializer, Normal
+from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
 from .model_file import ModelFileError
@@ -34,6 +34,7 @@ __all__ = [
     "Normal",
     "Optimizer",
     "OptimizerState",
+    "Orthogonal",
     "Penalty",
     "PoissonDeviance",
     "ReLU",

@@ -1,4 +1,4 @@
-"""Initial weights: normal or uniform, with mean 0 and a variance that keeps signals and gradients at one scale.
+"""Initial weights: normal, uniform or orthogonal, at a scale that keeps signals and gradients at one size.
 
 Weights are drawn on the host in float64, so that a seed gives the same weights on every device. Biases are 0.
 """
@@ -84,7 +84,33 @@ class He:
         return math.sqrt(2 / in_features)
 
 
-INITIALIZERS = ("auto", "he", "he_uniform", "glorot", "glorot_uniform", "normal")
+@dataclass(frozen=True)
+class Orthogonal:
+    """Orthonormal columns, or rows if a layer has more outputs than inputs, times `gain`: W keeps lengths.
+
+    Args:
+        gain: the length of each column (or row). The name ``"orthogonal"`` takes sqrt(2) for the ReLUs, which pass
+            about half of the signal, and 1 otherwise.
+
+    A. M. Saxe, J. L. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep
+    linear neural networks", ICLR 2014. Drawn uniformly, as in F. Mezzadri, "How to generate random matrices from
+    the classical compact groups", Notices of the AMS 54(5), 2007.
+
+    >>> w = draw_weights(Orthogonal(), 5, 3, np.random.default_rng(0))
+    >>> np.allclose(w.T @ w, np.eye(3))
+    True
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        set_number(self, "gain", 0)
+
+    def std(self, in_features: int, out_features: int) -> float:
+        return self.gain / math.sqrt(max(in_features, out_features))
+
+
+INITIALIZERS = ("auto", "he", "he_uniform", "glorot", "glorot_uniform", "orthogonal", "normal")
 
 
 def get_initializer(initializer: str | Initializer, activation: Activation, scale: float = 0.01) -> Initializer:
@@ -105,6 +131,8 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
         return He(uniform=name == "he_uniform")
     if name in ("glorot", "glorot_uniform"):
         return Glorot(uniform=name == "glorot_uniform")
+    if name == "orthogonal":
+        return Orthogonal(math.sqrt(2) if activation.initializer == "he" else 1.0)
     if name == "normal":
         return Normal(scale)
     raise ValueError(
@@ -122,4 +150,8 @@ def draw_weights(
     if isinstance(initializer, (Glorot, He)) and initializer.uniform:
         bound = math.sqrt(3) * std  # the variance of a uniform distribution on [-c, c] is c^2 / 3
         return rng.uniform(-bound, bound, shape)
+    if isinstance(initializer, Orthogonal):
+        q, r = np.linalg.qr(rng.normal(size=(max(shape), min(shape))))
+        q *= initializer.gain * np.copysign(1.0, np.diag(r))  # without the signs the distribution is not uniform
+        return q if in_features >= out_features else q.T
     return rng.normal(0.0, std, shape)

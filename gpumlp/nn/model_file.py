@@ -32,7 +32,7 @@ from ..files import read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
 from ..words import listed
 from .activations import ACTIVATIONS
-from .initializers import Glorot, He, Initializer, Normal
+from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .losses import LOSSES
 from .network import MLP, M
 from .parameters import check_tensors, shapes_of
@@ -51,7 +51,12 @@ _GROUPS = {
 _OPTIONAL = ("selection", "best")
 _OLD = {"gpumlp-model-1": FORMAT, "gpumlp-checkpoint-1": CHECKPOINT_FORMAT}  # of 0.1 and 0.2, without checksum
 _DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-_INITIALIZERS: dict[str, type[Initializer]] = {"he": He, "glorot": Glorot, "normal": Normal}
+_INITIALIZERS: dict[str, type[Initializer]] = {
+    "he": He,
+    "glorot": Glorot,
+    "normal": Normal,
+    "orthogonal": Orthogonal,
+}
 
 
 class ModelFileError(ValueError):

@@ -92,8 +92,8 @@ class MLP:
         activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"``, or an
             `Activation`.
         initializer: of the weights: ``"auto"`` (He for the ReLUs, Glorot otherwise), ``"he"``,
-            ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``, ``"normal"`` (standard deviation 0.01), or an
-            object with a ``std`` method.
+            ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``, ``"orthogonal"``, ``"normal"`` (standard
+            deviation 0.01), or an object with a ``std`` method.
         seed: of the initial weights, which are the same on every device.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.

@@ -108,8 +108,8 @@ class Config:
     activation: str = option("relu", _one_of(*(name for name in ACTIVATIONS if name != Identity.name)))
     """Activation of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
     initializer: str = option("auto", _one_of(*INITIALIZERS))
-    """Initial weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform or
-    normal."""
+    """Initial weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform,
+    orthogonal or normal."""
     initializer_scale: float | None = option(
         None, numbers(0, open_low=True), only_with="initializer normal", usual=Normal.scale
     )
