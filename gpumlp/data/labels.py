@@ -1,4 +1,4 @@
-"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays and for files."""
+"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays, files and estimators."""
 
 from __future__ import annotations
 
@@ -132,21 +132,25 @@ def _class_numbers(values: npt.NDArray[Any], count: int, what: str) -> npt.NDArr
     return values.astype(np.int64, copy=False)
 
 
-def _numbers_of(values: npt.NDArray[Any], names: tuple[Any, ...], what: str) -> npt.NDArray[np.int64]:
-    """The place of each label among the names."""
+def places_of(values: npt.NDArray[Any], names: Iterable[Any]) -> npt.NDArray[np.int64]:
+    """The place of each label among the names, ``(n,)``; -1 for a label that is not among them."""
     places = {name: place for place, name in enumerate(names)}
     distinct, inverse = np.unique(values, return_inverse=True)
-    for label in distinct.tolist():
-        if label not in places:
-            where = int((values == label).argmax())
-            cure = ""
-            if not isinstance(label, str) and 0 <= label < len(names):
-                cure = f", or add classes={len(names)} if these are class numbers"
-            raise DataError(
-                f"{what} must be among the classes {listed(names)}, but labels[{where}] is {label}; "
-                f"correct the labels{cure}"
-            )
-    return np.array([places[label] for label in distinct.tolist()], dtype=np.int64)[inverse]
+    return np.array([places.get(label, -1) for label in distinct.tolist()], dtype=np.int64)[inverse]
+
+
+def _numbers_of(values: npt.NDArray[Any], names: tuple[Any, ...], what: str) -> npt.NDArray[np.int64]:
+    numbers = places_of(values, names)
+    if numbers.min() < 0:
+        where = int(numbers.argmin())
+        label, cure = values[where].item(), ""
+        if not isinstance(label, str) and 0 <= label < len(names):
+            cure = f", or add classes={len(names)} if these are class numbers"
+        raise DataError(
+            f"{what} must be among the classes {listed(names)}, but labels[{where}] is {label}; "
+            f"correct the labels{cure}"
+        )
+    return numbers
 
 
 def _refuse_stray(

@@ -11,6 +11,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from ..backends import HostArray, array_namespace
+from ..data.labels import places_of
 from ..nn.losses import get_loss, sigmoid, softmax
 from .base import BaseMLP
 from .inputs import MAX_FUN, to_cpu
@@ -218,18 +219,17 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                     expected = f"0 and 1 of shape (samples, {self.n_outputs_})"
                 raise ValueError(f"y is expected to be {expected} as before, got {kind} of shape {y.shape}")
             return y.astype(self.dtype)
-        found = np.unique(y)
+        index, found = places_of(y, self.classes_.tolist()), np.unique(y)
         if same_classes and not np.array_equal(found, self.classes_):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
                 f"Previously got {self.classes_}, `y` has {found}"
             )
-        if len(np.setdiff1d(found, self.classes_)):
+        if index.min() < 0:
             raise ValueError(
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {found}."
             )
-        index = np.searchsorted(self.classes_, y)
-        return index.astype(np.int64) if self.n_outputs_ > 1 else index.astype(self.dtype)[:, None]
+        return index if self.n_outputs_ > 1 else index.astype(self.dtype)[:, None]
 
     def _learn_classes(self, y: HostArray, kind: str) -> None:
         expected = self.__dict__.get("_expected_classes")
