@@ -86,7 +86,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         """
         raise NotImplementedError
 
-    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
+    def _score_outputs(self, found: HostArray, targets: HostArray, scores: HostArray, weights: Any) -> float:
         """Accuracy or R^2 of the network's outputs."""
         raise NotImplementedError
 
