@@ -9,7 +9,7 @@ Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -139,7 +139,9 @@ class PenaltyRule(Protocol):
 class OptimizerRule(Protocol):
     """The methods of an optimizer that a backend calls; see ``gpumlp.nn.optimizers``."""
 
-    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
+    @property
+    def update(self) -> Callable[..., None]: ...
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]: ...
     def complete(
         self,
         backend: Any,
@@ -426,15 +428,17 @@ class Backend:
             penalty: the weight penalty.
             parameters, gradient: ``(size,)``, both overwritten.
             weights: the slice of both that contains the weights; the biases, which are not penalised, follow.
-            state: of the optimizer, overwritten.
+            state: of the optimizer, overwritten; `steps` is counted here.
             learning_rate: a Python float: a NumPy float64 would promote float32 arrays to float64.
             accumulated: whether the weights' gradient was added as the optimizer's `accumulation` specifies.
         """
+        state.steps += 1
         if accumulated:
             optimizer.complete(self, penalty, parameters, gradient, weights, state, learning_rate)
         else:
             penalty.add_gradient(self, parameters[weights], gradient[weights], state.scratch[weights])
-            optimizer.update(self.xp, parameters, gradient, state, learning_rate)
+            factors = optimizer.step_factors(state.steps, learning_rate)
+            optimizer.update(self.xp, parameters, gradient, state, *factors)
 
 
 def reference_backend(xp: Any) -> Backend:

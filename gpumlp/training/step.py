@@ -40,6 +40,7 @@ class TrainingStep:
         self.batches = batches
         self.optimizer = optimizer
         self.state = state
+        state.weights = model.parameters.weights
         self.penalty = penalty
         self.loss = model.loss
         rows = min(batches.batch_size, model.backend.rows_at_a_time or batches.batch_size)

@@ -18,14 +18,12 @@ from ..nn.hyperparameters import (
     instance,
     number,
     require_arguments,
-    require_in_place,
-    require_methods,
     whole,
 )
 from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
-from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
+from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.samples import Inputs, check_data, class_numbers, learned_names
-from ..nn.schedules import Constant, Schedule
+from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
@@ -133,7 +131,7 @@ class Trainer:
         model: trained in place.
         train: the training samples.
         optimizer: with the initial learning rate.
-        schedule: of the learning rate, by epoch; None keeps it constant.
+        schedule: of the learning rate, by epoch or by step; None keeps it constant.
         penalty: on the weights.
         batch_size: samples per step, or ``"full"``; more than there are means all of them.
         validation: a `Dataset`, or the number of training samples to hold out (drawn by the seed), or None.
@@ -168,8 +166,8 @@ class Trainer:
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
-        self.optimizer = SGD() if optimizer is None else _checked_optimizer(optimizer)
-        self.schedule: Schedule = Constant() if schedule is None else _checked_schedule(schedule)
+        self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
+        self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self._setting = Setting.of(
@@ -277,7 +275,7 @@ class Trainer:
                 self.history.append(record)
                 return
             self._copy(self._snapshot, self._buffers())
-            finding = explain_divergence(self._step, start_epoch + 1, self._learning_rate())
+            finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates()[0])
             raise DivergenceError(finding, self.history)
         except BaseException:
             if self.epoch == start_epoch:
@@ -289,7 +287,7 @@ class Trainer:
     def _train_epoch(self, callbacks: list[Callback]) -> EpochRecord | None:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
-        learning_rate = self._learning_rate()
+        rates = self._learning_rates()
 
         start = time.perf_counter()
         batches.reorder(self._orders.draw())
@@ -299,7 +297,7 @@ class Trainer:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in numbers[::size]:
             part = numbers[first : first + size]
-            backend.run_steps(step, part, [learning_rate] * len(part))
+            backend.run_steps(step, part, rates[first : first + size])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
@@ -320,16 +318,22 @@ class Trainer:
             train_accuracy=correct / batches.samples,
             validation_loss=None if validation is None else validation.loss,
             validation_accuracy=None if validation is None else validation.accuracy,
-            learning_rate=learning_rate,
+            learning_rate=rates[-1],
             seconds=seconds,
             samples_per_second=per_second(batches.samples, seconds),
             layers=layers,
         )
 
-    def _learning_rate(self) -> float:
-        """Of the next epoch."""
-        value = self.schedule(self.optimizer.learning_rate, self.epoch)
-        return number(f"the learning rate that the schedule gives for epoch {self.epoch}", value, 0)
+    def _learning_rates(self) -> list[float]:
+        """Of each step of the next epoch."""
+        schedule, steps, initial = self.schedule, len(self.batches.slices), self.optimizer.learning_rate
+        first, name = (
+            self.optimizer_state.steps,
+            f"the learning rate that the schedule gives for epoch {self.epoch}",
+        )
+        if not changes_by_step(schedule):
+            return [number(name, schedule(initial, self.epoch), 0)] * steps
+        return [number(name, learning_rate_at(schedule, initial, self.epoch, first + i), 0) for i in range(steps)]
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
@@ -582,32 +586,6 @@ def _checked_data(name: str, value: object) -> Dataset:
     if not isinstance(value, Dataset):
         raise TypeError(f"{name} is expected to be a Dataset, got {shown(value)}; give Dataset(images, labels)")
     return value
-
-
-def _checked_optimizer(value: object) -> Optimizer:
-    optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
-    require_methods(optimizer, Optimizer, "update")
-    rate = getattr(optimizer, "learning_rate", None)
-    kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
-    if type(optimizer) not in (SGD, Adam):
-        example, gradient = np.ones(4), np.ones(4)
-        require_in_place(
-            f"{kind}.update",
-            lambda: optimizer.update(np, example, gradient, optimizer.init(example), rate),
-            example,
-        )
-    return optimizer
-
-
-def _checked_schedule(value: Any) -> Schedule:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(
-            "schedule is expected to be a function of the initial learning rate and the epoch, such as "
-            f"StepDecay(), got {shown(value)}"
-        )
-    require_arguments("schedule", value, "the initial learning rate", "the epoch")
-    schedule: Schedule = value
-    return schedule
 
 
 def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
