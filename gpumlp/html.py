@@ -42,7 +42,7 @@ def table(
 
 def layer_table(model: MLP) -> str:
     """A network's layers as a table, with their numbers of parameters."""
-    last = len(model.layers) - 1
+    last = len(model.dense_layers) - 1
     rows = [
         [
             f"layers.{index}",
@@ -51,7 +51,7 @@ def layer_table(model: MLP) -> str:
             f"{layer.out_features:,}",
             f"{layer.weight.size + layer.bias.size:,}",
         ]
-        for index, layer in enumerate(model.layers)
+        for index, layer in enumerate(model.dense_layers)
     ]
     about = f"MLP {'-'.join(map(str, model.sizes))}, {model.dtype.name}, on {model.backend.name}"
     header, total = ("layer", "activation", "inputs", "outputs", "parameters"), f"{model.parameters.count:,}"

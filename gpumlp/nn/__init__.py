@@ -6,17 +6,29 @@ from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
 from .model_file import ModelFileError
 from .network import MLP, Evaluation
-from .optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
+from .optimizers import SGD, Adam, AdamW, Optimizer, OptimizerState, Penalty, RMSprop
 from .registry import register
 from .samples import Inputs
-from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
+from .schedules import (
+    Constant,
+    Cosine,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    OneCycle,
+    Schedule,
+    StepDecay,
+    Warmup,
+)
 
 __all__ = [
     "MLP",
     "SGD",
     "Activation",
     "Adam",
+    "AdamW",
     "Constant",
+    "Cosine",
     "Dense",
     "Evaluation",
     "ExponentialDecay",
@@ -32,11 +44,13 @@ __all__ = [
     "Milestones",
     "ModelFileError",
     "Normal",
+    "OneCycle",
     "Optimizer",
     "OptimizerState",
     "Orthogonal",
     "Penalty",
     "PoissonDeviance",
+    "RMSprop",
     "ReLU",
     "Schedule",
     "Sigmoid",
@@ -44,6 +58,7 @@ __all__ = [
     "SquaredError",
     "StepDecay",
     "Tanh",
+    "Warmup",
     "register",
     "softmax",
 ]

@@ -30,6 +30,7 @@ class Activation:
 
     name: ClassVar[str]
     initializer: ClassVar[str] = "glorot"
+    derivative_from: ClassVar[str] = "output"
     cuda: CudaActivation | None = None
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:

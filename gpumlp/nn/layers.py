@@ -28,8 +28,8 @@ class Cache:
     """
 
     output: Array
-    delta: Array | None
-    saved: Array | None = None
+    delta: Array  # None for the inputs
+    saved: Array = None
 
     def rows(self, count: int) -> Cache:
         """The first `count` rows of the same arrays."""

@@ -35,9 +35,7 @@ class Loss:
     least_outputs: ClassVar[int] = 1
     task: ClassVar[Task] = "numbers"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         """Compute the loss of each sample of a batch and the error term of the last layer.
 
         Args:
@@ -100,7 +98,7 @@ class Loss:
         self.check(outputs, targets)
         delta = xp.array(outputs, order="C")
         losses = xp.empty(len(targets), dtype=outputs.dtype)
-        scores = new_scores(xp, self.task, *outputs.shape, outputs.dtype)
+        scores = new_scores(xp, self.task, len(outputs), outputs.shape[1], outputs.dtype)
         self.output_error(reference_backend(xp), delta, targets, losses, scores)
         return losses, delta
 
@@ -139,9 +137,7 @@ class SoftmaxCrossEntropy(Loss):
     def kernel(self) -> str | None:  # type: ignore[override]
         return None if self.label_smoothing else "softmax_cross_entropy"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         # argmax: of several equal logits, the first is the prediction.
         xp, logits, (batch, classes), eps = backend.xp, outputs, outputs.shape, self.label_smoothing
         rows = xp.arange(batch)
@@ -199,9 +195,7 @@ class LogisticCrossEntropy(Loss):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp, logits = backend.xp, outputs
         xp.equal(xp.greater(logits, 0), xp.greater(targets, 0.5), out=scores)
         if self.label_smoothing:
@@ -247,9 +241,7 @@ class PoissonDeviance(Loss):
     name = "poisson_deviance"
     output = "exp"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp
         means = xp.exp(outputs)
         xp.subtract(means, targets, out=scores)
@@ -282,9 +274,7 @@ class SquaredError(Loss):
 
     name = "squared_error"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp
         xp.subtract(outputs, targets, out=outputs)
         scores[...] = outputs

@@ -72,9 +72,10 @@ def describe(model: MLP) -> dict[str, Any]:
             the network, or the class names cannot be saved.
     """
     try:
-        activation, activation_options = None, {}
+        activation: str | None = None
+        activation_options: dict[str, Any] = {}
         layers = None
-        if _is_plain(model):
+        if isinstance(model.activation, Activation) and all(type(layer) is Dense for layer in model.layers):
             activation, activation_options = ACTIVATIONS.describe(model.activation)
         else:
             layers = [_describe_layer(layer) for layer in model.layers]
@@ -97,11 +98,6 @@ def describe(model: MLP) -> dict[str, Any]:
         "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
         "class_names": None if model.class_names is None else class_names(model),
     }
-
-
-def _is_plain(model: MLP) -> bool:
-    """Is a network described by its sizes and the one activation of its hidden layers?"""
-    return isinstance(model.activation, Activation) and all(type(layer) is Dense for layer in model.layers)
 
 
 def _describe_layer(layer: Layer) -> dict[str, Any]:

@@ -32,7 +32,8 @@ from .hyperparameters import number, whole
 from .initializers import Initializer, get_initializer
 from .layers import LAYERS, Cache, Dense, Dropout, Layer
 from .losses import Loss, get_loss, loss_for
-from .metrics import Evaluation, evaluation, metric_sums, new_scores
+from .metrics import Evaluation as Evaluation
+from .metrics import Task, evaluation, metric_sums, new_scores
 from .parameters import Parameters, by_name, shapes_of
 from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
 
@@ -189,7 +190,9 @@ class MLP:
         given: Loss | None = None if self._chooses_loss else get_loss(loss)
         if _are_layers(sizes):
             if dropout != 0 or input_dropout != 0:
-                raise ValueError("dropout is expected among the layers, as Dropout(features, rate), if these are given")
+                raise ValueError(
+                    "dropout is expected among the layers, as Dropout(features, rate), if these are given"
+                )
             start = [_parameters_of(layer, rng) for layer in sizes]
             layers = [copy(layer) for layer in sizes]  # without their arrays
             self.sizes = _sizes_of(layers)
@@ -206,9 +209,7 @@ class MLP:
     def _allocate(self, layers: Sequence[Layer]) -> None:
         """Allocate the parameters, all 0, and bind the layers to them."""
         with self.backend.activate():
-            self.parameters = Parameters(
-                shapes_of(layer.shapes() for layer in layers), self.backend, self.dtype
-            )
+            self.parameters = Parameters(shapes_of(layer.shapes() for layer in layers), self.backend, self.dtype)
         self.layers = list(layers)
         buffers = self.parameters.data, self.parameters.gradient
         data, gradients = (self.parameters.views(flat) for flat in buffers)
@@ -231,6 +232,11 @@ class MLP:
     def activation(self) -> Activation | list[Activation]:
         found = self.activations or [Identity()]
         return found[0] if all(alike(each, found[0]) for each in found) else found
+
+    @property
+    def activation_names(self) -> str:
+        """The names of the activations of the hidden layers, for people, such as "relu" or "relu, tanh"."""
+        return ", ".join(dict.fromkeys(each.name for each in self.activations or [Identity()]))
 
     @property
     def initializer(self) -> Initializer:
@@ -387,7 +393,9 @@ class MLP:
         """
         found = self.evaluate(dataset, pixels=pixels)
         if found.accuracy is None:
-            raise ValueError(f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is")
+            raise ValueError(
+                f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"
+            )
         return found.accuracy
 
     # -- State ------------------------------------------------------------------------------------------
@@ -576,7 +584,9 @@ def _layers(
     """The layers of an `MLP` with these arguments, without arrays."""
     hidden = len(sizes) - 2
     one = get_activation(activation) if isinstance(activation, str | Activation) else None  # shared by all
-    activations = [one] * hidden if one else [get_activation(each) for each in _each("activation", activation, hidden)]
+    activations = (
+        [one] * hidden if one else [get_activation(each) for each in _each("activation", activation, hidden)]
+    )
     rates = _each("dropout", dropout, hidden)
     layers: list[Layer] = []
     if number("input_dropout", input_dropout, 0, 1, open_high=True):
@@ -595,7 +605,9 @@ def _each(name: str, values: Any, count: int) -> list[Any]:
     """One value for each hidden layer."""
     if isinstance(values, Sequence) and not isinstance(values, str):
         if len(values) != count:
-            raise ValueError(f"{name} is expected to have one value for each of {count} hidden layers, got {shown(values)}")
+            raise ValueError(
+                f"{name} is expected to have one value for each of {count} hidden layers, got {shown(values)}"
+            )
         return list(values)
     return [values] * count
 
@@ -622,9 +634,9 @@ class Batches(Protocol):
     batch_size: int
     slices: list[slice]
     pixels: bool
-    weights: Array | None
-    batch_weights: list[float]
 
+    @property
+    def sample_weights(self) -> Array | None: ...
     @property
     def spread(self) -> HostArray | None: ...
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
@@ -640,9 +652,7 @@ def evaluation_of(model: MLP, batches: Batches, sums: Sequence[float]) -> Evalua
     return evaluation(model.loss.task, sums, batches.samples, model.sizes[-1], batches.spread)
 
 
-def evaluation_sums(
-    model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None
-) -> Array:
+def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None) -> Array:
     """The sums that the metrics are computed from, see `gpumlp.nn.metrics`, on the device. Does not wait.
 
     `inspect` is called with the workspace of the first batch after its loss is computed: its outputs are the
@@ -652,15 +662,13 @@ def evaluation_sums(
     losses = xp.empty(batches.samples, dtype=model.dtype)
     scores = new_scores(xp, task, batches.samples, model.sizes[-1], model.dtype)
     workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
-    for batch, weight in zip(batches.slices, batches.batch_weights, strict=True):
-        part, count = workspace.rows(batch.stop - batch.start), batch.stop - batch.start
+    for batch in batches.slices:
+        part = workspace.rows(batch.stop - batch.start)
         targets = batches.gather(batch, part.staging, part.inputs)
         model.forward_pass(part)
         backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
-        if batches.weights is not None:  # which have a mean of 1 in each batch
-            share = weight / count * batches.samples / sum(batches.batch_weights)
-            xp.multiply(losses[batch], batches.weights[batch], out=losses[batch])
-            xp.multiply(losses[batch], share, out=losses[batch])
         if inspect is not None and batch.start == 0:
             inspect(part)
+    if batches.sample_weights is not None:
+        xp.multiply(losses, batches.sample_weights, out=losses)
     return metric_sums(backend, task, losses, scores)

@@ -280,7 +280,7 @@ class Validation:
             return float("nan"), float("nan")
         samples = len(found)
         losses = np.empty(samples, found.dtype)
-        scores = new_scores(np, network.loss.task, *found.shape, found.dtype)
+        scores = new_scores(np, network.loss.task, samples, found.shape[1], found.dtype)
         network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, scores)
         loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
         if not math.isfinite(loss):

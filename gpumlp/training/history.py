@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from ..nn.activations import Identity
 from ..nn.metrics import HIGHER_IS_BETTER
-from ..nn.network import MLP
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
@@ -83,7 +81,9 @@ class EpochRecord:
 
     def to_json(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        others = [name for name in values if name.endswith(("label_accuracy", "r2", "mae")) and values[name] is None]
+        others = [
+            name for name in values if name.endswith(("label_accuracy", "r2", "mae")) and values[name] is None
+        ]
         values = {name: value for name, value in values.items() if name not in others}
         if self.layers is not None:
             values["layers"] = [vars(layer) for layer in self.layers]
@@ -223,17 +223,22 @@ class Setting:
     @classmethod
     def of(
         cls,
-        model: MLP,
+        sizes: Sequence[int],
+        activation: str,
         optimizer: Optimizer,
         schedule: Schedule,
         penalty: Penalty,
         label_entropy: float | None,
+        task: str = "classes",
     ) -> Setting:
-        """From the objects that a network is trained with."""
-        sizes, names = model.sizes, dict.fromkeys(activation.name for activation in model.activations)
+        """From the objects that a network is trained with.
+
+        `sizes` are those of the layers, inputs first, `activation` is as ``MLP.activation_names``, and `task` is that
+        of the loss.
+        """
         return cls(
-            classes=sizes[-1] if model.loss.task == "classes" else 0,
-            activation=", ".join(names) or Identity.name,
+            classes=sizes[-1] if task == "classes" else 0,
+            activation=activation,
             hidden=tuple(sizes[1:-1]),
             optimizer=type(optimizer).__name__,
             momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,

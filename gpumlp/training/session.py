@@ -213,7 +213,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     )
     model, first = trainer.model, trainer.epoch
     display.say(
-        f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
     if model.class_names is not None:

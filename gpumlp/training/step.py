@@ -84,6 +84,8 @@ class TrainingStep:
             model.backend.accumulates_products and not self._in_parts and clip_norm is None and known
         )
         self.gradient_wanted = False
+        weights, free = (self.model.parameters.weight_views(flat) for flat in (self.parameters, state.scratch))
+        self._hidden_weights = list(zip(weights, free, strict=True))[:-1]
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
@@ -204,8 +206,8 @@ class TrainingStep:
             targets is not None,
         )
         if self.max_norm is not None:
-            for layer in self.model.dense_layers[:-1]:
-                backend.limit_norms(layer.weight, self.max_norm, scratch)
+            for weight, free in self._hidden_weights:
+                backend.limit_norms(weight, self.max_norm, free)
         if self.average is not None:
             backend.average(parameters.data, self.average, self.decay, scratch)
 

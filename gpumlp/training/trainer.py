@@ -20,15 +20,13 @@ from ..nn.hyperparameters import (
     instance,
     number,
     require_arguments,
-    require_in_place,
-    require_methods,
     whole,
 )
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_sums
 from ..nn.network import CHUNK, MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
-from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
+from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.samples import Inputs, check_data, learned_names, training_targets
-from ..nn.schedules import Constant, Schedule, changes_by_step, learning_rate_at
+from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
@@ -179,8 +177,8 @@ class Trainer:
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
-        self.optimizer = SGD() if optimizer is None else _checked_optimizer(optimizer)
-        self.schedule: Schedule = Constant() if schedule is None else _checked_schedule(schedule)
+        self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
+        self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.history = History()
@@ -195,7 +193,8 @@ class Trainer:
                 model, train, validation, batch_size, self.seed, pixels, class_weight
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
-        self._setting = Setting.of(model, self.optimizer, self.schedule, penalty, train.label_entropy)
+        rules = self.optimizer, self.schedule, penalty, train.label_entropy
+        self._setting = Setting.of(model.sizes, model.activation_names, *rules, model.loss.task)
         self.history.setting = self._setting
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
@@ -339,7 +338,9 @@ class Trainer:
             return None
         results = {"train": evaluation_of(self.model, batches, found), "validation": validation}
         columns = {
-            f"{part}_{name}": getattr(result, name) for part, result in results.items() for name in HIGHER_IS_BETTER
+            f"{part}_{name}": getattr(result, name)
+            for part, result in results.items()
+            for name in HIGHER_IS_BETTER
             if result is not None
         }
         none = {"validation_loss": None, "validation_accuracy": None}
@@ -624,7 +625,10 @@ def _make_batches(
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
             return inputs, batches, None
-        return inputs, batches, batches.select(held_out, CHUNK, train.weights)
+        held_out_batches = batches.select(held_out, CHUNK)
+        if class_weight is not None:
+            held_out_batches.use_weights(train.weights)
+        return inputs, batches, held_out_batches
 
 
 def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, HostArray]:
@@ -666,7 +670,9 @@ def _class_weighted(train: Dataset, rows: HostArray, class_weight: ClassWeight) 
         ValueError: the targets are not classes, or the weights are not as `class_weights` expects.
     """
     if train.task != "classes":
-        raise ValueError(f"class_weight is expected only with classes, but {train!r} has {train.task}; use weights")
+        raise ValueError(
+            f"class_weight is expected only with classes, but {train!r} has {train.task}; use weights"
+        )
     factors = class_weights(train.targets[rows], train.classes, class_weight, train.class_names)
     weights: HostArray = factors[train.targets]
     return weights if train.weights is None else weights * train.weights
@@ -698,7 +704,9 @@ def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     """
     if isinstance(train, Dataset):
         if targets is not None or sample_weight is not None:
-            raise TypeError("targets and sample_weight are expected with an array of samples; a Dataset has its own")
+            raise TypeError(
+                "targets and sample_weight are expected with an array of samples; a Dataset has its own"
+            )
         return train
     if targets is None:
         raise TypeError(
@@ -710,32 +718,6 @@ def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
 
 def _at_most(name: str, limit: float | None) -> float | None:
     return None if limit is None else number(name, limit, 0, open_low=True)
-
-
-def _checked_optimizer(value: object) -> Optimizer:
-    optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
-    require_methods(optimizer, Optimizer, "update")
-    rate = getattr(optimizer, "learning_rate", None)
-    kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
-    if type(optimizer) not in (SGD, Adam):
-        example, gradient = np.ones(4), np.ones(4)
-        require_in_place(
-            f"{kind}.update",
-            lambda: optimizer.update(np, example, gradient, optimizer.init(example), rate),
-            example,
-        )
-    return optimizer
-
-
-def _checked_schedule(value: Any) -> Schedule:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(
-            "schedule is expected to be a function of the initial learning rate and the epoch, such as "
-            f"StepDecay(), got {shown(value)}"
-        )
-    require_arguments("schedule", value, "the initial learning rate", "the epoch")
-    schedule: Schedule = value
-    return schedule
 
 
 def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
