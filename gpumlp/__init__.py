@@ -13,6 +13,8 @@ from .backends import Backend, CudaActivation, DeviceError, available_devices, g
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .interop import ImportedModelError
 from .nn import (
+    ELU,
+    GELU,
     MLP,
     SGD,
     Activation,
@@ -40,7 +42,9 @@ from .nn import (
     ReLU,
     Schedule,
     Sigmoid,
+    SiLU,
     SoftmaxCrossEntropy,
+    Softplus,
     SquaredError,
     StepDecay,
     Tanh,
@@ -63,6 +67,8 @@ from .training import (
 __version__ = "0.2.0"
 
 __all__ = [
+    "ELU",
+    "GELU",
     "MLP",
     "SGD",
     "Activation",
@@ -102,8 +108,10 @@ __all__ = [
     "Progress",
     "ReLU",
     "Schedule",
+    "SiLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Softplus",
     "SquaredError",
     "StepDecay",
     "Tanh",

@@ -81,13 +81,15 @@ class CudaActivation(NamedTuple):
 
     Attributes:
         forward: h(s), an expression of ``s``. The type of numbers is ``real``: write ``(real)0.5``.
-        derivative: h'(s), an expression of ``a = h(s)``.
+        derivative: h'(s), an expression of ``a = h(s)``, or of ``s`` if `derivative_from` is ``"input"``.
         epilogue: cuBLASLt's name for a bias followed by this activation, or None.
+        derivative_from: ``"output"`` or ``"input"``, as the activation's.
     """
 
     forward: str
     derivative: str
     epilogue: str | None = None
+    derivative_from: str = "output"
 
 
 def stated(rule: Any, attribute: str, *methods: str) -> Any:

@@ -1,6 +1,6 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
-from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
@@ -12,6 +12,8 @@ from .samples import Inputs
 from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
 
 __all__ = [
+    "ELU",
+    "GELU",
     "MLP",
     "SGD",
     "Activation",
@@ -39,8 +41,10 @@ __all__ = [
     "PoissonDeviance",
     "ReLU",
     "Schedule",
+    "SiLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Softplus",
     "SquaredError",
     "StepDecay",
     "Tanh",
