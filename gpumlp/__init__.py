@@ -13,6 +13,8 @@ from .backends import Backend, CudaActivation, DeviceError, available_devices, g
 from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
 from .interop import ImportedModelError
 from .nn import (
+    ELU,
+    GELU,
     MLP,
     SGD,
     Activation,
@@ -44,7 +46,9 @@ from .nn import (
     RMSprop,
     Schedule,
     Sigmoid,
+    SiLU,
     SoftmaxCrossEntropy,
+    Softplus,
     SquaredError,
     StepDecay,
     Tanh,
@@ -68,6 +72,8 @@ from .training import (
 __version__ = "0.2.0"
 
 __all__ = [
+    "ELU",
+    "GELU",
     "MLP",
     "SGD",
     "Activation",
@@ -111,8 +117,10 @@ __all__ = [
     "RMSprop",
     "ReLU",
     "Schedule",
+    "SiLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Softplus",
     "SquaredError",
     "StepDecay",
     "Tanh",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -42,6 +44,7 @@ CASES = {
     "softmax regression": Case(*PLAIN, hidden=()),
     "sigmoid": Case(*MOMENTUM, activation="sigmoid"),
     "leaky_relu": Case(*MOMENTUM, activation="leaky_relu"),
+    **{name: Case(*MOMENTUM, (9, 7), name) for name in ("gelu", "silu", "elu", "softplus")},
     "adam with other constants": Case(*ADAM_2, activation="tanh"),
     "L2": Case(*PLAIN, penalty=Penalty(l2=0.02)),
     "L2, momentum, two hidden": Case(*MOMENTUM, (9, 7), "tanh", Penalty(l2=0.02)),
@@ -50,7 +53,16 @@ CASES = {
     "L1 and L2, nesterov": Case(*NESTEROV, (9, 7), "relu", Penalty(l2=0.02, l1=1e-3)),
     "milestones": Case(*MOMENTUM, schedule=Milestones((20, 40))),
 }
-MODULES = {"relu": "ReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "leaky_relu": "LeakyReLU"}
+MODULES: dict[str, Callable[[], Any]] = {
+    "relu": torch.nn.ReLU,
+    "tanh": torch.nn.Tanh,
+    "sigmoid": torch.nn.Sigmoid,
+    "leaky_relu": torch.nn.LeakyReLU,
+    "gelu": partial(torch.nn.GELU, approximate="tanh"),
+    "silu": torch.nn.SiLU,
+    "elu": torch.nn.ELU,
+    "softplus": torch.nn.Softplus,
+}
 
 
 def the_data(pixels: bool) -> Dataset:
@@ -76,7 +88,7 @@ def in_torch(
             layer.bias.copy_(torch.tensor(start[f"layers.{index}.bias"]))
     modules = [linear[0]]
     for layer in linear[1:]:
-        modules += [getattr(torch.nn, MODULES[case.activation])(), layer]
+        modules += [MODULES[case.activation](), layer]
     network = torch.nn.Sequential(*modules)
     kind = torch.optim.Adam if isinstance(case.optimizer, Adam) else torch.optim.SGD
     groups = [

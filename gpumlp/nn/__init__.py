@@ -1,6 +1,6 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
-from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import Dense
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
@@ -22,6 +22,8 @@ from .schedules import (
 )
 
 __all__ = [
+    "ELU",
+    "GELU",
     "MLP",
     "SGD",
     "Activation",
@@ -53,8 +55,10 @@ __all__ = [
     "RMSprop",
     "ReLU",
     "Schedule",
+    "SiLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Softplus",
     "SquaredError",
     "StepDecay",
     "Tanh",
