@@ -583,33 +583,30 @@ def _layers(
 ) -> list[Layer]:
     """The layers of an `MLP` with these arguments, without arrays."""
     hidden = len(sizes) - 2
-    one = get_activation(activation) if isinstance(activation, str | Activation) else None  # shared by all
-    activations = (
-        [one] * hidden if one else [get_activation(each) for each in _each("activation", activation, hidden)]
-    )
-    rates = _each("dropout", dropout, hidden)
+    activations = _each("activation", activation, hidden, get_activation)
+    rates = _each("dropout", dropout, hidden, lambda rate: number("dropout", rate, 0, 1, open_high=True))
     layers: list[Layer] = []
     if number("input_dropout", input_dropout, 0, 1, open_high=True):
         layers.append(Dropout(sizes[0], input_dropout))
     for index, size in enumerate(pairwise(sizes)):
         h = activations[index] if index < hidden else Identity()
         # The weights of the outputs are drawn as those of the layer below.
-        rule = get_initializer(initializer, h if index < hidden else activations[-1] if activations else one or h)
+        rule = get_initializer(initializer, h if index < hidden else activations[-1] if activations else h)
         layers.append(Dense.unbound(*size, h, rule))
-        if index < hidden and number("dropout", rates[index], 0, 1, open_high=True):
+        if index < hidden and rates[index]:
             layers.append(Dropout(size[1], rates[index]))
     return layers
 
 
-def _each(name: str, values: Any, count: int) -> list[Any]:
-    """One value for each hidden layer."""
+def _each(name: str, values: Any, count: int, check: Callable[[Any], Any]) -> list[Any]:
+    """One checked value for each hidden layer; without hidden layers, a single value is checked and returned."""
     if isinstance(values, Sequence) and not isinstance(values, str):
         if len(values) != count:
             raise ValueError(
                 f"{name} is expected to have one value for each of {count} hidden layers, got {shown(values)}"
             )
-        return list(values)
-    return [values] * count
+        return [check(value) for value in values]
+    return [check(values)] * max(1, count)
 
 
 def _checked_sizes(sizes: Any, loss: Loss | None) -> list[int]:

@@ -525,7 +525,7 @@ def fit(
     """
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
-        model,
+        instance("model", model, MLP, "MLP([784, 128, 10])"),
         _as_dataset(train, targets, sample_weight),
         optimizer=optimizer,
         schedule=schedule,
