@@ -2,7 +2,7 @@
 
 from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
-from .layers import Dense
+from .layers import Dense, Dropout, Layer
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
 from .model_file import ModelFileError
 from .network import MLP, Evaluation
@@ -32,6 +32,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Dense",
+    "Dropout",
     "Evaluation",
     "ExponentialDecay",
     "Glorot",
@@ -40,6 +41,7 @@ __all__ = [
     "Initializer",
     "Inputs",
     "InverseTimeDecay",
+    "Layer",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",
