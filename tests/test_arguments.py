@@ -54,8 +54,14 @@ DATA = Dataset(X, Y)
         (lambda: fit(net(), (X, Y)), r"train .* a Dataset, or an array .* fit\(model, X, y\); got a tuple alone"),
         (lambda: fit(net(), X), r"train is expected to be a Dataset, or .*; got an array of shape \(6, 6\) alone"),
         (lambda: fit(net(), "digits"), "train is expected to be a Dataset, or .*; got 'digits' alone"),
-        (lambda: fit(net(), DATA, Y), "targets and sample_weight are expected with an array of samples; a Dataset"),
-        (lambda: fit(net(), DATA, sample_weight=np.ones(6)), "targets and sample_weight are expected with an array"),
+        (
+            lambda: fit(net(), DATA, Y),
+            "targets and sample_weight are expected with an array of samples; a Dataset",
+        ),
+        (
+            lambda: fit(net(), DATA, sample_weight=np.ones(6)),
+            "targets and sample_weight are expected with an array",
+        ),
         (lambda: Trainer(net(), X), r"train is expected to be a Dataset, got an array.*; give Dataset\(samples"),
         (lambda: fit(MLP, DATA), r"model is expected to be an MLP, such as MLP\(.*, got the class MLP"),
         (lambda: fit(DATA, net()), r"model is expected to be an MLP, such as MLP\(.*, got Dataset\('arrays'"),
@@ -75,7 +81,10 @@ DATA = Dataset(X, Y)
             "a function of the initial learning rate, the epoch",
         ),
         (lambda: Trainer(net(), DATA, penalty=1e-4), r"be a Penalty, such as Penalty\(l2=1e-4\), got 0.0001"),
-        (lambda: fit(net(), DATA, validation="10%"), r"validation .* a Dataset, \(samples, targets\), .* got '10%'"),
+        (
+            lambda: fit(net(), DATA, validation="10%"),
+            r"validation .* a Dataset, \(samples, targets\), .* got '10%'",
+        ),
         (lambda: fit(net(), DATA, validation=True), "validation is expected to be a Dataset, .* got True"),
         (lambda: fit(net(), DATA, validation=(X, Y, Y)), "validation is expected to be a Dataset, .* got a tuple"),
         (lambda: fit(net(), DATA, class_weight="even"), "class_weight .* 'balanced' or a dict .* got 'even'"),
@@ -111,14 +120,20 @@ def test_an_object_of_another_kind_is_named_with_what_to_give(call: Callable[[],
     ("call", "message"),
     [
         (lambda: net(activation=Tanh), r"activation .* relu, .*, or an Activation, got the class Tanh"),
-        (lambda: net(activation=["relu", "tanh"]), r"activation .* for each of 1 hidden layers, got \['relu', 'tanh'"),
+        (
+            lambda: net(activation=["relu", "tanh"]),
+            r"activation .* for each of 1 hidden layers, got \['relu', 'tanh'",
+        ),
         (lambda: net(activation=5), "activation is expected to be one of relu, .*, or an Activation, got 5"),
         (lambda: net(activation=[5]), "activation is expected to be one of relu, .*, or an Activation, got 5"),
         (lambda: net(dropout=1.0), "dropout is expected to be a number of at least 0 and below 1, got 1.0"),
         (lambda: net(dropout=-0.1), "dropout is expected to be a number of at least 0 and below 1, got -0.1"),
         (lambda: net(dropout="half"), "dropout is expected to be a number .*, got 'half'"),
         (lambda: net(dropout=[0.5, 0.5]), r"dropout .* for each of 1 hidden layers, got \[0.5, 0.5\]"),
-        (lambda: net(input_dropout=1), "input_dropout is expected to be a number of at least 0 and below 1, got 1"),
+        (
+            lambda: net(input_dropout=1),
+            "input_dropout is expected to be a number of at least 0 and below 1, got 1",
+        ),
         (lambda: fit(net(), DATA, clip_norm=0), "clip_norm is expected to be a number above 0, got 0"),
         (lambda: fit(net(), DATA, max_norm=-1.0), "max_norm is expected to be a number above 0, got -1.0"),
         (lambda: fit(net(), DATA, ema=1.0), "ema is expected to be a number of at least 0 and below 1, got 1.0"),
@@ -134,8 +149,14 @@ def test_an_object_of_another_kind_is_named_with_what_to_give(call: Callable[[],
         (lambda: fit(net(), DATA, validation=0.99), r"leave some of the 6 .* got 0.99 of them, which is 6"),
         (lambda: fit(net(), DATA, validation=0.8), "validation .* to leave one of each of the 3 classes, got 5"),
         (lambda: fit(net(), DATA, class_weight={3: 1.0}), "class_weight is expected to name classes .*, got 3"),
-        (lambda: fit(net(), DATA, class_weight={0: -1.0}), "class_weight .* a finite number of 0 or more, got -1.0"),
-        (lambda: fit(net(), X, X + 0.5, class_weight="balanced"), "class_weight is expected only with classes, but"),
+        (
+            lambda: fit(net(), DATA, class_weight={0: -1.0}),
+            "class_weight .* a finite number of 0 or more, got -1.0",
+        ),
+        (
+            lambda: fit(net(), X, X + 0.5, class_weight="balanced"),
+            "class_weight is expected only with classes, but",
+        ),
         (lambda: MLP([6, 3], activation=5, device="cpu"), "activation is expected to be one of relu, .* got 5"),
         (lambda: MLP([6, 3], dropout=1.5, device="cpu"), "dropout is expected to be a number .*, got 1.5"),
         (lambda: Trainer(net(), DATA).run("5"), "epochs is expected to be a whole number of 0 or more, got '5'"),
@@ -340,7 +361,7 @@ def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path
 
 
 EXTENSIONS = (
-    "Activation Loss Optimizer OptimizerState Schedule Initializer Callback Backend Penalty CudaActivation "
+    "Activation Loss Layer Dropout Optimizer OptimizerState Schedule Initializer Callback Backend Penalty CudaActivation "
     "LayerStatistics register Trainer Dataset Inputs"
 )
 

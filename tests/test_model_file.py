@@ -265,7 +265,10 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
             MLP([3, 2], loss=Changed(), device="cpu"),
             r"Changed\(\) .*'softmax_cross_entropy' is the name of",
         ),
-        (MLP([3, 4, 2], Unspeakable(), device="cpu"), r"Unspeakable\(\) cannot be saved: .* not JSON serializable"),
+        (
+            MLP([3, 4, 2], Unspeakable(), device="cpu"),
+            r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
+        ),
         (
             MLP([3, 4, 2], Renamed(), device="cpu"),
             r"Renamed\(\) cannot be saved: its attributes are expected to be",
