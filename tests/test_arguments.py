@@ -361,8 +361,8 @@ def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path
 
 
 EXTENSIONS = (
-    "Activation Loss Layer Dropout Optimizer OptimizerState Schedule Initializer Callback Backend Penalty CudaActivation "
-    "LayerStatistics register Trainer Dataset Inputs"
+    "Activation Loss Layer Dropout Optimizer OptimizerState Schedule Initializer Callback Backend Penalty "
+    "CudaActivation LayerStatistics register Trainer Dataset Inputs"
 )
 
 

@@ -147,6 +147,7 @@ TARGETS = {
     "poisson_deviance": RNG.uniform(0.1, 9, (BATCH, CLASSES)),
 }
 WEIGHTS = np.array([0.5, 3.0, 0.0, 1.0, 0.25])
+NO_PENALTY = Penalty()
 
 
 @register
@@ -202,7 +203,7 @@ class Problem:
         losses = self.formula(workspace.logits, self.targets, self.smoothing)
         return float(np.average(losses, weights=self.weights))
 
-    def step(self, rows_at_a_time: int | None = None, penalty: Penalty = Penalty(), rate: float = 0.0) -> None:
+    def step(self, rows_at_a_time: int | None = None, penalty: Penalty = NO_PENALTY, rate: float = 0.0) -> None:
         """The training step, by default without a change of the parameters."""
         model = self.model
         model.backend = copy(model.backend)
