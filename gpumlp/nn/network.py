@@ -39,7 +39,7 @@ from .samples import Inputs, LabelledData, check_data, flat_samples, training_ta
 
 M = TypeVar("M", bound="MLP")
 
-_PICKLED = ("sizes", "layers", "loss", "_chooses_loss", "dtype", "inputs", "class_names")
+_PICKLED = ("sizes", "layers", "loss", "_default_loss", "dtype", "inputs", "class_names")
 _OUTPUTS = {"classes": "classes", "labels": "labels", "numbers": "outputs"}
 
 CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
@@ -186,8 +186,7 @@ class MLP:
         input_dropout: float = 0.0,
     ) -> None:
         rng = np.random.default_rng(whole("seed", seed, 0))
-        self._chooses_loss = isinstance(loss, str) and loss == "auto"
-        given: Loss | None = None if self._chooses_loss else get_loss(loss)
+        given: Loss | None = None if isinstance(loss, str) and loss == "auto" else get_loss(loss)
         if _are_layers(sizes):
             if dropout != 0 or input_dropout != 0:
                 raise ValueError(
@@ -201,6 +200,7 @@ class MLP:
             layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
             start = [layer.initial(rng) for layer in layers]
         self.loss = given or loss_for("classes" if self.sizes[-1] > 1 else "numbers", self.sizes[-1])
+        self._default_loss = None if given else self.loss  # as long as it is the loss, data may choose another
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
         self._allocate(layers)
@@ -362,13 +362,13 @@ class MLP:
     @contextmanager
     def loss_chosen(self, dataset: LabelledData) -> Iterator[None]:
         """With ``loss="auto"``, choose the loss by the first data, unless the block raises an error."""
-        before = self.loss, self._chooses_loss
-        if self._chooses_loss:
-            self.loss, self._chooses_loss = loss_for(dataset.task, self.sizes[-1]), False
+        before = self.loss
+        if before is self._default_loss:
+            self.loss = loss_for(dataset.task, self.sizes[-1])
         try:
             yield
         except BaseException:
-            self.loss, self._chooses_loss = before
+            self.loss = before
             raise
 
     def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
