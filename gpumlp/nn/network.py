@@ -192,9 +192,9 @@ class MLP:
                 raise ValueError(
                     "dropout is expected among the layers, as Dropout(features, rate), if these are given"
                 )
+            self.sizes = _sizes_of(sizes)
             start = [_parameters_of(layer, rng) for layer in sizes]
             layers = [copy(layer) for layer in sizes]  # without their arrays
-            self.sizes = _sizes_of(layers)
         else:
             self.sizes = _checked_sizes(sizes, given)
             layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
@@ -559,6 +559,8 @@ def _parameters_of(layer: Layer, rng: np.random.Generator) -> Mapping[str, Any]:
 def _sizes_of(layers: Sequence[Any]) -> list[int]:
     """The sizes of a network of these layers. Raises ValueError if they do not fit together."""
     for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(f"sizes are expected to be all numbers or all layers, got {shown(layer)} among layers")
         LAYERS.find(layer)
     for below, above in pairwise(layers):
         if below.out_features != above.in_features:
