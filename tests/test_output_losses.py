@@ -203,7 +203,7 @@ def test_without_weights_no_weights_are_applied(blobs: Dataset) -> None:
 def test_adams_epsilon_in_the_first_step(correct: bool, expected: float) -> None:
     # First step, g = 0.5, beta2 = 0.9: v^ = g^2, so theta moves by g / (g + epsilon), or epsilon / sqrt(1 - beta2)
     theta, adam = np.array([0.0]), Adam(1.0, beta2=0.9, epsilon=0.1, correct_epsilon=correct)
-    adam.update(np, theta, np.array([0.5]), adam.init(theta), 1.0)
+    adam.update(np, theta, np.array([0.5]), adam.init(theta), *adam.step_factors(1, 1.0))
     assert -theta[0] == pytest.approx(expected, rel=1e-12)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from gpumlp import (
     MLP,
+    SGD,
+    AdamW,
     Constant,
     Cosine,
     Dataset,
@@ -16,6 +18,8 @@ from gpumlp import (
     InverseTimeDecay,
     Milestones,
     OneCycle,
+    Optimizer,
+    RMSprop,
     StepDecay,
     Trainer,
     Warmup,
@@ -148,9 +152,7 @@ def test_wrong_arguments_are_named(make: Callable[[], object], error: type[Excep
         make()
 
 
-def test_a_trainer_follows_a_schedule_by_step_over_its_epochs(blobs: Dataset) -> None:
-    """Also one that goes on after a resume."""
-
+def test_a_trainer_counts_the_steps_of_all_epochs(blobs: Dataset) -> None:
     class Recorded:
         by_step = True
 
@@ -164,4 +166,23 @@ def test_a_trainer_follows_a_schedule_by_step_over_its_epochs(blobs: Dataset) ->
     )
     trainer.run(2)
     trainer.run(3)
-    assert sorted(set(steps)) == list(range(3 * len(trainer.batches.slices)))
+    assert steps == list(range(3 * len(trainer.batches.slices)))
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.01), RMSprop(0.01, momentum=0.5)], ids=str)
+def test_a_resumed_run_gives_the_same_bits(optimizer: Optimizer, blobs: Dataset) -> None:
+    def trainer() -> Trainer:
+        model = MLP([blobs.features, 8, blobs.classes], device="cpu", seed=0)
+        schedule = Warmup(13, then=OneCycle(27))  # 10 steps an epoch
+        return Trainer(model, blobs, optimizer=optimizer, schedule=schedule, batch_size=32)
+
+    whole, before, after = trainer(), trainer(), trainer()
+    whole.run(4)
+    before.run(2)
+    after.model.load_state_dict(before.model.state_dict())
+    buffers = {name: buffer.copy() for name, buffer in before.optimizer_state.buffers.items()}
+    after.restore(buffers, before.optimizer_state.steps, before.random_state(), before.history)
+    after.run(4)
+    assert len(set(whole.history["learning_rate"])) == 4
+    assert after.history["learning_rate"] == whole.history["learning_rate"]
+    assert after.model.parameters.data.tobytes() == whole.model.parameters.data.tobytes()
