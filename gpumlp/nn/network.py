@@ -478,7 +478,7 @@ class MLP:
         cls: type[M],
         network: Any,
         *,
-        activation: str | Activation | None = None,
+        activation: str | Activation | Sequence[str | Activation] | None = None,
         device: str | Backend = "auto",
         dtype: npt.DTypeLike | None = None,
     ) -> M:
