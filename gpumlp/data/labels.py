@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import is_device_array, to_host
 from ..strict_json import is_text
 from ..words import listed
 
@@ -35,8 +34,7 @@ class Classes(NamedTuple):
 
 
 def encode_labels(
-    labels: Any,
-    samples: int,
+    values: npt.NDArray[Any],
     what: str,
     classes: int | None = None,
     class_names: Iterable[Any] | None = None,
@@ -44,18 +42,16 @@ def encode_labels(
     """Number the classes of some labels.
 
     Args:
-        labels: ``(samples,)`` integers, bools or strings.
-        samples: how many there have to be.
+        values: ``(samples,)`` integers, bools or strings.
         what: begins each message, such as ``"own.npz: labels"``.
         classes: the number of classes; the labels are class numbers, of which some may be absent.
         class_names: what the classes are called, in the order of their numbers. Without `classes`, the labels are
             names among these. Without both, the classes are the distinct labels in sorted order.
 
     Raises:
-        DataError: the labels are of another shape or dtype, or not among the classes.
+        DataError: a label is not among the classes, or is probably a mistake.
     """
-    values = _checked_array(labels, samples, what)
-    names = None if class_names is None else _checked_names(class_names, what)
+    names = None if class_names is None else checked_names(class_names, what)
     if classes is not None:
         count = _checked_count(classes, names, what)
         return Classes(_class_numbers(values, count, what), count, names)
@@ -69,28 +65,8 @@ def encode_labels(
     return Classes(numbers.astype(np.int64, copy=False), len(distinct), _text(distinct.tolist(), what))
 
 
-def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
-    values = to_array(to_host(labels) if is_device_array(labels) else labels, what)
-    if values.ndim != 1:
-        cure = "give one label per sample"
-        if values.ndim == 2:
-            cure = "use labels.ravel()" if values.shape[1] == 1 else "if one-hot, use labels.argmax(axis=1)"
-        raise DataError(f"{what} must be of shape ({samples},), got {values.shape}; {cure}")
-    if len(values) != samples:
-        raise DataError(f"{what} must be one for each of {samples:,} images, got {len(values):,}; pair them up")
-    if values.dtype == object:  # as data frames have them; not where something is missing
-        given = [value.item() if isinstance(value, np.generic) else value for value in values.tolist()]
-        kinds = {type(value) for value in given}
-        if len(kinds) == 1 and kinds <= {str, int, bool}:
-            values = np.array(given)
-    if values.dtype.kind not in "iubU":
-        cures = {"f": "use labels.astype(int) if these are class numbers", "S": "use labels.astype(str)"}
-        cure = cures.get(values.dtype.kind, "convert them")
-        raise DataError(f"{what} must be integers, bools or strings, got dtype {values.dtype}; {cure}")
-    return values
-
-
-def _checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
+def checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
+    """Names of classes or labels, different strings or integers."""
     if isinstance(class_names, str):
         raise DataError(f"{what}: class_names must be a list of names, got {class_names!r}")
     names = tuple(to_array(class_names, f"{what}: class_names").tolist())
@@ -186,3 +162,15 @@ def to_array(values: Any, what: str) -> npt.NDArray[Any]:
     except Exception as error:  # any array-like may raise anything in its __array__
         cure = "; give rows of equal shape" if isinstance(error, ValueError) else ""
         raise DataError(f"{what} cannot be read as one array ({error}){cure}") from error
+
+
+def require_finite(values: Any, what: str, array: str) -> None:
+    """Raise DataError if a value is NaN or infinite; it names the first place in what the user calls `array`."""
+    bad = ~np.isfinite(values)
+    count = int(bad.sum())
+    if count:
+        where = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), values.shape))
+        raise DataError(
+            f"{what} must be finite, but {count:,} of {values.size:,} values are NaN or infinite, "
+            f"the first at {array}{list(where)}; remove those samples or fill the values in"
+        )

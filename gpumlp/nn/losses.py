@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,14 +24,15 @@ class Loss:
         output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
             ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
-        of_classes: True if the targets are class numbers ``(batch,)``, False if ``(batch, outputs)`` floats.
+        task: what it is for: ``"classes"``, whose targets are class numbers ``(batch,)``; ``"labels"`` or
+            ``"numbers"``, whose targets are floats ``(batch, outputs)``.
     """
 
     name: ClassVar[str]
     kernel: ClassVar[str | None] = None
     output: ClassVar[str] = "identity"
     least_outputs: ClassVar[int] = 1
-    of_classes: ClassVar[bool] = False
+    task: ClassVar[Literal["classes", "labels", "numbers"]] = "numbers"
 
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
@@ -41,7 +42,7 @@ class Loss:
         Args:
             backend: the device; ``backend.xp`` is its array library.
             outputs: ``(batch, outputs)`` s; overwritten with delta = dC/ds of the batch's mean loss C.
-            targets: ``(batch,)`` int64 class numbers if `of_classes`, else ``(batch, outputs)`` floats.
+            targets: ``(batch,)`` int64 class numbers if the task is classes, else ``(batch, outputs)`` floats.
             losses: ``(batch,)``, overwritten with the loss of each sample.
             correct: ``(batch,)`` bool, overwritten: whether the prediction is correct.
         """
@@ -80,7 +81,7 @@ class Loss:
 
         Args:
             outputs: ``(batch, outputs)``, float.
-            targets: ``(batch,)`` class numbers if `of_classes`, else ``(batch, outputs)`` floats.
+            targets: ``(batch,)`` class numbers if the task is classes, else ``(batch, outputs)`` floats.
 
         Raises:
             ValueError: shapes or dtypes do not match, or a target is out of range.
@@ -121,7 +122,7 @@ class SoftmaxCrossEntropy(Loss):
     name = kernel = "softmax_cross_entropy"
     output = "softmax"
     least_outputs = 2
-    of_classes = True
+    task = "classes"
 
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
@@ -172,6 +173,7 @@ class LogisticCrossEntropy(Loss):
 
     name = "logistic_cross_entropy"
     output = "sigmoid"
+    task = "labels"
 
     def output_error(
         self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
@@ -270,7 +272,7 @@ class SquaredError(Loss):
 
 def _check(rule: Loss) -> None:
     outputs = np.zeros((2, max(2, rule.least_outputs)))
-    targets = np.array([0, 1]) if rule.of_classes else np.zeros_like(outputs)
+    targets = np.array([0, 1]) if rule.task == "classes" else np.zeros_like(outputs)
     losses, correct, backend = np.full(2, np.nan), np.zeros(2, dtype=bool), reference_backend(np)
     require_in_place(
         f"{type(rule).__name__}.output_error",

@@ -20,7 +20,7 @@ from .initializers import Initializer, draw_weights, get_initializer
 from .layers import stack
 from .losses import Loss, get_loss
 from .parameters import Parameters
-from .samples import Inputs, LabelledData, check_data, class_numbers, flat_samples
+from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
 
 M = TypeVar("M", bound="MLP")
 
@@ -252,9 +252,11 @@ class MLP:
             TypeError: something else than a `Dataset` is given.
         """
         divided = check_data(self, self.inputs, dataset, pixels)
-        labels = self.class_numbers(dataset)
+        targets = self.class_numbers(dataset)
         with self.backend.activate():
-            batches: Batches = dataset.batches(batch_size, self.backend, self.dtype, labels=labels, pixels=divided)
+            batches: Batches = dataset.batches(
+                batch_size, self.backend, self.dtype, targets=targets, pixels=divided
+            )
             return batches
 
     def class_numbers(self, dataset: LabelledData) -> HostArray:
@@ -266,7 +268,7 @@ class MLP:
             ValueError: the data has classes that the network lacks, or the targets of the network's loss are not
                 class numbers.
         """
-        return class_numbers(self, dataset, self.class_names)
+        return training_targets(self, dataset, self.class_names)
 
     def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
         """Loss and accuracy on a data set, reproducible bit for bit on one machine. Waits for the device once.
@@ -379,7 +381,7 @@ class MLP:
         return f"MLP({self.sizes})"
 
     def __repr__(self) -> str:
-        loss = "" if self.loss.of_classes else f", loss={self.loss.name!r}"
+        loss = "" if self.loss.task == "classes" else f", loss={self.loss.name!r}"
         return (
             f"MLP({self.sizes}, activation={self.activation.name!r}, device={self.backend.name!r}, "
             f"dtype={self.dtype.name!r}{loss})  # {self.parameters.count:,} parameters"
@@ -434,7 +436,7 @@ def _checked_sizes(sizes: Any, loss: Loss) -> list[int]:
     if len(result) < 2 or min(result) < 1 or result[-1] < loss.least_outputs:
         raise ValueError(
             "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
-            f"of {'classes' if loss.of_classes else 'outputs'} ({loss.least_outputs} or more), such as "
+            f"of {'classes' if loss.task == 'classes' else 'outputs'} ({loss.least_outputs} or more), such as "
             f"[784, 128, 10], got {shown(sizes)}"
         )
     return result

@@ -24,7 +24,7 @@ from ..nn.hyperparameters import (
 )
 from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
 from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
-from ..nn.samples import Inputs, check_data, class_numbers, learned_names
+from ..nn.samples import Inputs, check_data, learned_names, training_targets
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
 from .divergence import DivergenceError, explain_divergence
@@ -545,8 +545,8 @@ def _make_batches(
     names, backend = learned_names(model, train), model.backend
 
     def on_device(data: Dataset, inputs: Inputs | None, size: int, rows: HostArray | None = None) -> ArrayBatches:
-        divided, labels = check_data(model, inputs, data, pixels), class_numbers(model, data, names)
-        return data.batches(size, backend, model.dtype, rows, labels=labels, pixels=divided)
+        divided, targets = check_data(model, inputs, data, pixels), training_targets(model, data, names)
+        return data.batches(size, backend, model.dtype, rows, targets=targets, pixels=divided)
 
     with backend.activate():
         batches = on_device(train, model.inputs, size, train_rows)
