@@ -1,16 +1,19 @@
-"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays, files and estimators."""
+"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays, files and estimators; weights and a split."""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..backends import HostArray
 from ..strict_json import is_text
-from ..words import listed
+from ..words import listed, shown
 
 _MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
 
@@ -174,3 +177,98 @@ def require_finite(values: Any, what: str, array: str) -> None:
             f"{what} must be finite, but {count:,} of {values.size:,} values are NaN or infinite, "
             f"the first at {array}{list(where)}; remove those samples or fill the values in"
         )
+
+
+# -- What training makes of classes --------------------------------------------------------------------------
+
+
+def class_weights(
+    labels: HostArray, classes: int, weight: str | Mapping[Any, Any], class_names: Iterable[Any] | None = None
+) -> npt.NDArray[np.float64]:
+    """The weight of each class in the loss, ``(classes,)``.
+
+    ``"balanced"`` is n / (k n_c) for the n_c of n samples in class c, as in scikit-learn, where k is the number of
+    classes that occur; the weights of all samples then have a mean of 1. A class that does not occur has 1.
+
+    Args:
+        labels: ``(n,)`` class numbers.
+        classes: the number of classes.
+        weight: ``"balanced"``, or weights by class: by its name or, where names are words, its number too; a class
+            that is left out has 1.
+        class_names: what the classes are called, in the order of their numbers; None for 0, 1, 2, ...
+
+    Raises:
+        ValueError: a class is unknown, or a weight is negative or not finite, or all are 0 for these labels.
+        TypeError: `weight` is something else.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, "balanced").tolist()
+    [0.6666666666666666, 2.0]
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, {"rare": 3}, ["often", "rare"]).tolist()
+    [1.0, 3.0]
+    """
+    result = np.ones(classes)
+    if isinstance(weight, str) and weight == "balanced":
+        distinct, counts = np.unique(labels, return_counts=True)
+        result[distinct] = len(labels) / (len(distinct) * counts)
+        return result
+    if not isinstance(weight, Mapping):
+        raise TypeError(
+            f"class_weight is expected to be 'balanced' or a dict of weights by class, got {shown(weight)}"
+        )
+    names = [str(name) for name in (range(classes) if class_names is None else class_names)]
+    places = {name: number for number, name in enumerate(names)}
+    if not any(name.lstrip("-").isdecimal() for name in names):
+        places |= {str(number): number for number in range(classes)}
+    for name, value in weight.items():
+        if str(name) not in places:
+            raise ValueError(f"class_weight is expected to name classes among {listed(names)}, got {name!r}")
+        if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+            raise ValueError(
+                f"class_weight is expected to be a finite number of 0 or more, got {shown(value)} for class {name}"
+            )
+        result[places[str(name)]] = value
+    if not result[labels].any():
+        raise ValueError(
+            "class_weight is expected to be above 0 for a class that occurs, but is 0 for all of them; "
+            "give larger weights"
+        )
+    return result
+
+
+def stratified_split(labels: HostArray, held_out: int, rng: np.random.Generator) -> tuple[HostArray, HostArray]:
+    """Rows to train on and rows to hold out, of which each class has its share by largest remainder.
+
+    Of every class, at least one sample stays in training. Of equal remainders, the class with the lower number
+    comes first.
+
+    Args:
+        labels: ``(n,)`` class numbers.
+        held_out: how many rows to hold out.
+        rng: draws them.
+
+    Returns:
+        Two sorted arrays of int64.
+
+    Raises:
+        ValueError: so many rows cannot be held out.
+    """
+    inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    most = len(labels) - len(counts)
+    if not 0 <= held_out <= most:
+        raise ValueError(
+            f"validation is expected to be from 0 to {most:,} of the {len(labels):,} training samples, to leave "
+            f"one of each of the {len(counts):,} classes, got {held_out:,}"
+        )
+    divisible = np.where(counts > 1, counts, 0)
+    total = max(1, int(divisible.sum()))
+    shares = held_out * divisible // total  # less than the count, since held_out is less than the total
+    while (left := held_out - int(shares.sum())) > 0:
+        remainders = np.where(shares < counts - 1, held_out * divisible - shares * total, -math.inf)
+        for place in np.argsort(-remainders, kind="stable")[:left]:
+            shares[place] += shares[place] < counts[place] - 1
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(inverse[order], kind="stable")]  # class after class, each in random order
+    drawn = inverse[order]
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[drawn]
+    held = rank < shares[drawn]
+    return np.sort(order[~held]), np.sort(order[held])
