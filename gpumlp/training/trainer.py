@@ -360,8 +360,9 @@ class Trainer:
         by_step = changes_by_step(self.schedule)
         numbers = range(taken, taken + steps) if by_step else [taken]
         rates = [learning_rate_at(self.schedule, initial, self.epoch, step) for step in numbers]
-        what = f"the learning rate that the schedule gives for epoch {self.epoch}"
-        rates = [number(what, rate, 0) for rate in rates]
+        if not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+            what = f"the learning rate that the schedule gives for epoch {self.epoch}"
+            rates = [number(what, rate, 0) for rate in rates]
         return rates if by_step else rates * steps
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
