@@ -141,13 +141,18 @@ def backward_pass(model: MLP, dataset: Dataset) -> BackwardPass:
         batches = dataset.batches(len(dataset), backend, model.dtype)
         workspace = Workspace(model, len(dataset), pixels=batches.pixels)
         losses = backend.xp.empty(len(dataset), dtype=model.dtype)
-        correct = backend.xp.empty(len(dataset), dtype=bool)
+        scores = backend.xp.empty(len(dataset), dtype=bool)
         labels = batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        backend.output_error(model.loss, workspace.logits, labels, losses, correct)
+        backend.output_error(model.loss, workspace.logits, labels, losses, scores)
         model.backward_pass(workspace)
-        deltas = [np.array(backend.to_numpy(delta), dtype=np.float64) for delta in workspace.deltas]
-        gradients = [np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.layers]
+        deltas = [
+            np.array(backend.to_numpy(delta), dtype=np.float64)
+            for delta in (cache.delta for cache in workspace.caches)
+        ]
+        gradients = [
+            np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.dense_layers
+        ]
         return BackwardPass(float(backend.to_numpy(losses).mean()), deltas, gradients)
 
 

@@ -86,7 +86,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         """
         raise NotImplementedError
 
-    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
+    def _score_outputs(self, found: HostArray, targets: HostArray, scores: HostArray, weights: Any) -> float:
         """Accuracy or R^2 of the network's outputs."""
         raise NotImplementedError
 
@@ -374,8 +374,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         """Set the estimator's network and its weight attributes."""
         self._network, self._network_device = network, self.device
         if isinstance(network.parameters.data, np.ndarray):
-            self.coefs_ = [layer.weight for layer in network.layers]
-            self.intercepts_ = [layer.bias for layer in network.layers]
+            self.coefs_ = [layer.weight for layer in network.dense_layers]
+            self.intercepts_ = [layer.bias for layer in network.dense_layers]
         else:
             self.coefs_, self.intercepts_ = weight_attributes(network).values()
             for array in (*self.coefs_, *self.intercepts_):
@@ -486,7 +486,7 @@ class EpochTasks:
 
 def weight_attributes(network: MLP) -> dict[str, list[HostArray]]:
     """``coefs_`` and ``intercepts_``: copies of the current weights on the host."""
-    tensors, layers = network.state_dict(), range(len(network.layers))
+    tensors, layers = network.state_dict(), range(len(network.dense_layers))
     return {
         "coefs_": [tensors[f"layers.{index}.weight"] for index in layers],
         "intercepts_": [tensors[f"layers.{index}.bias"] for index in layers],

@@ -187,8 +187,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
 
     # -- Labels -------------------------------------------------------------------------------------------
 
-    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
-        return float(np.average(correct, weights=weights))
+    def _score_outputs(self, found: HostArray, targets: HostArray, scores: HostArray, weights: Any) -> float:
+        return float(np.average(scores.reshape(len(scores), -1).all(axis=1), weights=weights))
 
     @property
     def _multilabel(self) -> bool:
@@ -400,5 +400,5 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     def _loss_terms(self) -> int:
         return 1 if self.out_activation_ == "exp" else int(self.n_outputs_)
 
-    def _score_outputs(self, found: HostArray, targets: HostArray, correct: HostArray, weights: Any) -> float:
+    def _score_outputs(self, found: HostArray, targets: HostArray, scores: HostArray, weights: Any) -> float:
         return float(r2_score(targets, get_loss(self._loss).predictions(found), sample_weight=weights))

@@ -18,6 +18,7 @@ from scipy.sparse import issparse
 
 from ..backends import Array, Backend, HostArray, reference_backend
 from ..data.dataset import ArrayBatches
+from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep
@@ -278,12 +279,13 @@ class Validation:
         if not np.isfinite(found).all():
             return float("nan"), float("nan")
         samples = len(found)
-        losses, correct = np.empty(samples, found.dtype), np.empty(samples, dtype=bool)
-        network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, correct)
+        losses = np.empty(samples, found.dtype)
+        scores = new_scores(np, network.loss.task, samples, found.shape[1], found.dtype)
+        network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, scores)
         loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
         if not math.isfinite(loss):
             return float("nan"), float("nan")
-        return loss, float(self._estimator._score_outputs(found, self._targets, correct, self._weights))
+        return loss, float(self._estimator._score_outputs(found, self._targets, scores, self._weights))
 
 
 def make_optimizer(estimator: Any) -> Optimizer:
