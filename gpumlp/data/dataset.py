@@ -351,9 +351,8 @@ class ArrayBatches:
             return None
         targets = self._backend.to_numpy(self._targets) if self._host_targets is None else self._host_targets
         numbers = targets[self.rows].astype(np.float64)
-        numbers -= numbers.mean(axis=0)
-        numbers[:, np.ptp(numbers, axis=0) == 0] = 0  # a constant has no spread, however its mean is rounded
-        result: HostArray = np.square(numbers).sum(axis=0)
+        numbers -= numbers[0]  # exactly 0 if all are the same
+        result: HostArray = np.square(numbers - numbers.mean(axis=0)).sum(axis=0)
         return result
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,7 +183,7 @@ def require_finite(values: Any, what: str, array: str) -> None:
 
 
 def class_weights(
-    labels: HostArray, classes: int, weight: str | Mapping[Any, float], class_names: Iterable[Any] | None = None
+    labels: HostArray, classes: int, weight: str | Mapping[Any, Any], class_names: Iterable[Any] | None = None
 ) -> npt.NDArray[np.float64]:
     """The weight of each class in the loss, ``(classes,)``.
 
@@ -221,7 +222,7 @@ def class_weights(
     for name, value in weight.items():
         if str(name) not in places:
             raise ValueError(f"class_weight is expected to name classes among {listed(names)}, got {name!r}")
-        if isinstance(value, str) or not (np.isscalar(value) and 0 <= value < math.inf):
+        if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
             raise ValueError(
                 f"class_weight is expected to be a finite number of 0 or more, got {shown(value)} for class {name}"
             )
