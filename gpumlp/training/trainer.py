@@ -305,6 +305,7 @@ class Trainer:
         except BaseException:
             if self.epoch == start_epoch:
                 self._copy(self._snapshot, self._buffers())
+                self.trained.parameters.gradient.fill(0)  # NaN in its padding would stay, and spoil its norm
                 self._orders.state = order_state
                 self.optimizer_state.steps = steps
             raise
