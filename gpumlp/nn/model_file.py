@@ -474,7 +474,6 @@ def class_names(model: MLP) -> list[str | int | float]:
     valid = all(is_text(name) if isinstance(name, str) else isinstance(name, int | float) for name in names)
     if len(names) != count or not valid:
         raise ModelFileError(
-            f"class_names are expected to be {count} strings or numbers, one for each class, got "
-            f"{listed(names)}"
+            f"class_names are expected to be {count} strings or numbers, one for each class, got {listed(names)}"
         )
     return names
