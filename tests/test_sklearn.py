@@ -279,7 +279,11 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
             "hidden_layer_sizes is expected to be a whole number of 1 or more",
         ),
         (classifier, {"hidden_layer_sizes": "a"}, "hidden_layer_sizes is expected to be a whole number"),
-        (classifier, {"activation": "sigmoid"}, "'identity' or 'logistic' or 'tanh' or 'relu', got 'sigmoid'"),
+        (
+            classifier,
+            {"activation": "sigmoid"},
+            "'identity' or 'logistic' or .*, got 'sigmoid'",
+        ),
         (
             classifier,
             {"batch_size": 0},

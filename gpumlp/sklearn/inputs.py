@@ -21,7 +21,8 @@ ACTIVATIONS = {
     "logistic": "sigmoid",
     "tanh": "tanh",
     "relu": "relu",
-}  # scikit-learn's name: gpumlp's
+    **{name: name for name in ("leaky_relu", "gelu", "silu", "elu", "softplus")},
+}  # scikit-learn's name, where it has one: gpumlp's
 MAX_FUN = 15_000  # scikit-learn's default
 
 
