@@ -24,8 +24,10 @@ from .base import (
     stated,
 )
 from .numpy import NumpyBackend, host_memory, is_device_array, to_host
+from .philox import DROPOUT, Draws
 
 __all__ = [
+    "DROPOUT",
     "EXECUTIONS",
     "MATMUL_PRECISIONS",
     "PIXEL_SCALE",
@@ -35,6 +37,7 @@ __all__ = [
     "CudaActivation",
     "Device",
     "DeviceError",
+    "Draws",
     "Execution",
     "ExecutionError",
     "HostArray",

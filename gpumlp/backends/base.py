@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .philox import Draws, random_bits, threshold
 
 Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
 HostArray: TypeAlias = npt.NDArray[Any]
@@ -81,13 +83,15 @@ class CudaActivation(NamedTuple):
 
     Attributes:
         forward: h(s), an expression of ``s``. The type of numbers is ``real``: write ``(real)0.5``.
-        derivative: h'(s), an expression of ``a = h(s)``.
+        derivative: h'(s), an expression of ``a = h(s)``, or of ``s`` if `derivative_from` is ``"input"``.
         epilogue: cuBLASLt's name for a bias followed by this activation, or None.
+        derivative_from: ``"output"`` or ``"input"``, as the activation's.
     """
 
     forward: str
     derivative: str
     epilogue: str | None = None
+    derivative_from: str = "output"
 
 
 def stated(rule: Any, attribute: str, *methods: str) -> Any:
@@ -116,18 +120,18 @@ def stated(rule: Any, attribute: str, *methods: str) -> Any:
 
 
 class ActivationRule(Protocol):
-    """The methods of an activation that a backend calls; see ``gpumlp.nn.activations``."""
+    """What a backend uses of an activation; see ``gpumlp.nn.activations``."""
+
+    derivative_from: ClassVar[str]
 
     def forward(self, xp: Any, s: Array, out: Array) -> None: ...
-    def backward(self, xp: Any, a: Array, delta: Array) -> None: ...
+    def backward(self, xp: Any, saved: Array, delta: Array) -> None: ...
 
 
 class LossRule(Protocol):
     """The method of a loss that a backend calls; see ``gpumlp.nn.losses``."""
 
-    def output_error(
-        self, backend: Any, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None: ...
+    def output_error(self, backend: Any, outputs: Array, targets: Array, losses: Array, scores: Array) -> None: ...
 
 
 class PenaltyRule(Protocol):
@@ -139,7 +143,8 @@ class PenaltyRule(Protocol):
 class OptimizerRule(Protocol):
     """The methods of an optimizer that a backend calls; see ``gpumlp.nn.optimizers``."""
 
-    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, learning_rate: float) -> None: ...
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]: ...
+    def update(self, xp: Any, parameters: Array, gradient: Array, state: Any, *factors: Any) -> None: ...
     def complete(
         self,
         backend: Any,
@@ -148,18 +153,8 @@ class OptimizerRule(Protocol):
         gradient: Array,
         weights: slice,
         state: Any,
-        learning_rate: float,
+        *factors: Any,
     ) -> None: ...
-
-
-class LayerArrays(Protocol):
-    """The arrays and the activation of a dense layer."""
-
-    weight: Array
-    bias: Array
-    weight_gradient: Array
-    bias_gradient: Array
-    activation: Any
 
 
 class Step(Protocol):
@@ -169,7 +164,8 @@ class Step(Protocol):
     instead reads its attributes. `gpumlp.training.step.TrainingStep` implements it.
 
     Attributes:
-        layers: first to last.
+        layers: first to last: dense layers, with ``weight``, ``bias``, their gradients and an ``activation``, and
+            others.
         parameters, gradient: ``(size,)``, the flat buffers whose views are the layers' arrays.
         weights: the slice of both that contains the weights and no biases.
         state: of the optimizer: ``buffers``, flat arrays by name, ``scratch``, and ``steps``, the number taken.
@@ -177,26 +173,39 @@ class Step(Protocol):
         order: ``(samples,)`` int64, the rows of an epoch.
         targets: ``(samples, ...)``, in the epoch's order.
         sample_weights: ``(samples,)`` in the epoch's order, or None.
-        losses, correct: ``(samples,)``; a step writes the part of its batch.
+        losses: ``(samples,)``; a step writes the part of its batch.
+        scores: ``(samples, ...)``, what metrics are computed from; a step writes the part of its batch.
         slices: the consecutive batches of an epoch, of `batch_size` samples; the last may be smaller.
         gradient_wanted: whether the whole gradient is read after a step.
+        clip_norm: the limit of `Backend.clip_gradient`, or None.
+        max_norm: the limit of `Backend.limit_norms`, or None.
+        average, average_decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
+        draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of an epoch follow the same rules, by the built-in methods of network, layers
             and batches; only then can a device run them in another way.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
     losses: Array
-    correct: Array
+    scores: Array
     state: Any
     loss: Any
     optimizer: Any
     penalty: Any
     gradient_wanted: bool
+    clip_norm: float | None
+    max_norm: float | None
 
+    @property
+    def average(self) -> Array | None: ...
+    @property
+    def average_decay(self) -> float: ...
+    @property
+    def draws(self) -> Draws | None: ...
     @property
     def same_rules(self) -> bool: ...
     @property
-    def layers(self) -> Sequence[LayerArrays]: ...
+    def layers(self) -> Sequence[Any]: ...
     @property
     def parameters(self) -> Array: ...
     @property
@@ -219,7 +228,7 @@ class Step(Protocol):
     def multiply_adds(self) -> int: ...
 
     def buffer_views(self, name: str) -> Sequence[tuple[Array, Array]]:
-        """The parts of an optimizer's buffer that belong to the weight and the bias of each layer."""
+        """The parts of an optimizer's buffer that belong to the weight and the bias of each dense layer."""
         ...
 
     def arrays(self) -> list[Array]:
@@ -237,6 +246,7 @@ class Backend:
         device_name: the name of the hardware.
         xp: the array library, with NumPy's functions.
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
+        stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
         accumulates_products: whether `dense_backward` with an `Accumulation` costs no more than without.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
@@ -249,6 +259,7 @@ class Backend:
     device_name: str
     xp: Any
     logits_order: Literal["C", "F"] = "C"
+    stores_masks: bool = True
     accumulates_products: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
@@ -330,13 +341,25 @@ class Backend:
             weight: ``(in_features, out_features)``.
             bias: ``(out_features,)``.
             activation: h.
-            s: ``(batch, out_features)``, overwritten with unspecified values.
+            s: ``(batch, out_features)``, overwritten: with the pre-activation, if the activation's derivative is
+                from its input, otherwise with unspecified values.
             a: ``(batch, out_features)``, overwritten with the output. May be `s` if the activation supports it.
         """
         xp = self.xp
         xp.matmul(x, weight, out=s)
         xp.add(s, bias, out=s)
         activation.forward(xp, s, a)
+
+    def activation_backward(self, activation: ActivationRule, saved: Array, delta: Array) -> None:
+        """``delta <- delta * h'`` in place, from the derivative by a layer's output to that by its pre-activation.
+
+        Args:
+            activation: h.
+            saved: ``(batch, units)``, the output or the pre-activation, as ``activation.derivative_from`` says;
+                may be overwritten.
+            delta: ``(batch, units)``, overwritten.
+        """
+        activation.backward(self.xp, saved, delta)
 
     def dense_backward(
         self,
@@ -345,30 +368,51 @@ class Backend:
         delta: Array,
         weight_gradient: Accumulation,
         bias_gradient: Array,
-        input_activation: ActivationRule | None,
         input_delta: Array | None,
     ) -> None:
-        """The gradients of a dense layer and the error term of the layer below it.
+        """The gradients of a dense layer and the derivative of the loss by its input.
 
-        ``dW = x^T delta``, ``db = sum of delta over the batch`` and
-        ``input_delta = (delta W^T) * h'``, with h' of the layer below taken from its output `x`.
+        ``dW = x^T delta``, ``db = sum of delta over the batch`` and ``input_delta = delta W^T``.
 
         Args:
-            x: ``(batch, in_features)``, the layer's input. Overwritten if `input_activation` is given.
+            x: ``(batch, in_features)``, the layer's input.
             weight: ``(in_features, out_features)``.
             delta: ``(batch, out_features)``, the error term dC/ds of this layer.
             weight_gradient: where dW is added; may be `weight` itself, which is read first.
             bias_gradient: ``(out_features,)``, overwritten.
-            input_activation: the activation whose output is `x`, or None if `x` is data.
             input_delta: ``(batch, in_features)``, overwritten; None if it is not needed.
         """
-        xp = self.xp
         if input_delta is not None:
-            xp.matmul(delta, weight.T, out=input_delta)
+            self.xp.matmul(delta, weight.T, out=input_delta)
         self.accumulate_product(x, delta, weight_gradient)
         self.column_sums(delta, bias_gradient)
-        if input_delta is not None and input_activation is not None:
-            input_activation.backward(xp, x, input_delta)
+
+    def dropout(self, x: Array, rate: float, draws: Draws, kept: Array | None, out: Array) -> None:
+        """``out = x * keep / (1 - rate)``, where each unit of each sample is kept with probability 1 - rate.
+
+        A unit is kept if its 32 random bits are at least ``rate 2^32``, rounded.
+
+        Args:
+            x: ``(batch, units)``.
+            rate: the probability of dropping a unit, at least 0 and below 1.
+            draws: which random bits.
+            kept: ``(batch, units)`` bool, overwritten with keep; None if ``stores_masks`` is False.
+            out: ``(batch, units)``, overwritten; may be `x`.
+        """
+        xp = self.xp
+        keep = xp.greater_equal(random_bits(xp, draws, *x.shape), np.uint32(threshold(rate)))
+        if kept is not None:
+            xp.copyto(kept, keep)
+        xp.multiply(x, keep, out=out)
+        xp.multiply(out, 1 / (1 - rate), out=out)
+
+    def dropout_backward(self, delta: Array, rate: float, draws: Draws, kept: Array | None) -> None:
+        """``delta <- delta * keep / (1 - rate)`` in place; arguments as for `dropout`, which wrote `kept`."""
+        if kept is None:
+            self.dropout(delta, rate, draws, None, delta)
+        else:
+            self.xp.multiply(delta, kept, out=delta)
+            self.xp.multiply(delta, 1 / (1 - rate), out=delta)
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``; `out` may be uninitialized if keep is 0 and scale is 1."""
@@ -380,7 +424,7 @@ class Backend:
             xp.add(out, xp.multiply(xp.matmul(x.T, delta), scale), out=out)
 
     def add_scaled(self, x: Array, scale: float, out: Array, scratch: Array) -> None:
-        """``out <- out + scale x``, for vectors of one shape; overwrites `scratch`."""
+        """``out <- out + scale x``, for vectors of one shape; overwrites `scratch`, which may be `x`."""
         self.xp.multiply(x, scale, out=scratch)
         self.xp.add(out, scratch, out=out)
 
@@ -388,7 +432,7 @@ class Backend:
         """``out_j <- sum_i delta_ij``."""
         self.xp.sum(delta, axis=0, out=out)
 
-    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         """Compute the loss of each sample of a batch and the error term of the last layer.
 
         Args:
@@ -396,9 +440,22 @@ class Backend:
             outputs: ``(batch, outputs)``; overwritten with delta = dC/ds of the batch's mean loss C.
             targets: ``(batch,)`` int64 class numbers or ``(batch, outputs)`` floats, as the loss expects.
             losses: ``(batch,)``, overwritten.
-            correct: ``(batch,)`` bool, overwritten: whether the prediction is correct.
+            scores: overwritten with what metrics are computed from: for classes ``(batch,)`` bool, whether the
+                prediction is correct; for labels ``(batch, outputs)`` bool, the same for each label; for numbers
+                ``(batch, outputs)``, the prediction minus the target.
         """
-        loss.output_error(self, outputs, targets, losses, correct)
+        loss.output_error(self, outputs, targets, losses, scores)
+
+    def weigh(self, delta: Array, losses: Array, weights: Array) -> None:
+        """Apply sample weights in place: ``delta_i <- w_i delta_i`` and ``losses_i <- w_i losses_i``.
+
+        Args:
+            delta: ``(batch, outputs)``, the error term of the last layer.
+            losses: ``(batch,)``.
+            weights: ``(batch,)``, of the same dtype; with a mean of 1, the mean loss is the weighted mean.
+        """
+        self.xp.multiply(delta, weights[:, None], out=delta)
+        self.xp.multiply(losses, weights, out=losses)
 
     def total(self, values: Array) -> Array:
         """The sum of all elements, in float64, as an array ``()`` on the device."""
@@ -407,6 +464,41 @@ class Backend:
     def all_finite(self, values: Array) -> bool:
         """Whether all values are finite. Waits for the device."""
         return bool(self.xp.all(self.xp.isfinite(values)))
+
+    def clip_gradient(self, gradient: Array, limit: float, scratch: Array) -> None:
+        """``g <- g min(1, limit / (|g| + 1e-6))`` in place, with the norm of all its elements, as in PyTorch.
+
+        R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
+
+        Args:
+            gradient: ``(size,)``, overwritten.
+            limit: of the norm, above 0.
+            scratch: of the same shape and dtype, overwritten.
+        """
+        xp = self.xp
+        xp.multiply(gradient, gradient, out=scratch)
+        norm = xp.sqrt(xp.sum(scratch))
+        xp.multiply(gradient, xp.minimum(limit / (norm + 1e-6), 1), out=gradient)
+
+    def limit_norms(self, weight: Array, limit: float, scratch: Array) -> None:
+        """Scale each column of W, the incoming weights of a unit, whose norm is above the limit down to it.
+
+        N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
+
+        Args:
+            weight: W ``(in_features, out_features)``, overwritten.
+            limit: of the norms, above 0.
+            scratch: of the same shape and dtype, overwritten.
+        """
+        xp = self.xp
+        xp.multiply(weight, weight, out=scratch)
+        norms = xp.sqrt(xp.sum(scratch, axis=0))
+        xp.multiply(weight, limit / xp.maximum(norms, limit), out=weight)
+
+    def average(self, parameters: Array, average: Array, decay: float, scratch: Array) -> None:
+        """``average <- average + (1 - decay) (parameters - average)``, all ``(size,)``; overwrites `scratch`."""
+        self.xp.subtract(parameters, average, out=scratch)
+        self.add_scaled(scratch, 1 - decay, average, scratch)
 
     def update(
         self,
@@ -419,7 +511,7 @@ class Backend:
         learning_rate: float,
         accumulated: bool = False,
     ) -> None:
-        """Add the penalty's gradient to the weights' gradient and take one optimizer step.
+        """Add the penalty's gradient to the weights' gradient, take one optimizer step and count it.
 
         Args:
             optimizer: the optimizer.
@@ -430,11 +522,17 @@ class Backend:
             learning_rate: a Python float: a NumPy float64 would promote float32 arrays to float64.
             accumulated: whether the weights' gradient was added as the optimizer's `accumulation` specifies.
         """
+        factors = self._next_factors(optimizer, state, learning_rate)
         if accumulated:
-            optimizer.complete(self, penalty, parameters, gradient, weights, state, learning_rate)
+            optimizer.complete(self, penalty, parameters, gradient, weights, state, *factors)
         else:
             penalty.add_gradient(self, parameters[weights], gradient[weights], state.scratch[weights])
-            optimizer.update(self.xp, parameters, gradient, state, learning_rate)
+            optimizer.update(self.xp, parameters, gradient, state, *factors)
+
+    def _next_factors(self, optimizer: OptimizerRule, state: Any, learning_rate: float) -> tuple[Any, ...]:
+        """Count a step; the numbers that change from step to step."""
+        state.steps += 1
+        return optimizer.step_factors(state.steps, learning_rate)
 
 
 def reference_backend(xp: Any) -> Backend:

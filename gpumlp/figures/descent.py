@@ -176,8 +176,9 @@ def _descend(rule: Optimizer, start: tuple[float, float], steps: int, centres: H
     """The positions of an optimizer, ``(steps + 1, 2)``; each step uses a surface around a row of `centres`."""
     theta = np.array(start, dtype=np.float64)
     state, positions = rule.init(theta), [theta.copy()]
-    for centre in centres[:steps]:
-        rule.update(np, theta, CURVATURE * (theta - centre), state, rule.learning_rate)
+    for number, centre in enumerate(centres[:steps], 1):
+        factors = rule.step_factors(number, rule.learning_rate)
+        rule.update(np, theta, CURVATURE * (theta - centre), state, *factors)
         positions.append(theta.copy())
     return np.array(positions)
 

@@ -29,6 +29,7 @@ class Activation:
     """
 
     name: ClassVar[str]
+    derivative_from: ClassVar[str] = "output"
     initializer: ClassVar[str] = "glorot"
     cuda: CudaActivation | None = None
 
@@ -72,7 +73,7 @@ class Activation:
         array([1.])
         """
         slope = array_namespace(s).ones_like(s)
-        self.backward(array_namespace(s), self(s), slope)
+        self.backward(array_namespace(s), s.copy() if self.derivative_from == "input" else self(s), slope)
         return slope
 
     def __repr__(self) -> str:

@@ -89,27 +89,21 @@ class Dense:
         self,
         x: Array,
         delta: Array,
-        input_activation: Activation | None = None,
         input_delta: Array | None = None,
         weight_gradient: Accumulation | None = None,
     ) -> None:
         """Compute the gradients ``dW = x^T delta`` and ``db = sum of delta over the batch``.
 
-        With `input_delta`, also compute the error term of the layer below, ``input_delta = (delta W^T) * h'``,
-        where h is `input_activation` and h' is computed from its output `x`; without `input_activation` this is
-        dC/dx. Does not wait for the device.
+        With `input_delta`, also compute dC/dx, ``input_delta = delta W^T``. Does not wait for the device.
 
         Args:
-            x: ``(batch, in_features)``, the input of the forward pass; overwritten if `input_activation` is given.
+            x: ``(batch, in_features)``, the input of the forward pass.
             delta: ``(batch, out_features)``, dC/ds of this layer.
-            input_activation: the activation whose output is `x`.
             input_delta: ``(batch, in_features)``, overwritten.
             weight_gradient: where dW is added instead of overwriting the layer's `weight_gradient`.
         """
         target = weight_gradient or Accumulation(self.weight_gradient)
-        self.backend.dense_backward(
-            x, self.weight, delta, target, self.bias_gradient, input_activation, input_delta
-        )
+        self.backend.dense_backward(x, self.weight, delta, target, self.bias_gradient, input_delta)
 
     def _draw(
         self, initializer: Initializer, seed: int | np.random.Generator, dtype: np.dtype[Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -325,19 +325,6 @@ def get_loss(loss: str | Loss) -> Loss:
         TypeError: a class of the user's is incomplete.
     """
     return LOSSES.find(loss)
-
-
-def weigh(xp: Any, delta: Array, losses: Array, weights: Array) -> None:
-    """Apply sample weights in place: ``delta_i <- w_i delta_i`` and ``losses_i <- w_i losses_i``.
-
-    Args:
-        xp: the array library, ``numpy`` or ``cupy``.
-        delta: ``(batch, outputs)``, the error term of the last layer.
-        losses: ``(batch,)``.
-        weights: ``(batch,)``, of the same dtype; with a mean of 1, the mean loss is the weighted mean.
-    """
-    xp.multiply(delta, weights[:, None], out=delta)
-    xp.multiply(losses, weights, out=losses)
 
 
 def softmax(logits: Array) -> Array:

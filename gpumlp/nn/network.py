@@ -52,6 +52,10 @@ class Workspace:
         self._logits_order = model.backend.logits_order
         self.deltas.append(self._logits_of(batch_size, model.sizes[-1]))
         self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
+        kept = [layer.activation.derivative_from == "input" for layer in model.layers]
+        self.saved: list[Array | None] = [
+            xp.empty_like(delta) if keep else None for keep, delta in zip(kept, self.deltas, strict=True)
+        ]
         self._parts: dict[int, Workspace] = {}  # without self, to avoid a reference cycle
 
     @property
@@ -71,6 +75,7 @@ class Workspace:
             part.deltas = [delta[:count] for delta in self.deltas[:-1]]
             part.deltas.append(self._logits_of(count, self.logits.shape[1]))
             part.outputs = [output[:count] for output in self.outputs[:-1]] + part.deltas[-1:]
+            part.saved = [None if saved is None else saved[:count] for saved in self.saved]
             part._parts = {}
             self._parts[count] = part
         return part
@@ -161,7 +166,9 @@ class MLP:
     def forward_pass(self, workspace: Workspace) -> None:
         """Compute the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``."""
         x = workspace.inputs
-        for layer, s, a in zip(self.layers, workspace.deltas, workspace.outputs, strict=True):
+        arrays = zip(self.layers, workspace.deltas, workspace.saved, workspace.outputs, strict=True)
+        for layer, delta, saved, a in arrays:
+            s = delta if saved is None else saved
             self.backend.dense_forward(x, layer.weight, layer.bias, layer.activation, s, a)
             x = a
 
@@ -180,7 +187,9 @@ class MLP:
         for index in range(len(self.layers) - 1, 0, -1):
             below, x = self.layers[index - 1], workspace.outputs[index - 1]
             deltas = workspace.deltas
-            self.layers[index].backward(x, deltas[index], below.activation, deltas[index - 1], targets[index])
+            self.layers[index].backward(x, deltas[index], deltas[index - 1], targets[index])
+            saved = x if workspace.saved[index - 1] is None else workspace.saved[index - 1]
+            self.backend.activation_backward(below.activation, saved, deltas[index - 1])
         self.layers[0].backward(workspace.inputs, workspace.deltas[0], weight_gradient=targets[0])
 
     # -- Prediction and evaluation ----------------------------------------------------------------------

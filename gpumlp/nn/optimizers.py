@@ -111,9 +111,9 @@ class Optimizer:
         """
         raise NotImplementedError
 
-    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
-        """Step size and epsilon of step number `steps`, counted from 1."""
-        return learning_rate, 0.0
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
+        """The numbers that change from step to step, of step number `steps`, counted from 1."""
+        return (learning_rate,)
 
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
@@ -154,7 +154,7 @@ class SGD(Optimizer):
     >>> import numpy as np
     >>> theta, g = np.array([1.0]), np.array([0.5])
     >>> sgd = SGD(learning_rate=0.1)
-    >>> sgd.update(np, theta, g, sgd.init(theta), learning_rate=0.1)
+    >>> sgd.update(np, theta, g, sgd.init(theta), 0.1)
     >>> theta
     array([0.95])
     """
@@ -176,12 +176,8 @@ class SGD(Optimizer):
     def active_buffers(self) -> tuple[str, ...]:
         return self.buffer_names if self.momentum else ()
 
-    def update(
-        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
-    ) -> None:
+    def update(self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any) -> None:
         step = state.scratch
-        state.steps += 1
-        step_size, _ = self.step_factors(state.steps, learning_rate)
         if not self.momentum:
             xp.multiply(gradient, step_size, out=step)
         else:
@@ -219,7 +215,6 @@ class SGD(Optimizer):
         learning_rate: float,
     ) -> None:
         xp, biases = backend.xp, slice(weights.stop, None)
-        state.steps += 1
         if self.momentum:
             velocity = state.buffers["velocity"]
             penalty.add_gradient(backend, parameters[weights], velocity[weights], state.scratch[weights])
@@ -263,11 +258,10 @@ class Adam(Optimizer):
         set_number(self, "epsilon", 0, open_low=True)
         flag("correct_epsilon", self.correct_epsilon)
 
-    def update(
-        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
+    def update(  # type: ignore[override]  # one argument for each of `step_factors`
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any, epsilon: Any
     ) -> None:
         mean, mean_square, step = state.buffers["mean"], state.buffers["mean_square"], state.scratch
-        state.steps += 1
         xp.multiply(gradient, 1 - self.beta1, out=step)
         xp.multiply(mean, self.beta1, out=mean)
         xp.add(mean, step, out=mean)
@@ -275,14 +269,13 @@ class Adam(Optimizer):
         xp.multiply(step, 1 - self.beta2, out=step)
         xp.multiply(mean_square, self.beta2, out=mean_square)
         xp.add(mean_square, step, out=mean_square)
-        step_size, epsilon = self.step_factors(state.steps, learning_rate)
         xp.sqrt(mean_square, out=step)
         xp.add(step, epsilon, out=step)
         xp.divide(mean, step, out=step)
         xp.multiply(step, step_size, out=step)
         xp.subtract(parameters, step, out=parameters)
 
-    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
         # The bias corrections of both means are scalars, folded into the step size and epsilon.
         mean_correction = 1 - self.beta1**steps
         root_correction = math.sqrt(1 - self.beta2**steps)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..backends import Accumulation, Array
+from ..backends import Accumulation, Array, Draws
 from ..data.dataset import ArrayBatches
 from ..nn.layers import Dense
-from ..nn.losses import weigh
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
 
@@ -29,7 +28,7 @@ class TrainingStep:
         multiply_adds: of one forward pass with a full workspace.
         losses: ``(samples,)``, the loss of each sample before its batch's update, times its weight if there are
             weights, in this epoch's order.
-        correct: ``(samples,)`` bool, whether the sample was classified correctly.
+        scores: ``(samples,)`` bool, whether the sample was classified correctly.
         gradient_wanted: see `keep_gradient`.
     """
 
@@ -47,10 +46,15 @@ class TrainingStep:
         self.workspace = Workspace(model, rows, pixels=batches.pixels)
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
-        self.correct: Array = xp.empty(batches.samples, dtype=bool)
+        self.scores: Array = xp.empty(batches.samples, dtype=bool)
         # All parts of a batch use the same weights, so these must not change before the last part.
         self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
         self.gradient_wanted = False
+        self.clip_norm: float | None = None
+        self.max_norm: float | None = None
+        self.average: Array | None = None
+        self.average_decay = 0.0
+        self.draws: Draws | None = None
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
@@ -117,12 +121,12 @@ class TrainingStep:
         workspace = self.workspace
         found = [
             *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch),
-            *(self.losses, self.correct, self.images, self.order, self.targets, self.sample_weights),
+            *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights),
             *(workspace.inputs, workspace.staging, *workspace.deltas, *workspace.outputs),
         ]
         for layer in self.layers:
             found += [layer.weight, layer.bias, layer.weight_gradient, layer.bias_gradient]
-        return [array for array in found if array is not None]
+        return [array for array in [*found, *workspace.saved] if array is not None]
 
     # -- The gradient as an array --------------------------------------------------------------------------
 
@@ -187,10 +191,10 @@ class TrainingStep:
         model, backend, workspace = self.model, self.model.backend, self.workspace.rows(rows.stop - rows.start)
         targets = self.batches.gather(rows, workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        losses, correct = self.losses[rows], self.correct[rows]
-        backend.output_error(self.loss, workspace.logits, targets, losses, correct)
+        losses, scores = self.losses[rows], self.scores[rows]
+        backend.output_error(self.loss, workspace.logits, targets, losses, scores)
         if self.batches.weights is not None:
-            weigh(backend.xp, workspace.logits, losses, self.batches.weights[rows])
+            backend.weigh(workspace.logits, losses, self.batches.weights[rows])
         if share != 1:
             backend.xp.multiply(workspace.logits, share, out=workspace.logits)
         model.backward_pass(workspace, weight_gradients)

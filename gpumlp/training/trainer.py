@@ -19,7 +19,6 @@ from ..nn.hyperparameters import (
     number,
     require_arguments,
     require_in_place,
-    require_methods,
     whole,
 )
 from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
@@ -303,9 +302,7 @@ class Trainer:
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
-        sums = backend.xp.stack(
-            [backend.total(x) for x in (step.losses, step.correct, self.model.parameters.data)]
-        )
+        sums = backend.xp.stack([backend.total(x) for x in (step.losses, step.scores, self.model.parameters.data)])
         loss, correct, parameter_sum = backend.to_numpy(sums).tolist()
         seconds = time.perf_counter() - start
 
@@ -586,14 +583,15 @@ def _checked_data(name: str, value: object) -> Dataset:
 
 def _checked_optimizer(value: object) -> Optimizer:
     optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
-    require_methods(optimizer, Optimizer, "update")
     rate = getattr(optimizer, "learning_rate", None)
     kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
     if type(optimizer) not in (SGD, Adam):
         example, gradient = np.ones(4), np.ones(4)
         require_in_place(
             f"{kind}.update",
-            lambda: optimizer.update(np, example, gradient, optimizer.init(example), rate),
+            lambda: optimizer.update(
+                np, example, gradient, optimizer.init(example), *optimizer.step_factors(1, rate)
+            ),
             example,
         )
     return optimizer
