@@ -37,8 +37,8 @@ class Slower(SGD):
 
     kernel = "sgd"
 
-    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, float]:
-        return learning_rate / 10 / steps, 0.0
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
+        return (learning_rate / 10 / steps,)
 
 
 class HalfLoss(SoftmaxCrossEntropy):
