@@ -44,8 +44,9 @@ def _refuse(*_: object) -> Any:
     raise NotCapturableError("it reads the number of steps, which would not change in a graph")
 
 
-_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor", "lshift", "rshift"]
-_OTHER = ["bool", "eq", "ne", "lt", "le", "gt", "ge", "hash", "int", "float", "index", "neg", "pos", "abs", "round", "trunc", "repr", "str", "format", "array"]
+_ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor"]
+_COMPARISONS = ["bool", "eq", "ne", "lt", "le", "gt", "ge", "hash"]
+_CONVERSIONS = ["int", "float", "index", "neg", "pos", "abs", "round", "trunc", "repr", "str", "format", "array"]
 
 
 class CapturedStep:
@@ -60,7 +61,7 @@ class CapturedStep:
         self.slot, self.offsets = slot, offsets
 
 
-for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER):
+for _name in (*_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC), *_COMPARISONS, *_CONVERSIONS):
     setattr(CapturedStep, f"__{_name}__", _refuse)
 
 
