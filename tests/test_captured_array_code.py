@@ -36,7 +36,7 @@ class Whole:
     penalty: Any = Penalty(l2=1e-3)
     loss: Any = SoftmaxCrossEntropy()
     activation: Any = ReLU()
-    weighted, image_type = True, "uint8"
+    weighted, order_type = True, "int64"
 
     def __init__(self, backend: Backend, batch_size: int = 7, dtype: str = "float32", **options: Any) -> None:
         self.__dict__.update(options)
@@ -61,8 +61,8 @@ class Whole:
             ),
             SimpleNamespace(weight=w2, bias=b2, weight_gradient=gw2, bias_gradient=gb2, activation=None),
         ]
-        self.images = put(rng.integers(0, 255, (SAMPLES, FEATURES)).astype(self.image_type))
-        self.order = put(rng.permutation(SAMPLES))
+        self.images = put(rng.integers(0, 255, (SAMPLES, FEATURES), dtype=np.uint8))
+        self.order = put(rng.permutation(SAMPLES).astype(self.order_type))
         numbers = isinstance(self.loss, SquaredError)
         targets = rng.normal(size=(SAMPLES, OUTPUTS)).astype(dtype)
         self.targets = put(targets if numbers else rng.integers(0, OUTPUTS, SAMPLES))
@@ -105,8 +105,7 @@ class Whole:
         losses, scores = self.losses[batch], self.scores[batch]
         kept = None if self.kept is None else self.kept[:count]
         draws = self.draws
-        staging = self.staging[:count] if self.images.dtype == np.uint8 else None
-        backend.gather(self.images, self.order[batch], staging, x)
+        backend.gather(self.images, self.order[batch], self.staging[:count], x)
         backend.dense_forward(x, hidden.weight, hidden.bias, hidden.activation, s, a)
         saved = s if hidden.activation.derivative_from == "input" else a.copy()
         backend.dropout(a, self.rate, draws, kept, a)
@@ -245,7 +244,7 @@ RULES = {
     "array optimizer": {"optimizer": Signs()},
     "optimizer with decay": {"optimizer": Decaying()},
     "array penalty": {"penalty": Noisy(0.01)},
-    "images of another dtype": {"image_type": "float64"},
+    "rows of another dtype": {"order_type": "int32"},
     "all in array code": {
         "loss": ArrayLoss(),
         "activation": Cubic(),
