@@ -44,7 +44,7 @@ class Whole:
         rng, put = np.random.default_rng(0), backend.asarray
         self.parameters = put(rng.normal(0, 0.3, PARTS[-1]).astype(dtype))
         self.gradient = put(np.zeros(PARTS[-1], dtype))
-        self.average, self.average_decay = put(np.zeros(PARTS[-1], dtype)), 0.9
+        self.average, self.decay = put(np.zeros(PARTS[-1], dtype)), 0.9
         self.weights = slice(0, PARTS[2])
         self.state = self.optimizer.init(self.parameters)
         tensors = [
@@ -133,7 +133,7 @@ class Whole:
             )
         )
         backend.limit_norms(hidden.weight, self.max_norm, self.scratch[0])
-        backend.average(self.parameters, self.average, self.average_decay, self.state.scratch)
+        backend.average(self.parameters, self.average, self.decay, self.state.scratch)
 
 
 # -- Rules of a user's, in array code ---------------------------------------------------------------------
@@ -317,7 +317,7 @@ def weights(step: Whole) -> None:
 
 
 def decay(step: Whole) -> None:
-    step.average_decay = 0.5
+    step.decay = 0.5
 
 
 def seed(step: Whole) -> None:

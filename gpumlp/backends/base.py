@@ -179,7 +179,7 @@ class Step(Protocol):
         gradient_wanted: whether the whole gradient is read after a step.
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
-        average, average_decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
+        average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of an epoch follow the same rules, by the built-in methods of network, layers
             and batches; only then can a device run them in another way.
@@ -199,7 +199,7 @@ class Step(Protocol):
     @property
     def average(self) -> Array | None: ...
     @property
-    def average_decay(self) -> float: ...
+    def decay(self) -> float: ...
     @property
     def draws(self) -> Draws | None: ...
     @property

@@ -53,7 +53,7 @@ class TrainingStep:
         self.clip_norm: float | None = None
         self.max_norm: float | None = None
         self.average: Array | None = None
-        self.average_decay = 0.0
+        self.decay = 0.0
         self.draws: Draws | None = None
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
