@@ -328,7 +328,7 @@ class ArrayBatches:
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
-        return ArrayBatches(
+        return type(self)(
             self.images,
             self._targets,
             rows,
