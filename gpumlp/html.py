@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .nn import MLP
+from .nn.layers import Dense, Dropout
 
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"  # both stand out on white and on black
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 170, 52, 10, 10, 34
@@ -42,17 +43,16 @@ def table(
 
 def layer_table(model: MLP) -> str:
     """A network's layers as a table, with their numbers of parameters."""
-    last = len(model.layers) - 1
-    rows = [
-        [
-            f"layers.{index}",
-            model.loss.output if index == last else layer.activation.name,
-            f"{layer.in_features:,}",
-            f"{layer.out_features:,}",
-            f"{layer.weight.size + layer.bias.size:,}",
-        ]
-        for index, layer in enumerate(model.layers)
-    ]
+    rows, number = [], 0
+    for layer in model.layers:
+        count = sum(math.prod(shape) for shape in layer.shapes().values())
+        name = f"dropout {layer.rate:g}" if isinstance(layer, Dropout) else type(layer).__name__
+        activation = layer.activation.name if isinstance(layer, Dense) else ""
+        if count:
+            name, number = f"layers.{number}", number + 1
+        if layer is model.layers[-1]:
+            activation = model.loss.output
+        rows.append([name, activation, f"{layer.in_features:,}", f"{layer.out_features:,}", f"{count:,}"])
     about = f"MLP {'-'.join(map(str, model.sizes))}, {model.dtype.name}, on {model.backend.name}"
     header, total = ("layer", "activation", "inputs", "outputs", "parameters"), f"{model.parameters.count:,}"
     return f"<div><p>{escape(about)}</p>{table(header, rows, words=2, foot=['total', '', '', '', total])}</div>"

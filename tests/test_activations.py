@@ -2,31 +2,106 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 
-from gpumlp import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from gpumlp.nn.activations import ACTIVATIONS, get_activation
-
-# For a new activation, add a row: the object, h(s), h'(s), its default initializer, and whether `out` may be `s`.
-TABLE = [
-    (Identity(), lambda s: s, lambda s: np.ones_like(s), "glorot", True),
-    (ReLU(), lambda s: np.where(s > 0, s, 0), lambda s: np.where(s > 0, 1.0, 0), "he", True),
-    (LeakyReLU(), lambda s: np.where(s > 0, s, s / 100), lambda s: np.where(s > 0, 1.0, 0.01), "he", False),
-    (LeakyReLU(0.3), lambda s: np.where(s > 0, s, 0.3 * s), lambda s: np.where(s > 0, 1.0, 0.3), "he", False),
-    (Tanh(), lambda s: 1 - 2 / (np.exp(2 * s) + 1), lambda s: 1 / np.cosh(s) ** 2, "glorot", True),
-    (
-        Sigmoid(),
-        lambda s: 1 / (1 + np.exp(-s)),
-        lambda s: np.exp(-s) / (1 + np.exp(-s)) ** 2,
-        "glorot",
-        True,
-    ),
-]
-EVERY = pytest.mark.parametrize(
-    ("h", "value", "slope", "initializer", "in_place"), TABLE, ids=lambda x: str(x)[:12]
+from gpumlp import (
+    ELU,
+    GELU,
+    Activation,
+    CudaActivation,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
 )
+from gpumlp.nn.activations import ACTIVATIONS, get_activation
+from tests.host_kernels import compile_for_the_host
+
+
+def logistic(s: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-s))
+
+
+def gelu_slope(s: np.ndarray) -> np.ndarray:
+    u, du = np.sqrt(2 / np.pi) * (s + 0.044715 * s**3), np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * s**2)
+    return (1 + np.tanh(u)) / 2 + s / np.cosh(u) ** 2 * du / 2
+
+
+class Row(NamedTuple):
+    """An activation with its h(s), h'(s), default initial weights, whether `out` may be `s`, and PyTorch's."""
+
+    h: Activation
+    value: Callable[[np.ndarray], np.ndarray]
+    slope: Callable[[np.ndarray], np.ndarray]
+    initializer: str
+    in_place: bool
+    torch: tuple[str, dict[str, Any]]
+
+
+# For a new activation, add a row.
+TABLE = [
+    Row(Identity(), lambda s: s, lambda s: np.ones_like(s), "glorot", True, ("Identity", {})),
+    Row(ReLU(), lambda s: np.where(s > 0, s, 0), lambda s: np.where(s > 0, 1.0, 0), "he", True, ("ReLU", {})),
+    Row(
+        LeakyReLU(),
+        lambda s: np.where(s > 0, s, s / 100),
+        lambda s: np.where(s > 0, 1.0, 0.01),
+        *("he", False, ("LeakyReLU", {})),
+    ),
+    Row(
+        LeakyReLU(0.3),
+        lambda s: np.where(s > 0, s, 0.3 * s),
+        lambda s: np.where(s > 0, 1.0, 0.3),
+        *("he", False, ("LeakyReLU", {"negative_slope": 0.3})),
+    ),
+    Row(
+        Tanh(),
+        lambda s: 1 - 2 / (np.exp(2 * s) + 1),
+        lambda s: 1 / np.cosh(s) ** 2,
+        *("glorot", True, ("Tanh", {})),
+    ),
+    Row(Sigmoid(), logistic, lambda s: np.exp(-s) * logistic(s) ** 2, "glorot", True, ("Sigmoid", {})),
+    Row(
+        GELU(),
+        lambda s: s * (1 + np.tanh(np.sqrt(2 / np.pi) * (s + 0.044715 * s**3))) / 2,
+        gelu_slope,
+        *("he", False, ("GELU", {"approximate": "tanh"})),
+    ),
+    Row(
+        SiLU(),
+        lambda s: s * logistic(s),
+        lambda s: logistic(s) * (1 + s * logistic(-s)),
+        *("he", False, ("SiLU", {})),
+    ),
+    Row(
+        ELU(),
+        lambda s: np.where(s > 0, s, np.exp(s) - 1),
+        lambda s: np.where(s > 0, 1, np.exp(s)),
+        *("he", False, ("ELU", {})),
+    ),
+    Row(
+        ELU(0.3),
+        lambda s: np.where(s > 0, s, 0.3 * (np.exp(s) - 1)),
+        lambda s: np.where(s > 0, 1, 0.3 * np.exp(s)),
+        *("he", False, ("ELU", {"alpha": 0.3})),
+    ),
+    Row(Softplus(), lambda s: np.log(1 + np.exp(s)), logistic, "he", False, ("Softplus", {"threshold": 100})),
+]
+EVERY = pytest.mark.parametrize("row", TABLE, ids=lambda row: repr(row.h))
 S = np.array([[-6.0, -2.5, -0.7, -1e-3], [1e-3, 0.7, 2.5, 6.0]])
+
+
+def saved_by(h: Activation, s: np.ndarray) -> np.ndarray:
+    """What the derivative is computed from."""
+    return s.copy() if h.derivative_from == "input" else h(s)
 
 
 def test_the_table_has_every_activation() -> None:
@@ -35,50 +110,126 @@ def test_the_table_has_every_activation() -> None:
 
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_value(h: Activation, value, slope, initializer, in_place, dtype: str) -> None:
+def test_value(row: Row, dtype: str) -> None:
     s = S.astype(dtype)
     before = s.copy()
-    a = h(s)
+    a = row.h(s)
     assert a.dtype == dtype
     assert a.shape == s.shape
     # An absolute tolerance, because of cancellation near 0.
-    np.testing.assert_allclose(a, value(S), rtol=0, atol=1e-6 if dtype == "float32" else 1e-14)
+    np.testing.assert_allclose(a, row.value(S), rtol=0, atol=1e-6 if dtype == "float32" else 1e-14)
     np.testing.assert_array_equal(s, before)  # a call keeps its argument
 
 
 @EVERY
-def test_derivative_against_the_formula(h: Activation, value, slope, initializer, in_place) -> None:
-    np.testing.assert_allclose(h.derivative(S), slope(S), rtol=0, atol=1e-14)
+def test_derivative_against_the_formula(row: Row) -> None:
+    np.testing.assert_allclose(row.h.derivative(S), row.slope(S), rtol=0, atol=1e-14)
 
 
 @EVERY
-def test_derivative_against_central_differences(h: Activation, value, slope, initializer, in_place) -> None:
+def test_derivative_against_central_differences(row: Row) -> None:
     step = 1e-5
-    np.testing.assert_allclose(h.derivative(S), (h(S + step) - h(S - step)) / (2 * step), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        row.h.derivative(S), (row.h(S + step) - row.h(S - step)) / (2 * step), rtol=1e-6, atol=1e-9
+    )
 
 
 @EVERY
-def test_forward_writes_out(h: Activation, value, slope, initializer, in_place) -> None:
+def test_forward_writes_out(row: Row) -> None:
     out = np.full_like(S, np.nan)
-    h.forward(np, S.copy(), out)
-    np.testing.assert_array_equal(out, h(S))
-    if in_place:
+    row.h.forward(np, S.copy(), out)
+    np.testing.assert_array_equal(out, row.h(S))
+    if row.h.derivative_from == "input":
         s = S.copy()
-        h.forward(np, s, s)
-        np.testing.assert_array_equal(s, h(S))
+        row.h.forward(np, s, out)
+        np.testing.assert_array_equal(s, S)  # kept for the backward pass
+    if row.in_place:
+        s = S.copy()
+        row.h.forward(np, s, s)
+        np.testing.assert_array_equal(s, row.h(S))
 
 
 @EVERY
-def test_backward_multiplies_delta_by_the_derivative(h: Activation, value, slope, initializer, in_place) -> None:
+def test_backward_multiplies_delta_by_the_derivative(row: Row) -> None:
     upper = np.random.default_rng(0).normal(size=S.shape)
     delta = upper.copy()
-    h.backward(np, h(S), delta)
-    np.testing.assert_allclose(delta, upper * slope(S), rtol=0, atol=1e-14)
+    row.h.backward(np, saved_by(row.h, S), delta)
+    np.testing.assert_allclose(delta, upper * row.slope(S), rtol=0, atol=1e-14)
+
+
+WIDE = np.concatenate([np.linspace(-30, 30, 6001), np.logspace(-6, 4, 41), -np.logspace(-6, 4, 41)])
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    tolerance = 1e-6 if found.dtype == np.float32 else 1e-14
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @EVERY
-def test_default_initializer_of_each_activation(h: Activation, value, slope, initializer, in_place) -> None:
-    assert h.initializer == initializer
+@DTYPES
+def test_value_and_derivative_of_pytorch(row: Row, dtype: str) -> None:
+    """PyTorch computes in float64, on the same numbers."""
+    library = pytest.importorskip("torch", reason="PyTorch is not installed")
+    name, options = row.torch
+    s = library.tensor(WIDE.astype(dtype)).double().requires_grad_()
+    a = getattr(library.nn, name)(**options)(s)
+    a.sum().backward()
+    assert_close(row.h(WIDE.astype(dtype)), a.detach().numpy())
+    assert_close(row.h.derivative(WIDE.astype(dtype)), s.grad.numpy())
+
+
+@EVERY
+@DTYPES
+def test_cuda_expressions(row: Row, dtype: str) -> None:
+    """Compiled for the processor, they compute what the array code does."""
+    assert row.h.cuda is not None
+    assert row.h.cuda.derivative_from == row.h.derivative_from
+    source = "typedef REAL real;\ntypedef long long int64;\n"
+    for name, variable, expression in (
+        ("value", "s", row.h.cuda.forward),
+        ("slope", "s" if row.h.derivative_from == "input" else "a", row.h.cuda.derivative),
+    ):
+        source += f"""
+extern "C" __global__ void {name}(const real* from, real* to, int64 count)
+{{
+    for (int64 i = 0; i < count; i++) {{
+        real {variable} = from[i];
+        (void){variable};
+        to[i] = (real)({expression});
+    }}
+}}
+"""
+    real = {"float32": "float", "float64": "double"}[dtype]
+    library = compile_for_the_host(source, {"REAL": real})
+    s, one = np.concatenate([WIDE, EXTREME]).astype(dtype), (ctypes.c_uint * 3)(1, 1, 1)
+    for function, x, expected in (
+        (library.run_value, s, row.h(s)),
+        (library.run_slope, saved_by(row.h, s), row.h.derivative(s)),
+    ):
+        found = np.full_like(x, np.nan)
+        function(one, one, False, 0, x.ctypes, found.ctypes, ctypes.c_longlong(len(x)))
+        assert_close(found, expected)
+
+
+EXTREME = np.array([-1e30, -1e4, -1000, -100, 0, 100, 1000, 1e4, 1e30])
+
+
+@EVERY
+@DTYPES
+def test_nothing_overflows(row: Row, dtype: str) -> None:
+    s = EXTREME.astype(dtype)
+    with np.errstate(all="raise"):
+        a, slopes = row.h(s), row.h.derivative(s)
+    assert (np.abs(a) <= np.abs(s) + 1).all()  # and not NaN
+    np.testing.assert_array_equal(slopes[:3], slopes[0])
+    np.testing.assert_array_equal(slopes[-3:], slopes[-1])
+    assert {slopes[0], slopes[-1]} <= {0, 1, row.h.derivative(np.full(1, -1e4, dtype))[0]}
+
+
+@EVERY
+def test_default_initializer_of_each_activation(row: Row) -> None:
+    assert row.h.initializer == row.initializer
 
 
 def test_relu_at_zero_takes_the_derivative_0() -> None:
@@ -108,7 +259,8 @@ def test_an_activation_object_is_returned_unchanged() -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="one of relu, leaky_relu, tanh, sigmoid, identity, or an Activation, got 'swish'"
+        ValueError,
+        match=r"one of relu, leaky_relu, tanh, .*, softplus, identity, or an Activation, got 'swish'",
     ):
         get_activation("swish")
 
@@ -117,3 +269,59 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 def test_leaky_relu_refuses_slopes_outside_0_to_1(slope: float) -> None:
     with pytest.raises(ValueError, match="negative_slope is expected to be a number above 0 and below 1"):
         LeakyReLU(slope)
+
+
+@pytest.mark.parametrize("alpha", [0, -1, float("inf")])
+def test_elu_refuses_an_alpha_that_is_not_above_0(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha is expected to be a number above 0"):
+        ELU(alpha)
+
+
+class Mish(Activation):
+    """A user's: h(s) = s tanh(softplus(s)), whose derivative is computed from s."""
+
+    name = "mish"
+    derivative_from = "input"
+
+    def forward(self, xp: Any, s: Any, out: Any) -> None:
+        xp.multiply(s, xp.tanh(xp.logaddexp(s, 0)), out=out)
+
+    def backward(self, xp: Any, s: Any, delta: Any) -> None:
+        t = xp.tanh(xp.logaddexp(s, 0))
+        xp.multiply(delta, t + s * (1 - t * t) / (1 + xp.exp(-s)), out=delta)
+
+
+def test_an_activation_of_the_users_whose_derivative_is_from_the_input() -> None:
+    h, step = Mish(), 1e-5
+    assert get_activation(h) is h
+    np.testing.assert_allclose(h.derivative(S), (h(S + step) - h(S - step)) / (2 * step), rtol=1e-8)
+
+
+class Overwrites(Mish):
+    def forward(self, xp: Any, s: Any, out: Any) -> None:
+        super().forward(xp, s, out)
+        xp.multiply(s, 2, out=s)
+
+
+class FromElsewhere(Mish):
+    derivative_from = "s"
+
+
+class OtherExpression(Mish):
+    cuda = CudaActivation("s", "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Overwrites, "Overwrites.forward is expected to keep s, from which backward computes the derivative"),
+        (FromElsewhere, "FromElsewhere.derivative_from is expected to be 'output' or 'input', got 's'"),
+        (
+            OtherExpression,
+            "OtherExpression.cuda is expected to compute the derivative from the input, as backward",
+        ),
+    ],
+)
+def test_a_wrong_derivative_from_is_named(kind: type[Activation], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        get_activation(kind())

@@ -68,8 +68,9 @@ def test_labels_in_a_column_are_flattened(path: Path) -> None:
         ),
         ({"y_train": np.full(6, 7)}, "x_train and y_train: .*labels must be of two classes or more, found only 7"),
         ({"y_train": np.full(6, 0)}, "found only 0"),
-        ({"y_train": np.eye(6)}, r"x_train and y_train: labels must .* use labels.argmax\(axis=1\)"),
-        ({"y_test": ARRAYS["y_test"].astype(float)}, r"x_test and y_test: .* use labels.astype\(int\)"),
+        ({"y_train": np.eye(6)}, r"x_train and y_train: targets must .* give targets.argmax\(axis=1\)"),
+        ({"y_test": ARRAYS["y_test"] + 0.5}, r"x_test and y_test: .* whole numbers for classes, .*\[0\] is 1.5"),
+        ({"w_test": np.array([1.0, -1.0])}, r"x_test and y_test: weights must be 0 or more"),
         ({"y_train": ARRAYS["y_train"][:5]}, "one for each of 6 images, got 5"),
         (
             {"x_train": np.array([[{}]] * 6)},

@@ -10,6 +10,7 @@ import pytest
 from gpumlp import MLP, SGD, Dense, Penalty, SoftmaxCrossEntropy
 from gpumlp.backends import reference_backend
 from gpumlp.nn.activations import ACTIVATIONS
+from gpumlp.nn.layers import Cache
 from gpumlp.nn.network import Workspace
 
 BATCH, CLASSES = 5, 3
@@ -43,33 +44,26 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("batch", [1, BATCH])
-def test_dense(batch: int) -> None:
+def test_dense(batch: int, activation: str) -> None:
+    """``delta * h'`` is dC/ds, from which dC/dW, dC/db and dC/dx follow."""
     rng = np.random.default_rng(0)
-    layer = Dense(4, 3, dtype="float64", seed=1)
+    layer = Dense(4, 3, activation, dtype="float64", seed=1)
     layer.bias[:] = rng.normal(size=3)
     x, upper = rng.normal(size=(batch, 4)), rng.normal(size=(batch, 3))
     input_delta = np.full_like(x, np.nan)
-    layer.backward(x, upper, input_delta=input_delta)
+    cache = layer.new_cache(lambda: np.full_like(upper, np.nan), Cache(x, None), training=True)
+    layer.forward(x, cache)
+    cache.delta[:] = upper
+    layer.backward(x, cache, input_delta=input_delta)
 
-    def cost() -> float:  # dC/ds is `upper`
-        return float((upper * layer.forward(x)).sum())
+    def cost() -> float:  # dC/da is `upper`
+        return float((upper * layer(x)).sum())
 
     assert_same_gradient(layer.weight_gradient, central_differences(cost, layer.weight))
     assert_same_gradient(layer.bias_gradient, central_differences(cost, layer.bias))
     assert_same_gradient(input_delta, central_differences(cost, x))
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_dense_below_an_activation(name: str) -> None:
-    """delta_l = (delta_{l+1} W^T) * h'(s_l), the recursion, is dC/ds_l."""
-    rng = np.random.default_rng(0)
-    h, layer = ACTIVATIONS[name](), Dense(4, 3, dtype="float64")
-    s, upper = rng.normal(size=(BATCH, 4)), rng.normal(size=(BATCH, 3))
-    delta = np.full_like(s, np.nan)
-    layer.backward(h(s), upper, delta)
-    layer.backend.activation_backward(h, h(s), delta)
-    assert_same_gradient(delta, central_differences(lambda: float((upper * layer.forward(h(s))).sum()), s))
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])

@@ -13,11 +13,15 @@ from gpumlp import (
     MLP,
     SGD,
     Adam,
+    AdamW,
+    Cosine,
     Dense,
     ExponentialDecay,
     InverseTimeDecay,
     Milestones,
+    OneCycle,
     Penalty,
+    RMSprop,
     SoftmaxCrossEntropy,
     StepDecay,
 )
@@ -63,7 +67,11 @@ def test_numpy_scalars_become_python_floats() -> None:
         (SGD(value, momentum=value), ("learning_rate", "momentum")),
         (Adam(value, beta1=value), ("learning_rate", "beta1")),
         (Penalty(l2=value, l1=value), ("l2", "l1")),
+        (AdamW(weight_decay=value), ("weight_decay",)),
+        (RMSprop(decay=value, momentum=value), ("decay", "momentum")),
         (StepDecay(gamma=value), ("gamma",)),
+        (Cosine(9, final=value), ("final",)),
+        (OneCycle(9, warmup_share=value), ("warmup_share", "start_divisor", "final_divisor")),
     ):
         assert {type(getattr(rule, name)) for name in names} == {float}
 

@@ -92,8 +92,8 @@ def test_biases_start_at_zero(initializer: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_auto_takes_he_for_the_relus_and_glorot_otherwise(activation: str) -> None:
-    suits = "he" if activation in ("relu", "leaky_relu") else "glorot"
+def test_auto_takes_he_for_the_relus_and_their_kin_and_glorot_otherwise(activation: str) -> None:
+    suits = "glorot" if activation in ("tanh", "sigmoid", "identity") else "he"
     auto = MLP(SIZES, activation, initializer="auto", seed=3, device="cpu")
     named = MLP(SIZES, activation, initializer=suits, seed=3, device="cpu")
     np.testing.assert_array_equal(auto.parameters.data, named.parameters.data)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, DataError, Dataset, load_npz
-from gpumlp.data.labels import encode_labels
+from gpumlp.data.labels import class_weights, stratified_split
+from gpumlp.data.targets import encode_targets
 from tests.command_helpers import run
 
 NUMBERS = np.random.default_rng(0).integers(0, 3, 60)
 
 
 def encoded(labels: Any, **options: Any) -> tuple[list[int], int, Any]:
-    numbers, classes, names = encode_labels(labels, len(labels), "own: labels", **options)
+    _, numbers, classes, names = encode_targets(labels, len(labels), "own", **options)
     return numbers.tolist(), classes, names
 
 
@@ -29,9 +30,9 @@ def test_names_of_several_lines_are_shown_in_one() -> None:
         encoded(["e"], class_names=["a\nb", "c\td"])
 
 
-@pytest.mark.parametrize("part", ["images", "labels"])
+@pytest.mark.parametrize("part", ["images", "targets"])
 def test_masked_values_are_refused(part: str) -> None:
-    values: dict[str, Any] = {"images": np.zeros((4, 2)), "labels": np.arange(4)}
+    values: dict[str, Any] = {"images": np.zeros((4, 2)), "targets": np.arange(4)}
     masked = np.ma.masked_array(values[part], values[part] == values[part].flat[0])
     values[part] = np.ma.masked_array(masked.data, False)
     assert len(Dataset(**values)) == 4
@@ -100,12 +101,9 @@ def test_classes_and_names_may_be_given(labels: Any, options: dict[str, Any], ex
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([0.5, 1.5], {}, r"integers, bools or strings, got dtype float64; use labels.astype\(int\) if"),
-        ([b"a", b"b"], {}, r"integers, bools or strings, got dtype \|S1; use labels.astype\(str\)"),
+        ([0.5, 1.5], {"classes": 2}, r"must be classes or labels where .* numbers of dtype float64; .* task="),
         (["\ud800", "a"], {}, "must be text, but .* holds half of a surrogate pair"),
         ([0, 1], {"class_names": ["\ud800", "a"]}, "must be text, but .* holds half of a surrogate pair"),
-        ([None, "a"], {}, "integers, bools or strings, got dtype object; convert them"),
-        (np.array([1, "a"], object), {}, "integers, bools or strings, got dtype object"),
         (
             [0, 4],
             {"classes": 3},
@@ -123,7 +121,7 @@ def test_classes_and_names_may_be_given(labels: Any, options: dict[str, Any], ex
     ],
 )
 def test_labels_that_are_not_among_the_classes_are_located(labels: Any, options: Any, message: str) -> None:
-    with pytest.raises(DataError, match=f"^own: labels.*{message}"):
+    with pytest.raises(DataError, match=f"^own: (labels|targets).*{message}"):
         encoded(labels, **options)
 
 
@@ -217,3 +215,86 @@ def test_a_stray_label_in_a_file_is_named_with_the_file(
     (line,) = capsys.readouterr().err.splitlines()
     assert "labels.npz" in line
     assert "labels[7] is 5000000" in line
+
+
+# -- What training makes of classes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "names", "expected"),
+    [
+        ("balanced", None, [7 / 3 / 4, 7 / 3, 1, 7 / 3 / 2]),
+        ({}, None, [1, 1, 1, 1]),
+        ({0: 2, "3": 0.5}, None, [2, 1, 1, 0.5]),
+        ({"a": 2, 3: 0}, [*"abcd"], [2, 1, 1, 0]),
+        ({np.int64(30): 2, "10": 3}, [30, 20, 10, 0], [2, 1, 3, 1]),
+    ],
+)
+def test_class_weights(weight: Any, names: Any, expected: list[float]) -> None:
+    found = class_weights(np.array([0, 3, 0, 0, 1, 3, 0]), 4, weight, names)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
+    utils = pytest.importorskip("sklearn.utils", reason="scikit-learn is not installed")
+    expected = utils.compute_class_weight("balanced", classes=np.arange(3), y=NUMBERS)
+    np.testing.assert_allclose(class_weights(NUMBERS, 3, "balanced"), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("weight", "names", "message"),
+    [
+        ({4: 1}, None, "name classes among 0, 1, 2, 3, got 4"),
+        ({"e": 1}, [*"abcd"], "name classes among a, b, c, d, got 'e'"),
+        ({0: 1}, [30, 20, 10, 5], "name classes among 30, 20, 10, 5, got 0"),
+        ({0: -1}, None, "finite number of 0 or more, got -1 for class 0"),
+        ({0: np.nan}, None, "finite number of 0 or more, got nan for class 0"),
+        ({0: "2"}, None, "finite number of 0 or more, got '2' for class 0"),
+        ({0: [1, 2]}, None, r"finite number of 0 or more, got \[1, 2\] for class 0"),
+        ({0: 0, 3: 0}, None, "above 0 for a class that occurs"),
+        ("equal", None, "'balanced' or a dict of weights by class, got 'equal'"),
+        ([1, 2, 3, 4], None, "'balanced' or a dict"),
+    ],
+)
+def test_class_weights_that_do_not_fit_are_refused(weight: Any, names: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^class_weight is expected to .*{message}"):
+        class_weights(np.array([0, 3, 0]), 4, weight, names)
+
+
+@pytest.mark.parametrize(
+    ("counts", "held_out", "expected"),
+    [
+        ([50, 30, 20], 10, [5, 3, 2]),
+        ([50, 30, 20], 0, [0, 0, 0]),
+        ([5, 5, 5], 4, [2, 1, 1]),  # equal remainders: the lower numbers first
+        ([6, 5, 4], 4, [2, 1, 1]),  # quotas 1.6, 1.33, 1.07
+        ([1, 0, 9], 8, [0, 0, 8]),
+        ([1, 4, 5], 3, [0, 1, 2]),
+        ([2, 2, 2, 100], 102, [1, 1, 1, 99]),
+    ],
+)
+def test_a_stratified_split_has_its_share_of_each_class(
+    counts: list[int], held_out: int, expected: list[int]
+) -> None:
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
+    train, held = stratified_split(labels, held_out, np.random.default_rng(7))
+    assert np.bincount(labels[held], minlength=len(counts)).tolist() == expected
+    np.testing.assert_array_equal(np.sort(np.r_[train, held]), np.arange(len(labels)))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(held) > 0).all()
+    again = stratified_split(labels, held_out, np.random.default_rng(7))
+    np.testing.assert_array_equal(again[1], held)
+
+
+@pytest.mark.parametrize("held_out", [-1, 8, 10])
+def test_a_split_leaves_a_sample_of_each_class_for_training(held_out: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"from 0 to 7 of the 10 training samples, .* of the 3 cl.*, got {held_out}"
+    ):
+        stratified_split(np.array([0, 1, 1, 1, 2, 2, 2, 2, 2, 2]), held_out, np.random.default_rng(0))
+
+
+def test_every_sample_of_a_class_can_be_held_out() -> None:
+    labels, rng = np.array([0] * 5 + [1] * 5), np.random.default_rng(0)
+    drawn = np.sum([np.bincount(stratified_split(labels, 2, rng)[1], minlength=10) for _ in range(500)], axis=0)
+    assert (np.abs(drawn - 100) < 40).all()

@@ -11,6 +11,7 @@ import pytest
 
 from gpumlp import MLP, Dataset, Inputs, fit, get_backend
 from gpumlp.backends import Backend
+from gpumlp.nn.samples import learned_names, training_targets
 from tests.strict_device import StrictBackend
 
 RNG = np.random.default_rng(0)
@@ -330,3 +331,154 @@ def test_samples_of_one_value_in_a_row() -> None:
 def test_masked_values_are_refused() -> None:
     with pytest.raises(ValueError, match="images hold 2 masked values; fill them in"):
         MLP([3, 4, 2], device="cpu").predict(np.ma.masked_array(np.zeros((2, 3)), [[0, 1, 0], [0, 1, 0]]))
+
+
+# -- Targets of other kinds --------------------------------------------------------------------------------------
+
+SOFTMAX, LOGISTIC, SQUARED = "softmax_cross_entropy", "logistic_cross_entropy", "squared_error"
+BINARY = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]] * 8)
+VALUES = RNG.normal(size=(24, 3))
+TWO = (LABELS > 0).astype(int)
+
+# Outputs and loss of a network, its names; targets, options of the data set -> targets, or the error's message.
+FITS: dict[str, tuple[int, str, Any, Any, dict[str, Any], Any]] = {
+    "classes": (3, SOFTMAX, None, LABELS, {}, LABELS),
+    "labels": (3, LOGISTIC, None, BINARY, {}, BINARY),
+    "labels in the order of the names": (
+        3,
+        LOGISTIC,
+        [*"cab"],
+        BINARY,
+        {"class_names": [*"abc"]},
+        BINARY[:, [2, 0, 1]],
+    ),
+    "labels without names": (3, LOGISTIC, [*"cab"], BINARY, {}, BINARY),
+    "labels for a network without names": (3, LOGISTIC, None, BINARY, {"class_names": [*"abc"]}, BINARY),
+    "numbers": (3, SQUARED, None, VALUES, {}, VALUES),
+    "a vector of numbers": (1, SQUARED, None, VALUES[:, 0], {}, VALUES[:, :1]),
+    "counts": (1, "poisson_deviance", None, LABELS, {"task": "numbers"}, LABELS[:, None]),
+    "two classes, one output": (1, LOGISTIC, None, TWO, {}, TWO[:, None]),
+    "two names, one output": (1, LOGISTIC, [*"ba"], np.array([*"ab"])[TWO], {}, 1 - TWO[:, None]),
+    "one label": (1, LOGISTIC, None, TWO[:, None], {"task": "labels"}, TWO[:, None]),
+    # Errors
+    "numbers for softmax": (
+        3,
+        SOFTMAX,
+        None,
+        VALUES,
+        {},
+        "are one class of several a sample, but .* has numbers; choose loss='squared_error'",
+    ),
+    "labels for softmax": (
+        3,
+        SOFTMAX,
+        None,
+        BINARY,
+        {},
+        "has several labels a sample; choose loss='logistic_cross_entropy'$",
+    ),
+    "classes for labels": (
+        3,
+        LOGISTIC,
+        None,
+        LABELS,
+        {},
+        "are several labels a sample, but .*one output for two classes",
+    ),
+    "three classes, one output": (
+        1,
+        LOGISTIC,
+        None,
+        LABELS,
+        {},
+        "3 classes.* has one class of several a sample; choose",
+    ),
+    "classes for numbers": (
+        3,
+        SQUARED,
+        None,
+        LABELS,
+        {},
+        r"are numbers, but .* one class .*give Dataset\(..., task='numbers'\) if",
+    ),
+    "labels for numbers": (
+        3,
+        SQUARED,
+        None,
+        BINARY,
+        {},
+        r"are numbers, but .*task='numbers'\) if these are numbers",
+    ),
+    "fewer labels": (
+        3,
+        LOGISTIC,
+        None,
+        BINARY[:, :2],
+        {},
+        "has 3 outputs, but .* 2 labels a sample; make a network with 2",
+    ),
+    "more numbers": (1, SQUARED, None, VALUES, {}, "has 1 outputs, but .* 3 numbers a sample"),
+    "other labels": (
+        3,
+        LOGISTIC,
+        [*"abc"],
+        BINARY,
+        {"class_names": [*"abd"]},
+        "has the labels a, b, c, but .* has others: a, b, d",
+    ),
+    "too large": (
+        3,
+        SQUARED,
+        None,
+        1e300 * VALUES,
+        {},
+        r"computes in float32, but the targets of .* are up to .*e\+300; scale",
+    ),
+    "negative counts": (
+        3,
+        "poisson_deviance",
+        None,
+        VALUES,
+        {},
+        r"the loss poisson_deviance: .* of 0 or more, got -.*; correct them, or",
+    ),
+    "another class, one output": (
+        1,
+        LOGISTIC,
+        [*"ab"],
+        np.array([*"ac"])[TWO],
+        {},
+        "has the classes a, b, but .* others: c; make .*classes=2",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "names", "targets", "options", "expected"), FITS.values(), ids=FITS.keys()
+)
+def test_targets_are_those_of_the_loss_and_the_outputs(
+    outputs: int, loss: str, names: Any, targets: Any, options: dict[str, Any], expected: Any
+) -> None:
+    model, data = MLP([12, outputs], loss=loss, device="cpu"), Dataset(PIXELS, targets, **options)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            training_targets(model, data, names)
+        return
+    found = training_targets(model, data, names)
+    assert found.dtype == (np.int64 if loss == SOFTMAX else np.float32)
+    np.testing.assert_array_equal(found, expected.astype(found.dtype))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "targets", "names", "learned"),
+    [
+        (3, LOGISTIC, BINARY, [*"abc"], ("a", "b", "c")),
+        (1, LOGISTIC, np.array([*"ab"])[TWO], None, ("a", "b")),
+        (3, SQUARED, VALUES, None, None),
+    ],
+)
+def test_a_network_learns_the_names_of_classes_and_labels(
+    outputs: int, loss: str, targets: Any, names: Any, learned: Any
+) -> None:
+    model = MLP([12, outputs], loss=loss, device="cpu")
+    assert learned_names(model, Dataset(PIXELS, targets, class_names=names)) == learned

@@ -35,7 +35,7 @@ DATA_SETS = ("auto", "mnist", "digits", *(name for name in FILE_NAMES if name !=
 
 
 def load_dataset(
-    name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, *, task: str | None = None
 ) -> tuple[Dataset, Dataset, str | None]:
     """Load a data set by name.
 
@@ -45,6 +45,7 @@ def load_dataset(
             one relative of MNIST that ``data_dir`` holds, see `load_mnist`; ``"qmnist"``, ``"emnist-letters"`` and
             so on choose among several.
         data_dir: folder that holds the files; not for ``"digits"`` and ``.npz`` files.
+        task: what the targets in a ``.npz`` file are, see `load_npz`; the labels of all others are classes.
 
     Returns:
         Training set, test set, and a notice of a few lines that the user must see, or None: that other data
@@ -61,13 +62,18 @@ def load_dataset(
             f"unknown data set {name!r}; choose {', '.join(DATA_SETS)} or a path that ends in .npz (Fashion-MNIST "
             "and KMNIST have MNIST's file names: choose mnist, and name their folder as data_dir)"
         )
+    if task not in (None, "classes") and not is_npz:
+        raise DataError(
+            f"the task {task} does not apply to the data set {name}, whose labels are classes; leave it out, or "
+            "choose a path that ends in .npz"
+        )
     if not uses_data_dir(name):
         if data_dir is not None:
             raise DataError(
                 f"data_dir {os.fspath(data_dir)} does not apply to the data set {name}; "
                 "leave it out, or choose mnist"
             )
-        return *(load_npz(name) if is_npz else load_digits()), None
+        return *(load_npz(name, task=task) if is_npz else load_digits()), None
     try:
         train, test = load_mnist(data_dir) if name in ("auto", "mnist") else load_relative(name, data_dir)
     except DataNotAvailable as error:

@@ -1,4 +1,4 @@
-"""Labelled samples: validated once when they enter, and cut into mini-batches for the training loop."""
+"""Samples with their targets: validated once when they enter, and cut into mini-batches for the training loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, is_device_array, to_host
 from ..words import as_product, numeric_array
-from .labels import DataError, encode_labels, to_array
+from .labels import DataError, require_finite, to_array
+from .targets import check_weights, encode_targets
 
 __all__ = ["ArrayBatches", "DataError", "Dataset", "checked_images", "training_set"]
 
@@ -21,14 +22,19 @@ _FINGERPRINT_BLOCK = 2**22  # bytes copied to the host at a time
 
 
 class Dataset:
-    """Samples with their class numbers.
+    """Samples with their targets: classes, several labels a sample, or numbers.
 
     One rule holds for every data set: *uint8 is pixels, divided by 255 when a batch is gathered;
     everything else is used as given*. So bool and every integer dtype but uint8 become float32 here.
 
-    The classes are the distinct labels in sorted order, whatever these are, and are numbered 0, 1, 2, ...; the
-    network that is trained on them gets their names. For a test set, give the names or the number of the classes
-    of the training set: it may lack some of them.
+    Another rule tells what the targets are, where `task` does not:
+
+    - integers, bools and strings, ``(n,)`` or ``(n, 1)``, are **classes**: the distinct values in sorted order,
+      whatever these are, numbered 0, 1, 2, ...; the network that is trained on them gets their names. For a test
+      set, give the names or the number of the classes of the training set: it may lack some of them;
+    - a matrix of two or more columns that holds only 0 and 1, of any dtype, is **labels**: of the labels that its
+      columns stand for, a sample has those with a 1. A 1 in every row and no other is refused: it may be one-hot;
+    - floats, ``(n,)`` or ``(n, outputs)``, are **numbers**, for a regression.
 
     All values are checked here and not later, since on a GPU an invalid label would wrap silently.
     The arrays are shared with the caller where no conversion is needed, and must not be modified.
@@ -36,22 +42,32 @@ class Dataset:
     Args:
         images: ``(n, ...)`` with at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
             array-like, or a CuPy array, which stays on its device.
-        labels: ``(n,)`` integers, bools or strings.
-        classes: the number of classes, at least 2. With it, labels are class numbers, 0 <= label < classes, of
+        targets: see above; numbers are finite.
+        task: ``"classes"`` (whole floats too), ``"labels"`` (one column too) or ``"numbers"`` (integers and bools
+            too) settles what the targets are.
+        classes: the number of classes, at least 2. With it, targets are class numbers, 0 <= target < classes, of
             which some may be absent.
         class_names: what the classes are called, in the order of their numbers: strings or integers. Without
-            `classes`, labels are members of it; with `classes`, they are class numbers.
+            `classes`, targets are members of it; with `classes`, they are class numbers. For labels, one name for
+            each column.
+        weights: ``(n,)`` numbers of 0 or more, not all 0: how much each sample counts in the loss.
         name: used in messages and results.
 
     Attributes:
         images: ``(n, ...)``, uint8 or floating, a NumPy or CuPy array.
-        labels: ``(n,)`` int64 class numbers, on the host.
-        classes: the number of classes.
-        class_names: what the classes are called; None for 0, 1, 2, ...
-        numbered: whether labels were given as class numbers, with `classes`.
+        task: ``"classes"``, ``"labels"`` or ``"numbers"``.
+        targets: on the host: ``(n,)`` int64 class numbers, ``(n, columns)`` bool labels, or ``(n, columns)``
+            float64 numbers.
+        classes: the number of classes, or of labels; 0 for numbers.
+        class_names: what these are called; None for 0, 1, 2, ... and for numbers.
+        numbered: whether targets were given as class numbers, with `classes`.
+        weights: ``(n,)`` float64 on the host, or None.
 
     Raises:
-        DataError: a shape, a dtype or a value is not as stated.
+        DataError: a shape, a dtype or a value is not as stated, or it is unclear what the targets are.
+
+    Warns:
+        UserWarning: floats are numbers though all are whole.
 
     >>> import numpy as np
     >>> data = Dataset(np.zeros((4, 28, 28), np.uint8), [3, 1, 4, 1], classes=10, name="four")
@@ -62,33 +78,71 @@ class Dataset:
     >>> data = Dataset(np.zeros((3, 2)), ["yes", "no", "yes"])
     >>> data.labels, data.class_names
     (array([1, 0, 1]), ('no', 'yes'))
+    >>> Dataset(np.zeros((3, 2)), [0.5, 1.5, 2.0])
+    Dataset('arrays', 3 samples of 2 float64, 1 number a sample)
+    >>> Dataset(np.zeros((3, 2)), [[1, 0], [1, 1], [0, 0]], class_names=["beach", "sunset"])
+    Dataset('arrays', 3 samples of 2 float64, 2 labels a sample)
     """
 
     def __init__(
         self,
         images: Any,
-        labels: Any,
+        targets: Any,
         *,
+        task: str | None = None,
         classes: int | None = None,
         class_names: Iterable[Any] | None = None,
+        weights: Any = None,
         name: str = "arrays",
     ) -> None:
         self.name = name
         self.images = checked_images(images, name)
-        self.labels, self.classes, self.class_names = encode_labels(
-            labels, len(self.images), f"{name}: labels", classes, class_names
+        samples = len(self.images)
+        self.task, self.targets, self.classes, self.class_names = encode_targets(
+            targets, samples, name, task, classes, class_names
         )
-        self.numbered = classes is not None
+        self.numbered = self.task == "classes" and classes is not None
+        self.weights = check_weights(weights, samples, name)
         self._fingerprint: str | None = None
 
-    def part(self, images: Any, labels: Any) -> Dataset:
-        """Other samples of the same data, such as its test set: the same name and classes, labels as given here.
+    def part(self, images: Any, targets: Any, weights: Any = None) -> Dataset:
+        """Other samples of the same data, such as its test set: the same name, task and classes.
 
         Raises:
-            DataError: as for `Dataset`; also a label that is not among the classes.
+            DataError: as for `Dataset`; also a target that is not among the classes, or another number of columns.
         """
-        classes = self.classes if self.numbered or self.class_names is None else None
-        return Dataset(images, labels, classes=classes, class_names=self.class_names, name=self.name)
+        classes = self.classes if self.numbered or (self.task == "classes" and self.class_names is None) else None
+        part = Dataset(
+            images,
+            targets,
+            task=self.task,
+            classes=classes,
+            class_names=self.class_names,
+            weights=weights,
+            name=self.name,
+        )
+        if part.outputs != self.outputs:
+            raise DataError(
+                f"{self.name}: targets must have {self.outputs} columns as in {self}, got {part.outputs}; "
+                "give the same columns"
+            )
+        return part
+
+    @property
+    def labels(self) -> HostArray:
+        """The class numbers, ``(n,)`` int64.
+
+        Raises:
+            AttributeError: the targets are labels or numbers.
+        """
+        if self.task != "classes":
+            raise AttributeError(f"{self!r} has no class numbers; use its targets")
+        return self.targets
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of a network for these targets: of classes, or of columns."""
+        return self.classes if self.task == "classes" else int(self.targets.shape[1])
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -108,9 +162,15 @@ class Dataset:
         return float(self.images.min()), float(self.images.max())
 
     @cached_property
-    def label_entropy(self) -> float:
-        """Entropy of the label frequencies, in nats: the lowest loss possible without looking at the samples."""
-        frequencies = np.unique(self.labels, return_counts=True)[1] / len(self)
+    def label_entropy(self) -> float | None:
+        """Entropy of the weighted class frequencies, in nats: the lowest loss possible without looking at samples.
+
+        None for labels and numbers.
+        """
+        if self.task != "classes":
+            return None
+        frequencies = np.bincount(np.unique(self.targets, return_inverse=True)[1], self.weights)
+        frequencies = frequencies[frequencies > 0] / frequencies.sum()
         return float(-np.sum(frequencies * np.log(frequencies)))
 
     def __len__(self) -> int:
@@ -119,8 +179,11 @@ class Dataset:
     def __repr__(self) -> str:
         shape = as_product(self.feature_shape)
         samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
-        classes = f"{self.classes:,} class{'es' if self.classes > 1 else ''}"
-        return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {classes})"
+        targets = f"{self.outputs:,} class{'es' if self.outputs > 1 else ''}"
+        if self.task != "classes":
+            targets = f"{self.outputs:,} {self.task if self.outputs > 1 else self.task[:-1]} a sample"
+        weights = "" if self.weights is None else ", weights"
+        return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {targets}{weights})"
 
     def batches(
         self,
@@ -129,7 +192,8 @@ class Dataset:
         dtype: npt.DTypeLike,
         rows: HostArray | None = None,
         *,
-        labels: HostArray | None = None,
+        targets: HostArray | None = None,
+        weights: HostArray | None = None,
         pixels: bool = True,
     ) -> ArrayBatches:
         """Move the data to a device, unless it is there already, and cut it into batches.
@@ -139,42 +203,55 @@ class Dataset:
             backend: of the device.
             dtype: of the network, float32 or float64; pixels stay uint8.
             rows: ``(samples,)`` int64, which samples to use; all by default.
-            labels: ``(n,)`` int64, the class numbers of a network that numbers the classes differently.
+            targets: ``(n,)`` int64 class numbers of a network that numbers the classes differently, or
+                ``(n, outputs)`` of `dtype`; those of the data set by default.
+            weights: ``(n,)``, how much each sample counts in the loss; those of the data set by default.
             pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
         """
         images = backend.asarray(
             self.images.reshape(len(self), -1), dtype=None if pixels and self.images.dtype == np.uint8 else dtype
         )
         rows = np.arange(len(self)) if rows is None else rows
-        labels = self.labels if labels is None else labels
-        return ArrayBatches(images, backend.asarray(labels), rows, batch_size, backend)
+        if targets is None:
+            targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
+        weights = self.weights if weights is None else weights
+        if weights is not None:  # only their ratios count: in any dtype, the largest is neither infinite nor 0
+            weights = (weights / weights.max()).astype(dtype)
+        return ArrayBatches(
+            images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
+        )
 
     def fingerprint(self) -> str:
         """Identify the content, regardless of name and device, as in ``"60000x28x28-uint8-1a2b3c4d"``.
 
-        Consists of shape, dtype and a CRC-32 over images, labels and class names, so it detects accidental
-        differences, not deliberate ones. Computed at the first call (waits for the device), then cached.
+        Consists of shape, dtype and a CRC-32 over images, targets, class names and weights, so it detects
+        accidental differences, not deliberate ones. Computed at the first call (waits for the device), then
+        cached.
         """
         if self._fingerprint is None:
             crc = 0
             rows = max(1, _FINGERPRINT_BLOCK // (self.features * self.images.dtype.itemsize))
             for start in range(0, len(self), rows):
                 crc = zlib.crc32(to_host(self.images[start : start + rows]).tobytes(), crc)
-            crc = zlib.crc32(self.labels.tobytes(), crc)
+            crc = zlib.crc32(self.targets.tobytes(), crc)
             if self.class_names is not None:
                 crc = zlib.crc32(repr(self.class_names).encode("utf-8", "surrogatepass"), crc)
+            if self.task != "classes":
+                crc = zlib.crc32(f"{self.outputs} {self.task}".encode(), crc)
+            if self.weights is not None:
+                crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(b"weights", crc))
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
 
 
-def training_set(images: Any, labels: Any, name: str) -> Dataset:
+def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, task: str | None = None) -> Dataset:
     """The training set in a file; arguments as for `Dataset`.
 
     Raises:
-        DataError: as for `Dataset`; also all labels are the same.
+        DataError: as for `Dataset`; also all samples are of one class.
     """
-    train = Dataset(images, labels, name=name)
-    if (train.labels == train.labels[0]).all():
+    train = Dataset(images, targets, task=task, weights=weights, name=name)
+    if train.task == "classes" and (train.labels == train.labels[0]).all():
         only = train.labels[0] if train.class_names is None else train.class_names[0]
         raise DataError(f"{name}: labels must be of two classes or more, found only {only}")
     return train
@@ -188,18 +265,19 @@ class ArrayBatches:
 
     Args:
         images: ``(n, features)`` on the device, uint8 or the network's dtype.
-        labels: ``(n,)`` int64 class numbers, or other targets ``(n, outputs)``, on the device.
+        targets: ``(n,)`` int64 class numbers, or ``(n, outputs)`` of the network's dtype, on the device.
         rows: ``(samples,)`` int64, which of the n samples to use.
         batch_size: samples in a batch; the last batch may be smaller.
         backend: of the device.
         weights: ``(n,)`` on the host, of the network's dtype, 0 or more: the weight of each of the n samples;
             None for equal weights.
+        host_targets: the targets on the host, if they are there too: `spread` then needs no copy.
 
     Attributes:
         rows: ``(samples,)`` int64, on the host, as given.
         images: ``(n, features)``, as given.
         order: ``(samples,)`` int64 on the device, this epoch's order of the rows.
-        targets: ``(samples, ...)`` on the device, the labels or other targets in this epoch's order.
+        targets: ``(samples, ...)`` on the device, in this epoch's order.
         samples: number of samples in an epoch.
         slices: the batches, as slices of an epoch's order.
         pixels: whether the images are uint8.
@@ -211,11 +289,13 @@ class ArrayBatches:
     def __init__(
         self,
         images: Array,
-        labels: Array,
+        targets: Array,
         rows: HostArray,
         batch_size: int,
         backend: Backend,
         weights: HostArray | None = None,
+        *,
+        host_targets: HostArray | None = None,
     ) -> None:
         self.samples = len(rows)
         self.batch_size = min(batch_size, self.samples)
@@ -224,30 +304,69 @@ class ArrayBatches:
             for start in range(0, self.samples, self.batch_size)
         ]
         self.pixels = bool(images.dtype == np.uint8)
-        self.images, self._labels, self._backend = images, labels, backend
+        self.images, self._targets, self._backend = images, targets, backend
         self.rows = rows
         # Overwritten with each epoch's order, not replaced: a captured graph refers to their addresses.
         self.order: Array = backend.asarray(rows.copy())
-        self.targets: Array = backend.xp.take(labels, self.order, axis=0)
-        self.weights: Array | None = None
-        self.batch_weights = [float(batch.stop - batch.start) for batch in self.slices]
+        self.targets: Array = backend.xp.take(targets, self.order, axis=0)
+        self._host_targets = host_targets
+        self.use_weights(weights)
+
+    def use_weights(self, weights: HostArray | None) -> None:
+        """Use other weights ``(n,)`` of the samples, before the first epoch."""
         self._weights = weights
+        self.batch_weights = [float(batch.stop - batch.start) for batch in self.slices]
+        self.weights: Array | None = None
         if weights is not None:
-            self.weights = backend.asarray(self._weights_of(rows))
+            self.weights = self._backend.asarray(self._weights_of(self.rows))
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
-        return ArrayBatches(self.images, self._labels, rows, batch_size, self._backend, self._weights)
+        return type(self)(
+            self.images,
+            self._targets,
+            rows,
+            batch_size,
+            self._backend,
+            self._weights,
+            host_targets=self._host_targets,
+        )
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
         """One batch of `samples` random rows of these, on the same arrays."""
         return self.select(np.sort(rng.permutation(self.rows)[:samples]), samples)
 
+    @cached_property
+    def spread(self) -> HostArray | None:
+        """sum_i (y_ij - mean_j)^2 over the samples, for each output: ``(outputs,)`` float64; None for classes.
+
+        Computed on the host at the first use, which waits for the device where the targets are only there.
+        """
+        if self._targets.ndim != 2:
+            return None
+        targets = self._backend.to_numpy(self._targets) if self._host_targets is None else self._host_targets
+        numbers = targets[self.rows].astype(np.float64)
+        numbers -= numbers[0]  # exactly 0 if all are the same
+        result: HostArray = np.square(numbers - numbers.mean(axis=0)).sum(axis=0)
+        return result
+
+    @cached_property
+    def sample_weights(self) -> Array | None:
+        """The weights of the rows, ``(samples,)`` on the device, scaled to a mean of 1 over all of them.
+
+        For the mean loss over all rows, whatever the batches are. None without weights.
+        """
+        if self._weights is None:
+            return None
+        weights = self._weights[self.rows].astype(np.float64)
+        weights *= len(weights) / max(weights.sum(), np.finfo(np.float64).tiny)
+        return self._backend.asarray(weights.astype(self._weights.dtype))
+
     def reorder(self, rows: HostArray) -> None:
         """Set the order of the samples: ``(samples,)`` int64, a permutation of `rows`."""
         xp, backend = self._backend.xp, self._backend
         xp.copyto(self.order, backend.asarray(rows))
-        xp.take(self._labels, self.order, axis=0, out=self.targets)
+        xp.take(self._targets, self.order, axis=0, out=self.targets)
         if self.weights is not None:
             xp.copyto(self.weights, backend.asarray(self._weights_of(rows)))
 
@@ -271,7 +390,7 @@ class ArrayBatches:
             out: ``(batch, features)``, overwritten.
 
         Returns:
-            The labels or other targets of the batch.
+            The targets of the batch.
         """
         self._backend.gather(self.images, self.order[batch], staging, out)
         return self.targets[batch]
@@ -300,18 +419,7 @@ def checked_images(images: Any, name: str) -> Any:
     if not images.dtype.isnative:
         images = images.astype(images.dtype.newbyteorder("="))
     if images.dtype.kind == "f":
-        _check_finite(images, what)
+        require_finite(images, what, "images")
     elif images.dtype != np.uint8:
         images = images.astype(np.float32)
     return images
-
-
-def _check_finite(images: Any, what: str) -> None:
-    bad = ~np.isfinite(images)
-    count = int(bad.sum())
-    if count:
-        where = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), images.shape))
-        raise DataError(
-            f"{what} must be finite, but {count:,} of {images.size:,} values are NaN or infinite, "
-            f"the first at images{list(where)}; remove those samples or fill the values in"
-        )

@@ -1,17 +1,19 @@
-"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays, files and estimators."""
+"""Labels as class numbers 0, 1, 2, ...: the one encoder, for arrays, files and estimators; weights and a split."""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import is_device_array, to_host
+from ..backends import HostArray
 from ..strict_json import is_text
-from ..words import listed
+from ..words import listed, shown
 
 _MAX_CLASSES = 2**31  # class numbers must fit an int32 on every device
 
@@ -35,8 +37,7 @@ class Classes(NamedTuple):
 
 
 def encode_labels(
-    labels: Any,
-    samples: int,
+    values: npt.NDArray[Any],
     what: str,
     classes: int | None = None,
     class_names: Iterable[Any] | None = None,
@@ -44,18 +45,16 @@ def encode_labels(
     """Number the classes of some labels.
 
     Args:
-        labels: ``(samples,)`` integers, bools or strings.
-        samples: how many there have to be.
+        values: ``(samples,)`` integers, bools or strings.
         what: begins each message, such as ``"own.npz: labels"``.
         classes: the number of classes; the labels are class numbers, of which some may be absent.
         class_names: what the classes are called, in the order of their numbers. Without `classes`, the labels are
             names among these. Without both, the classes are the distinct labels in sorted order.
 
     Raises:
-        DataError: the labels are of another shape or dtype, or not among the classes.
+        DataError: a label is not among the classes, or is probably a mistake.
     """
-    values = _checked_array(labels, samples, what)
-    names = None if class_names is None else _checked_names(class_names, what)
+    names = None if class_names is None else checked_names(class_names, what)
     if classes is not None:
         count = _checked_count(classes, names, what)
         return Classes(_class_numbers(values, count, what), count, names)
@@ -69,28 +68,8 @@ def encode_labels(
     return Classes(numbers.astype(np.int64, copy=False), len(distinct), _text(distinct.tolist(), what))
 
 
-def _checked_array(labels: Any, samples: int, what: str) -> npt.NDArray[Any]:
-    values = to_array(to_host(labels) if is_device_array(labels) else labels, what)
-    if values.ndim != 1:
-        cure = "give one label per sample"
-        if values.ndim == 2:
-            cure = "use labels.ravel()" if values.shape[1] == 1 else "if one-hot, use labels.argmax(axis=1)"
-        raise DataError(f"{what} must be of shape ({samples},), got {values.shape}; {cure}")
-    if len(values) != samples:
-        raise DataError(f"{what} must be one for each of {samples:,} images, got {len(values):,}; pair them up")
-    if values.dtype == object:  # as data frames have them; not where something is missing
-        given = [value.item() if isinstance(value, np.generic) else value for value in values.tolist()]
-        kinds = {type(value) for value in given}
-        if len(kinds) == 1 and kinds <= {str, int, bool}:
-            values = np.array(given)
-    if values.dtype.kind not in "iubU":
-        cures = {"f": "use labels.astype(int) if these are class numbers", "S": "use labels.astype(str)"}
-        cure = cures.get(values.dtype.kind, "convert them")
-        raise DataError(f"{what} must be integers, bools or strings, got dtype {values.dtype}; {cure}")
-    return values
-
-
-def _checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
+def checked_names(class_names: Iterable[Any], what: str) -> tuple[Any, ...]:
+    """Names of classes or labels, different strings or integers."""
     if isinstance(class_names, str):
         raise DataError(f"{what}: class_names must be a list of names, got {class_names!r}")
     names = tuple(to_array(class_names, f"{what}: class_names").tolist())
@@ -186,3 +165,110 @@ def to_array(values: Any, what: str) -> npt.NDArray[Any]:
     except Exception as error:  # any array-like may raise anything in its __array__
         cure = "; give rows of equal shape" if isinstance(error, ValueError) else ""
         raise DataError(f"{what} cannot be read as one array ({error}){cure}") from error
+
+
+def require_finite(values: Any, what: str, array: str) -> None:
+    """Raise DataError if a value is NaN or infinite; it names the first place in what the user calls `array`."""
+    bad = ~np.isfinite(values)
+    count = int(bad.sum())
+    if count:
+        where = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), values.shape))
+        raise DataError(
+            f"{what} must be finite, but {count:,} of {values.size:,} values are NaN or infinite, "
+            f"the first at {array}{list(where)}; remove those samples or fill the values in"
+        )
+
+
+# -- What training makes of classes --------------------------------------------------------------------------
+
+
+def class_weights(
+    labels: HostArray, classes: int, weight: str | Mapping[Any, Any], class_names: Iterable[Any] | None = None
+) -> npt.NDArray[np.float64]:
+    """The weight of each class in the loss, ``(classes,)``.
+
+    ``"balanced"`` is n / (k n_c) for the n_c of n samples in class c, as in scikit-learn, where k is the number of
+    classes that occur; the weights of all samples then have a mean of 1. A class that does not occur has 1.
+
+    Args:
+        labels: ``(n,)`` class numbers.
+        classes: the number of classes.
+        weight: ``"balanced"``, or weights by class: by its name or, where names are words, its number too; a class
+            that is left out has 1.
+        class_names: what the classes are called, in the order of their numbers; None for 0, 1, 2, ...
+
+    Raises:
+        ValueError: a class is unknown, or a weight is negative or not finite, or all are 0 for these labels.
+        TypeError: `weight` is something else.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, "balanced").tolist()
+    [0.6666666666666666, 2.0]
+    >>> class_weights(np.array([0, 0, 0, 1]), 2, {"rare": 3}, ["often", "rare"]).tolist()
+    [1.0, 3.0]
+    """
+    result = np.ones(classes)
+    if isinstance(weight, str) and weight == "balanced":
+        distinct, counts = np.unique(labels, return_counts=True)
+        result[distinct] = len(labels) / (len(distinct) * counts)
+        return result
+    if not isinstance(weight, Mapping):
+        raise TypeError(
+            f"class_weight is expected to be 'balanced' or a dict of weights by class, got {shown(weight)}"
+        )
+    names = [str(name) for name in (range(classes) if class_names is None else class_names)]
+    places = {name: number for number, name in enumerate(names)}
+    if not any(name.lstrip("-").isdecimal() for name in names):
+        places |= {str(number): number for number in range(classes)}
+    for name, value in weight.items():
+        if str(name) not in places:
+            raise ValueError(f"class_weight is expected to name classes among {listed(names)}, got {name!r}")
+        if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+            raise ValueError(
+                f"class_weight is expected to be a finite number of 0 or more, got {shown(value)} for class {name}"
+            )
+        result[places[str(name)]] = value
+    if not result[labels].any():
+        raise ValueError(
+            "class_weight is expected to be above 0 for a class that occurs, but is 0 for all of them; "
+            "give larger weights"
+        )
+    return result
+
+
+def stratified_split(labels: HostArray, held_out: int, rng: np.random.Generator) -> tuple[HostArray, HostArray]:
+    """Rows to train on and rows to hold out, of which each class has its share by largest remainder.
+
+    Of every class, at least one sample stays in training. Of equal remainders, the class with the lower number
+    comes first.
+
+    Args:
+        labels: ``(n,)`` class numbers.
+        held_out: how many rows to hold out.
+        rng: draws them.
+
+    Returns:
+        Two sorted arrays of int64.
+
+    Raises:
+        ValueError: so many rows cannot be held out.
+    """
+    inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    most = len(labels) - len(counts)
+    if not 0 <= held_out <= most:
+        raise ValueError(
+            f"validation is expected to be from 0 to {most:,} of the {len(labels):,} training samples, to leave "
+            f"one of each of the {len(counts):,} classes, got {held_out:,}"
+        )
+    divisible = np.where(counts > 1, counts, 0)
+    total = max(1, int(divisible.sum()))
+    shares = held_out * divisible // total  # less than the count, since held_out is less than the total
+    while (left := held_out - int(shares.sum())) > 0:
+        remainders = np.where(shares < counts - 1, held_out * divisible - shares * total, -math.inf)
+        for place in np.argsort(-remainders, kind="stable")[:left]:
+            shares[place] += shares[place] < counts[place] - 1
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(inverse[order], kind="stable")]  # class after class, each in random order
+    drawn = inverse[order]
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[drawn]
+    held = rank < shares[drawn]
+    return np.sort(order[~held]), np.sort(order[held])

@@ -7,8 +7,9 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,34 +24,34 @@ from .mnist import read_images
 from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
+_WEIGHTS = ("w_train", "w_test")
 _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how each format begins
 _MAX_DIRECTORY = 2**22  # bytes of an archive's list of members: some 40,000 arrays
 
 
-def load_npz(path: str | os.PathLike[str]) -> tuple[Dataset, Dataset]:
+def load_npz(path: str | os.PathLike[str], *, task: str | None = None) -> tuple[Dataset, Dataset]:
     """Load a training and a test set from one .npz file.
 
     Args:
-        path: of a file with the arrays ``x_train`` ``(n, ...)``, ``y_train`` ``(n,)``, ``x_test`` ``(m, ...)``
-            and ``y_test`` ``(m,)``, of the dtypes that `Dataset` accepts. Labels of shape ``(n, 1)``, as in
-            Keras's CIFAR, are flattened. Pickled objects are never loaded.
+        path: of a file with the arrays ``x_train`` ``(n, ...)``, ``y_train`` ``(n,)`` or ``(n, columns)``,
+            ``x_test`` ``(m, ...)`` and ``y_test``, as `Dataset` takes samples and targets; and, optionally, the
+            sample weights ``w_train`` ``(n,)`` and ``w_test`` ``(m,)``. Pickled objects are never loaded.
+        task: what the targets are, ``"classes"``, ``"labels"`` or ``"numbers"``; see `Dataset`. The test set has
+            the task of the training set.
 
     Returns:
         Training and test set, named after the file, ``"cifar.npz"``; the classes are the distinct training labels.
 
     Raises:
         DataError: the file is not such an archive, an array is missing or unusable, or training and test
-            set do not match in shape, dtype or classes.
+            set do not match in shape, dtype, classes or number of targets.
     """
     path = user_path(path)
     arrays = _read_arrays(path)
-    for part in ("train", "test"):
-        labels = arrays[f"y_{part}"]
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            arrays[f"y_{part}"] = labels.ravel()
-    train = _dataset(path, arrays, "train")
-    test = _dataset(path, arrays, "test", train)
+    make = partial(training_set, name=f"{path.stem}.npz", task=task)
+    train = _dataset(path, arrays, "train", make)
+    test = _dataset(path, arrays, "test", train.part)
     for what, expected, found in (
         ("sample shape", train.feature_shape, test.feature_shape),
         ("dtype", arrays["x_train"].dtype, arrays["x_test"].dtype),
@@ -73,16 +74,15 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
                 f"{path}: expected arrays {', '.join(_KEYS)}, found {listed(names) or 'none'}; "
                 f"add {', '.join(missing)}"
             )
-        return _read_members(archive, str(path), _KEYS)
+        return _read_members(archive, str(path), [*_KEYS, *(key for key in _WEIGHTS if key in names)])
 
 
-def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, train: Dataset | None = None) -> Dataset:
-    """The training set, or, with `train`, the test set of its classes."""
-    images, labels, name = arrays[f"x_{part}"], arrays[f"y_{part}"], f"{path.stem}.npz"
+def _dataset(path: Path, arrays: dict[str, npt.NDArray[Any]], part: str, make: Callable[..., Dataset]) -> Dataset:
+    """The training or test set, made from samples, targets and weights."""
     try:
-        return training_set(images, labels, name) if train is None else train.part(images, labels)
+        return make(*(arrays.get(f"{array}_{part}") for array in "xyw"))
     except DataError as error:
-        reason = str(error).removeprefix(f"{name}: ")
+        reason = str(error).removeprefix(f"{path.stem}.npz: ")
         raise DataError(f"{path}, x_{part} and y_{part}: {reason}") from error
 
 

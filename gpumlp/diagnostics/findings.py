@@ -42,6 +42,7 @@ def diagnose(run: Run) -> Diagnosis:
         config.make_schedule(),
         config.make_penalty(),
         checkpoint.dataset.get("label_entropy"),
+        checkpoint.dataset.get("task", "classes"),
     )
     setting = dataclasses.replace(setting, early_stopping=config.early_stopping > 0)
     findings = [*find(records, setting), *_of_classes(run.metrics)]

@@ -11,6 +11,8 @@ import numpy as np
 from ..backends import Accumulation, Array
 from ..data.dataset import ArrayBatches
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
+from ..nn.layers import Dense
+from ..nn.metrics import new_scores
 from ..nn.network import CHUNK, MLP, Workspace
 from ..training.history import ClassCounts, LayerStatistics
 from ..training.trainer import WATCH_STREAM, Callback, Trainer
@@ -60,7 +62,7 @@ class LayerWatch(Callback):
         return self.probe.statistics(values)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        if not trainer.epoch:
+        if not trainer.epoch or trainer.model.loss.task != "classes":
             return
         kind, batches = "validation", trainer.validation_batches
         if batches is None:
@@ -76,15 +78,16 @@ class Sample:
     def __init__(self, model: MLP, batches: ArrayBatches) -> None:
         self.model, self.batches = model, batches
         self._workspace = Workspace(model, batches.samples, pixels=batches.pixels)
-        self._losses = model.backend.xp.empty(batches.samples, dtype=model.dtype)
-        self._correct = model.backend.xp.empty(batches.samples, dtype=bool)
+        xp, shape = model.backend.xp, (batches.samples, model.sizes[-1])
+        self._losses = xp.empty(batches.samples, dtype=model.dtype)
+        self._scores = new_scores(xp, model.loss.task, *shape, model.dtype)
 
     def forward(self) -> Workspace:
         """Activations, and the error term of the loss in the logits."""
         model, workspace, batches = self.model, self._workspace, self.batches
         labels = batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        model.backend.output_error(model.loss, workspace.logits, labels, self._losses, self._correct)
+        model.backend.output_error(model.loss, workspace.logits, labels, self._losses, self._scores)
         return workspace
 
 
@@ -134,11 +137,17 @@ class Probe:
         self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
         self._scratch = scratch
         self._inputs_known = False
-        self._deviations = [delta.reshape(-1) for delta in self._workspace.deltas[:-1]]
+        # In inference, dropout has the arrays of the layer below.
+        self._caches = [
+            cache
+            for layer, cache in zip(model.layers, self._workspace.caches, strict=True)
+            if isinstance(layer, Dense)
+        ]
+        self._deviations = [cache.delta.reshape(-1) for cache in self._caches[:-1]]
         self._targets = [Accumulation(view) for view in parameters.weight_views(scratch)]
         self._flat_targets = [target.out.reshape(-1) for target in self._targets]
         self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
-        self.values: Array = xp.zeros((8, len(model.layers)), dtype="float64")
+        self.values: Array = xp.zeros((8, len(model.dense_layers)), dtype="float64")
 
     def look(self, seen: Workspace, before: Array) -> None:
         """Take the statistics.
@@ -150,20 +159,22 @@ class Probe:
         model, backend, values = self.model, self.model.backend, self.values
         xp = backend.xp
         parameters, own = model.parameters, self._workspace
-        for index, layer in enumerate(model.layers[:-1]):
-            xp.copyto(own.outputs[index], seen.outputs[index][: self.rows])
-            outputs, rest = own.outputs[index], self._deviations[index]
+        for cache, source in zip(own.caches[:-1], seen.caches[:-1], strict=True):
+            xp.copyto(cache.output, source.output[: self.rows])
+            if cache.saved is not None:
+                xp.copyto(cache.saved, source.saved[: self.rows])
+        for index, layer in enumerate(model.dense_layers[:-1]):
+            outputs, free, rest = self._caches[index].output, self._caches[index].delta, self._deviations[index]
             mean = backend.total(outputs) / outputs.size
             values[6, index] = mean
-            xp.subtract(outputs, mean.astype(outputs.dtype), out=own.deltas[index])  # free until the backward pass
+            xp.subtract(outputs, mean.astype(outputs.dtype), out=free)  # until the backward pass
             values[7, index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
-                largest = xp.max(seen.outputs[index], axis=0)
+                largest = xp.max(seen.caches[model.layers.index(layer)].output, axis=0)
                 values[3, index] = backend.total(xp.less_equal(largest, 0))
             elif can_saturate(layer.activation):
-                size = own.deltas[index]
-                xp.copyto(size, own.outputs[index])
-                values[4, index] = backend.total(saturated_outputs(xp, layer.activation, size))
+                xp.copyto(free, outputs)
+                values[4, index] = backend.total(saturated_outputs(xp, layer.activation, free))
         xp.copyto(own.inputs, seen.inputs[: self.rows])
         if not self._inputs_known:  # they are the same after every epoch
             values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))
@@ -185,7 +196,7 @@ class Probe:
 
     def statistics(self, values: Sequence[float]) -> tuple[LayerStatistics, ...]:
         """The `values`, flattened and read by the host, as statistics of each layer."""
-        layers = self.model.layers
+        layers = self.model.dense_layers
         count = len(layers)
         gradients, changes, weights, dead, saturated, inputs, means, squares = (
             values[start : start + count] for start in range(0, 8 * count, count)

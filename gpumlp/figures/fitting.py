@@ -114,7 +114,7 @@ def _train_run(
     )
     losses, validated = curves["train_loss"], curves["validation_loss"]
     return {
-        "network": f"{'-'.join(map(str, model.sizes))} {model.activation.name}",
+        "network": f"{'-'.join(map(str, model.sizes))} {model.activation_names}",
         "optimizer": _describe(run.optimizer),
         "samples": len(train),
         **curves,

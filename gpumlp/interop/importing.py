@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -21,20 +22,31 @@ def build(
     kind: type[M],
     weights: list[HostArray],
     biases: list[HostArray],
-    activation: Activation,
+    activation: str | Activation | Sequence[str | Activation],
     device: str | Backend,
     dtype: npt.DTypeLike,
     loss: str = "softmax_cross_entropy",
+    dropout: Sequence[float] = (),
+    input_dropout: float = 0.0,
 ) -> M:
     """An MLP of the class `kind` with these weights ``(in, out)`` and biases ``(out,)``.
 
     Its samples are used as they are, whatever their dtype.
 
+    Args:
+        kind: the class.
+        weights, biases: of each layer.
+        activation, device, dtype, loss, input_dropout: as for `MLP`.
+        dropout: of each hidden layer; none by default.
+
     Raises:
         ImportedModelError: a weight is not finite in this dtype.
     """
     sizes = [len(weights[0]), *(w.shape[1] for w in weights)]
-    model = kind(sizes, activation, device=device, dtype=dtype, loss=loss)
+    rates = dropout or 0.0
+    model = kind(
+        sizes, activation, device=device, dtype=dtype, loss=loss, dropout=rates, input_dropout=input_dropout
+    )
     tensors: dict[str, HostArray] = {}
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         tensors |= {f"layers.{index}.weight": weight, f"layers.{index}.bias": bias}

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..nn import MLP
+from ..nn.activations import ACTIVATIONS
 from ..nn.model_file import describe, plain_inputs
+from .dense import dense_layers
 
 
 def npz_bytes(model: MLP) -> bytes:
@@ -17,13 +19,18 @@ def npz_bytes(model: MLP) -> bytes:
 
     The arrays: ``weight_0`` ``(in_features, out_features)``, ``bias_0`` ``(out_features,)``, ``weight_1``, ...;
     ``divisor``, what the samples are divided by: 255 if the network was trained on uint8, otherwise 1;
-    ``activation``, its name; ``negative_slope`` of leaky_relu, otherwise 0; ``loss``, its name; ``shape`` of a
-    sample; ``class_names``, 0, 1, 2, ... by default.
+    ``activation``, its name; ``negative_slope`` of leaky_relu and ``alpha`` of elu, otherwise 0; ``loss``, its
+    name; ``shape`` of a sample; ``class_names``, 0, 1, 2, ... by default. If the hidden layers have different
+    activations, ``activation``, ``negative_slope`` and ``alpha`` have an element for each.
 
     Raises:
-        ModelFileError: the activation has the name of a built-in one, or the class names cannot be saved.
+        ModelFileError: an activation has the name of a built-in one, the class names cannot be saved, or a
+            layer is one of the user's.
     """
+    dense_layers(model)
     description, inputs = describe(model), plain_inputs(model)
+    rules = model.activation if isinstance(model.activation, list) else [model.activation]
+    options = [ACTIVATIONS.describe(rule)[1] for rule in rules]
     names = description["class_names"]
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in model.state_dict().items():
@@ -31,8 +38,11 @@ def npz_bytes(model: MLP) -> bytes:
         arrays[f"{part}_{index}"] = tensor
     arrays |= {
         "divisor": np.array(255 if inputs.pixels else 1, dtype=model.dtype),
-        "activation": np.array(model.activation.name),
-        "negative_slope": np.array(description["activation_options"].get("negative_slope", 0), dtype=model.dtype),
+        "activation": np.squeeze([rule.name for rule in rules]),
+        **{
+            name: np.squeeze(np.array([given.get(name, 0) for given in options], dtype=model.dtype))
+            for name in ("negative_slope", "alpha")
+        },
         "loss": np.array(description["loss"]),
         "shape": np.array(inputs.shape, dtype=np.int64),
         "class_names": np.arange(model.sizes[-1]) if names is None else np.array(names),

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..extras import require
-from ..nn import MLP, LeakyReLU, ModelFileError
+from ..nn import ELU, GELU, MLP, Activation, Identity, LeakyReLU, ModelFileError, SiLU, Softplus
 from ..nn.activations import ACTIVATIONS
 from ..nn.losses import output_function
 from ..nn.model_file import describe, plain_inputs
+from .dense import dense_layers
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
 _OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
@@ -31,7 +32,8 @@ def onnx_bytes(model: MLP) -> bytes:
     and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``.
 
     Raises:
-        ModelFileError: the activation is not one of gpumlp's, or the loss makes other predictions than these.
+        ModelFileError: an activation or a layer is not one of gpumlp's, or the loss makes other predictions than
+            these.
         MissingExtraError: onnx is not installed.
     """
     require("exports to ONNX", "onnx", "onnx")
@@ -83,18 +85,20 @@ class _Program:
         self.inputs = plain_inputs(model)
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
         self.constants: dict[str, npt.NDArray[Any]] = dict(model.state_dict())
+        self._dtype = model.dtype
         try:
             function = output_function(model.loss)
         except ValueError as error:
             raise ModelFileError(f"{error}, which have no equivalent in ONNX") from error
         last = "outputs" if function == "identity" else "logits"
         x = self._first(model)
-        for index in range(len(model.layers)):
-            is_last = index == len(model.layers) - 1
+        layers = dense_layers(model)
+        for index, layer in enumerate(layers):
+            is_last = index == len(layers) - 1
             sums = last if is_last else f"layers.{index}.sums"
             x = self._add("Gemm", [x, f"layers.{index}.weight", f"layers.{index}.bias"], sums)
             if not is_last:
-                x = self._activate(model, x, f"layers.{index}")
+                x = self._activate(layer.activation, x, f"layers.{index}")
         if function == "exp":
             last = self._add("Exp", [last], "outputs")
         self.outputs = [last]
@@ -114,16 +118,40 @@ class _Program:
         number = {"float32": 1, "float64": 11}[model.dtype.name]  # of onnx.TensorProto.DataType
         return self._add("Div", [self._add("Cast", [rows], "numbers", to=number), "white"], "scaled")
 
-    def _activate(self, model: MLP, sums: str, layer: str) -> str:
-        target = f"{layer}.outputs"
-        if type(model.activation) not in ACTIVATIONS.built_in:
-            raise ModelFileError(f"the activation {model.activation!r} has no equivalent in ONNX")
-        if isinstance(model.activation, LeakyReLU):  # max(s, c s): some runtimes have LeakyRelu for float32 only
-            self.constants["slope"] = np.array(model.activation.negative_slope, dtype=model.dtype)
-            return self._add("Max", [sums, self._add("Mul", [sums, "slope"], f"{layer}.scaled")], target)
-        if model.activation.name == "identity":
-            return sums
-        return self._add(_OPERATORS[model.activation.name], [sums], target)
+    def _activate(self, h: Activation, s: str, layer: str) -> str:
+        """h(s), from operations that runtimes have for float64 too, unlike LeakyRelu, Elu and Softplus."""
+        if type(h) not in ACTIVATIONS.built_in:
+            raise ModelFileError(f"the activation {h!r} has no equivalent in ONNX")
+
+        def node(operator: str, name: str, *sources: str | float) -> str:
+            return self._add(operator, [self._name(source) for source in sources], f"{layer}.{name}")
+
+        if isinstance(h, Identity):
+            return s
+        if isinstance(h, LeakyReLU):
+            return node("Max", "outputs", s, node("Mul", "scaled", s, h.negative_slope))
+        if isinstance(h, GELU):
+            cubic = node("Mul", "cubic", node("Mul", "squares", s, s), h.cubic)
+            z = node("Mul", "z", s, node("Add", "factor", cubic, h.linear))
+            return node("Mul", "outputs", s, node("Sigmoid", "gate", z))
+        if isinstance(h, SiLU):
+            return node("Mul", "outputs", s, node("Sigmoid", "gate", s))
+        if isinstance(h, ELU):
+            power = node("Sub", "below", node("Exp", "power", node("Min", "negative", s, 0)), 1)
+            return node("Add", "outputs", node("Max", "positive", s, 0), node("Mul", "scaled", power, h.alpha))
+        if isinstance(h, Softplus):
+            power = node("Exp", "power", node("Neg", "size", node("Abs", "absolute", s)))
+            rest = node("Log", "rest", node("Add", "sum", power, 1))
+            return node("Add", "outputs", node("Max", "positive", s, 0), rest)
+        return node(_OPERATORS[h.name], "outputs", s)
+
+    def _name(self, source: str | float) -> str:
+        """The name of an array; a number becomes a constant."""
+        if isinstance(source, str):
+            return source
+        name = f"number {source!r}"
+        self.constants[name] = np.array(source, dtype=self._dtype)
+        return name
 
     def _add(self, operator: str, sources: list[str], target: str, **options: Any) -> str:
         self.nodes.append((operator, sources, target, options))

@@ -9,12 +9,11 @@ import numpy.typing as npt
 
 from ..backends import Backend
 from ..nn import MLP
-from ..nn.activations import get_activation
+from ..nn.activations import ACTIVATIONS
 from .importing import ImportedModelError, build, two_outputs
 
 M = TypeVar("M", bound=MLP)
 
-_ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "logistic": "sigmoid", "identity": "identity"}
 _LOSSES = {
     "softmax": "softmax_cross_entropy",
     "logistic": "logistic_cross_entropy",
@@ -56,7 +55,8 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
         raise ImportedModelError(f"{_EXPECTED}, got {found}{hint}")
     if not hasattr(estimator, "coefs_"):
         raise ImportedModelError(f"{_EXPECTED}, got one without coefs_; call {name}.fit first")
-    if estimator.activation not in _ACTIVATIONS:
+    activation = "sigmoid" if estimator.activation == "logistic" else estimator.activation
+    if activation not in ACTIVATIONS:
         raise ImportedModelError(f"{name}: the activation {estimator.activation!r} has no equivalent here")
     output = estimator.out_activation_
     if output not in _LOSSES:
@@ -69,7 +69,6 @@ def from_sklearn(kind: type[M], estimator: Any, device: str | Backend, dtype: np
             raise ImportedModelError(f"{name}: expected two classes or more, got {classes}")
         output = "softmax"
         weights[-1], biases[-1] = two_outputs(weights[-1], biases[-1])
-    activation = get_activation(_ACTIVATIONS[estimator.activation])
     model = build(kind, weights, biases, activation, device, dtype or weights[0].dtype, _LOSSES[output])
     if classes is not None:
         model.class_names = tuple(

@@ -5,22 +5,36 @@ A layer without an equivalent here is refused, and the message names it.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..backends import Backend, HostArray
-from ..nn import MLP, Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from ..nn.activations import get_activation
+from ..nn import (
+    ELU,
+    GELU,
+    MLP,
+    Activation,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
 from .importing import ImportedModelError, build, two_outputs
 
 M = TypeVar("M", bound=MLP)
 
-_ACTIVATIONS: dict[str, type[Activation]] = {"ReLU": ReLU, "Tanh": Tanh, "Sigmoid": Sigmoid}
+_ACTIVATIONS: dict[str, type[Activation]] = {
+    kind.__name__: kind for kind in (ReLU, LeakyReLU, Tanh, Sigmoid, GELU, SiLU, ELU, Softplus)
+}
 _WRAPPERS = {  # the module inside, which computes the same
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -28,10 +42,12 @@ _WRAPPERS = {  # the module inside, which computes the same
     "OptimizedModule": "_orig_mod",  # of torch.compile
 }
 _KNOWN = {
-    *("Sequential", "Linear", "LeakyReLU", "Flatten", "Dropout", "Softmax", "LogSoftmax", "Identity"),
+    *("Sequential", "Linear", "Flatten", "Dropout", "Softmax", "LogSoftmax", "Identity"),
     *_ACTIVATIONS,
     *_WRAPPERS,
 }
+_NEUTRAL = ("Dropout", "Identity")
+_AFTER_DROPOUT = ("Linear", "Flatten", "ReLU", "LeakyReLU")  # the ReLUs pass on a factor of 0 or more
 _QUANTIZED = "is quantized; give the network as it was before quantization"
 _NO_WEIGHTS = "has no weights yet; call the network with a batch of samples first"
 
@@ -39,17 +55,17 @@ _NO_WEIGHTS = "has no weights yet; call the network with a batch of samples firs
 def from_torch(
     kind: type[M],
     network: Any,
-    activation: str | Activation | None,
+    activation: str | Activation | Sequence[str | Activation] | None,
     device: str | Backend,
     dtype: npt.DTypeLike | None,
 ) -> M:
     """``MLP.from_torch``: the network of a ``torch.nn.Sequential``, or of its ``state_dict()``.
 
-    A Sequential consists of Linear layers with one kind of ReLU, LeakyReLU, Tanh or Sigmoid between them, or with
-    no activation at all. It may also begin with Flatten, contain Identity and, in eval mode, Dropout, and end with
-    Softmax or LogSoftmax over the classes; a Sigmoid after a single output becomes a softmax over two. Nested
-    Sequentials are unpacked, and so are DataParallel, DistributedDataParallel, AveragedModel and the result of
-    ``torch.compile``.
+    A Sequential consists of Linear layers, each except the last followed by ReLU, LeakyReLU, Tanh, Sigmoid,
+    GELU(approximate="tanh"), SiLU, ELU, Softplus, or nothing. Dropout before a Linear layer becomes the network's.
+    It may also begin with Flatten, contain Identity, and end with Softmax or LogSoftmax over the classes; a
+    Sigmoid after a single output becomes a softmax over two. Nested Sequentials are unpacked, and so are
+    DataParallel, DistributedDataParallel, AveragedModel and the result of ``torch.compile``.
 
     The network uses all values as they are, whatever their dtype, as PyTorch does.
 
@@ -60,7 +76,8 @@ def from_torch(
             checkpoint. If the names of the layers in a state dict differ only in numbers, the layers
             are ordered by these numbers. Otherwise the order of the mapping is used, provided that it comes from
             ``state_dict()`` or that the layers' widths allow no other order: a file may have sorted the names.
-        activation: of the hidden layers; only for a state dict, which does not contain it.
+        activation: of the hidden layers, or a list with that of each; only for a state dict, which does not
+            contain it.
         device: as for `MLP`.
         dtype: that of the first weight by default (float32 for half precision).
 
@@ -77,20 +94,42 @@ def from_torch(
             raise ImportedModelError(
                 "a state dict does not contain the activation of the hidden layers; give activation="
             )
-        used = get_activation(activation or "identity")
+        found = _Network(weights, biases, "identity" if activation is None else activation, [0.0])
         first = next(tensor for name, tensor in network.items() if name.endswith("weight"))
     else:
         if activation is not None:
             raise ImportedModelError("activation= is only for a state dict; a Sequential has its own")
         layers = list(_flat(network))
-        weights, biases, used = _from_layers(layers)
+        found = _from_layers(layers)
         first = next(layer for _, layer in layers if _name(layer) == "Linear").weight
-    if weights[-1].shape[1] < 2:
+    if found.weights[-1].shape[1] < 2:
         raise ImportedModelError(
             "the last layer has one output; expected two or more classes, or a Sigmoid after it in the Sequential"
         )
     given = str(first.dtype).rpartition(".")[2]
-    return build(kind, weights, biases, used, device, dtype or ("float64" if given == "float64" else "float32"))
+    return build(
+        kind,
+        *found[:3],
+        device,
+        dtype or ("float64" if given == "float64" else "float32"),
+        dropout=found.rates[1:],
+        input_dropout=found.rates[0],
+    )
+
+
+class _Network(NamedTuple):
+    """What a network consists of.
+
+    Attributes:
+        weights, biases: ``(in, out)`` and ``(out,)`` of each layer.
+        activation: of the hidden layers, or a list with that of each.
+        rates: of dropout, of the inputs and of each hidden layer.
+    """
+
+    weights: list[HostArray]
+    biases: list[HostArray]
+    activation: str | Activation | Sequence[str | Activation]
+    rates: list[float]
 
 
 # -- The network in what was given -------------------------------------------------------------------------------
@@ -184,12 +223,11 @@ def _refuse_hooks(label: str, layer: Any) -> None:
         raise ImportedModelError(f"{label}: has a forward() of its own, not that of its class; remove it first")
 
 
-def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[HostArray], Activation]:
-    """Weights, biases and the activation of the hidden layers."""
+def _from_layers(layers: list[tuple[str, Any]]) -> _Network:
     weights: list[HostArray] = []
     biases: list[HostArray] = []
     after: list[Activation | None] = []  # the activation after each Linear layer
-    used: Activation | None = None
+    rates = [0.0]  # of dropout, before the first Linear layer and after each
     closed = False  # by a softmax or a sigmoid on the outputs
     last = max((i for i, (_, layer) in enumerate(layers) if _name(layer) == "Linear"), default=-1)
     if last < 0:
@@ -203,13 +241,17 @@ def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[H
         if what == "Linear":
             _append_layer(label, layer.weight, layer.bias, weights, biases)
             after.append(None)
+            rates.append(0.0)
         elif what == "Flatten":
             if weights or (layer.start_dim, layer.end_dim) != (1, -1):
                 raise ImportedModelError(f"{label}: expected only as the first layer, from dimension 1 to -1")
         elif what == "Dropout":
-            if layer.training and layer.p > 0:
+            following = next((_name(later) for _, later in layers[index:] if _name(later) not in _NEUTRAL), "")
+            if following in _AFTER_DROPOUT and layer.p < 1:
+                rates[-1] = layer.p + rates[-1] * (1 - layer.p)  # of two in a row
+            elif layer.training and layer.p > 0:
                 raise ImportedModelError(
-                    f"{label}: is in training mode, where its outputs are random; call .eval()"
+                    f"{label}: expected only before a Linear layer, with p below 1; call .eval() to leave it out"
                 )
         elif what in ("Softmax", "LogSoftmax"):
             if index < last or layer.dim not in (1, -1) or after[-1] is not None:
@@ -218,31 +260,30 @@ def _from_layers(layers: list[tuple[str, Any]]) -> tuple[list[HostArray], list[H
         elif what == "Sigmoid" and index > last and after[-1] is None and weights[-1].shape[1] == 1:
             weights[-1], biases[-1] = two_outputs(weights[-1], biases[-1])
             closed = True
-        elif what in _ACTIVATIONS or what == "LeakyReLU":
+        elif what in _ACTIVATIONS:
             rule = _activation(label, layer)
             if index > last or not weights or after[-1] is not None:
                 raise ImportedModelError(f"{label}: expected a single activation between two Linear layers only")
-            if used is not None and repr(rule) != repr(used):
-                raise ImportedModelError(
-                    f"{label}: expected {used} as in the layers before; gpumlp has one activation for all layers"
-                )
-            after[-1] = used = rule
+            after[-1] = rule
         elif what != "Identity":
             raise ImportedModelError(
-                f"{label}: has no equivalent here; supported are Linear, ReLU, LeakyReLU, Tanh, Sigmoid, Flatten, "
+                f"{label}: has no equivalent here; supported are Linear, {', '.join(_ACTIVATIONS)}, Flatten, "
                 "Dropout, Identity, Softmax and LogSoftmax"
             )
-    if used is not None and None in after[:-1]:
-        index = after.index(None)
-        raise ImportedModelError(f"Linear layer {index}: no activation follows it, but {used} follows others")
-    return weights, biases, used or Identity()
+    return _Network(weights, biases, [rule or Identity() for rule in after[:-1]], rates[:-1])
 
 
 def _activation(label: str, layer: Any) -> Activation:
-    if type(layer).__name__ != "LeakyReLU":
-        return _ACTIVATIONS[type(layer).__name__]()
+    kind = _ACTIVATIONS[type(layer).__name__]
+    if kind is GELU and layer.approximate != "tanh":
+        raise ImportedModelError(
+            f"{label}: expected GELU(approximate='tanh'), the only form here; it differs by less than 5e-4: to "
+            "accept that, set the layer's approximate = 'tanh'"
+        )
+    if kind is Softplus and (layer.beta != 1 or layer.threshold < 20):
+        raise ImportedModelError(f"{label}: expected Softplus with beta=1 and a threshold of 20 or more")
     try:
-        return LeakyReLU(layer.negative_slope)
+        return kind(*(getattr(layer, name) for name in inspect.signature(kind).parameters))
     except ValueError as error:
         raise ImportedModelError(f"{label}: {error}") from error
 

@@ -1,23 +1,40 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
-from .activations import Activation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
-from .layers import Dense
+from .layers import Cache, Dense, Dropout, Layer
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
+from .metrics import Evaluation
 from .model_file import ModelFileError
-from .network import MLP, Evaluation
-from .optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
+from .network import MLP
+from .optimizers import SGD, Adam, AdamW, Optimizer, OptimizerState, Penalty, RMSprop
 from .registry import register
 from .samples import Inputs
-from .schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
+from .schedules import (
+    Constant,
+    Cosine,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    OneCycle,
+    Schedule,
+    StepDecay,
+    Warmup,
+)
 
 __all__ = [
+    "ELU",
+    "GELU",
     "MLP",
     "SGD",
     "Activation",
     "Adam",
+    "AdamW",
+    "Cache",
     "Constant",
+    "Cosine",
     "Dense",
+    "Dropout",
     "Evaluation",
     "ExponentialDecay",
     "Glorot",
@@ -26,24 +43,30 @@ __all__ = [
     "Initializer",
     "Inputs",
     "InverseTimeDecay",
+    "Layer",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",
     "Milestones",
     "ModelFileError",
     "Normal",
+    "OneCycle",
     "Optimizer",
     "OptimizerState",
     "Orthogonal",
     "Penalty",
     "PoissonDeviance",
+    "RMSprop",
     "ReLU",
     "Schedule",
+    "SiLU",
     "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Softplus",
     "SquaredError",
     "StepDecay",
     "Tanh",
+    "Warmup",
     "register",
     "softmax",
 ]

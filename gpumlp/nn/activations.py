@@ -1,18 +1,22 @@
 r"""Activation functions h, applied to the pre-activation s of a layer: a = h(s).
 
-Each is a class with two in-place operations, which training uses; an instance can also be called. The derivative
-is always computed from the output a, so pre-activations are not stored.
+Each is a class with two in-place operations, which training uses; an instance can also be called. Where the
+derivative can be computed from the output a, it is, so that pre-activations are not stored.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backends import Array, CudaActivation, array_namespace
+from ..backends import Array, CudaActivation, array_namespace, stated
+from ..words import shown
 from .hyperparameters import number, require_in_place
 from .registry import Registry
+
+_exponentials = np.errstate(over="ignore", under="ignore")  # e^s may become infinite or 0
 
 
 class Activation:
@@ -24,6 +28,8 @@ class Activation:
 
     Attributes:
         name: as in ``MLP(..., activation=name)``.
+        derivative_from: what `backward` computes h' from: ``"output"``, a, or ``"input"``, s, which training then
+            keeps in an array of its own.
         initializer: the initial weights that ``initializer="auto"`` selects, ``"he"`` or ``"glorot"``.
         cuda: h and h' as CUDA expressions, or None.
     """
@@ -38,17 +44,19 @@ class Activation:
 
         Args:
             xp: the array library, ``numpy`` or ``cupy``.
-            s: the pre-activation, usually ``(batch, units)``; may be overwritten.
+            s: the pre-activation, usually ``(batch, units)``; may be overwritten, unless `derivative_from` is
+                ``"input"``.
             out: of the same shape and dtype, overwritten. May be `s` itself where the class says so.
         """
         raise NotImplementedError
 
-    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+    def backward(self, xp: Any, saved: Array, delta: Array) -> None:
         """``delta <- delta * h'(s)`` in place.
 
         Args:
             xp: the array library, ``numpy`` or ``cupy``.
-            a: the output ``h(s)``, usually ``(batch, units)``; may be overwritten.
+            saved: what `derivative_from` says, the output ``h(s)`` or the input s, usually ``(batch, units)``; may
+                be overwritten.
             delta: of the same shape and dtype, overwritten.
         """
         raise NotImplementedError
@@ -179,15 +187,192 @@ class Sigmoid(Activation):
         xp.multiply(delta, a, out=delta)
 
 
+class ELU(Activation):
+    """h(s) = s for s > 0, else alpha (e^s - 1), with alpha > 0; h'(s) = 1 for s > 0, else a + alpha.
+
+    The sum a + alpha is accurate to the rounding of alpha.
+
+    D.-A. Clevert, T. Unterthiner and S. Hochreiter, "Fast and accurate deep network learning by exponential linear
+    units (ELUs)", ICLR 2016.
+    """
+
+    name = "elu"
+    initializer = "he"
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = number("alpha", alpha, 0, open_low=True)
+
+    @property
+    def cuda(self) -> CudaActivation:  # type: ignore[override]
+        alpha = f"(real){self.alpha!r}"
+        return CudaActivation(f"s > 0 ? s : {alpha} * expm1(s)", f"a > 0 ? 1 : a + {alpha}")
+
+    @_exponentials
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.minimum(s, 0, out=out)
+        xp.expm1(out, out=out)
+        xp.multiply(out, self.alpha, out=out)
+        xp.maximum(s, 0, out=s)
+        xp.add(out, s, out=out)
+
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        slope = xp.empty_like(a)
+        xp.greater(a, 0, out=slope)
+        xp.multiply(slope, 1 - self.alpha, out=slope)
+        xp.minimum(a, 0, out=a)
+        xp.add(slope, a, out=slope)
+        xp.add(slope, self.alpha, out=slope)
+        xp.multiply(delta, slope, out=delta)
+
+    def __repr__(self) -> str:
+        return f"ELU(alpha={self.alpha})"
+
+
+class Softplus(Activation):
+    """h(s) = log(1 + e^s); h'(s) = 1 / (1 + e^-s) = 1 - e^-a.
+
+    Computed as max(0, s) + log(1 + e^-|s|), which cannot overflow. The derivative from a has full relative
+    accuracy.
+
+    C. Dugas, Y. Bengio, F. Belisle, C. Nadeau and R. Garcia, "Incorporating second-order functional knowledge for
+    better option pricing", NIPS 2000.
+    """
+
+    name = "softplus"
+    initializer = "he"
+    cuda = CudaActivation("fmax(s, (real)0) + log1p(exp(-fabs(s)))", "-expm1(-a)")
+
+    @_exponentials
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.abs(s, out=out)
+        xp.negative(out, out=out)
+        xp.exp(out, out=out)
+        xp.log1p(out, out=out)
+        xp.maximum(s, 0, out=s)
+        xp.add(out, s, out=out)
+
+    @_exponentials
+    def backward(self, xp: Any, a: Array, delta: Array) -> None:
+        xp.negative(a, out=a)
+        xp.expm1(a, out=a)
+        xp.negative(a, out=a)
+        xp.multiply(delta, a, out=delta)
+
+
+class SiLU(Activation):
+    """h(s) = s g with g = 1 / (1 + e^-s), also called swish; h'(s) = g (1 + s (1 - g)), computed from s.
+
+    S. Elfwing, E. Uchibe and K. Doya, "Sigmoid-weighted linear units for neural network function approximation in
+    reinforcement learning", Neural Networks 107, 2018.
+    """
+
+    name = "silu"
+    derivative_from = "input"
+    initializer = "he"
+    cuda = CudaActivation(
+        "s / (1 + exp(-s))", "(1 + s / (1 + exp(s))) / (1 + exp(-s))", derivative_from="input"
+    )  # 1 - g = 1 / (1 + e^s)
+
+    @_exponentials
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.negative(s, out=out)
+        _gate(xp, s, out)
+
+    def backward(self, xp: Any, s: Array, delta: Array) -> None:
+        xp.clip(s, -60, 60, out=s)  # beyond, h' is 0 and 1 to 1e-23, and e^-s could overflow
+        _gate_backward(xp, xp.negative(s), s, delta)
+
+
+class GELU(Activation):
+    """h(s) = s g with g = (1 + tanh(z / 2)) / 2 = 1 / (1 + e^-z), z = sqrt(8 / pi) (s + 0.044715 s^3); h'(s) is
+    g (1 + s z' (1 - g)), computed from s.
+
+    An approximation, with an error below 5e-4, of s times the probability that a standard normal variable is below
+    s; the one that PyTorch calls ``approximate="tanh"``.
+
+    D. Hendrycks and K. Gimpel, "Gaussian error linear units (GELUs)", arXiv:1606.08415, 2016.
+    """
+
+    name = "gelu"
+    derivative_from = "input"
+    initializer = "he"
+    linear, cubic = math.sqrt(8 / math.pi), 0.044715 * math.sqrt(8 / math.pi)  # z = linear s + cubic s^3
+    _z = f"s * ((real){linear!r} + (real){cubic!r} * s * s)"
+    _sz = f"s * ((real){linear!r} + (real){3 * cubic!r} * s * s)"  # s z'
+    cuda = CudaActivation(
+        f"s / (1 + exp(-({_z})))",
+        f"s > 9 ? 1 : s < -9 ? 0 : (1 + {_sz} / (1 + exp({_z}))) / (1 + exp(-({_z})))",
+        derivative_from="input",
+    )
+
+    @_exponentials
+    def forward(self, xp: Any, s: Array, out: Array) -> None:
+        xp.multiply(s, s, out=out)
+        xp.multiply(out, -self.cubic, out=out)
+        xp.subtract(out, self.linear, out=out)
+        xp.multiply(out, s, out=out)  # -z
+        _gate(xp, s, out)
+
+    def backward(self, xp: Any, s: Array, delta: Array) -> None:
+        xp.clip(s, -9, 9, out=s)  # beyond, h' is 0 and 1 to 1e-25, and e^-z could overflow
+        z = xp.multiply(s, s)
+        xp.multiply(z, 3 * self.cubic, out=z)
+        xp.add(z, 3 * self.linear, out=z)
+        xp.multiply(z, s, out=z)  # 3 z
+        xp.multiply(s, 2 * self.linear, out=s)
+        xp.subtract(z, s, out=s)  # s z' = 3 z - 2 linear s
+        xp.multiply(z, -1 / 3, out=z)
+        _gate_backward(xp, z, s, delta)
+
+
+def _gate(xp: Any, s: Array, out: Array) -> None:
+    """``out <- s g`` with g = 1 / (1 + e^-z), where `out` contains -z."""
+    xp.exp(out, out=out)
+    xp.add(out, 1, out=out)
+    xp.divide(s, out, out=out)
+
+
+def _gate_backward(xp: Any, minus_z: Array, sz: Array, delta: Array) -> None:
+    """``delta <- delta g (1 + s z' (1 - g))`` with g = 1 / (1 + e^-z); overwrites -z and s z'.
+
+    With e = e^-z this is (1 + e (1 + s z')) / (1 + e)^2: 1 - g would lose digits.
+    """
+    xp.exp(minus_z, out=minus_z)
+    xp.add(sz, 1, out=sz)
+    xp.multiply(sz, minus_z, out=sz)
+    xp.add(sz, 1, out=sz)
+    xp.add(minus_z, 1, out=minus_z)
+    xp.divide(sz, minus_z, out=sz)
+    xp.divide(delta, minus_z, out=delta)
+    xp.multiply(delta, sz, out=delta)
+
+
 def _check(rule: Activation) -> None:
-    s, out, delta = np.array([[-1.0, 0.5]]), np.full((1, 2), np.nan), np.ones((1, 2))
-    kind = type(rule).__name__
+    kind, kept = type(rule).__name__, rule.derivative_from == "input"
+    if rule.derivative_from not in ("output", "input"):
+        raise TypeError(
+            f"{kind}.derivative_from is expected to be 'output' or 'input', got {shown(rule.derivative_from)}"
+        )
+    cuda = stated(rule, "cuda", "forward", "backward")
+    if cuda is not None and cuda.derivative_from != rule.derivative_from:
+        raise TypeError(
+            f"{kind}.cuda is expected to compute the derivative from the {rule.derivative_from}, as backward "
+            f"does: CudaActivation(..., derivative_from={rule.derivative_from!r})"
+        )
+    example = np.array([[-1.0, 0.5]])
+    s, out, delta = example.copy(), np.full((1, 2), np.nan), np.ones((1, 2))
     require_in_place(f"{kind}.forward", lambda: rule.forward(np, s, out), out)
-    require_in_place(f"{kind}.backward", lambda: rule.backward(np, out, delta), delta)
+    if kept and (s != example).any():
+        raise TypeError(f"{kind}.forward is expected to keep s, from which backward computes the derivative")
+    require_in_place(f"{kind}.backward", lambda: rule.backward(np, s if kept else out, delta), delta)
 
 
 ACTIVATIONS = Registry(
-    "activation", Activation, ("forward", "backward"), (ReLU, LeakyReLU, Tanh, Sigmoid, Identity), _check
+    "activation",
+    Activation,
+    ("forward", "backward"),
+    (ReLU, LeakyReLU, Tanh, Sigmoid, GELU, SiLU, ELU, Softplus, Identity),
+    _check,
 )
 
 

@@ -1,20 +1,121 @@
-"""The dense layer, the only kind of layer in a multilayer perceptron."""
+"""Layers: what a network computes between its inputs and its outputs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, check_dtype, get_backend
+from ..backends import Accumulation, Array, Backend, Draws, HostArray, check_dtype, get_backend
 from .activations import Activation, get_activation
-from .hyperparameters import whole
+from .hyperparameters import number, whole
 from .initializers import Initializer, draw_weights, get_initializer
-from .parameters import Parameters
+from .registry import Registry
 
 
-class Dense:
+@dataclass
+class Cache:
+    """The arrays of a layer for one batch, which `Layer.new_cache` creates.
+
+    Attributes:
+        output: ``(batch, out_features)``, the layer's output.
+        delta: of the same shape, dC/d(output) in the backward pass; free to use in the forward pass. None for the
+            inputs of a network, whose derivative is not computed.
+        saved: what the layer keeps from its forward to its backward pass, ``(batch, ...)``, or None.
+    """
+
+    output: Array
+    delta: Array  # None for the inputs
+    saved: Array = None
+
+    def rows(self, count: int) -> Cache:
+        """The first `count` rows of the same arrays."""
+        arrays = (self.output, self.delta, self.saved)
+        return Cache(*(None if array is None else array[:count] for array in arrays))
+
+
+class Layer:
+    """Base class of layers. To add one, subclass, and implement `forward` and `backward`; see docs/extend.md.
+
+    A layer computes in arrays that it is given. A network binds it to its own parameters, so one object belongs
+    to one network. To save networks with it, set `name` and `register` it.
+
+    Args:
+        in_features, out_features: values of a sample before and after the layer.
+
+    Attributes:
+        backend: the `Backend` of the network's device, with the array library ``backend.xp``.
+        parameters, gradients: arrays by name, as `initial` names them: views of the network's flat buffers. The
+            penalty and weight decay apply to matrices, not to vectors.
+    """
+
+    name: ClassVar[str]
+    backend: Backend
+    parameters: dict[str, Array]
+    gradients: dict[str, Array]
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        self.in_features = whole("in_features", in_features, 1)
+        self.out_features = whole("out_features", out_features, 1)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters by name; none by default."""
+        return {}
+
+    def initial(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        """Initial parameters, on the host, by name; 0 by default."""
+        return {name: np.zeros(shape) for name, shape in self.shapes().items()}
+
+    def new_cache(self, new: Callable[..., Array], below: Cache, *, training: bool) -> Cache:
+        """The arrays for a batch.
+
+        Args:
+            new: ``new(dtype=...)`` returns an array ``(batch, out_features)``, of the network's dtype by default.
+            below: that of the layer below, or the network's inputs.
+            training: is it for training, or for the inference alone?
+        """
+        return Cache(new(), new())
+
+    def forward(self, x: Array, cache: Cache, draws: Draws | None) -> None:
+        """Write the output for a batch into ``cache.output``. Does not wait for the device.
+
+        Args:
+            x: ``(batch, in_features)``; kept, unless it is ``cache.output`` itself.
+            cache: of this batch.
+            draws: numbers the random numbers of this training step; None in inference.
+        """
+        raise NotImplementedError
+
+    def backward(self, x: Array, cache: Cache, draws: Draws | None, input_delta: Array | None) -> None:
+        """Write the gradients, and the derivative of the loss with respect to `x`.
+
+        Args:
+            x: as in the forward pass.
+            cache: of this batch, with ``cache.delta`` = dC/d(output); its arrays may be overwritten.
+            draws: as in the forward pass.
+            input_delta: ``(batch, in_features)``, overwritten with dC/dx; None if it is not needed.
+        """
+        raise NotImplementedError
+
+    def bind(self, backend: Backend, parameters: dict[str, Array], gradients: dict[str, Array]) -> None:
+        """Use these arrays from now on."""
+        self.backend, self.parameters, self.gradients = backend, parameters, gradients
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make this layer again, numbers and strings: by default, its attributes."""
+        return {name: value for name, value in vars(self).items() if name not in _BOUND}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _BOUND}
+
+
+_BOUND = ("backend", "parameters", "gradients", "weight", "bias", "weight_gradient", "bias_gradient")
+
+
+class Dense(Layer):
     """A fully connected layer: ``s = x W + b``, ``a = h(s)``.
 
     Args:
@@ -24,8 +125,6 @@ class Dense:
         seed: of the initial weights: an int, or a generator to draw from.
         device: as for `MLP`.
         dtype: float32 or float64.
-        storage: ``(weight, bias, weight_gradient, bias_gradient)``, arrays to use instead of allocating and
-            initializing new ones.
 
     Attributes:
         weight, bias: W ``(in_features, out_features)`` and b ``(out_features,)``.
@@ -37,9 +136,15 @@ class Dense:
         DeviceError: the device cannot be used.
 
     >>> layer = Dense(3, 2, "relu", device="cpu")
-    >>> layer.forward(np.ones((4, 3), dtype=np.float32)).shape
+    >>> layer(np.ones((4, 3), dtype=np.float32)).shape
     (4, 2)
     """
+
+    name = "dense"
+    weight: Array
+    bias: Array
+    weight_gradient: Array
+    bias_gradient: Array
 
     def __init__(
         self,
@@ -51,25 +156,69 @@ class Dense:
         seed: int | np.random.Generator = 0,
         device: str | Backend = "cpu",
         dtype: npt.DTypeLike = "float32",
-        storage: tuple[Array, Array, Array, Array] | None = None,
     ) -> None:
-        self.in_features = whole("in_features", in_features, 1)
-        self.out_features = whole("out_features", out_features, 1)
+        super().__init__(in_features, out_features)
         self.activation = get_activation(activation)
-        self.backend = get_backend(device)
-        if storage is None:
-            storage = self._draw(get_initializer(initializer, self.activation), seed, check_dtype(dtype))
-        self.weight, self.bias, self.weight_gradient, self.bias_gradient = storage
+        self.initializer = get_initializer(initializer, self.activation)
+        backend, kind = get_backend(device), check_dtype(dtype)
+        start = self.initial(np.random.default_rng(seed))
+        with backend.activate():
+            parameters = {name: backend.asarray(array, dtype=kind) for name, array in start.items()}
+            gradients = {name: backend.xp.zeros_like(array) for name, array in parameters.items()}
+        self.bind(backend, parameters, gradients)
 
-    def forward(self, x: Array, s: Array | None = None, a: Array | None = None) -> Array:
-        """Compute the output a of a batch. Does not wait for the device.
+    @classmethod
+    def unbound(
+        cls, in_features: int, out_features: int, activation: Activation, initializer: Initializer
+    ) -> Dense:
+        """A layer without arrays, for a network that binds it."""
+        layer = object.__new__(cls)
+        Layer.__init__(layer, in_features, out_features)
+        layer.activation, layer.initializer = activation, initializer
+        return layer
 
-        Args:
-            x: ``(batch, in_features)``, of the layer's dtype, on its device.
-            s, a: ``(batch, out_features)``, both overwritten, `a` with the output; allocated by default.
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.in_features, self.out_features), "bias": (self.out_features,)}
 
-        Returns:
-            The output `a`.
+    def initial(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        weight = draw_weights(self.initializer, self.in_features, self.out_features, rng)
+        return {"weight": weight, "bias": np.zeros(self.out_features)}
+
+    def bind(self, backend: Backend, parameters: dict[str, Array], gradients: dict[str, Array]) -> None:
+        super().bind(backend, parameters, gradients)
+        self.weight, self.bias = parameters["weight"], parameters["bias"]
+        self.weight_gradient, self.bias_gradient = gradients["weight"], gradients["bias"]
+
+    def new_cache(self, new: Callable[..., Array], below: Cache, *, training: bool) -> Cache:
+        return Cache(new(), new(), new() if self.activation.derivative_from == "input" else None)
+
+    def forward(self, x: Array, cache: Cache, draws: Draws | None = None) -> None:
+        # Where h' comes from the output, the pre-activation is not kept: it is computed where delta will be.
+        s = cache.delta if cache.saved is None else cache.saved
+        self.backend.dense_forward(x, self.weight, self.bias, self.activation, s, cache.output)
+
+    def backward(
+        self,
+        x: Array,
+        cache: Cache,
+        draws: Draws | None = None,
+        input_delta: Array | None = None,
+        weight_gradient: Accumulation | None = None,
+    ) -> None:
+        """``delta <- delta * h'``, ``dW = x^T delta``, ``db = sum of delta over the batch``, ``dx = delta W^T``.
+
+        Arguments as for `Layer.backward`, and `weight_gradient`: where dW is added instead of overwriting the
+        layer's `weight_gradient`.
+        """
+        saved = cache.output if cache.saved is None else cache.saved
+        backend = self.backend
+        if cache.output is not cache.delta:  # the outputs of a network have no activation
+            backend.activation_backward(self.activation, saved, cache.delta)
+        target = weight_gradient or Accumulation(self.weight_gradient)
+        backend.dense_backward(x, self.weight, cache.delta, target, self.bias_gradient, input_delta)
+
+    def __call__(self, x: Array) -> Array:
+        """The output for ``x`` of shape ``(batch, in_features)``, as a new array. Does not wait for the device.
 
         Raises:
             ValueError: `x` has another shape.
@@ -78,66 +227,55 @@ class Dense:
             hint = "; flatten the samples first" if x.ndim > 2 else ""
             raise ValueError(f"{self} expects x of shape (batch, {self.in_features}), got {x.shape}{hint}")
         with self.backend.activate():
-            if s is None:
-                s = self.backend.xp.empty((len(x), self.out_features), dtype=self.weight.dtype)
-            if a is None:
-                a = self.backend.xp.empty_like(s)
-            self.backend.dense_forward(x, self.weight, self.bias, self.activation, s, a)
-        return a
-
-    def backward(
-        self,
-        x: Array,
-        delta: Array,
-        input_delta: Array | None = None,
-        weight_gradient: Accumulation | None = None,
-    ) -> None:
-        """Compute the gradients ``dW = x^T delta`` and ``db = sum of delta over the batch``.
-
-        With `input_delta`, also compute dC/dx, ``input_delta = delta W^T``. Does not wait for the device.
-
-        Args:
-            x: ``(batch, in_features)``, the input of the forward pass.
-            delta: ``(batch, out_features)``, dC/ds of this layer.
-            input_delta: ``(batch, in_features)``, overwritten.
-            weight_gradient: where dW is added instead of overwriting the layer's `weight_gradient`.
-        """
-        target = weight_gradient or Accumulation(self.weight_gradient)
-        self.backend.dense_backward(x, self.weight, delta, target, self.bias_gradient, input_delta)
-
-    def _draw(
-        self, initializer: Initializer, seed: int | np.random.Generator, dtype: np.dtype[Any]
-    ) -> tuple[Array, Array, Array, Array]:
-        rng = np.random.default_rng(seed)
-        with self.backend.activate():
-            weight = self.backend.asarray(
-                draw_weights(initializer, self.in_features, self.out_features, rng), dtype=dtype
-            )
-            bias = self.backend.xp.zeros(self.out_features, dtype=dtype)
-            return weight, bias, self.backend.xp.zeros_like(weight), self.backend.xp.zeros_like(bias)
+            s = self.backend.xp.empty((len(x), self.out_features), dtype=self.weight.dtype)
+            cache = Cache(self.backend.xp.empty_like(s), s, s)
+            self.forward(x, cache)
+        return cache.output
 
     def __repr__(self) -> str:
         return f"Dense({self.in_features}, {self.out_features}, {self.activation.name!r})"
 
 
-def stack(
-    parameters: Parameters, layer_sizes: list[tuple[int, int]], activation: Activation, backend: Backend
-) -> list[Dense]:
-    """Create a network's layers as views of its flat buffers; the last layer has no activation."""
-    views, gradients = parameters.views(parameters.data), parameters.views(parameters.gradient)
-    layers = []
-    for index, (in_features, out_features) in enumerate(layer_sizes):
-        names = (f"layers.{index}.weight", f"layers.{index}.bias")
-        (weight, bias), (weight_gradient, bias_gradient) = (
-            [tensors[name] for name in names] for tensors in (views, gradients)
-        )
-        layers.append(
-            Dense(
-                in_features,
-                out_features,
-                activation if index < len(layer_sizes) - 1 else "identity",
-                device=backend,
-                storage=(weight, bias, weight_gradient, bias_gradient),
-            )
-        )
-    return layers
+class Dropout(Layer):
+    """In training, each value is dropped (set to 0) with probability `rate`, and otherwise divided by 1 - rate.
+
+    In inference it does nothing. The masks depend on the seed, the number of the step, the layer, the row in the
+    batch and the unit, and on nothing else: they are the same on every device and after a resume.
+
+    N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014. There
+    the weights are multiplied by 1 - rate in inference, which gives the same expected values.
+
+    Args:
+        features: values of a sample.
+        rate: the probability of dropping a value, from 0 to below 1.
+    """
+
+    name = "dropout"
+
+    def __init__(self, features: int, rate: float = 0.5) -> None:
+        super().__init__(features, features)
+        self.rate = number("the rate of dropout", rate, 0, 1, open_high=True)
+
+    def options(self) -> dict[str, Any]:
+        return {"features": self.in_features, "rate": self.rate}
+
+    def new_cache(self, new: Callable[..., Array], below: Cache, *, training: bool) -> Cache:
+        if not training:
+            return below
+        # The layer below still needs its output, for h'; the network's inputs are not needed again.
+        output = below.output if below.delta is None else new()
+        return Cache(output, below.delta, new(dtype=bool) if self.backend.stores_masks else None)
+
+    def forward(self, x: Array, cache: Cache, draws: Draws | None) -> None:
+        if draws is not None:
+            self.backend.dropout(x, self.rate, draws, cache.saved, cache.output)
+
+    def backward(self, x: Array, cache: Cache, draws: Draws | None, input_delta: Array | None) -> None:
+        if draws is not None and input_delta is not None:  # which is cache.delta, see `new_cache`
+            self.backend.dropout_backward(input_delta, self.rate, draws, cache.saved)
+
+    def __repr__(self) -> str:
+        return f"Dropout({self.in_features}, {self.rate:g})"
+
+
+LAYERS = Registry("layer", Layer, ("forward", "backward"), (Dense, Dropout), lambda layer: None)

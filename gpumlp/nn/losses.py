@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..backends import Array, Backend, array_namespace, reference_backend
-from .hyperparameters import require_in_place
+from .hyperparameters import number, require_in_place
+from .metrics import Task, new_scores
 from .registry import Registry
 
 
@@ -24,26 +25,27 @@ class Loss:
         output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
             ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
-        of_classes: True if the targets are class numbers ``(batch,)``, False if ``(batch, outputs)`` floats.
+        task: what the targets are: ``"classes"``, class numbers ``(batch,)``; ``"labels"``, 0 or 1 for each
+            output; or ``"numbers"``. The last two are floats ``(batch, outputs)``.
     """
 
     name: ClassVar[str]
     kernel: ClassVar[str | None] = None
     output: ClassVar[str] = "identity"
     least_outputs: ClassVar[int] = 1
-    of_classes: ClassVar[bool] = False
+    task: ClassVar[Task] = "numbers"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         """Compute the loss of each sample of a batch and the error term of the last layer.
 
         Args:
             backend: the device; ``backend.xp`` is its array library.
             outputs: ``(batch, outputs)`` s; overwritten with delta = dC/ds of the batch's mean loss C.
-            targets: ``(batch,)`` int64 class numbers if `of_classes`, else ``(batch, outputs)`` floats.
+            targets: ``(batch,)`` int64 class numbers, or ``(batch, outputs)`` floats, as `task` says.
             losses: ``(batch,)``, overwritten with the loss of each sample.
-            correct: ``(batch,)`` bool, overwritten: whether the prediction is correct.
+            scores: overwritten with what the metrics of the task are computed from (`gpumlp.nn.metrics`): of
+                classes ``(batch,)`` bool, whether the prediction is correct; of labels ``(batch, outputs)`` bool;
+                of numbers ``(batch, outputs)``, the prediction minus the target.
         """
         raise NotImplementedError
 
@@ -80,7 +82,7 @@ class Loss:
 
         Args:
             outputs: ``(batch, outputs)``, float.
-            targets: ``(batch,)`` class numbers if `of_classes`, else ``(batch, outputs)`` floats.
+            targets: as for `output_error`.
 
         Raises:
             ValueError: shapes or dtypes do not match, or a target is out of range.
@@ -96,11 +98,13 @@ class Loss:
         self.check(outputs, targets)
         delta = xp.array(outputs, order="C")
         losses = xp.empty(len(targets), dtype=outputs.dtype)
-        self.output_error(reference_backend(xp), delta, targets, losses, xp.empty(len(targets), dtype=bool))
+        scores = new_scores(xp, self.task, len(outputs), outputs.shape[1], outputs.dtype)
+        self.output_error(reference_backend(xp), delta, targets, losses, scores)
         return losses, delta
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        options = [f"{name}={value!r}" for name, value in vars(self).items() if value]
+        return f"{type(self).__name__}({', '.join(options)})"
 
 
 class SoftmaxCrossEntropy(Loss):
@@ -116,28 +120,41 @@ class SoftmaxCrossEntropy(Loss):
     >>> SoftmaxCrossEntropy().gradient(logits, labels)
     array([[-0.25,  0.25],
            [ 0.5 , -0.5 ]])
+
+    Args:
+        label_smoothing: eps, from 0 to below 1: the targets are (1 - eps) onehot(y) + eps / classes in place of
+            onehot(y). C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
     """
 
-    name = kernel = "softmax_cross_entropy"
+    name = "softmax_cross_entropy"
     output = "softmax"
     least_outputs = 2
-    of_classes = True
+    task = "classes"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
+
+    @property
+    def kernel(self) -> str | None:  # type: ignore[override]
+        return None if self.label_smoothing else "softmax_cross_entropy"
+
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         # argmax: of several equal logits, the first is the prediction.
-        xp, logits, batch = backend.xp, outputs, len(targets)
+        xp, logits, (batch, classes), eps = backend.xp, outputs, outputs.shape, self.label_smoothing
         rows = xp.arange(batch)
-        xp.equal(xp.argmax(logits, axis=1), targets, out=correct)
+        xp.equal(xp.argmax(logits, axis=1), targets, out=scores)
         # A shift changes neither the loss nor the softmax; with a maximum of 0, exp cannot overflow.
         xp.subtract(logits, xp.max(logits, axis=1, keepdims=True), out=logits)
-        label_logits = logits[rows, targets]
+        expected = logits[rows, targets]  # sum_k q_ik s_ik, with the target distribution q
+        if eps:
+            expected = expected * (1 - eps) + xp.sum(logits, axis=1) * (eps / classes)
         xp.exp(logits, out=logits)
         total = xp.sum(logits, axis=1, keepdims=True)
-        xp.subtract(xp.log(total[:, 0]), label_logits, out=losses)
+        xp.subtract(xp.log(total[:, 0]), expected, out=losses)
         xp.divide(logits, total * batch, out=logits)
-        logits[rows, targets] -= 1 / batch
+        logits[rows, targets] -= (1 - eps) / batch
+        if eps:
+            xp.subtract(logits, eps / (classes * batch), out=logits)
 
     def check(self, outputs: Array, targets: Array) -> None:
         if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or len(targets) == 0:
@@ -162,8 +179,10 @@ class LogisticCrossEntropy(Loss):
     """C = mean_i sum_j (log(1 + e^s_ij) - y_ij s_ij), for independent binary outputs.
 
     One output is binary classification, several are multilabel classification. The gradient is
-    ``(sigmoid(s) - y) / batch``; the targets are from 0 to 1, ``(batch, outputs)``. A sample counts as correct if
-    all its labels are.
+    ``(sigmoid(s) - y) / batch``; the targets are from 0 to 1, ``(batch, outputs)``.
+
+    Args:
+        label_smoothing: eps, from 0 to below 1: the targets are (1 - eps) y + eps / 2 in place of y.
 
     >>> import numpy as np
     >>> LogisticCrossEntropy()(np.array([[0.0], [1e4]]), np.array([[1.0], [0.0]]))  # doctest: +ELLIPSIS
@@ -172,12 +191,16 @@ class LogisticCrossEntropy(Loss):
 
     name = "logistic_cross_entropy"
     output = "sigmoid"
+    task = "labels"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
+
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp, logits = backend.xp, outputs
-        xp.all(xp.equal(xp.greater(logits, 0), xp.greater(targets, 0.5)), axis=1, out=correct)
+        xp.equal(xp.greater(logits, 0), xp.greater(targets, 0.5), out=scores)
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         # From e = exp(-|s|), which cannot overflow: log(1 + exp(s)) = max(s, 0) + log(1 + e), and
         # sigmoid(s) = 1 / (1 + e) for s > 0, else e / (1 + e).
         small = xp.abs(logits)
@@ -219,12 +242,10 @@ class PoissonDeviance(Loss):
     name = "poisson_deviance"
     output = "exp"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp
-        correct[...] = False  # undefined for a regression
         means = xp.exp(outputs)
+        xp.subtract(means, targets, out=scores)
         each = xp.log(xp.where(xp.greater(targets, 0), targets, 1))  # y log y is 0 for y = 0
         xp.subtract(each, outputs, out=each)
         xp.subtract(each, 1, out=each)
@@ -254,12 +275,10 @@ class SquaredError(Loss):
 
     name = "squared_error"
 
-    def output_error(
-        self, backend: Backend, outputs: Array, targets: Array, losses: Array, correct: Array
-    ) -> None:
+    def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp
-        correct[...] = False  # undefined for a regression
         xp.subtract(outputs, targets, out=outputs)
+        scores[...] = outputs
         xp.sum(xp.square(outputs), axis=1, out=losses)
         xp.multiply(losses, 0.5, out=losses)
         xp.multiply(outputs, 1 / len(targets), out=outputs)
@@ -270,11 +289,12 @@ class SquaredError(Loss):
 
 def _check(rule: Loss) -> None:
     outputs = np.zeros((2, max(2, rule.least_outputs)))
-    targets = np.array([0, 1]) if rule.of_classes else np.zeros_like(outputs)
-    losses, correct, backend = np.full(2, np.nan), np.zeros(2, dtype=bool), reference_backend(np)
+    targets = np.array([0, 1]) if rule.task == "classes" else np.zeros_like(outputs)
+    losses, backend = np.full(2, np.nan), reference_backend(np)
+    scores = new_scores(np, rule.task, *outputs.shape, outputs.dtype)
     require_in_place(
         f"{type(rule).__name__}.output_error",
-        lambda: rule.output_error(backend, outputs, targets, losses, correct),
+        lambda: rule.output_error(backend, outputs, targets, losses, scores),
         losses,
     )
 
@@ -315,6 +335,13 @@ def _agree(loss: Loss, standard: Loss) -> bool:
         if found.shape != expected.shape or not np.allclose(found, expected):
             return False
     return True
+
+
+def loss_for(task: Task, outputs: int) -> Loss:
+    """The loss that ``loss="auto"`` selects for targets of a kind and a number of outputs."""
+    if task == "classes":
+        return SoftmaxCrossEntropy() if outputs > 1 else LogisticCrossEntropy()
+    return LogisticCrossEntropy() if task == "labels" else SquaredError()
 
 
 def get_loss(loss: str | Loss) -> Loss:

@@ -31,8 +31,9 @@ from ..backends import Backend, HostArray, get_backend
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
 from ..words import listed
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, Activation
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
+from .layers import LAYERS, Dense, Layer
 from .losses import LOSSES
 from .network import MLP, M
 from .parameters import check_tensors, shapes_of
@@ -71,7 +72,13 @@ def describe(model: MLP) -> dict[str, Any]:
             the network, or the class names cannot be saved.
     """
     try:
-        activation, activation_options = ACTIVATIONS.describe(model.activation)
+        activation: str | None = None
+        activation_options: dict[str, Any] = {}
+        layers = None
+        if isinstance(model.activation, Activation) and all(type(layer) is Dense for layer in model.layers):
+            activation, activation_options = ACTIVATIONS.describe(model.activation)
+        else:
+            layers = [_describe_layer(layer) for layer in model.layers]
         loss, loss_options = LOSSES.describe(model.loss)
     except ValueError as error:
         raise ModelFileError(str(error)) from error
@@ -82,6 +89,7 @@ def describe(model: MLP) -> dict[str, Any]:
         "sizes": model.sizes,
         "activation": activation,
         "activation_options": activation_options,
+        "layers": layers,
         "loss": loss,
         "loss_options": loss_options,
         "dtype": model.dtype.name,
@@ -90,6 +98,29 @@ def describe(model: MLP) -> dict[str, Any]:
         "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
         "class_names": None if model.class_names is None else class_names(model),
     }
+
+
+def _describe_layer(layer: Layer) -> dict[str, Any]:
+    if type(layer) is Dense:
+        activation, options = ACTIVATIONS.describe(layer.activation)
+        sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
+        return {"layer": Dense.name, **sizes, "activation": activation, "activation_options": options}
+    name, options = LAYERS.describe(layer)
+    return {"layer": name, **options}
+
+
+def _make_layer(description: Mapping[str, Any], rule: Initializer) -> Layer:
+    """The layer that `_describe_layer` described, without arrays.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not such a description.
+    """
+    options = dict(description)
+    name = options.pop("layer")
+    if name != Dense.name:
+        return LAYERS.make(name, options)
+    activation = ACTIVATIONS.make(options.pop("activation"), options.pop("activation_options"))
+    return Dense.unbound(**options, activation=activation, initializer=rule)
 
 
 def plain_inputs(model: MLP) -> Inputs:
@@ -143,28 +174,38 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
         ModelFileError: the content is not that of a network of this version.
     """
     description, tensors = content.groups["model"], content.tensors_of("model")
-    for registry in (ACTIVATIONS, LOSSES):
-        name = description.get(registry.what)
-        if isinstance(name, str) and name not in registry:
+    described = [description, *(description.get("layers") or [])]
+    for registry in (ACTIVATIONS, LOSSES, LAYERS):
+        names = (each.get(registry.what) for each in described if isinstance(each, dict))
+        for name in (name for name in names if isinstance(name, str) and name not in registry):
             raise ModelFileError(
-                f"{file} contains a network with the unknown {registry.what} {name!r}; register its class first: "
-                "gpumlp.register(...)"
+                f"{file} contains a network with the unknown {registry.what} {name!r}; register its class "
+                "first: gpumlp.register(...)"
             )
     try:
         sizes, dtype = sizes_of(description), np.dtype(description["dtype"])
         wrong = [key for key, tensor in tensors.items() if tensor.dtype != dtype]
         if wrong:
             raise ValueError(f"{wrong[0]} is expected to be {dtype}, got {tensors[wrong[0]].dtype}")
-        check_tensors(shapes_of(list(pairwise(sizes))), tensors)  # before memory is taken
         name, options = description["initializer"], description["initializer_options"]
-        model = kind(
-            sizes,
-            ACTIVATIONS.make(description["activation"], description["activation_options"]),
-            initializer="auto" if name is None else _INITIALIZERS[name](**options),
-            device=device,
-            dtype=dtype,
-            loss=LOSSES.make(description["loss"], description.get("loss_options", {})),
-        )
+        rule = None if name is None else _INITIALIZERS[name](**options)
+        common = {
+            "device": device,
+            "dtype": dtype,
+            "loss": LOSSES.make(description["loss"], description.get("loss_options", {})),
+        }
+        layers = description.get("layers")
+        if layers is None:
+            activation = ACTIVATIONS.make(description["activation"], description["activation_options"])
+            dense = ({"weight": size, "bias": size[1:]} for size in pairwise(sizes))
+            check_tensors(shapes_of(dense), tensors)  # before memory is taken
+            model = kind(sizes, activation, initializer=rule or "auto", **common)
+        else:
+            made = [_make_layer(each, rule or Normal()) for each in layers]
+            check_tensors(shapes_of(layer.shapes() for layer in made), tensors)
+            model = kind(made, **common)
+            if model.sizes != sizes:
+                raise ValueError(f"the sizes of its layers are {model.sizes}, but {sizes} are given")
         model.load_state_dict(tensors)
         set_facts(model, description)
         unknown = sorted(set(description) - set(describe(model)))

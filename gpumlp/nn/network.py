@@ -5,62 +5,90 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, DeviceError, HostArray, check_dtype, get_backend, to_host
+from ..backends import (
+    Accumulation,
+    Array,
+    Backend,
+    DeviceError,
+    Draws,
+    HostArray,
+    check_dtype,
+    get_backend,
+    to_host,
+)
 from ..words import shown
-from .activations import Activation, get_activation
-from .hyperparameters import whole
-from .initializers import Initializer, draw_weights, get_initializer
-from .layers import stack
-from .losses import Loss, get_loss
-from .parameters import Parameters
-from .samples import Inputs, LabelledData, check_data, class_numbers, flat_samples
+from .activations import Activation, Identity, get_activation
+from .hyperparameters import number, whole
+from .initializers import Initializer, get_initializer
+from .layers import LAYERS, Cache, Dense, Dropout, Layer
+from .losses import Loss, get_loss, loss_for
+from .metrics import Evaluation, evaluation, metric_sums, new_scores
+from .parameters import Parameters, by_name, shapes_of
+from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
 
 M = TypeVar("M", bound="MLP")
 
-_PICKLED = ("sizes", "activation", "loss", "dtype", "initializer", "inputs", "class_names")
+_PICKLED = ("sizes", "layers", "loss", "_chooses_loss", "dtype", "inputs", "class_names")
+_OUTPUTS = {"classes": "classes", "labels": "labels", "numbers": "outputs"}
 
 CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
 
 
 class Workspace:
-    """Activations and error terms of a network for up to `batch_size` samples.
+    """The arrays of a network for up to `batch_size` samples.
 
-    A forward pass writes the pre-activations into `deltas`; the loss and the backward pass overwrite them with the
-    error terms. The last layer has no activation, so its output and its error term share one array, `logits`.
+    The last layer has no activation, so its output and its error term share one array, `logits`.
+
+    Args:
+        model: the network.
+        batch_size: number of samples.
+        pixels: are the samples pixels, which are scaled as a batch is gathered?
+        training: is it for training? In inference, dropout needs no arrays and does nothing.
 
     Attributes:
         inputs: ``(batch, in_features)``, a_0.
         staging: ``(batch, in_features)`` uint8, for pixels before they are scaled; None for other data.
-        outputs: a_l of each layer, ``(batch, out_features)``.
-        deltas: s_l, then delta_l, of each layer, ``(batch, out_features)``.
+        caches: the arrays of each layer, see `gpumlp.nn.layers.Cache`.
+        sources: the input of each layer: `inputs`, and the output of every layer but the last.
     """
 
-    def __init__(self, model: MLP, batch_size: int, *, pixels: bool) -> None:
+    def __init__(self, model: MLP, batch_size: int, *, pixels: bool, training: bool = False) -> None:
         xp, dtype = model.backend.xp, model.dtype
         self.batch_size = batch_size
         self.inputs: Array = xp.empty((batch_size, model.sizes[0]), dtype=dtype)
         self.staging: Array | None = xp.empty((batch_size, model.sizes[0]), dtype="uint8") if pixels else None
-        self.deltas: list[Array] = [xp.empty((batch_size, size), dtype=dtype) for size in model.sizes[1:-1]]
+        self.caches: list[Cache] = []
+        below = Cache(self.inputs, None)
+        for layer in model.layers[:-1]:
+            below = layer.new_cache(
+                lambda dtype=dtype, layer=layer: xp.empty((batch_size, layer.out_features), dtype=dtype),
+                below,
+                training=training,
+            )
+            self.caches.append(below)
         self._logits: Array = xp.empty(batch_size * model.sizes[-1], dtype=dtype)
         self._logits_order = model.backend.logits_order
-        self.deltas.append(self._logits_of(batch_size, model.sizes[-1]))
-        self.outputs: list[Array] = [xp.empty_like(delta) for delta in self.deltas[:-1]] + self.deltas[-1:]
-        kept = [layer.activation.derivative_from == "input" for layer in model.layers]
-        self.saved: list[Array | None] = [
-            xp.empty_like(delta) if keep else None for keep, delta in zip(kept, self.deltas, strict=True)
-        ]
+        self._add_logits(batch_size, model.sizes[-1])
         self._parts: dict[int, Workspace] = {}  # without self, to avoid a reference cycle
 
     @property
     def logits(self) -> Array:
-        return self.deltas[-1]
+        return self.caches[-1].output
+
+    @property
+    def outputs(self) -> list[Array]:
+        """a_l of each layer, ``(batch, out_features)``."""
+        return [cache.output for cache in self.caches]
 
     def rows(self, count: int) -> Workspace:
         """The first `count` rows of the same arrays, for a smaller batch."""
@@ -72,108 +100,166 @@ class Workspace:
             part.batch_size = count
             part.inputs = self.inputs[:count]
             part.staging = None if self.staging is None else self.staging[:count]
-            part.deltas = [delta[:count] for delta in self.deltas[:-1]]
-            part.deltas.append(self._logits_of(count, self.logits.shape[1]))
-            part.outputs = [output[:count] for output in self.outputs[:-1]] + part.deltas[-1:]
-            part.saved = [None if saved is None else saved[:count] for saved in self.saved]
-            part._parts = {}
+            part.caches = [cache.rows(count) for cache in self.caches[:-1]]
+            part._logits, part._logits_order, part._parts = self._logits, self._logits_order, {}
+            part._add_logits(count, self.logits.shape[1])
             self._parts[count] = part
         return part
 
-    def _logits_of(self, count: int, classes: int) -> Array:
-        """A view ``(count, classes)`` of the logits' memory, contiguous in the backend's order."""
-        part = self._logits[: count * classes]
-        if self._logits_order == "C":
-            return part.reshape(count, classes)
-        return part.reshape(classes, count).T
+    def arrays(self) -> list[Array]:
+        """Every array of the workspace."""
+        layers = [array for cache in self.caches for array in (cache.output, cache.delta, cache.saved)]
+        return [array for array in (self.inputs, self.staging, *layers) if array is not None]
+
+    def _add_logits(self, count: int, outputs: int) -> None:
+        """The cache of the last layer: ``(count, outputs)``, contiguous in the backend's order."""
+        part = self._logits[: count * outputs]
+        columns = self._logits_order == "F"
+        logits = part.reshape(outputs, count).T if columns else part.reshape(count, outputs)
+        self.caches.append(Cache(logits, logits))
+        self.sources = [self.inputs, *(cache.output for cache in self.caches[:-1])]
 
 
 class MLP:
-    """A multilayer perceptron: dense layers with one activation between them, and a softmax on top.
+    """A multilayer perceptron: dense layers with an activation between them, and a softmax on top.
 
     Args:
-        sizes: units of each layer, inputs first and classes last: ``[784, 128, 10]``; ``[784, 10]`` is
-            softmax regression.
-        activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"``, or an
-            `Activation`.
-        initializer: of the weights: ``"auto"`` (He for the ReLUs, Glorot otherwise), ``"he"``,
-            ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``, ``"orthogonal"``, ``"normal"`` (standard
-            deviation 0.01), or an object with a ``std`` method.
+        sizes: units of each layer, inputs first and outputs last: ``[784, 128, 10]``; ``[784, 10]`` is softmax
+            regression. Or the layers themselves, the last a `Dense` without activation: then these say what
+            `activation`, `initializer`, `dropout` and `input_dropout` say otherwise.
+        activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"silu"``,
+            ``"softplus"``, ``"tanh"``, ``"sigmoid"``, or an `Activation`; or a list of these, one for each hidden
+            layer.
+        initializer: of the weights: ``"auto"`` (what suits the activation: He for the ReLUs, Glorot otherwise),
+            ``"he"``, ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``, ``"orthogonal"``, ``"normal"``
+            (standard deviation 0.01), or an object with a ``std`` method.
         seed: of the initial weights, which are the same on every device.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.
-        loss: ``"softmax_cross_entropy"`` (one class of several, required by `fit` and `Trainer`),
-            ``"logistic_cross_entropy"`` (independent binary outputs), ``"squared_error"``,
-            ``"poisson_deviance"`` (predictions are exponentials of the outputs), or a `Loss`.
+        loss: ``"softmax_cross_entropy"`` (one class of several), ``"logistic_cross_entropy"`` (independent labels,
+            or two classes with one output), ``"squared_error"``, ``"poisson_deviance"`` (predictions are
+            exponentials of the outputs), or a `Loss`. ``"auto"`` chooses among the first three by the first data
+            that the network sees; until then it is the first (with one output, the third).
+        dropout: the probability of dropping a hidden unit in training, see `Dropout`; or a list, one for each
+            hidden layer.
+        input_dropout: that of dropping an input.
 
     Attributes:
-        layers: the `Dense` layers.
-        parameters: their weights, biases and gradients, in flat buffers.
+        layers: all layers in order, see `gpumlp.nn.layers`.
+        dense_layers: the `Dense` layers among them.
+        activation: as given, an `Activation` or a list; `activations` is always a list, one for each hidden layer.
+        parameters: all weights, biases and gradients, in flat buffers.
+        loss: the `Loss`.
         backend: the `Backend` of the device.
         inputs: shape, dtype and name of the training samples, against which all other samples are checked; None
             for an untrained network.
         class_names: a string or number for each class, from the training set; None for 0, 1, 2, ...
 
     Raises:
-        ValueError: sizes that are not two or more whole numbers of 1 or more, or an unknown name.
-        TypeError: an activation, loss or initializer of the user's is incomplete.
+        ValueError: sizes that are not two or more whole numbers of 1 or more, layers that do not fit together, a
+            list of another length, a rate out of range, or an unknown name.
+        TypeError: an activation, loss, layer or initializer of the user's is incomplete.
         DeviceError: the device cannot be used.
         MemoryError: there is not enough memory for the parameters; the message says how much they need.
 
     >>> MLP([784, 128, 10], activation="relu", seed=0, device="cpu")
     MLP([784, 128, 10], activation='relu', device='cpu', dtype='float32')  # 101,770 parameters
+    >>> MLP([784, 512, 512, 10], "gelu", dropout=0.5, input_dropout=0.2, device="cpu").layers[:2]
+    [Dropout(784, 0.2), Dense(784, 512, 'gelu')]
     """
 
-    initializer: Initializer | None = None
     inputs: Inputs | None = None
     class_names: Sequence[Any] | None = None
 
     def __init__(
         self,
-        sizes: Sequence[int],
-        activation: str | Activation = "relu",
+        sizes: Sequence[int] | Sequence[Layer],
+        activation: str | Activation | Sequence[str | Activation] = "relu",
         *,
         initializer: str | Initializer = "auto",
         seed: int = 0,
         device: str | Backend = "auto",
         dtype: npt.DTypeLike = "float32",
-        loss: str | Loss = "softmax_cross_entropy",
+        loss: str | Loss = "auto",
+        dropout: float | Sequence[float] = 0.0,
+        input_dropout: float = 0.0,
     ) -> None:
-        self.loss = get_loss(loss)
-        self.sizes = _checked_sizes(sizes, self.loss)
-        self.activation = get_activation(activation)
+        rng = np.random.default_rng(whole("seed", seed, 0))
+        self._chooses_loss = isinstance(loss, str) and loss == "auto"
+        given: Loss | None = None if self._chooses_loss else get_loss(loss)
+        if _are_layers(sizes):
+            if dropout != 0 or input_dropout != 0:
+                raise ValueError(
+                    "dropout is expected among the layers, as Dropout(features, rate), if these are given"
+                )
+            start = [_parameters_of(layer, rng) for layer in sizes]
+            layers = [copy(layer) for layer in sizes]  # without their arrays
+            self.sizes = _sizes_of(layers)
+        else:
+            self.sizes = _checked_sizes(sizes, given)
+            layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
+            start = [layer.initial(rng) for layer in layers]
+        self.loss = given or loss_for("classes" if self.sizes[-1] > 1 else "numbers", self.sizes[-1])
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
-        layer_sizes = self._allocate()
-        rule, rng = get_initializer(initializer, self.activation), np.random.default_rng(whole("seed", seed, 0))
-        self.initializer = rule
-        start: dict[str, HostArray] = {}
-        for index, (in_features, out_features) in enumerate(layer_sizes):
-            start[f"layers.{index}.weight"] = draw_weights(rule, in_features, out_features, rng)
-            start[f"layers.{index}.bias"] = np.zeros(out_features)
-        self.load_state_dict(start)
+        self._allocate(layers)
+        self.load_state_dict(by_name(start))
 
-    def _allocate(self) -> list[tuple[int, int]]:
-        """Allocate the parameters, all 0, and the layers as views of them."""
-        layer_sizes = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+    def _allocate(self, layers: Sequence[Layer]) -> None:
+        """Allocate the parameters, all 0, and bind the layers to them."""
         with self.backend.activate():
-            self.parameters = Parameters(layer_sizes, self.backend, self.dtype)
-        self.layers = stack(self.parameters, layer_sizes, self.activation, self.backend)
-        return layer_sizes
+            self.parameters = Parameters(shapes_of(layer.shapes() for layer in layers), self.backend, self.dtype)
+        self.layers = list(layers)
+        buffers = self.parameters.data, self.parameters.gradient
+        data, gradients = (self.parameters.views(flat) for flat in buffers)
+        number = 0
+        for layer in layers:
+            names = {name: f"layers.{number}.{name}" for name in layer.shapes()}
+            views = ({name: tensors[full] for name, full in names.items()} for tensors in (data, gradients))
+            layer.bind(self.backend, *views)
+            number += bool(names)
+        self.dense_layers = [layer for layer in layers if isinstance(layer, Dense)]
+        # Below the first layer with parameters, no derivative is needed.
+        self._first = next(index for index, layer in enumerate(layers) if layer.shapes())
+        self._all_dense = all(type(layer) is Dense for layer in layers)
+
+    @property
+    def activations(self) -> list[Activation]:
+        return [layer.activation for layer in self.dense_layers[:-1]]
+
+    @property
+    def activation(self) -> Activation | list[Activation]:
+        found = self.activations or [Identity()]
+        return found[0] if all(alike(each, found[0]) for each in found) else found
+
+    @property
+    def activation_names(self) -> str:
+        """The names of the activations of the hidden layers, for people, such as "relu" or "relu, tanh"."""
+        return ", ".join(dict.fromkeys(each.name for each in self.activations or [Identity()]))
+
+    @property
+    def initializer(self) -> Initializer:
+        """That of the first dense layer."""
+        return self.dense_layers[0].initializer
 
     # -- Forward and backward pass, in place ----------------------------------------------------------
 
-    def forward_pass(self, workspace: Workspace) -> None:
-        """Compute the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``."""
-        x = workspace.inputs
-        arrays = zip(self.layers, workspace.deltas, workspace.saved, workspace.outputs, strict=True)
-        for layer, delta, saved, a in arrays:
-            s = delta if saved is None else saved
-            self.backend.dense_forward(x, layer.weight, layer.bias, layer.activation, s, a)
-            x = a
+    def forward_pass(self, workspace: Workspace, draws: Draws | None = None) -> None:
+        """Compute the workspace's outputs from its inputs: ``a_l = h_l(a_{l-1} W_l + b_l)``.
+
+        Args:
+            workspace: its caches are overwritten.
+            draws: numbers the random numbers of a training step, for a workspace for training; None in inference.
+        """
+        for index, layer in enumerate(self.layers):
+            own = draws if draws is None else draws._replace(layer=index)
+            layer.forward(workspace.sources[index], workspace.caches[index], own)
 
     def backward_pass(
-        self, workspace: Workspace, weight_gradients: Sequence[Accumulation | None] | None = None
+        self,
+        workspace: Workspace,
+        weight_gradients: Sequence[Accumulation] | None = None,
+        draws: Draws | None = None,
     ) -> None:
         """Compute the gradients from the error term of the last layer, ``workspace.logits``.
 
@@ -181,16 +267,19 @@ class MLP:
 
         Args:
             workspace: after a forward pass and the loss; overwritten.
-            weight_gradients: for each layer, where dW_l is added instead of overwriting its `weight_gradient`.
+            weight_gradients: for each dense layer, where dW_l is added instead of overwriting its
+                `weight_gradient`.
+            draws: as in the forward pass.
         """
-        targets = weight_gradients or [None] * len(self.layers)
-        for index in range(len(self.layers) - 1, 0, -1):
-            below, x = self.layers[index - 1], workspace.outputs[index - 1]
-            deltas = workspace.deltas
-            self.layers[index].backward(x, deltas[index], deltas[index - 1], targets[index])
-            saved = x if workspace.saved[index - 1] is None else workspace.saved[index - 1]
-            self.backend.activation_backward(below.activation, saved, deltas[index - 1])
-        self.layers[0].backward(workspace.inputs, workspace.deltas[0], weight_gradient=targets[0])
+        targets = list(weight_gradients or [])
+        for index in range(len(self.layers) - 1, self._first - 1, -1):
+            layer, x, cache = self.layers[index], workspace.sources[index], workspace.caches[index]
+            below = workspace.caches[index - 1].delta if index > self._first else None
+            own = draws if draws is None else draws._replace(layer=index)
+            if targets and isinstance(layer, Dense):
+                layer.backward(x, cache, own, below, targets.pop())
+            else:
+                layer.backward(x, cache, own, below)
 
     # -- Prediction and evaluation ----------------------------------------------------------------------
 
@@ -253,32 +342,36 @@ class MLP:
             return self.loss.predictions(self.logits(images, pixels=pixels))
 
     def batches(self, dataset: LabelledData, batch_size: int = CHUNK, *, pixels: bool | None = None) -> Batches:
-        """A data set as batches on the network's device, with the network's class numbers, for `evaluate`.
+        """A data set as batches on the network's device, with targets as its loss expects them, for `evaluate`.
 
         Raises:
             ValueError: the samples do not have the shape or scale that the network was trained on, the data has
-                classes that the network lacks, or the targets of the network's loss are not class numbers.
+                classes that the network lacks, or other targets than those of the network's loss.
             TypeError: something else than a `Dataset` is given.
         """
         divided = check_data(self, self.inputs, dataset, pixels)
-        labels = self.class_numbers(dataset)
+        with self.loss_chosen(dataset):
+            targets = training_targets(self, dataset, self.class_names)
         with self.backend.activate():
-            batches: Batches = dataset.batches(batch_size, self.backend, self.dtype, labels=labels, pixels=divided)
+            batches: Batches = dataset.batches(
+                batch_size, self.backend, self.dtype, targets=targets, weights=dataset.weights, pixels=divided
+            )
             return batches
 
-    def class_numbers(self, dataset: LabelledData) -> HostArray:
-        """The labels of a data set as this network numbers its classes, ``(n,)`` int64.
-
-        Where the data set has `class_names`, these decide; a network without any has the names 0, 1, 2, ...
-
-        Raises:
-            ValueError: the data has classes that the network lacks, or the targets of the network's loss are not
-                class numbers.
-        """
-        return class_numbers(self, dataset, self.class_names)
+    @contextmanager
+    def loss_chosen(self, dataset: LabelledData) -> Iterator[None]:
+        """With ``loss="auto"``, choose the loss by the first data, unless the block raises an error."""
+        before = self.loss, self._chooses_loss
+        if self._chooses_loss:
+            self.loss, self._chooses_loss = loss_for(dataset.task, self.sizes[-1]), False
+        try:
+            yield
+        except BaseException:
+            self.loss, self._chooses_loss = before
+            raise
 
     def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
-        """Loss and accuracy on a data set, reproducible bit for bit on one machine. Waits for the device once.
+        """Loss and metrics on a data set, reproducible bit for bit on one machine. Waits for the device once.
 
         Args:
             dataset: of the shape, scale and classes that the network was trained on.
@@ -292,8 +385,17 @@ class MLP:
             return evaluate_batches(self, batches)
 
     def accuracy(self, dataset: LabelledData, *, pixels: bool | None = None) -> float:
-        """The fraction of correctly classified samples; see `evaluate`."""
-        return self.evaluate(dataset, pixels=pixels).accuracy
+        """The fraction of samples whose class, or all of whose labels, are predicted correctly; see `evaluate`.
+
+        Raises:
+            ValueError: the targets are numbers; also as for `batches`.
+        """
+        found = self.evaluate(dataset, pixels=pixels)
+        if found.accuracy is None:
+            raise ValueError(
+                f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"
+            )
+        return found.accuracy
 
     # -- State ------------------------------------------------------------------------------------------
 
@@ -375,7 +477,7 @@ class MLP:
         cls: type[M],
         network: Any,
         *,
-        activation: str | Activation | None = None,
+        activation: str | Activation | Sequence[str | Activation] | None = None,
         device: str | Backend = "auto",
         dtype: npt.DTypeLike | None = None,
     ) -> M:
@@ -388,9 +490,9 @@ class MLP:
         return f"MLP({self.sizes})"
 
     def __repr__(self) -> str:
-        loss = "" if self.loss.of_classes else f", loss={self.loss.name!r}"
+        loss = "" if self.loss.task == "classes" else f", loss={self.loss.name!r}"
         return (
-            f"MLP({self.sizes}, activation={self.activation.name!r}, device={self.backend.name!r}, "
+            f"MLP({self.sizes}, activation={_names(self.activation)!r}, device={self.backend.name!r}, "
             f"dtype={self.dtype.name!r}{loss})  # {self.parameters.count:,} parameters"
         )
 
@@ -416,34 +518,110 @@ class MLP:
             message = f"a network from {device} is loaded onto the CPU: {error.cause}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.backend = get_backend("cpu")
-        self._allocate()
+        self._allocate(self.layers)
         with self.backend.activate():  # not load_state_dict, which refuses the weights of a run that diverged
             flat = self.parameters.from_host(state["tensors"], self.backend)
             self.backend.xp.copyto(self.parameters.data, flat)
 
     def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
         """Copy the network on its device; the copy's gradients are 0."""
-        copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__)  # shares the backend, activation and loss, which are stateless
-        copy.sizes = [*self.sizes]
-        copy._allocate()
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # shares the backend and the loss, which are stateless
+        other.sizes = [*self.sizes]
+        other._allocate([copy(layer) for layer in self.layers])
         with self.backend.activate():
-            self.backend.xp.copyto(copy.parameters.data, self.parameters.data)
-        return copy
+            self.backend.xp.copyto(other.parameters.data, self.parameters.data)
+        return other
 
     def __copy__(self: M) -> M:
         return self.__deepcopy__({})  # a shallow copy would share its parameters
 
 
-def _checked_sizes(sizes: Any, loss: Loss) -> list[int]:
+def alike(first: Activation, second: Activation) -> bool:
+    """Are two activations the same function?"""
+    return type(first) is type(second) and vars(first) == vars(second)
+
+
+def _names(activation: Activation | list[Activation]) -> str | list[str]:
+    return [each.name for each in activation] if isinstance(activation, list) else activation.name
+
+
+def _are_layers(sizes: Any) -> TypeGuard[Sequence[Layer]]:
+    return isinstance(sizes, Sequence) and any(isinstance(each, Layer) for each in sizes)
+
+
+def _parameters_of(layer: Layer, rng: np.random.Generator) -> Mapping[str, Any]:
+    """The parameters that a layer has, or its initial ones."""
+    return layer.parameters if "parameters" in vars(layer) else layer.initial(rng)
+
+
+def _sizes_of(layers: Sequence[Any]) -> list[int]:
+    """The sizes of a network of these layers. Raises ValueError if they do not fit together."""
+    for layer in layers:
+        LAYERS.find(layer)
+    for below, above in pairwise(layers):
+        if below.out_features != above.in_features:
+            raise ValueError(
+                f"layers are expected to fit together, but {below!r} has {below.out_features} outputs and "
+                f"{above!r} {above.in_features} inputs"
+            )
+    last = layers[-1]
+    if type(last) is not Dense or not isinstance(last.activation, Identity):
+        raise ValueError(
+            "the last layer is expected to be a Dense without activation, since the loss has its own, got "
+            f"{last!r}"
+        )
+    return [layers[0].in_features, *(layer.out_features for layer in layers if isinstance(layer, Dense))]
+
+
+def _layers(
+    sizes: list[int],
+    activation: str | Activation | Sequence[str | Activation],
+    initializer: str | Initializer,
+    dropout: float | Sequence[float],
+    input_dropout: float,
+) -> list[Layer]:
+    """The layers of an `MLP` with these arguments, without arrays."""
+    hidden = len(sizes) - 2
+    one = get_activation(activation) if isinstance(activation, str | Activation) else None  # shared by all
+    activations = (
+        [one] * hidden if one else [get_activation(each) for each in _each("activation", activation, hidden)]
+    )
+    rates = _each("dropout", dropout, hidden)
+    layers: list[Layer] = []
+    if number("input_dropout", input_dropout, 0, 1, open_high=True):
+        layers.append(Dropout(sizes[0], input_dropout))
+    for index, size in enumerate(pairwise(sizes)):
+        h = activations[index] if index < hidden else Identity()
+        # The weights of the outputs are drawn as those of the layer below.
+        rule = get_initializer(initializer, h if index < hidden else activations[-1] if activations else one or h)
+        layers.append(Dense.unbound(*size, h, rule))
+        if index < hidden and number("dropout", rates[index], 0, 1, open_high=True):
+            layers.append(Dropout(size[1], rates[index]))
+    return layers
+
+
+def _each(name: str, values: Any, count: int) -> list[Any]:
+    """One value for each hidden layer."""
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        if len(values) != count:
+            raise ValueError(
+                f"{name} is expected to have one value for each of {count} hidden layers, got {shown(values)}"
+            )
+        return list(values)
+    return [values] * count
+
+
+def _checked_sizes(sizes: Any, loss: Loss | None) -> list[int]:
+    least, outputs = (1, "outputs") if loss is None else (loss.least_outputs, _OUTPUTS[loss.task])
     try:
         result = [] if isinstance(sizes, str | bytes) else [operator.index(size) for size in sizes]
     except TypeError:
         result = []
-    if len(result) < 2 or min(result) < 1 or result[-1] < loss.least_outputs:
+    if len(result) < 2 or min(result) < 1 or result[-1] < least:
         raise ValueError(
             "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
-            f"of {'classes' if loss.of_classes else 'outputs'} ({loss.least_outputs} or more), such as "
+            f"of {outputs} ({least} or more), such as "
             f"[784, 128, 10], got {shown(sizes)}"
         )
     return result
@@ -457,44 +635,40 @@ class Batches(Protocol):
     slices: list[slice]
     pixels: bool
 
+    @property
+    def sample_weights(self) -> Array | None: ...
+    @property
+    def spread(self) -> HostArray | None: ...
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
 
 
-class Evaluation(NamedTuple):
-    """Results on a data set: mean loss, fraction and number of correct predictions, number of samples."""
-
-    loss: float
-    accuracy: float
-    correct: int
-    samples: int
-
-
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
-    """Loss and accuracy on batches that are already on the model's device. Waits for the device once."""
-    loss, hits = model.backend.to_numpy(loss_and_hits(model, batches)).tolist()
-    return evaluation(loss, hits, batches.samples)
+    """Loss and metrics on batches that are already on the model's device. Waits for the device once."""
+    return evaluation_of(model, batches, model.backend.to_numpy(evaluation_sums(model, batches)).tolist())
 
 
-def evaluation(loss: float, hits: float, samples: int) -> Evaluation:
-    """Convert the sums of the losses and of the correct predictions."""
-    return Evaluation(loss / samples, hits / samples, int(hits), samples)
+def evaluation_of(model: MLP, batches: Batches, sums: Sequence[float]) -> Evaluation:
+    """The metrics on these batches from `evaluation_sums` on the host."""
+    return evaluation(model.loss.task, sums, batches.samples, model.sizes[-1], batches.spread)
 
 
-def loss_and_hits(model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None) -> Array:
-    """The sums of the losses and of the correct predictions, ``(2,)`` float64, on the device. Does not wait.
+def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None) -> Array:
+    """The sums that the metrics are computed from, see `gpumlp.nn.metrics`, on the device. Does not wait.
 
     `inspect` is called with the workspace of the first batch after its loss is computed: its outputs are the
     activations, its logits the error term.
     """
-    backend, xp = model.backend, model.backend.xp
+    backend, xp, task = model.backend, model.backend.xp, model.loss.task
     losses = xp.empty(batches.samples, dtype=model.dtype)
-    correct = xp.empty(batches.samples, dtype=bool)
+    scores = new_scores(xp, task, batches.samples, model.sizes[-1], model.dtype)
     workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
     for batch in batches.slices:
         part = workspace.rows(batch.stop - batch.start)
-        labels = batches.gather(batch, part.staging, part.inputs)
+        targets = batches.gather(batch, part.staging, part.inputs)
         model.forward_pass(part)
-        backend.output_error(model.loss, part.logits, labels, losses[batch], correct[batch])
+        backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
         if inspect is not None and batch.start == 0:
             inspect(part)
-    return xp.stack([backend.total(losses), backend.total(correct)])
+    if batches.sample_weights is not None:
+        xp.multiply(losses, batches.sample_weights, out=losses)
+    return metric_sums(backend, task, losses, scores)

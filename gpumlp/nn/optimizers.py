@@ -13,8 +13,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..backends import Accumulation, Array, Backend, array_namespace, stated
-from .hyperparameters import flag, set_number
+from ..words import shown
+from .hyperparameters import flag, instance, number, require_arguments, require_in_place, set_number
 
 
 @dataclass
@@ -24,12 +27,14 @@ class OptimizerState:
     Attributes:
         buffers: arrays by name, each of the shape and dtype of the parameters.
         scratch: a temporary array of the same shape and dtype.
-        steps: the number of steps taken.
+        steps: the number of steps taken, counted by `Backend.update`; optimizers neither read nor change it.
+        weights: the part of the parameters that holds the weights; the biases follow.
     """
 
     buffers: dict[str, Array]
     scratch: Array
-    steps: int = field(default=0)
+    steps: int = 0
+    weights: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class Penalty:
 class Optimizer:
     """Base class of optimizers. To add one, subclass, set `buffer_names`, and implement `update`.
 
-    A subclass that overrides `update` does not inherit `kernel`.
+    If more than the learning rate changes from step to step, override `step_factors` too. A subclass that
+    overrides `update` does not inherit `kernel`.
 
     Attributes:
         learning_rate: eta_0, the initial learning rate.
@@ -97,8 +103,17 @@ class Optimizer:
         """The names of the buffers that these hyperparameters need."""
         return self.buffer_names
 
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
+        """Every number that changes from step to step, as Python floats: the last arguments of `update`.
+
+        Args:
+            steps: the number of this step, counted from 1.
+            learning_rate: of this step.
+        """
+        return (learning_rate,)
+
     def update(
-        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: float
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: Any
     ) -> None:
         """Take one step in place.
 
@@ -106,14 +121,11 @@ class Optimizer:
             xp: the array library, ``numpy`` or ``cupy``.
             parameters: ``(size,)``, overwritten.
             gradient: ``(size,)``, kept.
-            state: overwritten, including its `steps`.
-            learning_rate: of this step, a Python float.
+            state: its buffers and `scratch` are overwritten.
+            learning_rate: of this step; or, with another `step_factors`, one argument for each of its numbers. A
+                Python float, or in a captured graph an array ``()`` on the device.
         """
         raise NotImplementedError
-
-    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
-        """The numbers that change from step to step, of step number `steps`, counted from 1."""
-        return (learning_rate,)
 
     def accumulation(
         self, parameters: Array, state: OptimizerState, penalty: Penalty, learning_rate: float
@@ -258,26 +270,157 @@ class Adam(Optimizer):
         set_number(self, "epsilon", 0, open_low=True)
         flag("correct_epsilon", self.correct_epsilon)
 
-    def update(  # type: ignore[override]  # one argument for each of `step_factors`
-        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any, epsilon: Any
-    ) -> None:
-        mean, mean_square, step = state.buffers["mean"], state.buffers["mean_square"], state.scratch
-        xp.multiply(gradient, 1 - self.beta1, out=step)
-        xp.multiply(mean, self.beta1, out=mean)
-        xp.add(mean, step, out=mean)
-        xp.multiply(gradient, gradient, out=step)
-        xp.multiply(step, 1 - self.beta2, out=step)
-        xp.multiply(mean_square, self.beta2, out=mean_square)
-        xp.add(mean_square, step, out=mean_square)
-        xp.sqrt(mean_square, out=step)
-        xp.add(step, epsilon, out=step)
-        xp.divide(mean, step, out=step)
-        xp.multiply(step, step_size, out=step)
-        xp.subtract(parameters, step, out=parameters)
-
     def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
         # The bias corrections of both means are scalars, folded into the step size and epsilon.
         mean_correction = 1 - self.beta1**steps
         root_correction = math.sqrt(1 - self.beta2**steps)
         epsilon = self.epsilon * root_correction if self.correct_epsilon else self.epsilon
         return learning_rate * root_correction / mean_correction, epsilon
+
+    def update(  # type: ignore[override]  # one argument for each of `step_factors`
+        self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any, epsilon: Any
+    ) -> None:
+        mean, mean_square, step = state.buffers["mean"], state.buffers["mean_square"], state.scratch
+        _add_to_mean(xp, mean, self.beta1, gradient, step)
+        xp.multiply(gradient, gradient, out=step)
+        _add_to_mean(xp, mean_square, self.beta2, step, step)
+        xp.sqrt(mean_square, out=step)
+        xp.add(step, epsilon, out=step)
+        xp.divide(mean, step, out=step)
+        xp.multiply(step, step_size, out=step)
+        xp.subtract(parameters, step, out=parameters)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: the weights shrink by a share of themselves, apart from the gradient.
+
+    ::
+
+        W <- W - eta lambda W              (weights only, not biases)
+        theta <- theta - eta m^ / (sqrt(v^) + epsilon)             (see `Adam`)
+
+    I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019, with PyTorch's order of
+    operations. The gradient of ``Penalty(l2=...)`` is divided by sqrt(v^) like the rest of g, so that weights with
+    large gradients decay less; lambda acts on all weights equally.
+    """
+
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_number(self, "weight_decay", 0)
+
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
+        return *super().step_factors(steps, learning_rate), learning_rate * self.weight_decay
+
+    def update(  # type: ignore[override]
+        self,
+        xp: Any,
+        parameters: Array,
+        gradient: Array,
+        state: OptimizerState,
+        step_size: Any,
+        epsilon: Any,
+        decay: Any,
+    ) -> None:
+        weights, step = parameters[state.weights], state.scratch[state.weights]
+        xp.multiply(weights, decay, out=step)
+        xp.subtract(weights, step, out=weights)
+        super().update(xp, parameters, gradient, state, step_size, epsilon)
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop: g is divided by the root of a running mean of g^2, with optional momentum.
+
+    ::
+
+        v <- rho v + (1 - rho) g^2         (rho: decay)
+        d = g / (sqrt(v) + epsilon)
+        theta <- theta - eta d             (without momentum)
+        u <- mu u + d,  theta <- theta - eta u                     (with momentum)
+
+    G. Hinton, "Neural networks for machine learning", lecture 6e, Coursera 2012; epsilon and momentum are as in
+    PyTorch.
+    """
+
+    learning_rate: float = 0.001
+    decay: float = 0.9
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("mean_square", "velocity")
+
+    def __post_init__(self) -> None:
+        set_number(self, "learning_rate", 0, open_low=True)
+        set_number(self, "decay", 0, 1, open_high=True)
+        set_number(self, "epsilon", 0, open_low=True)
+        set_number(self, "momentum", 0, 1, open_high=True)
+
+    def active_buffers(self) -> tuple[str, ...]:
+        return self.buffer_names if self.momentum else ("mean_square",)
+
+    def update(self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any) -> None:
+        mean_square, step = state.buffers["mean_square"], state.scratch
+        xp.multiply(gradient, gradient, out=step)
+        _add_to_mean(xp, mean_square, self.decay, step, step)
+        xp.sqrt(mean_square, out=step)
+        xp.add(step, self.epsilon, out=step)
+        xp.divide(gradient, step, out=step)
+        if self.momentum:
+            velocity = state.buffers["velocity"]
+            xp.multiply(velocity, self.momentum, out=velocity)
+            xp.add(velocity, step, out=velocity)
+            xp.multiply(velocity, step_size, out=step)
+        else:
+            xp.multiply(step, step_size, out=step)
+        xp.subtract(parameters, step, out=parameters)
+
+
+def checked_optimizer(value: object) -> Optimizer:
+    """Return an argument that is an optimizer; one of the user's takes a step on a small example.
+
+    Raises:
+        TypeError: it is something else, or a method does not follow `Optimizer`.
+        ValueError: its learning rate is not a number above 0.
+    """
+    optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
+    kind = type(optimizer).__name__
+    if type(optimizer).update is Optimizer.update:
+        raise TypeError(f"{kind} is expected to define update, see Optimizer")
+    rate = number("the optimizer's learning_rate", getattr(optimizer, "learning_rate", None), 0, open_low=True)
+    if type(optimizer) in (SGD, Adam, AdamW, RMSprop):
+        return optimizer
+    factors: Any = optimizer.step_factors(1, rate)
+    if not isinstance(factors, tuple) or not {type(factor) for factor in factors} <= {int, float}:
+        raise TypeError(
+            f"{kind}.step_factors is expected to return a tuple of Python floats, got {shown(factors)}"
+        )
+    names = [f"factor {number}" for number, _ in enumerate(factors, 1)] if len(factors) != 1 else ["learning_rate"]
+    require_arguments(f"{kind}.update", optimizer.update, "xp", "parameters", "gradient", "state", *names)
+    parameters, gradient, used = np.ones(4), np.ones(4), []
+
+    def steps(state: OptimizerState, value: int = 1) -> Any:
+        used.append(value)
+        return value
+
+    def update() -> Any:
+        state = optimizer.init(parameters)
+        state.__class__ = type("State", (type(state),), {"steps": property(steps, steps)})
+        return optimizer.update(np, parameters, gradient, state, *factors)
+
+    require_in_place(f"{kind}.update", update, parameters)
+    if used:
+        raise TypeError(
+            f"{kind}.update is expected to leave state.steps alone: steps are counted by the training loop; what "
+            "changes from step to step comes from step_factors"
+        )
+    return optimizer
+
+
+def _add_to_mean(xp: Any, mean: Array, beta: float, values: Array, scratch: Array) -> None:
+    """``mean <- beta mean + (1 - beta) values`` in place; `scratch` is overwritten and may be `values`."""
+    xp.multiply(values, 1 - beta, out=scratch)
+    xp.multiply(mean, beta, out=mean)
+    xp.add(mean, scratch, out=mean)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..backends import Array, Backend, HostArray, host_memory, to_host
 from ..words import shown
 
+T = TypeVar("T")
+
 ALIGNMENT = 64  # elements: aligns every tensor for cache lines and for vector and matrix units
 
 
 class Parameters:
-    """Named tensors in one buffer: first all weights, then all biases.
+    """Named tensors in one buffer: first all weights (matrices), then all biases (vectors).
 
     An optimizer step is one operation on one array, and a penalty applies to the slice `weights` without a mask.
     The padding between tensors stays 0.
+
+    Args:
+        shapes: the shape of each tensor by name, see `shapes_of`.
+        backend: of the device.
+        dtype: float32 or float64.
 
     Attributes:
         data: ``(size,)``, the parameters.
@@ -33,8 +40,8 @@ class Parameters:
         MemoryError: there is not enough memory for them.
     """
 
-    def __init__(self, layer_sizes: list[tuple[int, int]], backend: Backend, dtype: np.dtype[Any]) -> None:
-        self.shapes = shapes_of(layer_sizes)
+    def __init__(self, shapes: dict[str, tuple[int, ...]], backend: Backend, dtype: np.dtype[Any]) -> None:
+        self.shapes = shapes
         self._offsets: dict[str, int] = {}
         end = weights_end = 0
         for name, shape in self.shapes.items():
@@ -85,11 +92,19 @@ class Parameters:
         return backend.asarray(flat)
 
 
-def shapes_of(layer_sizes: list[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors by name; `layer_sizes` are inputs and outputs of each layer."""
-    weights = {f"layers.{index}.weight": size for index, size in enumerate(layer_sizes)}
-    biases = {f"layers.{index}.bias": (outputs,) for index, (_, outputs) in enumerate(layer_sizes)}
-    return {**weights, **biases}
+def by_name(layers: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    """What belongs to the parameters of each layer, by the names of the tensors: ``layers.0.weight``, ...
+
+    Only layers with parameters are counted, so that dropout does not change a name.
+    """
+    counted = enumerate(each for each in layers if each)
+    return {f"layers.{index}.{name}": value for index, each in counted for name, value in each.items()}
+
+
+def shapes_of(layers: Iterable[Mapping[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors by name, matrices first, from the shapes of each layer's parameters."""
+    named = by_name(layers)
+    return {name: named[name] for name in sorted(named, key=lambda name: len(named[name]) < 2)}
 
 
 def check_tensors(shapes: dict[str, tuple[int, ...]], tensors: dict[str, HostArray]) -> None:

@@ -1,4 +1,4 @@
-"""Activations and losses by name, for ``MLP(..., activation=name)`` and for files."""
+"""Activations, losses and layers by name, for ``MLP(..., activation=name)`` and for files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Registry(dict[str, type[R]], Generic[R]):
         Raises:
             ValueError: that would make another one.
         """
-        kind, options = type(rule), dict(vars(rule))
+        kind, options = type(rule), _options(rule)
         name: str = rule.name  # type: ignore[attr-defined]
         if name in self and self[name] is not kind:
             raise ValueError(
@@ -86,7 +86,7 @@ class Registry(dict[str, type[R]], Generic[R]):
             )
         try:
             text = json.dumps(options, sort_keys=True)
-            again = json.dumps(vars(kind(**json.loads(text))), sort_keys=True)
+            again = json.dumps(_options(kind(**json.loads(text))), sort_keys=True)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the {self.what} {rule!r} cannot be saved: its attributes are expected to be the arguments of "
@@ -109,13 +109,18 @@ class Registry(dict[str, type[R]], Generic[R]):
         return self[name](**options)
 
 
+def _options(rule: Any) -> dict[str, Any]:
+    """The arguments of an object's class, which are its attributes; a layer has other attributes, too."""
+    return rule.options() if hasattr(rule, "options") else dict(vars(rule))
+
+
 def register(kind: T) -> T:
-    """Make an activation or a loss of your own known by its name, for networks that are saved and loaded.
+    """Make an activation, a loss or a layer of your own known by its name, for networks that are saved and loaded.
 
     A class decorator. Its objects must be determined by their attributes, which are the arguments of the class.
 
     Raises:
-        TypeError: it is not a class of activations or losses.
+        TypeError: it is not a class of activations, losses or layers.
         ValueError: it has no name of its own, or another class has it already.
 
     >>> from gpumlp import MLP, Tanh
@@ -133,7 +138,7 @@ def register(kind: T) -> T:
         (found for found in Registry.known if isinstance(kind, type) and issubclass(kind, found.base)), None
     )
     if registry is None:
-        raise TypeError(f"a subclass of Activation or Loss is expected, got {shown(kind)}")
+        raise TypeError(f"a subclass of Activation, Loss or Layer is expected, got {shown(kind)}")
     name = vars(kind).get("name")
     if not isinstance(name, str):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a network was trained on, and the one check of the samples and labels that it is given."""
+"""What a network was trained on, and the one check of the samples and targets that it is given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
 from .losses import Loss
+from .metrics import Task
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
 
@@ -63,11 +64,15 @@ class LabelledData(Protocol):
     """The part of ``gpumlp.Dataset`` that training and evaluation use."""
 
     images: Any
-    labels: HostArray
+    task: Task
+    targets: HostArray
+    weights: HostArray | None
     classes: int
     class_names: tuple[Any, ...] | None
     numbered: bool
 
+    @property
+    def outputs(self) -> int: ...
     @property
     def features(self) -> int: ...
     @property
@@ -81,7 +86,8 @@ class LabelledData(Protocol):
         dtype: npt.DTypeLike,
         rows: HostArray | None = None,
         *,
-        labels: HostArray | None = None,
+        targets: HostArray | None = None,
+        weights: HostArray | None = None,
         pixels: bool = True,
     ) -> Any: ...
 
@@ -218,11 +224,13 @@ def _check_finite(rows: Array, model: Network, limits: tuple[float, float] | Non
 
 
 def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None:
-    """What the classes of a network are called once it is trained on a data set.
+    """What the classes or labels of a network are called once it is trained on a data set.
 
-    An untrained network with as many outputs as there are classes takes their names.
+    An untrained network with as many outputs as there are classes or labels (or one for two classes) takes their
+    names.
     """
-    new = model.inputs is None and model.class_names is None and dataset.classes == model.sizes[-1]
+    fits = dataset.outputs == model.sizes[-1] or _is_binary(model, dataset)
+    new = model.inputs is None and model.class_names is None and fits
     return dataset.class_names if new else model.class_names
 
 
@@ -234,7 +242,7 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
         TypeError: something else than a data set is given.
     """
     if not hasattr(dataset, "feature_shape"):
-        raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, labels)")
+        raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, targets)")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
     divided = check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, lambda: repr(dataset))
     largest = float(np.finfo(model.dtype).max)
@@ -248,38 +256,115 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     return divided
 
 
-def class_numbers(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
-    """The labels of a data set as a network with `class_names` numbers its classes, ``(n,)`` int64.
+# What each kind of targets is called in messages, and the loss for it.
+_KINDS = {
+    "classes": ("one class of several a sample", "softmax_cross_entropy"),
+    "labels": ("several labels a sample", "logistic_cross_entropy"),
+    "numbers": ("numbers", "squared_error"),
+}
 
-    Labels that are class numbers are used as they are: those of a data set that was made with ``classes=``, or, if
-    the network has words as names, of one without names. Otherwise the names decide; where there are none,
-    these are 0, 1, 2, ...
+
+def training_targets(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
+    """The targets of a data set as a network with `class_names` takes them.
+
+    Class numbers are used as they are: those of a data set that was made with ``classes=``, or, if the network has
+    words as names, of one without names. Otherwise the names decide; where there are none, these are 0, 1, 2, ...
+    Labels are brought into the order of the network's names, where both have names.
+
+    Returns:
+        ``(n,)`` int64 class numbers, if the task of the network's loss is classes; otherwise ``(n, outputs)`` of
+        the network's dtype. Two classes and one output with the logistic loss: ``(n, 1)``, 0 and 1.
 
     Raises:
-        ValueError: the network lacks a class, or the targets of its loss are not class numbers.
+        ValueError: the task of the network's loss is another one, the network lacks a class or has another number
+            of outputs, or a target is not as its loss or its dtype needs it.
     """
-    if not model.loss.of_classes:
+    if _is_binary(model, dataset):
+        return _class_numbers(model, dataset, class_names, 2).astype(model.dtype)[:, None]
+    outputs, task = model.sizes[-1], model.loss.task
+    if dataset.task != task:
+        kind, loss = _KINDS[dataset.task]
+        cure = f"choose loss={loss!r}"
+        if task == "labels" and dataset.task == "classes":
+            cure += ", or one output for two classes"
+        elif task == "numbers" or dataset.task == "numbers":
+            cure += f", or give Dataset(..., task={task!r}) if these are {task}"
         raise ValueError(
-            f"{model} has the loss {model.loss.name}, whose targets are not the class numbers of {dataset}; "
-            "gpumlp.sklearn trains such networks"
+            f"{model} has the loss {model.loss.name}, whose targets are {_KINDS[task][0]}, but {dataset} has "
+            f"{kind}; {cure}"
         )
-    outputs = model.sizes[-1]
-    own = range(outputs) if class_names is None else np.asarray(class_names, dtype=object).tolist()
+    if task == "classes":
+        return _class_numbers(model, dataset, class_names, outputs)
+    targets = dataset.targets
+    if targets.shape[1] != outputs:
+        raise ValueError(
+            f"{model} has {outputs} outputs, but {dataset} has {targets.shape[1]} {task} a sample; make a network "
+            f"with {targets.shape[1]}"
+        )
+    if task == "labels" and class_names is not None and dataset.class_names is not None:
+        places = {_key(name): place for place, name in enumerate(dataset.class_names)}
+        order = [places.get(_key(name), -1) for name in class_names]
+        if min(order) < 0:
+            raise ValueError(
+                f"{model} has the labels {listed(class_names)}, but {dataset} has others: "
+                f"{listed(dataset.class_names)}; give those columns"
+            )
+        targets = targets[:, order]
+    return float_targets(model, targets, f"the targets of {dataset}")
+
+
+def float_targets(model: Network, targets: HostArray, what: str) -> HostArray:
+    """Labels or numbers ``(n, outputs)`` in the network's dtype.
+
+    Args:
+        model: the network.
+        targets: as many columns as it has outputs.
+        what: what messages call them, such as "the targets of ...".
+
+    Raises:
+        ValueError: a target is not as the network's loss or its dtype needs it.
+    """
+    with np.errstate(over="ignore"):
+        result = targets.astype(model.dtype)
+    if not np.isfinite(result).all():
+        raise ValueError(
+            f"{model} computes in {model.dtype.name}, but {what} are up to {np.abs(targets).max():g}; scale them "
+            "to about 1"
+        )
+    try:
+        model.loss.check(result, result)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} are not those of the loss {model.loss.name}: {error}; correct them, or choose another loss"
+        ) from error
+    return result
+
+
+def _is_binary(model: Network, dataset: LabelledData) -> bool:
+    """Whether one output stands for the second of two classes."""
+    return (dataset.task, dataset.classes, model.loss.task, model.sizes[-1]) == ("classes", 2, "labels", 1)
+
+
+def _class_numbers(
+    model: Network, dataset: LabelledData, class_names: Sequence[Any] | None, classes: int
+) -> HostArray:
+    """The targets of a data set as a network of so many classes numbers them, ``(n,)`` int64."""
+    own = range(classes) if class_names is None else np.asarray(class_names, dtype=object).tolist()
     words = any(isinstance(name, str) and not name.lstrip("-").isdecimal() for name in own)
     if dataset.class_names is None and (dataset.numbered or class_names is None or words):
-        if dataset.classes > outputs:
-            raise ValueError(f"{model} has {outputs} classes, but {dataset} has {dataset.classes}")
-        return dataset.labels
+        if dataset.classes > classes:
+            raise ValueError(f"{model} has {classes} classes, but {dataset} has {dataset.classes}")
+        return dataset.targets
     names = range(dataset.classes) if dataset.class_names is None else dataset.class_names
     places = {_key(name): place for place, name in enumerate(own)}
     numbers = np.array([places.get(_key(name), -1) for name in names], dtype=np.int64)
-    missing = [names[label] for label in np.unique(dataset.labels) if numbers[label] < 0]
+    missing = [names[label] for label in np.unique(dataset.targets) if numbers[label] < 0]
     if missing:
         raise ValueError(
             f"{model} has the classes {listed(own)}, but {dataset} has others: {listed(missing)}; make a network "
-            f"for them, or give Dataset(..., classes={outputs}) if the labels are class numbers"
+            f"for them, or give Dataset(..., classes={classes}) if the labels are class numbers"
         )
-    return numbers[dataset.labels]
+    return numbers[dataset.targets]
 
 
 def _key(name: Any) -> Any:

@@ -1,21 +1,61 @@
-"""Learning-rate schedules: the learning rate eta_t of epoch t = 0, 1, 2, ..., from the initial eta_0."""
+"""Learning-rate schedules: the learning rate eta_t of epoch or step t = 0, 1, 2, ..., from the initial eta_0."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..words import shown
-from .hyperparameters import set_number, whole
+from .hyperparameters import require_arguments, set_number, whole
 
 
 class Schedule(Protocol):
-    """A function of the initial learning rate and the epoch."""
+    """A function of the initial learning rate and the epoch, or the step if it has ``by_step = True``."""
 
-    def __call__(self, learning_rate: float, epoch: int) -> float:
-        """eta_t for epoch t (counted from 0), where `learning_rate` is eta_0."""
+    def __call__(self, learning_rate: float, epoch: int, /) -> float:
+        """eta_t for epoch or step t (counted from 0), where `learning_rate` is eta_0."""
+
+
+def changes_by_step(schedule: Schedule) -> bool:
+    """Whether a schedule is a function of the step instead of the epoch."""
+    return bool(getattr(schedule, "by_step", False))
+
+
+def learning_rate_at(schedule: Schedule, learning_rate: float, epoch: int, step: int) -> float:
+    """eta of a step, for schedules by epoch and by step.
+
+    Args:
+        schedule: the schedule.
+        learning_rate: eta_0.
+        epoch: the epoch of the step, counted from 0.
+        step: the number of steps taken before, in all epochs.
+
+    >>> learning_rate_at(Warmup(4, then=StepDecay(gamma=0.5, step_size=2)), 0.1, epoch=3, step=30)
+    0.05
+    """
+    if isinstance(schedule, Warmup):
+        return schedule(learning_rate, step, epoch)
+    return schedule(learning_rate, step if changes_by_step(schedule) else epoch)
+
+
+def checked_schedule(name: str, value: Any) -> Schedule:
+    """Return an argument that is a schedule.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"{name} is expected to be a function of the initial learning rate and the epoch, such as "
+            f"StepDecay(), got {shown(value)}"
+        )
+    require_arguments(
+        name, value, "the initial learning rate", f"the {'step' if changes_by_step(value) else 'epoch'}"
+    )
+    schedule: Schedule = value
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -91,3 +131,121 @@ class Milestones:
 
     def __call__(self, learning_rate: float, epoch: int) -> float:
         return learning_rate * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """eta_t = eta_0 (t + 1) / s for step t < s, then another schedule.
+
+    P. Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017.
+
+    Args:
+        steps: s, the number of steps in which the learning rate rises to eta_0.
+        then: the schedule that follows; None keeps eta_0. If it is by step, its steps are counted from the end of
+            the warm-up; if it is by epoch, its epochs are those of the training run.
+
+    >>> warmup = Warmup(4, then=Cosine(4))
+    >>> [round(warmup(0.1, t), 4) for t in range(9)]
+    [0.025, 0.05, 0.075, 0.1, 0.1, 0.0854, 0.05, 0.0146, 0.0]
+    """
+
+    steps: int
+    then: Schedule | None = None
+
+    by_step: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        if self.then is not None:
+            checked_schedule("then", self.then)
+
+    def __call__(self, learning_rate: float, step: int, epoch: int | None = None) -> float:
+        """eta_t for step t; after the warm-up, a schedule by epoch needs the epoch too."""
+        if step < self.steps:
+            return learning_rate * (step + 1) / self.steps
+        if self.then is None:
+            return learning_rate
+        if epoch is None:
+            if not changes_by_step(self.then):
+                raise TypeError(
+                    f"{self} needs the epoch of step {step}: its schedule after the warm-up is by epoch"
+                )
+            return self.then(learning_rate, step - self.steps)
+        return learning_rate_at(self.then, learning_rate, epoch, step - self.steps)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """eta_t = eta_0 (f + (1 - f) (1 + cos(pi t / s)) / 2) for step t < s, then f eta_0.
+
+    I. Loshchilov and F. Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017; without
+    restarts.
+
+    Args:
+        steps: s, the number of steps in which the learning rate falls.
+        final: f, the last learning rate as a share of eta_0.
+
+    >>> [round(Cosine(4, final=0.1)(0.1, t), 4) for t in (0, 1, 2, 3, 4, 5)]
+    [0.1, 0.0868, 0.055, 0.0232, 0.01, 0.01]
+    """
+
+    steps: int
+    final: float = 0.0
+
+    by_step: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        set_number(self, "final", 0, 1)
+
+    def __call__(self, learning_rate: float, step: int) -> float:
+        return _cosine(learning_rate, self.final * learning_rate, min(step / self.steps, 1.0))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """eta_t rises to eta_0 and falls far below its start, along half a cosine each; eta_0 is the largest rate.
+
+    From eta_0 / d at step 0 to eta_0 at step p s - 1, then to eta_0 / (d D) at step s - 1, where it stays::
+
+        eta_t = b + (a - b) (1 + cos(pi x)) / 2    from a to b, where x is the share of the way done
+
+    L. N. Smith and N. Topin, "Super-convergence: very fast training of neural networks using large learning
+    rates", 2018, in the form and with the default values of PyTorch's ``OneCycleLR``. Momentum does not change.
+
+    Args:
+        steps: s, the number of steps of the whole cycle.
+        warmup_share: p, the share of the steps in which the learning rate rises.
+        start_divisor: d.
+        final_divisor: D.
+
+    >>> [round(OneCycle(10)(0.1, t), 6) for t in (0, 1, 2, 5, 9, 10)]
+    [0.004, 0.052, 0.1, 0.061126, 0.0, 0.0]
+    """
+
+    steps: int
+    warmup_share: float = 0.3
+    start_divisor: float = 25.0
+    final_divisor: float = 1e4
+
+    by_step: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        set_number(self, "warmup_share", 0, 1)
+        set_number(self, "start_divisor", 1)
+        set_number(self, "final_divisor", 1)
+
+    def __call__(self, learning_rate: float, step: int) -> float:
+        last, peak = self.steps - 1, self.warmup_share * self.steps - 1
+        start, step = learning_rate / self.start_divisor, min(step, last)
+        if step < peak:
+            return _cosine(start, learning_rate, step / peak)
+        if step == peak:
+            return learning_rate
+        return _cosine(learning_rate, start / self.final_divisor, (step - peak) / (last - peak))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    """From `start` to `end` along half a cosine, of which a share is done."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

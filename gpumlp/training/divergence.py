@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..nn.activations import Identity
 from ..nn.optimizers import SGD, Optimizer
 from .history import Finding, History
 from .step import TrainingStep
@@ -30,21 +32,23 @@ class DivergenceError(RuntimeError):
         self.folder: Path | None = None
 
 
-def explain_divergence(step: TrainingStep, epoch: int, learning_rate: float) -> Finding:
+def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[float]) -> Finding:
     """Run the epoch again from its start, step by step, until the loss is no longer finite.
 
     Args:
         step: with parameters and optimizer state as they were before the epoch; both are overwritten.
         epoch: its number, counted from 1.
-        learning_rate: of the epoch.
+        learning_rates: of the epoch's steps.
 
     Returns:
         A finding with the step, the learning rate, the largest gradient, and what to try.
     """
     model, xp = step.model, step.model.backend.xp
     largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
+    learning_rate = learning_rates[0]
     with step.gradient_kept():
         for index, batch in enumerate(step.batches.slices):
+            learning_rate = learning_rates[index]
             step(batch, learning_rate)
             loss = float(model.backend.to_numpy(step.losses[batch]).mean())
             if index == 0:
@@ -80,11 +84,11 @@ def _advice(step: TrainingStep, epoch: int, rate: float, inputs: float, first_lo
                 f"The penalty alone makes the weights grow where learning_rate times l2, here "
                 f"{rate * step.penalty.l2:.3g}, is above {limit:.3g}: try an l2 of {0.01 / rate:.2g} or less"
             )
-    guess = math.log(model.sizes[-1])
+    guess = math.log(model.sizes[-1]) if model.loss.task == "classes" else math.inf
     if epoch == 1 and not first_loss <= LARGE_FIRST_LOSS * guess:
         return (
             f"The loss was {first_loss:.3g} before the first update, where guessing has {guess:.2f}: the initial "
-            f"weights are too large; try initializer {model.activation.initializer}"
+            f"weights are too large; try initializer {(model.activations or [Identity()])[0].initializer}"
         )
     return smaller_steps(step.optimizer, rate)
 

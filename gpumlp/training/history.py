@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from ..nn.metrics import HIGHER_IS_BETTER
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
 
 # The columns of a history that tell how good a network is, and whether more is better.
-MONITORS = {"train_loss": False, "train_accuracy": True, "validation_loss": False, "validation_accuracy": True}
+MONITORS = {f"{part}_{name}": more for part in ("train", "validation") for name, more in HIGHER_IS_BETTER.items()}
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,35 @@ class LayerStatistics:
 class EpochRecord:
     """One epoch: a line of ``history.jsonl``.
 
-    Losses are mean cross-entropies without the weight penalty and accuracies are fractions. The training
-    ones are running means over the epoch's batches, each before its own update; the validation ones are
-    taken after the epoch, and None without validation samples. `layers` is None where the diagnostics are off,
-    and after some of the epochs that are short (`gpumlp.diagnostics.is_due`).
+    Losses are means without the weight penalty; for the other metrics see `gpumlp.nn.metrics.Evaluation`: those
+    that do not exist for the targets are None, and are not in the file. The training ones are taken over the
+    epoch's batches, each before its own update; the validation ones after the epoch, and None without validation
+    samples. `learning_rate` is that of the epoch's last step. `layers` is None where the diagnostics are off, and
+    after some of the epochs that are short (`gpumlp.diagnostics.is_due`).
     """
 
     epoch: int  # counted from 1
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     validation_loss: float | None
     validation_accuracy: float | None
     learning_rate: float
     seconds: float  # of training: neither validation nor saving is included
     samples_per_second: float
     layers: tuple[LayerStatistics, ...] | None = None
+    train_label_accuracy: float | None = None
+    train_r2: float | None = None
+    train_mae: float | None = None
+    validation_label_accuracy: float | None = None
+    validation_r2: float | None = None
+    validation_mae: float | None = None
 
     def to_json(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        others = [
+            name for name in values if name.endswith(("label_accuracy", "r2", "mae")) and values[name] is None
+        ]
+        values = {name: value for name, value in values.items() if name not in others}
         if self.layers is not None:
             values["layers"] = [vars(layer) for layer in self.layers]
         return json.dumps(values)
@@ -185,9 +197,9 @@ class Setting:
     """How a network is trained, as far as the advice of a `Finding` depends on it.
 
     Attributes:
-        classes: of the data. Below 2 where there are none; then only units are judged, because the size of a loss
-            or a gradient means nothing.
-        activation: the name of that of the hidden layers.
+        classes: of the data. 0 where there are none; then only units are judged, because the size of a loss or a
+            gradient means nothing.
+        activation: the name of that of the hidden layers; of several, their names with commas.
         hidden: units of each hidden layer.
         optimizer: ``"SGD"``, ``"Adam"``, ...
         momentum: of SGD; 0 without it.
@@ -217,10 +229,15 @@ class Setting:
         schedule: Schedule,
         penalty: Penalty,
         label_entropy: float | None,
+        task: str = "classes",
     ) -> Setting:
-        """From the objects that a network is trained with; `sizes` are those of the layers, inputs first."""
+        """From the objects that a network is trained with.
+
+        `sizes` are those of the layers, inputs first, `activation` is as ``MLP.activation_names``, and `task` is
+        that of the loss.
+        """
         return cls(
-            classes=sizes[-1],
+            classes=sizes[-1] if task == "classes" else 0,
             activation=activation,
             hidden=tuple(sizes[1:-1]),
             optimizer=type(optimizer).__name__,

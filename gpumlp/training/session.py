@@ -16,8 +16,9 @@ import gpumlp
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
+from ..nn.metrics import Evaluation
 from ..nn.model_file import BEST
-from ..nn.network import MLP, Evaluation
+from ..nn.network import MLP
 from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping
@@ -213,7 +214,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     )
     model, first = trainer.model, trainer.epoch
     display.say(
-        f"network: {'-'.join(map(str, model.sizes))}, {model.activation.name}, {model.dtype.name}, "
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {model.dtype.name}, "
         f"{model.parameters.count:,} parameters"
     )
     if model.class_names is not None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..backends import Accumulation, Array, Draws
+from ..backends import DROPOUT, Accumulation, Array, Draws
 from ..data.dataset import ArrayBatches
-from ..nn.layers import Dense
+from ..nn.layers import Dense, Dropout, Layer
+from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
 
@@ -23,38 +24,68 @@ class TrainingStep:
     directly to the velocity or the weights (see `Accumulation`). If the batch is larger than
     ``Backend.rows_at_a_time``, it is processed in parts, and their gradients are summed.
 
+    Args:
+        model: trained in place.
+        batches: on its device.
+        optimizer, state, penalty: of the update.
+        clip_norm: the largest norm of the gradient, see ``Backend.clip_gradient``; None for no limit.
+        max_norm: the largest norm of the incoming weights of a hidden unit, see ``Backend.limit_norms``; None for
+            no limit.
+        average: ``(size,)``, the moving average of the parameters, overwritten by each step; None for none.
+        decay: of the average, see ``Backend.average``.
+        seed: of the random numbers of the layers.
+
     Attributes:
         workspace: for a batch, or for a part of it.
         multiply_adds: of one forward pass with a full workspace.
         losses: ``(samples,)``, the loss of each sample before its batch's update, times its weight if there are
             weights, in this epoch's order.
-        scores: ``(samples,)`` bool, whether the sample was classified correctly.
+        scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
     """
 
     def __init__(
-        self, model: MLP, batches: ArrayBatches, optimizer: Optimizer, state: OptimizerState, penalty: Penalty
+        self,
+        model: MLP,
+        batches: ArrayBatches,
+        optimizer: Optimizer,
+        state: OptimizerState,
+        penalty: Penalty,
+        *,
+        clip_norm: float | None = None,
+        max_norm: float | None = None,
+        average: Array | None = None,
+        decay: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.batches = batches
         self.optimizer = optimizer
         self.state = state
         self.penalty = penalty
+        self.clip_norm, self.max_norm = clip_norm, max_norm
+        self.average, self.decay = average, decay
         self.loss = model.loss
-        rows = min(batches.batch_size, model.backend.rows_at_a_time or batches.batch_size)
-        self.multiply_adds = rows * sum(layer.weight.size for layer in model.layers)
-        self.workspace = Workspace(model, rows, pixels=batches.pixels)
+        state.weights = model.parameters.weights
+        known = all(type(layer) in (Dense, Dropout) for layer in model.layers)
+        # In parts, only the gradients of dense layers are summed.
+        rows = min(batches.batch_size, (model.backend.rows_at_a_time if known else None) or batches.batch_size)
+        self.multiply_adds = rows * sum(layer.weight.size for layer in model.dense_layers)
+        self.workspace = Workspace(model, rows, pixels=batches.pixels, training=True)
+        # Dense layers need no random numbers.
+        plain = all(type(layer) is Dense for layer in model.layers)
+        self.draws = None if plain else Draws(seed, DROPOUT, 0, 0, 0)
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
-        self.scores: Array = xp.empty(batches.samples, dtype=bool)
+        self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
         # All parts of a batch use the same weights, so these must not change before the last part.
-        self._may_accumulate = model.backend.accumulates_products and rows == batches.batch_size
+        self._in_parts = rows < batches.batch_size
+        self._may_accumulate = (
+            model.backend.accumulates_products and not self._in_parts and clip_norm is None and known
+        )
         self.gradient_wanted = False
-        self.clip_norm: float | None = None
-        self.max_norm: float | None = None
-        self.average: Array | None = None
-        self.decay = 0.0
-        self.draws: Draws | None = None
+        weights, free = (self.model.parameters.weight_views(flat) for flat in (self.parameters, state.scratch))
+        self._hidden_weights = list(zip(weights, free, strict=True))[:-1]
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
@@ -68,11 +99,11 @@ class TrainingStep:
             _has_methods_of(TrainingStep, self, "__call__", "_gradient")
             and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
             and _has_methods_of(ArrayBatches, self.batches, "gather")
-            and all(_has_methods_of(Dense, layer, "backward") for layer in self.layers)
+            and all(_is_known(layer) for layer in self.layers)
         )
 
     @property
-    def layers(self) -> list[Dense]:
+    def layers(self) -> list[Layer]:
         return self.model.layers
 
     @property
@@ -114,19 +145,17 @@ class TrainingStep:
     def buffer_views(self, name: str) -> list[tuple[Array, Array]]:
         """The parts of an optimizer's buffer that belong to the weight and the bias of each layer."""
         views = self.model.parameters.views(self.state.buffers[name])
-        return [(views[f"layers.{i}.weight"], views[f"layers.{i}.bias"]) for i in range(len(self.layers))]
+        count = len(self.model.dense_layers)
+        return [(views[f"layers.{i}.weight"], views[f"layers.{i}.bias"]) for i in range(count)]
 
     def arrays(self) -> list[Array]:
         """Every array that a step reads or writes."""
-        workspace = self.workspace
         found = [
-            *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch),
+            *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch, self.average),
             *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights),
-            *(workspace.inputs, workspace.staging, *workspace.deltas, *workspace.outputs),
+            *self.workspace.arrays(),
         ]
-        for layer in self.layers:
-            found += [layer.weight, layer.bias, layer.weight_gradient, layer.bias_gradient]
-        return [array for array in [*found, *workspace.saved] if array is not None]
+        return [array for array in found if array is not None]
 
     # -- The gradient as an array --------------------------------------------------------------------------
 
@@ -157,10 +186,15 @@ class TrainingStep:
         if targets is not None and batch.start == 0:
             for gradient in parameters.weight_views(parameters.gradient):
                 gradient[...] = math.nan  # poison stale gradients
-        if batch.stop - batch.start > self.workspace.batch_size:
+        if self.draws is not None:
+            self.draws = self.draws._replace(step=self.state.steps)
+        if self._in_parts and batch.stop - batch.start > self.workspace.batch_size:
             self._gradient_in_parts(batch)
         else:
             self._gradient(batch, targets)
+        scratch = self.state.scratch
+        if self.clip_norm is not None:
+            backend.clip_gradient(parameters.gradient, self.clip_norm, scratch)
         backend.update(
             self.optimizer,
             self.penalty,
@@ -171,6 +205,11 @@ class TrainingStep:
             learning_rate,
             targets is not None,
         )
+        if self.max_norm is not None:
+            for weight, free in self._hidden_weights:
+                backend.limit_norms(weight, self.max_norm, free)
+        if self.average is not None:
+            backend.average(parameters.data, self.average, self.decay, scratch)
 
     def _accumulations(self, learning_rate: float) -> list[Accumulation] | None:
         """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
@@ -185,19 +224,27 @@ class TrainingStep:
         return self._weight_gradients
 
     def _gradient(
-        self, rows: slice, weight_gradients: Sequence[Accumulation] | None = None, share: float = 1.0
+        self,
+        rows: slice,
+        weight_gradients: Sequence[Accumulation] | None = None,
+        share: float = 1.0,
+        first: int = 0,
     ) -> None:
-        """Compute the gradient of the mean loss over rows of the epoch's order, times `share`."""
+        """Compute the gradient of the mean loss over rows of the epoch's order, times `share`.
+
+        `first` is the place of the first of them in its batch.
+        """
         model, backend, workspace = self.model, self.model.backend, self.workspace.rows(rows.stop - rows.start)
+        draws = self.draws if not first or self.draws is None else self.draws._replace(row=first)
         targets = self.batches.gather(rows, workspace.staging, workspace.inputs)
-        model.forward_pass(workspace)
+        model.forward_pass(workspace, draws)
         losses, scores = self.losses[rows], self.scores[rows]
         backend.output_error(self.loss, workspace.logits, targets, losses, scores)
         if self.batches.weights is not None:
             backend.weigh(workspace.logits, losses, self.batches.weights[rows])
         if share != 1:
             backend.xp.multiply(workspace.logits, share, out=workspace.logits)
-        model.backward_pass(workspace, weight_gradients)
+        model.backward_pass(workspace, weight_gradients, draws)
 
     def _gradient_in_parts(self, batch: slice) -> None:
         """Compute the gradient of a batch that is larger than the workspace, as the sum over its parts."""
@@ -209,9 +256,16 @@ class TrainingStep:
         for start in range(batch.start, batch.stop, self.workspace.batch_size):
             part = slice(start, min(start + self.workspace.batch_size, batch.stop))
             targets = [Accumulation(weight, keep=0.0 if start == batch.start else 1.0) for weight in weights]
-            self._gradient(part, targets, share=(part.stop - part.start) / samples)
+            self._gradient(part, targets, (part.stop - part.start) / samples, start - batch.start)
             xp.add(bias_sums, biases, out=bias_sums)
         xp.copyto(biases, bias_sums)
+
+
+def _is_known(layer: Layer) -> bool:
+    """Is this layer of a built-in kind, with its methods?"""
+    return isinstance(layer, Dense | Dropout) and _has_methods_of(
+        Dense if isinstance(layer, Dense) else Dropout, layer, "forward", "backward"
+    )
 
 
 def _has_methods_of(kind: type, instance: object, *methods: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,18 +14,19 @@ import numpy as np
 from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
 from ..data.dataset import ArrayBatches
+from ..data.labels import class_weights, stratified_split
 from ..nn.hyperparameters import (
     flag,
     instance,
     number,
     require_arguments,
-    require_in_place,
     whole,
 )
-from ..nn.network import CHUNK, MLP, Evaluation, Workspace, evaluate_batches, evaluation, loss_and_hits
-from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
-from ..nn.samples import Inputs, check_data, class_numbers, learned_names
-from ..nn.schedules import Constant, Schedule
+from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_sums
+from ..nn.network import CHUNK, MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
+from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
+from ..nn.samples import Inputs, check_data, learned_names, training_targets
+from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
@@ -87,6 +89,8 @@ class Callback:
         """After the last epoch, also when interrupted or diverged."""
 
 
+Validation: TypeAlias = Dataset | tuple[Any, Any] | float | None
+ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 CallbackLike: TypeAlias = Callback | Callable[["Trainer"], object]
 
 
@@ -132,11 +136,11 @@ class Trainer:
         model: trained in place.
         train: the training samples.
         optimizer: with the initial learning rate.
-        schedule: of the learning rate, by epoch; None keeps it constant.
+        schedule: of the learning rate, see `gpumlp.nn.schedules`; None keeps it constant.
         penalty: on the weights.
         batch_size: samples per step, or ``"full"``; more than there are means all of them.
-        validation: a `Dataset`, or the number of training samples to hold out (drawn by the seed), or None.
-        seed: of the held-out samples and of the batch order.
+        validation, class_weight, clip_norm, max_norm, ema: see `fit`.
+        seed: of the held-out samples, of the batch order and of dropout.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -145,6 +149,8 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
+        trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
+            parameters `model` has the moving average.
 
     Raises:
         ValueError: the data does not fit the network (see `fit`), or a value is out of range.
@@ -160,33 +166,51 @@ class Trainer:
         schedule: Schedule | None = None,
         penalty: Penalty | None = None,
         batch_size: int | Literal["full"] = 128,
-        validation: Dataset | int | None = None,
+        validation: Validation = None,
+        class_weight: ClassWeight = None,
+        clip_norm: float | None = None,
+        max_norm: float | None = None,
+        ema: float | None = None,
         seed: int = 0,
         diagnostics: bool = True,
         pixels: bool | None = None,
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
-        self.optimizer = SGD() if optimizer is None else _checked_optimizer(optimizer)
-        self.schedule: Schedule = Constant() if schedule is None else _checked_schedule(schedule)
+        self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
+        self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
-        self._setting = Setting.of(
-            model.sizes, model.activation.name, self.optimizer, self.schedule, penalty, train.label_entropy
-        )
         self.history = History()
-        self.history.setting = self._setting
         self.epochs = 0
         self._stop = False
+        limits = {"clip_norm": clip_norm, "max_norm": max_norm}
+        limits = {name: _at_most(name, limit) for name, limit in limits.items()}
+        decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
 
-        inputs, self.batches, self.validation_batches = _make_batches(
-            model, train, validation, batch_size, self.seed, pixels
-        )
+        with model.loss_chosen(train):
+            inputs, self.batches, self.validation_batches = _make_batches(
+                model, train, validation, batch_size, self.seed, pixels, class_weight
+            )
         model.class_names, model.inputs = learned_names(model, train), inputs
+        rules = self.optimizer, self.schedule, penalty, train.label_entropy
+        self._setting = Setting.of(model.sizes, model.activation_names, *rules, model.loss.task)
+        self.history.setting = self._setting
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
-            self.optimizer_state = self.optimizer.init(model.parameters.data)
-            self._step = TrainingStep(model, self.batches, self.optimizer, self.optimizer_state, penalty)
+            self.trained = model if decay is None else copy.deepcopy(model)
+            self.optimizer_state = self.optimizer.init(self.trained.parameters.data)
+            self._step = TrainingStep(
+                self.trained,
+                self.batches,
+                self.optimizer,
+                self.optimizer_state,
+                penalty,
+                **limits,
+                average=None if decay is None else model.parameters.data,
+                decay=decay or 0.0,
+                seed=self.seed,
+            )
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
         if flag("diagnostics", diagnostics):
@@ -215,7 +239,7 @@ class Trainer:
             return self.model.backend.execution(self._step)
 
     def keep_gradients(self) -> None:
-        """From the next step on, leave all gradients in ``model.parameters.gradient``, for callbacks to read.
+        """From the next step on, leave all gradients in ``trained.parameters.gradient``, for callbacks to read.
 
         By default the CPU adds the gradient of the weights straight to the parameters or the velocity, which is
         faster, so that it never exists as an array; nor does any gradient with a GPU's persistent kernel. The
@@ -276,7 +300,7 @@ class Trainer:
                 self.history.append(record)
                 return
             self._copy(self._snapshot, self._buffers())
-            finding = explain_divergence(self._step, start_epoch + 1, self._learning_rate())
+            finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
             raise DivergenceError(finding, self.history)
         except BaseException:
             if self.epoch == start_epoch:
@@ -288,7 +312,7 @@ class Trainer:
     def _train_epoch(self, callbacks: list[Callback]) -> EpochRecord | None:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
-        learning_rate = self._learning_rate()
+        rates = self._learning_rates()
 
         start = time.perf_counter()
         batches.reorder(self._orders.draw())
@@ -298,35 +322,48 @@ class Trainer:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in numbers[::size]:
             part = numbers[first : first + size]
-            backend.run_steps(step, part, [learning_rate] * len(part))
+            backend.run_steps(step, part, rates[part.start : part.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
-        sums = backend.xp.stack([backend.total(x) for x in (step.losses, step.scores, self.model.parameters.data)])
-        loss, correct, parameter_sum = backend.to_numpy(sums).tolist()
+        parameters = backend.total(self.trained.parameters.data)
+        sums = metric_sums(backend, self.model.loss.task, step.losses, step.scores)
+        *found, parameter_sum = backend.to_numpy(backend.xp.append(sums, parameters)).tolist()
         seconds = time.perf_counter() - start
 
-        if not (math.isfinite(loss) and math.isfinite(parameter_sum)):
+        if not (math.isfinite(found[0]) and math.isfinite(parameter_sum)):
             return None
         validation, layers = self._measure([*self._diagnostics, *callbacks])
         if validation is not None and not math.isfinite(validation.loss):
             return None
+        results = {"train": evaluation_of(self.model, batches, found), "validation": validation}
+        columns = {
+            f"{part}_{name}": getattr(result, name)
+            for part, result in results.items()
+            for name in HIGHER_IS_BETTER
+            if result is not None
+        }
+        none = {"validation_loss": None, "validation_accuracy": None}
         return EpochRecord(
             epoch=self.epoch + 1,
-            train_loss=loss / batches.samples,
-            train_accuracy=correct / batches.samples,
-            validation_loss=None if validation is None else validation.loss,
-            validation_accuracy=None if validation is None else validation.accuracy,
-            learning_rate=learning_rate,
+            **{**none, **columns},
+            learning_rate=rates[-1],
             seconds=seconds,
             samples_per_second=per_second(batches.samples, seconds),
             layers=layers,
         )
 
-    def _learning_rate(self) -> float:
-        """Of the next epoch."""
-        value = self.schedule(self.optimizer.learning_rate, self.epoch)
-        return number(f"the learning rate that the schedule gives for epoch {self.epoch}", value, 0)
+    def _learning_rates(self) -> list[float]:
+        """Of each step of the next epoch."""
+        initial, steps = self.optimizer.learning_rate, len(self.batches.slices)
+        taken = self.optimizer_state.steps
+        by_step = changes_by_step(self.schedule)
+        numbers = range(taken, taken + steps) if by_step else [taken]
+        rates = [learning_rate_at(self.schedule, initial, self.epoch, step) for step in numbers]
+        if not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+            what = f"the learning rate that the schedule gives for epoch {self.epoch}"
+            rates = [number(what, rate, 0) for rate in rates]
+        return rates if by_step else rates * steps
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
@@ -343,19 +380,19 @@ class Trainer:
         if batches is None:
             measure(None)
         else:
-            sums = [loss_and_hits(self.model, batches, measure)]
+            sums = [evaluation_sums(self.model, batches, measure)]
         arrays = [*sums, *(values for _, values in measured)]
         if not arrays:
             return None, None
         numbers = backend.to_numpy(arrays[0] if len(arrays) == 1 else backend.xp.concatenate(arrays)).tolist()
-        start, layers = 2 * len(sums), None
+        start, layers = sum(map(len, sums)), None
         for callback, values in measured:
             found = callback.on_measured(self, numbers[start : start + len(values)])
             layers = _checked_layers(found, callback) or layers
             start += len(values)
         if batches is None:
             return None, layers
-        return evaluation(numbers[0], numbers[1], batches.samples), layers
+        return evaluation_of(self.model, batches, numbers[: len(sums[0])]), layers
 
     def validate(self) -> Evaluation | None:
         """Loss and accuracy on the validation samples, if there are any."""
@@ -365,6 +402,15 @@ class Trainer:
             return evaluate_batches(self.model, self.validation_batches)
 
     # -- State ------------------------------------------------------------------------------------------
+
+    @property
+    def state_buffers(self) -> dict[str, Array]:
+        """The flat buffers beside the network's parameters that training needs to continue, by name.
+
+        Those of the optimizer; with `ema` also ``trained``, the parameters that the steps change.
+        """
+        trained = {} if self.trained is self.model else {"trained": self.trained.parameters.data}
+        return {**self.optimizer_state.buffers, **trained}
 
     def random_state(self) -> dict[str, Any]:
         """The state of the generator that draws the batch order, as JSON can hold it."""
@@ -376,14 +422,14 @@ class Trainer:
         """Continue from a saved state.
 
         Args:
-            buffers: the optimizer's flat buffers, by name.
+            buffers: as `state_buffers` names them, on the host.
             steps: optimizer steps taken.
             random_state: as `random_state` gave it.
             history: of the epochs before.
         """
         backend = self.model.backend
         with backend.activate():
-            for name, buffer in self.optimizer_state.buffers.items():
+            for name, buffer in self.state_buffers.items():
                 backend.xp.copyto(buffer, backend.asarray(buffers[name]))
         self.optimizer_state.steps = steps
         self._orders.state = random_state
@@ -391,7 +437,7 @@ class Trainer:
         self.history.setting = self._setting
 
     def _buffers(self) -> list[Any]:
-        return [self.model.parameters.data, *self.optimizer_state.buffers.values()]
+        return [self.model.parameters.data, *self.state_buffers.values()]
 
     def _copy(self, sources: list[Any], targets: list[Any]) -> None:
         for source, target in zip(sources, targets, strict=True):
@@ -400,15 +446,21 @@ class Trainer:
 
 def fit(
     model: MLP,
-    train: Dataset,
+    train: Any,
+    targets: Any = None,
     *,
+    sample_weight: Any = None,
+    class_weight: ClassWeight = None,
     optimizer: Optimizer | None = None,
     epochs: int = 10,
     batch_size: int | Literal["full"] = 128,
-    validation: Dataset | int | None = None,
+    validation: Validation = None,
     schedule: Schedule | None = None,
     l2: float = 0.0,
     l1: float = 0.0,
+    clip_norm: float | None = None,
+    max_norm: float | None = None,
+    ema: float | None = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
@@ -422,14 +474,30 @@ def fit(
 
     Args:
         model: the network.
-        train: the training samples.
+        train: the training samples: a `Dataset`; or arrays of samples, with `targets`.
+        targets: of an array of samples, as for `Dataset`.
+        sample_weight: ``(n,)``, of an array of samples; a `Dataset` has its own.
+        class_weight: a weight for each class, by its name or number, or ``"balanced"`` for weights inversely
+            proportional to the numbers of training samples. It multiplies the sample weights in training;
+            validation and metrics do not use it. In each batch weights are scaled to a mean of 1.
         optimizer: ``SGD(learning_rate=0.1)`` by default. Its state starts at zero with every call.
         epochs: passes over the training samples.
         batch_size: samples per step, or ``"full"``.
-        validation: a `Dataset`, or the number of training samples to hold out; None for no validation.
-        schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)``.
+        validation: a `Dataset`, or arrays ``(samples, targets)``; or the number of training samples to hold out,
+            drawn by the seed; or their fraction, such as 0.1, with the same shares of the classes as in training;
+            None for no validation.
+        schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)`` or
+            ``Warmup(100, then=Cosine(2000))``.
         l2, l1: weight penalty, see `Penalty`.
-        seed: of the held-out samples and of the batch order: same seed, same run, bit for bit, on one
+        clip_norm: the gradient is scaled down to this norm where it is larger: g <- g min(1, c / (|g| + 1e-6)),
+            over all weights and biases, without the penalty. R. Pascanu, T. Mikolov and Y. Bengio, "On the
+            difficulty of training recurrent neural networks", ICML 2013; the form is PyTorch's.
+        max_norm: after each step, the incoming weights of every hidden unit are scaled down to this norm where it
+            is larger: w <- w min(1, c / |w|). N. Srivastava et al., "Dropout", JMLR 15, 2014.
+        ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
+            steps and from the initial ones on. The network has these parameters, also while it is validated.
+            B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+        seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
@@ -459,12 +527,16 @@ def fit(
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
         model,
-        train,
+        _as_dataset(train, targets, sample_weight),
         optimizer=optimizer,
         schedule=schedule,
         penalty=Penalty(l2=l2, l1=l1),
         batch_size=batch_size,
         validation=validation,
+        class_weight=class_weight,
+        clip_norm=clip_norm,
+        max_norm=max_norm,
+        ema=ema,
         seed=seed,
         diagnostics=diagnostics,
         pixels=pixels,
@@ -515,10 +587,11 @@ class EpochOrders:
 def _make_batches(
     model: MLP,
     train: Dataset,
-    validation: Dataset | int | None,
+    validation: Validation,
     batch_size: int | Literal["full"],
     seed: int,
     pixels: bool | None,
+    class_weight: ClassWeight,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
@@ -528,40 +601,82 @@ def _make_batches(
         ValueError: the data does not fit the network, or a value is out of range.
         TypeError: `validation` is something else.
     """
-    held_out = 0
+    if isinstance(validation, tuple) and len(validation) == 2:
+        validation = train.part(*validation)
+    names, backend = learned_names(model, train), model.backend
+    train_rows, held_out = np.arange(len(train)), None
     if validation is not None and not isinstance(validation, Dataset):
-        if not isinstance(validation, int | float | np.number):
-            raise TypeError(
-                "validation is expected to be a Dataset or the number of training samples to hold out, got "
-                f"{shown(validation)}; give Dataset(images, labels)"
-            )
-        held_out = whole("validation", validation, 0)
-    train_rows, validation_rows = _split(len(train), held_out, seed)
+        train_rows, held_out = _split(train, validation, seed)
     full = isinstance(batch_size, str) and batch_size == "full"
     size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
-    names, backend = learned_names(model, train), model.backend
+    weights = train.weights
+    if class_weight is not None:
+        weights = _class_weighted(train, train_rows, class_weight)
 
-    def on_device(data: Dataset, inputs: Inputs | None, size: int, rows: HostArray | None = None) -> ArrayBatches:
-        divided, labels = check_data(model, inputs, data, pixels), class_numbers(model, data, names)
-        return data.batches(size, backend, model.dtype, rows, labels=labels, pixels=divided)
+    def on_device(
+        data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
+    ) -> ArrayBatches:
+        divided, targets = check_data(model, inputs, data, pixels), training_targets(model, data, names)
+        return data.batches(size, backend, model.dtype, rows, targets=targets, weights=weights, pixels=divided)
 
     with backend.activate():
-        batches = on_device(train, model.inputs, size, train_rows)
+        batches = on_device(train, model.inputs, size, weights, train_rows)
         inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
-            return inputs, batches, on_device(validation, inputs, CHUNK)
-        return inputs, batches, batches.select(validation_rows, CHUNK) if held_out else None
+            return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
+        if held_out is None or not len(held_out):
+            return inputs, batches, None
+        held_out_batches = batches.select(held_out, CHUNK)
+        if class_weight is not None:
+            held_out_batches.use_weights(train.weights)
+        return inputs, batches, held_out_batches
 
 
-def _split(samples: int, held_out: int, seed: int) -> tuple[HostArray, HostArray]:
-    """Rows to train on and rows to validate on."""
-    if not 0 <= held_out < samples:
-        raise ValueError(
-            f"validation is expected to be from 0 to {samples - 1:,} of the {samples:,} training samples, got "
-            f"{held_out:,}"
+def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, HostArray]:
+    """Rows to train on and rows to validate on.
+
+    Args:
+        train: the training samples.
+        validation: how many to hold out, or which fraction of them, which is stratified for classes.
+        seed: of the draw.
+
+    Raises:
+        ValueError: it is out of range.
+        TypeError: it is neither a number nor a data set.
+    """
+    samples, rng = len(train), np.random.default_rng([seed, SPLIT_STREAM])
+    if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
+        raise TypeError(
+            "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of "
+            f"training samples to hold out, got {shown(validation)}"
         )
-    order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(samples)
+    fraction = 0 < validation < 1
+    held_out = round(validation * samples) if fraction else whole("validation", validation, 0)
+    if not int(fraction) <= held_out < samples:
+        words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
+        raise ValueError(
+            f"validation is expected to leave some of the {samples:,} training samples on each side: a number "
+            f"from 0 to {samples - 1:,}, or a fraction; got {words}"
+        )
+    if fraction and train.task == "classes":
+        return stratified_split(train.targets, held_out, rng)
+    order = rng.permutation(samples)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping[Any, float]) -> HostArray:
+    """The weights of the training samples, with those of their classes, ``(n,)``.
+
+    Raises:
+        ValueError: the targets are not classes, or the weights are not as `class_weights` expects.
+    """
+    if train.task != "classes":
+        raise ValueError(
+            f"class_weight is expected only with classes, but {train!r} has {train.task}; use weights"
+        )
+    factors = class_weights(train.targets[rows], train.classes, class_weight, train.class_names)
+    weights: HostArray = factors[train.targets]
+    return weights if train.weights is None else weights * train.weights
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
@@ -577,35 +692,33 @@ def _check_hooks(callback: Callback) -> None:
 
 def _checked_data(name: str, value: object) -> Dataset:
     if not isinstance(value, Dataset):
-        raise TypeError(f"{name} is expected to be a Dataset, got {shown(value)}; give Dataset(images, labels)")
+        raise TypeError(f"{name} is expected to be a Dataset, got {shown(value)}; give Dataset(samples, targets)")
     return value
 
 
-def _checked_optimizer(value: object) -> Optimizer:
-    optimizer = instance("optimizer", value, Optimizer, "SGD(0.1) or Adam()")
-    rate = getattr(optimizer, "learning_rate", None)
-    kind, rate = type(optimizer).__name__, number("the optimizer's learning_rate", rate, 0, open_low=True)
-    if type(optimizer) not in (SGD, Adam):
-        example, gradient = np.ones(4), np.ones(4)
-        require_in_place(
-            f"{kind}.update",
-            lambda: optimizer.update(
-                np, example, gradient, optimizer.init(example), *optimizer.step_factors(1, rate)
-            ),
-            example,
-        )
-    return optimizer
+def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
+    """The training set of `fit`.
 
-
-def _checked_schedule(value: Any) -> Schedule:
-    if not callable(value) or isinstance(value, type):
+    Raises:
+        TypeError: samples without targets, or a `Dataset` with some.
+        DataError: as for `Dataset`.
+    """
+    if isinstance(train, Dataset):
+        if targets is not None or sample_weight is not None:
+            raise TypeError(
+                "targets and sample_weight are expected with an array of samples; a Dataset has its own"
+            )
+        return train
+    if targets is None:
         raise TypeError(
-            "schedule is expected to be a function of the initial learning rate and the epoch, such as "
-            f"StepDecay(), got {shown(value)}"
+            f"train is expected to be a Dataset, or an array with its targets, as in fit(model, X, y); got "
+            f"{shown(train)} alone"
         )
-    require_arguments("schedule", value, "the initial learning rate", "the epoch")
-    schedule: Schedule = value
-    return schedule
+    return Dataset(train, targets, weights=sample_weight)
+
+
+def _at_most(name: str, limit: float | None) -> float | None:
+    return None if limit is None else number(name, limit, 0, open_low=True)
 
 
 def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
