@@ -15,6 +15,9 @@ from gpumlp import (
     Activation,
     AdamW,
     Dataset,
+    Dense,
+    Dropout,
+    Layer,
     OneCycle,
     Penalty,
     ReLU,
@@ -212,6 +215,26 @@ class Signs(Optimizer):
         parameters[...] = parameters - xp.sign(mean) * factors[0] - gradient * factors[1]
 
 
+class Gain(Layer):
+    """A layer with a factor for each unit."""
+
+    name = "gain"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"factor": (self.in_features,)}
+
+    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"factor": rng.uniform(0.5, 1.5, self.in_features)}
+
+    def forward(self, x: Any, cache: Any, draws: Any) -> None:
+        self.backend.xp.multiply(x, self.parameters["factor"], out=cache.output)
+
+    def backward(self, x: Any, cache: Any, draws: Any, input_delta: Any) -> None:
+        xp = self.backend.xp
+        xp.sum(x * cache.delta, axis=0, out=self.gradients["factor"])
+        xp.multiply(cache.delta, self.parameters["factor"], out=input_delta)
+
+
 class Noisy(Penalty):
     """A penalty of a user's."""
 
@@ -333,6 +356,19 @@ def test_whole_runs_have_the_same_bits(options: str, blobs: Dataset) -> None:
     for name, array in states[0].items():
         assert array.tobytes() == states[1][name].tobytes(), name
     assert trainers[0].history["train_loss"] == trainers[1].history["train_loss"]
+
+
+def test_a_layer_of_the_users_is_captured(blobs: Dataset) -> None:
+    weights = []
+    for way in ("graphs", "eager"):
+        layers = [Dense(20, 16, "relu"), Gain(16, 16), Dropout(16, 0.2), Dense(16, 4)]
+        model = MLP(layers, device=host_cuda_backend(cublaslt=True, execution=way))
+        trainer = Trainer(model, blobs, batch_size=16)
+        trainer.run(3)
+        assert trainer.execution.name == way
+        weights.append(model.state_dict())
+    for name, array in weights[0].items():
+        assert array.tobytes() == weights[1][name].tobytes(), name
 
 
 # -- What changes between epochs ----------------------------------------------------------------------------
