@@ -144,6 +144,7 @@ class Dense(Layer):
     """
 
     name = "dense"
+    kernel = "dense"  # see `gpumlp.backends.stated`
     weight: Array
     bias: Array
     weight_gradient: Array
