@@ -38,8 +38,8 @@ class TrainingStep:
     Attributes:
         workspace: for a batch, or for a part of it.
         multiply_adds: of one forward pass with a full workspace.
-        losses: ``(samples,)``, the loss of each sample before its batch's update, times its weight if there are
-            weights, in this epoch's order.
+        losses: ``(samples,)``, the loss of each sample before its batch's update, in this epoch's order; with
+            weights times its weight, which has a mean of 1 in each batch.
         scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
     """
