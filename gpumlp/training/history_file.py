@@ -22,7 +22,7 @@ from .history import MONITORS, EpochRecord, History, LayerStatistics
 CONFIG, HISTORY = "config.json", "history.jsonl"
 
 # What the line of an epoch must hold; other versions may write more.
-_NUMBERS = ("epoch", "train_loss", "train_accuracy", "learning_rate", "seconds", "samples_per_second")
+_NUMBERS = ("epoch", "train_loss", "learning_rate", "seconds", "samples_per_second")
 _KNOWN = [field.name for field in dataclasses.fields(EpochRecord)]
 _KNOWN_OF_LAYERS = [field.name for field in dataclasses.fields(LayerStatistics)]
 

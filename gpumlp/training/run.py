@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import remove_leftovers, user_path, write_atomically
+from ..nn.metrics import METRICS as METRICS_OF
+from ..nn.metrics import Task
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
 from .checkpoint import Checkpoint
 from .config import Config, ConfigError, with_present_names
-from .history import BestSoFar, EpochRecord, Finding, History, best_epoch
+from .history import MONITORS, BestSoFar, EpochRecord, Finding, History, best_epoch
 from .history_file import (
     CONFIG,
     HISTORY,
@@ -184,29 +186,36 @@ class Run:
             for row in rows
         ]
 
+    @property
+    def task(self) -> Task:
+        """What the targets are, as the metrics of the epochs tell; classes before the first."""
+        return next((record.task for record in self.records()), "classes")
+
+    @property
+    def monitor(self) -> str:
+        """The column of the history by which the best epoch is known."""
+        name = self.options.get("monitor")
+        return name if name in MONITORS else "validation_loss"
+
     def summary(self) -> dict[str, Any]:
         """Final and best values, with the names of ``history.jsonl`` and ``metrics.json``, or None."""
         epochs, metrics = self.epochs, self.metrics or {}
         last = epochs[-1] if epochs else {}
-        best = {
-            name: best_epoch([epoch.get(name) for epoch in epochs], name)
-            for name in ("validation_loss", "validation_accuracy")
-        }
-        lowest, highest = best["validation_loss"], best["validation_accuracy"]
+        names = ("loss", *METRICS_OF[self.task])
+        best = {name: best_epoch([epoch.get(name) for epoch in epochs], name) for name in MONITORS}
+        watched = best[self.monitor]
         seconds = sum(epoch["seconds"] for epoch in epochs)
         samples = sum(epoch["samples_per_second"] * epoch["seconds"] for epoch in epochs)
         return {
             "run": self.name,
             "epochs": len(epochs),
-            "train_loss": last.get("train_loss"),
-            "train_accuracy": last.get("train_accuracy"),
-            "validation_loss": last.get("validation_loss"),
-            "validation_accuracy": last.get("validation_accuracy"),
-            "best_validation_loss": None if lowest is None else lowest.value,
-            "best_validation_accuracy": None if highest is None else highest.value,
-            "best_epoch": None if lowest is None else epochs[lowest.epoch - 1]["epoch"],
-            "test_loss": metrics.get("test_loss"),
-            "test_accuracy": metrics.get("test_accuracy"),
+            **{f"{part}_{name}": last.get(f"{part}_{name}") for part in ("train", "validation") for name in names},
+            **{
+                f"best_validation_{name}": None if (found := best[f"validation_{name}"]) is None else found.value
+                for name in names
+            },
+            "best_epoch": None if watched is None else epochs[watched.epoch - 1]["epoch"],
+            **{f"test_{name}": metrics.get(f"test_{name}") for name in names},
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else None,
         }
