@@ -122,8 +122,13 @@ def backward_pass(model: MLP, dataset: Dataset) -> BackwardPass:
         model.forward_pass(workspace)
         backend.output_error(model.loss, workspace.logits, labels, losses, scores)
         model.backward_pass(workspace)
-        deltas = [np.array(backend.to_numpy(delta), dtype=np.float64) for delta in (cache.delta for cache in workspace.caches)]
-        gradients = [np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.dense_layers]
+        deltas = [
+            np.array(backend.to_numpy(delta), dtype=np.float64)
+            for delta in (cache.delta for cache in workspace.caches)
+        ]
+        gradients = [
+            np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.dense_layers
+        ]
         return BackwardPass(float(backend.to_numpy(losses).mean()), deltas, gradients)
 
 

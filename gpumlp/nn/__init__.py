@@ -2,10 +2,11 @@
 
 from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
-from .layers import Dense
+from .layers import Cache, Dense, Dropout, Layer
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
+from .metrics import Evaluation
 from .model_file import ModelFileError
-from .network import MLP, Evaluation
+from .network import MLP
 from .optimizers import SGD, Adam, AdamW, Optimizer, OptimizerState, Penalty, RMSprop
 from .registry import register
 from .samples import Inputs
@@ -29,9 +30,11 @@ __all__ = [
     "Activation",
     "Adam",
     "AdamW",
+    "Cache",
     "Constant",
     "Cosine",
     "Dense",
+    "Dropout",
     "Evaluation",
     "ExponentialDecay",
     "Glorot",
@@ -40,6 +43,7 @@ __all__ = [
     "Initializer",
     "Inputs",
     "InverseTimeDecay",
+    "Layer",
     "LeakyReLU",
     "LogisticCrossEntropy",
     "Loss",

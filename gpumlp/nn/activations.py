@@ -37,7 +37,6 @@ class Activation:
     name: ClassVar[str]
     derivative_from: ClassVar[str] = "output"
     initializer: ClassVar[str] = "glorot"
-    derivative_from: ClassVar[str] = "output"
     cuda: CudaActivation | None = None
 
     def forward(self, xp: Any, s: Array, out: Array) -> None:

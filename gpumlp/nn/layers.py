@@ -205,7 +205,7 @@ class Dense(Layer):
         input_delta: Array | None = None,
         weight_gradient: Accumulation | None = None,
     ) -> None:
-        """``delta <- delta * h'``, ``dW = x^T delta``, ``db = sum of delta over the batch``, ``dC/dx = delta W^T``.
+        """``delta <- delta * h'``, ``dW = x^T delta``, ``db = sum of delta over the batch``, ``dx = delta W^T``.
 
         Arguments as for `Layer.backward`, and `weight_gradient`: where dW is added instead of overwriting the
         layer's `weight_gradient`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class Loss:
         output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
             ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
-        task: what the targets are: ``"classes"``, class numbers ``(batch,)``; ``"labels"``, 0 or 1 for each output;
-            or ``"numbers"``. The last two are floats ``(batch, outputs)``.
+        task: what the targets are: ``"classes"``, class numbers ``(batch,)``; ``"labels"``, 0 or 1 for each
+            output; or ``"numbers"``. The last two are floats ``(batch, outputs)``.
     """
 
     name: ClassVar[str]
@@ -103,7 +103,8 @@ class Loss:
         return losses, delta
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items() if value)})"
+        options = [f"{name}={value!r}" for name, value in vars(self).items() if value]
+        return f"{type(self).__name__}({', '.join(options)})"
 
 
 class SoftmaxCrossEntropy(Loss):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..backends import Array, Backend, HostArray
 
-Task: TypeAlias = Literal["classes", "labels", "numbers"]
+Task: TypeAlias = str  # "classes", "labels" or "numbers"
 
 # The metrics of each kind of targets beside the loss; the first is the main one.
 METRICS: dict[Task, tuple[str, ...]] = {

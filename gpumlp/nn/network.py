@@ -32,8 +32,7 @@ from .hyperparameters import number, whole
 from .initializers import Initializer, get_initializer
 from .layers import LAYERS, Cache, Dense, Dropout, Layer
 from .losses import Loss, get_loss, loss_for
-from .metrics import Evaluation as Evaluation
-from .metrics import Task, evaluation, metric_sums, new_scores
+from .metrics import Evaluation, evaluation, metric_sums, new_scores
 from .parameters import Parameters, by_name, shapes_of
 from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
 
@@ -563,13 +562,14 @@ def _sizes_of(layers: Sequence[Any]) -> list[int]:
     for below, above in pairwise(layers):
         if below.out_features != above.in_features:
             raise ValueError(
-                f"layers are expected to fit together, but {below!r} has {below.out_features} outputs and {above!r} "
-                f"{above.in_features} inputs"
+                f"layers are expected to fit together, but {below!r} has {below.out_features} outputs and "
+                f"{above!r} {above.in_features} inputs"
             )
     last = layers[-1]
     if type(last) is not Dense or not isinstance(last.activation, Identity):
         raise ValueError(
-            f"the last layer is expected to be a Dense without activation, since the loss has its own, got {last!r}"
+            "the last layer is expected to be a Dense without activation, since the loss has its own, got "
+            f"{last!r}"
         )
     return [layers[0].in_features, *(layer.out_features for layer in layers if isinstance(layer, Dense))]
 

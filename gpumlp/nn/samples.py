@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
 from .losses import Loss
+from .metrics import Task
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
 
@@ -63,8 +64,9 @@ class LabelledData(Protocol):
     """The part of ``gpumlp.Dataset`` that training and evaluation use."""
 
     images: Any
-    task: str
+    task: Task
     targets: HostArray
+    weights: HostArray | None
     classes: int
     class_names: tuple[Any, ...] | None
     numbered: bool

@@ -240,8 +240,8 @@ class Setting:
     ) -> Setting:
         """From the objects that a network is trained with.
 
-        `sizes` are those of the layers, inputs first, `activation` is as ``MLP.activation_names``, and `task` is that
-        of the loss.
+        `sizes` are those of the layers, inputs first, `activation` is as ``MLP.activation_names``, and `task` is
+        that of the loss.
         """
         return cls(
             classes=sizes[-1] if task == "classes" else 0,

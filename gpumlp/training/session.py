@@ -16,8 +16,9 @@ import gpumlp
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
+from ..nn.metrics import Evaluation
 from ..nn.model_file import BEST
-from ..nn.network import MLP, Evaluation
+from ..nn.network import MLP
 from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping

@@ -29,8 +29,8 @@ class TrainingStep:
         batches: on its device.
         optimizer, state, penalty: of the update.
         clip_norm: the largest norm of the gradient, see ``Backend.clip_gradient``; None for no limit.
-        max_norm: the largest norm of the incoming weights of a hidden unit, see ``Backend.limit_norms``; None for no
-            limit.
+        max_norm: the largest norm of the incoming weights of a hidden unit, see ``Backend.limit_norms``; None for
+            no limit.
         average: ``(size,)``, the moving average of the parameters, overwritten by each step; None for none.
         decay: of the average, see ``Backend.average``.
         seed: of the random numbers of the layers.

@@ -149,8 +149,8 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
-        trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose parameters
-            `model` has the moving average.
+        trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
+            parameters `model` has the moving average.
 
     Raises:
         ValueError: the data does not fit the network (see `fit`), or a value is out of range.
@@ -489,13 +489,13 @@ def fit(
         schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)`` or
             ``Warmup(100, then=Cosine(2000))``.
         l2, l1: weight penalty, see `Penalty`.
-        clip_norm: the gradient is scaled down to this norm where it is larger: g <- g min(1, c / (|g| + 1e-6)), over
-            all weights and biases, without the penalty. R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of
-            training recurrent neural networks", ICML 2013; the form is PyTorch's.
+        clip_norm: the gradient is scaled down to this norm where it is larger: g <- g min(1, c / (|g| + 1e-6)),
+            over all weights and biases, without the penalty. R. Pascanu, T. Mikolov and Y. Bengio, "On the
+            difficulty of training recurrent neural networks", ICML 2013; the form is PyTorch's.
         max_norm: after each step, the incoming weights of every hidden unit are scaled down to this norm where it
             is larger: w <- w min(1, c / |w|). N. Srivastava et al., "Dropout", JMLR 15, 2014.
-        ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the steps
-            and from the initial ones on. The network has these parameters, also while it is validated.
+        ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
+            steps and from the initial ones on. The network has these parameters, also while it is validated.
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
         seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
@@ -647,16 +647,16 @@ def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, Ho
     samples, rng = len(train), np.random.default_rng([seed, SPLIT_STREAM])
     if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
         raise TypeError(
-            "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of training "
-            f"samples to hold out, got {shown(validation)}"
+            "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of "
+            f"training samples to hold out, got {shown(validation)}"
         )
     fraction = 0 < validation < 1
     held_out = round(validation * samples) if fraction else whole("validation", validation, 0)
     if not int(fraction) <= held_out < samples:
         words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
         raise ValueError(
-            f"validation is expected to leave some of the {samples:,} training samples on each side: a number from "
-            f"0 to {samples - 1:,}, or a fraction; got {words}"
+            f"validation is expected to leave some of the {samples:,} training samples on each side: a number "
+            f"from 0 to {samples - 1:,}, or a fraction; got {words}"
         )
     if fraction and train.task == "classes":
         return stratified_split(train.targets, held_out, rng)
@@ -664,7 +664,7 @@ def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, Ho
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _class_weighted(train: Dataset, rows: HostArray, class_weight: ClassWeight) -> HostArray:
+def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping[Any, float]) -> HostArray:
     """The weights of the training samples, with those of their classes, ``(n,)``.
 
     Raises:
