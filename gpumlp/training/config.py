@@ -115,8 +115,10 @@ _DATASET = Range(
 _RATE = numbers(0, 1, open_high=True)
 _ACTIVATION = _one_of(*(name for name in ACTIVATIONS if name != Identity.name))
 _HELD_OUT = Range(
-    lambda value: whole_numbers(0).accepts(value)
-    or (isinstance(value, float) and numbers(0, 1, open_low=True, open_high=True).accepts(value)),
+    lambda value: (
+        whole_numbers(0).accepts(value)
+        or (isinstance(value, float) and numbers(0, 1, open_low=True, open_high=True).accepts(value))
+    ),
     "a whole number of 0 or more, or a fraction such as 0.1",
 )
 _BATCH_SIZE = Range(
@@ -168,9 +170,7 @@ class Config:
     """Momentum (sgd 0.9, rmsprop 0)."""
     nesterov: bool = option(False, _FLAG, only_with="optimizer sgd")
     """Use Nesterov momentum."""
-    weight_decay: float | None = option(
-        None, numbers(0), only_with="optimizer adamw", usual=AdamW.weight_decay
-    )
+    weight_decay: float | None = option(None, numbers(0), only_with="optimizer adamw", usual=AdamW.weight_decay)
     """Decoupled decay of the weights with adamw (0.01)."""
     l2: float = option(0.0, numbers(0))
     """L2 penalty: l2 / 2 times the sum of the squared weights."""
@@ -216,7 +216,7 @@ class Config:
     """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, with equal
     shares of each class; 0 for none."""
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
-    """Stop when the monitored metric has not improved for this many epochs, and keep the best network; 0: never."""
+    """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
     monitor: str = option("validation_loss", _one_of(*MONITORS), on_resume=True)
     """What early stopping watches: validation_loss, validation_accuracy, validation_label_accuracy (of labels),
     validation_r2, validation_mae (of numbers), or the same with train_."""
@@ -296,8 +296,8 @@ class Config:
         planned = config.planned_steps(training_samples)
         if planned <= config.warmup:
             raise ConfigError(
-                f"warmup: expected fewer than the {planned:,} steps of the run with schedule {config.schedule}, got "
-                f"{config.warmup:,}"
+                f"warmup: expected fewer than the {planned:,} steps of the run with schedule {config.schedule}, "
+                f"got {config.warmup:,}"
             )
         return dataclasses.replace(config, schedule_steps=planned - config.warmup)
 
