@@ -657,7 +657,7 @@ def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, Ho
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def held_out_samples(validation: float, samples: int) -> int:
+def held_out_samples(validation: Any, samples: int) -> int:
     """How many of the training samples are held out.
 
     Args:
@@ -668,7 +668,7 @@ def held_out_samples(validation: float, samples: int) -> int:
         ValueError: it is out of range.
     """
     fraction = 0 < validation < 1
-    held_out = round(validation * samples) if fraction else whole("validation", validation, 0)
+    held_out: int = round(validation * samples) if fraction else whole("validation", validation, 0)
     if not int(fraction) <= held_out < samples:
         words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
         raise ValueError(
