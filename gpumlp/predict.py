@@ -184,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_data(json.dumps(list(_records(results, outputs)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
             console(highlight=False).print(_table(predicted, outputs))
+            for result in predicted:
+                if (left := len(list(_samples(result))) - _SHOWN) > 0:
+                    print(f"{cell(result.file)}: {left:,} more; --out FILE.csv writes all")
             for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
                 print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
             if options.out is not None:
@@ -233,10 +236,6 @@ def _table(results: Sequence[Prediction], outputs: Numbers) -> Table:
         for index, row in samples[:_SHOWN]:
             file = name if index is None else f"{name}[{index}]"
             table.add_row(*(Text(cell(text)) for text in (file, *outputs.cells(row))))
-        if len(samples) > _SHOWN:
-            more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            gap = ["...", *[""] * (len(outputs.columns) - 2)] if len(outputs.columns) > 1 else []
-            table.add_row(Text(cell(name)), *gap, more)
     return table
 
 

@@ -266,8 +266,8 @@ def test_a_schedule_over_all_steps_ends_where_it_was_planned(
     assert config(tmp_path / "run")["schedule_steps"] == 3 * 41 - 10
     assert run("train", "--resume", tmp_path / "run", "--epochs", 5) == 0
     assert (
-        "\nschedule cosine ends after step 123, in epoch 3: from then on the learning rate stays at its last value, "
-        "0, and the weights as they are\n"
+        "\nschedule cosine ends after step 123, in epoch 3: from then on the learning rate stays at its last "
+        "value, 0, and the weights as they are\n"
     ) in capsys.readouterr().out
     rates = [record["learning_rate"] for record in history(tmp_path / "run")]
     assert rates[0] > rates[1] > rates[2] > 0
@@ -284,8 +284,8 @@ def test_a_run_does_not_end_within_the_schedule_over_all_steps(
     assert len(history(folder)) < 39
     assert run("train", "--resume", folder, "--epochs", 39) == 2
     assert capsys.readouterr().err == (
-        "gpumlp-train: epochs: expected 40 or more, over which the learning rate falls with schedule one_cycle, got "
-        "39\n"
+        "gpumlp-train: epochs: expected 40 or more, over which the learning rate falls with schedule one_cycle, "
+        "got 39\n"
     )
     assert before == {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
