@@ -48,6 +48,18 @@ def test_a_network_is_a_table_of_its_layers() -> None:
     assert texts(html, "p") == ["MLP 784-128-64-10, float32, on cpu"]
 
 
+def test_dropout_and_each_layers_own_activation_are_in_the_table() -> None:
+    model = MLP([6, 5, 4, 3], ["gelu", "elu"], dropout=[0, 0.5], input_dropout=0.2, device="cpu")
+    rows = [[cell.text or "" for cell in row] for row in parse(model._repr_html_()).findall(".//tr")]
+    assert rows[1:-1] == [
+        ["dropout 0.2", "", "6", "6", "0"],
+        ["layers.0", "gelu", "6", "5", "35"],
+        ["layers.1", "elu", "5", "4", "24"],
+        ["dropout 0.5", "", "4", "4", "0"],
+        ["layers.2", "softmax", "4", "3", "15"],
+    ]
+
+
 def test_names_are_escaped() -> None:
     class Odd(Tanh):
         name = "<script>&\"'"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Dataset, fit, load_dataset
+from gpumlp import ELU, MLP, Dataset, fit, load_dataset
 from gpumlp.report import drawing_page, report_page, write_page
 from tests.command_helpers import DIGITS, run
 
@@ -240,9 +240,12 @@ def test_the_page_computes_the_probabilities_of_python(
 
 @pytest.mark.parametrize(
     ("activation", "dtype"),
-    [("relu", "float32"), ("leaky_relu", "float64"), ("tanh", "float32"), ("sigmoid", "float64")],
+    [
+        *(("relu", "float32"), ("leaky_relu", "float64"), ("tanh", "float32"), ("sigmoid", "float64")),
+        *(("gelu", "float32"), ("silu", "float64"), ("softplus", "float32"), ([ELU(0.7), "gelu"], "float64")),
+    ],
 )
-def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: str, dtype: str) -> None:
+def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: Any, dtype: str) -> None:
     model = MLP([16, 12, 9, 12], activation=activation, initializer="normal", seed=1, device="cpu", dtype=dtype)
     start = model.state_dict()
     model.load_state_dict({name: 100 * tensor for name, tensor in start.items()})  # far from linear

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from ..nn.activations import ACTIVATIONS
 from ..training.divergence import LARGE_INPUT
 from ..training.history import (
     Best,
@@ -558,8 +559,10 @@ def _too_large(records: Sequence[EpochRecord], setting: Setting) -> str:
 
 
 def _suited_initializer(setting: Setting) -> str:
-    """The initializer that suits the activation."""
-    return "he" if setting.activation in ("relu", "leaky_relu") else "glorot"
+    """The initializer that suits the activation, or auto, which suits each of several."""
+    kinds = [ACTIVATIONS[name] for name in setting.activation.split(", ") if name in ACTIVATIONS]
+    suited = {kind.initializer for kind in kinds} or {"glorot"}
+    return "auto" if len(suited) > 1 else suited.pop()
 
 
 def _rate(records: Sequence[EpochRecord]) -> str:

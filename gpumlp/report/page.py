@@ -117,7 +117,7 @@ def drawing_page(
     to 1e-4. Its size depends on the network: 0.4 MB for 784-128-10.
 
     Args:
-        model: with one of gpumlp's own activations.
+        model: with gpumlp's own activations and layers.
         image_shape: height and width of the network's images.
         title: of the page, as text.
         data: images like those the network was trained on, to measure background, ink and the size of a drawing;
@@ -125,7 +125,7 @@ def drawing_page(
 
     Raises:
         MissingExtraError: jinja2 is not installed.
-        ValueError: shape, data and network do not match, or the activation is not one of gpumlp's.
+        ValueError: shape, data and network do not match, or an activation or a layer is not one of gpumlp's.
     """
     require("pages to draw on", "jinja2", "report")
     height, width = image_shape

@@ -16,6 +16,8 @@ from ..data import Dataset, uses_data_dir
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
 from ..files import user_path
+from ..nn.activations import ReLU
+from ..nn.layers import Dense
 from ..nn.network import MLP, Workspace
 from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
@@ -250,15 +252,18 @@ def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
         workspace = Workspace(model, samples, pixels=batches.pixels)
         batches.gather(slice(0, samples), workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        hidden = [backend.to_numpy(output).astype(np.float64) for output in workspace.outputs[:-1]]
-    kind = model.activation.name
+        hidden = [
+            (layer.activation, backend.to_numpy(output).astype(np.float64))
+            for layer, output in zip(model.layers, workspace.outputs, strict=True)
+            if isinstance(layer, Dense)
+        ][:-1]
     result = []
-    for outputs in hidden:
+    for activation, outputs in hidden:
         zero = dead = saturated = None
-        if kind == "relu":
+        if isinstance(activation, ReLU):
             zero, dead = float((outputs == 0).mean()), float((outputs == 0).all(axis=0).mean())
-        if can_saturate(model.activation):
-            saturated = float(saturated_outputs(np, model.activation, outputs.copy()).mean())
+        if can_saturate(activation):
+            saturated = float(saturated_outputs(np, activation, outputs.copy()).mean())
         result.append(
             LayerActivity(outputs.shape[1], float(outputs.mean()), float(outputs.std()), zero, dead, saturated)
         )

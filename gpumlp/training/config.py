@@ -34,8 +34,16 @@ from .trainer import held_out_samples
 
 T = TypeVar("T")
 
-OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
-SPANNING: dict[str, Callable[[int], Schedule]] = {"cosine": Cosine, "one_cycle": OneCycle}  # schedules over all planned steps
+OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+}
+SPANNING: dict[str, Callable[[int], Schedule]] = {
+    "cosine": Cosine,
+    "one_cycle": OneCycle,
+}  # schedules over all planned steps
 SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
 
 
