@@ -25,7 +25,7 @@ from .nn import MLP
 from .nn.metrics import Task
 from .nn.model_file import class_names
 from .pictures import CHOICES, DONE
-from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
+from .predicting import STANDARD_INPUT, Prediction, expand, is_binary, predict_files, short_names
 from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
 from .training.progress import percent
@@ -163,6 +163,13 @@ class Classes(Labels):
 FORMS: dict[Task, type[Numbers]] = {"classes": Classes, "labels": Labels, "numbers": Numbers}
 
 
+def _form(model: MLP) -> Numbers:
+    """The form of a network's outputs."""
+    if is_binary(model):
+        return Classes([0, 1] if model.class_names is None else class_names(model))
+    return FORMS[model.loss.task](class_names(model))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, and return the exit code: 1 if a file could not be predicted, even if others were."""
 
@@ -176,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pixels = None if options.pixels is None else options.pixels == "true"
         with silent_libraries():
             results = predict_files(model, files, options.preparation, options.array, pixels)
-        outputs = FORMS[model.loss.task](class_names(model))
+        outputs = _form(model)
         predicted = [result for result in results if result.values is not None]
         if options.out is not None and predicted:
             write_atomically(user_path(options.out), _content(options.out, predicted, outputs))

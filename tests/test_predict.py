@@ -549,6 +549,22 @@ def test_labels_that_apply_are_named(tmp_path: Path, capsys: Captured) -> None:
     assert re.search(r"x.npy\[0\] +none +beach", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("names", [None, ("no", "yes")])
+def test_one_output_for_two_classes_gives_the_probability_of_both(
+    tmp_path: Path, capsys: Captured, names: tuple | None
+) -> None:
+    model = MLP([2, 1], loss="logistic_cross_entropy", device="cpu")
+    model.class_names = names
+    model.load_state_dict({"layers.0.weight": np.zeros((2, 1)), "layers.0.bias": np.array([-1.0])})
+    model.save(tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((1, 2)))
+    assert run("predict", tmp_path, tmp_path / "x.npy", "--json") == 0
+    record, no, yes = output(capsys)[0], *(str(name) for name in names or (0, 1))
+    assert str(record["class"]) == no
+    assert record["probabilities"] == pytest.approx({no: 0.731, yes: 0.269}, abs=1e-3)
+    assert MLP.load(tmp_path, device="cpu").class_names == names
+
+
 @pytest.mark.parametrize(
     ("loss", "outputs"), [("squared_error", 1), ("squared_error", 8), ("poisson_deviance", 2)]
 )

@@ -558,7 +558,9 @@ def _sizes_of(layers: Sequence[Any]) -> list[int]:
     """The sizes of a network of these layers. Raises ValueError if they do not fit together."""
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise ValueError(f"sizes are expected to be all numbers or all layers, got {shown(layer)} among layers")
+            raise ValueError(
+                f"sizes are expected to be all numbers or all layers, got {shown(layer)} among layers"
+            )
         LAYERS.find(layer)
     for below, above in pairwise(layers):
         if below.out_features != above.in_features:
