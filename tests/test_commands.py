@@ -224,6 +224,23 @@ def test_labels_and_numbers_go_through_all_commands(
     assert_same_run(folder, again)
 
 
+def test_whole_floats_are_numbers_with_a_line_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3 + 0.0
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1, "--hidden", 4)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "\nown.npz: targets are whole numbers as floats, so a regression; " in captured.out
+    for task, metric in (("numbers", "test_r2"), ("classes", "test_accuracy")):
+        assert run("train", *words, "--task", task, "--out", tmp_path / task) == 0
+        assert "whole numbers" not in capsys.readouterr().out
+        assert metric in json.loads((tmp_path / task / "metrics.json").read_text())
+        assert run("evaluate", tmp_path / task) == run("train", "--resume", tmp_path / task, "--epochs", 2) == 0
+
+
 def test_min_accuracy_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *SMALL, "--quiet", "--min-accuracy", 1, "--out", tmp_path / "low") == 1
     assert re.fullmatch(

@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from gpumlp import MLP, EarlyStopping, ModelFileError, fit, load_digits
 from gpumlp.training.checkpoint import Checkpoint
-from gpumlp.training.config import Config
+from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.history_file import HistoryPart
 from gpumlp.training.run import open_run
 from gpumlp.training.session import load_run, resume_config, train
@@ -126,6 +126,8 @@ def test_when_another_metric_is_watched_only_the_network_of_its_best_epoch_count
     off = {"early_stopping": 0, "epochs": epochs + 2}
     train(Config(**{**vars(resume_config(str(folder))), **off}))
     assert open_run(folder).config.monitor == "validation_loss"
+    with pytest.raises(ConfigError, match="monitor: expected only with early_stopping"):
+        train(Config(**{**vars(resume_config(str(folder))), "monitor": "train_loss"}))
 
 
 def test_a_best_network_that_was_not_saved_is_saved_when_the_run_is_resumed(tmp_path: Path) -> None:
