@@ -15,17 +15,18 @@ import tyro
 
 from . import command, terminal
 from .files import user_path, utf8, write_atomically
+from .nn.metrics import METRIC_WORDS, METRICS
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
-from .training.history import EpochRecord
+from .training.history import MONITORS, EpochRecord, best_epoch
 from .training.history_file import is_number
-from .training.progress import epoch_line, header_line, number, percent
+from .training.progress import epoch_line, header_line, metric, number
 from .training.run import Run, find_runs, has_parts
 
 PROGRAM = "gpumlp-history"
 
-# Columns of the summary that a table has no room for; it can be sorted by them nevertheless.
-_NOT_SHOWN = ("train_accuracy", "best_validation_accuracy", "test_loss")
+# The metrics of a summary that a table has no room for; it can be sorted by them nevertheless.
+_NOT_SHOWN = tuple(f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss")
 # Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
 _NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
@@ -38,8 +39,8 @@ class Options:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of runs, or a folder that holds some."""
     sort: str | None = None
-    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss, or an
-    option of gpumlp-train. Runs without a value come last."""
+    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss and the like,
+    or an option of gpumlp-train. Runs without a value come last."""
     reverse: bool = False
     """Sort in descending order."""
     csv: str | None = None
@@ -107,8 +108,9 @@ def ordered(runs: list[Run], column: str | None, reverse: bool = False) -> list[
     name = column.replace("-", "_")
     rows = [_everything(run) for run in runs]
     if not any(name in row for row in rows):
+        every = dict.fromkeys(name for run in runs for name in run.summary())
         raise ConfigError(
-            f"sort: expected one of {', '.join(runs[0].summary())}, or an option of the training such as "
+            f"sort: expected one of {', '.join(every)}, or an option of the training such as "
             f"learning_rate, got {column!r}"
         )
     pairs = [(row.get(name), run) for row, run in zip(rows, runs, strict=True)]
@@ -120,23 +122,25 @@ def ordered(runs: list[Run], column: str | None, reverse: bool = False) -> list[
 def epochs_of(run: Run) -> list[str]:
     """The epochs of a run as lines, then how it ended."""
     planned = run.options["epochs"] or len(run.epochs)
-    lines = [header_line(), *(epoch_line(record, planned) for record in run.records())]
+    lines = [header_line(run.task), *(epoch_line(record, planned) for record in run.records())]
     summary = run.summary()
     if summary["best_epoch"] is not None:
-        lowest = number(summary["best_validation_loss"])
-        lines.append(f"lowest validation loss: {lowest}, after epoch {summary['best_epoch']}")
+        name = run.monitor.partition("_")[2]
+        part = "validation" if run.monitor.startswith("validation") else "training"
+        value = metric(run.monitor, best_epoch([epoch.get(run.monitor) for epoch in run.epochs], run.monitor).value)
+        which = "highest" if MONITORS[run.monitor] else "lowest"
+        lines.append(f"{which} {part} {METRIC_WORDS[name]}: {value}, after epoch {summary['best_epoch']}")
     if run.diverged is not None:
         lines.append(f"diverged: {run.diverged.message}")
     elif run.is_best:
         lines.append(f"kept after the best epoch, {len(run.epochs)}, of {planned}")
     elif run.metrics is None:
         lines.append(f"unfinished: {len(run.epochs)} of {planned} epochs, and no test")
-    elif summary["test_accuracy"] is not None:
+    elif summary["test_loss"] is not None:
         epoch = (run.metrics or {}).get("network_epoch", len(run.epochs))
         which = "" if epoch == len(run.epochs) else f" (network of the best epoch, {epoch})"
-        lines.append(
-            f"test accuracy: {percent(summary['test_accuracy'])}, loss {number(summary['test_loss'])}{which}"
-        )
+        values = [f"{METRIC_WORDS[n]}: {metric(n, summary[f'test_{n}'])}" for n in METRICS[run.task]]
+        lines.append(f"test {', '.join(values)}, loss {number(summary['test_loss'])}{which}")
     return lines
 
 
@@ -144,7 +148,8 @@ def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     """A table with a row a run: final and best values, and the options in which the runs differ."""
     options = differences(runs)
     by = None if sorted_by is None else sorted_by.replace("-", "_")
-    shown = [name for name in runs[0].summary() if name not in _NOT_SHOWN or name == by]
+    every = dict.fromkeys(name for run in runs for name in run.summary())
+    shown = [name for name in every if name not in (*_NOT_SHOWN, "test_loss") or name == by]
     names = [*shown, *options]
     if by is not None and by not in names:
         names.append(by)
@@ -196,7 +201,8 @@ def columns(runs: list[Run]) -> list[str]:
     """The columns of the runs' epochs that hold one value each: the fields of `EpochRecord` first."""
     epochs = [epoch for run in runs for epoch in run.epochs]
     known = [field.name for field in dataclasses.fields(EpochRecord)]
-    found = list(dict.fromkeys(name for epoch in epochs for name in epoch)) or known
+    always = [field.name for field in dataclasses.fields(EpochRecord) if field.default is dataclasses.MISSING]
+    found = list(dict.fromkeys(name for epoch in epochs for name in epoch)) or always
     left_out = {name for epoch in epochs for name, value in epoch.items() if has_parts(value)}
     left_out.add("layers")  # also where it is empty, because the diagnostics were off
     return [name for name in dict.fromkeys([*known, *found]) if name in found and name not in left_out]
@@ -225,10 +231,8 @@ def _cell(name: str, value: Any) -> str:
         return " ".join(map(str, value)) or "none"
     if not is_number(value):
         return str(value)
-    if name.endswith("accuracy"):
-        return percent(value)
-    if name.endswith("loss"):
-        return number(value)
+    if name.endswith(tuple(METRIC_WORDS)):
+        return metric(name, value)
     if name == "seconds":
         return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
     if name == "samples_per_second":

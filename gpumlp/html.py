@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .nn import MLP
-from .nn.layers import Dense, Dropout
+from .nn.layers import Dense, Dropout, Layer
 
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"  # both stand out on white and on black
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 170, 52, 10, 10, 34
@@ -43,23 +43,35 @@ def table(
 
 def layer_table(model: MLP) -> str:
     """A network's layers as a table, with their numbers of parameters."""
-    rows, number = [], 0
+    rows: list[list[str]] = []
     for layer in model.layers:
-        count = sum(math.prod(shape) for shape in layer.shapes().values())
-        name = f"dropout {layer.rate:g}" if isinstance(layer, Dropout) else type(layer).__name__
-        activation = layer.activation.name if isinstance(layer, Dense) else ""
-        if count:
-            name, number = f"layers.{number}", number + 1
-        if layer is model.layers[-1]:
-            activation = model.loss.output
-        rows.append([name, activation, f"{layer.in_features:,}", f"{layer.out_features:,}", f"{count:,}"])
+        numbered = sum(bool(row[0]) for row in rows)  # as the tensors are named
+        count = sum(array.size for array in layer.parameters.values())
+        rows.append(
+            [
+                f"layers.{numbered}" if layer.shapes() else "",
+                model.loss.output if layer is model.layers[-1] else _what(layer),
+                f"{layer.in_features:,}",
+                f"{layer.out_features:,}",
+                f"{count:,}",
+            ]
+        )
     about = f"MLP {'-'.join(map(str, model.sizes))}, {model.dtype.name}, on {model.backend.name}"
     header, total = ("layer", "activation", "inputs", "outputs", "parameters"), f"{model.parameters.count:,}"
     return f"<div><p>{escape(about)}</p>{table(header, rows, words=2, foot=['total', '', '', '', total])}</div>"
 
 
+def _what(layer: Layer) -> str:
+    """What a layer computes, in a word or two."""
+    if isinstance(layer, Dense):
+        return layer.activation.name
+    return f"dropout {layer.rate:g}" if isinstance(layer, Dropout) else getattr(layer, "name", type(layer).__name__)
+
+
 def curves(series: dict[str, list[float]], x_name: str) -> str:
-    """Curves over 1, 2, 3, ... as an inline SVG, with a vertical axis from 0; values that are not finite are gaps.
+    """Curves over 1, 2, 3, ... as an inline SVG; values that are not finite are gaps.
+
+    The vertical axis contains 0.
 
     Args:
         series: values by name, at most two, of equal length.
@@ -69,24 +81,28 @@ def curves(series: dict[str, list[float]], x_name: str) -> str:
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
     if not finite:
         return ""
-    top = max(finite) or 1.0
+    bottom = min(0.0, *finite)
+    top = max(0.0, *finite) or (0.0 if bottom else 1.0)
 
     def x(index: int) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (index / (count - 1) if count > 1 else 0.5)
 
     def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - value / top)
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - bottom) / (top - bottom))
 
     parts = [
-        _line(_LEFT, _TOP, _LEFT, y(0)),
+        _line(_LEFT, _TOP, _LEFT, y(bottom)),
         _line(_LEFT, y(0), _WIDTH - _RIGHT, y(0)),
-        _text(_LEFT - 6, y(top) + 8, f"{top:.3g}", "end"),
         _text(_LEFT - 6, y(0) + 4, "0", "end"),
-        _text(x(0), y(0) + 14, "1", "middle"),
+        _text(x(0), y(bottom) + 14, "1", "middle"),
         _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_name, "middle"),
     ]
     if count > 1:
-        parts.append(_text(x(count - 1), y(0) + 14, f"{count:,}", "end"))
+        parts.append(_text(x(count - 1), y(bottom) + 14, f"{count:,}", "end"))
+    for end, below in ((top, 8), (bottom, 4)):
+        if abs(y(end) - y(0)) > 12:  # otherwise on the text of the 0
+            parts.append(_text(_LEFT - 6, y(end) + below, f"{end:.3g}", "end"))
+    rising = y(finite[-1]) < (y(top) + y(bottom)) / 2
     step = max(1, math.ceil(count / _MOST_POINTS))
     for number, ((name, values), colour, dashes) in enumerate(
         zip(series.items(), (BLUE, ORANGE), ("none", "5 3"), strict=False)
@@ -102,9 +118,9 @@ def curves(series: dict[str, list[float]], x_name: str) -> str:
                 f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" '
                 f'stroke-dasharray="{dashes}"/>'
             )
-        height = _TOP + 6 + 16 * number
-        parts.append(_line(_WIDTH - 130, height, _WIDTH - 104, height, colour, dashes))
-        parts.append(_text(_WIDTH - 98, height + 4, name, "start"))
+        height = (y(bottom) - 30 if rising else _TOP + 6) + 16 * number
+        parts.append(_line(_WIDTH - 152, height, _WIDTH - 126, height, colour, dashes))
+        parts.append(_text(_WIDTH - 120, height + 4, name, "start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}" style="max-width: 100%" role="img" '

@@ -10,17 +10,17 @@ from typing import Any
 
 from .html import curves, progress_bar, table
 from .training.history import History
-from .training.progress import COLUMNS, epoch_cells, number, percent
+from .nn.metrics import METRIC_WORDS, METRICS, Task
+from .training.progress import columns, epoch_cells, metric, number
 from .training.trainer import Trainer
 
 _MOST_ROWS = 100  # of a table; a longer history is shown in steps
 _PAUSE = 0.2  # seconds between two changes of a cell's output
 _SHARE = 20  # and this many times as long as a change takes, which grows with the epochs
-_HEADER = [name for name, _ in COLUMNS]
 
 
 def history_html(history: History) -> str:
-    """The losses as curves, the last and the best epoch, and all epochs in a table that can be unfolded."""
+    """The loss and the main metric as curves, the last and the best epoch, and all epochs in a table that can be unfolded."""
     if not history.records:
         return "<p>History: no epochs</p>"
     state = ", interrupted" if history.interrupted else ""
@@ -28,25 +28,33 @@ def history_html(history: History) -> str:
         f"History: {_count(len(history), 'epoch')}, {history.seconds:.3g} s of training, "
         f"{history.samples_per_second:,.0f} samples/s{state}"
     )
+    task = history.records[-1].task
+    header = [name for name, _ in columns(task)]
     rows = [["last", *epoch_cells(history.records[-1])]]
     best = history.best("validation_loss")
     if best is not None:
         rows.append(["best", *epoch_cells(history.records[best.epoch - 1])])
     step = -(-len(history) // _MOST_ROWS)
     every = "all epochs" if step == 1 else f"every {step} epochs"
-    unfolded = table(_HEADER, [epoch_cells(record) for record in history.records[::step]], words=0)
+    unfolded = table(header, [epoch_cells(record) for record in history.records[::step]], words=0)
     return (
-        f"<div><p>{escape(about)}</p>{loss_curves(history)}{table(['', *_HEADER], rows)}"
+        f"<div><p>{escape(about)}</p>{learning_curves(history, task)}{table(['', *header], rows)}"
         f"<details><summary>{every}</summary>{unfolded}</details></div>"
     )
 
 
-def loss_curves(history: History) -> str:
-    """Training and validation loss over the epochs, as an inline SVG."""
-    series = {"training loss": history["train_loss"]}
-    if any(loss is not None for loss in history["validation_loss"]):
-        series["validation loss"] = [float("nan") if x is None else x for x in history["validation_loss"]]
-    return curves(series, "epoch")
+def learning_curves(history: History, task: Task) -> str:
+    """Loss and main metric in training and validation over the epochs, as inline SVGs."""
+    pictures = []
+    for name in ("loss", METRICS[task][0]):
+        values = {f"{part} {METRIC_WORDS[name]}": history[f"{part}_{name}"] for part in ("train", "validation")}
+        series = {
+            words.replace("train ", "training "): [float("nan") if x is None else x for x in column]
+            for words, column in values.items()
+            if any(x is not None for x in column)
+        }
+        pictures.append(curves(series, "epoch"))
+    return "".join(pictures)
 
 
 class Cell:
@@ -83,15 +91,17 @@ class _Output:
         lines = [f"epoch {len(history)}/{epochs}"]
         if history.records:
             last = history.records[-1]
-            lines.append(f"train loss {number(last.train_loss)}, accuracy {percent(last.train_accuracy)}")
-            if last.validation_loss is not None:
-                accuracy = percent(last.validation_accuracy)
-                lines.append(f"validation loss {number(last.validation_loss)}, accuracy {accuracy}")
+            for part in ("train", "validation"):
+                loss = getattr(last, f"{part}_loss")
+                if loss is not None:
+                    values = {METRIC_WORDS[n]: metric(n, getattr(last, f"{part}_{n}")) for n in METRICS[last.task]}
+                    words = ", ".join(f"{name} {value}" for name, value in values.items())
+                    lines.append(f"{part} loss {number(loss)}, {words}")
             lines[0] += f", {last.samples_per_second:,.0f} samples/s"
         self._text = "; ".join(lines)
         done = (len(history) + samples / trainer.batches.samples) / epochs
         words = f"{progress_bar(done)} {escape(lines[0])}<br>{escape('; '.join(lines[1:]))}"
-        self._html = f"<div>{words}<br>{loss_curves(history)}</div>"
+        self._html = f"<div>{words}<br>{learning_curves(history, trainer.model.loss.task)}</div>"
 
     def _repr_html_(self) -> str:
         return self._html

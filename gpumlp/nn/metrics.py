@@ -25,6 +25,12 @@ METRIC_WORDS = {
     "r2": "R\N{SUPERSCRIPT TWO}",
     "mae": "mean absolute error",
 }
+# The names of METRICS over the columns of a table.
+COLUMN_WORDS: dict[Task, tuple[str, ...]] = {
+    "classes": ("accuracy",),
+    "labels": ("exact", "labels"),
+    "numbers": ("R\N{SUPERSCRIPT TWO}", "MAE"),
+}
 
 
 class Evaluation(NamedTuple):

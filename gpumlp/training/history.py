@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from ..nn.metrics import HIGHER_IS_BETTER
+from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
@@ -78,6 +78,13 @@ class EpochRecord:
     validation_label_accuracy: float | None = None
     validation_r2: float | None = None
     validation_mae: float | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the targets are, as its metrics tell."""
+        if self.train_r2 is not None:
+            return "numbers"
+        return "classes" if self.train_label_accuracy is None else "labels"
 
     def to_json(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..nn.metrics import COLUMN_WORDS, METRICS, Task
 from ..terminal import console, printable
 from .history import EpochRecord
 from .trainer import Callback, Trainer
@@ -17,40 +18,47 @@ from .trainer import Callback, Trainer
 if TYPE_CHECKING:
     from rich import progress
 
-# Name and width of each column; together they fit into 80 characters.
-COLUMNS = (
-    ("epoch", 7),
-    ("train loss", 10),
-    ("accuracy", 8),
-    ("valid. loss", 11),
-    ("accuracy", 8),
-    ("learning rate", 13),
-    ("samples/s", 9),
-)
+
+def columns(task: Task) -> list[tuple[str, int]]:
+    """Name and width of each column for targets of a kind; together they fit into 80 characters."""
+    words = COLUMN_WORDS[task]
+    metrics = [(name, 8 if len(words) == 1 else 7) for name in words]
+    rest = [("learning rate", 13), ("samples/s", 9)] if len(words) == 1 else [("rate", 9)]
+    return [("epoch", 7), ("train loss", 10), *metrics, ("valid. loss", 11), *metrics, *rest]
 
 
-def header_line() -> str:
+def header_line(task: Task = "classes") -> str:
     """The names of the columns of `epoch_line`."""
-    return "  ".join(f"{name:>{width}}" for name, width in COLUMNS)
+    return "  ".join(f"{name:>{width}}" for name, width in columns(task))
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """An epoch in a line, under `header_line`."""
     cells = (f"{record.epoch}/{epochs}", *epoch_cells(record)[1:])
-    return "  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+    return "  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, columns(record.task), strict=True))
 
 
 def epoch_cells(record: EpochRecord) -> list[str]:
-    """The values of an epoch as text, one for each of `COLUMNS`."""
-    return [
-        str(record.epoch),
-        number(record.train_loss),
-        percent(record.train_accuracy),
-        number(record.validation_loss),
-        percent(record.validation_accuracy),
-        f"{record.learning_rate:.4g}",
-        f"{record.samples_per_second:,.0f}" if record.samples_per_second else "-",
-    ]
+    """The values of an epoch as text, one for each of `columns`."""
+    names = METRICS[record.task]
+    digits = 2 if len(names) == 1 else 1
+    cells = [str(record.epoch)]
+    for part in ("train", "validation"):
+        cells.append(number(getattr(record, f"{part}_loss")))
+        cells += [metric(name, getattr(record, f"{part}_{name}"), digits) for name in names]
+    cells.append(f"{record.learning_rate:.4g}")
+    if len(names) == 1:
+        cells.append(f"{record.samples_per_second:,.0f}" if record.samples_per_second else "-")
+    return cells
+
+
+def metric(name: str, value: float | None, digits: int = 2, missing: str = "-") -> str:
+    """The value of a metric: a share as a percentage, anything else as a number.
+
+    >>> metric("validation_accuracy", 0.98), metric("r2", 0.98)
+    ('98.00 %', '0.9800')
+    """
+    return percent(value, digits, missing) if name.endswith("accuracy") else number(value, missing)
 
 
 def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:
@@ -64,11 +72,11 @@ def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:
     return missing if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def number(value: float | None) -> str:
-    """A loss, with four decimals where it is not huge."""
+def number(value: float | None, missing: str = "-") -> str:
+    """A loss or an error, with four decimals where it is not huge."""
     if value is None:
-        return "-"
-    return f"{value:.4f}" if value < 1000 else f"{value:.3g}"
+        return missing
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 class Progress(Callback):
@@ -105,7 +113,7 @@ class Progress(Callback):
         if self._cell is not None:
             self._cell.show(trainer, at_once=True)
             return
-        self.say(header_line())
+        self.say(header_line(trainer.model.loss.task))
         # A command in a notebook ("!python ...") takes its output for a terminal, but cannot move back in it.
         in_notebook = "JPY_PARENT_PID" in os.environ
         if self._console.is_terminal and not self._console.quiet and not in_notebook:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import remove_leftovers, user_path, write_atomically
+from ..nn.metrics import HIGHER_IS_BETTER, Task
+from ..nn.metrics import METRICS as METRICS_OF
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
 from .checkpoint import Checkpoint
 from .config import Config, ConfigError, with_present_names
-from .history import BestSoFar, EpochRecord, Finding, History, best_epoch
+from .history import MONITORS, BestSoFar, EpochRecord, Finding, History, best_epoch
 from .history_file import (
     CONFIG,
     HISTORY,
@@ -44,7 +46,8 @@ REPORT = "report.html"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
 
-_METRIC_NUMBERS = ("test_accuracy", "test_loss", "network_epoch", "seconds", "samples_per_second")
+_TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
+_METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_second")
 
 
 def is_run(folder: Path) -> bool:
@@ -184,29 +187,36 @@ class Run:
             for row in rows
         ]
 
+    @property
+    def task(self) -> Task:
+        """What the targets are, as the metrics of the epochs tell; classes before the first."""
+        return next((record.task for record in self.records()), "classes")
+
+    @property
+    def monitor(self) -> str:
+        """The column of the history by which the best epoch is known."""
+        name = self.options.get("monitor")
+        return name if name in MONITORS else "validation_loss"
+
     def summary(self) -> dict[str, Any]:
         """Final and best values, with the names of ``history.jsonl`` and ``metrics.json``, or None."""
         epochs, metrics = self.epochs, self.metrics or {}
         last = epochs[-1] if epochs else {}
-        best = {
-            name: best_epoch([epoch.get(name) for epoch in epochs], name)
-            for name in ("validation_loss", "validation_accuracy")
-        }
-        lowest, highest = best["validation_loss"], best["validation_accuracy"]
+        names = ("loss", *METRICS_OF[self.task])
+        best = {name: best_epoch([epoch.get(name) for epoch in epochs], name) for name in MONITORS}
+        watched = best[self.monitor]
         seconds = sum(epoch["seconds"] for epoch in epochs)
         samples = sum(epoch["samples_per_second"] * epoch["seconds"] for epoch in epochs)
         return {
             "run": self.name,
             "epochs": len(epochs),
-            "train_loss": last.get("train_loss"),
-            "train_accuracy": last.get("train_accuracy"),
-            "validation_loss": last.get("validation_loss"),
-            "validation_accuracy": last.get("validation_accuracy"),
-            "best_validation_loss": None if lowest is None else lowest.value,
-            "best_validation_accuracy": None if highest is None else highest.value,
-            "best_epoch": None if lowest is None else epochs[lowest.epoch - 1]["epoch"],
-            "test_loss": metrics.get("test_loss"),
-            "test_accuracy": metrics.get("test_accuracy"),
+            **{f"{part}_{name}": last.get(f"{part}_{name}") for part in ("train", "validation") for name in names},
+            **{
+                f"best_validation_{name}": None if (found := best[f"validation_{name}"]) is None else found.value
+                for name in names
+            },
+            "best_epoch": None if watched is None else epochs[watched.epoch - 1]["epoch"],
+            **{f"test_{name}": metrics.get(f"test_{name}") for name in names},
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else None,
         }
@@ -242,7 +252,8 @@ class Run:
                 raise CheckpointError(
                     f"{self.path / METRICS} is damaged: {name} is {str(value)[:100]!r}, expected a number"
                 )
-            if value is not None and not 0 <= value <= (1 if name == "test_accuracy" else math.inf):
+            low, high = -math.inf if name == "test_r2" else 0, 1 if name.endswith(("accuracy", "r2")) else math.inf
+            if value is not None and not low <= value <= high:
                 raise CheckpointError(
                     f"{self.path / METRICS} is damaged: {name} is {value:g}, which is impossible"
                 )
@@ -311,7 +322,7 @@ class RunFolder(Callback):
         self.config = config
         self.resumed = resumed
         self._history = HistoryFile(path / HISTORY)
-        self._so_far = BestSoFar("validation_loss")
+        self._so_far = BestSoFar(self.config.monitor)
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
         self._saved = -1  # epochs in the checkpoint
         self._lock: RunLock | None = None
@@ -384,10 +395,12 @@ class RunFolder(Callback):
             )
         if self.resumed is not None and self.resumed.epochs == trainer.epoch:
             lines, self._best = self.resumed.part.read(self.path / HISTORY), self.resumed.best
+            if self.resumed.config.monitor != self.config.monitor:
+                self._best = None
         else:
             lines, self._best = "".join(record.to_json() + "\n" for record in trainer.history).encode(), None
         self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
-        self._so_far = BestSoFar("validation_loss")
+        self._so_far = BestSoFar(self.config.monitor)
         if self.config.early_stopping and self._best is None:
             self._best = self._kept_before(trainer.history, lines)
         self._save_checkpoint(trainer)
@@ -466,7 +479,7 @@ class RunFolder(Callback):
 
     def _kept_before(self, history: History, lines: bytes) -> HistoryPart | None:
         """The part up to the best epoch, if its network was kept by an earlier version or before a pause."""
-        best = history.best("validation_loss")
+        best = history.best(self.config.monitor)
         with suppress(CheckpointError):
             part = Checkpoint.load(self.path / BEST / CHECKPOINT).part
             if best is not None and part == HistoryFile(Path(), lines[: part.length], best.epoch).part:

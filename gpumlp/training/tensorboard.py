@@ -10,6 +10,7 @@ from typing import Any
 
 from ..extras import require
 from ..files import user_path
+from ..nn.metrics import HIGHER_IS_BETTER
 from .history import EpochRecord
 from .trainer import Callback, Trainer
 
@@ -18,10 +19,7 @@ _BINS = 64  # of a histogram; TensorBoard shows about 30
 
 # Tag of each column of the history. TensorBoard makes a section of what stands before the slash.
 _TAGS = {
-    "train_loss": "loss/train",
-    "validation_loss": "loss/validation",
-    "train_accuracy": "accuracy/train",
-    "validation_accuracy": "accuracy/validation",
+    **{f"{part}_{name}": f"{name}/{part}" for name in HIGHER_IS_BETTER for part in ("train", "validation")},
     "learning_rate": "training/learning_rate",
     "samples_per_second": "training/samples_per_second",
 }
@@ -30,7 +28,7 @@ _TAGS = {
 class TensorBoard(Callback):
     """Writes scalars and histograms of the weights after each epoch, as event files that TensorBoard reads.
 
-    Losses, accuracies, learning rate and samples a second, and by layer the weights and biases, these also before
+    Losses, metrics, learning rate and samples a second, and by layer the weights and biases, these also before
     the first epoch; the step is the epoch. Every epoch is on the disk when the next one begins. A resumed run
     writes a file of its own, which replaces what the one before had written of later epochs.
 
