@@ -296,7 +296,7 @@ class Dropout(Layer):
 def _check(rule: Layer) -> None:
     kind, rows, layer = type(rule).__name__, 2, copy(rule)
     sizes, start = (rows, layer.out_features), layer.initial(np.random.default_rng(0))
-    wrong = {name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name)) != tuple(shape)}
+    wrong = {name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name, ())) != tuple(shape)}
     if wrong or len(start) != len(layer.shapes()):
         raise TypeError(
             f"{kind}.initial is expected to return an array for each of {layer.shapes()}, as shapes() does, got "
