@@ -26,7 +26,9 @@ from .training.run import Run, find_runs, has_parts
 PROGRAM = "gpumlp-history"
 
 # The metrics of a summary that a table has no room for; it can be sorted by them nevertheless.
-_NOT_SHOWN = tuple(f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss")
+_NOT_SHOWN = tuple(
+    f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss"
+)
 # Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
 _NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
@@ -127,7 +129,9 @@ def epochs_of(run: Run) -> list[str]:
     if summary["best_epoch"] is not None:
         name = run.monitor.partition("_")[2]
         part = "validation" if run.monitor.startswith("validation") else "training"
-        value = metric(run.monitor, best_epoch([epoch.get(run.monitor) for epoch in run.epochs], run.monitor).value)
+        value = metric(
+            run.monitor, best_epoch([epoch.get(run.monitor) for epoch in run.epochs], run.monitor).value
+        )
         which = "highest" if MONITORS[run.monitor] else "lowest"
         lines.append(f"{which} {part} {METRIC_WORDS[name]}: {value}, after epoch {summary['best_epoch']}")
     if run.diverged is not None:

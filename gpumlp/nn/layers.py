@@ -296,7 +296,9 @@ class Dropout(Layer):
 def _check(rule: Layer) -> None:
     kind, rows, layer = type(rule).__name__, 2, copy(rule)
     sizes, start = (rows, layer.out_features), layer.initial(np.random.default_rng(0))
-    wrong = {name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name, ())) != tuple(shape)}
+    wrong = {
+        name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name, ())) != tuple(shape)
+    }
     if wrong or len(start) != len(layer.shapes()):
         raise TypeError(
             f"{kind}.initial is expected to return an array for each of {layer.shapes()}, as shapes() does, got "
@@ -306,13 +308,14 @@ def _check(rule: Layer) -> None:
     layer.bind(
         reference_backend(np), parameters, {name: np.full_like(a, np.nan) for name, a in parameters.items()}
     )
-    below = Cache(*(np.full((rows, layer.in_features), 0.5) for _ in range(2)))
+    below = Cache(*(np.full((rows, layer.in_features), value) for value in (0.5, np.nan)))
     cache = layer.new_cache(lambda dtype=np.float64: np.full(sizes, np.nan).astype(dtype), below, training=True)
     draws = Draws(0, DROPOUT, 0, 0, 0)
     require_in_place(f"{kind}.forward", lambda: layer.forward(below.output, cache, draws), cache.output)
-    written = np.full_like(below.output, np.nan)
     cache.delta[...] = 1
-    require_in_place(f"{kind}.backward", lambda: layer.backward(below.output, cache, draws, written), written)
+    require_in_place(
+        f"{kind}.backward", lambda: layer.backward(below.output, cache, draws, below.delta), below.delta
+    )
 
 
 LAYERS = Registry("layer", Layer, ("forward", "backward"), (Dense, Dropout), _check)

@@ -107,9 +107,10 @@ class Workspace:
         return part
 
     def arrays(self) -> list[Array]:
-        """Every array of the workspace."""
+        """Every array of the workspace, once."""
         layers = [array for cache in self.caches for array in (cache.output, cache.delta, cache.saved)]
-        return [array for array in (self.inputs, self.staging, *layers) if array is not None]
+        found = [array for array in (self.inputs, self.staging, *layers) if array is not None]
+        return list({id(array): array for array in found}.values())
 
     def _add_logits(self, count: int, outputs: int) -> None:
         """The cache of the last layer: ``(count, outputs)``, contiguous in the backend's order."""
