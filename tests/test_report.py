@@ -77,7 +77,7 @@ def test_confusions_and_mistakes_are_those_of_the_predictions() -> None:
     assert found.samples == len(test)
     assert found.wrong == int((predictions != test.labels).sum())
     assert found.confusion[3, 5] == int(((test.labels == 3) & (predictions == 5)).sum())
-    assert found.recall()[4] == pytest.approx((predictions[test.labels == 4] == 4).mean())
+    assert found.counts()[4].recall == pytest.approx((predictions[test.labels == 4] == 4).mean())
     wrong = np.flatnonzero(predictions != test.labels)
     surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong])][:7]
     assert [mistake.probability for mistake in found.mistakes] == pytest.approx(probabilities.max(axis=1)[surest])

@@ -35,6 +35,10 @@ window.gpumlp = (() => {
   const rules = {
     relu: (s) => Math.max(0, s),
     leaky_relu: (s, slope) => Math.max(s, slope * s),
+    elu: (s, alpha) => s > 0 ? s : alpha * Math.expm1(s),
+    gelu: (s) => s / (1 + Math.exp(-Math.sqrt(8 / Math.PI) * (s + 0.044715 * s ** 3))),
+    silu: (s) => s / (1 + Math.exp(-s)),
+    softplus: (s) => Math.max(0, s) + Math.log1p(Math.exp(-Math.abs(s))),
     tanh: Math.tanh,
     sigmoid: (s) => 0.5 * (1 + Math.tanh(0.5 * s)),
     identity: (s) => s,
@@ -42,7 +46,7 @@ window.gpumlp = (() => {
 
   const forward = (pixels, network) => {
     if (!networks[network]) throw new RangeError(`there is no network ${network}`);
-    const { sizes, activation, slope } = networks[network];
+    const { sizes, rules: applied } = networks[network];
     if (pixels.length !== sizes[0]) throw new RangeError(`expected ${sizes[0]} pixels, got ${pixels.length}`);
     if (!decoded.has(network)) decoded.set(network, decode(network));
     const layers = decoded.get(network), outputs = [];
@@ -53,8 +57,8 @@ window.gpumlp = (() => {
         const value = input[from];
         if (value !== 0) for (let unit = 0; unit < units; unit++) sums[unit] += value * weights[place + unit];
       }
-      const last = number === layers.length - 1;
-      input = Float32Array.from(sums, (s) => last ? s : rules[activation](s, slope));
+      const [name, parameter] = applied[number] ?? ["identity"];  // the last layer has no activation
+      input = Float32Array.from(sums, (s) => rules[name](s, parameter));
       outputs.push(input);
     });
     return outputs;
