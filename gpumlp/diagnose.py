@@ -47,14 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def diagnosis(run: Run) -> list[str]:
     """What is found in a run: a line on how training went, and one for each finding; none without its history."""
-    if run.checkpoint.epochs and not run.history.records:
+    checkpoint = run.checkpoint
+    if checkpoint.epochs and not run.history.records:
         return []
     found = diagnose(run)
     done, planned = found.epochs, run.config.epochs
     epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
     if not run.finished:
         epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
-    lines = [f"{run.path}: {epochs}, {found.trend or 'too few to tell how it goes'}"]
+    few = done < 2 or checkpoint.dataset["task"] == "classes"
+    unknown = "too few to tell how it goes" if few else "of which only the units are judged, as there are no classes"
+    lines = [f"{run.path}: {epochs}, {found.trend or unknown}"]
     lines += [f"  {finding.name}: {finding.message}" for finding in found.findings]
     if not found.findings and done > 1:
         lines.append("  nothing wrong was found")

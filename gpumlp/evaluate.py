@@ -18,7 +18,7 @@ PROGRAM = "gpumlp-evaluate"
 
 @dataclass(frozen=True)
 class Options:
-    """Load a run and print its accuracy on the test set."""
+    """Load a run and print its results on the test set."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""

@@ -22,7 +22,8 @@ from . import command
 from .backends import check_device_name
 from .files import user_path, utf8, write_atomically
 from .nn import MLP
-from .nn.model_file import CLASSIFICATION, class_names
+from .nn.metrics import Task
+from .nn.model_file import class_names
 from .pictures import CHOICES, DONE
 from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
 from .terminal import cell, console, silent_libraries, write_data
@@ -34,6 +35,7 @@ PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
 _NAME = 40  # characters of a file's name that the table shows
 _RUNNERS_UP = 2  # classes the table shows beside the most probable one
+_NUMBERS = 6  # of a sample that the table shows
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Options:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Pictures, folders of pictures, patterns such as 'scans/*.png', and files of arrays; - is standard input."""
     json: bool = False
-    """Print JSON, with the probability of every class, instead of a table."""
+    """Print JSON, with the probability of every class or label, instead of a table."""
     out: str | None = None
-    """Write the predictions to FILE.csv, or only the probabilities, an array (samples, classes), to FILE.npy.
-    A file that cannot be predicted has no row there; a message names it."""
+    """Write the predictions to FILE.csv, or only the probabilities or numbers, an array (samples, outputs), to
+    FILE.npy. A file that cannot be predicted has no row there; a message names it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     preparation: str = "auto"
@@ -79,6 +81,88 @@ class Options:
             raise ConfigError("\n".join(problems))
 
 
+class Numbers:
+    """What the outputs of a network say of a sample: numbers.
+
+    Args:
+        names: of the outputs.
+
+    Attributes:
+        header: the columns of a .csv file after those of the sample.
+        columns: those of the table.
+    """
+
+    def __init__(self, names: list[Any]) -> None:
+        self.names = names
+        self.header = ["value"] if len(names) == 1 else [f"value {name}" for name in names]
+        self.columns = [*self.header[:_NUMBERS], *["..."] * (len(names) > _NUMBERS)]
+
+    def record(self, row: Any) -> dict[str, Any]:
+        """A sample for JSON."""
+        return {"values": row.tolist()}
+
+    def csv_row(self, row: Any) -> list[Any]:
+        """A sample under `header`."""
+        return list(row.tolist())
+
+    def cells(self, row: Any) -> list[str]:
+        """A sample under `columns`."""
+        return [*(f"{value:.6g}" for value in row[:_NUMBERS]), *["..."] * (len(row) > _NUMBERS)]
+
+
+class Labels(Numbers):
+    """Probabilities of labels, of which those above 1/2 apply."""
+
+    def __init__(self, names: list[Any]) -> None:
+        self.names = names
+        self.header = ["labels", *(f"p({name})" for name in names)]
+        self.columns = ["labels", "then"]
+
+    def record(self, row: Any) -> dict[str, Any]:
+        return {"labels": self._found(row), "probabilities": self._probabilities(row)}
+
+    def csv_row(self, row: Any) -> list[Any]:
+        return ["; ".join(map(str, self._found(row))), *row.tolist()]
+
+    def cells(self, row: Any) -> list[str]:
+        ranked, count = self._ranked(row), len(self._found(row))
+        return [", ".join(ranked[:count]) or "none", ", ".join(ranked[count : count + _RUNNERS_UP])]
+
+    def _found(self, row: Any) -> list[Any]:
+        return [name for name, p in zip(self.names, row, strict=True) if p > 0.5]
+
+    def _probabilities(self, row: Any) -> dict[str, float]:
+        return {str(name): float(p) for name, p in zip(self.names, row, strict=True)}
+
+    def _ranked(self, row: Any) -> list[str]:
+        """Names and probabilities, the most probable first."""
+        return [f"{self.names[i]} ({percent(row[i])})" for i in np.argsort(-row, kind="stable")]
+
+
+class Classes(Labels):
+    """Probabilities of classes, of which the most probable one is predicted."""
+
+    def __init__(self, names: list[Any]) -> None:
+        super().__init__(names)
+        self.header[0] = "class"
+        self.columns = ["class", "probability", "then"]
+
+    def record(self, row: Any) -> dict[str, Any]:
+        best = int(row.argmax())
+        probabilities = self._probabilities(row)
+        return {"class": self.names[best], "probability": float(row[best]), "probabilities": probabilities}
+
+    def csv_row(self, row: Any) -> list[Any]:
+        return [self.names[int(row.argmax())], *row.tolist()]
+
+    def cells(self, row: Any) -> list[str]:
+        best, then = int(row.argmax()), self._ranked(row)[1 : 1 + _RUNNERS_UP]
+        return [str(self.names[best]), percent(row[best]), ", ".join(then)]
+
+
+FORMS: dict[Task, type[Numbers]] = {"classes": Classes, "labels": Labels, "numbers": Numbers}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, and return the exit code: 1 if a file could not be predicted, even if others were."""
 
@@ -89,22 +173,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None:
             command.check_output("out", options.out, [options.run, *files])
         model = MLP.load(options.run, device=options.device)
-        if model.loss.name != CLASSIFICATION:
-            raise ConfigError(
-                f"{options.run}: the network has the loss {model.loss.name}, so it gives no class probabilities; "
-                "use MLP.load(...).predict(...) in Python"
-            )
         pixels = None if options.pixels is None else options.pixels == "true"
         with silent_libraries():
             results = predict_files(model, files, options.preparation, options.array, pixels)
-        names = class_names(model)
-        predicted = [result for result in results if result.probabilities is not None]
+        outputs = FORMS[model.loss.task](class_names(model))
+        predicted = [result for result in results if result.values is not None]
         if options.out is not None and predicted:
-            write_atomically(user_path(options.out), _content(options.out, predicted, names))
+            write_atomically(user_path(options.out), _content(options.out, predicted, outputs))
         if options.json:
-            write_data(json.dumps(list(_records(results, names)), indent=1, ensure_ascii=False) + "\n")
+            write_data(json.dumps(list(_records(results, outputs)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
-            console(highlight=False).print(_table(predicted, names))
+            console(highlight=False).print(_table(predicted, outputs))
             for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
                 print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
             if options.out is not None:
@@ -122,46 +201,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _samples(result: Prediction) -> Iterator[tuple[int | None, Any]]:
-    """Index (None for a picture) and probabilities of each sample of a file."""
-    rows = () if result.probabilities is None else result.probabilities
+    """Index (None for a picture) and values of each sample of a file."""
+    rows = () if result.values is None else result.values
     for index, row in enumerate(rows):
         yield index if result.batch else None, row
 
 
-def _records(results: Sequence[Prediction], names: list[Any]) -> Iterator[dict[str, Any]]:
+def _records(results: Sequence[Prediction], outputs: Numbers) -> Iterator[dict[str, Any]]:
     """A JSON object for each sample, and for each file with an error."""
     for result in results:
         if result.error is not None:
             yield {"file": result.file, "error": result.error}
         for index, row in _samples(result):
-            best = int(row.argmax())
             yield {
                 "file": result.file,
                 **({} if result.preparation is None else {"preparation": result.preparation}),
                 **({} if index is None else {"index": index}),
-                "class": names[best],
-                "probability": float(row[best]),
-                "probabilities": {str(name): float(p) for name, p in zip(names, row, strict=True)},
+                **outputs.record(row),
             }
 
 
-def _table(results: Sequence[Prediction], names: list[Any]) -> Table:
+def _table(results: Sequence[Prediction], outputs: Numbers) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", no_wrap=True)
-    table.add_column("class", justify="right")
-    table.add_column("probability", justify="right", no_wrap=True)
-    table.add_column("then")
+    for name in outputs.columns:
+        table.add_column(
+            name, justify="left" if name in ("labels", "then") else "right", no_wrap=name == "probability"
+        )
     for result, name in zip(results, map(_shortened, short_names([one.file for one in results])), strict=True):
         samples = list(_samples(result))
         for index, row in samples[:_SHOWN]:
-            order = np.argsort(-row, kind="stable")
-            then = ", ".join(f"{names[i]} ({percent(row[i])})" for i in order[1 : 1 + _RUNNERS_UP])
             file = name if index is None else f"{name}[{index}]"
-            best = int(order[0])
-            table.add_row(*(Text(cell(text)) for text in (file, str(names[best]), percent(row[best]), then)))
+            table.add_row(*(Text(cell(text)) for text in (file, *outputs.cells(row))))
         if len(samples) > _SHOWN:
             more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            table.add_row(Text(cell(name)), "...", "", more)
+            gap = ["...", *[""] * (len(outputs.columns) - 2)] if len(outputs.columns) > 1 else []
+            table.add_row(Text(cell(name)), *gap, more)
     return table
 
 
@@ -172,27 +247,26 @@ def _shortened(name: str) -> str:
 
 def _without_rows(out: str, results: Sequence[Prediction]) -> str:
     """Which inputs have no row in an array."""
-    rows = sum(len(result.probabilities) for result in results if result.probabilities is not None)
-    missing = [result.file for result in results if result.probabilities is None]
+    rows = sum(len(result.values) for result in results if result.values is not None)
+    missing = [result.file for result in results if result.values is None]
     return (
         f"{out}: has {rows:,} row{'' if rows == 1 else 's'}, none for {', '.join(missing)}; --out FILE.csv names "
         "the file of each row"
     )
 
 
-def _content(out: str, results: Sequence[Prediction], names: list[Any]) -> bytes:
+def _content(out: str, results: Sequence[Prediction], outputs: Numbers) -> bytes:
     """The content of the file with all predictions."""
     if Path(out).suffix == ".npy":
         buffer = io.BytesIO()
-        rows = [result.probabilities for result in results if result.probabilities is not None]
-        np.save(buffer, np.concatenate(rows))
+        np.save(buffer, np.concatenate([result.values for result in results if result.values is not None]))
         return buffer.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "index", "class", *(f"p({name})" for name in names)])
+    writer.writerow(["file", "index", *outputs.header])
     for result in results:
         for index, row in _samples(result):
-            writer.writerow([result.file, "" if index is None else index, names[int(row.argmax())], *row.tolist()])
+            writer.writerow([result.file, "" if index is None else index, *outputs.csv_row(row)])
     return utf8(text.getvalue())
 
 

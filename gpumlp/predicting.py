@@ -31,14 +31,15 @@ class Prediction:
 
     Attributes:
         file: its name, as given.
-        probabilities: ``(samples, classes)``; None if there is an error.
+        values: ``(samples, outputs)``, the probability of each class or label, or the predicted numbers; None if
+            there is an error.
         batch: whether the file holds an array of samples, not one picture.
         error: what is wrong with the file, or None.
         preparation: of a picture: ``"mnist"``, ``"digits"``, ``"resize"``, or ``"none"`` if it was used as it is.
     """
 
     file: str
-    probabilities: npt.NDArray[Any] | None = None
+    values: npt.NDArray[Any] | None = None
     batch: bool = False
     error: str | None = None
     preparation: str | None = None
@@ -76,8 +77,7 @@ def predict_files(
                 if is_array_file(path):
                     samples = read_samples(path, name, inputs.shape, array)
                     _check_digits(samples, model, name)
-                    probabilities = _probabilities(model, samples, f"{name}: ", pixels)
-                    results[index] = Prediction(file, probabilities, batch=True)
+                    results[index] = Prediction(file, _values(model, samples, f"{name}: ", pixels), batch=True)
                 else:
                     pictures[index] = read_sample(path, inputs, preparation, name, pixels)
         except (DataError, PathError) as error:
@@ -85,7 +85,7 @@ def predict_files(
         except OSError as error:
             results[index] = Prediction(file, error=f"{names[index]}: {error.strerror or error}")
     if pictures:
-        rows = _probabilities(model, np.stack([sample for sample, _ in pictures.values()]), pixels=pixels)
+        rows = _values(model, np.stack([sample for sample, _ in pictures.values()]), pixels=pixels)
         for (index, (_, done)), row in zip(pictures.items(), rows, strict=True):
             results[index] = Prediction(files[index], row[np.newaxis], preparation=done)
     return [results[index] for index in range(len(files))]
@@ -135,18 +135,19 @@ def short_names(files: Sequence[str]) -> list[str]:
             shown[index] += 1
 
 
-def _probabilities(
+def _values(
     model: MLP, samples: npt.NDArray[Any], prefix: str = "", pixels: bool | None = None
 ) -> npt.NDArray[Any]:
+    predict = model.predict if model.loss.task == "numbers" else model.predict_proba
     try:
-        probabilities: npt.NDArray[Any] = np.asarray(model.predict_proba(samples, pixels=pixels))
+        values: npt.NDArray[Any] = np.asarray(predict(samples, pixels=pixels))
     except ValueError as error:  # such as samples of another shape or scale than in training
         raise DataError(f"{prefix}{error}") from error
-    if not np.isfinite(probabilities).all():
+    if not np.isfinite(values).all():
         raise DataError(
             f"{prefix}the network's outputs are not finite: its training diverged, or the values are too large"
         )
-    return probabilities
+    return values
 
 
 def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:

@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return command.INTERRUPTED
         if outcome.folder.config.report:
             _write_report(open_run(outcome.folder.path))
-        accuracy = outcome.metrics["test_accuracy"]
-        if config.min_accuracy is not None and accuracy < config.min_accuracy:
+        metrics, least = outcome.metrics, config.min_accuracy
+        if least is not None and metrics["test_accuracy"] < least:
             print(
-                f"{PROGRAM}: {outcome.metrics['dataset']} test accuracy {accuracy:.4f} is below min_accuracy "
-                f"{config.min_accuracy:g}",
+                f"{PROGRAM}: {metrics['dataset']} test accuracy {metrics['test_accuracy']:.4f} is below "
+                f"min_accuracy {least:g}",
                 file=sys.stderr,
             )
             return command.FAILED

@@ -35,16 +35,18 @@ def diagnose(run: Run) -> Diagnosis:
         CheckpointError: its checkpoint is damaged.
     """
     checkpoint, config, records = run.checkpoint, run.config, run.history.records
+    activations = config.activation
     setting = Setting.of(
         checkpoint.sizes,
-        config.activation,
+        ", ".join(dict.fromkeys([activations] if isinstance(activations, str) else activations)),
         config.make_optimizer(),
         config.make_schedule(),
         config.make_penalty(),
         checkpoint.dataset.get("label_entropy"),
         checkpoint.dataset.get("task", "classes"),
     )
-    setting = dataclasses.replace(setting, early_stopping=config.early_stopping > 0)
+    keeps_best = config.early_stopping > 0 and config.monitor == "validation_loss"
+    setting = dataclasses.replace(setting, early_stopping=keeps_best)
     findings = [*find(records, setting), *_of_classes(run.metrics)]
     if run.diverged is not None:  # an exploding loss ends so
         findings = [run.diverged, *(finding for finding in findings if finding.name != "exploding loss")]

@@ -192,18 +192,17 @@ class MLP:
                 raise ValueError(
                     "dropout is expected among the layers, as Dropout(features, rate), if these are given"
                 )
-            start = [_parameters_of(layer, rng) for layer in sizes]
-            layers = [copy(layer) for layer in sizes]  # without their arrays
+            layers, drawn = [copy(layer) for layer in sizes], list(sizes)  # copies have no arrays
             self.sizes = _sizes_of(layers)
         else:
             self.sizes = _checked_sizes(sizes, given)
             layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
-            start = [layer.initial(rng) for layer in layers]
+            drawn = [copy(layer) for layer in layers]
         self.loss = given or loss_for("classes" if self.sizes[-1] > 1 else "numbers", self.sizes[-1])
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
-        self._allocate(layers)
-        self.load_state_dict(by_name(start))
+        self._allocate(layers)  # first, for its error if there is no memory
+        self.load_state_dict(by_name(_parameters_of(layer, rng) for layer in drawn))
 
     def _allocate(self, layers: Sequence[Layer]) -> None:
         """Allocate the parameters, all 0, and bind the layers to them."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from ..backends import Array
 from ..files import user_path, write_atomically
 from ..nn.hyperparameters import number, whole
+from ..nn.metrics import METRICS
 from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
+from ..words import listed
 from .history import MONITORS, Best, BestSoFar
 from .trainer import Callback, Trainer
 
@@ -25,6 +27,13 @@ class _Monitoring(Callback):
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._so_far = BestSoFar(self.monitor, self.min_delta)
+        part, _, metric = self.monitor.partition("_")
+        metrics = ("loss", *METRICS[trainer.model.loss.task])
+        if metric not in metrics:
+            raise ValueError(
+                f"{type(self).__name__} watches {self.monitor}, but the targets are {trainer.model.loss.task}; "
+                f"watch one of {listed(f'{part}_{name}' for name in metrics)}"
+            )
         if self.monitor.startswith("validation") and trainer.validation_batches is None:
             raise ValueError(
                 f"{type(self).__name__} watches {self.monitor}, but there are no validation samples; give some, "
@@ -43,8 +52,9 @@ class EarlyStopping(_Monitoring):
     stopped.
 
     Args:
-        monitor: what has to improve: ``"validation_loss"``, ``"validation_accuracy"``, ``"train_loss"`` or
-            ``"train_accuracy"``.
+        monitor: what has to improve: ``"validation_loss"``; ``"validation_accuracy"`` of classes or labels,
+            ``"validation_label_accuracy"`` of labels, ``"validation_r2"`` or ``"validation_mae"`` of numbers; or
+            the same of the training samples, such as ``"train_loss"``.
         patience: training stops after this many epochs in a row without a new best value.
         min_delta: a value is a new best one only if it is better by more than this.
         restore_best: leave the network as it was after the best epoch, however training ends; otherwise as it was

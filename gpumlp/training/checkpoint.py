@@ -11,6 +11,7 @@ from typing import Any
 
 from ..backends import Backend, HostArray
 from ..nn.hyperparameters import numbers
+from ..nn.metrics import METRICS
 from ..nn.model_file import (
     CHECKPOINT_FORMAT,
     Content,
@@ -39,13 +40,14 @@ class Checkpoint:
         model: the network's description, with which ``MLP.load`` needs nothing else of a checkpoint.
         steps: optimizer steps taken.
         config: of the run, resolved.
-        dataset: name, fingerprint and other facts of the data set.
+        dataset: name, task, fingerprint and other facts of the data set.
         random_state: of the generator of the batch order.
         part: the part of the run's history file that belongs to the checkpoint.
         execution: how the steps were run: ``device``, ``name``, ``reason`` and ``threads`` (see
             `gpumlp.backends.Execution`); empty in runs of earlier versions.
         best: with early stopping: the part of the history up to the best epoch, whose network the run keeps.
-        tensors: ``model.layers.0.weight``, ..., ``optimizer.velocity.layers.0.weight``, ..., on the host.
+        tensors: ``model.layers.0.weight``, ..., ``optimizer.velocity.layers.0.weight``, ..., on the host. With an
+            average of the parameters, it is the model, and ``optimizer.trained`` is what the steps change.
         path: that of the file.
     """
 
@@ -67,7 +69,7 @@ class Checkpoint:
         """The present state of a trainer, whose history is in the given part of a file. Waits for the device."""
         model, train = trainer.model, trainer.train_set
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for buffer, flat in trainer.optimizer_state.buffers.items():
+        for buffer, flat in trainer.state_buffers.items():
             named = model.parameters.to_host(flat, model.backend)
             tensors |= {f"optimizer.{buffer}.{name}": tensor for name, tensor in named.items()}
         return cls(
@@ -76,6 +78,7 @@ class Checkpoint:
             config=config,
             dataset={
                 "name": train.name,
+                "task": train.task,
                 "classes": train.classes,
                 "train_fingerprint": train.fingerprint(),
                 "label_entropy": train.label_entropy,
@@ -148,7 +151,7 @@ class Checkpoint:
         try:
             trainer.model.load_state_dict(content.tensors_of("model"))
             buffers = {}
-            for name in trainer.optimizer_state.buffers:
+            for name in trainer.state_buffers:
                 tensors = content.tensors_of(f"optimizer.{name}")
                 try:
                     flat = parameters.from_host(tensors, backend)
@@ -237,9 +240,10 @@ def _steps(optimizer: Mapping[str, Any]) -> int:
 
 
 def _data(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a data set, checked."""
-    entropy = facts.get("label_entropy")  # unknown in runs of earlier versions
-    texts = all(isinstance(facts.get(name), str) for name in ("name", "train_fingerprint"))
-    if not texts or not (entropy is None or numbers(0).accepts(entropy)):
-        raise ValueError(f"data: expected name, train_fingerprint and label_entropy, got {str(facts)[:100]}")
+    """The facts of a data set, checked. Runs of earlier versions have classes, perhaps of an unknown entropy."""
+    facts = {"task": "classes", **facts}
+    entropy = facts.get("label_entropy")
+    texts = all(isinstance(facts.get(name), str) for name in ("name", "train_fingerprint", "task"))
+    if not texts or facts["task"] not in METRICS or not (entropy is None or numbers(0).accepts(entropy)):
+        raise ValueError(f"data: expected name, train_fingerprint, task and label_entropy, got {str(facts)[:100]}")
     return facts

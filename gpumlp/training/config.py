@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,11 +14,28 @@ from ..data import DATA_SETS
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.hyperparameters import Range, numbers, whole_numbers
 from ..nn.initializers import INITIALIZERS, Initializer, Normal
-from ..nn.optimizers import SGD, Adam, Optimizer, Penalty
-from ..nn.schedules import Constant, ExponentialDecay, InverseTimeDecay, Milestones, Schedule, StepDecay
+from ..nn.losses import Loss, loss_for
+from ..nn.metrics import METRICS, Task
+from ..nn.optimizers import SGD, Adam, AdamW, Optimizer, Penalty, RMSprop
+from ..nn.schedules import (
+    Constant,
+    Cosine,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    OneCycle,
+    Schedule,
+    StepDecay,
+    Warmup,
+)
+from ..words import listed
+from .history import MONITORS
+from .trainer import held_out_samples
 
 T = TypeVar("T")
 
+OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
+SPANNING: dict[str, Callable[[int], Schedule]] = {"cosine": Cosine, "one_cycle": OneCycle}  # schedules over all planned steps
 SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
 
 
@@ -51,7 +69,8 @@ def option(
         allowed: the values; None is always allowed where it is the default.
         only_with: the choice that it belongs to, as in "schedule step or milestones"; with another choice it is an
             error.
-        usual: what `Config.resolved` fills in where the choice is made and no value is given.
+        usual: what `Config.resolved` fills in where the choice is made and no value is given; or a dictionary of
+            that for each choice.
         on_resume: may it be changed when a run is resumed?
         per_call: is it about a call of the command, and not about what is computed?
     """
@@ -68,6 +87,12 @@ def _one_of(*names: str) -> Range:
 
 def _each(allowed: Range, words: str) -> Range:
     return Range(lambda value: isinstance(value, tuple) and all(map(allowed.accepts, value)), words)
+
+
+def _one_or_each(allowed: Range, words: str) -> Range:
+    """One value, or several, one for each hidden layer."""
+    several = _each(allowed, words)
+    return Range(lambda value: allowed.accepts(value) or (several.accepts(value) and len(value) > 0), words)
 
 
 def _text(words: str) -> Range:
@@ -87,6 +112,15 @@ _DATASET = Range(
     lambda value: isinstance(value, str) and (value in DATA_SETS or value.lower().endswith(".npz")),
     f"{', '.join(DATA_SETS)}, or a path that ends in .npz",
 )
+_RATE = numbers(0, 1, open_high=True)
+_ACTIVATION = _one_of(*(name for name in ACTIVATIONS if name != Identity.name))
+_HELD_OUT = Range(
+    lambda value: (
+        whole_numbers(0).accepts(value)
+        or (isinstance(value, float) and numbers(0, 1, open_low=True, open_high=True).accepts(value))
+    ),
+    "a whole number of 0 or more, or a fraction such as 0.1",
+)
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
 )
@@ -101,12 +135,24 @@ class Config:
     dataset: str = option("auto", _DATASET)
     """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
     y_train, x_test, y_test, or qmnist, emnist-letters and so on, where --data-dir holds several of them."""
+    task: str | None = option(None, _one_of(*METRICS))
+    """What the targets of FILE.npz are: classes, labels (several of them a sample) or numbers (regression);
+    otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
     data_dir: str | None = option(None, _text("a folder"), on_resume=True)
     """Folder with the four files of MNIST or a relative; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     hidden: tuple[int, ...] = option((128,), _each(whole_numbers(1), "whole numbers of 1 or more, or none"))
-    """Units of each hidden layer; none at all is softmax regression."""
-    activation: str = option("relu", _one_of(*(name for name in ACTIVATIONS if name != Identity.name)))
-    """Activation of the hidden layers: relu, leaky_relu, tanh or sigmoid."""
+    """Units of each hidden layer; none at all is softmax, logistic or linear regression."""
+    activation: str | tuple[str, ...] = option(
+        "relu", _one_or_each(_ACTIVATION, f"{_ACTIVATION.words}, or several of them, one for each hidden layer")
+    )
+    """Activation of the hidden layers, or of each of them: relu, leaky_relu, elu, gelu, silu, softplus, tanh or
+    sigmoid."""
+    dropout: float | tuple[float, ...] = option(
+        0.0, _one_or_each(_RATE, f"{_RATE.words}, or several, one for each hidden layer")
+    )
+    """Probability of dropping a unit of a hidden layer in training, or that of each hidden layer."""
+    input_dropout: float = option(0.0, _RATE)
+    """Probability of dropping an input in training."""
     initializer: str = option("auto", _one_of(*INITIALIZERS))
     """Initial weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform,
     orthogonal or normal."""
@@ -114,20 +160,40 @@ class Config:
         None, numbers(0, open_low=True), only_with="initializer normal", usual=Normal.scale
     )
     """Standard deviation of the normal initializer (0.01)."""
-    optimizer: str = option("sgd", _one_of("sgd", "adam"))
-    """sgd or adam."""
+    optimizer: str = option("sgd", _one_of(*OPTIMIZERS))
+    """sgd, adam, adamw or rmsprop."""
     learning_rate: float | None = option(None, numbers(0, open_low=True))
-    """Initial learning rate (sgd 0.1, adam 0.001)."""
-    momentum: float | None = option(None, numbers(0, 1, open_high=True), only_with="optimizer sgd", usual=0.9)
-    """Momentum of sgd (0.9)."""
+    """Initial learning rate (sgd 0.1, the others 0.001)."""
+    momentum: float | None = option(
+        None, _RATE, only_with="optimizer sgd or rmsprop", usual={"sgd": 0.9, "rmsprop": RMSprop.momentum}
+    )
+    """Momentum (sgd 0.9, rmsprop 0)."""
     nesterov: bool = option(False, _FLAG, only_with="optimizer sgd")
     """Use Nesterov momentum."""
+    weight_decay: float | None = option(None, numbers(0), only_with="optimizer adamw", usual=AdamW.weight_decay)
+    """Decoupled decay of the weights with adamw (0.01)."""
     l2: float = option(0.0, numbers(0))
     """L2 penalty: l2 / 2 times the sum of the squared weights."""
     l1: float = option(0.0, numbers(0))
     """L1 penalty: l1 times the sum of the absolute weights."""
-    schedule: str = option("constant", _one_of("constant", "step", "exponential", "inverse_time", "milestones"))
-    """Learning rate by epoch: constant, step, exponential, inverse_time or milestones."""
+    clip_norm: float | None = option(None, numbers(0, open_low=True))
+    """Scale the gradient down to this norm where it is larger."""
+    max_norm: float | None = option(None, numbers(0, open_low=True))
+    """Scale the incoming weights of a hidden unit down to this norm where theirs is larger, after each step."""
+    label_smoothing: float = option(0.0, _RATE)
+    """Share of a target that is spread over all classes, or over both values of a label."""
+    class_weight: str | None = option(None, _one_of("balanced"))
+    """balanced: weights inversely proportional to the number of training samples of each class."""
+    schedule: str = option(
+        "constant", _one_of("constant", "step", "exponential", "inverse_time", "milestones", *SPANNING)
+    )
+    """Learning rate by epoch: constant, step, exponential, inverse_time or milestones; or by step, over the whole
+    run: cosine or one_cycle, whose largest rate is the learning rate."""
+    schedule_steps: int | None = option(None, whole_numbers(1), only_with="schedule cosine or one_cycle")
+    """Steps that the cosine and one_cycle schedules take (those of all epochs but the warm-up, as planned when the
+    run is started); later ones have the last learning rate."""
+    warmup: int = option(0, whole_numbers(0))
+    """Steps in which the learning rate rises to its initial value, before the schedule."""
     gamma: float | None = option(
         None, numbers(0, 1, open_low=True), only_with="schedule step or milestones", usual=0.5
     )
@@ -146,12 +212,19 @@ class Config:
     """Samples a step, or full (128, or 32 with fewer than 10,000 training samples)."""
     epochs: int | None = option(None, whole_numbers(1), on_resume=True)
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
-    validation: int | None = option(None, whole_numbers(0))
-    """Training samples held out for validation (5,000, or a tenth of a smaller set); 0 for none."""
+    validation: int | float | None = option(None, _HELD_OUT)
+    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, with equal
+    shares of each class; 0 for none."""
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
-    """Stop when the validation loss has not improved for this many epochs, and keep the best network; 0: never."""
+    """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
+    monitor: str = option("validation_loss", _one_of(*MONITORS), on_resume=True)
+    """What early stopping watches: validation_loss, validation_accuracy, validation_label_accuracy (of labels),
+    validation_r2, validation_mae (of numbers), or the same with train_."""
+    ema: float | None = option(None, _RATE)
+    """Decay of a moving average of the parameters, over the steps, such as 0.999: the average is the network that
+    is validated, tested and saved."""
     seed: int = option(0, whole_numbers(0))
-    """Seed of the initial weights, the held-out samples and the batch order."""
+    """Seed of the initial weights, the held-out samples, the batch order and dropout."""
     dtype: str = option("float32", _one_of("float32", "float64"))
     """Precision of the network: float32 or float64."""
     matmul_precision: str = option("highest", _one_of(*MATMUL_PRECISIONS))
@@ -171,7 +244,7 @@ class Config:
     min_accuracy: float | None = option(
         None, Range(numbers(0, 1).accepts, "a fraction from 0 to 1, such as 0.975"), on_resume=True, per_call=True
     )
-    """Exit with code 1 if the test accuracy, as a fraction, is below this."""
+    """Exit with code 1 if the test accuracy, as a fraction, is below this; not for numbers."""
     log: str | None = option(None, _one_of("tensorboard"), on_resume=True, per_call=True)
     """tensorboard: also write event files for TensorBoard into the run's folder (needs pip install
     '.[tensorboard]')."""
@@ -184,11 +257,20 @@ class Config:
     """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50, and an l2 of
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
-    def resolved(self, training_samples: int) -> Config:
+    def __post_init__(self) -> None:
+        for name in ("activation", "dropout"):  # one value may stand alone
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) == 1:
+                object.__setattr__(self, name, value[0])
+        if isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", self.schedule.replace("-", "_"))
+
+    def resolved(self, training_samples: int, task: Task = "classes") -> Config:
         """A copy with every default filled in that depends on the data or on another option.
 
         Args:
             training_samples: number of training samples, validation samples included.
+            task: what the targets are.
 
         Raises:
             ConfigError: naming everything that is wrong.
@@ -199,16 +281,62 @@ class Config:
             "batch_size": 32 if small else 128,
             "epochs": 50 if small else 20,
             "validation": min(5000, training_samples // 10),
-            "learning_rate": 0.1 if self.optimizer == "sgd" else 0.001,
+            "learning_rate": OPTIMIZERS[self.optimizer].learning_rate,
         }
         for field in dataclasses.fields(self):
-            if field.metadata["usual"] is not None and self._is_chosen(field.metadata["only_with"]):
-                defaults[field.name] = field.metadata["usual"]
+            usual, only_with = field.metadata["usual"], field.metadata["only_with"]
+            if usual is not None and self._is_chosen(only_with):
+                choice = getattr(self, only_with.partition(" ")[0])
+                defaults[field.name] = usual[choice] if isinstance(usual, dict) else usual
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
-        if config.early_stopping and not config.validation:
-            raise ConfigError("early_stopping: expected only with validation samples, got validation 0")
-        return config
+        config.check_task(task)
+        if config.schedule not in SPANNING or config.schedule_steps is not None:
+            return config
+        planned = config.planned_steps(training_samples)
+        if planned <= config.warmup:
+            raise ConfigError(
+                f"warmup: expected fewer than the {planned:,} steps of the run with schedule {config.schedule}, "
+                f"got {config.warmup:,}"
+            )
+        return dataclasses.replace(config, schedule_steps=planned - config.warmup)
+
+    def planned_steps(self, training_samples: int) -> int:
+        """Steps of all epochs; of a resolved configuration, with the number of training samples as for `resolved`.
+
+        Raises:
+            ConfigError: too many are held out for validation.
+        """
+        try:
+            samples = training_samples - held_out_samples(given(self.validation), training_samples)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        size = given(self.batch_size)
+        return given(self.epochs) * (math.ceil(samples / size) if isinstance(size, int) else 1)
+
+    def check_task(self, task: Task) -> None:
+        """Check a resolved configuration against what the targets are.
+
+        Raises:
+            ConfigError: naming everything that does not fit.
+        """
+        part, _, metric = self.monitor.partition("_")
+        problems = []
+        if self.early_stopping and part == "validation" and not self.validation:
+            problems.append("early_stopping: expected only with validation samples, got validation 0")
+        metrics = ("loss", *METRICS[task])
+        if metric not in metrics:
+            names = listed(f"{part}_{name}" for name in metrics)
+            problems.append(f"monitor: expected one of {names} for {task}, got {self.monitor}")
+        for name, tasks in (
+            ("class_weight", ("classes",)),
+            ("label_smoothing", ("classes", "labels")),
+            ("min_accuracy", ("classes", "labels")),
+        ):
+            if getattr(self, name) and task not in tasks:
+                problems.append(f"{name}: expected only with {' or '.join(tasks)}, but the targets are {task}")
+        if problems:
+            raise ConfigError("\n".join(problems))
 
     def check(self) -> None:
         """Raise a ConfigError that names every wrong value and its range; return if there is none."""
@@ -224,15 +352,35 @@ class Config:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
             problems.append("milestones: expected at least one epoch with schedule milestones, got none")
+        if self.resume is None and not self.early_stopping and self.monitor != Config.monitor:
+            problems.append("monitor: expected only with early_stopping, got early_stopping 0")
+        problems = problems or self._layer_problems()
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _layer_problems(self) -> list[str]:
+        """What does not fit the hidden layers."""
+        layers = len(self.hidden)
+        problems = [
+            f"{name}: expected one value, or one for each of {layers} hidden layers, got {len(value)}: {value}"
+            for name in ("activation", "dropout")
+            if isinstance(value := getattr(self, name), tuple) and len(value) != layers
+        ]
+        if not layers:
+            problems += [
+                f"{name}: expected only with hidden layers, got none"
+                for name in ("dropout", "max_norm")
+                if getattr(self, name)
+            ]
+        return problems
 
     def without_leftovers(self) -> Config:
         """A copy without what a preset set for a choice that another option has changed."""
         preset = PRESETS.get(str(self.preset), Config())
         leftovers = [name for name in self._out_of_place() if getattr(self, name) == getattr(preset, name)]
-        if self.optimizer != preset.optimizer and self.learning_rate == preset.learning_rate:
-            leftovers.append("learning_rate")
+        if self.optimizer != preset.optimizer:
+            by_optimizer = ("learning_rate", "momentum")
+            leftovers += [name for name in by_optimizer if getattr(self, name) == getattr(preset, name)]
         defaults = Config()
         return dataclasses.replace(self, **{name: getattr(defaults, name) for name in leftovers})
 
@@ -256,15 +404,33 @@ class Config:
     def make_initializer(self) -> str | Initializer:
         return Normal(given(self.initializer_scale)) if self.initializer == "normal" else self.initializer
 
+    def make_loss(self, task: Task, outputs: int) -> str | Loss:
+        """The loss for targets of a kind and a number of outputs."""
+        if not self.label_smoothing:
+            return "auto"
+        kind: Any = type(loss_for(task, outputs))
+        smoothed: Loss = kind(label_smoothing=self.label_smoothing)
+        return smoothed
+
     def make_optimizer(self) -> Optimizer:
-        if self.optimizer == "adam":
-            return Adam(given(self.learning_rate))
-        return SGD(given(self.learning_rate), momentum=given(self.momentum), nesterov=self.nesterov)
+        options = {
+            field.name: given(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if str(field.metadata["only_with"]).startswith("optimizer ")
+            and self._is_chosen(field.metadata["only_with"])
+        }
+        return OPTIMIZERS[self.optimizer](given(self.learning_rate), **options)
 
     def make_penalty(self) -> Penalty:
         return Penalty(l2=self.l2, l1=self.l1)
 
     def make_schedule(self) -> Schedule:
+        schedule = self._schedule_after_warmup()
+        if not self.warmup:
+            return schedule
+        return Warmup(self.warmup, then=None if isinstance(schedule, Constant) else schedule)
+
+    def _schedule_after_warmup(self) -> Schedule:
         if self.schedule == "step":
             return StepDecay(given(self.gamma), given(self.step_size))
         if self.schedule == "exponential":
@@ -273,6 +439,8 @@ class Config:
             return InverseTimeDecay(given(self.decay_rate))
         if self.schedule == "milestones":
             return Milestones(self.milestones, given(self.gamma))
+        if self.schedule in SPANNING:
+            return SPANNING[self.schedule](given(self.schedule_steps))
         return Constant()
 
     # -- Files --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_file, write_atomically
+from ..nn.metrics import METRICS
 from ..nn.model_file import BEST, CHECKPOINT, ModelFileError, read_content
 from ..strict_json import parse_object
 from .history import MONITORS, EpochRecord, History, LayerStatistics
@@ -209,8 +210,10 @@ def _epochs(path: Path, content: bytes) -> list[dict[str, Any]]:
 
 def _is_epoch(epoch: dict[str, Any], number: int) -> bool:
     optional = (epoch.get(name) for name in MONITORS)
+    main = (epoch.get(f"train_{metrics[0]}") for metrics in METRICS.values())
     return (
         epoch.get("epoch") == number
+        and any(map(is_number, main))
         and all(is_number(epoch.get(name)) for name in _NUMBERS)
         and all(value is None or is_number(value) for value in optional)
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import remove_leftovers, user_path, write_atomically
+from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.metrics import METRICS as METRICS_OF
-from ..nn.metrics import Task
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
 from .checkpoint import Checkpoint
 from .config import Config, ConfigError, with_present_names
@@ -46,7 +46,8 @@ REPORT = "report.html"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
 
-_METRIC_NUMBERS = ("test_accuracy", "test_loss", "network_epoch", "seconds", "samples_per_second")
+_TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
+_METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_second")
 
 
 def is_run(folder: Path) -> bool:
@@ -251,7 +252,8 @@ class Run:
                 raise CheckpointError(
                     f"{self.path / METRICS} is damaged: {name} is {str(value)[:100]!r}, expected a number"
                 )
-            if value is not None and not 0 <= value <= (1 if name == "test_accuracy" else math.inf):
+            low, high = -math.inf if name == "test_r2" else 0, 1 if name.endswith(("accuracy", "r2")) else math.inf
+            if value is not None and not low <= value <= high:
                 raise CheckpointError(
                     f"{self.path / METRICS} is damaged: {name} is {value:g}, which is impossible"
                 )
@@ -320,7 +322,7 @@ class RunFolder(Callback):
         self.config = config
         self.resumed = resumed
         self._history = HistoryFile(path / HISTORY)
-        self._so_far = BestSoFar("validation_loss")
+        self._so_far = BestSoFar(self.config.monitor)
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
         self._saved = -1  # epochs in the checkpoint
         self._lock: RunLock | None = None
@@ -393,10 +395,12 @@ class RunFolder(Callback):
             )
         if self.resumed is not None and self.resumed.epochs == trainer.epoch:
             lines, self._best = self.resumed.part.read(self.path / HISTORY), self.resumed.best
+            if self.resumed.config.monitor != self.config.monitor:
+                self._best = None
         else:
             lines, self._best = "".join(record.to_json() + "\n" for record in trainer.history).encode(), None
         self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
-        self._so_far = BestSoFar("validation_loss")
+        self._so_far = BestSoFar(self.config.monitor)
         if self.config.early_stopping and self._best is None:
             self._best = self._kept_before(trainer.history, lines)
         self._save_checkpoint(trainer)
@@ -475,7 +479,7 @@ class RunFolder(Callback):
 
     def _kept_before(self, history: History, lines: bytes) -> HistoryPart | None:
         """The part up to the best epoch, if its network was kept by an earlier version or before a pause."""
-        best = history.best("validation_loss")
+        best = history.best(self.config.monitor)
         with suppress(CheckpointError):
             part = Checkpoint.load(self.path / BEST / CHECKPOINT).part
             if best is not None and part == HistoryFile(Path(), lines[: part.length], best.epoch).part:

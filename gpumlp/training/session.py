@@ -16,17 +16,19 @@ import gpumlp
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
-from ..nn.metrics import Evaluation
-from ..nn.model_file import BEST
+from ..nn.layers import Dropout
+from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
+from ..nn.model_file import BEST, class_names
 from ..nn.network import MLP
+from ..nn.schedules import learning_rate_at
 from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
-from .history import Finding, History, starting_seconds, throughput
-from .progress import Progress, percent
+from .history import MONITORS, Finding, History, starting_seconds, throughput
+from .progress import Progress, metric
 from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
@@ -54,15 +56,19 @@ def train(config: Config) -> Outcome:
         return _resume(config, display)
     backend, device = _backend(config, config.execution)
     display.say(device)
-    training, test = _data(config, display)
-    config = dataclasses.replace(config.resolved(len(training)), dataset=_plain_name(config, training))
+    training, test = _data(config, config.task, display)
+    config = config.resolved(len(training), training.task)
+    config = dataclasses.replace(config, dataset=_plain_name(config, training))
     model = MLP(
-        [training.features, *config.hidden, training.classes],
+        [training.features, *config.hidden, training.outputs],
         config.activation,
         initializer=config.make_initializer(),
         seed=config.seed,
         device=backend,
         dtype=config.dtype,
+        loss=config.make_loss(training.task, training.outputs),
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
     )
     trainer = _trainer(model, training, config)
     _ = trainer.execution  # an ExecutionError before the folder is made
@@ -88,7 +94,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     run = open_run(path)
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
     model = run.checkpoint.result.make_model(device or config.device)
-    training, test, _ = load_dataset(config.dataset, config.data_dir)
+    training, test, _ = load_dataset(config.dataset, config.data_dir, task=run.checkpoint.dataset["task"])
     _check_data(run, training, test)
     return run, model, test
 
@@ -134,14 +140,51 @@ def _resume(config: Config, display: Progress) -> Outcome:
             )
         if given(config.epochs) < checkpoint.epochs:
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
-        training, test = _data(config, display)
+        training, test = _data(config, checkpoint.dataset["task"], display)
         _check_data(run, training, test)
+        config.check_task(training.task)
+        _check_span(config, saved, len(training))
+        if not config.early_stopping:
+            config = dataclasses.replace(config, monitor=Config.monitor)
         trainer = _trainer_as_before(config, checkpoint, training, display)
         checkpoint.restore(trainer)
         folder.resumed = checkpoint
         folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
         display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
+        for line in _after_span(config, trainer):
+            display.say(line)
         return _run(trainer, test, folder, display)
+
+
+def _check_span(config: Config, saved: Config, training_samples: int) -> None:
+    """Refuse to end a run within the schedule that spans its steps, if that was not planned before.
+
+    Raises:
+        ConfigError: there are fewer epochs than planned.
+    """
+    if config.schedule_steps is None or given(config.epochs) >= given(saved.epochs):
+        return
+    span = config.warmup + config.schedule_steps
+    if config.planned_steps(training_samples) < span:
+        epochs = math.ceil(span * given(config.epochs) / config.planned_steps(training_samples))
+        raise ConfigError(
+            f"epochs: expected {epochs:,} or more, over which the learning rate falls with schedule "
+            f"{config.schedule}, got {config.epochs:,}"
+        )
+
+
+def _after_span(config: Config, trainer: Trainer) -> list[str]:
+    """A line if the run is planned to go on after the end of the schedule that spans its steps."""
+    if config.schedule_steps is None:
+        return []
+    span, steps = config.warmup + config.schedule_steps, len(trainer.batches.slices)
+    if given(config.epochs) * steps <= span:
+        return []
+    rate = learning_rate_at(trainer.schedule, trainer.optimizer.learning_rate, given(config.epochs) - 1, span)
+    return [
+        f"schedule {config.schedule} ends after step {span:,}, in epoch {math.ceil(span / steps):,}: from then on "
+        f"the learning rate stays at its last value, {rate:.4g}{', and the weights as they are' * (rate == 0)}"
+    ]
 
 
 def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset, display: Progress) -> Trainer:
@@ -214,12 +257,14 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     )
     model, first = trainer.model, trainer.epoch
     display.say(
-        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {model.dtype.name}, "
-        f"{model.parameters.count:,} parameters"
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {_dropout(model)}"
+        f"{model.dtype.name}, {model.parameters.count:,} parameters"
     )
-    if model.class_names is not None:
-        display.say(f"classes: {listed(model.class_names)}")
-    if folder.config.early_stopping:
+    if model.loss.task == "numbers":
+        display.say(f"targets: {model.sizes[-1]:,} number{'s' * (model.sizes[-1] > 1)} a sample")
+    elif model.class_names is not None or model.loss.task == "labels":
+        display.say(f"{model.loss.task}: {listed(class_names(model))}")
+    if folder.config.early_stopping and folder.config.monitor == "validation_loss":
         trainer.history.keeps_best()
     try:
         try:
@@ -256,14 +301,14 @@ def run_callbacks(folder: RunFolder) -> list[Callback]:
     callbacks: list[Callback] = []
     patience = folder.config.early_stopping
     if patience:  # the run is resumed from its last epoch, and its folder keeps the best network beside it
-        callbacks.append(EarlyStopping(patience=patience, restore_best=False))
+        callbacks.append(EarlyStopping(folder.config.monitor, patience=patience, restore_best=False))
     if folder.config.log == "tensorboard":
         callbacks.append(tensorboard.TensorBoard(folder.path))
     return callbacks
 
 
 def _test(trainer: Trainer, network: Checkpoint, test: Dataset) -> Evaluation:
-    """Loss and accuracy of the resulting network on the test set; the trainer's network becomes it.
+    """Loss and metrics of the resulting network on the test set; the trainer's network becomes it.
 
     Waits for the device.
 
@@ -295,12 +340,14 @@ def _metrics(
         first: number of epochs that were finished when training began.
     """
     history, backend, execution = trainer.history, trainer.model.backend, execution_record(trainer)
+    task = trainer.model.loss.task
+    names, record = (*METRICS[task], "loss"), history.records[epoch - 1]
     return {
         "dataset": test.name,
+        "task": task,
         "test_fingerprint": test.fingerprint(),
-        "test_accuracy": result.accuracy,
-        "test_loss": result.loss,
-        "validation_accuracy": history.records[epoch - 1].validation_accuracy,
+        **{f"test_{name}": getattr(result, name) for name in names},
+        **{f"validation_{name}": getattr(record, f"validation_{name}") for name in names},
         "network_epoch": epoch,
         "epochs": len(history),
         "seconds": history.seconds,
@@ -348,24 +395,46 @@ def throughput_line(history: History, first: int) -> str:
 
 def describe_test(test: Dataset, result: Evaluation) -> str:
     """A test result in a line."""
-    return (
-        f"{test.name} test accuracy: {percent(result.accuracy)} "
-        f"({result.correct:,} of {result.samples:,}), loss {result.loss:.4f}"
+    main, *others = (name for name in result.metrics() if name != "loss")
+    text = f"{test.name} test {METRIC_WORDS[main]}: {metric(main, getattr(result, main))}"
+    if result.correct is not None:
+        whole = " with every label correct" if others else ""
+        text += f" ({result.correct:,} of {result.samples:,}{whole})"
+    return ", ".join(
+        [
+            text,
+            *(f"{METRIC_WORDS[name]} {metric(name, getattr(result, name))}" for name in others),
+            f"loss {result.loss:.4f}",
+        ]
     )
 
 
 def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
     """A line on the best epoch and on the epoch whose network was tested; none without early stopping."""
-    patience = folder.config.early_stopping
-    best = history.best("validation_loss") if patience else None
+    patience, monitor = folder.config.early_stopping, folder.config.monitor
+    best = history.best(monitor) if patience else None
     if best is None:
         return []
-    text = f"the validation loss was lowest after epoch {best.epoch} ({best.value:.4f})"
+    part, _, name = monitor.partition("_")
+    text = (
+        f"the {'training' if part == 'train' else part} {METRIC_WORDS[name]} was "
+        f"{'highest' if MONITORS[monitor] else 'lowest'} after epoch {best.epoch} ({metric(monitor, best.value)})"
+    )
     if best.since >= patience:
         text = "stopped early: " + text
     if epoch != best.epoch:  # early stopping began after it
         return [f"{text}; its network was not kept, and the results are those of the last one"]
     return [f"{text}; the network of that epoch is in {folder.path / BEST}, and the results are its own"]
+
+
+def _dropout(model: MLP) -> str:
+    """The rates of dropout, for the line about the network."""
+    rates = [
+        f"{layer.rate:g}" + " of the inputs" * (index == 0)
+        for index, layer in enumerate(model.layers)
+        if isinstance(layer, Dropout)
+    ]
+    return f"dropout {' and '.join(dict.fromkeys(rates))}, " if rates else ""
 
 
 # -- Parts of it ---------------------------------------------------------------------------------------------
@@ -382,8 +451,9 @@ def _backend(config: Config, execution: str) -> tuple[Backend, str]:
     return backend, f"device: {backend.name} ({backend.device_name}){reason}"
 
 
-def _data(config: Config, display: Progress) -> tuple[Dataset, Dataset]:
-    training, test, notice = load_dataset(config.dataset, config.data_dir)
+def _data(config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
+    """Training and test set, whose targets are of the given kind, or None."""
+    training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
     if notice:
         display.say(notice)
     return training, test
@@ -392,6 +462,7 @@ def _data(config: Config, display: Progress) -> tuple[Dataset, Dataset]:
 def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
+    balanced: Literal["balanced"] = "balanced"
     try:
         return Trainer(
             model,
@@ -401,6 +472,10 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             penalty=config.make_penalty(),
             batch_size=batch_size if isinstance(batch_size, int) else full,
             validation=config.validation,
+            class_weight=balanced if config.class_weight else None,
+            clip_norm=config.clip_norm,
+            max_norm=config.max_norm,
+            ema=config.ema,
             seed=config.seed,
             diagnostics=config.diagnostics == "on",
         )

@@ -644,24 +644,38 @@ def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, Ho
         ValueError: it is out of range.
         TypeError: it is neither a number nor a data set.
     """
-    samples, rng = len(train), np.random.default_rng([seed, SPLIT_STREAM])
+    rng = np.random.default_rng([seed, SPLIT_STREAM])
     if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
         raise TypeError(
             "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of "
             f"training samples to hold out, got {shown(validation)}"
         )
+    samples, held_out = len(train), held_out_samples(validation, len(train))
+    if 0 < validation < 1 and train.task == "classes":
+        return stratified_split(train.targets, held_out, rng)
+    order = rng.permutation(samples)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def held_out_samples(validation: Any, samples: int) -> int:
+    """How many of the training samples are held out.
+
+    Args:
+        validation: their number, or their fraction.
+        samples: number of training samples.
+
+    Raises:
+        ValueError: it is out of range.
+    """
     fraction = 0 < validation < 1
-    held_out = round(validation * samples) if fraction else whole("validation", validation, 0)
+    held_out: int = round(validation * samples) if fraction else whole("validation", validation, 0)
     if not int(fraction) <= held_out < samples:
         words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
         raise ValueError(
             f"validation is expected to leave some of the {samples:,} training samples on each side: a number "
             f"from 0 to {samples - 1:,}, or a fraction; got {words}"
         )
-    if fraction and train.task == "classes":
-        return stratified_split(train.targets, held_out, rng)
-    order = rng.permutation(samples)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    return held_out
 
 
 def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping[Any, float]) -> HostArray:
