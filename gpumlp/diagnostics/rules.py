@@ -51,6 +51,7 @@ EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 # Parts of the loss of guessing: no fit; no fit if a cause is known; hardly better than guessing. In between, a
 # loss that stays where it is may be all that the data allows.
 HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
+AS_BAD = 0.95  # with dropout, where the validation loss has to do
 STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
 FEW_UNITS = 16  # however many classes there are
@@ -65,7 +66,7 @@ RARE = 0.5  # of the mean size of a class
 LISTED = 5  # classes
 
 # Averages.
-LAGGING = 0.1  # weight of the initial parameters in a moving average
+LAGGING = 0.3  # weight of the initial parameters in a moving average
 
 CLASS_FINDINGS = NOT_PREDICTED, GUESSING = "classes not predicted", "no better than guessing"
 
@@ -321,21 +322,21 @@ def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str |
 def _how_high(records: Sequence[EpochRecord], setting: Setting) -> float | None:
     """The loss on the training samples, as a part of that of guessing; None if unknown.
 
-    Dropout raises the loss in training. Without it, the loss of the same samples is at most about that in validation.
+    Dropout raises the loss in training. Without it, the same samples have a loss that is hardly above the lowest in
+    validation, but may be far below, so that this says something only where it is as high as that of guessing.
     """
-    last = records[-1]
+    loss, best = records[-1].train_loss, _best(records)
     if not setting.dropout:
-        return setting.above_floor(last.train_loss)
-    if last.validation_loss is None:
-        return None
-    return setting.above_floor(min(last.train_loss, last.validation_loss))
+        return setting.above_floor(loss)
+    high = 0.0 if best is None else setting.above_floor(min(loss, best.value))
+    return high if high > AS_BAD else None
 
 
 def _why_high(records: Sequence[EpochRecord], setting: Setting, part: float) -> str | None:
     """Why a loss above half of that of guessing is high, where nothing in the setting explains it."""
     rate, falling, layers = _rate(records), _falling(records, setting), len(setting.hidden)
     units, moved = _more_units(setting), _largest_move(records[-MOST_EPOCHS_BETWEEN:]) or 0.0
-    if moved > RESTLESS:
+    if moved > RESTLESS and not setting.dropout:  # whose noise moves them, too
         return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
     if falling > STILL_FALLING:
         more = f", or use {units}" if _narrow(setting) else ""
@@ -650,4 +651,4 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if value == round(value, 1) and value < 1000 else f"{value:g}"
+    return f"{value:.1f}" if value == round(value, 1) and value < 1000 else f"{value:.4g}"
