@@ -18,7 +18,7 @@ from .files import user_path, utf8, write_atomically
 from .nn.metrics import METRIC_WORDS, METRICS
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
-from .training.history import MONITORS, EpochRecord, best_epoch
+from .training.history import MONITORS, EpochRecord, monitor_words
 from .training.history_file import is_number
 from .training.progress import epoch_line, header_line, metric, number
 from .training.run import Run, find_runs, has_parts
@@ -26,7 +26,9 @@ from .training.run import Run, find_runs, has_parts
 PROGRAM = "gpumlp-history"
 
 # The metrics of a summary that a table has no room for; it can be sorted by them nevertheless.
-_NOT_SHOWN = tuple(f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss")
+_NOT_SHOWN = tuple(
+    f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss"
+)
 # Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
 _NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
@@ -39,8 +41,8 @@ class Options:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of runs, or a folder that holds some."""
     sort: str | None = None
-    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss and the like,
-    or an option of gpumlp-train. Runs without a value come last."""
+    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss or the
+    like, or an option of gpumlp-train. Runs without a value come last."""
     reverse: bool = False
     """Sort in descending order."""
     csv: str | None = None
@@ -125,11 +127,10 @@ def epochs_of(run: Run) -> list[str]:
     lines = [header_line(run.task), *(epoch_line(record, planned) for record in run.records())]
     summary = run.summary()
     if summary["best_epoch"] is not None:
-        name = run.monitor.partition("_")[2]
-        part = "validation" if run.monitor.startswith("validation") else "training"
-        value = metric(run.monitor, best_epoch([epoch.get(run.monitor) for epoch in run.epochs], run.monitor).value)
+        value = run.epochs[summary["best_epoch"] - 1][run.monitor]
         which = "highest" if MONITORS[run.monitor] else "lowest"
-        lines.append(f"{which} {part} {METRIC_WORDS[name]}: {value}, after epoch {summary['best_epoch']}")
+        words = f"{which} {monitor_words(run.monitor)}: {metric(run.monitor, value)}"
+        lines.append(f"{words}, after epoch {summary['best_epoch']}")
     if run.diverged is not None:
         lines.append(f"diverged: {run.diverged.message}")
     elif run.is_best:

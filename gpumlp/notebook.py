@@ -9,8 +9,8 @@ from html import escape
 from typing import Any
 
 from .html import curves, progress_bar, table
-from .training.history import History
 from .nn.metrics import METRIC_WORDS, METRICS, Task
+from .training.history import History
 from .training.progress import columns, epoch_cells, metric, number
 from .training.trainer import Trainer
 
@@ -20,7 +20,7 @@ _SHARE = 20  # and this many times as long as a change takes, which grows with t
 
 
 def history_html(history: History) -> str:
-    """The loss and the main metric as curves, the last and the best epoch, and all epochs in a table that can be unfolded."""
+    """Loss and main metric as curves, the last and the best epoch, and all epochs in a table to unfold."""
     if not history.records:
         return "<p>History: no epochs</p>"
     state = ", interrupted" if history.interrupted else ""

@@ -21,9 +21,9 @@ def data(task: str, samples: int = 300) -> tuple[Dataset, Dataset]:
     sums = np.stack([np.sin(x[:, 0]) + x[:, 1], x[:, 2] * x[:, 3], x[:, 4]], axis=1) + noise
     targets = {"numbers": sums[:, :2], "labels": (sums > 0).astype(int), "classes": (sums[:, 0] > 0).astype(int)}
     names = ["<cat>", "dog", "cow"] if task == "labels" else None
-    return tuple(
-        Dataset(x[rows], targets[task][rows], class_names=names, name=task) for rows in (slice(200), slice(200, None))
-    )
+    options = {"class_names": names, "name": task}
+    train, test = (Dataset(x[rows], targets[task][rows], **options) for rows in (slice(200), slice(200, None)))
+    return train, test
 
 
 def trained(task: str, *, name: str | None = None, outputs: int | None = None, **options: object) -> Run:

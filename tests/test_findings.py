@@ -418,8 +418,8 @@ def test_an_average_that_still_consists_of_the_initial_parameters_is_found() -> 
     assert history["validation_loss"][-1] > 3 * history["train_loss"][-1]
     found = [finding for finding in history.findings() if finding.name == "lagging average"]
     assert [finding.message for finding in found] == [
-        "after 210 steps, 81 % of the moving average, which is the network, are still the initial parameters: lower "
-        "ema (now 0.999) or train for more epochs"
+        "after 210 steps, 81 % of the moving average, which is the network, are still the initial parameters: "
+        "lower ema (now 0.999) or train for more epochs"
     ]
     assert history.trend() == "converging"
 

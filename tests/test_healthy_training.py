@@ -121,7 +121,9 @@ NEW = {
 
 @pytest.mark.parametrize("validation", [None, 0.1])
 @pytest.mark.parametrize("option", NEW)
-@pytest.mark.parametrize("data", [DIGITS, noisy(), rare(), regression()], ids=["digits", "noisy", "rare", "numbers"])
+@pytest.mark.parametrize(
+    "data", [DIGITS, noisy(), rare(), regression()], ids=["digits", "noisy", "rare", "numbers"]
+)
 def test_good_training_with_each_option_gives_no_finding(
     data: Dataset, option: str, validation: float | None
 ) -> None:

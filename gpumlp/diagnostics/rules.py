@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from ..nn.activations import ACTIVATIONS
 from ..training.divergence import LARGE_INPUT
 from ..training.history import (
     Best,
@@ -21,7 +22,6 @@ from ..training.history import (
     Setting,
     best_epoch,
 )
-from ..nn.activations import ACTIVATIONS
 from ..words import in_line
 from .statistics import MOST_EPOCHS_BETWEEN
 
@@ -180,8 +180,8 @@ def _saturated(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
     return [
         Finding(
             "saturated units",
-            f"{_layers(shares)} of the outputs are saturated ({_saturating(setting)} has there less than 2 % of its "
-            f"slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
+            f"{_layers(shares)} of the outputs are saturated ({_saturating(setting)} has there less than 2 % of "
+            f"its slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
             f"{_too_large(records, setting)}",
             number,
         )
@@ -322,7 +322,7 @@ def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str |
 def _how_high(records: Sequence[EpochRecord], setting: Setting) -> float | None:
     """The loss on the training samples, as a part of that of guessing; None if unknown.
 
-    Dropout raises the loss in training. Without it, the same samples have a loss that is hardly above the lowest in
+    Dropout raises the loss in training. Without it, that of the same samples is hardly above the lowest in
     validation, but may be far below, so that this says something only where it is as high as that of guessing.
     """
     loss, best = records[-1].train_loss, _best(records)
@@ -440,10 +440,11 @@ def _overfits(records: Sequence[EpochRecord], setting: Setting) -> bool:
     if best is None or latest is None:
         return False
     rise = latest.value - best.value
-    rose = latest.value - setting.floor > OVERFIT_RISE * (best.value - setting.floor) and rise > RISE_LEAST * setting.ignorance
+    high = latest.value - setting.floor > OVERFIT_RISE * (best.value - setting.floor)
+    rose = high and rise > RISE_LEAST * setting.ignorance
     falls = last.train_loss < records[best.epoch - 1].train_loss
     accuracy = max(record.validation_accuracy or 0.0 for record in records[-LASTING:])
-    return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP
+    return (rose and falls) or (last.train_accuracy or 0.0) - accuracy > OVERFIT_GAP
 
 
 def _kept(records: Sequence[EpochRecord], setting: Setting) -> Sequence[EpochRecord]:
@@ -475,8 +476,8 @@ def _initial_share(records: Sequence[EpochRecord], setting: Setting) -> float:
 def _lagging(epochs: int, setting: Setting, share: float) -> Finding:
     return Finding(
         "lagging average",
-        f"after {setting.steps * epochs:,} steps, {_percent(share)} of the moving average, which is the network, are "
-        f"still the initial parameters: lower ema (now {setting.ema:g}) or train for more epochs",
+        f"after {setting.steps * epochs:,} steps, {_percent(share)} of the moving average, which is the network, "
+        f"are still the initial parameters: lower ema (now {setting.ema:g}) or train for more epochs",
     )
 
 
@@ -519,7 +520,9 @@ def _classes(counts: ClassCounts, setting: Setting, *, explained: bool) -> list[
             "judge the network by the recall of each class (report), and collect more samples of the rare "
             "classes, repeat those that there are"
         )
-        advice += " or give them larger weights" if setting.class_weight else ", or weight them (class_weight balanced)"
+        advice += (
+            " or give them larger weights" if setting.class_weight else ", or weight them (class_weight balanced)"
+        )
     else:
         of_these = " of these classes" if missed else ""
         advice = f"check the labels and inputs{of_these}, then try more epochs or more hidden units"

@@ -192,8 +192,10 @@ def scatter(
     across, up = ([point[axis] for point in points] for axis in (0, 1))
     if diagonal:
         across = up = across + up
+    else:
+        up = [*up, 0.0]
     left, right, x_values = _scale(min(across), max(across), "", False)
-    low, high, y_values = _scale(min([*up, *[0.0] * (not diagonal)]), max([*up, *[0.0] * (not diagonal)]), "", False)
+    low, high, y_values = _scale(min(up), max(up), "", False)
 
     def x(value: float) -> float:
         return round(LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT), 1)

@@ -23,6 +23,7 @@ from ..nn.metrics import METRIC_WORDS, METRICS, Task
 from ..nn.network import MLP
 from ..nn.samples import check_data
 from ..training.config import ConfigError
+from ..training.history import monitor_words
 from ..training.progress import percent
 from ..training.run import REPORT
 from ..words import as_product
@@ -205,6 +206,7 @@ def _environment() -> Environment:
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
     environment.filters["loss"] = _loss
     environment.filters["metric"] = _metric
+    environment.filters["monitor"] = monitor_words
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
 
@@ -260,7 +262,9 @@ class Shown:
     def results(self) -> list[tuple[str, str]]:
         """What is at the top of the page."""
         result, wrong = self.measures.result, self.measures.wrong
-        rows = [(f"Test {METRIC_WORDS[name]}", _metric(getattr(result, name), name)) for name in METRICS[self.task]]
+        rows = [
+            (f"Test {METRIC_WORDS[name]}", _metric(getattr(result, name), name)) for name in METRICS[self.task]
+        ]
         if wrong is not None:
             rows.append(("Mistakes", f"{wrong:,} of {result.samples:,}"))
         return [
@@ -340,21 +344,22 @@ def scatters(measures: Measures, fewer: int = 1) -> list[Scatter]:
     for output in range(shown):
         truth, found = measures.truth[::step, output], measures.predictions[::step, output]
         which = f", output {output}" if outputs > 1 else ""
-        error, deviation = found - truth, float(np.std(found - truth))
+        error = found - truth
+        spread = f"mean {error.mean():.3g}, standard deviation {error.std():.3g}"
         plots += [
             scatter(
                 f"Predicted and true values{which}",
                 ("true value", "predicted value"),
                 list(zip(truth.tolist(), found.tolist(), strict=True)),
                 diagonal=True,
-                summary=f"Predictions by true values{which}: {len(truth):,} samples; on the dashed line both agree.",
+                summary=f"Predictions by true values{which}, of {len(truth):,} samples; on the line both agree.",
             ),
             scatter(
                 f"Residuals{which}",
                 ("predicted value", "predicted - true value"),
                 list(zip(found.tolist(), error.tolist(), strict=True)),
                 diagonal=False,
-                summary=f"Residuals by predictions{which}: mean {error.mean():.3g}, standard deviation {deviation:.3g}.",
+                summary=f"Residuals by predictions{which}: {spread}.",
             ),
         ]
     return plots

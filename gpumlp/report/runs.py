@@ -243,8 +243,9 @@ class Measures:
         result: loss and metrics.
         truth: ``(samples,)`` class numbers, ``(samples, labels)`` bool, or ``(samples, outputs)`` float64.
         predictions: of the same shape and dtype.
-        mistakes: the worst predictions, worst first: the wrong classes of the highest probability, the samples with
-            the most wrong labels, or the numbers with the largest error in standard deviations of their output.
+        mistakes: the worst predictions, worst first: the wrong classes of the highest probability, the samples
+            with the most wrong labels, or the numbers with the largest errors, in standard deviations of their
+            output.
         activity: of each hidden layer.
         classes: number of classes or labels; 0 for numbers.
     """
@@ -285,7 +286,9 @@ class Measures:
 
 def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
     """Test a network; waits for its device."""
-    targets = training_targets(model, test, model.class_names)
+    targets: HostArray = training_targets(model, test, model.class_names)
+    truth: HostArray
+    predictions: HostArray
     task: Task = "classes" if test.task == "classes" else model.loss.task
     if task == "numbers":
         predictions = to_host(model.predict(test.images)).astype(np.float64)
@@ -298,7 +301,8 @@ def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
             worst = _most_wrong(truth, probabilities)[:mistakes]
         else:
             if model.sizes[-1] == 1:  # two classes
-                targets, probabilities = targets[:, 0].astype(np.int64), np.hstack([1 - probabilities, probabilities])
+                targets = targets[:, 0].astype(np.int64)
+                probabilities = np.hstack([1 - probabilities, probabilities])
             truth, predictions = targets, probabilities.argmax(axis=1)
             worst = _most_confident(truth, predictions, probabilities)[:mistakes]
         classes = probabilities.shape[1]

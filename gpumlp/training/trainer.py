@@ -375,7 +375,8 @@ class Trainer:
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
-        backend, batches, before = self.model.backend, self.validation_batches, self._snapshot[self._trained_buffer]
+        backend, batches = self.model.backend, self.validation_batches
+        before = self._snapshot[0 if self.trained is self.model else -1]  # that of `trained`, see `_buffers`
         measured: list[tuple[Callback, Array]] = []
 
         def measure(seen: Workspace | None) -> None:
@@ -443,11 +444,6 @@ class Trainer:
         self._orders.state = random_state
         self.history = history
         self.history.setting = self._setting
-
-    @property
-    def _trained_buffer(self) -> int:
-        """The place of the parameters that the steps change among `_buffers`."""
-        return 0 if self.trained is self.model else -1
 
     def _buffers(self) -> list[Any]:
         return [self.model.parameters.data, *self.state_buffers.values()]
