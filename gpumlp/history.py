@@ -25,10 +25,8 @@ from .training.run import Run, find_runs, has_parts
 
 PROGRAM = "gpumlp-history"
 
-# The metrics of a summary that a table has no room for; it can be sorted by them nevertheless.
-_NOT_SHOWN = tuple(
-    f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss"
-)
+# Columns of a summary that a table has no room for; it can be sorted by them nevertheless.
+_NOT_SHOWN = ("test_loss", *(f"train_{name}" for name in METRIC_WORDS if name != "loss"))
 # Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
 _NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
@@ -150,7 +148,9 @@ def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     options = differences(runs)
     by = None if sorted_by is None else sorted_by.replace("-", "_")
     every = dict.fromkeys(name for run in runs for name in run.summary())
-    shown = [name for name in every if name not in (*_NOT_SHOWN, "test_loss") or name == by]
+    watched = [f"best_{run.monitor}" for run in runs]
+    hidden = {*_NOT_SHOWN, *(name for name in every if name.startswith("best_validation") and name not in watched)}
+    shown = [name for name in every if name not in hidden or name == by]
     names = [*shown, *options]
     if by is not None and by not in names:
         names.append(by)

@@ -18,13 +18,12 @@ from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
 from ..files import user_path, utf8, write_atomically
-from ..nn.layers import Dropout
 from ..nn.metrics import METRIC_WORDS, METRICS, Task
 from ..nn.network import MLP
 from ..nn.samples import check_data
 from ..training.config import ConfigError
 from ..training.history import monitor_words
-from ..training.progress import percent
+from ..training.progress import drawn, dropout_words, percent
 from ..training.run import REPORT
 from ..words import as_product
 from .charts import MOST, Chart, Line, Scatter, chart, scatter
@@ -249,14 +248,9 @@ class Shown:
 
     @property
     def about(self) -> str:
-        """Activations and dropout, in words."""
-        rates = [
-            f"{layer.rate:g}{' of the inputs' if number == 0 else ''}"
-            for number, layer in enumerate(self.run.model.layers)
-            if isinstance(layer, Dropout)
-        ]
+        """Activations, dropout and dtype, in words."""
         words = self.run.model.activation_names.replace("_", " ")
-        return f"{words}, dropout {', '.join(rates)}" if rates else words
+        return f"{words}, {dropout_words(self.run.model)}{self.run.model.dtype.name}"
 
     @property
     def results(self) -> list[tuple[str, str]]:
@@ -431,7 +425,7 @@ def curves(runs: Sequence[Run]) -> dict[str, Any]:
         result = []
         for colour, run in enumerate(runs):
             for dash, (part, words) in enumerate((("train", "training"), ("validation", "validation"))):
-                values = [epoch.get(f"{part}_{what}") for epoch in run.epochs]
+                values = drawn(what, [epoch.get(f"{part}_{what}") for epoch in run.epochs])
                 # One run: a colour for each line. Several: a colour for each run.
                 shade = colour if several else dash
                 mark = run.network_epoch if run.keeps_best and run.monitor.startswith(part) else None
@@ -445,7 +439,10 @@ def curves(runs: Sequence[Run]) -> dict[str, Any]:
     charts = [loss]
     for name in main:
         words, unit = METRIC_WORDS[name], "%" if name.endswith("accuracy") else ""
-        charts.append(chart(words[0].upper() + words[1:], lines(name), unit=unit))
+        title = f"{words[0].upper()}{words[1:]}"
+        if any(value is not None and math.isnan(value) for line in lines(name) for value in line.values):
+            title += ", from -1 on"
+        charts.append(chart(title, lines(name), unit=unit))
     return {
         "charts": [item for item in charts if item is not None],
         "unvalidated": [run.name for run in runs if run.config.validation == 0],
