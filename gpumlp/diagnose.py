@@ -55,8 +55,9 @@ def diagnosis(run: Run) -> list[str]:
     epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
     if not run.finished:
         epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
-    few = done < 2 or checkpoint.dataset["task"] == "classes"
-    unknown = "too few to tell how it goes" if few else "of which only the units are judged, as there are no classes"
+    unknown = "too few to tell how it goes"
+    if done > 1 and checkpoint.dataset["task"] != "classes":
+        unknown = "of which only the units are judged, as there are no classes"
     lines = [f"{run.path}: {epochs}, {found.trend or unknown}"]
     lines += [f"  {finding.name}: {finding.message}" for finding in found.findings]
     if not found.findings and done > 1:

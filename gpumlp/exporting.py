@@ -25,8 +25,8 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
             default these are as in MNIST or in the built-in digits.
 
     Raises:
-        ModelFileError: the network does not take images, or, without `data`, images with an unknown scale; or its
-            activation is not one of gpumlp's.
+        ModelFileError: the network does not take images, or, without `data`, images with an unknown scale; or an
+            activation or a layer is not one of gpumlp's.
         MissingExtraError: jinja2 is not installed.
     """
     from .report import drawing_page  # not above: most exports need none of it

@@ -25,7 +25,7 @@ from .nn import MLP
 from .nn.metrics import Task
 from .nn.model_file import class_names
 from .pictures import CHOICES, DONE
-from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
+from .predicting import STANDARD_INPUT, Prediction, expand, is_binary, predict_files, short_names
 from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
 from .training.progress import percent
@@ -163,6 +163,13 @@ class Classes(Labels):
 FORMS: dict[Task, type[Numbers]] = {"classes": Classes, "labels": Labels, "numbers": Numbers}
 
 
+def _form(model: MLP) -> Numbers:
+    """The form of a network's outputs."""
+    if is_binary(model):
+        return Classes([0, 1] if model.class_names is None else class_names(model))
+    return FORMS[model.loss.task](class_names(model))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, predict, and return the exit code: 1 if a file could not be predicted, even if others were."""
 
@@ -176,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pixels = None if options.pixels is None else options.pixels == "true"
         with silent_libraries():
             results = predict_files(model, files, options.preparation, options.array, pixels)
-        outputs = FORMS[model.loss.task](class_names(model))
+        outputs = _form(model)
         predicted = [result for result in results if result.values is not None]
         if options.out is not None and predicted:
             write_atomically(user_path(options.out), _content(options.out, predicted, outputs))
@@ -184,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_data(json.dumps(list(_records(results, outputs)), indent=1, ensure_ascii=False) + "\n")
         elif predicted:
             console(highlight=False).print(_table(predicted, outputs))
+            for result in predicted:
+                if (left := len(list(_samples(result))) - _SHOWN) > 0:
+                    print(f"{cell(result.file)}: {left:,} more; --out FILE.csv writes all")
             for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
                 print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
             if options.out is not None:
@@ -233,10 +243,6 @@ def _table(results: Sequence[Prediction], outputs: Numbers) -> Table:
         for index, row in samples[:_SHOWN]:
             file = name if index is None else f"{name}[{index}]"
             table.add_row(*(Text(cell(text)) for text in (file, *outputs.cells(row))))
-        if len(samples) > _SHOWN:
-            more = f"{len(samples) - _SHOWN:,} more; --out FILE.csv writes all"
-            gap = ["...", *[""] * (len(outputs.columns) - 2)] if len(outputs.columns) > 1 else []
-            table.add_row(Text(cell(name)), *gap, more)
     return table
 
 

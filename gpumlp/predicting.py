@@ -32,7 +32,7 @@ class Prediction:
     Attributes:
         file: its name, as given.
         values: ``(samples, outputs)``, the probability of each class or label, or the predicted numbers; None if
-            there is an error.
+            there is an error. Of one output for two classes, both probabilities.
         batch: whether the file holds an array of samples, not one picture.
         error: what is wrong with the file, or None.
         preparation: of a picture: ``"mnist"``, ``"digits"``, ``"resize"``, or ``"none"`` if it was used as it is.
@@ -91,6 +91,12 @@ def predict_files(
     return [results[index] for index in range(len(files))]
 
 
+def is_binary(model: MLP) -> bool:
+    """Does a network's one output stand for the second of two classes?"""
+    names = model.class_names
+    return model.loss.task == "labels" and model.sizes[-1] == 1 and (names is None or len(names) == 2)
+
+
 def expand(files: Sequence[str]) -> list[str]:
     """Files, with folders replaced by the pictures in them and patterns by the files that match, in order.
 
@@ -147,7 +153,7 @@ def _values(
         raise DataError(
             f"{prefix}the network's outputs are not finite: its training diverged, or the values are too large"
         )
-    return values
+    return np.hstack([1 - values, values]) if is_binary(model) else values
 
 
 def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:

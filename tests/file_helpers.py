@@ -68,12 +68,31 @@ def set_history(folder: Path, lines: list[dict]) -> None:
     change_file(folder / "checkpoint.safetensors", change_group("history", **part))
 
 
+# Options that gpumlp 0.2 lacks.
+NEW_OPTIONS = (
+    *(
+        "task",
+        "dropout",
+        "input_dropout",
+        "weight_decay",
+        "clip_norm",
+        "max_norm",
+        "label_smoothing",
+        "class_weight",
+    ),
+    *("schedule_steps", "warmup", "monitor", "ema"),
+)
+
+
 def as_version_0_2(folder: Path) -> None:
     """Give the checkpoints of a run the format of gpumlp 0.2, whose header holds the history."""
     lines = (folder / "history.jsonl").read_text().splitlines()
 
     def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
         groups = {name: json.loads(text) for name, text in metadata.items() if name not in ("format", "checksum")}
+        for name in NEW_OPTIONS:
+            del groups["config"][name]
+        del groups["data"]["task"], groups["model"]["layers"]
         state = {
             "sizes": groups["model"]["sizes"],
             "dataset": groups["data"],

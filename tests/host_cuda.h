@@ -186,6 +186,10 @@ static inline void* shared_memory() { return current->block->shared.data(); }
 extern "C" void set_order(unsigned order) { host::order = order; }
 
 static inline void __syncthreads() { host::meet(host::current->block->barrier, host::current->block->threads); }
+static inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
+{
+    return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
 static inline void __threadfence() {}
 static inline void __nanosleep(unsigned) { host::pause(); }
 template <typename T> static inline T __ldcg(const T* address) { return *address; }

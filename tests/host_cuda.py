@@ -14,7 +14,7 @@ import gpumlp.backends
 from gpumlp.backends.cuda.cublaslt import Products
 from tests.host_cublaslt import host_bindings
 from tests.host_kernels import HostModule
-from tests.strict_device import StrictArray, StrictNamespace
+from tests.strict_device import ALLOWED_KEYWORDS, StrictArray, StrictNamespace
 
 NO_LAUNCH = {"empty", "empty_like", "dtype"}  # CuPy functions without a launch
 REDUCTIONS = {"sum", "mean", "max", "min", "all", "any", "argmax", "argmin", "count_nonzero"}
@@ -29,6 +29,7 @@ class HostCupy(StrictNamespace):
         self.launches: list[str] = []
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
+        self.pinned_allocator: Any = None
         self.products: list[int] = []  # the compute type of each matrix product
         self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
@@ -44,6 +45,8 @@ class HostCupy(StrictNamespace):
             get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
+            MemoryPool=HostPool,
+            set_pinned_memory_allocator=lambda allocator: setattr(self, "pinned_allocator", allocator),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -62,9 +65,18 @@ class HostCupy(StrictNamespace):
             data = np.asarray(array._data, dtype=dtype, order=order)
             return array if data is array._data else StrictArray(data, self)
         if self.capture is not None:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy from the host")
+            self.pinned_allocator(np.asarray(array).nbytes)
+            raise AssertionError("a copy from the host in a capture")
         self.ledger.host_writes += 1
         return StrictArray(np.array(array, dtype=dtype, order=order), self)
+
+    def get_default_pinned_memory_pool(self) -> Any:
+        return HostPool()
+
+    def read(self, array: StrictArray) -> Any:
+        if self.capture is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy to the host")
+        return super().read(array)
 
     def asnumpy(self, array: StrictArray) -> np.ndarray:
         if self.capture is not None:
@@ -89,16 +101,45 @@ class HostCupy(StrictNamespace):
 
     def __getattr__(self, name: str) -> Any:
         function = super().__getattr__(name)
+        if self.capture is not None and name in ("empty", "empty_like"):
+            return super().__getattr__(name.replace("empty", "zeros"))  # values that are in range as indices, too
         if not callable(function) or isinstance(function, type) or name in NO_LAUNCH:
             return function
         if self.capture is not None:
-            assert name in ("zeros", "empty"), (
-                f"{name} in a capture: of CuPy's functions, the fake knows few there"
-            )
-            return function
+            return lambda *arguments, **keywords: self._captured(name, arguments, keywords)
         if name in REDUCTIONS:
             return lambda *arguments, **keywords: self._reduced(name, function, arguments, keywords)
         return lambda *arguments, **keywords: self.launched(name, lambda: function(*arguments, **keywords))
+
+    def _captured(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """A function in a capture: recorded with its arrays; at once only for the shape of a new result."""
+        function = getattr(np, name)
+        host, options = self.unwrap(arguments), {key: self.unwrap(value) for key, value in keywords.items()}
+        super().__getattr__(name)  # checked as outside a capture
+        unknown = set(keywords) - ALLOWED_KEYWORDS
+        if unknown:
+            raise TypeError(f"{name}() got an unexpected keyword argument {unknown.pop()!r}")
+        if "out" in keywords or name == "copyto":
+            self.change(name, lambda: function(*host, **options))
+            return keywords.get("out")
+        return self.compute(
+            name, lambda: function(*host, **options), *(a for a in arguments if isinstance(a, StrictArray))
+        )
+
+    def compute(self, name: str, function: Any, *sources: StrictArray) -> StrictArray:
+        if self.capture is None:
+            return super().compute(name, function, *sources)
+        result = np.asarray(function())
+        if any(np.may_share_memory(result, source._data) for source in sources):
+            return StrictArray(result, self)
+        self.capture.append((name, lambda: np.copyto(result, function())))
+        return self.wrap(result)
+
+    def change(self, name: str, function: Any) -> None:
+        if self.capture is None:
+            super().change(name, function)
+        else:
+            self.capture.append((name, function))
 
     def _reduced(self, name: str, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """A reduction. Along the last axes CuPy uses CUB, precompiled (``cub.pyx``) or compiled on first use."""
@@ -157,6 +198,16 @@ class HostAllocator:
 
     def __exit__(self, *error: object) -> None:
         self.cupy.allocator = None
+
+
+class HostPool:
+    """CuPy's memory pools: counts the bytes that are allocated."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def malloc(self, size: int) -> None:
+        self.bytes += size
 
 
 class HostDevice:

@@ -26,6 +26,7 @@ COMPILED = Path(tempfile.gettempdir()) / "gpumlp-host-kernels"
 KERNEL = r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (\w+)\(([^)]*)\)'
 TYPES = {
     "int64": np.int64,
+    "uint64": np.uint64,
     "int": np.int32,
     "unsigned": np.uint32,
     "bool": np.bool_,

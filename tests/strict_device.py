@@ -67,34 +67,36 @@ class StrictArray:
         return len(self._data)
 
     def reshape(self, *shape: Any) -> StrictArray:
-        return self._xp.wrap(self._data.reshape(*shape))
+        return self._xp.compute("reshape", lambda: self._data.reshape(*shape), self)
 
     def sum(self) -> StrictArray:
         return self._xp.sum(self)
 
     def view(self, dtype: Any) -> StrictArray:
-        return self._xp.wrap(self._data.view(dtype))
+        return self._xp.compute("view", lambda: self._data.view(dtype), self)
 
     def astype(self, dtype: Any) -> StrictArray:
-        return self._xp.wrap(self._data.astype(dtype))
+        return self._xp.compute("astype", lambda: self._data.astype(dtype), self)
 
     def fill(self, value: float) -> None:
-        self._data.fill(value)
+        self._xp.change("fill", lambda: self._data.fill(value))
 
     def copy(self) -> StrictArray:
-        return self._xp.wrap(self._data.copy())
+        return self._xp.compute("copy", self._data.copy, self)
 
     def __getitem__(self, key: Any) -> StrictArray:
-        return self._xp.wrap(self._data[self._xp.unwrap(key)])
+        keys = self._xp.unwrap(key if isinstance(key, tuple) else (key,))
+        if not any(part is Ellipsis for part in keys):
+            keys = (*keys, ...)  # a single element is a view, too
+        return self._xp.compute("getitem", lambda: self._data[keys], self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._data[self._xp.unwrap(key)] = self._xp.unwrap(value)
+        place, values = self._xp.unwrap(key), self._xp.unwrap(value)
+        self._xp.change("setitem", lambda: self._data.__setitem__(place, values))
 
     # -- Operations that wait -------------------------------------------------------------------
     def _read(self) -> Any:
-        self._xp.ledger.waits += 1
-        self._xp.ledger.host_reads += 1
-        return self._data.item()
+        return self._xp.read(self)
 
     def item(self) -> Any:
         return self._read()
@@ -139,6 +141,20 @@ class StrictNamespace:
                 self.ledger.allocations.append(data.size)
             return StrictArray(data, self)
         return result
+
+    def compute(self, name: str, function: Any, *sources: StrictArray) -> StrictArray:
+        """The result of an array's method; a view of one of the sources shares its memory."""
+        return self.wrap(function())
+
+    def change(self, name: str, function: Any) -> None:
+        """Change an array by one of its methods."""
+        function()
+
+    def read(self, array: StrictArray) -> Any:
+        """The single element of an array, on the host. Waits."""
+        self.ledger.waits += 1
+        self.ledger.host_reads += 1
+        return array._data.item()
 
     def unwrap(self, value: Any) -> Any:
         if isinstance(value, StrictArray):

@@ -21,6 +21,7 @@ from gpumlp import (
     Dataset,
     Dense,
     He,
+    LogisticCrossEntropy,
     Loss,
     Milestones,
     ModelFileError,
@@ -50,9 +51,18 @@ DATA = Dataset(X, Y)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fit(net(), (X, Y)), r"train is expected to be a Dataset, got .*; give Dataset\(images, labels\)"),
-        (lambda: fit(net(), X), "train is expected to be a Dataset, got an array of shape"),
-        (lambda: fit(net(), "digits"), "train is expected to be a Dataset, got 'digits'"),
+        (lambda: fit(net(), (X, Y)), r"train .* a Dataset, or an array .* fit\(model, X, y\); got a tuple alone"),
+        (lambda: fit(net(), X), r"train is expected to be a Dataset, or .*; got an array of shape \(6, 6\) alone"),
+        (lambda: fit(net(), "digits"), "train is expected to be a Dataset, or .*; got 'digits' alone"),
+        (
+            lambda: fit(net(), DATA, Y),
+            "targets and sample_weight are expected with an array of samples; a Dataset",
+        ),
+        (
+            lambda: fit(net(), DATA, sample_weight=np.ones(6)),
+            "targets and sample_weight are expected with an array",
+        ),
+        (lambda: Trainer(net(), X), r"train is expected to be a Dataset, got an array.*; give Dataset\(samples"),
         (lambda: fit(MLP, DATA), r"model is expected to be an MLP, such as MLP\(.*, got the class MLP"),
         (lambda: fit(DATA, net()), r"model is expected to be an MLP, such as MLP\(.*, got Dataset\('arrays'"),
         (
@@ -72,10 +82,13 @@ DATA = Dataset(X, Y)
         ),
         (lambda: Trainer(net(), DATA, penalty=1e-4), r"be a Penalty, such as Penalty\(l2=1e-4\), got 0.0001"),
         (
-            lambda: fit(net(), DATA, validation=(X, Y)),
-            r"validation .* Dataset or the number of .* Dataset\(images",
+            lambda: fit(net(), DATA, validation="10%"),
+            r"validation .* a Dataset, \(samples, targets\), .* got '10%'",
         ),
-        (lambda: fit(net(), DATA, validation="10%"), "validation is expected to be a Dataset or .* got '10%'"),
+        (lambda: fit(net(), DATA, validation=True), "validation is expected to be a Dataset, .* got True"),
+        (lambda: fit(net(), DATA, validation=(X, Y, Y)), "validation is expected to be a Dataset, .* got a tuple"),
+        (lambda: fit(net(), DATA, class_weight="even"), "class_weight .* 'balanced' or a dict .* got 'even'"),
+        (lambda: fit(net(), DATA, class_weight=[1, 2, 3]), r"class_weight .* or a dict .* got \[1, 2, 3\]"),
         (
             lambda: fit(net(), DATA, callbacks=Callback),
             "callbacks is expected to be a list of .* the class Callback",
@@ -88,7 +101,7 @@ DATA = Dataset(X, Y)
             lambda: fit(net(), DATA, callbacks=[lambda: None]),
             "a callback is expected to be a function of the train",
         ),
-        (lambda: net().accuracy((X, Y)), r"a Dataset is expected, got a tuple; give Dataset\(images, labels\)"),
+        (lambda: net().accuracy((X, Y)), r"a Dataset is expected, got a tuple; give Dataset\(images, targets\)"),
         (lambda: net().evaluate(X), "a Dataset is expected, got an array of shape"),
         (
             lambda: net().load_state_dict([X]),
@@ -107,13 +120,45 @@ def test_an_object_of_another_kind_is_named_with_what_to_give(call: Callable[[],
     ("call", "message"),
     [
         (lambda: net(activation=Tanh), r"activation .* relu, .*, or an Activation, got the class Tanh"),
-        (lambda: net(activation=["relu"]), r"or an Activation, got \['relu'\]"),
+        (
+            lambda: net(activation=["relu", "tanh"]),
+            r"activation .* for each of 1 hidden layers, got \['relu', 'tanh'",
+        ),
+        (lambda: net(activation=5), "activation is expected to be one of relu, .*, or an Activation, got 5"),
+        (lambda: net(activation=[5]), "activation is expected to be one of relu, .*, or an Activation, got 5"),
+        (lambda: net(dropout=1.0), "dropout is expected to be a number of at least 0 and below 1, got 1.0"),
+        (lambda: net(dropout=-0.1), "dropout is expected to be a number of at least 0 and below 1, got -0.1"),
+        (lambda: net(dropout="half"), "dropout is expected to be a number .*, got 'half'"),
+        (lambda: net(dropout=[0.5, 0.5]), r"dropout .* for each of 1 hidden layers, got \[0.5, 0.5\]"),
+        (
+            lambda: net(input_dropout=1),
+            "input_dropout is expected to be a number of at least 0 and below 1, got 1",
+        ),
+        (lambda: fit(net(), DATA, clip_norm=0), "clip_norm is expected to be a number above 0, got 0"),
+        (lambda: fit(net(), DATA, max_norm=-1.0), "max_norm is expected to be a number above 0, got -1.0"),
+        (lambda: fit(net(), DATA, ema=1.0), "ema is expected to be a number of at least 0 and below 1, got 1.0"),
+        (lambda: SoftmaxCrossEntropy(1.0), "label_smoothing .* of at least 0 and below 1, got 1.0"),
+        (lambda: LogisticCrossEntropy(-0.1), "label_smoothing .* of at least 0 and below 1, got -0.1"),
         (lambda: net(loss=SoftmaxCrossEntropy), "loss .* or a Loss, got the class SoftmaxCrossEntropy"),
         (lambda: net(loss={}), "loss is expected to be one of softmax_cross_entropy, .* or a Loss, got {}"),
         (lambda: net(initializer=0.1), r"initializer .* a method std\(in_features, out_features\), got 0.1"),
         (lambda: net(seed=-1), "seed is expected to be a whole number of 0 or more, got -1"),
         (lambda: fit(net(), DATA, seed="a"), "seed is expected to be a whole number of 0 or more, got 'a'"),
-        (lambda: fit(net(), DATA, validation=0.1), "validation is expected to be a whole number of 0 or more"),
+        (lambda: fit(net(), DATA, validation=1.5), "validation is expected to be a whole number of 0 or more"),
+        (lambda: fit(net(), DATA, validation=0.01), r"leave some of the 6 .* got 0.01 of them, which is 0"),
+        (lambda: fit(net(), DATA, validation=0.99), r"leave some of the 6 .* got 0.99 of them, which is 6"),
+        (lambda: fit(net(), DATA, validation=0.8), "validation .* to leave one of each of the 3 classes, got 5"),
+        (lambda: fit(net(), DATA, class_weight={3: 1.0}), "class_weight is expected to name classes .*, got 3"),
+        (
+            lambda: fit(net(), DATA, class_weight={0: -1.0}),
+            "class_weight .* a finite number of 0 or more, got -1.0",
+        ),
+        (
+            lambda: fit(net(), X, X + 0.5, class_weight="balanced"),
+            "class_weight is expected only with classes, but",
+        ),
+        (lambda: MLP([6, 3], activation=5, device="cpu"), "activation is expected to be one of relu, .* got 5"),
+        (lambda: MLP([6, 3], dropout=1.5, device="cpu"), "dropout is expected to be a number .*, got 1.5"),
         (lambda: Trainer(net(), DATA).run("5"), "epochs is expected to be a whole number of 0 or more, got '5'"),
         (lambda: StepDecay(step_size="2"), "step_size is expected to be a whole number of 1 or more, got '2'"),
         (lambda: Milestones(20), "milestones are expected to be several epochs, got 20"),
@@ -147,7 +192,7 @@ def test_a_column_that_a_history_does_not_have_is_named_with_those_it_has() -> N
 def test_a_failed_call_leaves_the_network_as_it_was() -> None:
     model = net()
     before = model.parameters.data.copy()
-    for options in ({"validation": (X, Y)}, {"schedule": "step"}, {"optimizer": "adam"}, {"callbacks": [3]}):
+    for options in ({"validation": "10%"}, {"schedule": "step"}, {"optimizer": "adam"}, {"callbacks": [3]}):
         with pytest.raises(TypeError):
             fit(model, DATA, **options)
     np.testing.assert_array_equal(model.parameters.data, before)
@@ -316,8 +361,8 @@ def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path
 
 
 EXTENSIONS = (
-    "Activation Loss Optimizer OptimizerState Schedule Initializer Callback Backend Penalty CudaActivation "
-    "LayerStatistics register Trainer Dataset Inputs"
+    "Activation Loss Layer Dropout Optimizer OptimizerState Schedule Initializer Callback Backend Penalty "
+    "CudaActivation LayerStatistics register Trainer Dataset Inputs"
 )
 
 

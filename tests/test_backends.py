@@ -23,17 +23,27 @@ from gpumlp import (
     available_devices,
     get_backend,
 )
-from gpumlp.backends import Accumulation, Backend, DeviceError, array_namespace, host_memory, reference_backend
+from gpumlp.backends import (
+    DROPOUT,
+    Accumulation,
+    Backend,
+    DeviceError,
+    Draws,
+    array_namespace,
+    host_memory,
+    reference_backend,
+)
 from gpumlp.backends.numpy import NumpyBackend
+from gpumlp.backends.philox import philox, random_bits
 from gpumlp.nn import SGD, Adam, Penalty
-from gpumlp.nn.losses import weigh
 from tests.gpu_helpers import import_showing_warnings, without_gpu
 from tests.host_cuda import HostCupy, load_cupy_backend
 from tests.strict_device import StrictArray, StrictBackend
 
 OPERATIONS = [
     *("execution", "run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums"),
-    *("add_scaled", "output_error", "update", "total", "all_finite"),
+    *("add_scaled", "output_error", "update", "total", "all_finite", "activation_backward", "dropout"),
+    *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average"),
 ]
 RNG = np.random.default_rng(1)
 
@@ -89,15 +99,21 @@ def test_dense_forward(backend: Backend, activation: object) -> None:
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Tanh()])
-def test_dense_backward(backend: Backend, activation: object) -> None:
-    s, weight, delta = normal(9, 5), normal(5, 4), normal(9, 4)
-    x = activation(s)
+def test_activation_backward(backend: Backend, activation: object) -> None:
+    s, delta = normal(9, 5), normal(9, 5)
+    saved, device = backend.asarray(activation(s)), backend.asarray(delta.copy())
+    with backend.activate():
+        backend.activation_backward(activation, saved, device)
+    np.testing.assert_allclose(backend.to_numpy(device), delta * activation.derivative(s), rtol=1e-5, atol=1e-5)
+
+
+def test_dense_backward(backend: Backend) -> None:
+    x, weight, delta = normal(9, 5), normal(5, 4), normal(9, 4)
     device = [backend.asarray(v.copy()) for v in (x, weight, delta, normal(5, 4), normal(4), normal(9, 5))]
     with backend.activate():
-        backend.dense_backward(*device[:3], Accumulation(device[3]), device[4], activation, device[5])
+        backend.dense_backward(*device[:3], Accumulation(device[3]), *device[4:])
     got = [backend.to_numpy(v) for v in device[3:]]
-    want = [x.T @ delta, delta.sum(axis=0), (delta @ weight.T) * activation.derivative(s)]
-    for value, expected in zip(got, want, strict=True):
+    for value, expected in zip(got, [x.T @ delta, delta.sum(axis=0), delta @ weight.T], strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -150,9 +166,113 @@ def test_weigh(backend: Backend, order: str) -> None:
     arrays = [delta, normal(7), RNG.random(7).astype(np.float32)]
     on_device = [backend.asarray(array.copy()) for array in arrays]
     with backend.activate():
-        weigh(backend.xp, *on_device)
+        backend.weigh(*on_device)
     np.testing.assert_allclose(backend.to_numpy(on_device[0]), delta * arrays[2][:, None], rtol=1e-6)
     np.testing.assert_allclose(backend.to_numpy(on_device[1]), arrays[1] * arrays[2], rtol=1e-6)
+
+
+# The known answers of the authors' library Random123 (kat_vectors, philox4x64 with 10 rounds).
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
+    ((2**64 - 1,) * 4, (2**64 - 1,) * 2, "87b092c3013fe90b 438c3c67be8d0224 9cc7d7c69cd777b6 a09caebf594f0ba0"),
+    (
+        (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89),
+        (0x452821E638D01377, 0xBE5466CF34E90C6C),
+        "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
+    ),
+]
+DRAWS = [
+    Draws(0, DROPOUT, 0, 0, 0),
+    Draws(7, DROPOUT, 5, 2, 9),
+    Draws(2**64 - 1, 3, 2**40, 1, 2**20),
+    Draws(2**70 + 1, DROPOUT, 1, 3, 1),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_philox_gives_the_known_answers(counter: tuple[int, ...], key: tuple[int, int], answer: str) -> None:
+    words = philox(np, tuple(np.array([word], np.uint64) for word in counter), key)
+    assert " ".join(f"{int(word[0]):016x}" for word in words) == answer
+
+
+@pytest.mark.parametrize("units", [1, 8, 13, 64])
+@pytest.mark.parametrize("draws", DRAWS)
+def test_random_bits_are_those_of_numpy_and_of_any_part_of_the_batch(draws: Draws, units: int) -> None:
+    bits = random_bits(np, draws, 6, units)
+    for row in range(6):
+        block = (draws.row + row) * -(-units // 8)
+        before = (block + (draws.layer << 64) + (draws.step << 128) - 1) % 2**256
+        generator = np.random.Philox(key=draws.seed % 2**64 + (draws.purpose << 64), counter=before)
+        expected = generator.random_raw(4 * -(-units // 8)).view(np.uint32)[:units]
+        np.testing.assert_array_equal(bits[row], expected)
+    np.testing.assert_array_equal(random_bits(np, draws._replace(row=draws.row + 2), 3, units), bits[2:5])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 1 - 2**-40])
+@pytest.mark.parametrize("units", [1, 8, 13])
+@pytest.mark.parametrize("draws", DRAWS)
+def test_dropout_is_the_same_on_every_device(backend: Backend, draws: Draws, units: int, rate: float) -> None:
+    x, delta = normal(6, units), normal(6, units)
+    kept, out = np.zeros((6, units), bool), np.zeros_like(x)
+    reference = reference_backend(np)
+    reference.dropout(x, rate, draws, kept, out)
+    backward = delta.copy()
+    reference.dropout_backward(backward, rate, draws, kept)
+    device = [backend.asarray(array.copy()) for array in (x, delta)]
+    with backend.activate():
+        mask = backend.asarray(np.ones_like(kept)) if backend.stores_masks else None
+        backend.dropout(device[0], rate, draws, mask, device[0])  # in place
+        backend.dropout_backward(device[1], rate, draws, mask)
+    np.testing.assert_array_equal(backend.to_numpy(device[0]), out)
+    np.testing.assert_array_equal(backend.to_numpy(device[1]), backward)
+    assert rate > 0 or (out == x).all()
+
+
+def test_the_share_of_dropped_units_is_the_rate() -> None:
+    kept = np.zeros((1000, 1000), bool)
+    ones = np.ones(kept.shape)
+    NumpyBackend().dropout(ones, 0.2, Draws(0, DROPOUT, 0, 0, 0), kept, ones)
+    assert abs(kept.mean() - 0.8) < 4 * (0.2 * 0.8) ** 0.5 / 1000
+    assert set(np.unique(ones)) == {0, 1 / 0.8}
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
+def test_clip_gradient(backend: Backend, limit: float) -> None:
+    gradient = normal(500)
+    device, scratch = backend.asarray(gradient.copy()), backend.asarray(normal(500))
+    with backend.activate():
+        backend.clip_gradient(device, limit, scratch)
+    norm = np.linalg.norm(gradient.astype("float64"))
+    np.testing.assert_allclose(
+        backend.to_numpy(device), gradient * min(1, limit / (norm + 1e-6)), rtol=2e-6, atol=1e-9
+    )
+
+
+def test_clip_gradient_keeps_nan(backend: Backend) -> None:
+    device = backend.asarray(np.array([1, np.nan], np.float32))
+    with backend.activate():
+        backend.clip_gradient(device, 1.0, backend.asarray(np.zeros(2, np.float32)))
+    assert np.isnan(backend.to_numpy(device)).any()
+
+
+def test_limit_norms_scales_only_the_columns_above_the_limit(backend: Backend) -> None:
+    weight = normal(30, 4) * np.array([0.01, 1, 0, 10], np.float32)
+    device = backend.asarray(weight.copy())
+    with backend.activate():
+        backend.limit_norms(device, 2.0, backend.asarray(normal(30, 4)))
+    limited = backend.to_numpy(device)
+    np.testing.assert_array_equal(limited[:, [0, 2]], weight[:, [0, 2]])
+    np.testing.assert_allclose(np.linalg.norm(limited[:, [1, 3]], axis=0), 2, rtol=1e-6)
+    np.testing.assert_allclose(limited[:, 3] / weight[:, 3], 2 / np.linalg.norm(weight[:, 3]), rtol=1e-5)
+
+
+def test_average(backend: Backend) -> None:
+    parameters, average = normal(50), normal(50)
+    device = [backend.asarray(array.copy()) for array in (parameters, average, normal(50))]
+    with backend.activate():
+        backend.average(device[0], device[1], 0.9, device[2])
+    np.testing.assert_allclose(backend.to_numpy(device[1]), 0.9 * average + 0.1 * parameters, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(backend.to_numpy(device[0]), parameters)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,8 @@ def test_monitoring_needs_validation_samples(kind, tmp_path: Path, monkeypatch) 
     before = weights(model)
     with pytest.raises(ValueError, match=expected):
         fit(model, noisy(), callbacks=[kind(monitor="validation_accuracy")])
+    with pytest.raises(ValueError, match="targets are classes; watch one of train_loss, train_accuracy"):
+        fit(model, noisy(), callbacks=[kind(monitor="train_r2")])
     assert weights(model) == before
     assert not list(tmp_path.iterdir())
 

@@ -18,13 +18,18 @@ from gpumlp.training.config import Config
 from gpumlp.training.history_file import HistoryFile, HistoryPart
 from tests.file_helpers import Change, change_file, change_group, change_header, set_group, set_tensor, set_value
 
-OPTIMIZERS = [
-    {"learning_rate": 0.1, "momentum": 0.9},
-    {"learning_rate": 0.1, "momentum": 0.0},
-    {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
-    {"optimizer": "adam", "learning_rate": 0.01},
-    {"learning_rate": 0.1, "momentum": 0.9, "schedule": "step", "step_size": 2, "l2": 1e-3},
-]
+SETTINGS = {
+    "momentum": {"learning_rate": 0.1, "momentum": 0.9},
+    "plain": {"learning_rate": 0.1, "momentum": 0.0},
+    "nesterov": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
+    "adam": {"optimizer": "adam", "learning_rate": 0.01},
+    "schedule": {"learning_rate": 0.1, "momentum": 0.9, "schedule": "step", "step_size": 2, "l2": 1e-3},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.5, "max_norm": 2.0},
+    "rmsprop": {"optimizer": "rmsprop", "momentum": 0.5, "activation": "gelu", "label_smoothing": 0.1},
+    "dropout": {"dropout": 0.5, "input_dropout": 0.2, "class_weight": "balanced"},
+    "average": {"ema": 0.9, "dropout": 0.1, "optimizer": "adam"},
+    "by step": {"schedule": "one_cycle", "warmup": 11, "validation": 0.2},
+}
 
 
 def config(**options: object) -> Config:
@@ -32,7 +37,16 @@ def config(**options: object) -> Config:
 
 
 def make_trainer(data: Dataset, settings: Config, model: MLP | None = None) -> Trainer:
-    model = model or MLP([20, *settings.hidden, 4], seed=settings.seed, device="cpu", dtype=settings.dtype)
+    model = model or MLP(
+        [20, *settings.hidden, data.outputs],
+        settings.activation,
+        seed=settings.seed,
+        device="cpu",
+        dtype=settings.dtype,
+        loss=settings.make_loss(data.task, data.outputs),
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+    )
     return Trainer(
         model,
         data,
@@ -41,6 +55,10 @@ def make_trainer(data: Dataset, settings: Config, model: MLP | None = None) -> T
         penalty=settings.make_penalty(),
         batch_size=32,
         validation=settings.validation,
+        class_weight=settings.class_weight,
+        clip_norm=settings.clip_norm,
+        max_norm=settings.max_norm,
+        ema=settings.ema,
         seed=settings.seed,
     )
 
@@ -77,16 +95,39 @@ def state(trainer: Trainer) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("options", OPTIMIZERS, ids=["momentum", "plain", "nesterov", "adam", "schedule"])
-def test_training_continues_exactly(tmp_path: Path, blobs: Dataset, options: dict, dtype: str) -> None:
-    settings = config(dtype=dtype, **options)
-    path = save(tmp_path / "checkpoint", blobs, settings)
-    interrupted = go_on(path, blobs)
+def continues_exactly(path: Path, data: Dataset, settings: Config) -> None:
+    save(path, data, settings)
+    interrupted = go_on(path, data)
     interrupted.run(6)
-    uninterrupted = make_trainer(blobs, settings)
+    uninterrupted = make_trainer(data, settings)
     uninterrupted.run(6)
     assert state(interrupted) == state(uninterrupted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
+def test_training_continues_exactly(tmp_path: Path, blobs: Dataset, options: dict, dtype: str) -> None:
+    continues_exactly(tmp_path / "checkpoint", blobs, config(dtype=dtype, **options))
+
+
+@pytest.mark.parametrize("task", ["labels", "numbers"])
+def test_training_on_labels_and_numbers_continues_exactly(tmp_path: Path, blobs: Dataset, task: str) -> None:
+    values = np.random.default_rng(0).normal(size=(300, 3))
+    data = Dataset(blobs.images, values if task == "numbers" else values > 0, weights=np.abs(values[:, 0]))
+    assert data.task == task
+    continues_exactly(tmp_path / "checkpoint", data, config(dropout=0.2, learning_rate=0.01))
+    assert Checkpoint.load(tmp_path / "checkpoint").dataset["task"] == task
+
+
+def test_of_an_average_and_what_it_is_taken_over_both_are_kept(tmp_path: Path, blobs: Dataset) -> None:
+    path = save(tmp_path / "checkpoint.safetensors", blobs, config(ema=0.9))
+    trainer, network = go_on(path, blobs), MLP.load(path, device="cpu")
+    tensors = Checkpoint.load(path).tensors
+    for kept, parameters in (("model", trainer.model), ("optimizer.trained", trainer.trained)):
+        for name, tensor in parameters.state_dict().items():
+            np.testing.assert_array_equal(tensors[f"{kept}.{name}"], tensor)
+    assert (tensors["model.layers.0.weight"] != tensors["optimizer.trained.layers.0.weight"]).any()
+    assert network.evaluate(blobs) == trainer.model.evaluate(blobs)
 
 
 def test_it_is_a_safetensors_file_with_named_tensors(tmp_path: Path, blobs: Dataset) -> None:
@@ -161,6 +202,7 @@ MISFITS = {
     "config of texts": (change_group("config", hidden="wide", seed=[]), "damaged header: hidden: .*seed: "),
     "unknown option": (change_group("config", magic=1), "unknown option: magic"),
     "data": (change_group("data", train_fingerprint=7), "data: expected name, train_fingerprint"),
+    "task": (change_group("data", task="ranks"), "data: expected name, train_fingerprint, task"),
     "entropy": (change_group("data", label_entropy="low"), "data: expected name, train_fingerprint"),
     "sizes": (change_group("model", sizes=[20, 13, 4]), r"layers.0.weight.*\(20, 13\), got \(20, 12\)"),
     "huge sizes": (change_group("model", sizes=[20, 10**12, 4]), r"layers.0.weight.*\(20, 1000000000000\)"),

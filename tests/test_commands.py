@@ -19,9 +19,12 @@ import pytest
 import gpumlp
 from gpumlp.backends import EXECUTIONS
 from gpumlp.extras import EXTRAS
+from gpumlp.nn.activations import ACTIVATIONS as KINDS
 from gpumlp.training.config import PRESETS, Config
-from tests.command_helpers import DIGITS, ROOT, finish, history, run, spawn
+from tests.command_helpers import DIGITS, ROOT, assert_same_run, finish, history, run, spawn
 
+ACTIVATIONS = [name for name in KINDS if name != "identity"]
+FINGERPRINT = "test_fingerprint"
 SMALL = (*DIGITS, "--hidden", 16, "--epochs", 2)
 
 
@@ -91,7 +94,8 @@ def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pyte
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "gpumlp-train: hidden: expected whole numbers of 1 or more, or none, got (0,)",
-        "gpumlp-train: activation: expected one of relu, leaky_relu, tanh, sigmoid, got 'f'",
+        f"gpumlp-train: activation: expected one of {', '.join(ACTIVATIONS)}, or several of them, one for each "
+        "hidden layer, got 'f'",
         "gpumlp-train: learning_rate: expected a number above 0, got -1.0",
         "gpumlp-train: momentum: expected a number of at least 0 and below 1, got 2.0",
         "gpumlp-train: epochs: expected a whole number of 1 or more, got '1.5'",
@@ -110,7 +114,12 @@ def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pyte
         (["--preset", "torch"], "preset: expected notes, got 'torch'"),
         (["--preset", "notes", "--resume", "run"], "leave --preset out"),
         (["--resume", "none"], "there is no run none"),
-        (["--validation", 1437, *DIGITS], "validation is expected to be from 0 to 1,436"),
+        (["--validation", 1437, *DIGITS], "validation is expected to leave some of the 1,437 training samples"),
+        (["--optimizer", "adamw", "--momentum", 0.5], "momentum: expected only with optimizer sgd or rmsprop"),
+        (["--dropout", 0.5, 0.2, *DIGITS], "dropout: expected one value, or one for each of 1 hidden layers"),
+        (["--early-stopping", 3, "--monitor", "validation_r2", *DIGITS], "validation_accuracy for classes, got"),
+        (["--schedule", "one-cycle", "--warmup", 10**6, *DIGITS], "warmup: expected fewer than the 2,050 steps"),
+        (["--task", "numbers", *DIGITS], "the task numbers does not apply to the data set digits"),
         (["--dataset", "none.npz"], "none.npz"),
         (["--data-dir", "none", *DIGITS], "data_dir none does not apply"),
         (["--device", "cuda:99", "--dataset", "digits"], "cuda"),
@@ -142,6 +151,12 @@ def test_every_type_of_option_is_parsed(tmp_path: Path) -> None:
     assert run("train", *DIGITS, *words.split(), "--epochs=1", "--seed=3", "--out", tmp_path / "run") == 0
     expected = {"hidden": [8, 4], "activation": "tanh", "nesterov": True, "l2": 1e-4, "batch_size": "full"}
     assert (expected | {"validation": 0, "epochs": 1, "seed": 3}).items() <= config(tmp_path / "run").items()
+    words = "--hidden 8 4 --activation gelu tanh --dropout 0.5 0.2 --input-dropout 0.1 --validation 0.25 --quiet"
+    assert (
+        run("train", *DIGITS, *words.split(), "--epochs=1", "--schedule=one-cycle", "--out", tmp_path / "b") == 0
+    )
+    expected = {"activation": ["gelu", "tanh"], "dropout": [0.5, 0.2], "input_dropout": 0.1, "validation": 0.25}
+    assert (expected | {"schedule": "one_cycle", "schedule_steps": 34}).items() <= config(tmp_path / "b").items()
 
 
 def test_no_hidden_layer_is_softmax_regression(tmp_path: Path) -> None:
@@ -160,6 +175,70 @@ def test_a_data_file_of_the_user_is_named_in_the_output(
     assert "flowers.npz test accuracy: " in capsys.readouterr().out
     assert run("evaluate", tmp_path / "run") == 0
     assert "flowers.npz test accuracy: " in capsys.readouterr().out
+
+
+TASKS = {
+    "numbers": (("r2", "mae"), r"own.npz test R²: 0\.\d{4}, mean absolute error 0\.\d{4}, loss 0\.\d{4}\n"),
+    "labels": (
+        ("accuracy", "label_accuracy"),
+        r"own.npz test accuracy: \d+.\d\d % \(\d+ of 100 with every label correct\), label accuracy \d+.\d\d %, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_and_numbers_go_through_all_commands(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 6))
+    y = x @ rng.normal(size=(6, 2)) / 3
+    y = y if task == "numbers" else (y > 0).astype(int)
+    np.savez(tmp_path / "own.npz", x_train=x[:400], y_train=y[:400], x_test=x[400:], y_test=y[400:])
+    np.save(tmp_path / "x.npy", x[400:403])
+    metrics, line = TASKS[task]
+    folder = tmp_path / "run"
+    options = ("--optimizer", "adam", "--learning-rate", 0.01, "--epochs", 9, "--early-stopping", 5)
+    watched = ("--monitor", f"validation_{metrics[-1]}")
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", *options, *watched)
+    assert run("train", *words, "--out", folder) == 0
+    said = capsys.readouterr().out
+    assert re.search(line, said)
+    assert {"numbers": "targets: 2 numbers a sample\n", "labels": "labels: 0, 1\n"}[task] in said
+    found = json.loads((folder / "metrics.json").read_text())
+    names = (*metrics, "loss")
+    assert all(isinstance(found[f"{part}_{name}"], float) for part in ("test", "validation") for name in names)
+    assert {name for name in found if name.startswith("test_")} == {
+        *(f"test_{name}" for name in names),
+        FINGERPRINT,
+    }
+    assert found["test_loss"] < 0.7
+    assert run("train", "--resume", folder, "--epochs", 11) == 0
+    for command, *more in (["evaluate"], ["diagnose"], ["history"], ["export"], ["predict", tmp_path / "x.npy"]):
+        assert run(command, folder, *more) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert " epochs, of which only the units are judged, as there are no classes\n" in out
+    again = tmp_path / "again"
+    assert run("train", *words, "--task", task, "--epochs", 11, "--quiet", "--out", again) == 0
+    assert_same_run(folder, again)
+
+
+def test_whole_floats_are_numbers_with_a_line_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3 + 0.0
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1, "--hidden", 4)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "\nown.npz: targets are whole numbers as floats, so a regression; " in captured.out
+    for task, metric in (("numbers", "test_r2"), ("classes", "test_accuracy")):
+        assert run("train", *words, "--task", task, "--out", tmp_path / task) == 0
+        assert "whole numbers" not in capsys.readouterr().out
+        assert metric in json.loads((tmp_path / task / "metrics.json").read_text())
+        assert run("evaluate", tmp_path / task) == run("train", "--resume", tmp_path / task, "--epochs", 2) == 0
 
 
 def test_min_accuracy_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +275,38 @@ def test_resume_needs_no_other_option(finished: Path, capsys: pytest.CaptureFixt
     assert run("train", f"--resume={finished}") == 0
     assert run("train", "--resume", finished, "--learning-rate", 0.5, "--seed", 1) == 2
     assert "learning_rate, seed: a run is resumed with its own configuration" in capsys.readouterr().err
+
+
+def test_a_schedule_over_all_steps_ends_where_it_was_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*DIGITS, "--hidden", 8, "--schedule", "cosine", "--warmup", 10, "--quiet", "--epochs", 3)
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    assert config(tmp_path / "run")["schedule_steps"] == 3 * 41 - 10
+    assert run("train", "--resume", tmp_path / "run", "--epochs", 5) == 0
+    assert (
+        "\nschedule cosine ends after step 123, in epoch 3: from then on the learning rate stays at its last "
+        "value, 0, and the weights as they are\n"
+    ) in capsys.readouterr().out
+    rates = [record["learning_rate"] for record in history(tmp_path / "run")]
+    assert rates[0] > rates[1] > rates[2] > 0
+    assert rates[3:] == [0, 0]
+
+
+def test_a_run_does_not_end_within_the_schedule_over_all_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    stop = (*DIGITS, "--hidden", 8, "--schedule", "one_cycle", "--epochs", 40, "--early-stopping", 1, "--quiet")
+    assert run("train", *stop, "--monitor", "train_accuracy", "--out", folder) == 0
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    assert len(history(folder)) < 39
+    assert run("train", "--resume", folder, "--epochs", 39) == 2
+    assert capsys.readouterr().err == (
+        "gpumlp-train: epochs: expected 40 or more, over which the learning rate falls with schedule one_cycle, "
+        "got 39\n"
+    )
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def test_out_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

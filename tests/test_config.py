@@ -8,7 +8,22 @@ import math
 
 import pytest
 
-from gpumlp import SGD, Adam, ExponentialDecay, InverseTimeDecay, Milestones, Normal, Penalty, StepDecay
+from gpumlp import (
+    SGD,
+    Adam,
+    AdamW,
+    Cosine,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    Normal,
+    OneCycle,
+    Penalty,
+    RMSprop,
+    StepDecay,
+    Warmup,
+)
+from gpumlp.nn.losses import LogisticCrossEntropy, SoftmaxCrossEntropy
 from gpumlp.training.config import PRESETS, Config, ConfigError
 
 MNIST = 60_000
@@ -22,7 +37,12 @@ WRONG = [
     ("hidden", 128, "whole numbers of 1 or more"),
     ("activation", "identity", "one of relu"),
     ("initializer", "zero", "one of auto"),
-    ("optimizer", "rmsprop", "one of sgd, adam"),
+    ("activation", ("relu", "identity"), "or several of them, one for each hidden layer"),
+    ("dropout", 1, "at least 0 and below 1, or several, one for each hidden layer"),
+    ("dropout", (0.5, -0.1), "at least 0 and below 1"),
+    ("input_dropout", 1.0, "at least 0 and below 1"),
+    ("task", "ranks", "one of classes, labels, numbers"),
+    ("optimizer", "nadam", "one of sgd, adam, adamw, rmsprop"),
     ("learning_rate", 0, "a number above 0"),
     ("learning_rate", math.nan, "a number above 0"),
     ("learning_rate", math.inf, "a number above 0"),
@@ -32,12 +52,20 @@ WRONG = [
     ("nesterov", "yes", "true or false"),
     ("l2", -1e-9, "0 or more"),
     ("l1", math.inf, "0 or more"),
-    ("schedule", "cosine", "one of constant, step"),
+    ("clip_norm", 0, "a number above 0"),
+    ("max_norm", -3, "a number above 0"),
+    ("label_smoothing", 1, "at least 0 and below 1"),
+    ("class_weight", "equal", "one of balanced"),
+    ("schedule", "linear", "one of constant, step"),
+    ("warmup", 0.5, "a whole number of 0 or more"),
     ("batch_size", 0, "1 or more, or full"),
     ("batch_size", "half", "1 or more, or full"),
     ("epochs", 0, "1 or more"),
     ("epochs", 1.5, "1 or more"),
     ("validation", -1, "0 or more"),
+    ("validation", 1.0, "a whole number of 0 or more, or a fraction such as 0.1"),
+    ("monitor", "loss", "one of train_loss, train_accuracy"),
+    ("ema", 1, "at least 0 and below 1"),
     ("seed", -1, "0 or more"),
     ("dtype", "float16", "one of float32, float64"),
     ("out", "", "a folder"),
@@ -52,6 +80,10 @@ DEPENDENT = [
     ({"decay_rate": 0.1}, {"schedule": "exponential"}, [-0.1]),
     ({"milestones": (3, 5)}, {"schedule": "milestones"}, [(0,), (1.5,)]),
     ({"momentum": 0.5}, {"optimizer": "sgd"}, [1]),
+    ({"momentum": 0.5}, {"optimizer": "rmsprop"}, [-1]),
+    ({"weight_decay": 0.0}, {"optimizer": "adamw"}, [-0.1, math.inf]),
+    ({"schedule_steps": 9}, {"schedule": "cosine"}, [0, 1.5]),
+    ({"schedule_steps": 9}, {"schedule": "one_cycle"}, [0]),
 ]
 NOT_THEIRS = [
     ({"initializer_scale": 0.1}, {"initializer": "he"}),
@@ -63,6 +95,10 @@ NOT_THEIRS = [
     ({"momentum": 0.9}, {"optimizer": "adam"}),
     ({"momentum": 0.0}, {"optimizer": "adam"}),
     ({"nesterov": True}, {"optimizer": "adam"}),
+    ({"nesterov": True}, {"optimizer": "rmsprop"}),
+    ({"momentum": 0.5}, {"optimizer": "adamw"}),
+    ({"weight_decay": 0.01}, {"optimizer": "adam"}),
+    ({"schedule_steps": 9}, {"schedule": "step"}),
 ]
 
 
@@ -78,7 +114,7 @@ def test_a_wrong_value_is_refused_with_the_allowed_range(name: str, value: objec
 def test_all_wrong_values_are_named_at_once() -> None:
     wrong = {name: value for name, value, _ in WRONG}
     with pytest.raises(ConfigError) as error:
-        Config(**wrong).check()
+        Config(**{"early_stopping": 1, **wrong}).check()
     assert {line.partition(":")[0] for line in str(error.value).splitlines()} == set(wrong)
 
 
@@ -98,11 +134,47 @@ def test_an_option_of_another_choice_is_refused(option: dict, choice: dict) -> N
         Config(**option, **choice).check()
 
 
-def test_combinations_without_a_meaning_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"nesterov.*momentum above 0"):
-        Config(nesterov=True, momentum=0.0).check()
-    with pytest.raises(ConfigError, match="milestones: expected at least one"):
-        Config(schedule="milestones").check()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nesterov": True, "momentum": 0.0}, r"nesterov.*momentum above 0"),
+        ({"schedule": "milestones"}, "milestones: expected at least one"),
+        ({"activation": ("relu", "tanh")}, "activation: expected one value, or one for each of 1 hidden layers"),
+        ({"hidden": (5, 5, 5), "dropout": (0.1, 0.2)}, r"dropout: .*each of 3 hidden layers, got 2: \(0.1, 0.2\)"),
+        ({"hidden": (), "dropout": 0.5}, "dropout: expected only with hidden layers"),
+        ({"hidden": (), "max_norm": 3}, "max_norm: expected only with hidden layers"),
+        ({"monitor": "train_loss"}, "monitor: expected only with early_stopping"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("numbers", {"label_smoothing": 0.1}, "label_smoothing: expected only with classes or labels, .* numbers"),
+        ("numbers", {"min_accuracy": 0.9}, "min_accuracy: expected only with classes or labels, .* numbers"),
+        ("numbers", {"class_weight": "balanced"}, "class_weight: expected only with classes, .* numbers"),
+        ("labels", {"class_weight": "balanced"}, "class_weight: expected only with classes, .* labels"),
+        ("classes", {"monitor": "validation_r2"}, "one of validation_loss, validation_accuracy for classes"),
+        ("labels", {"monitor": "train_mae"}, "one of train_loss, train_accuracy, train_label_accuracy for labels"),
+        ("numbers", {"monitor": "train_accuracy"}, "one of train_loss, train_r2, train_mae for numbers"),
+        ("classes", {"validation": 0}, "early_stopping: expected only with validation samples"),
+        ("classes", {"schedule": "cosine", "warmup": 410, "epochs": 10}, "fewer than the 410 steps of the run"),
+        ("classes", {"schedule": "cosine", "validation": 1437}, "validation is expected to leave some"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(task: str, options: dict, message: str) -> None:
+    config = Config(**{"early_stopping": 3, **options})
+    config.check()
+    with pytest.raises(ConfigError, match=message):
+        config.resolved(1437, task)
+
+
+def test_a_watched_column_of_the_training_samples_needs_no_validation() -> None:
+    Config(early_stopping=3, monitor="train_loss", validation=0).resolved(300)
 
 
 def test_the_limits_of_the_ranges_are_allowed() -> None:
@@ -115,8 +187,9 @@ def test_values_that_depend_on_the_data_are_filled_in() -> None:
     assert (small.batch_size, small.epochs, small.validation) == (32, 50, 143)
     assert (large.batch_size, large.epochs, large.validation) == (128, 20, 5000)
     assert (large.learning_rate, large.momentum) == (0.1, 0.9)
-    adam = Config(optimizer="adam").resolved(MNIST)
-    assert (adam.learning_rate, adam.momentum) == (0.001, None)
+    by_optimizer = {name: Config(optimizer=name).resolved(MNIST) for name in ("adam", "adamw", "rmsprop")}
+    found = {name: (c.learning_rate, c.momentum, c.weight_decay) for name, c in by_optimizer.items()}
+    assert found == {"adam": (0.001, None, None), "adamw": (0.001, None, 0.01), "rmsprop": (0.001, 0.0, None)}
 
 
 def test_given_values_are_kept() -> None:
@@ -133,6 +206,13 @@ def test_given_values_are_kept() -> None:
         ({"schedule": "exponential", "decay_rate": 0.2}, ExponentialDecay(0.2)),
         ({"schedule": "inverse_time"}, InverseTimeDecay(0.05)),
         ({"schedule": "milestones", "milestones": (2, 4)}, Milestones((2, 4), 0.5)),
+        ({"warmup": 7}, Warmup(7)),
+        ({"warmup": 7, "schedule": "step"}, Warmup(7, then=StepDecay(0.5, 10))),
+        # 55,000 samples in batches of 128 are 430 steps an epoch.
+        ({"schedule": "cosine"}, Cosine(20 * 430)),
+        ({"schedule": "one-cycle", "epochs": 3, "validation": 0.5}, OneCycle(3 * 235)),
+        ({"schedule": "cosine", "warmup": 60, "batch_size": "full", "epochs": 90}, Warmup(60, then=Cosine(30))),
+        ({"schedule": "cosine", "schedule_steps": 11, "warmup": 10**9}, Warmup(10**9, then=Cosine(11))),
     ],
 )
 def test_schedules_are_made_as_configured(options: dict, schedule: object) -> None:
@@ -142,16 +222,34 @@ def test_schedules_are_made_as_configured(options: dict, schedule: object) -> No
 def test_optimizer_penalty_and_initializer_are_made_as_configured() -> None:
     assert Config(momentum=0.5, nesterov=True).resolved(MNIST).make_optimizer() == SGD(0.1, 0.5, nesterov=True)
     assert Config(optimizer="adam", learning_rate=0.01).resolved(MNIST).make_optimizer() == Adam(0.01)
+    assert Config(optimizer="adamw", weight_decay=0.2).resolved(MNIST).make_optimizer() == AdamW(weight_decay=0.2)
+    assert Config(optimizer="rmsprop", momentum=0.5).resolved(MNIST).make_optimizer() == RMSprop(momentum=0.5)
     assert Config(l1=0.1, l2=0.2).make_penalty() == Penalty(l2=0.2, l1=0.1)
     assert Config(initializer="normal").resolved(MNIST).make_initializer() == Normal(0.01)
 
 
-@pytest.mark.parametrize("config", [Config(), PRESETS["notes"], Config(hidden=(), batch_size="full", seed=2**70)])
+def test_the_loss_follows_the_task_also_with_label_smoothing() -> None:
+    assert Config().make_loss("numbers", 3) == "auto"
+    losses = [Config(label_smoothing=0.1).make_loss(task, 3) for task in ("classes", "labels")]
+    assert [type(loss) for loss in losses] == [SoftmaxCrossEntropy, LogisticCrossEntropy]
+    assert [loss.label_smoothing for loss in losses] == [0.1, 0.1]
+
+
+SEVERAL = Config(hidden=(5, 6), activation=("gelu", "tanh"), dropout=(0.1, 0.2), validation=0.1)
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), PRESETS["notes"], Config(hidden=(), batch_size="full", seed=2**70), SEVERAL]
+)
 def test_a_configuration_goes_through_json_unchanged(config: Config) -> None:
     assert Config.from_dict(json.loads(config.to_json())) == config
     resolved = config.resolved(MNIST)
     assert Config.from_dict(json.loads(resolved.to_json())) == resolved
     assert set(json.loads(config.to_json())) == {field.name for field in dataclasses.fields(Config)}
+
+
+def test_one_value_for_all_layers_is_the_same_as_a_list_of_one() -> None:
+    assert Config(activation=("tanh",), dropout=(0.5,)) == Config(activation="tanh", dropout=0.5)
 
 
 @pytest.mark.parametrize("values", [{"lerning_rate": 0.1}, {"epochs": 0}, {"hidden": 5}])
@@ -174,6 +272,8 @@ def test_overriding_a_choice_of_a_preset_also_resets_its_options() -> None:
     changed = dataclasses.replace(PRESETS["notes"], schedule="constant", optimizer="adam").without_leftovers()
     changed.check()
     assert (changed.gamma, changed.milestones, changed.momentum) == (None, (), None)
+    rmsprop = dataclasses.replace(PRESETS["notes"], optimizer="rmsprop").without_leftovers().resolved(MNIST)
+    assert rmsprop.make_optimizer() == RMSprop()
     asked_for = dataclasses.replace(PRESETS["notes"], schedule="constant", gamma=0.3).without_leftovers()
     with pytest.raises(ConfigError, match=r"^gamma: expected only with"):
         asked_for.check()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, SGD, Activation, Adam, Dataset, Penalty, ReLU, SoftmaxCrossEntropy, Trainer
-from gpumlp.backends import Accumulation, Backend, CudaActivation, reference_backend
+from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws, reference_backend
 from gpumlp.backends.cuda import kernels
 from gpumlp.backends.cuda.kernels import cuda_activation, kernel_source, optimizer_kernel
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
@@ -98,17 +98,31 @@ def test_dense_forward(device: Backend, shape: tuple[int, int], activation: str,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dense_backward(device: Backend, shape: tuple[int, int], activation: str, dtype: str) -> None:
-    batch, units = shape
+def test_activation_backward(device: Backend, shape: tuple[int, int], activation: str, dtype: str) -> None:
     rule = get_activation(activation)
-    arrays = [rule(normal(dtype, batch, 5)), normal(dtype, 5, units), normal(dtype, batch, units)]
+    s, delta = normal(dtype, *shape), normal(dtype, *shape)
+    saved = s if rule.derivative_from == "input" else rule(s)
+    got = [device.asarray(array.copy()) for array in (saved, delta)]
+    watch(device)
+    device.activation_backward(rule, *got)
+    assert launched(device) in (None, [] if activation == "identity" else ["activation_backward"])
+    reference_backend(np).activation_backward(rule, saved, delta)
+    tolerance = 3e-6 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(device.to_numpy(got[1]), delta, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dense_backward(device: Backend, shape: tuple[int, int], dtype: str) -> None:
+    batch, units = shape
+    arrays = [normal(dtype, batch, 5), normal(dtype, 5, units), normal(dtype, batch, units)]
     want = [*(array.copy() for array in arrays), *(np.empty(n, dtype) for n in ((5, units), units, (batch, 5)))]
     backend = device
     got = [backend.asarray(array.copy()) for array in want]
     watch(backend)
-    backend.dense_backward(*got[:3], Accumulation(got[3]), got[4], rule, got[5])
-    assert launched(backend) in (None, ["matmul", "column_sums", "matmul", "activation_backward"])
-    reference_backend(np).dense_backward(*want[:3], Accumulation(want[3]), want[4], rule, want[5])
+    backend.dense_backward(*got[:3], Accumulation(got[3]), *got[4:])
+    assert launched(backend) in (None, ["matmul", "column_sums", "matmul"])
+    reference_backend(np).dense_backward(*want[:3], Accumulation(want[3]), *want[4:])
     tolerance = 3e-5 if dtype == "float32" else 1e-12
     for value, expected in zip(got[3:], want[3:], strict=True):
         np.testing.assert_allclose(backend.to_numpy(value), expected, rtol=tolerance, atol=tolerance)
@@ -160,6 +174,64 @@ def test_update(device: Backend, optimizer: SGD | Adam, penalty: Penalty, dtype:
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_decay_of_the_weights(device: Backend, penalty: Penalty, dtype: str) -> None:
+    test_update(device, Decaying(), penalty, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_activation_with_its_derivative_from_the_input(
+    device: Backend, shape: tuple[int, int], dtype: str
+) -> None:
+    batch, units = shape
+    x, weight, bias = normal(dtype, batch, 5), normal(dtype, 5, units), normal(dtype, units)
+    s, a, delta = np.zeros(shape, dtype), np.zeros(shape, dtype), normal(dtype, batch, units)
+    rule = Quadratic()
+    got = [device.asarray(array.copy()) for array in (x, weight, bias, s, a, delta)]
+    watch(device)
+    device.dense_forward(*got[:3], rule, *got[3:5])
+    assert launched(device) in (None, ["matmul", "bias_activation_apart"])
+    device.activation_backward(rule, got[3], got[5])
+    reference_backend(np).dense_forward(x, weight, bias, rule, s, a)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    for value, expected in zip(got[3:], (s, a, delta * 2 * s), strict=True):
+        np.testing.assert_allclose(device.to_numpy(value), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dropout(device: Backend, shape: tuple[int, int], rate: float, dtype: str) -> None:
+    x, draws = normal(dtype, *shape), Draws(2**63 + 5, DROPOUT, 2**33 + 1, 2, 1000)
+    want, kept = np.zeros_like(x), np.zeros(shape, bool)
+    reference_backend(np).dropout(x, rate, draws, kept, want)
+    inside, whole = guarded(device, np.zeros_like(x))
+    watch(device)
+    device.dropout(device.asarray(x), rate, draws, None, inside)
+    assert launched(device) in (None, ["dropout"])
+    np.testing.assert_array_equal(device.to_numpy(inside), want)  # to the last bit
+    assert (device.to_numpy(whole) == 77).sum() == 32
+    device.dropout_backward(inside, rate, draws, None)
+    reference_backend(np).dropout_backward(want, rate, draws, kept)
+    np.testing.assert_array_equal(device.to_numpy(inside), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weigh(device: Backend, shape: tuple[int, int], dtype: str) -> None:
+    want = [normal(dtype, *shape), normal(dtype, shape[0]), normal(dtype, shape[0])]
+    pairs = [guarded(device, array) for array in want]
+    watch(device)
+    device.weigh(*(inside for inside, _ in pairs))
+    assert launched(device) in (None, ["weigh"])
+    reference_backend(np).weigh(*want)
+    for (inside, whole), expected in zip(pairs, want, strict=True):
+        np.testing.assert_array_equal(device.to_numpy(inside), expected)
+        assert (device.to_numpy(whole) == 77).sum() == 32
+
+
 def test_a_nan_loss_stays_nan(device: Backend) -> None:
     backend = device
     logits, s = np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)
@@ -185,7 +257,11 @@ def test_a_small_grid_processes_the_whole_array(device: Backend, monkeypatch: py
     monkeypatch.setattr(kernels, "_MOST_BLOCKS", 2)
     test_gather(device, (130, 200), "float32")
     test_dense_forward(device, (130, 200), "tanh", "float32")
-    test_dense_backward(device, (130, 200), "sigmoid", "float32")
+    test_dense_backward(device, (130, 200), "float32")
+    test_activation_backward(device, (130, 200), "sigmoid", "float32")
+    test_an_activation_with_its_derivative_from_the_input(device, (130, 200), "float32")
+    test_dropout(device, (300, 13), 0.5, "float32")
+    test_weigh(device, (130, 200), "float32")
     test_softmax_cross_entropy(device, (300, 10), 1, "float32")
     test_update(device, Adam(), Penalty(l2=0.1), "float32")
 
@@ -213,6 +289,41 @@ class Softsign(Activation):
 
     def backward(self, xp: object, a: object, delta: object) -> None:
         delta[...] = delta * (1 - xp.abs(a)) * (1 - xp.abs(a))
+
+
+class Quadratic(Activation):
+    """h(s) = s^2, whose derivative needs s."""
+
+    name = "quadratic"
+    derivative_from = "input"
+    cuda = CudaActivation("s * s", "2 * s", derivative_from="input")
+
+    def forward(self, xp: object, s: object, out: object) -> None:
+        xp.multiply(s, s, out=out)
+
+    def backward(self, xp: object, saved: object, delta: object) -> None:
+        xp.multiply(delta, saved * 2, out=delta)
+
+
+class Mistaken(Quadratic):
+    """An activation whose CUDA expression does not say that the derivative is from the input."""
+
+    name = "mistaken"
+    cuda = CudaActivation("s * s", "2 * s")
+
+
+class Decaying(Adam):
+    """Adam with a decay of the weights that is apart from the gradient."""
+
+    kernel = "adamw"
+
+    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
+        return *super().step_factors(steps, learning_rate), learning_rate * 0.3
+
+    def update(self, xp: object, parameters: object, gradient: object, state: object, *factors: object) -> None:
+        weights = parameters[64:256]
+        weights[...] = weights - weights * factors[2]
+        super().update(xp, parameters, gradient, state, *factors[:2])
 
 
 class MySGD(SGD):
@@ -287,7 +398,11 @@ def test_training_uses_the_precision(blobs: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", ["gather", "dense_forward", "dense_backward", "output_error", "update", "run_steps", "execution"]
+    "operation",
+    [
+        *("gather", "dense_forward", "dense_backward", "activation_backward", "output_error", "weigh", "dropout"),
+        *("update", "run_steps", "execution"),
+    ],
 )
 def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> None:
     override = getattr(type(host_cuda_backend()), operation)
@@ -336,6 +451,8 @@ def test_a_subclass_or_object_that_changes_a_rule_does_not_use_its_kernel() -> N
     assert cuda_activation(Mixed()) is Softsign.cuda
     assert cuda_activation(Stated()) is Stated.cuda
     assert cuda_activation(MyReLU()) is None
+    assert cuda_activation(Quadratic()) is Quadratic.cuda
+    assert cuda_activation(Mistaken()) is None
     changed = ReLU()
     changed.forward = MyReLU().forward
     assert cuda_activation(changed) is None
@@ -360,8 +477,19 @@ def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> No
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     source = tmp_path / "kernels.cu"
     source.write_text(kernel_source("kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda))
-    command = [compiler, "-cubin", f"-arch={architecture}", f"-DREAL={real}", "-Werror", "all-warnings"]
+    command = [
+        compiler,
+        "-cubin",
+        f"-arch={architecture}",
+        f"-DREAL={real}",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v",
+    ]
     done = subprocess.run(
         [*command, "-o", str(tmp_path / "kernels.cubin"), str(source)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    report = done.stdout + done.stderr
+    assert report.count("0 bytes spill stores, 0 bytes spill loads") == report.count("bytes spill stores") > 0

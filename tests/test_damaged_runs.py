@@ -176,6 +176,8 @@ def test_a_history_that_is_not_the_checkpoints_is_refused(copy: Path, capsys) ->
         ("metrics.json", '{"a":' * 100_000),
         ("metrics.json", '{"test_accuracy": NaN}'),
         ("metrics.json", '{"test_accuracy": 17}'),
+        ("metrics.json", '{"test_r2": 1.5}'),
+        ("metrics.json", '{"test_mae": -1}'),
         ("metrics.json", '{"network_epoch": -1}'),
         ("diverged.json", b"\xff"),
     ],

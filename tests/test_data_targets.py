@@ -223,7 +223,7 @@ def test_a_test_set_has_the_task_and_the_columns_of_the_training_set() -> None:
         ([*"abcd"], "of dtype <U1"),
         ([1, -2, 0, 0], r"0 or more, but weights\[1\] is -2; correct it"),
         ([1, 2, np.nan, 0], r"finite, but 1 of 4 values are NaN or infinite, the first at weights\[2\]"),
-        ([0, 0, 0, 0], "a value above 0, but all are 0; give larger ones, or leave them out"),
+        ([0, 0, 0, 0], "a value above 0, but all are zero; give larger ones, or leave them out"),
     ],
 )
 def test_weights_are_one_number_of_0_or_more_for_each_sample(weights: Any, message: str | None) -> None:

@@ -92,6 +92,15 @@ def test_the_statistics_agree_with_their_definitions(backend: Backend, blobs: Da
     assert any(wanted[index + 1]["below"] > 0 for index in range(2))
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "silu", "elu", "softplus"])
+def test_activations_that_neither_die_nor_saturate_have_no_such_share(activation: str, blobs: Dataset) -> None:
+    model = MLP([20, 16, 12, 4], activation, initializer=Normal(3.0), device="cpu")
+    trainer = Trainer(model, blobs, optimizer=SGD(0.01), batch_size=32, validation=blobs)
+    for layer in trainer.run(2).records[1].layers:
+        assert (layer.dead, layer.saturated) == (None, None)
+        assert layer.gradient_norm > 0
+
+
 def test_the_deviation_of_nearly_equal_outputs_is_accurate(blobs: Dataset) -> None:
     model = MLP([20, 16, 4], "sigmoid", initializer=Normal(1e-5), device="cpu")
     trainer = Trainer(model, blobs, optimizer=SGD(1e-9), validation=blobs)

@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from gpumlp import MLP, EarlyStopping, ModelFileError, fit, load_digits
 from gpumlp.training.checkpoint import Checkpoint
-from gpumlp.training.config import Config
+from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.history_file import HistoryPart
 from gpumlp.training.run import open_run
 from gpumlp.training.session import load_run, resume_config, train
@@ -98,6 +98,36 @@ def test_a_stopped_run_stays_stopped_and_resumes_with_more_patience(tmp_path: Pa
     start(tmp_path / "b", early_stopping=6)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert_same_best(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_watched_metric_decides_when_to_stop_and_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("train", *STOPPED, "--monitor", "validation_accuracy", "--out", folder) == 0
+    accuracies = [record["validation_accuracy"] for record in history(folder)]
+    best = 1 + accuracies.index(max(accuracies))
+    assert len(accuracies) == best + 4
+    assert open_run(folder).network_epoch == best
+    percent = f"{100 * max(accuracies):.2f} %"
+    assert (
+        f"stopped early: the validation accuracy was highest after epoch {best} ({percent}); the network of that "
+        f"epoch is in {folder / 'best'}"
+    ) in capsys.readouterr().out
+
+
+def test_when_another_metric_is_watched_only_the_network_of_its_best_epoch_counts(tmp_path: Path) -> None:
+    folder, constant = tmp_path / "run", {"momentum": 0.0, "early_stopping": 1}
+    epochs = len(start(folder, monitor="validation_accuracy", **constant).history)
+    assert open_run(folder).network_epoch == epochs - 1
+    changes = {"monitor": "train_loss", "epochs": epochs + 1, "early_stopping": 9}
+    watched = train(Config(**{**vars(resume_config(str(folder))), **changes})).history
+    assert watched.best("train_loss").epoch == open_run(folder).network_epoch == epochs + 1
+    off = {"early_stopping": 0, "epochs": epochs + 2}
+    train(Config(**{**vars(resume_config(str(folder))), **off}))
+    assert open_run(folder).config.monitor == "validation_loss"
+    with pytest.raises(ConfigError, match="monitor: expected only with early_stopping"):
+        train(Config(**{**vars(resume_config(str(folder))), "monitor": "train_loss"}))
 
 
 def test_a_best_network_that_was_not_saved_is_saved_when_the_run_is_resumed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ PRINTED = {
     "own_data": [r"epoch 10: .*held-out.*", r"the point is blue with probability .*", r"test accuracy: 0\.9\d+"],
     "scikit_learn_pipeline": [r".*: 0\.\d+ in cross-validation"] * 4
     + [r"test accuracy of the best: (0\.9|1\.0)\d*"],
-    "new_activation": [r".* at most \d\.\de-\d\d", r"relu: .* 0\.9\d+", r"softplus: .* test accuracy 0\.9\d+"],
+    "new_activation": [r".* at most \d\.\de-\d\d", r"relu: .* 0\.9\d+", r"mish: .* test accuracy 0\.9\d+"],
     "where_does_a_gpu_pay": [
         r" +32 +[\d,]+",
         r" 8,192 +[\d,]+",

@@ -85,7 +85,9 @@ def test_units_that_steps_saturate_are_named_beside_the_loss_that_explodes() -> 
         assert "the steps are too large, lower learning_rate (now 5.0)" in finding.message
 
 
-@pytest.mark.parametrize(("activation", "scale"), [("sigmoid", None), ("tanh", 0.05), ("relu", 0.05)])
+@pytest.mark.parametrize(
+    ("activation", "scale"), [("sigmoid", None), ("tanh", 0.05), ("relu", 0.05), ("silu", 0.05)]
+)
 def test_vanishing_gradients(activation: str, scale: float | None) -> None:
     start = {} if scale is None else {"initializer": Normal(scale)}
     history = train([32] * 6, activation, optimizer=SGD(0.1, momentum=0.9), **start)

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Dense, Penalty, SoftmaxCrossEntropy
-from gpumlp.backends import reference_backend
+from gpumlp import (
+    ELU,
+    MLP,
+    SGD,
+    Dense,
+    Dropout,
+    Layer,
+    LogisticCrossEntropy,
+    Loss,
+    Penalty,
+    PoissonDeviance,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    register,
+)
+from gpumlp.backends import DROPOUT, Draws, reference_backend
+from gpumlp.data.dataset import ArrayBatches
 from gpumlp.nn.activations import ACTIVATIONS
+from gpumlp.nn.layers import Cache
 from gpumlp.nn.network import Workspace
+from gpumlp.training.step import TrainingStep
 
 BATCH, CLASSES = 5, 3
 HIDDEN = [name for name in ACTIVATIONS if name != "identity"]
@@ -44,32 +63,24 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
-def test_dense(batch: int) -> None:
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_dense(name: str, batch: int) -> None:
     rng = np.random.default_rng(0)
-    layer = Dense(4, 3, dtype="float64", seed=1)
+    layer = Dense(4, 3, name, dtype="float64", seed=1)
     layer.bias[:] = rng.normal(size=3)
     x, upper = rng.normal(size=(batch, 4)), rng.normal(size=(batch, 3))
+    cache = layer.new_cache(lambda: np.empty((batch, 3)), Cache(x, None), training=True)
+    layer.forward(x, cache)
+    cache.delta[...] = upper  # dC/da
     input_delta = np.full_like(x, np.nan)
-    layer.backward(x, upper, input_delta=input_delta)
+    layer.backward(x, cache, input_delta=input_delta)
 
-    def cost() -> float:  # dC/ds is `upper`
-        return float((upper * layer.forward(x)).sum())
+    def cost() -> float:
+        return float((upper * layer(x)).sum())
 
     assert_same_gradient(layer.weight_gradient, central_differences(cost, layer.weight))
     assert_same_gradient(layer.bias_gradient, central_differences(cost, layer.bias))
     assert_same_gradient(input_delta, central_differences(cost, x))
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_dense_below_an_activation(name: str) -> None:
-    """delta_l = (delta_{l+1} W^T) * h'(s_l), the recursion, is dC/ds_l."""
-    rng = np.random.default_rng(0)
-    h, layer = ACTIVATIONS[name](), Dense(4, 3, dtype="float64")
-    s, upper = rng.normal(size=(BATCH, 4)), rng.normal(size=(BATCH, 3))
-    delta = np.full_like(s, np.nan)
-    layer.backward(h(s), upper, input_delta=delta)
-    h.backward(np, s.copy() if h.derivative_from == "input" else h(s), delta)
-    assert_same_gradient(delta, central_differences(lambda: float((upper * layer.forward(h(s))).sum()), s))
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
@@ -117,72 +128,197 @@ def test_penalty_by_hand() -> None:
     assert gradient.tolist() == [0.75, -1.25, 0]  # 0.5 W + 0.25 sign W, and sign 0 = 0
 
 
-class Problem:
-    """A deep network with nonzero biases, and one batch."""
+# -- Networks --------------------------------------------------------------------------------------------------
 
-    def __init__(self, sizes: list[int], activation: str) -> None:
+# C by the formula, of outputs s, targets y and label smoothing e: the loss of each sample.
+FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "softmax_cross_entropy": lambda s, y, e: (
+        -((1 - e) * np.eye(s.shape[1])[y] + e / s.shape[1]) * np.log(np.exp(s) / np.exp(s).sum(axis=1)[:, None])
+    ).sum(axis=1),
+    "logistic_cross_entropy": lambda s, y, e: (np.log(1 + np.exp(s)) - ((1 - e) * y + e / 2) * s).sum(axis=1),
+    "squared_error": lambda s, y, e: np.square(s - y).sum(axis=1) / 2,
+    "poisson_deviance": lambda s, y, e: (np.exp(s) - y * s + y * np.log(y) - y).sum(axis=1),
+}
+RNG = np.random.default_rng(1)
+TARGETS = {
+    "softmax_cross_entropy": RNG.integers(0, CLASSES, BATCH),
+    "logistic_cross_entropy": RNG.integers(0, 2, (BATCH, CLASSES)).astype(float),
+    "squared_error": RNG.normal(0, 3, (BATCH, CLASSES)),
+    "poisson_deviance": RNG.uniform(0.1, 9, (BATCH, CLASSES)),
+}
+WEIGHTS = np.array([0.5, 3.0, 0.0, 1.0, 0.25])
+NO_PENALTY = Penalty()
+
+
+@register
+class Gate(Layer):
+    """A layer of the user's, y = tanh(x A) * (1 + v), with a matrix and a vector."""
+
+    name = "test_gate"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"matrix": (self.in_features, self.out_features), "scale": (self.out_features,)}
+
+    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {name: rng.normal(0, 0.5, shape) for name, shape in self.shapes().items()}
+
+    def new_cache(self, new: Callable[..., Any], below: Cache, *, training: bool) -> Cache:
+        return Cache(new(), new(), new())
+
+    def forward(self, x: Any, cache: Cache, draws: Any) -> None:
+        xp = self.backend.xp
+        xp.matmul(x, self.parameters["matrix"], out=cache.saved)
+        xp.tanh(cache.saved, out=cache.saved)
+        xp.multiply(cache.saved, self.parameters["scale"] + 1, out=cache.output)
+
+    def backward(self, x: Any, cache: Cache, draws: Any, input_delta: Any) -> None:
+        xp, delta, a = self.backend.xp, cache.delta, cache.saved
+        self.backend.column_sums(delta * a, self.gradients["scale"])
+        xp.multiply(delta, self.parameters["scale"] + 1, out=delta)
+        xp.multiply(delta, 1 - a * a, out=delta)
+        xp.matmul(x.T, delta, out=self.gradients["matrix"])
+        if input_delta is not None:
+            xp.matmul(delta, self.parameters["matrix"].T, out=input_delta)
+
+
+class Problem:
+    """A network in float64 with nonzero biases and one batch, whose random numbers are those of step 7."""
+
+    def __init__(self, sizes: Any, weights: np.ndarray | None = None, **options: Any) -> None:
         rng = np.random.default_rng(len(sizes))
-        self.model = MLP(sizes, activation, dtype="float64", device="cpu", seed=3)
-        for layer in self.model.layers:
+        self.model = MLP(sizes, dtype="float64", device="cpu", seed=3, **options)
+        for layer in self.model.dense_layers:
             layer.bias[:] = rng.normal(size=layer.out_features)
-        self.images, self.labels = rng.normal(size=(BATCH, sizes[0])), rng.integers(0, CLASSES, BATCH)
-        self.workspace = Workspace(self.model, BATCH, pixels=False)
+        name = self.model.loss.name
+        self.images, self.targets = rng.normal(size=(BATCH, self.model.sizes[0])), TARGETS[name]
+        self.weights = weights
+        self.formula, self.smoothing = FORMULAS[name], getattr(self.model.loss, "label_smoothing", 0.0)
+        self.draws = Draws(11, DROPOUT, 7, 0, 0)
 
     def cost(self) -> float:
-        self.workspace.inputs[:] = self.images
-        self.model.forward_pass(self.workspace)
-        return cross_entropy(self.workspace.logits, self.labels)
+        """Of a forward pass with these random numbers, by the formula of the loss."""
+        workspace = Workspace(self.model, BATCH, pixels=False, training=True)
+        workspace.inputs[:] = self.images
+        self.model.forward_pass(workspace, self.draws)
+        losses = self.formula(workspace.logits, self.targets, self.smoothing)
+        return float(np.average(losses, weights=self.weights))
 
-    def backward(self) -> None:
-        self.cost()
-        logits, losses = self.workspace.logits, np.empty(BATCH)
-        self.model.backend.output_error(self.model.loss, logits, self.labels, losses, np.empty(BATCH, dtype=bool))
-        self.model.backward_pass(self.workspace)
+    def step(self, rows_at_a_time: int | None = None, penalty: Penalty = NO_PENALTY, rate: float = 0.0) -> None:
+        """The training step, by default without a change of the parameters."""
+        model = self.model
+        model.backend = copy(model.backend)
+        model.backend.rows_at_a_time = rows_at_a_time
+        batches = ArrayBatches(self.images, self.targets, np.arange(BATCH), BATCH, model.backend, self.weights)
+        state = SGD(1.0).init(model.parameters.data)
+        state.steps = 7
+        step = TrainingStep(model, batches, SGD(1.0), state, penalty, seed=11)
+        step.keep_gradient()
+        step(slice(0, BATCH), rate)
+        assert step.losses.mean() == pytest.approx(self.cost(), rel=1e-12) or rate
+
+    def check(self, **options: Any) -> None:
+        """Every element of the gradient of the step against central differences of the cost."""
+        model = self.model
+        self.step(**options)
+        gradients = model.parameters.views(model.parameters.gradient.copy())
+        for name, tensor in model.parameters.views(model.parameters.data).items():
+            assert_same_gradient(gradients[name], central_differences(self.cost, tensor))
 
 
 @pytest.mark.parametrize("activation", HIDDEN)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_network(sizes: list[int], activation: str) -> None:
-    problem = Problem(sizes, activation)
-    problem.backward()
-    for layer in problem.model.layers:
-        assert_same_gradient(layer.weight_gradient, central_differences(problem.cost, layer.weight))
-        assert_same_gradient(layer.bias_gradient, central_differences(problem.cost, layer.bias))
+    Problem(sizes, activation=activation).check()
+
+
+LOSSES = [
+    SoftmaxCrossEntropy(),
+    SoftmaxCrossEntropy(label_smoothing=0.2),
+    LogisticCrossEntropy(),
+    LogisticCrossEntropy(label_smoothing=0.2),
+    SquaredError(),
+    PoissonDeviance(),
+]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal weights", "weights"])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_losses(loss: Loss, weights: np.ndarray | None) -> None:
+    Problem([6, 5, 3], activation="tanh", loss=loss, weights=weights).check()
+
+
+NETWORKS: dict[str, Callable[[], Problem]] = {
+    "plain": lambda: Problem([6, 5, 4, 3], activation="gelu"),
+    "activations": lambda: Problem([6, 5, 4, 3], activation=["silu", "tanh"]),
+    "other activations": lambda: Problem([6, 5, 4, 5, 3], activation=["relu", ELU(0.5), "softplus"]),
+    "dropout": lambda: Problem([6, 9, 8, 3], activation="tanh", dropout=0.5),
+    "dropout above h' from the input": lambda: Problem([6, 9, 8, 3], activation="silu", dropout=[0.5, 0.25]),
+    "dropout of one layer": lambda: Problem([6, 9, 8, 3], activation=["elu", "gelu"], dropout=[0.0, 0.4]),
+    "input dropout": lambda: Problem([6, 9, 3], activation="sigmoid", input_dropout=0.3),
+    "dropout everywhere": lambda: Problem([6, 9, 3], activation="gelu", dropout=0.5, input_dropout=0.2),
+    "input dropout alone": lambda: Problem([6, 3], input_dropout=0.2),
+    "dropout, weights": lambda: Problem([6, 9, 3], WEIGHTS, dropout=0.4, input_dropout=0.2),
+    "labels, dropout": lambda: Problem([6, 9, 3], loss="logistic_cross_entropy", dropout=0.4),
+}
+OWN: dict[str, Callable[[], Problem]] = {
+    "own, first": lambda: Problem([Gate(6, 4), Dense(4, 3)]),
+    "own, between": lambda: Problem([Dense(6, 5, "gelu"), Gate(5, 4), Dense(4, 3)]),
+    "own, dropout around it": lambda: Problem(
+        [Dropout(6, 0.2), Dense(6, 9, "tanh"), Dropout(9, 0.5), Gate(9, 8), Dropout(8, 0.4), Dense(8, 3)]
+    ),
+    "own, two": lambda: Problem([Gate(6, 7), Gate(7, 4), Dense(4, 3)], WEIGHTS, loss="squared_error"),
+    "dropout twice": lambda: Problem(
+        [Dropout(6, 0.2), Dropout(6, 0.3), Dense(6, 9, "silu"), Dropout(9, 0.2), Dropout(9, 0.3), Dense(9, 3)]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [*NETWORKS.values(), *OWN.values()], ids=[*NETWORKS, *OWN])
+def test_layers(make: Callable[[], Problem]) -> None:
+    make().check()
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 4])
+@pytest.mark.parametrize("make", [*NETWORKS.values(), *OWN.values()], ids=[*NETWORKS, *OWN])
+def test_a_batch_in_parts_has_the_same_gradient(make: Callable[[], Problem], rows_at_a_time: int) -> None:
+    gradients = []
+    for rows in (rows_at_a_time, None):
+        problem = make()
+        problem.step(rows)
+        gradients.append(problem.model.parameters.gradient)
+    scale = np.abs(gradients[1]).max()
+    np.testing.assert_allclose(*gradients, rtol=0, atol=1e-14 * scale)
 
 
 def test_a_smaller_batch_in_the_same_arrays_has_the_same_gradient() -> None:
     """The mean is over the used rows only."""
-    whole, part = Problem([6, 5, 4, 3], "tanh"), Problem([6, 5, 4, 3], "tanh")
-    whole.backward()  # fills all rows
-    part.images, part.labels = part.images[:2], part.labels[:2]
-    part.workspace = whole.workspace.rows(2)
-    part.model = whole.model
-    logits, losses = part.workspace.logits, np.empty(2)
-    part.cost()
-    part.model.backend.output_error(part.model.loss, logits, part.labels, losses, np.empty(2, dtype=bool))
-    part.model.backward_pass(part.workspace)
-    for layer in part.model.layers:
-        assert_same_gradient(layer.weight_gradient, central_differences(part.cost, layer.weight))
-        assert_same_gradient(layer.bias_gradient, central_differences(part.cost, layer.bias))
+    problem = Problem([6, 5, 4, 3], activation="tanh")
+    model, workspace = problem.model, Workspace(problem.model, BATCH, pixels=False)
+    for rows in (BATCH, 2):  # the first fills all rows
+        part, losses, scores = workspace.rows(rows), np.empty(rows), np.empty(rows, dtype=bool)
+        part.inputs[:] = problem.images[:rows]
+        model.forward_pass(part)
+        model.backend.output_error(model.loss, part.logits, problem.targets[:rows], losses, scores)
+        model.backward_pass(part)
+    problem.weights = np.array([1.0, 1.0, 0, 0, 0])
+    for layer in model.dense_layers:
+        assert_same_gradient(layer.weight_gradient, central_differences(problem.cost, layer.weight))
+        assert_same_gradient(layer.bias_gradient, central_differences(problem.cost, layer.bias))
 
 
 @pytest.mark.parametrize("penalty", [Penalty(l2=0.3), Penalty(l1=0.2), Penalty(l2=0.3, l1=0.2)], ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_network_with_a_penalty_on_weights_and_not_on_biases(sizes: list[int], penalty: Penalty) -> None:
-    problem = Problem(sizes, "tanh")
-    model, sgd = problem.model, SGD(learning_rate=1.0)
+@pytest.mark.parametrize(
+    "make", [lambda sizes=sizes: Problem(sizes, activation="tanh") for sizes in SIZES] + [OWN["own, between"]]
+)
+def test_a_penalty_is_on_matrices_and_not_on_vectors(make: Callable[[], Problem], penalty: Penalty) -> None:
+    problem = make()
+    parameters, before = problem.model.parameters, problem.model.state_dict()
+    tensors = parameters.views(parameters.data)
 
     def cost() -> float:
-        return problem.cost() + sum(penalty(layer.weight) for layer in model.layers)
+        return problem.cost() + sum(penalty(tensor) for tensor in tensors.values() if tensor.ndim == 2)
 
-    expected = {}
-    for index, layer in enumerate(model.layers):
-        expected[f"layers.{index}.weight"] = central_differences(cost, layer.weight)
-        expected[f"layers.{index}.bias"] = central_differences(cost, layer.bias)
-    before = model.state_dict()
-    problem.backward()
-    parameters = model.parameters
-    state = sgd.init(parameters.data)
-    model.backend.update(sgd, penalty, parameters.data, parameters.gradient, parameters.weights, state, 1.0)
-    for name, tensor in model.state_dict().items():  # with eta = 1 the step is the gradient
+    expected = {name: central_differences(cost, tensor) for name, tensor in tensors.items()}
+    problem.step(penalty=penalty, rate=1.0)
+    for name, tensor in tensors.items():  # with eta = 1 the step is the gradient
         assert_same_gradient(before[name] - tensor, expected[name])

@@ -28,6 +28,11 @@ EPOCHS = 90
 RUNS = {
     "momentum": ("--momentum", 0.9, "--schedule", "step", "--step-size", 7, "--gamma", 0.9),
     "adam": ("--optimizer", "adam", "--schedule", "exponential", "--decay-rate", 0.01),
+    "all at once": (
+        *("--optimizer", "rmsprop", "--momentum", 0.5, "--schedule", "cosine", "--warmup", 50, "--clip-norm", 1),
+        *("--dropout", 0.1, "--input-dropout", 0.1, "--max-norm", 3, "--ema", 0.99, "--label-smoothing", 0.1),
+        *("--class-weight", "balanced", "--validation", 0.1, "--activation", "gelu"),
+    ),
     "nesterov": ("--nesterov", "--l2", 1e-4, "--schedule", "milestones", "--milestones", 20, 60, "--seed", 5),
 }
 
@@ -40,7 +45,7 @@ def start(out: Path, *words: object, **options: object):
     return spawn("train", *DIGITS, "--epochs", EPOCHS, "--hidden", 16, "--out", out, *words, **options)
 
 
-@pytest.mark.parametrize(("name", "kills"), [("momentum", 5), ("adam", 2), ("nesterov", 2)])
+@pytest.mark.parametrize(("name", "kills"), [("momentum", 5), ("adam", 2), ("nesterov", 2), ("all at once", 2)])
 def test_killed_at_any_moment_a_run_resumes_exactly(tmp_path: Path, name: str, kills: int) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     uninterrupted = start(whole, *RUNS[name])

@@ -197,8 +197,8 @@ class Impostor(SquaredError):
     [
         (Nameless, ValueError, "Nameless is expected to have a name of its own, such as name = 'my_activation'"),
         (Impostor, ValueError, "'softmax_cross_entropy' is the name of SoftmaxCrossEntropy already"),
-        (Steep(), TypeError, r"a subclass of Activation or Loss is expected, got Steep\(\)"),
-        (MLP, TypeError, "a subclass of Activation or Loss is expected, got the class MLP"),
+        (Steep(), TypeError, r"a subclass of Activation, Loss or Layer is expected, got Steep\(\)"),
+        (MLP, TypeError, "a subclass of Activation, Loss or Layer is expected, got the class MLP"),
     ],
 )
 def test_only_classes_with_a_name_of_their_own_are_registered(
@@ -265,13 +265,16 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
             MLP([3, 2], loss=Changed(), device="cpu"),
             r"Changed\(\) .*'softmax_cross_entropy' is the name of",
         ),
-        (MLP([3, 2], Unspeakable(), device="cpu"), r"Unspeakable\(\) cannot be saved: .* not JSON serializable"),
         (
-            MLP([3, 2], Renamed(), device="cpu"),
+            MLP([3, 4, 2], Unspeakable(), device="cpu"),
+            r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
+        ),
+        (
+            MLP([3, 4, 2], Renamed(), device="cpu"),
             r"Renamed\(\) cannot be saved: its attributes are expected to be",
         ),
         (
-            MLP([3, 2], Doubled(), device="cpu"),
+            MLP([3, 4, 2], Doubled(), device="cpu"),
             r"Doubled\(\) cannot be saved: .*keep each argument as it is given",
         ),
     ):

@@ -20,7 +20,7 @@ def model() -> MLP:
 
 def with_biases(model: MLP) -> MLP:
     rng = np.random.default_rng(4)
-    for layer in model.layers:
+    for layer in model.dense_layers:
         layer.bias[:] = rng.normal(size=layer.out_features)
     return model
 
@@ -46,10 +46,15 @@ def test_repr_shows_the_number_of_parameters() -> None:
     assert str(MLP([784, 10], device="cpu")) == "MLP([784, 10])"
 
 
-@pytest.mark.parametrize("sizes", [[], [784], [784, 1], [0, 10], [784, 0, 10], [-1, 10]])
+@pytest.mark.parametrize("sizes", [[], [784], [784, 0], [0, 10], [784, 0, 10], [-1, 10], [2.5, 1], "ab"])
 def test_invalid_sizes_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="sizes are expected to be the number of inputs"):
         MLP(sizes, device="cpu")
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of classes \(2 or more\), such as .*, got \[784, 1\]"):
+        MLP([784, 1], loss="softmax_cross_entropy", device="cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32"])

@@ -132,7 +132,7 @@ def test_predictions_and_probabilities_depend_on_the_loss() -> None:
 
 def test_invalid_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"of classes \(2 or more\), .* got \[3, 1\]"):
-        MLP([3, 1])
+        MLP([3, 1], loss="softmax_cross_entropy")
     with pytest.raises(ValueError, match="loss is expected to be one of softmax_cross_entropy, logistic"):
         MLP([3, 1], loss="hinge")
 
@@ -223,7 +223,7 @@ def test_a_copy_is_independent(copied: object, loss: str, blobs: Dataset) -> Non
     other = copied(model)
     assert repr(other) == repr(model)
     np.testing.assert_array_equal(other.parameters.data, model.parameters.data)
-    for layer in other.layers:
+    for layer in other.dense_layers:
         assert np.shares_memory(layer.weight, other.parameters.data)
         assert np.shares_memory(layer.weight_gradient, other.parameters.gradient)
     other.layers[0].weight[...] += 1

@@ -76,7 +76,7 @@ def arrays(trainer: Trainer) -> dict[str, np.ndarray]:
     """Parameters, buffers and records after training."""
     to_numpy, step = trainer.model.backend.to_numpy, trainer._step
     buffers = {name: to_numpy(buffer) for name, buffer in trainer.optimizer_state.buffers.items()}
-    results = {"losses": to_numpy(step.losses), "correct": to_numpy(step.correct)}
+    results = {"losses": to_numpy(step.losses), "scores": to_numpy(step.scores)}
     return {"parameters": to_numpy(trainer.model.parameters.data)} | buffers | results
 
 
@@ -290,14 +290,28 @@ class Weighted(TrainingStep):
     sample_weights = property(lambda self: self.losses)
 
 
+class Other:
+    """A layer that is not dense."""
+
+    def __repr__(self) -> str:
+        return "Other()"
+
+
+class Layered(TrainingStep):
+    """A step of a network with another layer."""
+
+    same_rules = True
+    layers = property(lambda self: [*self.model.layers, Other()])
+
+
 @pytest.mark.parametrize(
     ("reason", "options"),
     [
         ("it supports networks with one hidden layer only, this one has 2", {"hidden": (8, 8)}),
         ("it supports networks with one hidden layer only, this one has 0", {"hidden": ()}),
-        ("it supports the optimizer SGD only", {"optimizer": Adam()}),
+        ("it supports the optimizer SGD only, not Adam(", {"optimizer": Adam()}),
         ("the activation LeakyReLU(negative_slope=0.01) has no CUDA expression", {"activation": MyReLU()}),
-        ("there is no kernel for the penalty MyPenalty", {"penalty": MyPenalty()}),
+        ("it does not support the penalty MyPenalty", {"penalty": MyPenalty()}),
         ("a block would need 22 KiB of shared memory, for its weights and the rows", {"batch_size": 256}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -323,9 +337,13 @@ def test_an_unsupported_step_uses_the_next_execution_or_is_an_error(
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("there is no kernel for the loss SquaredError()", {"loss": SquaredError()}),
+        ("it does not support the loss SquaredError()", {"loss": SquaredError()}),
         ("its rules change from batch to batch, or a method of it is overridden", {"__class__": Changing}),
-        ("the samples have weights", {"__class__": Weighted}),
+        ("it does not support sample weights", {"__class__": Weighted}),
+        ("it does not clip gradients", {"clip_norm": 1.0}),
+        ("it does not limit the norms of weights", {"max_norm": 1.0}),
+        ("it does not average the parameters", {"average": True}),
+        ("it does not support the layer Other()", {"__class__": Layered}),
         ("it does not store the gradients that a callback reads", {"gradient_wanted": True}),
     ],
 )
@@ -339,7 +357,7 @@ def test_unsupported_attributes_of_a_step(reason: str, change: dict[str, object]
 
 def test_many_classes(blobs: Dataset) -> None:
     trainer = trainer_on(host_backend(), Dataset(blobs.images, blobs.labels, classes=65))
-    assert "supports 64 classes at most, not 65" in trainer.execution.reason
+    assert "it supports 64 classes at most, not 65" in trainer.execution.reason
 
 
 @pytest.mark.parametrize(("name", "gap"), [("images", slice(None, None, 2)), ("order", slice(None, None, 2))])

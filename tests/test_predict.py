@@ -526,7 +526,65 @@ def test_names_of_classes_are_shown(tmp_path: Path, capsys: Captured) -> None:
     assert set(output(capsys)[0]["probabilities"]) == {"rose", "[lily]", "tulip"}
 
 
-def test_a_regression_has_no_classes(tmp_path: Path, capsys: Captured) -> None:
-    MLP([12, 3], loss="squared_error", device="cpu").save(tmp_path)
-    assert run("predict", tmp_path, tmp_path / "x.npy") == 2
-    assert "the network has the loss squared_error, so it gives no class probabilities" in capsys.readouterr().err
+def test_labels_that_apply_are_named(tmp_path: Path, capsys: Captured) -> None:
+    model = MLP([4, 3], loss="logistic_cross_entropy", device="cpu")
+    model.class_names = ("beach", "sea", "sun")
+    model.load_state_dict({"layers.0.weight": np.zeros((4, 3)), "layers.0.bias": np.array([2.0, -1.0, 3.0])})
+    model.save(tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((2, 4)))
+    words = ("predict", tmp_path, tmp_path / "x.npy")
+    assert run(*words, "--out", tmp_path / "p.csv") == 0
+    assert re.search(r"x.npy\[1\] +sun \(95.26 %\), beach \(88.08 %\) +sea \(26.89 %\)", capsys.readouterr().out)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        header, row, _ = csv.reader(file)
+    assert header == ["file", "index", "labels", "p(beach)", "p(sea)", "p(sun)"]
+    assert row[:3] == [str(tmp_path / "x.npy"), "0", "beach; sun"]
+    assert run(*words, "--json") == 0
+    record = output(capsys)[0]
+    assert record["labels"] == ["beach", "sun"]
+    assert list(record["probabilities"]) == ["beach", "sea", "sun"]
+    model.load_state_dict({"layers.0.weight": np.zeros((4, 3)), "layers.0.bias": np.full(3, -1.0)})
+    model.save(tmp_path)
+    assert run(*words) == 0
+    assert re.search(r"x.npy\[0\] +none +beach", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("names", [None, ("no", "yes")])
+def test_one_output_for_two_classes_gives_the_probability_of_both(
+    tmp_path: Path, capsys: Captured, names: tuple | None
+) -> None:
+    model = MLP([2, 1], loss="logistic_cross_entropy", device="cpu")
+    model.class_names = names
+    model.load_state_dict({"layers.0.weight": np.zeros((2, 1)), "layers.0.bias": np.array([-1.0])})
+    model.save(tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((1, 2)))
+    assert run("predict", tmp_path, tmp_path / "x.npy", "--json") == 0
+    record, no, yes = output(capsys)[0], *(str(name) for name in names or (0, 1))
+    assert str(record["class"]) == no
+    assert record["probabilities"] == pytest.approx({no: 0.731, yes: 0.269}, abs=1e-3)
+    assert MLP.load(tmp_path, device="cpu").class_names == names
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"), [("squared_error", 1), ("squared_error", 8), ("poisson_deviance", 2)]
+)
+def test_numbers_are_predicted(tmp_path: Path, capsys: Captured, loss: str, outputs: int) -> None:
+    model = MLP([4, outputs], loss=loss, device="cpu")
+    model.save(tmp_path)
+    samples = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", samples)
+    expected = model.predict(samples)
+    words = ("predict", tmp_path, tmp_path / "x.npy")
+    assert run(*words, "--out", tmp_path / "p.npy") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
+    out = capsys.readouterr().out
+    assert f"{expected[3, 0]:.6g}" in out
+    assert "10 more; --out FILE.csv writes all" in out
+    assert run(*words, "--out", tmp_path / "p.csv") == 0
+    header, *rows = (tmp_path / "p.csv").read_text().splitlines()
+    assert header == "file,index," + ("value" if outputs == 1 else ",".join(f"value {i}" for i in range(outputs)))
+    found = [[float(cell) for cell in row.split(",")[2:]] for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    capsys.readouterr()
+    assert run(*words, "--json") == 0
+    np.testing.assert_allclose([record["values"] for record in output(capsys)], expected, rtol=1e-6)

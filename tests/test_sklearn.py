@@ -27,7 +27,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import scale
 
 import gpumlp.sklearn
-from gpumlp import DeviceError
+from gpumlp import Dataset, DeviceError
 from gpumlp.sklearn import MLPClassifier, MLPRegressor
 from gpumlp.sklearn.solver import ROWS, Epochs
 
@@ -99,6 +99,21 @@ def test_several_labels_per_sample() -> None:
         classifier(class_weight="balanced").fit(X, y)
 
 
+@pytest.mark.parametrize("task", ["two classes", "three classes", "labels", "numbers"])
+def test_an_estimators_network_is_evaluated_as_any_other(task: str) -> None:
+    X, y = np.rint(IRIS[0] * 9 + 99).astype(np.uint8), IRIS[1]  # numbers, not pixels
+    targets = {
+        "two classes": np.minimum(y, 1),
+        "three classes": y,
+        "labels": np.stack([y > 0, y > 1], axis=1).astype(int),
+        "numbers": IRIS[0][:, :2],
+    }[task]
+    model = fit(regressor() if task == "numbers" else classifier(), X, targets)
+    result = model._network.evaluate(Dataset(X, targets, task=task.split()[-1]))
+    assert next(iter(result.metrics().values())) == result.loss
+    assert [*result.metrics().values()][1] == pytest.approx(model.score(X, targets), rel=1e-5)
+
+
 def test_several_values_per_sample() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 4))
@@ -117,9 +132,13 @@ def test_several_values_per_sample() -> None:
         (classifier, [0.5, 1.5, 2.5], "Unknown label type"),
         (classifier, [[1, 2], [3, 4], [5, 6]], "one label per sample"),
         (classifier, None, "requires y to be passed"),
-        (regressor, [1e300, 0, 1], "expected to fit into float32"),
+        (regressor, [1e300, 0, 1], r"computes in float32, but the values of y are up to 1e\+300; scale them"),
         (regressor, ["a", "b", "c"], "could not convert"),
-        (functools.partial(regressor, loss="poisson"), [-1, 0, 1], "0 or more with loss='poisson', got -1"),
+        (
+            functools.partial(regressor, loss="poisson"),
+            [-1, 0, 1],
+            "the values of y are not those of the loss poisson_deviance: expected targets of 0 or more, got -1",
+        ),
         (regressor, [1, 2], "inconsistent numbers"),
     ],
 )
@@ -260,7 +279,11 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
             "hidden_layer_sizes is expected to be a whole number of 1 or more",
         ),
         (classifier, {"hidden_layer_sizes": "a"}, "hidden_layer_sizes is expected to be a whole number"),
-        (classifier, {"activation": "sigmoid"}, "'identity' or 'logistic' or 'tanh' or 'relu', got 'sigmoid'"),
+        (
+            classifier,
+            {"activation": "sigmoid"},
+            "'identity' or 'logistic' or .*, got 'sigmoid'",
+        ),
         (
             classifier,
             {"batch_size": 0},
@@ -271,7 +294,12 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
         (classifier, {"shuffle": 1}, "shuffle is expected to be True or False, got 1"),
         (classifier, {"n_iter_no_change": 0}, "n_iter_no_change, if not inf, is expected to be a whole number"),
         (classifier, {"class_weight": "even"}, "class_weight is expected to be None, 'balanced' or a dict"),
-        (classifier, {"class_weight": {0: -1}}, "class_weight is expected to hold numbers of 0 or more"),
+        (classifier, {"class_weight": {0: 1, 7: 1}}, r"The classes, \[1, 2\], are not in class_weight"),
+        (
+            classifier,
+            {"class_weight": {0: -1}},
+            "class_weight is .* a finite number of 0 or more, got -1 for class 0",
+        ),
         (regressor, {"device": "gpu"}, "device is expected to be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (regressor, {"validation_fraction": float("nan")}, "validation_fraction is expected to be a number"),
         (regressor, {"dtype": "float16"}, "dtype is expected to be float32 or float64, got float16"),
@@ -332,6 +360,17 @@ def test_class_weight_multiplies_the_sample_weights() -> None:
     assert fit(classifier(class_weight={0: 1e4, 1: 1e-4}, max_iter=200), X, y).predict(X).mean() < 0.1
 
 
+@pytest.mark.parametrize("names", [[0, 1], [1.0, 2.0], ["b", "m"], [False, True]], ids=str)
+def test_class_weight_names_classes_as_in_scikit_learn(names: list[Any]) -> None:
+    X, y = CANCER[0], np.array(names)[CANCER[1]]
+    expected = fit(classifier(class_weight={0: 3.0}), *CANCER).coefs_[0]
+    whole = [int(name) if isinstance(name, float) else name for name in names]
+    for weights in ({whole[0]: 3.0}, {whole[0]: 3, whole[1]: np.float32(1), "another": 5}):
+        np.testing.assert_array_equal(fit(classifier(class_weight=weights), X, y).coefs_[0], expected)
+    with pytest.raises(ValueError, match=r"The classes, \[.*\], are not in class_weight"):
+        classifier(class_weight={whole[0]: 3.0, "another": 5}).fit(X, y)
+
+
 def test_equal_weights_change_nothing_and_a_batch_of_zero_weights_is_skipped() -> None:
     X, y = CANCER
     plain = fit(classifier(alpha=0), X, y)
@@ -346,15 +385,15 @@ def test_equal_weights_change_nothing_and_a_batch_of_zero_weights_is_skipped() -
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ([1.0, 2.0], "one value for each of 150 samples, got 2"),
-        (-np.ones(150), "expected to be 0 or more, got -1"),
-        (np.zeros(150), "all weights are zero"),
-        (np.full(150, np.nan), "contains NaN"),
-        (np.ones((150, 1)), "expected to be 1D"),
+        ([1.0, 2.0], r"numbers of shape \(150,\), got shape \(2,\)"),
+        (-np.ones(150), r"0 or more, but weights\[0\] is -1"),
+        (np.zeros(150), "a value above 0, but all are zero"),
+        (np.full(150, np.nan), "finite, but 150 of 150 values are NaN"),
+        (np.ones((150, 1)), r"numbers of shape \(150,\), got shape \(150, 1\)"),
     ],
 )
 def test_invalid_sample_weights_are_refused(weights: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"^sample_weight: weights must .*{words}"):
         classifier().fit(*IRIS, weights)
 
 
@@ -396,7 +435,7 @@ def test_given_validation_samples_decide_early_stopping() -> None:
         ({"X_val": IRIS[0], "y_val": IRIS[1][:3]}, "inconsistent numbers"),
         ({"X_val": IRIS[0][:, :2], "y_val": IRIS[1]}, "X has 2 features, but MLPClassifier is expecting 4"),
         ({"X_val": IRIS[0], "y_val": IRIS[1] + 1}, "`y` has classes not in"),
-        ({"X_val": IRIS[0], "y_val": IRIS[1], "sample_weight_val": np.zeros(150)}, "sample_weight_val .* zero"),
+        ({"X_val": IRIS[0], "y_val": IRIS[1], "sample_weight_val": np.zeros(150)}, "sample_weight_val: .* zero"),
     ],
 )
 def test_an_incomplete_validation_set_is_refused(options: Any, words: str) -> None:
@@ -470,13 +509,13 @@ def test_a_refused_fit_leaves_no_mixture_of_two_fits() -> None:
     with pytest.raises(ValueError, match="alpha is expected"):
         model.set_params(alpha=-1).fit(*CANCER)
     assert model.score(*IRIS) > 0.5
-    with pytest.raises(ValueError, match="all weights are zero"):
+    with pytest.raises(ValueError, match="all are zero"):
         model.set_params(alpha=0).fit(*CANCER, sample_weight=np.zeros(569))
     with pytest.raises(NotFittedError):
         model.predict(IRIS[0])
     continued = classifier().partial_fit(*IRIS, classes=[0, 1, 2])
     before = continued.predict_proba(IRIS[0])
-    with pytest.raises(ValueError, match="all weights are zero"):
+    with pytest.raises(ValueError, match="all are zero"):
         continued.partial_fit(*IRIS, sample_weight=np.zeros(150))
     np.testing.assert_array_equal(continued.predict_proba(IRIS[0]), before)
     assert len(continued.loss_curve_) == 1

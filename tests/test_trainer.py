@@ -329,7 +329,7 @@ def test_a_numpy_integer_holds_samples_out(blobs: Dataset) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"validation": 0.1}, {"validation": True}, {"batch_size": True}, {"batch_size": 2.5}, {"epochs": 2.5}],
+    [{"validation": 2.5}, {"validation": 1.0}, {"batch_size": True}, {"batch_size": 2.5}, {"epochs": 2.5}],
 )
 def test_a_count_that_is_not_an_integer_is_refused(blobs: Dataset, wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected to be a whole number"):

@@ -179,7 +179,8 @@ class Step(Protocol):
         gradient_wanted: whether the whole gradient is read after a step.
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
-        average: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
+        average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
+        draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of an epoch follow the same rules, by the built-in methods of network, layers
             and batches; only then can a device run them in another way.
         multiply_adds: of one forward pass, a measure of the work of a step.
@@ -197,6 +198,10 @@ class Step(Protocol):
 
     @property
     def average(self) -> Array | None: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def draws(self) -> Draws | None: ...
     @property
     def same_rules(self) -> bool: ...
     @property
@@ -402,7 +407,7 @@ class Backend:
         xp.multiply(out, 1 / (1 - rate), out=out)
 
     def dropout_backward(self, delta: Array, rate: float, draws: Draws, kept: Array | None) -> None:
-        """``delta <- delta * keep / (1 - rate)`` in place; the arguments as for `dropout`, `kept` as it left it."""
+        """``delta <- delta * keep / (1 - rate)`` in place; arguments as for `dropout`, which wrote `kept`."""
         if kept is None:
             self.dropout(delta, rate, draws, None, delta)
         else:
@@ -476,12 +481,12 @@ class Backend:
         xp.multiply(gradient, xp.minimum(limit / (norm + 1e-6), 1), out=gradient)
 
     def limit_norms(self, weight: Array, limit: float, scratch: Array) -> None:
-        """Scale each column of W whose norm is above the limit down to it, in place: the incoming weights of a unit.
+        """Scale each column of W, the incoming weights of a unit, whose norm is above the limit down to it.
 
         N. Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
 
         Args:
-            weight: ``(in_features, out_features)``, overwritten.
+            weight: W ``(in_features, out_features)``, overwritten.
             limit: of the norms, above 0.
             scratch: of the same shape and dtype, overwritten.
         """

@@ -1,6 +1,6 @@
-"""Philox 4x64-10, a counter-based generator: its random bits are a function of a key and a counter, without a state.
+"""Philox 4x64-10, a counter-based generator: random bits are a function of a key and a counter, without a state.
 
-The bits of a training step are therefore the same on every device, after a resume, and for any division of a batch.
+The bits of a training step are therefore the same on every device, after a resume, and however a batch is divided.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror and D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -21,9 +21,9 @@ _ROUNDS = 10
 class Draws(NamedTuple):
     """Which random bits an operation draws for the rows of a batch.
 
-    They are those of Philox with the key (seed, purpose) and the counters (block, layer, step, 0), least significant
-    word first. Row `i` of a layer with `units` units has the ``ceil(units / 8)`` blocks from ``(row + i) ceil(units /
-    8)`` on. A block is four uint64, each the bits of two units, its low half those of the first.
+    They are those of Philox with the key (seed, purpose) and the counters (block, layer, step, 0), least
+    significant word first. Row `i` of a layer with `units` units has the ``ceil(units / 8)`` blocks from ``(row +
+    i) ceil(units / 8)`` on. A block is four uint64, each the bits of two units, its low half those of the first.
 
     Attributes:
         seed: of the training run, modulo 2^64.
@@ -45,7 +45,7 @@ class Draws(NamedTuple):
 
 
 def philox(xp: Any, counters: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """The four words of each counter, of which `counters` are four, all uint64 ``(count,)`` of the library `xp`."""
+    """Four random words for each counter of four words; all are uint64 ``(count,)`` of the library `xp`."""
     for number in range(_ROUNDS):
         x0, x1, x2, x3 = counters
         (high0, low0), (high1, low1) = (_product(xp, x, m) for x, m in zip((x0, x2), _MULTIPLIERS, strict=True))

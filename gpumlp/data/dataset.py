@@ -211,8 +211,8 @@ class Dataset:
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
         weights = self.weights if weights is None else weights
-        if weights is not None:  # only their ratios count: in any dtype, the largest is neither infinite nor 0
-            weights = (weights / weights.max()).astype(dtype)
+        if weights is not None:
+            weights = relative_weights(weights, dtype)
         return ArrayBatches(
             images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
         )
@@ -258,6 +258,11 @@ def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, t
         only = train.labels[0] if train.class_names is None else train.class_names[0]
         raise DataError(f"{name}: labels must be of two classes or more, found only {only}")
     return train
+
+
+def relative_weights(weights: HostArray, dtype: npt.DTypeLike) -> HostArray:
+    """Sample weights for `ArrayBatches`. Only their ratios count; the largest is 1, in any dtype."""
+    return (weights / weights.max()).astype(dtype)
 
 
 class ArrayBatches:
@@ -331,7 +336,7 @@ class ArrayBatches:
 
     def select(self, rows: HostArray, batch_size: int) -> ArrayBatches:
         """Batches of other rows of the same arrays, which are shared."""
-        return ArrayBatches(
+        return type(self)(
             self.images,
             self._targets,
             rows,

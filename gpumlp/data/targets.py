@@ -100,7 +100,7 @@ def check_weights(weights: Any, samples: int, name: str) -> npt.NDArray[np.float
         where = int(values.argmin())
         raise DataError(f"{what} must be 0 or more, but weights[{where}] is {values[where]:g}; correct it")
     if not values.any():
-        raise DataError(f"{what} must have a value above 0, but all are 0; give larger ones, or leave them out")
+        raise DataError(f"{what} must have a value above 0, but all are zero; give larger ones, or leave them out")
     return values
 
 

@@ -606,9 +606,10 @@ def _too_large(records: Sequence[EpochRecord], setting: Setting) -> str:
 
 
 def _suited_initializer(setting: Setting) -> str:
-    """The initializer that suits the activation."""
-    kinds = [ACTIVATIONS[name].initializer for name in setting.activation.split(", ") if name in ACTIVATIONS]
-    return "he" if "he" in kinds else "glorot"
+    """The initializer that suits the activation, or auto, which suits each of several."""
+    kinds = [ACTIVATIONS[name] for name in setting.activation.split(", ") if name in ACTIVATIONS]
+    suited = {kind.initializer for kind in kinds} or {"glorot"}
+    return "auto" if len(suited) > 1 else suited.pop()
 
 
 def _rate(records: Sequence[EpochRecord]) -> str:

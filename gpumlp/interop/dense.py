@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..nn import MLP, Dense, Dropout, ModelFileError
+from ..nn import MLP, ModelFileError
+from ..nn.layers import Dense, Dropout
 
 
 def dense_layers(model: MLP) -> list[Dense]:

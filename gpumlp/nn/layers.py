@@ -108,6 +108,9 @@ class Layer:
         """The arguments that make this layer again, numbers and strings: by default, its attributes."""
         return {name: value for name, value in vars(self).items() if name not in _BOUND}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _BOUND}
 

@@ -130,6 +130,7 @@ class SoftmaxCrossEntropy(Loss):
     output = "softmax"
     least_outputs = 2
     task = "classes"
+    label_smoothing = 0.0  # for subclasses with arguments of their own
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
@@ -192,6 +193,7 @@ class LogisticCrossEntropy(Loss):
     name = "logistic_cross_entropy"
     output = "sigmoid"
     task = "labels"
+    label_smoothing = 0.0
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)

@@ -466,12 +466,14 @@ def class_names(model: MLP) -> list[str | int | float]:
     Raises:
         ModelFileError: there is not one string or number for each class.
     """
-    given = range(model.sizes[-1]) if model.class_names is None else model.class_names
+    count = model.sizes[-1]
+    given = range(count) if model.class_names is None else model.class_names
+    if count == 1 and model.loss.task == "labels" and len(given) == 2:
+        count = 2  # the output stands for the second of two classes
     names = [name.item() if isinstance(name, np.generic) else name for name in given]
     valid = all(is_text(name) if isinstance(name, str) else isinstance(name, int | float) for name in names)
-    if len(names) != model.sizes[-1] or not valid:
+    if len(names) != count or not valid:
         raise ModelFileError(
-            f"class_names are expected to be {model.sizes[-1]} strings or numbers, one for each class, got "
-            f"{listed(names)}"
+            f"class_names are expected to be {count} strings or numbers, one for each class, got {listed(names)}"
         )
     return names

@@ -38,7 +38,7 @@ from .samples import Inputs, LabelledData, check_data, flat_samples, training_ta
 
 M = TypeVar("M", bound="MLP")
 
-_PICKLED = ("sizes", "layers", "loss", "_chooses_loss", "dtype", "inputs", "class_names")
+_PICKLED = ("sizes", "layers", "loss", "_default_loss", "dtype", "inputs", "class_names")
 _OUTPUTS = {"classes": "classes", "labels": "labels", "numbers": "outputs"}
 
 CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
@@ -185,20 +185,20 @@ class MLP:
         input_dropout: float = 0.0,
     ) -> None:
         rng = np.random.default_rng(whole("seed", seed, 0))
-        self._chooses_loss = isinstance(loss, str) and loss == "auto"
-        given: Loss | None = None if self._chooses_loss else get_loss(loss)
+        given: Loss | None = None if isinstance(loss, str) and loss == "auto" else get_loss(loss)
         if _are_layers(sizes):
             if dropout != 0 or input_dropout != 0:
                 raise ValueError(
                     "dropout is expected among the layers, as Dropout(features, rate), if these are given"
                 )
+            self.sizes = _sizes_of(sizes)
             layers, drawn = [copy(layer) for layer in sizes], list(sizes)  # copies have no arrays
-            self.sizes = _sizes_of(layers)
         else:
             self.sizes = _checked_sizes(sizes, given)
             layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
             drawn = [copy(layer) for layer in layers]
         self.loss = given or loss_for("classes" if self.sizes[-1] > 1 else "numbers", self.sizes[-1])
+        self._default_loss = None if given else self.loss  # as long as it is the loss, data may choose another
         self.backend = get_backend(device)
         self.dtype = check_dtype(dtype)
         self._allocate(layers)  # first, for its error if there is no memory
@@ -360,13 +360,13 @@ class MLP:
     @contextmanager
     def loss_chosen(self, dataset: LabelledData) -> Iterator[None]:
         """With ``loss="auto"``, choose the loss by the first data, unless the block raises an error."""
-        before = self.loss, self._chooses_loss
-        if self._chooses_loss:
-            self.loss, self._chooses_loss = loss_for(dataset.task, self.sizes[-1]), False
+        before = self.loss
+        if before is self._default_loss:
+            self.loss = loss_for(dataset.task, self.sizes[-1])
         try:
             yield
         except BaseException:
-            self.loss, self._chooses_loss = before
+            self.loss = before
             raise
 
     def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
@@ -557,6 +557,10 @@ def _parameters_of(layer: Layer, rng: np.random.Generator) -> Mapping[str, Any]:
 def _sizes_of(layers: Sequence[Any]) -> list[int]:
     """The sizes of a network of these layers. Raises ValueError if they do not fit together."""
     for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(
+                f"sizes are expected to be all numbers or all layers, got {shown(layer)} among layers"
+            )
         LAYERS.find(layer)
     for below, above in pairwise(layers):
         if below.out_features != above.in_features:
@@ -582,33 +586,30 @@ def _layers(
 ) -> list[Layer]:
     """The layers of an `MLP` with these arguments, without arrays."""
     hidden = len(sizes) - 2
-    one = get_activation(activation) if isinstance(activation, str | Activation) else None  # shared by all
-    activations = (
-        [one] * hidden if one else [get_activation(each) for each in _each("activation", activation, hidden)]
-    )
-    rates = _each("dropout", dropout, hidden)
+    activations = _each("activation", activation, hidden, get_activation)
+    rates = _each("dropout", dropout, hidden, lambda rate: number("dropout", rate, 0, 1, open_high=True))
     layers: list[Layer] = []
     if number("input_dropout", input_dropout, 0, 1, open_high=True):
         layers.append(Dropout(sizes[0], input_dropout))
     for index, size in enumerate(pairwise(sizes)):
         h = activations[index] if index < hidden else Identity()
         # The weights of the outputs are drawn as those of the layer below.
-        rule = get_initializer(initializer, h if index < hidden else activations[-1] if activations else one or h)
+        rule = get_initializer(initializer, h if index < hidden else activations[-1] if activations else h)
         layers.append(Dense.unbound(*size, h, rule))
-        if index < hidden and number("dropout", rates[index], 0, 1, open_high=True):
+        if index < hidden and rates[index]:
             layers.append(Dropout(size[1], rates[index]))
     return layers
 
 
-def _each(name: str, values: Any, count: int) -> list[Any]:
-    """One value for each hidden layer."""
+def _each(name: str, values: Any, count: int, check: Callable[[Any], Any]) -> list[Any]:
+    """One checked value for each hidden layer; without hidden layers, a single value is checked and returned."""
     if isinstance(values, Sequence) and not isinstance(values, str):
         if len(values) != count:
             raise ValueError(
                 f"{name} is expected to have one value for each of {count} hidden layers, got {shown(values)}"
             )
-        return list(values)
-    return [values] * count
+        return [check(value) for value in values]
+    return [check(values)] * max(1, count)
 
 
 def _checked_sizes(sizes: Any, loss: Loss | None) -> list[int]:

@@ -310,21 +310,34 @@ def training_targets(model: Network, dataset: LabelledData, class_names: Sequenc
                 f"{listed(dataset.class_names)}; give those columns"
             )
         targets = targets[:, order]
+    return float_targets(model, targets, f"the targets of {dataset}")
+
+
+def float_targets(model: Network, targets: HostArray, what: str) -> HostArray:
+    """Labels or numbers ``(n, outputs)`` in the network's dtype.
+
+    Args:
+        model: the network.
+        targets: as many columns as it has outputs.
+        what: what messages call them, such as "the targets of ...".
+
+    Raises:
+        ValueError: a target is not as the network's loss or its dtype needs it.
+    """
     with np.errstate(over="ignore"):
-        targets = targets.astype(model.dtype)
-    if not np.isfinite(targets).all():
+        result = targets.astype(model.dtype)
+    if not np.isfinite(result).all():
         raise ValueError(
-            f"{model} computes in {model.dtype.name}, but the targets of {dataset} are up to "
-            f"{np.abs(dataset.targets).max():g}; scale them to about 1"
+            f"{model} computes in {model.dtype.name}, but {what} are up to {np.abs(targets).max():g}; scale them "
+            "to about 1"
         )
     try:
-        model.loss.check(targets, targets)
+        model.loss.check(result, result)
     except ValueError as error:
         raise ValueError(
-            f"the targets of {dataset} are not those of the loss {model.loss.name}: {error}; correct them, or "
-            "choose another loss"
+            f"{what} are not those of the loss {model.loss.name}: {error}; correct them, or choose another loss"
         ) from error
-    return targets
+    return result
 
 
 def _is_binary(model: Network, dataset: LabelledData) -> bool:

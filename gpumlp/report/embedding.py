@@ -11,8 +11,8 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
+from ..interop.dense import dense_layers
 from ..nn.activations import ACTIVATIONS, ELU, Activation, LeakyReLU
-from ..nn.layers import LAYERS
 from ..nn.losses import output_function
 from ..nn.model_file import class_names
 from ..nn.network import MLP
@@ -99,7 +99,7 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
     With 3 bytes, probabilities on MNIST differ from the network's by up to 2e-6; with 2 bytes, by up to 2e-4.
 
     Args:
-        model: with gpumlp's own activations and layers. Dropout does nothing here.
+        model: with gpumlp's own activations and layers.
         field: of its images.
         name: shown on the page.
 
@@ -117,36 +117,33 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             f"a page shows the probabilities of classes, got a network with the loss {model.loss.name}; "
             "train with softmax_cross_entropy"
         )
-    for activation in model.activations:
-        if type(activation) not in ACTIVATIONS.built_in:
+    hidden = [layer.activation for layer in dense_layers(model)[:-1]]
+    for h in hidden:
+        if type(h) not in ACTIVATIONS.built_in:
             names = ", ".join(name for name, kind in ACTIVATIONS.items() if kind in ACTIVATIONS.built_in)
-            raise ValueError(
-                f"a page supports the activations {names}, got {activation!r}; train with one of them"
-            )
-    for layer in model.layers:
-        if type(layer) not in LAYERS.built_in:
-            raise ValueError(f"a page supports dense layers and dropout, got {layer!r}; train without it")
+            raise ValueError(f"a page supports the activations {names}, got {h!r}; train with one of them")
+    tensors = model.state_dict()
     return {
         "name": name,
         "sizes": model.sizes,
         "classes": [str(name) for name in class_names(model)],
-        "activation": model.activation_names,
-        "rules": [[activation.name, _parameter(activation)] for activation in model.activations],
+        "activations": [{"name": h.name, "factor": _factor(h)} for h in hidden],
         "height": field.height,
         "width": field.width,
         "background": field.background,
         "ink": field.ink,
         "box": [field.box_height, field.box_width],
         "centre": [field.centre_y, field.centre_x],
-        "layers": [_packed(to_host(layer.weight), to_host(layer.bias)) for layer in model.dense_layers],
+        "layers": [
+            _packed(tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"])
+            for index in range(len(model.dense_layers))
+        ],
     }
 
 
-def _parameter(activation: Activation) -> float:
-    """The parameter of an activation that has one."""
-    if isinstance(activation, LeakyReLU):
-        return activation.negative_slope
-    return activation.alpha if isinstance(activation, ELU) else 0.0
+def _factor(h: Activation) -> float:
+    """The parameter of a leaky ReLU or an ELU; 0 for others."""
+    return h.negative_slope if isinstance(h, LeakyReLU) else h.alpha if isinstance(h, ELU) else 0
 
 
 def embedded_size(model: MLP) -> int:

@@ -7,7 +7,8 @@ import math
 import operator
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
@@ -18,7 +19,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ..backends import Array, Backend, HostArray, check_dtype, get_backend, is_device_array
+from ..data.dataset import ArrayBatches
+from ..nn.losses import Loss
 from ..nn.network import MLP
+from ..nn.samples import Inputs, float_targets
 from .inputs import (
     ACTIVATIONS,
     answer_dtype,
@@ -29,8 +33,9 @@ from .inputs import (
     read_samples,
     read_targets,
     read_weights,
+    to_cpu,
 )
-from .solver import Epochs, Solver, Validation, draw_network, make_optimizer, outputs
+from .solver import ROWS, Epochs, Solver, SparseBatches, Validation, draw_tensors, make_optimizer, outputs
 
 try:  # experimental in scikit-learn 1.9
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -72,35 +77,28 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     validation_loss_curve_: list[float] | None
     best_validation_score_: float | None
     _solver: Solver | dict[str, Any]
-    _numeric = False  # whether targets are numbers, not labels
+    _numeric: ClassVar[bool]  # whether targets are numbers, not labels
+    _metric: ClassVar[Callable[..., float]]  # scikit-learn's, of `score`
 
     # -- Defined by subclasses ----------------------------------------------------------------------------
 
     def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
-        """The targets as the network's loss expects them.
+        """Class numbers ``(samples,)``, or labels or numbers ``(samples, outputs)``.
 
         Args:
             y: as `read_targets` returns it.
-            first: set what is learned from y: ``n_outputs_``, ``out_activation_``, the network's loss, classes.
+            first: learn from y the number of outputs, the loss (see `_learn_outputs`) and the classes.
             same_classes: refuse a y in which a class is missing.
         """
         raise NotImplementedError
 
-    def _score_outputs(self, found: HostArray, targets: HostArray, scores: HostArray, weights: Any) -> float:
-        """Accuracy or R^2 of the network's outputs."""
-        raise NotImplementedError
-
-    def _loss_terms(self) -> int:
-        """The number of terms of a sample's loss over which scikit-learn reports the mean."""
-        return 1
-
-    def _class_factors(self, targets: HostArray) -> HostArray | None:
+    def _class_factors(self, encoded: HostArray) -> HostArray | None:
         """``class_weight`` by class number, computed from the training targets; None without class weights."""
         return None
 
-    def _stratify(self, targets: HostArray) -> HostArray | None:
-        """The labels by which the validation samples are stratified; None for a plain random choice."""
-        return None
+    def _weighted_score(self, encoded: HostArray, predictions: HostArray, weights: HostArray) -> float:
+        """scikit-learn's weighted metric, of the network's predictions; here, only losses have weights."""
+        return float(type(self)._metric(encoded, predictions, sample_weight=weights))
 
     # -- Training -----------------------------------------------------------------------------------------
 
@@ -151,25 +149,23 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         if first:
             for name in _NETWORK_ATTRIBUTES:
                 self.__dict__.pop(name, None)
-        X = read_samples(self, samples[0], backend, reset=first)
-        count = X.shape[0]
-        y = read_targets(samples[1], count, backend, numeric=self._numeric)
-        targets = self._encode_targets(y, first=first, same_classes=bool(self.warm_start))
-        factors = self._class_factors(targets)
-        weights = _combine(read_weights(samples[2], count, backend), factors, targets)
+        X, y, weights = self._read(samples, backend, reset=first)
+        encoded = self._encode_targets(y, first=first, same_classes=bool(self.warm_start))
+        factors = self._class_factors(encoded)
+        weights = _combine(weights, factors, encoded)
         random = check_random_state(self.random_state)
         network = self._new_network(X.shape[1], backend, random) if first else self._network_to_continue()
         solver = self._solver_for(network, incremental=incremental)
         with backend.activate():
-            images = X if issparse(X) else backend.asarray(X)
+            rows, watch, held_out = np.arange(len(y)), None, None
             if validation is not None:
-                rows, watch = np.arange(count), self._given_validation(validation, factors, backend)
+                watch = self._given_validation(network, validation, factors)
             elif self.early_stopping:
-                rows, watch = self._hold_out(images, targets, weights, random, backend)
-            else:
-                rows, watch = np.arange(count), None
-            batch_size = self._batch_size(len(rows))
-            epochs = Epochs(solver, images, backend.asarray(targets), rows, batch_size, weights, float(self.alpha))
+                rows, held_out = self._hold_out(y, weights, random)
+            batches = self._batches(network, X, encoded, weights, rows, self._batch_size(len(rows)))
+            if held_out is not None:
+                watch = Validation(batches.select(held_out, ROWS), encoded, weights, self)
+            epochs = Epochs(solver, batches, float(self.alpha))
             before = network.parameters.data.copy()
             record = {name: copy.copy(self.__dict__.get(name)) for name in _TRAINING_ATTRIBUTES}
             tasks = None if incremental else EpochTasks(self, *samples)
@@ -211,7 +207,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
                     raise ValueError(_NOT_FINITE)
                 self.n_iter_ += 1
                 self.t_ += epochs.batches.samples
-                self._record_loss(data_loss / self._loss_terms() + penalty)
+                self._record_loss(data_loss / self._loss_terms + penalty)
                 if watch is not None and self._record_validation(*watch(network)) and self.early_stopping:
                     best = network.parameters.data.copy()
                 if self.solver == "sgd" and self.learning_rate == "invscaling":
@@ -251,7 +247,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self.validation_scores_ = self.best_validation_score_ = self.validation_loss_curve_ = None
         self._no_improvement_count = 0
         self._activation = ACTIVATIONS[self.activation]
-        return draw_network(sizes, self._activation, self._loss, backend, self.dtype, random)
+        network = self._make_network(sizes, backend)
+        network.load_state_dict(draw_tensors(sizes, self._activation, random))
+        return network
+
+    def _make_network(self, sizes: list[int], backend: Backend) -> MLP:
+        network = MLP(sizes, self._activation, device=backend, dtype=self.dtype, loss=self._loss)
+        network.inputs = Inputs((sizes[0],), "any")
+        return network
 
     def _network_to_continue(self) -> MLP:
         """The current network. Raises ValueError if the parameters describe a different one."""
@@ -271,26 +274,62 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             return Solver(network, make_optimizer(self))
         return Solver.from_host(network, saved) if isinstance(saved, dict) else saved
 
+    def _learn_outputs(self, outputs: int, loss: Loss) -> None:
+        """Set the number of outputs and the loss of the network."""
+        self.n_outputs_, self._loss = outputs, loss.name
+        self.out_activation_ = "logistic" if loss.output == "sigmoid" else loss.output
+
+    @property
+    def _loss_terms(self) -> int:
+        """The number of terms of a sample's loss over which scikit-learn reports the mean."""
+        return int(self.n_outputs_) if self.out_activation_ == "identity" else 1
+
+    def _read(
+        self, given: tuple[Any, Any, Any], backend: Backend, *, reset: bool = False, weights: str = "sample_weight"
+    ) -> tuple[Array, HostArray, HostArray | None]:
+        """Samples, targets and sample weights, of which `weights` is the name."""
+        X = read_samples(self, given[0], backend, reset=reset)
+        y = read_targets(given[1], X.shape[0], backend, numeric=self._numeric)
+        return X, y, read_weights(given[2], len(y), backend, weights)
+
+    def _batches(
+        self,
+        network: MLP,
+        X: Array,
+        encoded: HostArray,
+        weights: HostArray | None,
+        rows: HostArray,
+        batch_size: int,
+    ) -> ArrayBatches:
+        """Batches of these rows on the network's device."""
+        backend, kind = network.backend, SparseBatches if issparse(X) else ArrayBatches
+        targets = encoded
+        if network.loss.task != "classes":
+            targets = float_targets(network, encoded.reshape(len(encoded), -1), "the values of y")
+        if weights is not None:  # not scaled as by Dataset.batches: scikit-learn divides the penalty by their sum
+            weights = weights.astype(network.dtype)
+        images = X if issparse(X) else backend.asarray(X)
+        return kind(images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets)
+
     def _given_validation(
-        self, given: tuple[Any, Any, Any], factors: HostArray | None, backend: Backend
+        self, network: MLP, given: tuple[Any, Any, Any], factors: HostArray | None
     ) -> Validation:
         """The user's own validation samples."""
-        X = read_samples(self, given[0], backend, reset=False)
-        count = X.shape[0]
-        y = read_targets(given[1], count, backend, numeric=self._numeric)
-        targets = self._encode_targets(y, first=False)
-        weights = _combine(read_weights(given[2], count, backend, "sample_weight_val"), factors, targets)
-        return Validation(X if issparse(X) else backend.asarray(X), targets, weights, self)
+        X, y, weights = self._read(given, network.backend, weights="sample_weight_val")
+        encoded = self._encode_targets(y, first=False)
+        weights = _combine(weights, factors, encoded)
+        batches = self._batches(network, X, encoded, weights, np.arange(len(y)), ROWS)
+        return Validation(batches, encoded, weights, self)
 
-    def _hold_out(
-        self, images: Array, targets: HostArray, weights: HostArray | None, random: Any, backend: Backend
-    ) -> tuple[HostArray, Validation]:
+    def _hold_out(self, y: HostArray, weights: HostArray | None, random: Any) -> tuple[HostArray, HostArray]:
         """The rows to train on, and the others to validate on."""
+        # As in scikit-learn, only two classes are stratified, so that the same samples are held out.
+        binary = (self.out_activation_, self.n_outputs_) == ("logistic", 1)
         rows, held_out = train_test_split(
-            np.arange(len(targets)),
+            np.arange(len(y)),
             random_state=random,
             test_size=self.validation_fraction,
-            stratify=self._stratify(targets),
+            stratify=y if binary else None,
         )
         if len(held_out) < 2:
             raise ValueError(
@@ -299,9 +338,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         for part, name in ((rows, "training"), (held_out, "validation")):
             if weights is not None and not weights[part].any():
                 raise ValueError(f"all samples of the {name} part have weight 0; give X_val and y_val yourself")
-        images_val = images[held_out if issparse(images) else backend.asarray(held_out)]
-        weights_val = None if weights is None else weights[held_out]
-        return rows, Validation(images_val, targets[held_out], weights_val, self)
+        return rows, held_out
 
     def _batch_size(self, samples: int) -> int:
         if isinstance(self.batch_size, str):
@@ -395,7 +432,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         if network is None or (self._network_device, network.dtype) != (self.device, dtype):
             # unpickled, or a parameter was changed
             sizes = [len(self.coefs_[0]), *(np.shape(weight)[1] for weight in self.coefs_)]
-            network = MLP(sizes, self._activation, device=self._backend(), dtype=dtype, loss=self._loss)
+            network = self._make_network(sizes, self._backend())
             solver = self.__dict__.get("_solver")
             if isinstance(solver, Solver):
                 self._solver = solver.to_host()
@@ -418,6 +455,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             source = samples if issparse(samples) else backend.asarray(samples)
             found = outputs(network, source, answer_dtype(X))
         return found if on_device(samples, backend) else backend.to_numpy(found)
+
+    def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
+        found = self.predict(X)
+        arrays = [to_cpu(array, self._network.backend) for array in (y, found, sample_weight)]
+        return float(type(self)._metric(*arrays[:2], sample_weight=arrays[2]))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -501,10 +543,9 @@ def warn_user(message: str, kind: type[Warning] = UserWarning) -> None:
     warnings.warn(message, kind, stacklevel=level)
 
 
-def _combine(weights: HostArray | None, factors: HostArray | None, targets: HostArray) -> HostArray | None:
+def _combine(weights: HostArray | None, factors: HostArray | None, encoded: HostArray) -> HostArray | None:
     """Sample weights times class weights; None if all samples weigh the same."""
     if factors is None:
         return weights
-    numbers = targets if targets.ndim == 1 else targets[:, 0].astype(np.int64)
-    by_sample: HostArray = factors[numbers]
+    by_sample: HostArray = factors[encoded]
     return by_sample if weights is None else weights * by_sample

@@ -13,14 +13,16 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
 from ..backends import Array, Backend, HostArray, check_device_name, check_dtype, is_device_array, to_host
-from ..nn.hyperparameters import number, whole
+from ..data.targets import check_weights
+from ..nn.hyperparameters import flag, number, whole
 
 ACTIVATIONS = {
     "identity": "identity",
     "logistic": "sigmoid",
     "tanh": "tanh",
     "relu": "relu",
-}  # scikit-learn's name: gpumlp's
+    **{name: name for name in ("leaky_relu", "gelu", "silu", "elu", "softplus")},
+}  # scikit-learn's name, where it has one: gpumlp's
 MAX_FUN = 15_000  # scikit-learn's default
 
 
@@ -119,27 +121,13 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
 def read_weights(
     weights: Any, samples: int, backend: Backend, name: str = "sample_weight"
 ) -> npt.NDArray[np.float64] | None:
-    """Sample weights on the host as ``(samples,)`` float64; None without weights.
+    """Sample weights on the host as ``(samples,)`` float64; None without weights. One number is that of all.
 
     Raises:
         ValueError: they are not one number of 0 or more per sample, or all 0.
     """
-    if weights is None:
-        return None
     weights = to_cpu(weights, backend)
-    if isinstance(weights, Real):
-        weights = np.full(samples, weights, dtype=np.float64)
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name)
-    if weights.ndim != 1:
-        raise ValueError(f"{name} is expected to be 1D, got an array of shape {weights.shape}")
-    if len(weights) != samples:
-        raise ValueError(f"{name} is expected to have one value for each of {samples} samples, got {len(weights)}")
-    if weights.min() < 0:
-        raise ValueError(f"{name} is expected to be 0 or more, got {weights.min():g}")
-    if not weights.any():
-        raise ValueError(f"{name} is expected to have a value above 0, but all weights are zero")
-    result: npt.NDArray[np.float64] = weights
-    return result
+    return check_weights(np.full(samples, weights) if isinstance(weights, Real) else weights, samples, name)
 
 
 def has_validation_set(X_val: Any, y_val: Any, sample_weight_val: Any) -> bool:
@@ -202,11 +190,6 @@ def _count(other: str | float | None = None) -> Check:
     return check
 
 
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} is expected to be True or False, got {value!r}")
-
-
 def _verbose(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_, Integral)):
         raise ValueError(f"{name} is expected to be True, False or a whole number, got {value!r}")
@@ -238,13 +221,13 @@ RANGES: dict[str, Check] = {
     "learning_rate_init": _real(0, open_low=True),
     "power_t": _real(0),
     "max_iter": _count(),
-    "shuffle": _flag,
+    "shuffle": flag,
     "tol": _real(0),
     "verbose": _verbose,
-    "warm_start": _flag,
+    "warm_start": flag,
     "momentum": _FRACTION,
-    "nesterovs_momentum": _flag,
-    "early_stopping": _flag,
+    "nesterovs_momentum": flag,
+    "early_stopping": flag,
     "validation_fraction": _FRACTION,
     "beta_1": _FRACTION,
     "beta_2": _FRACTION,

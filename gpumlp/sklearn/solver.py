@@ -16,20 +16,18 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from ..backends import Array, Backend, HostArray, reference_backend
+from ..backends import Array, Backend, HostArray
 from ..data.dataset import ArrayBatches
-from ..nn.metrics import new_scores
-from ..nn.network import MLP, Workspace
+from ..nn.metrics import METRICS
+from ..nn.network import MLP, Workspace, evaluate_batches
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep
 
 ROWS = 256  # samples of a forward pass outside training
 
 
-def draw_network(
-    sizes: list[int], activation: str, loss: str, backend: Backend, dtype: Any, random: np.random.RandomState
-) -> MLP:
-    """A network with initial weights and biases as scikit-learn draws them, from the same random numbers.
+def draw_tensors(sizes: list[int], activation: str, random: np.random.RandomState) -> dict[str, HostArray]:
+    """Initial weights and biases as scikit-learn draws them, from the same random numbers.
 
     Uniform between -b and b with b^2 = 6 / (in + out), or 2 / (in + out) for the logistic sigmoid.
     X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
@@ -41,9 +39,7 @@ def draw_network(
         bound = math.sqrt(factor / (fan_in + fan_out))
         tensors[f"layers.{index}.weight"] = random.uniform(-bound, bound, (fan_in, fan_out))
         tensors[f"layers.{index}.bias"] = random.uniform(-bound, bound, fan_out)
-    network = MLP(sizes, activation, device=backend, dtype=dtype, loss=loss)
-    network.load_state_dict(tensors)
-    return network
+    return tensors
 
 
 def write_rows(source: Array, rows: slice | HostArray, out: Array, backend: Backend) -> None:
@@ -133,34 +129,15 @@ class Epochs:
 
     Args:
         solver: network and optimizer.
-        images: ``(n, features)`` of the network's dtype, on its device; or sparse, of that dtype, on the host.
-        targets: ``(n, ...)`` as the network's loss expects them, on its device.
-        rows: ``(samples,)``: the indices of the samples to train on.
-        batch_size: samples per step.
-        weights: ``(n,)`` sample weights on the host, or None.
+        batches: on the network's device.
         alpha: L2 penalty.
     """
 
-    def __init__(
-        self,
-        solver: Solver,
-        images: Array,
-        targets: Array,
-        rows: HostArray,
-        batch_size: int,
-        weights: HostArray | None,
-        alpha: float,
-    ) -> None:
-        self.solver, self._rows, self._alpha = solver, rows, alpha
-        self._order = np.arange(len(rows))
-        network = solver.network
-        backend = network.backend
-        if weights is not None:
-            weights = weights.astype(network.dtype)
-        with backend.activate():
-            kind = SparseBatches if issparse(images) else ArrayBatches
-            self.batches = kind(images, targets, rows, batch_size, backend, weights)
-            self._step = PenalisedStep(network, self.batches, solver, self._penalties(), penalised=alpha > 0)
+    def __init__(self, solver: Solver, batches: ArrayBatches, alpha: float) -> None:
+        self.solver, self.batches, self._alpha = solver, batches, alpha
+        self._order = np.arange(batches.samples)
+        with solver.network.backend.activate():
+            self._step = PenalisedStep(solver.network, batches, solver, self._penalties(), penalised=alpha > 0)
 
     def _penalties(self) -> list[Penalty | None]:
         """The penalty of each batch; None for a batch whose samples all have weight 0."""
@@ -187,7 +164,7 @@ class Epochs:
                 drawn = np.arange(len(self._order))
                 random.shuffle(drawn)
                 self._order = self._order[drawn]
-                batches.reorder(self._rows[self._order])
+                batches.reorder(batches.rows[self._order])
                 if batches.weights is not None:
                     step.penalties = self._penalties()
             count = len(batches.slices)
@@ -206,8 +183,8 @@ class Epochs:
 class SparseBatches(ArrayBatches):
     """Mini-batches of a CSR matrix on the host, whose rows become dense as a batch is gathered."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._order = self.rows
 
     def reorder(self, rows: HostArray) -> None:
@@ -264,28 +241,32 @@ class Validation:
     """A validation set.
 
     Args:
-        images: ``(samples, features)`` of the network's dtype, on its device; or sparse, on the host.
-        targets: as the network's loss expects them, on the host.
-        weights: ``(samples,)``, or None.
-        estimator: scores outputs with its ``_score_outputs``.
+        batches: of its samples; their order never changes.
+        encoded: class numbers ``(n,)``, or labels or numbers ``(n, outputs)``, on the host.
+        weights: ``(n,)`` on the host, or None.
+        estimator: computes scores with weights, and has the number of terms of a loss.
     """
 
-    def __init__(self, images: Array, targets: HostArray, weights: HostArray | None, estimator: Any) -> None:
-        self._images, self._targets, self._weights, self._estimator = images, targets, weights, estimator
+    def __init__(
+        self, batches: ArrayBatches, encoded: HostArray, weights: HostArray | None, estimator: Any
+    ) -> None:
+        self._batches, self._weights, self._estimator = batches, weights, estimator
+        if weights is not None:
+            images, rows = batches.images, batches.rows
+            self._images = images[rows if issparse(images) else batches.order]
+            self._encoded, self._weights = encoded[rows], weights[rows]
 
     def __call__(self, network: MLP) -> tuple[float, float]:
-        """Mean loss without the penalty, and score; both NaN if an output is not finite."""
-        found = network.backend.to_numpy(outputs(network, self._images))
-        if not np.isfinite(found).all():
-            return float("nan"), float("nan")
-        samples = len(found)
-        losses = np.empty(samples, found.dtype)
-        scores = new_scores(np, network.loss.task, samples, found.shape[1], found.dtype)
-        network.loss.output_error(reference_backend(np), found.copy(), self._targets, losses, scores)
-        loss = float(np.average(losses, weights=self._weights)) / self._estimator._loss_terms()
-        if not math.isfinite(loss):
-            return float("nan"), float("nan")
-        return loss, float(self._estimator._score_outputs(found, self._targets, scores, self._weights))
+        """Mean loss without the penalty, and score; both NaN if the loss is not finite."""
+        found = evaluate_batches(network, self._batches)
+        if not math.isfinite(found.loss):
+            return math.nan, math.nan
+        score = found.metrics()[METRICS[network.loss.task][0]]
+        if self._weights is not None:
+            predictions = network.backend.to_numpy(network.loss.predictions(outputs(network, self._images)))
+            predictions = predictions.reshape(self._encoded.shape)
+            score = self._estimator._weighted_score(self._encoded, predictions, self._weights)
+        return found.loss / self._estimator._loss_terms, score
 
 
 def make_optimizer(estimator: Any) -> Optimizer:

@@ -34,8 +34,16 @@ from .trainer import held_out_samples
 
 T = TypeVar("T")
 
-OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
-SPANNING: dict[str, Callable[[int], Schedule]] = {"cosine": Cosine, "one_cycle": OneCycle}  # schedules over all planned steps
+OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+}
+SPANNING: dict[str, Callable[[int], Schedule]] = {
+    "cosine": Cosine,
+    "one_cycle": OneCycle,
+}  # schedules over all planned steps
 SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
 
 
@@ -218,8 +226,8 @@ class Config:
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
     """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
     monitor: str = option("validation_loss", _one_of(*MONITORS), on_resume=True)
-    """What early stopping watches: validation_loss, validation_accuracy, validation_label_accuracy (of labels),
-    validation_r2, validation_mae (of numbers), or the same with train_."""
+    """What early stopping watches: validation_loss, validation_accuracy, validation_label_accuracy of labels,
+    validation_r2 and validation_mae of numbers, or the same of the training samples, such as train_loss."""
     ema: float | None = option(None, _RATE)
     """Decay of a moving average of the parameters, over the steps, such as 0.999: the average is the network that
     is validated, tested and saved."""

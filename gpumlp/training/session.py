@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -143,7 +144,9 @@ def _resume(config: Config, display: Progress) -> Outcome:
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
-        if not config.early_stopping:
+        if not config.early_stopping:  # perhaps no longer
+            if config.monitor != saved.monitor:
+                raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
             config = dataclasses.replace(config, monitor=Config.monitor)
         trainer = _trainer_as_before(config, checkpoint, training, display)
         checkpoint.restore(trainer)
@@ -442,9 +445,11 @@ def _backend(config: Config, execution: str) -> tuple[Backend, str]:
 
 def _data(config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
     """Training and test set, whose targets are of the given kind, or None."""
-    training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
-    if notice:
-        display.say(notice)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
+    for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
+        display.say(line)
     return training, test
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
-from ..data.dataset import ArrayBatches
+from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
 from ..nn.hyperparameters import (
     flag,
@@ -313,6 +313,7 @@ class Trainer:
         except BaseException:
             if self.epoch == start_epoch:
                 self._copy(self._snapshot, self._buffers())
+                self.trained.parameters.gradient.fill(0)  # NaN in its padding would stay, and spoil its norm
                 self._orders.state = order_state
                 self.optimizer_state.steps = steps
             raise
@@ -535,7 +536,7 @@ def fit(
     """
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
-        model,
+        instance("model", model, MLP, "MLP([784, 128, 10])"),
         _as_dataset(train, targets, sample_weight),
         optimizer=optimizer,
         schedule=schedule,
@@ -637,7 +638,8 @@ def _make_batches(
             return inputs, batches, None
         held_out_batches = batches.select(held_out, CHUNK)
         if class_weight is not None:
-            held_out_batches.use_weights(train.weights)
+            own = None if train.weights is None else relative_weights(train.weights, model.dtype)
+            held_out_batches.use_weights(own)
         return inputs, batches, held_out_batches
 
 
@@ -699,7 +701,14 @@ def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping
         )
     factors = class_weights(train.targets[rows], train.classes, class_weight, train.class_names)
     weights: HostArray = factors[train.targets]
-    return weights if train.weights is None else weights * train.weights
+    if train.weights is not None:
+        weights = weights * train.weights
+    if not weights[rows].any():
+        raise ValueError(
+            "class_weight and the sample weights are expected to leave some weight, but every training sample has "
+            "0; give a larger one to a class that has weight"
+        )
+    return weights
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------

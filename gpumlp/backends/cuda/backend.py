@@ -9,7 +9,8 @@ An override calls the reference for arguments that its kernel does not support: 
 arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
-step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step.
+step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. A graph
+contains array code as well as kernels; parts of arrays at another address in each launch are copied for it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from ..base import (
     PenaltyRule,
     Step,
 )
+from ..philox import Draws
 from .cublaslt import Products
-from .graphs import LENGTHS, Capture, GraphRunner, NotCapturableError, StepKey, step_key
+from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
     MOST_CLASSES,
     GraphOffsets,
@@ -104,6 +106,7 @@ class CudaBackend(Backend):
         DeviceError: the GPU does not exist, or a first computation on it fails.
     """
 
+    stores_masks = False
     steps_at_a_time = 2 * LENGTHS[0]
 
     def __init__(self, index: int, *, matmul_precision: str = "highest", execution: str = "auto") -> None:
@@ -256,23 +259,34 @@ class CudaBackend(Backend):
     def gather(self, source: Array, rows: Array, staging: Array | None, out: Array) -> None:
         expected = out.dtype if staging is None else np.uint8
         if source.dtype != expected or rows.dtype != np.int64 or not is_c_contiguous(source, rows, out):
-            self._require_kernel("gather")
-            return super().gather(source, rows, staging, out)
+            with self._at_fixed_addresses(rows) as (rows,):
+                return super().gather(source, rows, staging, out)
         scale = None if staging is None else PIXEL_SCALE
-        return self.kernels(out.dtype).gather(source, rows, scale, self._offsets(), out)
+        return self.kernels(out.dtype).gather(source, rows, scale, self._offsets(rows), out)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array
     ) -> None:
         cuda = cuda_activation(activation)
-        if cuda is None or bias.dtype != a.dtype or not is_c_contiguous(a, bias):
-            self._require_kernel("dense_forward")
-            return super().dense_forward(x, weight, bias, activation, s, a)
+        if cuda is None or bias.dtype != a.dtype or not is_c_contiguous(s, a, bias):
+            self.matmul(x, weight, s)
+            self.xp.add(s, bias, out=s)
+            return activation.forward(self.xp, s, a)
+        if cuda.derivative_from == "input":
+            self.matmul(x, weight, s)
+            return self.kernels(a.dtype).bias_activation(s, bias, cuda, a)
         products = self.products()
         if products is not None and cuda.epilogue and products.dense(cuda.epilogue, x, weight, bias, a):
             return None
         self.matmul(x, weight, a)
         return self.kernels(a.dtype).bias_activation(a, bias, cuda)
+
+    def activation_backward(self, activation: ActivationRule, saved: Array, delta: Array) -> None:
+        cuda = cuda_activation(activation)
+        if cuda is None or saved.dtype != delta.dtype or not is_c_contiguous(saved, delta):
+            super().activation_backward(activation, saved, delta)
+        elif cuda.derivative != "1":
+            self.kernels(delta.dtype).activation_backward(delta, saved, cuda)
 
     def dense_backward(
         self,
@@ -281,42 +295,44 @@ class CudaBackend(Backend):
         delta: Array,
         weight_gradient: Accumulation,
         bias_gradient: Array,
-        input_activation: ActivationRule | None,
         input_delta: Array | None,
     ) -> None:
         if weight_gradient.scale != 1 or weight_gradient.keep != 0:
-            self._require_kernel("dense_backward")
-            return super().dense_backward(
-                x, weight, delta, weight_gradient, bias_gradient, input_activation, input_delta
-            )
+            return super().dense_backward(x, weight, delta, weight_gradient, bias_gradient, input_delta)
         products = self.products()
         if products is None or not products.gradients(x, delta, weight_gradient.out, bias_gradient):
             self.matmul(x.T, delta, weight_gradient.out)
             if bias_gradient.dtype == delta.dtype and is_c_contiguous(delta, bias_gradient):
                 self.kernels(delta.dtype).column_sums(delta, bias_gradient)
             else:
-                self._require_kernel("dense_backward")
                 self.column_sums(delta, bias_gradient)
-        if input_delta is None:
-            return None
-        self.matmul(delta, weight.T, input_delta)
-        if input_activation is None:
-            return None
-        cuda = cuda_activation(input_activation)
-        same = x.dtype == input_delta.dtype == delta.dtype
-        if cuda is not None and same and is_c_contiguous(x, input_delta):
-            return self.kernels(delta.dtype).activation_backward(input_delta, x, cuda)
-        self._require_kernel("dense_backward")
-        return input_activation.backward(self.xp, x, input_delta)
+        if input_delta is not None:
+            self.matmul(delta, weight.T, input_delta)
+        return None
 
-    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, correct: Array) -> None:
+    def dropout(self, x: Array, rate: float, draws: Draws, kept: Array | None, out: Array) -> None:
+        step, slot, offsets = draws.step, 0, None
+        if isinstance(step, CapturedStep):
+            slot, offsets = step.slot, step.offsets
+        if kept is None and x.dtype == out.dtype and is_c_contiguous(x, out):
+            self.kernels(out.dtype).dropout(x, rate, draws, slot, offsets, out)
+        else:
+            super().dropout(x, rate, draws, kept, out)
+
+    def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         known = has_loss_kernel(loss) and outputs.shape[1] <= MOST_CLASSES
-        same = losses.dtype == outputs.dtype and targets.dtype == np.int64 and correct.dtype == np.bool_
-        if not known or not same or not is_c_contiguous(outputs, targets, losses, correct):
-            self._require_kernel("output_error")
-            return super().output_error(loss, outputs, targets, losses, correct)
-        kernels = self.kernels(outputs.dtype)
-        return kernels.softmax_cross_entropy(outputs, targets, self._offsets(), losses, correct)
+        same = losses.dtype == outputs.dtype and targets.dtype == np.int64 and scores.dtype == np.bool_
+        if not known or not same or not is_c_contiguous(outputs, targets, losses, scores):
+            with self._at_fixed_addresses(targets, losses, scores) as arrays:
+                return super().output_error(loss, outputs, *arrays)
+        offsets = self._offsets(targets, losses, scores)
+        return self.kernels(outputs.dtype).softmax_cross_entropy(outputs, targets, offsets, losses, scores)
+
+    def weigh(self, delta: Array, losses: Array, weights: Array) -> None:
+        if not delta.dtype == losses.dtype == weights.dtype or not is_c_contiguous(delta, losses, weights):
+            with self._at_fixed_addresses(losses, weights) as arrays:
+                return super().weigh(delta, *arrays)
+        return self.kernels(delta.dtype).weigh(delta, losses, weights, self._offsets(losses, weights))
 
     # CuPy contains compiled reductions for sums in an array's own dtype, minimum and maximum (`cub.pyx`). It
     # compiles any other reduction on first use, which takes seconds.
@@ -340,23 +356,50 @@ class CudaBackend(Backend):
     ) -> None:
         known = optimizer_kernel(optimizer) is not None and has_penalty_kernel(penalty) and not accumulated
         if not known or not is_c_contiguous(parameters, gradient, *state.buffers.values()):
-            self._require_kernel("update")
             return super().update(
                 optimizer, penalty, parameters, gradient, weights, state, learning_rate, accumulated
             )
-        slot = 0 if self._capture is None else self._capture.next_slot()
-        return self.kernels(parameters.dtype).update(
-            optimizer, penalty, parameters, gradient, weights, state, learning_rate, slot, self._offsets()
-        )
+        capture, kernels = self._capture, self.kernels(parameters.dtype)
+        if capture is None:
+            factors = self._next_factors(optimizer, state, learning_rate)
+            return kernels.update(optimizer, penalty, parameters, gradient, weights, state, factors, 0, None)
+        slot, offsets = capture.next_slot(), capture.offsets
+        return kernels.update(optimizer, penalty, parameters, gradient, weights, state, (), slot, offsets)
 
-    def _offsets(self) -> GraphOffsets | None:
-        """The offsets for a captured operation; None outside a capture."""
-        return None if self._capture is None else self._capture.offsets
+    def _next_factors(self, optimizer: OptimizerRule, state: Any, learning_rate: float) -> tuple[Any, ...]:
+        if self._capture is None:
+            return super()._next_factors(optimizer, state, learning_rate)
+        offsets = self._capture.offsets
+        return tuple(self.kernels(offsets.factors.dtype).load_factors(offsets, self._capture.next_slot()))
 
-    def _require_kernel(self, operation: str) -> None:
-        """Within a capture, refuse an operation without a kernel: a graph could not repeat the reference."""
-        if self._capture is not None:
-            raise NotCapturableError(f"no kernel supports this {operation}")
+    # -- The position in the epoch, which changes between launches of a graph -------------------------
+
+    def _offsets(self, *arrays: Array) -> GraphOffsets | None:
+        """The offsets for a captured kernel that is given parts of the epoch's arrays; otherwise None."""
+        capture = self._capture
+        moving = set() if capture is None else {capture.moves(array) for array in arrays}
+        if moving == {True, False}:
+            raise NotCapturableError("an operation is given arrays of its own together with arrays of the epoch")
+        return capture.offsets if capture is not None and True in moving else None
+
+    @contextmanager
+    def _at_fixed_addresses(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+        """The arrays; in a capture, copies of those that are parts of the epoch's, written back at the end."""
+        capture = self._capture
+        if capture is None or not any(capture.moves(array) for array in arrays):
+            yield arrays
+            return
+        kernels, offsets = self.kernels(capture.offsets.factors.dtype), capture.offsets
+        moving = [capture.moves(array) for array in arrays]
+        if not is_c_contiguous(*arrays):
+            raise NotCapturableError("an array of the epoch is not C-contiguous")
+        copies = [
+            kernels.load(array, offsets) if moves else array for array, moves in zip(arrays, moving, strict=True)
+        ]
+        yield tuple(copies)
+        for copy, array, moves in zip(copies, arrays, moving, strict=True):
+            if moves and capture.writes(array):
+                kernels.store(copy, offsets, array)
 
 
 def _find_products(tf32: bool) -> Products | None:

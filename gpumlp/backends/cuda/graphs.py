@@ -1,18 +1,19 @@
 """CUDA graphs: many training steps in one launch.
 
 Steps of full batches are captured once, in graphs of 16, 4 and 1 steps, and launched for every such part of every
-epoch. A graph contains fixed addresses and scalars, so values that change are stored on the device: the position
-in the epoch, and the optimizer's factors (learning rate, Adam's bias corrections).
+epoch. A graph contains kernels and array code, with fixed addresses and scalars, so values that change are
+stored on the device: the position in the epoch, the optimizer's factors (learning rate, Adam's bias corrections)
+and the number of steps taken. Temporary arrays of array code come from a memory pool of the graphs' own.
 
 The first step is run without a graph, since compiling kernels and selecting the algorithms of matrix products is
-not possible during a capture; so is a smaller last batch. `GraphRunner.unsupported_reason` tells why a step cannot
-be captured.
+not possible during a capture; so is a smaller last batch. A step that waits for the device or reads what a graph
+would not change cannot be captured and is run without one; `GraphRunner.unsupported_reason` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -27,7 +28,6 @@ from .kernels import (
     has_loss_kernel,
     has_penalty_kernel,
     optimizer_kernel,
-    unsupported_reason,
 )
 
 LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
@@ -40,16 +40,57 @@ class NotCapturableError(RuntimeError):
     """A step performs an operation that a graph cannot repeat."""
 
 
+def _refuse(*_: object) -> Any:
+    raise NotCapturableError("it reads the number of steps, which would not change in a graph")
+
+
+_ARITHMETIC = ["add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor"]
+_COMPARISONS = ["bool", "eq", "ne", "lt", "le", "gt", "ge", "hash"]
+_CONVERSIONS = ["int", "float", "index", "neg", "pos", "abs", "round", "trunc", "repr", "str", "format", "array"]
+
+
+class CapturedStep:
+    """The number of steps in a capture, where it is not known: only dropout can use it.
+
+    Attributes:
+        slot: of the step in its graph.
+        offsets: those of the graph.
+    """
+
+    def __init__(self, slot: int, offsets: GraphOffsets) -> None:
+        self.slot, self.offsets = slot, offsets
+
+
+for _name in (*_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC), *_COMPARISONS, *_CONVERSIONS):
+    setattr(CapturedStep, f"__{_name}__", _refuse)
+
+
 @dataclass
 class Capture:
-    """A capture in progress: the offsets for its operations, and the number of captured steps."""
+    """A capture in progress.
+
+    Attributes:
+        offsets: for its operations.
+        read, written: the arrays of the epoch, of which a step reads or writes the part of its batch.
+        steps: the number of captured optimizer steps.
+    """
 
     offsets: GraphOffsets
+    read: Sequence[Array]
+    written: Sequence[Array]
     steps: int = 0
 
     def next_slot(self) -> int:
         self.steps += 1
         return self.steps - 1
+
+    def moves(self, array: Array) -> bool:
+        """Whether this is a part of an array of the epoch, at another address in each launch."""
+        return self.writes(array) or any(_contains(whole, array) for whole in self.read)
+
+    def writes(self, array: Array) -> bool:
+        """Whether this is a part of an array of the epoch that a step writes."""
+        return any(_contains(whole, array) for whole in self.written)
 
 
 @dataclass
@@ -62,6 +103,7 @@ class Captured:
         graphs: by number of steps, in descending order.
         offsets: from which the graphs read the values that change.
         arrays: the captured arrays; the references prevent the reuse of their addresses.
+        pool: the memory of the temporary arrays in the graphs; nothing else is allocated from it.
     """
 
     key: StepKey
@@ -69,6 +111,7 @@ class Captured:
     graphs: dict[int, Any]
     offsets: GraphOffsets
     arrays: list[Array]
+    pool: Any
 
 
 class GraphRunner:
@@ -85,7 +128,9 @@ class GraphRunner:
         found = self._captured.get(step)
         if found is not None and found.refusal is not None and found.key == step_key(step):
             return found.refusal
-        return unsupported_reason(step)
+        if not step.same_rules:
+            return "its rules change from batch to batch, or a method of it is overridden"
+        return None
 
     def describe(self, step: Step) -> str:
         """Describe how a supported step is run."""
@@ -113,36 +158,39 @@ class GraphRunner:
                 step(batch, learning_rates[done])
                 done += 1
                 if not known and batch.stop - batch.start == step.batch_size:
-                    self._captured[step] = self._prepare(step, key)
+                    self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
                 continue
             full = _full_batches(step, batches[done : done + CAPACITY])
             self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
             done += full
         return done
 
-    def _prepare(self, step: Step, key: StepKey) -> Captured:
+    def _prepare(self, step: Step, key: StepKey, learning_rate: float) -> Captured:
         """Capture a graph of each length up to the number of full batches; nothing is computed."""
         xp, dtype = self._backend.xp, step.parameters.dtype
-        offsets = GraphOffsets(xp.zeros(2, dtype="int64"), xp.zeros((CAPACITY, 2), dtype=dtype))
-        captured = Captured(key, None, {}, offsets, step.arrays())
+        count = len(step.optimizer.step_factors(step.state.steps + 1, learning_rate))
+        offsets = GraphOffsets(xp.zeros(3, dtype="int64"), xp.zeros((CAPACITY, count), dtype=dtype))
+        captured = Captured(key, None, {}, offsets, step.arrays(), xp.cuda.MemoryPool())
         full = _full_batches(step, range(min(LENGTHS[0], len(step.slices))))
+        stream = xp.cuda.Stream(non_blocking=True)  # one, since a pool reuses memory on the same stream only
         try:
             for length in LENGTHS:
                 if length <= full:
-                    captured.graphs[length] = self._capture(step, step.slices[:length], offsets)
-        except RuntimeError as error:  # NotCapturableError, or an error of CuPy or CUDA
+                    captured.graphs[length] = self._capture(step, step.slices[:length], captured, stream)
+        except Exception as error:  # of a rule of the user's, CuPy or CUDA; without a graph it may be none
             captured.refusal, captured.graphs = f"a step cannot be captured: {error}", {}
         return captured
 
-    def _capture(self, step: Step, batches: Sequence[slice], offsets: GraphOffsets) -> Any:
-        backend, xp, steps = self._backend, self._backend.xp, step.state.steps
-        capture = Capture(offsets)
-        stream = xp.cuda.Stream(non_blocking=True)
-        with stream, xp.cuda.using_allocator(_refuse_allocation):
-            stream.begin_capture()
+    def _capture(self, step: Step, batches: Sequence[slice], captured: Captured, stream: Any) -> Any:
+        backend, xp, steps, offsets = self._backend, self._backend.xp, step.state.steps, captured.offsets
+        read = [array for array in (step.order, step.targets, step.sample_weights) if array is not None]
+        capture = Capture(offsets, read, (step.losses, step.scores))
+        with stream, xp.cuda.using_allocator(captured.pool.malloc), _no_copies_from_host(xp):
+            stream.begin_capture()  # in CuPy's default mode, which permits the pool to grow
             try:
                 with backend.capturing(capture):
-                    for batch in batches:
+                    for slot, batch in enumerate(batches):
+                        step.state.steps = CapturedStep(slot, offsets)
                         step(batch, 0.0)  # the learning rate is read from the device
             except BaseException:
                 with suppress(Exception):  # a consequence of the first error
@@ -168,7 +216,7 @@ class GraphRunner:
         done = 0
         while done < len(batches):
             length = next(length for length in found.graphs if length <= len(batches) - done)
-            kernels.set_position(offsets, step.slices[batches[done]].start, done)
+            kernels.set_position(offsets, step.slices[batches[done]].start, done, state.steps)
             found.graphs[length].launch()
             state.steps += length
             done += length
@@ -176,13 +224,45 @@ class GraphRunner:
 
 def step_key(step: Step) -> StepKey:
     """Addresses, shapes and rules of a step: a captured graph is valid while they are unchanged."""
-    activations = [(repr(layer.activation), cuda_activation(layer.activation)) for layer in step.layers]
+    rules = (step.optimizer, step.penalty, step.loss, *step.layers)
+    activations = [getattr(layer, "activation", None) for layer in step.layers]
     return (
         *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
-        *(step.optimizer, step.penalty, type(step.loss), repr(step.loss), *activations),
+        *(_description(rule) for rule in (*rules, *activations)),
+        *(cuda_activation(activation) for activation in activations),
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), has_loss_kernel(step.loss)),
-        *(step.batch_size, step.gradient_wanted, step.same_rules),
+        *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
+        *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
     )
+
+
+class _Same:
+    """Something that is compared by identity, such as an array, whose values a graph reads."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _description(rule: Any) -> Any:
+    """The class and attributes of a rule, to be compared."""
+    return type(rule), *(
+        (name, _comparable(value)) for name, value in sorted(getattr(rule, "__dict__", {}).items())
+    )
+
+
+def _comparable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value), *map(_comparable, value)
+    if isinstance(value, dict):
+        return tuple((key, _comparable(item)) for key, item in value.items())
+    return _Same(value)
 
 
 def _full_batches(step: Step, batches: range) -> int:
@@ -191,5 +271,24 @@ def _full_batches(step: Step, batches: range) -> int:
     return len(batches) if last.stop - last.start == step.batch_size else len(batches) - 1
 
 
-def _refuse_allocation(size: int) -> Any:
-    raise NotCapturableError(f"it allocates {size:,} bytes, which its graph would continue to use")
+def _contains(whole: Array, part: Array) -> bool:
+    """Whether an array begins in the memory of another one."""
+    start = whole.data.ptr
+    return bool(start <= part.data.ptr < start + whole.size * whole.dtype.itemsize)
+
+
+@contextmanager
+def _no_copies_from_host(xp: Any) -> Iterator[None]:
+    """Refuse copies from the host, which a graph would repeat from memory that is free by then.
+
+    CuPy copies by pinned memory and refuses copies without it in a capture.
+    """
+
+    def refuse(size: int) -> Any:
+        raise NotCapturableError(f"it copies {size:,} bytes from the host, from memory that a graph cannot keep")
+
+    xp.cuda.set_pinned_memory_allocator(refuse)
+    try:
+        yield
+    finally:
+        xp.cuda.set_pinned_memory_allocator(xp.get_default_pinned_memory_pool().malloc)

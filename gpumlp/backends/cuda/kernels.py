@@ -5,13 +5,15 @@ CuPy is passed as an argument and not imported, so that tests can run this code 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..base import Array, CudaActivation, Step, stated
+from ..base import Array, CudaActivation, stated
+from ..philox import Draws, threshold
 
 MOST_CLASSES = 64  # since one thread processes a row of logits
 
@@ -38,8 +40,9 @@ class GraphOffsets(NamedTuple):
     """Arrays on the device with the values that change between launches of a graph.
 
     Attributes:
-        position: ``(2,)`` int64, the numbers of samples and steps to add to the captured ones.
-        factors: ``(steps, 2)``, the optimizer's `step_factors` for each step.
+        position: ``(3,)`` int64: the numbers of samples and of rows of `factors` to add to the captured ones, and
+            the number of steps taken before.
+        factors: ``(steps, count)``, the optimizer's `step_factors` for each step.
     """
 
     position: Array
@@ -64,13 +67,14 @@ def real_name(dtype: np.dtype[Any]) -> str:
 def cuda_activation(activation: Any) -> CudaActivation | None:
     """The CUDA expressions of an activation; None if it has none that apply."""
     found: CudaActivation | None = stated(activation, "cuda", "forward", "backward")
-    return found
+    applies = found is not None and found.derivative_from == activation.derivative_from
+    return found if applies else None
 
 
 def optimizer_kernel(optimizer: Any) -> str | None:
-    """The name of the optimizer's kernel, ``"sgd"`` or ``"adam"``; None if there is none."""
+    """The name of the optimizer's kernel, ``"sgd"``, ``"adam"`` or ``"adamw"``; None if there is none."""
     name = stated(optimizer, "kernel", "update", "init", "active_buffers", "step_factors")
-    return name if name in ("sgd", "adam") else None
+    return name if name in ("sgd", "adam", "adamw") else None
 
 
 def has_penalty_kernel(penalty: Any) -> bool:
@@ -90,24 +94,9 @@ def sgd_code(optimizer: Any) -> np.int32:
     return code
 
 
-def unsupported_reason(step: Step) -> str | None:
-    """Which part of a step has no kernel; None if kernels support the whole step."""
-    classes, dtype = step.layers[-1].bias.size, step.losses.dtype
-    unknown = [repr(layer.activation) for layer in step.layers if cuda_activation(layer.activation) is None]
-    arrays = (step.images, step.order, step.targets)
-    reasons = {
-        "its rules change from batch to batch, or a method of it is overridden": not step.same_rules,
-        "the samples have weights": step.sample_weights is not None,
-        f"there is no kernel for the loss {step.loss!r}": not has_loss_kernel(step.loss),
-        f"the kernel of the loss supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
-        f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
-        f"there is no kernel for the optimizer {step.optimizer!r}": optimizer_kernel(step.optimizer) is None,
-        f"there is no kernel for the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
-        "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
-        "the targets are not int64": step.targets.dtype != np.int64,
-        "an array is not C-contiguous": not is_c_contiguous(*arrays),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+def is_dense(layer: Any) -> bool:
+    """Whether this is a dense layer, which the kernels know."""
+    return hasattr(layer, "weight") and hasattr(layer, "activation")
 
 
 def is_c_contiguous(*arrays: Array) -> bool:
@@ -131,7 +120,7 @@ class Kernels:
         module = cupy.RawModule(code=kernel_source("kernels.cu"), options=self._options)
         self._real = dtype.type
         self._null = np.uint64(0)
-        self._activations: dict[CudaActivation, tuple[Any, Any]] = {}
+        self._activations: dict[CudaActivation, dict[str, Any]] = {}
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
         self._column_sums = module.get_function("column_sums")
@@ -139,15 +128,18 @@ class Kernels:
         self._sgd_step = module.get_function("sgd_step")
         self._adam_step = module.get_function("adam_step")
         self._set_position = module.get_function("set_position")
+        self._dropout, self._weigh = module.get_function("dropout"), module.get_function("weigh")
+        self._load_rows, self._store_rows = module.get_function("load_rows"), module.get_function("store_rows")
+        self._load_factors = module.get_function("load_factors")
 
-    def _activation(self, activation: CudaActivation) -> tuple[Any, Any]:
-        """The two kernels of an activation, compiled when first used."""
+    def _activation(self, activation: CudaActivation, name: str) -> Any:
+        """A kernel of an activation, compiled when first used."""
         if activation not in self._activations:
             code = kernel_source("activation.cu", activation=activation)
             module = self._cupy.RawModule(code=code, options=self._options)
-            found = module.get_function("bias_activation"), module.get_function("activation_backward")
-            self._activations[activation] = found
-        return self._activations[activation]
+            names = ("bias_activation", "bias_activation_apart", "activation_backward")
+            self._activations[activation] = {name: module.get_function(name) for name in names}
+        return self._activations[activation][name]
 
     def gather(
         self, source: Array, rows: Array, scale: float | None, offsets: GraphOffsets | None, out: Array
@@ -162,16 +154,61 @@ class Kernels:
             arguments = (source, rows, *sizes, self._real(scale), self._position(offsets), out)
             self._gather_pixels(grid, _MATRIX_BLOCK, arguments)
 
-    def bias_activation(self, s: Array, bias: Array, activation: CudaActivation) -> None:
-        """``s = h(s + bias)`` in place."""
+    def bias_activation(self, s: Array, bias: Array, activation: CudaActivation, a: Array | None = None) -> None:
+        """``s = h(s + bias)`` in place; with `a`, ``s = s + bias`` and ``a = h(s)``."""
         batch, units = s.shape
-        kernel, _ = self._activation(activation)
-        kernel(_matrix_grid(batch, units), _MATRIX_BLOCK, (s, bias, np.int64(batch), np.int64(units)))
+        arguments = (s, bias, np.int64(batch), np.int64(units), *([] if a is None else [a]))
+        kernel = self._activation(activation, "bias_activation" if a is None else "bias_activation_apart")
+        kernel(_matrix_grid(batch, units), _MATRIX_BLOCK, arguments)
 
-    def activation_backward(self, delta: Array, a: Array, activation: CudaActivation) -> None:
-        """``delta = delta * h'`` in place, with h' computed from the output `a`, which is kept."""
-        _, kernel = self._activation(activation)
-        kernel(_grid(delta.size), (_THREADS,), (delta, a, np.int64(delta.size)))
+    def activation_backward(self, delta: Array, saved: Array, activation: CudaActivation) -> None:
+        """``delta = delta * h'`` in place, with h' computed from the output or the pre-activation."""
+        kernel = self._activation(activation, "activation_backward")
+        kernel(_grid(delta.size), (_THREADS,), (delta, saved, np.int64(delta.size)))
+
+    def dropout(
+        self, x: Array, rate: float, draws: Draws, slot: int, offsets: GraphOffsets | None, out: Array
+    ) -> None:
+        """See `Backend.dropout`. A captured step has the number `slot` plus that of the launch."""
+        batch, units = x.shape
+        first, step = draws.first_block(units), draws.step if offsets is None else slot
+        numbers = [np.uint64(word % 2**64) for word in (draws.seed, draws.purpose, step, draws.layer, first)]
+        arguments = (
+            *(x, np.int64(batch), np.int64(units), np.uint32(threshold(rate)), self._real(1 / (1 - rate))),
+            *(*numbers, self._position(offsets), out),
+        )
+        self._dropout(_grid(batch * -(-units // 8)), (_THREADS,), arguments)
+
+    def weigh(self, delta: Array, losses: Array, weights: Array, offsets: GraphOffsets | None) -> None:
+        """See `Backend.weigh`."""
+        batch, outputs = delta.shape
+        sizes = (np.int64(batch), np.int64(outputs))
+        arguments = (delta, *sizes, self._position(offsets), losses, weights)
+        self._weigh(_matrix_grid(batch, outputs), _MATRIX_BLOCK, arguments)
+
+    def load(self, rows: Array, offsets: GraphOffsets) -> Array:
+        """A copy of rows of an epoch, at the position of the launch."""
+        out = self._cupy.empty(rows.shape, dtype=rows.dtype)
+        self._move(self._load_rows, rows, offsets, out)
+        return out
+
+    def store(self, rows: Array, offsets: GraphOffsets, out: Array) -> None:
+        """Copy into rows of an epoch, at the position of the launch."""
+        self._move(self._store_rows, rows, offsets, out)
+
+    def _move(self, kernel: Any, source: Array, offsets: GraphOffsets, out: Array) -> None:
+        size = source.size * source.dtype.itemsize
+        sizes = (np.int64(size), np.int64(size // len(source)))
+        source, out = (array.reshape(-1).view("uint8") for array in (source, out))
+        kernel(_grid(size), (_THREADS,), (source, *sizes, offsets.position, out))
+
+    def load_factors(self, offsets: GraphOffsets, slot: int) -> list[Array]:
+        """The factors of a captured step, as arrays ``()``."""
+        count = offsets.factors.shape[1]
+        out = self._cupy.empty(count, dtype=offsets.factors.dtype)
+        arguments = (offsets.factors, np.int32(count), np.int64(slot), offsets.position, out)
+        self._load_factors((1,), (_ROW_THREADS,), arguments)
+        return [out[index : index + 1].reshape(()) for index in range(count)]
 
     def column_sums(self, values: Array, sums: Array) -> None:
         """``sums = values.sum(axis=0)``."""
@@ -196,7 +233,7 @@ class Kernels:
         gradient: Array,
         weights: slice,
         state: Any,
-        learning_rate: float,
+        step_factors: Sequence[float],
         slot: int,
         offsets: GraphOffsets | None,
     ) -> None:
@@ -205,14 +242,13 @@ class Kernels:
         A captured step reads its factors from the device, at index `slot` plus the position of the launch.
         """
         real, name = self._real, optimizer_kernel(optimizer)
-        state.steps += 1
-        step_size, epsilon = map(real, optimizer.step_factors(state.steps, learning_rate))
+        step_size, epsilon, decay = (real(factor) for factor in (*step_factors, 0.0, 0.0, 0.0)[:3])
         start, stop, _ = weights.indices(parameters.size)
         penalties = (real(penalty.l2), real(penalty.l1))
         common = (np.int64(parameters.size), np.int64(start), np.int64(stop), *penalties)
-        factors = (self._null, np.int64(0), self._null)
+        factors = (self._null, np.int32(0), np.int64(0), self._null)
         if offsets is not None:
-            factors = (offsets.factors, np.int64(slot), offsets.position)
+            factors = (offsets.factors, np.int32(offsets.factors.shape[1]), np.int64(slot), offsets.position)
         grid = _grid(parameters.size)
         if name == "sgd":
             velocity = state.buffers["velocity"] if optimizer.momentum else self._null
@@ -221,12 +257,13 @@ class Kernels:
         else:
             means = (state.buffers["mean"], state.buffers["mean_square"])
             betas = [real(beta) for b in (optimizer.beta1, optimizer.beta2) for beta in (b, 1 - b)]
-            rule = (*betas, step_size, epsilon)
+            rule = (*betas, step_size, epsilon, decay)
             self._adam_step(grid, (_THREADS,), (parameters, gradient, *means, *common, *rule, *factors))
 
-    def set_position(self, offsets: GraphOffsets, samples: int, steps: int) -> None:
+    def set_position(self, offsets: GraphOffsets, samples: int, slots: int, steps: int) -> None:
         """Set the position of the next launch of a graph."""
-        self._set_position((1,), (1,), (offsets.position, np.int64(samples), np.int64(steps)))
+        numbers = (np.int64(samples), np.int64(slots), np.int64(steps))
+        self._set_position((1,), (1,), (offsets.position, *numbers))
 
     def _position(self, offsets: GraphOffsets | None) -> Any:
         return self._null if offsets is None else offsets.position

@@ -25,13 +25,17 @@ import numpy as np
 from ..base import PIXEL_SCALE, CudaActivation, Step
 from .graphs import StepKey
 from .kernels import (
+    MOST_CLASSES,
     Device,
     cuda_activation,
+    has_loss_kernel,
+    has_penalty_kernel,
+    is_c_contiguous,
+    is_dense,
     kernel_source,
     optimizer_kernel,
     real_name,
     sgd_code,
-    unsupported_reason,
 )
 
 SOURCES = ("persistent_block.cuh", "persistent.cu")
@@ -105,7 +109,7 @@ class PersistentRunner:
 
     def unsupported_reason(self, step: Step) -> str | None:
         """Why the kernel does not support this step on this device; None if it does."""
-        reason = unsupported_reason(step) or self._unsupported_shape(step)
+        reason = _unsupported_rule(step) or self._unsupported_shape(step)
         if reason is not None:
             return reason
         self._sizes[step] = sizes = self._fit(step)
@@ -138,7 +142,6 @@ class PersistentRunner:
         if layers != 2:
             return f"it supports networks with one hidden layer only, this one has {layers - 1}"
         reasons = {
-            "it supports the optimizer SGD only": optimizer_kernel(step.optimizer) != "sgd",
             "it does not support an activation of the outputs": cuda_activation(step.layers[1].activation)
             != CudaActivation("s", "1", "BIAS"),
             "it does not store the gradients that a callback reads": step.gradient_wanted,
@@ -198,7 +201,7 @@ class PersistentRunner:
             *(real(penalty.l2), real(penalty.l1)),
             *(array for layer in step.layers for array in (layer.weight, layer.bias)),
             *(array for views in velocities for array in views),
-            *(step.losses, step.correct),
+            *(step.losses, step.scores),
             xp.empty(2 * sizes.blocks * sizes.batch * sizes.classes, dtype=dtype),
             xp.zeros(1, dtype=np.uint32),
         )
@@ -215,3 +218,32 @@ class PersistentRunner:
         for layer in step.layers:
             for gradient in (layer.weight_gradient, layer.bias_gradient):
                 gradient.fill(math.nan)  # poison stale gradients
+
+
+def _unsupported_rule(step: Step) -> str | None:
+    """Which part of a step the kernel does not compute; None if it computes all of it."""
+    dtype, loss, optimizer = step.losses.dtype, step.loss, step.optimizer
+    others = [repr(layer) for layer in step.layers if not is_dense(layer)]
+    activations = [layer.activation for layer in step.layers if is_dense(layer)]
+    unknown = [repr(activation) for activation in activations if cuda_activation(activation) is None]
+    from_input = [repr(rule) for rule in activations if getattr(rule, "derivative_from", "output") == "input"]
+    classes = 0 if others else step.layers[-1].bias.size
+    reasons = {
+        "its rules change from batch to batch, or a method of it is overridden": not step.same_rules,
+        f"it does not support the layer {', '.join(others)}": bool(others),
+        "it does not support sample weights": step.sample_weights is not None,
+        f"it does not support the loss {loss!r}": not has_loss_kernel(loss),
+        f"it supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
+        f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
+        f"it does not keep the pre-activation, for {', '.join(from_input)}": bool(from_input),
+        f"it supports the optimizer SGD only, not {optimizer!r}": optimizer_kernel(optimizer) != "sgd",
+        f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
+        "it does not clip gradients": step.clip_norm is not None,
+        "it does not limit the norms of weights": step.max_norm is not None,
+        "it does not average the parameters": step.average is not None,
+        "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
+        "the targets are not int64": step.targets.dtype != np.int64,
+        "the scores are not bool": step.scores.dtype != np.bool_,
+        "an array is not C-contiguous": not is_c_contiguous(step.images, step.order, step.targets),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)

@@ -2,6 +2,7 @@
 
 typedef REAL real;
 typedef long long int64;
+typedef unsigned long long uint64;
 
 __device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }

@@ -1,6 +1,6 @@
 // The trained networks of this page as window.gpumlp:
 //
-//   networks                             their descriptions: name, sizes, classes, activation, height, width, ...
+//   networks                             their descriptions: name, sizes, classes, activations, height, width, ...
 //   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
 //   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays
 //   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
@@ -36,7 +36,7 @@ window.gpumlp = (() => {
     relu: (s) => Math.max(0, s),
     leaky_relu: (s, slope) => Math.max(s, slope * s),
     elu: (s, alpha) => s > 0 ? s : alpha * Math.expm1(s),
-    gelu: (s) => s / (1 + Math.exp(-Math.sqrt(8 / Math.PI) * (s + 0.044715 * s ** 3))),
+    gelu: (s) => s / (1 + Math.exp(-Math.sqrt(8 / Math.PI) * (s + 0.044715 * s * s * s))),
     silu: (s) => s / (1 + Math.exp(-s)),
     softplus: (s) => Math.max(0, s) + Math.log1p(Math.exp(-Math.abs(s))),
     tanh: Math.tanh,
@@ -46,7 +46,7 @@ window.gpumlp = (() => {
 
   const forward = (pixels, network) => {
     if (!networks[network]) throw new RangeError(`there is no network ${network}`);
-    const { sizes, rules: applied } = networks[network];
+    const { sizes, activations } = networks[network];
     if (pixels.length !== sizes[0]) throw new RangeError(`expected ${sizes[0]} pixels, got ${pixels.length}`);
     if (!decoded.has(network)) decoded.set(network, decode(network));
     const layers = decoded.get(network), outputs = [];
@@ -57,8 +57,8 @@ window.gpumlp = (() => {
         const value = input[from];
         if (value !== 0) for (let unit = 0; unit < units; unit++) sums[unit] += value * weights[place + unit];
       }
-      const [name, parameter] = applied[number] ?? ["identity"];  // the last layer has no activation
-      input = Float32Array.from(sums, (s) => rules[name](s, parameter));
+      const { name, factor } = activations[number] ?? { name: "identity" };  // none after the last layer
+      input = Float32Array.from(sums, (s) => rules[name](s, factor));
       outputs.push(input);
     });
     return outputs;
