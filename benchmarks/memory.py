@@ -80,11 +80,7 @@ def measure(options: Options, sizes: Sequence[int]) -> dict[str, int]:
     space = trainer.workspace
     parts["data set"] = train.images.nbytes + train.labels.nbytes
     parts["parameters and optimizer"] = sum(array.nbytes for array in flat)
-    parts["workspace"] = sum(
-        array.nbytes
-        for array in (space.inputs, space.staging, *space.deltas, *space.outputs[:-1])
-        if array is not None
-    )
+    parts["workspace"] = sum(array.nbytes for array in space.arrays())
     parts["needed"] = sum(parts.values())
     parts["peak"] = peak()
     return parts

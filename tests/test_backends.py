@@ -139,8 +139,9 @@ def test_softmax_cross_entropy(backend: Backend, batch: int, scale: float) -> No
 @pytest.mark.parametrize("shape", [(1, 1), (33, 1), (7, 3)])
 def test_losses_of_float_targets(backend: Backend, loss: object, shape: tuple[int, int], scale: float) -> None:
     targets = RNG.integers(0, 2, shape).astype(np.float32)
-    losses, correct = np.empty(shape[0], np.float32), np.ones(shape[0], bool)
-    compare(backend, loss, [normal(*shape) * np.float32(scale), targets, losses, correct])
+    losses = np.empty(shape[0], np.float32)
+    scores = np.ones(shape, bool if loss.task == "labels" else np.float32)
+    compare(backend, loss, [normal(*shape) * np.float32(scale), targets, losses, scores])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "int64"])

@@ -9,7 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import SGD, Activation, Adam, Penalty, ReLU, SoftmaxCrossEntropy, SquaredError
+from gpumlp import (
+    MLP,
+    SGD,
+    Activation,
+    AdamW,
+    Dataset,
+    Dense,
+    Dropout,
+    Layer,
+    OneCycle,
+    Penalty,
+    ReLU,
+    RMSprop,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    Trainer,
+    Warmup,
+)
 from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws
 from gpumlp.backends.cuda.graphs import CapturedStep, NotCapturableError
 from gpumlp.nn.optimizers import Optimizer, OptimizerState
@@ -47,6 +64,7 @@ class Whole:
         self.average, self.decay = put(np.zeros(PARTS[-1], dtype)), 0.9
         self.weights = slice(0, PARTS[2])
         self.state = self.optimizer.init(self.parameters)
+        self.state.weights = self.weights
         tensors = [
             [
                 flat[start : start + int(np.prod(shape))].reshape(shape)
@@ -68,7 +86,7 @@ class Whole:
         self.targets = put(targets if numbers else rng.integers(0, OUTPUTS, SAMPLES))
         self.sample_weights = put(rng.random(SAMPLES).astype(dtype)) if self.weighted else None
         self.losses = put(np.zeros(SAMPLES, dtype))
-        self.scores = put(np.zeros(SAMPLES, bool))
+        self.scores = put(np.zeros((SAMPLES, OUTPUTS), dtype) if numbers else np.zeros(SAMPLES, bool))
         self.slices = [slice(i, min(i + batch_size, SAMPLES)) for i in range(0, SAMPLES, batch_size)]
         widths = [FEATURES, HIDDEN, HIDDEN, HIDDEN, OUTPUTS]
         self.work = [put(np.zeros((batch_size, width), dtype)) for width in widths]
@@ -197,14 +215,24 @@ class Signs(Optimizer):
         parameters[...] = parameters - xp.sign(mean) * factors[0] - gradient * factors[1]
 
 
-@dataclass(frozen=True)
-class Decaying(Adam):
-    """Adam with a third factor, for the kernel."""
+class Gain(Layer):
+    """A layer with a factor for each unit."""
 
-    kernel = "adamw"
+    name = "gain"
 
-    def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
-        return *super().step_factors(steps, learning_rate), learning_rate * 0.3 / steps
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"factor": (self.in_features,)}
+
+    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"factor": rng.uniform(0.5, 1.5, self.in_features)}
+
+    def forward(self, x: Any, cache: Any, draws: Any) -> None:
+        self.backend.xp.multiply(x, self.parameters["factor"], out=cache.output)
+
+    def backward(self, x: Any, cache: Any, draws: Any, input_delta: Any) -> None:
+        xp = self.backend.xp
+        xp.sum(x * cache.delta, axis=0, out=self.gradients["factor"])
+        xp.multiply(cache.delta, self.parameters["factor"], out=input_delta)
 
 
 class Noisy(Penalty):
@@ -242,7 +270,7 @@ RULES = {
     "array activation, from the input": {"activation": Cubic()},
     "activation from the input": {"activation": FastCubic()},
     "array optimizer": {"optimizer": Signs()},
-    "optimizer with decay": {"optimizer": Decaying()},
+    "optimizer with decay": {"optimizer": AdamW(weight_decay=0.3)},
     "array penalty": {"penalty": Noisy(0.01)},
     "rows of another dtype": {"order_type": "int32"},
     "all in array code": {
@@ -299,6 +327,48 @@ def test_temporary_arrays_are_in_the_memory_of_the_graphs() -> None:
     (step,) = steps_on("graphs", **RULES["all in array code"])
     train(step)
     assert step.backend.graphs._captured[step].pool.bytes > 0
+
+
+OPTIONS = {
+    "everything": {
+        "optimizer": AdamW(0.01), "schedule": OneCycle(60), "clip_norm": 0.1, "max_norm": 1.0, "ema": 0.9,
+        "class_weight": "balanced", "activation": ["gelu", "relu"],
+        "loss": SoftmaxCrossEntropy(label_smoothing=0.1),
+    },
+    "little": {"optimizer": RMSprop(0.01), "activation": "softplus", "ema": 0.99},
+    "array code": {"optimizer": RMSprop(0.01, momentum=0.5), "activation": Cubic(), "schedule": Warmup(10)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_whole_runs_have_the_same_bits(options: str, blobs: Dataset) -> None:
+    trainers = []
+    for way in ("graphs", "eager"):
+        chosen = dict(OPTIONS[options])
+        model = MLP(
+            [20, 16, 12, 4], chosen.pop("activation"), loss=chosen.pop("loss", "auto"),
+            dropout=0.3, input_dropout=0.1, device=host_cuda_backend(cublaslt=True, execution=way),
+        )  # fmt: skip
+        trainers.append(Trainer(model, blobs, batch_size=16, validation=50, **chosen))
+        trainers[-1].run(4)
+        assert trainers[-1].execution.name == way
+    states = [trainer.model.state_dict() | trainer.trained.state_dict() for trainer in trainers]
+    for name, array in states[0].items():
+        assert array.tobytes() == states[1][name].tobytes(), name
+    assert trainers[0].history["train_loss"] == trainers[1].history["train_loss"]
+
+
+def test_a_layer_of_the_users_is_captured(blobs: Dataset) -> None:
+    weights = []
+    for way in ("graphs", "eager"):
+        layers = [Dense(20, 16, "relu"), Gain(16, 16), Dropout(16, 0.2), Dense(16, 4)]
+        model = MLP(layers, device=host_cuda_backend(cublaslt=True, execution=way))
+        trainer = Trainer(model, blobs, batch_size=16)
+        trainer.run(3)
+        assert trainer.execution.name == way
+        weights.append(model.state_dict())
+    for name, array in weights[0].items():
+        assert array.tobytes() == weights[1][name].tobytes(), name
 
 
 # -- What changes between epochs ----------------------------------------------------------------------------

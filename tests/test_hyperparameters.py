@@ -15,15 +15,19 @@ from gpumlp import (
     Adam,
     AdamW,
     Cosine,
+    Dataset,
     Dense,
+    Dropout,
     ExponentialDecay,
     InverseTimeDecay,
+    LogisticCrossEntropy,
     Milestones,
     OneCycle,
     Penalty,
     RMSprop,
     SoftmaxCrossEntropy,
     StepDecay,
+    Trainer,
 )
 
 WRONG: list[Callable[[], object]] = [
@@ -72,8 +76,33 @@ def test_numpy_scalars_become_python_floats() -> None:
         (StepDecay(gamma=value), ("gamma",)),
         (Cosine(9, final=value), ("final",)),
         (OneCycle(9, warmup_share=value), ("warmup_share", "start_divisor", "final_divisor")),
+        (Dropout(9, value), ("rate",)),
+        (SoftmaxCrossEntropy(value), ("label_smoothing",)),
+        (LogisticCrossEntropy(value), ("label_smoothing",)),
     ):
         assert {type(getattr(rule, name)) for name in names} == {float}
+
+
+def test_float32_stays_float32_with_numpy_scalars() -> None:
+    value, rng = np.float64(0.5), np.random.default_rng(0)
+    model = MLP([4, 5, 3], "gelu", device="cpu", dropout=value, input_dropout=value)
+    trainer = Trainer(
+        model,
+        Dataset(rng.normal(size=(9, 4)), rng.integers(0, 3, 9), weights=rng.uniform(size=9)),
+        optimizer=AdamW(value),
+        clip_norm=value,
+        max_norm=value,
+        ema=value,
+        class_weight={0: value},
+    )
+    trainer.run(2)
+    arrays = [
+        *trainer._step.arrays(),
+        *trainer.state_buffers.values(),
+        model.parameters.data,
+        model.logits(np.eye(4)),
+    ]
+    assert {array.dtype.name for array in arrays} <= {"float32", "int64", "bool"}
 
 
 def test_no_samples_give_no_predictions() -> None:

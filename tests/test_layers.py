@@ -272,8 +272,8 @@ def test_given_layers_keep_their_weights_and_stay_independent() -> None:
             r"last layer .* a Dense without activation, .* got Dense\(3, 2, 'relu'",
         ),
         ([Dense(4, 3), Dropout(3)], r"last layer is expected to be a Dense .* got Dropout\(3, 0.5\)"),
-        ([Dense(4, 3), 2], "sizes are expected to be all numbers or all layers, got 2 among layers"),
-        ([4, Dense(4, 3)], "sizes are expected to be all numbers or all layers, got 4 among layers"),
+        ([Dense(4, 3), 2], "sizes are expected to be all numbers or all layers, got 2 among them"),
+        ([4, Dense(4, 3)], "sizes are expected to be all numbers or all layers, got 4 among them"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(layers: list[Any], message: str) -> None:

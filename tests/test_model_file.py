@@ -336,6 +336,16 @@ def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: P
         MLP.load(tmp_path, device="cpu")
 
 
+DENSE = {
+    "layer": "dense",
+    "in_features": 3,
+    "out_features": 2,
+    "activation": "identity",
+    "activation_options": {},
+}
+DROPOUT = {"layer": "dropout", "features": 3, "rate": 1.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -346,6 +356,24 @@ def test_damaged_and_foreign_files_are_refused(damage, message: str, tmp_path: P
         ({"activation": "relu", "activation_options": {"a": 1}}, "does not contain the network that it describes"),
         ({"inputs": {"shape": [7], "dtype": "uint8", "data": ""}}, "sample of shape"),
         ({"class_names": ["a"]}, "class_names are expected to be 2"),
+        ({"layers": []}, "does not contain the network that it describes"),
+        ({"layers": "dense"}, "does not contain the network that it describes"),
+        ({"layers": [3]}, "does not contain the network that it describes"),
+        (
+            {"layers": [{"features": 3}]},
+            "describes a network that this version of gpumlp does not support: 'layer'",
+        ),
+        ({"layers": [{"layer": "conv"}]}, "the unknown layer 'conv'"),
+        ({"layers": [DROPOUT, DENSE]}, "the rate of dropout is expected to be a number of at least 0 and below 1"),
+        ({"layers": [{"layer": "dropout", "features": 3}]}, "layers.0.weight is not part of this network"),
+        ({"layers": [{**DENSE, "activation": "mish"}]}, "the unknown activation 'mish'"),
+        (
+            {"layers": [{**DENSE, "activation": "relu"}]},
+            "the last layer is expected to be a Dense without activation",
+        ),
+        ({"layers": [{**DENSE, "out_features": 4}]}, r"layers.0.weight is expected to have shape \(3, 4\), got"),
+        ({"layers": [{**DENSE, "units": 4}]}, "does not contain the network that it describes: .*units"),
+        ({"layers": [DENSE], "sizes": [3, 7, 2]}, r"the sizes of its layers are \[3, 2\], but \[3, 7, 2\]"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
@@ -372,12 +400,14 @@ def test_no_code_in_a_file_is_ever_run(tmp_path: Path) -> None:
 
 
 def test_a_network_of_version_0_2_is_loaded(tmp_path: Path) -> None:
-    model = MLP([3, 2], device="cpu")
+    model = MLP([3, 4, 2], LeakyReLU(0.2), device="cpu")
     model.save(tmp_path)
 
     def change(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
         del metadata["checksum"]
-        metadata.update(format="gpumlp-model-1", epoch="3", validation_loss="0.5")
+        description = json.loads(metadata["model"])
+        del description["layers"], description["loss_options"]
+        metadata.update(format="gpumlp-model-1", epoch="3", validation_loss="0.5", model=json.dumps(description))
 
     change_file(tmp_path / "model.safetensors", change, checked=False)
     np.testing.assert_array_equal(MLP.load(tmp_path, device="cpu").logits(np.eye(3)), model.logits(np.eye(3)))

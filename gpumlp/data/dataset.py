@@ -262,7 +262,8 @@ def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, t
 
 def relative_weights(weights: HostArray, dtype: npt.DTypeLike) -> HostArray:
     """Sample weights for `ArrayBatches`. Only their ratios count; the largest is 1, in any dtype."""
-    return (weights / weights.max()).astype(dtype)
+    result: HostArray = (weights / weights.max()).astype(dtype)
+    return result
 
 
 class ArrayBatches:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, Draws, HostArray, check_dtype, get_backend
+from ..backends import (
+    DROPOUT,
+    Accumulation,
+    Array,
+    Backend,
+    Draws,
+    HostArray,
+    check_dtype,
+    get_backend,
+    reference_backend,
+)
 from .activations import Activation, get_activation
-from .hyperparameters import number, whole
+from .hyperparameters import number, require_in_place, whole
 from .initializers import Initializer, draw_weights, get_initializer
 from .registry import Registry
 
@@ -144,6 +155,7 @@ class Dense(Layer):
     """
 
     name = "dense"
+    kernel = "dense"  # see `gpumlp.backends.stated`
     weight: Array
     bias: Array
     weight_gradient: Array
@@ -281,4 +293,29 @@ class Dropout(Layer):
         return f"Dropout({self.in_features}, {self.rate:g})"
 
 
-LAYERS = Registry("layer", Layer, ("forward", "backward"), (Dense, Dropout), lambda layer: None)
+def _check(rule: Layer) -> None:
+    kind, rows, layer = type(rule).__name__, 2, copy(rule)
+    sizes, start = (rows, layer.out_features), layer.initial(np.random.default_rng(0))
+    wrong = {
+        name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name, ())) != tuple(shape)
+    }
+    if wrong or len(start) != len(layer.shapes()):
+        raise TypeError(
+            f"{kind}.initial is expected to return an array for each of {layer.shapes()}, as shapes() does, got "
+            f"{ {name: np.shape(array) for name, array in start.items()} }"
+        )
+    parameters = {name: np.array(array, dtype=np.float64) for name, array in start.items()}
+    layer.bind(
+        reference_backend(np), parameters, {name: np.full_like(a, np.nan) for name, a in parameters.items()}
+    )
+    below = Cache(*(np.full((rows, layer.in_features), value) for value in (0.5, np.nan)))
+    cache = layer.new_cache(lambda dtype=np.float64: np.full(sizes, np.nan).astype(dtype), below, training=True)
+    draws = Draws(0, DROPOUT, 0, 0, 0)
+    require_in_place(f"{kind}.forward", lambda: layer.forward(below.output, cache, draws), cache.output)
+    cache.delta[...] = 1
+    require_in_place(
+        f"{kind}.backward", lambda: layer.backward(below.output, cache, draws, below.delta), below.delta
+    )
+
+
+LAYERS = Registry("layer", Layer, ("forward", "backward"), (Dense, Dropout), _check)

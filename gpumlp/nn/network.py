@@ -107,9 +107,10 @@ class Workspace:
         return part
 
     def arrays(self) -> list[Array]:
-        """Every array of the workspace."""
+        """Every array of the workspace, once."""
         layers = [array for cache in self.caches for array in (cache.output, cache.delta, cache.saved)]
-        return [array for array in (self.inputs, self.staging, *layers) if array is not None]
+        found = [array for array in (self.inputs, self.staging, *layers) if array is not None]
+        return list({id(array): array for array in found}.values())
 
     def _add_logits(self, count: int, outputs: int) -> None:
         """The cache of the last layer: ``(count, outputs)``, contiguous in the backend's order."""
@@ -558,9 +559,7 @@ def _sizes_of(layers: Sequence[Any]) -> list[int]:
     """The sizes of a network of these layers. Raises ValueError if they do not fit together."""
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise ValueError(
-                f"sizes are expected to be all numbers or all layers, got {shown(layer)} among layers"
-            )
+            raise ValueError(f"sizes are expected to be all numbers or all layers, got {shown(layer)} among them")
         LAYERS.find(layer)
     for below, above in pairwise(layers):
         if below.out_features != above.in_features:

@@ -307,6 +307,8 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
+    kernel: ClassVar[str] = "adamw"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         set_number(self, "weight_decay", 0)

@@ -38,8 +38,8 @@ class TrainingStep:
     Attributes:
         workspace: for a batch, or for a part of it.
         multiply_adds: of one forward pass with a full workspace.
-        losses: ``(samples,)``, the loss of each sample before its batch's update, times its weight if there are
-            weights, in this epoch's order.
+        losses: ``(samples,)``, the loss of each sample before its batch's update, in this epoch's order; with
+            weights times its weight, which has a mean of 1 in each batch.
         scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
     """
@@ -99,7 +99,6 @@ class TrainingStep:
             _has_methods_of(TrainingStep, self, "__call__", "_gradient")
             and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
             and _has_methods_of(ArrayBatches, self.batches, "gather")
-            and all(_is_known(layer) for layer in self.layers)
         )
 
     @property
@@ -259,13 +258,6 @@ class TrainingStep:
             self._gradient(part, targets, (part.stop - part.start) / samples, start - batch.start)
             xp.add(bias_sums, biases, out=bias_sums)
         xp.copyto(biases, bias_sums)
-
-
-def _is_known(layer: Layer) -> bool:
-    """Is this layer of a built-in kind, with its methods?"""
-    return isinstance(layer, Dense | Dropout) and _has_methods_of(
-        Dense if isinstance(layer, Dense) else Dropout, layer, "forward", "backward"
-    )
 
 
 def _has_methods_of(kind: type, instance: object, *methods: str) -> bool:

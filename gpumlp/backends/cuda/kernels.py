@@ -95,8 +95,8 @@ def sgd_code(optimizer: Any) -> np.int32:
 
 
 def is_dense(layer: Any) -> bool:
-    """Whether this is a dense layer, which the kernels know."""
-    return hasattr(layer, "weight") and hasattr(layer, "activation")
+    """Whether this is a dense layer that is computed as such."""
+    return bool(stated(layer, "kernel", "forward", "backward") == "dense")
 
 
 def is_c_contiguous(*arrays: Array) -> bool:
