@@ -18,17 +18,15 @@ from .files import user_path, utf8, write_atomically
 from .nn.metrics import METRIC_WORDS, METRICS
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
-from .training.history import MONITORS, EpochRecord, best_epoch
+from .training.history import MONITORS, EpochRecord, monitor_words
 from .training.history_file import is_number
 from .training.progress import epoch_line, header_line, metric, number
 from .training.run import Run, find_runs, has_parts
 
 PROGRAM = "gpumlp-history"
 
-# The metrics of a summary that a table has no room for; it can be sorted by them nevertheless.
-_NOT_SHOWN = tuple(
-    f"{part}_{name}" for part in ("train", "best_validation") for name in METRIC_WORDS if name != "loss"
-)
+# Columns of a summary that a table has no room for; it can be sorted by them nevertheless.
+_NOT_SHOWN = ("test_loss", *(f"train_{name}" for name in METRIC_WORDS if name != "loss"))
 # Options that say nothing about how a run was trained, and the number of epochs, which is shown anyway.
 _NOT_COMPARED = (*options_marked("per_call"), "diagnostics", "data_dir", "epochs")
 
@@ -41,8 +39,8 @@ class Options:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of runs, or a folder that holds some."""
     sort: str | None = None
-    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss and the like,
-    or an option of gpumlp-train. Runs without a value come last."""
+    """Sort the rows by this column: one that is shown, train_accuracy, best_validation_accuracy, test_loss or the
+    like, or an option of gpumlp-train. Runs without a value come last."""
     reverse: bool = False
     """Sort in descending order."""
     csv: str | None = None
@@ -127,13 +125,10 @@ def epochs_of(run: Run) -> list[str]:
     lines = [header_line(run.task), *(epoch_line(record, planned) for record in run.records())]
     summary = run.summary()
     if summary["best_epoch"] is not None:
-        name = run.monitor.partition("_")[2]
-        part = "validation" if run.monitor.startswith("validation") else "training"
-        value = metric(
-            run.monitor, best_epoch([epoch.get(run.monitor) for epoch in run.epochs], run.monitor).value
-        )
+        value = run.epochs[summary["best_epoch"] - 1][run.monitor]
         which = "highest" if MONITORS[run.monitor] else "lowest"
-        lines.append(f"{which} {part} {METRIC_WORDS[name]}: {value}, after epoch {summary['best_epoch']}")
+        words = f"{which} {monitor_words(run.monitor)}: {metric(run.monitor, value)}"
+        lines.append(f"{words}, after epoch {summary['best_epoch']}")
     if run.diverged is not None:
         lines.append(f"diverged: {run.diverged.message}")
     elif run.is_best:
@@ -153,7 +148,9 @@ def side_by_side(runs: list[Run], sorted_by: str | None = None) -> list[str]:
     options = differences(runs)
     by = None if sorted_by is None else sorted_by.replace("-", "_")
     every = dict.fromkeys(name for run in runs for name in run.summary())
-    shown = [name for name in every if name not in (*_NOT_SHOWN, "test_loss") or name == by]
+    watched = [f"best_{run.monitor}" for run in runs]
+    hidden = {*_NOT_SHOWN, *(name for name in every if name.startswith("best_validation") and name not in watched)}
+    shown = [name for name in every if name not in hidden or name == by]
     names = [*shown, *options]
     if by is not None and by not in names:
         names.append(by)

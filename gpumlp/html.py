@@ -65,9 +65,10 @@ def _what(layer: Layer) -> str:
     """What a layer computes, in a word or two."""
     if isinstance(layer, Dense):
         return layer.activation.name
-    return (
-        f"dropout {layer.rate:g}" if isinstance(layer, Dropout) else getattr(layer, "name", type(layer).__name__)
-    )
+    if isinstance(layer, Dropout):
+        return f"dropout {layer.rate:g}"
+    name: str = getattr(layer, "name", type(layer).__name__)
+    return name
 
 
 def curves(series: dict[str, list[float]], x_name: str) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
 from html import escape
 from typing import Any
 
 from .html import curves, progress_bar, table
-from .training.history import History
 from .nn.metrics import METRIC_WORDS, METRICS, Task
-from .training.progress import columns, epoch_cells, metric, number
+from .training.history import History, monitor_words
+from .training.progress import columns, drawn, epoch_cells, metric, number
 from .training.trainer import Trainer
 
 _MOST_ROWS = 100  # of a table; a longer history is shown in steps
@@ -20,7 +21,7 @@ _SHARE = 20  # and this many times as long as a change takes, which grows with t
 
 
 def history_html(history: History) -> str:
-    """The loss and the main metric as curves, the last and the best epoch, and all epochs in a table that can be unfolded."""
+    """Loss and main metric as curves, the last and the best epoch, and all epochs in a table to unfold."""
     if not history.records:
         return "<p>History: no epochs</p>"
     state = ", interrupted" if history.interrupted else ""
@@ -47,10 +48,10 @@ def learning_curves(history: History, task: Task) -> str:
     """Loss and main metric in training and validation over the epochs, as inline SVGs."""
     pictures = []
     for name in ("loss", METRICS[task][0]):
-        values = {f"{part} {METRIC_WORDS[name]}": history[f"{part}_{name}"] for part in ("train", "validation")}
+        columns_of = {monitor: history[monitor] for monitor in (f"train_{name}", f"validation_{name}")}
         series = {
-            words.replace("train ", "training "): [float("nan") if x is None else x for x in column]
-            for words, column in values.items()
+            monitor_words(monitor): [math.nan if x is None else x for x in drawn(monitor, column)]
+            for monitor, column in columns_of.items()
             if any(x is not None for x in column)
         }
         pictures.append(curves(series, "epoch"))

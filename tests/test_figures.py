@@ -15,12 +15,15 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from gpumlp import (
     MLP,
     SGD,
+    Cosine,
     Dataset,
     ExponentialDecay,
     InverseTimeDecay,
     Milestones,
     Normal,
+    OneCycle,
     StepDecay,
+    Warmup,
     figures,
     fit,
     load_digits,
@@ -187,6 +190,15 @@ def test_schedules_are_computed_by_the_package() -> None:
         "milestones": Milestones((20, 40), gamma=0.2),
     }
     assert {name: [rule(0.1, epoch) for epoch in range(60)] for name, rule in rules.items()} == rates
+    by_step = {
+        "warm-up": Warmup(100),
+        "warm-up, then cosine": Warmup(100, then=Cosine(900)),
+        "cosine": Cosine(1000),
+        "one-cycle": OneCycle(1000),
+    }
+    found = numbers("schedules")["rates_by_step"]
+    assert {name: [rule(0.1, step) for step in range(1000)] for name, rule in by_step.items()} == found
+    assert {name: max(rates) for name, rates in found.items()} == pytest.approx(dict.fromkeys(by_step, 0.1))
 
 
 def test_xor_is_learned_from_suited_weights_and_not_from_tiny_ones() -> None:

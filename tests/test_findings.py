@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, DivergenceError, EarlyStopping, History, Normal, fit
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Dataset,
+    DivergenceError,
+    EarlyStopping,
+    History,
+    Normal,
+    OneCycle,
+    SoftmaxCrossEntropy,
+    fit,
+)
 from gpumlp.diagnostics import Finding, LayerStatistics, Setting, find
 from gpumlp.training.history import ClassCounts
 from tests.diagnostics_helpers import DIGITS, curve, found, names, train
@@ -180,7 +192,8 @@ def test_a_network_that_only_knows_which_class_is_frequent_is_underfitting() -> 
     history = train([32], data=data, optimizer=SGD(0.001), epochs=20)
     assert history["train_loss"][-1] < 0.5 * np.log(2)  # which is no more than that
     assert (names(history), history.trend()) == ({"underfitting"}, "underfitting")
-    assert f"guessing has {data.label_entropy:.3g}" in found(history)[0].message
+    assert history.setting.guessing == pytest.approx(data.label_entropy, rel=0.05)  # of the samples to train on
+    assert f"guessing has {history.setting.guessing:.3g}" in found(history)[0].message
     assert "raise learning_rate (now 0.001)" in found(history)[0].message
 
 
@@ -274,7 +287,7 @@ def test_a_class_that_is_hardly_ever_predicted(validation: int | None, kind: str
     assert finding.name == "classes not predicted"
     assert re.search(f"^class 1 is (hardly ever|never) predicted.*{kind} samples", finding.message)
     assert "is no better than that of always answering class 0 (9" in finding.message
-    assert "class_weight='balanced' of gpumlp.sklearn.MLPClassifier" in finding.message
+    assert "or weight them (class_weight balanced)" in finding.message
 
 
 def test_classes_are_called_by_their_names() -> None:
@@ -359,6 +372,93 @@ def test_what_the_counts_of_predictions_say(found_in: ClassCounts, text: str | N
 def test_what_layers_and_curves_tell_comes_first() -> None:
     names_found = [finding.name for finding in train([32] * 6, "sigmoid").findings()]
     assert names_found == ["vanishing gradients", "classes not predicted"]
+
+
+def test_classes_with_weights_are_not_advised_to_have_some() -> None:
+    data, model = with_rare_class(5000)
+    (finding,) = fit(model, data, class_weight={0: 1, 1: 1.01}, **RARE).findings()
+    assert finding.message.endswith("repeat those that there are or give them larger weights")
+
+
+# -- Dropout, label smoothing, averages and rates by step -------------------------------------------------------
+
+
+def test_a_loss_that_dropout_raises_is_judged_by_the_validation_loss() -> None:
+    training, validation = [2.2] * 10, [2.3 * 0.8**epoch for epoch in range(10)]
+    high = curve(training, validation)
+    assert high.trend() == "underfitting"
+    high.setting = dataclasses.replace(high.setting, dropout=0.5)
+    assert (high.findings(), high.trend()) == ([], "converging")
+    unknown = curve(training)
+    unknown.setting = high.setting
+    assert (unknown.findings(), unknown.trend()) == ([], "converging")
+    bad = curve(training, training)
+    bad.setting = high.setting
+    (finding,) = bad.findings()
+    assert finding.name == "underfitting"
+    assert finding.message.endswith("; or lower dropout (now 0.5)")
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_lowest_loss_with_label_smoothing_is_the_entropy_of_the_targets(eps: float, classes: int) -> None:
+    setting = Setting(classes=classes, label_smoothing=eps)
+    targets = np.full(classes, eps / classes)
+    targets[0] += 1 - eps
+    loss = SoftmaxCrossEntropy(label_smoothing=eps)
+    logits = np.log(np.maximum(targets, 1e-300))[None]
+    assert setting.floor == pytest.approx(loss(logits, np.array([0])), abs=1e-12)
+    assert setting.guessing == setting.ignorance == pytest.approx(loss(np.zeros((1, classes)), np.array([0])))
+    history = curve([setting.floor + (setting.guessing - setting.floor) / 10] * 10)
+    history.setting = setting
+    assert (history.findings(), history.trend()) == ([], "converging")
+
+
+def test_an_average_that_still_consists_of_the_initial_parameters_is_found() -> None:
+    model = MLP([64, 32, 10], device="cpu")
+    history = fit(model, DIGITS, epochs=5, batch_size=32, validation=100, ema=0.999)
+    assert history["validation_loss"][-1] > 3 * history["train_loss"][-1]
+    found = [finding for finding in history.findings() if finding.name == "lagging average"]
+    assert [finding.message for finding in found] == [
+        "after 210 steps, 81 % of the moving average, which is the network, are still the initial parameters: "
+        "lower ema (now 0.999) or train for more epochs"
+    ]
+    assert history.trend() == "converging"
+
+
+def test_the_update_ratio_is_that_of_the_steps_and_not_of_the_average() -> None:
+    def looks(**options: object) -> list[LayerStatistics]:
+        model = MLP([64, 16, 10], device="cpu")
+        return list(last_look(fit(model, DIGITS, epochs=1, batch_size=32, **options)))
+
+    for plain, averaged in zip(looks(), looks(ema=0.999), strict=True):
+        assert averaged.update_ratio == plain.update_ratio
+        assert averaged.weight_norm == plain.weight_norm
+
+
+def test_the_highest_rate_is_named_where_it_is_not_the_first() -> None:
+    history = train([64], "leaky_relu", optimizer=SGD(2.0, momentum=0.9), schedule=OneCycle(400), epochs=6)
+    rate = f"learning_rate (now {history['learning_rate'][-1]:.4g}, 2.0 at its highest)"
+    assert rate in found(history)[0].message
+
+
+def test_the_activations_that_saturate_are_named() -> None:
+    model = MLP([64, 64, 64, 10], ["relu", "tanh"], initializer=Normal(1), device="cpu")
+    (finding,) = found(fit(model, DIGITS, epochs=3, batch_size=32, optimizer=SGD(1e-4)))
+    assert (finding.name, finding.layer) == ("saturated units", 2)
+    assert "(tanh has there less than" in finding.message
+
+
+def test_a_regression_is_judged_by_its_units_alone() -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset(rng.normal(size=(200, 4)), rng.normal(size=200) * 1e3)
+    model = MLP([4, 16, 1], initializer=Normal(0.5), device="cpu")
+    state = model.state_dict()
+    state["layers.0.bias"][:12] = -100
+    model.load_state_dict(state)
+    history = fit(model, data, optimizer=SGD(1e-9), epochs=3, validation=50)
+    assert [finding.name for finding in history.findings()] == ["dead units"]
+    assert (history.trend(), history.classes, history.setting.classes) == (None, None, 0)
 
 
 # -- A validation loss that has ceased to fall ------------------------------------------------------------------

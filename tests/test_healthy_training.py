@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpumlp import SGD, Adam, Dataset, ExponentialDecay, StepDecay, load_mnist
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    AdamW,
+    Cosine,
+    Dataset,
+    ExponentialDecay,
+    OneCycle,
+    RMSprop,
+    SoftmaxCrossEntropy,
+    StepDecay,
+    Warmup,
+    fit,
+    load_mnist,
+)
 from gpumlp.data import DataError
 from gpumlp.diagnostics import trend
 from tests.diagnostics_helpers import DIGITS, train
@@ -28,7 +43,7 @@ def test_good_training_on_the_digits_gives_no_finding(
 def test_good_training_of_deep_networks_gives_no_finding(activation: str) -> None:
     hidden = [64] * 3 if activation == "sigmoid" else [32] * 6
     rate = 0.1 if activation == "sigmoid" else 0.01
-    epochs = 20 if activation in ("gelu", "silu") else 30  # these begin to overfit then
+    epochs = 20 if activation in ("gelu", "silu") else 30  # after which these overfit
     history = train(hidden, activation, optimizer=SGD(rate, momentum=0.9), epochs=epochs)
     assert (history.findings(), history.trend()) == ([], "converging")
 
@@ -55,6 +70,73 @@ def test_rare_classes_give_no_finding(optimizer: object) -> None:
     data = Dataset(DIGITS.images[rows], (DIGITS.labels[rows] == 5).astype(int))
     history = train([64], data=data, optimizer=optimizer, epochs=20)
     assert (history.findings(), history.trend()) == ([], "converging")
+
+
+def noisy() -> Dataset:
+    """Two classes, of which a fifth of the labels is wrong."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2000, 6)).astype(np.float32)
+    labels = np.where(rng.random(2000) < 0.4, rng.integers(0, 2, 2000), x[:, 0] > 0)
+    return Dataset(x, labels.astype(int))
+
+
+def rare() -> Dataset:
+    """Two classes, of which one has 6 % of the samples."""
+    rng = np.random.default_rng(1)
+    labels = (rng.random(3000) < 0.06).astype(int)
+    x = rng.normal(size=(3000, 5)).astype(np.float32)
+    x[:, 0] += 3 * labels
+    return Dataset(x, labels)
+
+
+def regression() -> Dataset:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(1000, 8)).astype(np.float32)
+    return Dataset(x, np.sin(x[:, :2]) + x[:, 2:4])
+
+
+SMOOTH = SoftmaxCrossEntropy(label_smoothing=0.1)
+NEW = {
+    "dropout": ({"dropout": 0.5}, {}),
+    "input dropout": ({"dropout": 0.5, "input_dropout": 0.2}, {"max_norm": 3}),
+    "smoothing": ({"loss": SMOOTH}, {}),
+    "strong smoothing": ({"loss": SoftmaxCrossEntropy(label_smoothing=0.3)}, {}),
+    "smoothing and dropout": ({"loss": SMOOTH, "dropout": 0.5}, {}),
+    "weights": ({}, {"class_weight": "balanced"}),
+    "weights and dropout": ({"dropout": 0.5}, {"class_weight": "balanced"}),
+    "average": ({}, {"ema": 0.99}),
+    "clipping": ({}, {"clip_norm": 1.0}),
+    "warm-up": ({}, {"schedule": Warmup(50)}),
+    "cosine": ({}, {"schedule": Warmup(50, then=Cosine(500))}),
+    "one cycle": ({}, {"schedule": OneCycle(800)}),
+    "AdamW": ({}, {"optimizer": AdamW()}),
+    "RMSprop": ({}, {"optimizer": RMSprop()}),
+    "activations": ({"activation": ["relu"]}, {}),
+    "all": (
+        {"dropout": 0.5, "input_dropout": 0.1, "activation": "gelu", "loss": SMOOTH},
+        {"optimizer": AdamW(), "ema": 0.99, "schedule": Warmup(50, then=Cosine(800)), "class_weight": "balanced"},
+    ),
+}
+
+
+@pytest.mark.parametrize("validation", [None, 0.1])
+@pytest.mark.parametrize("option", NEW)
+@pytest.mark.parametrize(
+    "data", [DIGITS, noisy(), rare(), regression()], ids=["digits", "noisy", "rare", "numbers"]
+)
+def test_good_training_with_each_option_gives_no_finding(
+    data: Dataset, option: str, validation: float | None
+) -> None:
+    network, options = NEW[option]
+    if data.task == "numbers":
+        network = {name: value for name, value in network.items() if name != "loss"}
+        options = {name: value for name, value in options.items() if name != "class_weight"}
+    model = MLP([data.features, 64, data.outputs], device="cpu", **network)
+    rate = 0.01 if data.task == "numbers" else 0.05
+    options = {"optimizer": SGD(rate, momentum=0.9), "epochs": 20, "batch_size": 32, **options}
+    history = fit(model, data, validation=validation, **options)
+    assert history.findings() == []
+    assert history.trend() == (None if data.task == "numbers" else "converging")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

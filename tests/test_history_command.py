@@ -81,6 +81,25 @@ def test_runs_side_by_side_with_final_and_best_values(runs: Path, capsys: pytest
     }
 
 
+def test_runs_on_numbers_have_their_own_metrics(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"train_accuracy": None, "train_r2": 0.5, "train_mae": 0.1, "validation_mae": 0.3}
+    epochs = (line(n, 0.5, 0.2, **values, validation_r2=r2) for n, r2 in ((1, 0.75), (2, 0.25)))
+    folder = make_run(runs / "numbers", *epochs, epochs=2, monitor="validation_r2", early_stopping=5)
+    (folder / "metrics.json").write_text(json.dumps({"test_loss": 0.2, "test_r2": 0.7, "test_mae": 0.3}))
+    assert run("history", folder) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split().count("MAE") == 2
+    assert shown[3:] == [
+        "highest validation R²: 0.7500, after epoch 1",
+        "test R²: 0.7000, mean absolute error: 0.3000, loss 0.2000",
+    ]
+    assert run("history", runs, "--sort", "test-r2") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-5].startswith(str(folder))
+    assert "0.7000" in shown[-5]
+    assert "90.00 %" in shown[-4]
+
+
 def test_only_options_that_differ_are_shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("history", runs / "a", runs / "b") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import types
@@ -48,16 +49,38 @@ def test_a_network_is_a_table_of_its_layers() -> None:
     assert texts(html, "p") == ["MLP 784-128-64-10, float32, on cpu"]
 
 
-def test_dropout_and_each_layers_own_activation_are_in_the_table() -> None:
-    model = MLP([6, 5, 4, 3], ["gelu", "elu"], dropout=[0, 0.5], input_dropout=0.2, device="cpu")
-    rows = [[cell.text or "" for cell in row] for row in parse(model._repr_html_()).findall(".//tr")]
-    assert rows[1:-1] == [
-        ["dropout 0.2", "", "6", "6", "0"],
-        ["layers.0", "gelu", "6", "5", "35"],
-        ["layers.1", "elu", "5", "4", "24"],
-        ["dropout 0.5", "", "4", "4", "0"],
-        ["layers.2", "softmax", "4", "3", "15"],
+def test_dropout_is_a_row_without_parameters() -> None:
+    html = MLP([8, 6, 5, 2], ["relu", "gelu"], dropout=[0.5, 0], input_dropout=0.2, device="cpu")._repr_html_()
+    rows = [[cell.text or "" for cell in row] for row in parse(html).findall(".//tbody/tr")]
+    assert [row[:2] for row in rows] == [
+        ["", "dropout 0.2"],
+        ["layers.0", "relu"],
+        ["", "dropout 0.5"],
+        ["layers.1", "gelu"],
+        ["layers.2", "softmax"],
     ]
+    assert rows[0][2:] == ["8", "8", "0"]
+
+
+def test_a_history_of_numbers_shows_their_metrics() -> None:
+    record = EpochRecord(1, 1.5, None, 2.5, None, 0.1, 2, 9, train_r2=-3.0, train_mae=1.25, validation_r2=0.5)
+    html = History([record, dataclasses.replace(record, epoch=2, train_r2=0.75)])._repr_html_()
+    header = texts(html, "table/thead/tr/th")
+    assert header == ["", "epoch", "train loss", "R²", "MAE", "valid. loss", "R²", "MAE", "rate"]
+    (last, _) = parse(html).findall("table/tbody/tr")
+    assert [cell.text for cell in last] == [
+        "last",
+        "2",
+        "1.5000",
+        "0.7500",
+        "1.2500",
+        "2.5000",
+        "0.5000",
+        "-",
+        "0.1",
+    ]
+    assert {"training R²", "validation R²"} <= set(texts(html, ".//{*}text"))
+    assert ">-3" not in html.partition("details")[0].partition("validation loss")[2].partition("table")[0]
 
 
 def test_names_are_escaped() -> None:
@@ -86,7 +109,8 @@ def test_a_history_shows_its_last_and_its_best_epoch_and_all_of_them() -> None:
 def test_a_history_without_validation_and_one_without_epochs() -> None:
     html = history(3, validation=False)._repr_html_()
     assert len(parse(html).findall("table/tbody/tr")) == 1
-    assert texts(html, ".//{*}text")[-1] == "training loss"
+    assert {"training loss", "training accuracy"} <= set(texts(html, ".//{*}text"))
+    assert "validation" not in html
     assert parse(History()._repr_html_()).text == "History: no epochs"
 
 
@@ -159,7 +183,7 @@ def test_training_in_a_notebook_is_one_output(display: Display, blobs: Dataset, 
     assert repr(output[-1]).startswith("epoch 200/200, ")
     html = output[-1]._repr_html_().replace("<br>", "<br/>")
     assert parse(html).find("progress").get("value") == "1.0000"
-    assert len(points(html)) == 2
+    assert len(points(html)) == 4  # loss and accuracy, in training and validation
     assert capsys.readouterr().out == ""
 
 

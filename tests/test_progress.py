@@ -69,6 +69,46 @@ def test_only_several_threads_can_wait_for_each_other(
     assert all("OPENBLAS_NUM_THREADS=1 may help" in line for line in said)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "header", "line"),
+    [
+        (
+            {"train_accuracy": 0.5, "validation_accuracy": 1.0},
+            "  epoch  train loss  accuracy  valid. loss  accuracy  learning rate  samples/s",
+            "    3/9      1.5000   50.00 %       2.0000  100.00 %            0.1        500",
+        ),
+        (
+            {"train_accuracy": 0.25, "train_label_accuracy": 0.5, "validation_label_accuracy": 1.0},
+            "  epoch  train loss    exact   labels  valid. loss    exact   labels       rate",
+            "    3/9      1.5000   25.0 %   50.0 %       2.0000        -  100.0 %        0.1",
+        ),
+        (
+            {"train_r2": -0.25, "train_mae": 12.5, "validation_r2": 1.0},
+            "  epoch  train loss       R²      MAE  valid. loss       R²      MAE       rate",
+            "    3/9      1.5000  -0.2500  12.5000       2.0000   1.0000        -        0.1",
+        ),
+    ],
+)
+def test_an_epoch_is_a_line_with_the_metrics_of_its_targets(
+    metrics: dict[str, float], header: str, line: str
+) -> None:
+    accuracies = {"train_accuracy": None, "validation_accuracy": None}
+    options = {"learning_rate": 0.1, "seconds": 2.0, "samples_per_second": 500.0}
+    record = EpochRecord(3, train_loss=1.5, validation_loss=2.0, **{**accuracies, **metrics, **options})
+    assert progress.epoch_line(record, 9) == line
+    assert progress.header_line(record.task) == header
+    assert len(header) <= 80
+
+
+@pytest.mark.parametrize(("targets", "word"), [([0.5, 1.5] * 10, "MAE"), ([[0, 1], [1, 1]] * 10, "labels")])
+def test_the_header_is_that_of_the_targets(targets: object, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Dataset([[0.0], [1.0]] * 10, targets)
+    fit(MLP([1, data.outputs], device="cpu"), data, epochs=1, callbacks=Progress())
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split().count(word) == 2
+    assert len(header) == len(line)
+
+
 def history(*seconds: float) -> History:
     return History([EpochRecord(n, 1, 1, None, None, 0.1, s, 1000 / s) for n, s in enumerate(seconds, 1)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib
 import io
 import json
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 import gpumlp
-from gpumlp import MLP, Callback, Dataset, Inputs, Normal, Trainer, command, fit, load_digits
-from gpumlp.report import drawing_page, report_page
+from gpumlp import MLP, Callback, Dataset, Dense, Inputs, Layer, Normal, Trainer, command, fit, load_digits
+from gpumlp.report import drawing_page, page, report_page
 from gpumlp.report.charts import Line, chart
 from gpumlp.report.embedding import Field, mosaic
+from gpumlp.report.page import render_report
 from gpumlp.report.runs import measure, read_runs
 from gpumlp.training import EpochRecord
 from gpumlp.training.config import Config
@@ -26,6 +28,7 @@ from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
 from tests.data_helpers import small_mnist, write_files
 from tests.file_helpers import set_history
+from tests.report_helpers import trained
 
 pytest.importorskip("jinja2")
 
@@ -77,11 +80,49 @@ def test_confusions_and_mistakes_are_those_of_the_predictions() -> None:
     assert found.samples == len(test)
     assert found.wrong == int((predictions != test.labels).sum())
     assert found.confusion[3, 5] == int(((test.labels == 3) & (predictions == 5)).sum())
-    assert found.recall()[4] == pytest.approx((predictions[test.labels == 4] == 4).mean())
+    assert found.counts()[4].recall == pytest.approx((predictions[test.labels == 4] == 4).mean())
     wrong = np.flatnonzero(predictions != test.labels)
     surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong])][:7]
     assert [mistake.probability for mistake in found.mistakes] == pytest.approx(probabilities.max(axis=1)[surest])
     assert all(predictions[m.sample] == m.prediction != test.labels[m.sample] for m in found.mistakes)
+
+
+def test_the_counts_of_labels_and_the_samples_with_most_wrong_ones() -> None:
+    run_of_labels = trained("labels")
+    model, test = run_of_labels.model, run_of_labels.test
+    found, predictions = measure(model, test, mistakes=5), model.predict(test.images).astype(bool)
+    for label, counts in enumerate(found.counts()):
+        has, says = test.targets[:, label], predictions[:, label]
+        assert counts == (has.sum(), says.sum(), (has & says).sum())
+        assert (counts.recall, counts.precision) == (says[has].mean(), has[says].mean())
+    assert found.wrong == (predictions != test.targets).any(axis=1).sum()
+    worst = (predictions != test.targets).sum(axis=1)
+    assert [len(mistake.missed) + len(mistake.wrong) for mistake in found.mistakes] == sorted(worst)[:-6:-1]
+    for mistake in found.mistakes:
+        assert test.targets[mistake.sample, mistake.missed].all()
+        assert not test.targets[mistake.sample, mistake.wrong].any()
+
+
+def test_the_largest_errors_are_those_of_the_predictions() -> None:
+    run_of_numbers = trained("numbers")
+    model, test = run_of_numbers.model, run_of_numbers.test
+    found = measure(model, test, mistakes=5)
+    errors = np.abs(model.predict(test.images) - test.targets) / test.targets.std(axis=0)
+    assert [errors[error.sample, error.output] for error in found.mistakes] == pytest.approx(
+        sorted(errors.ravel())[:-6:-1], rel=1e-5
+    )
+    assert [error.truth for error in found.mistakes] == pytest.approx(
+        [test.targets[error.sample, error.output] for error in found.mistakes]
+    )
+
+
+def test_two_classes_with_one_output_are_classes() -> None:
+    run_of_two = trained("classes", outputs=1)
+    found = measure(run_of_two.model, run_of_two.test)
+    predictions = run_of_two.model.predict(run_of_two.test.images)[:, 0]
+    assert (found.task, found.confusion.shape) == ("classes", (2, 2))
+    assert found.confusion[1, 0] == ((run_of_two.test.labels == 1) & (predictions == 0)).sum()
+    assert "Confusion matrix" in text_of(render_report([run_of_two]))
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
@@ -282,6 +323,46 @@ def test_classes_are_called_by_their_names(digits: Path, monkeypatch: pytest.Mon
         )
         in page
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "there", "not_there"),
+    [
+        ("numbers", ["Test R²", "Largest errors", "Residuals, output 1", "validation R²"], ["accuracy"]),
+        ("labels", ["Test label accuracy", "&lt;cat&gt;", "Predicted wrongly", "Missed"], ["Confusion", "R²"]),
+        ("classes", ["Test accuracy", "Confusion matrix"], ["R²", "label accuracy"]),
+    ],
+)
+def test_a_page_fits_the_targets(task: str, there: list[str], not_there: list[str]) -> None:
+    text = text_of(render_report([trained(task)]))
+    assert [words for words in there if words not in text] == []
+    assert [words for words in not_there if words in text] == []
+    assert "gelu, tanh, dropout 0.2, float32" in text
+    several = text_of(render_report([trained(name, name=name) for name in ("numbers", "labels", "classes")]))
+    assert [words for words in there if words not in several] == []
+
+
+def test_a_network_without_classes_or_with_other_layers_is_not_in_the_page(digits: Path) -> None:
+    class Half(Layer):
+        name = "half"
+
+        def forward(self, x, cache, draws):
+            cache.output[...] = x / 2
+
+        def backward(self, x, cache, draws, input_delta):
+            input_delta[...] = cache.delta / 2
+
+    layers = [Dense(64, 8, "relu"), Half(8, 8), Dense(8, 10)]
+    with pytest.raises(ValueError, match="has no equivalent outside gpumlp"):
+        drawing_page(MLP(layers, device="cpu"), (8, 8))
+    (found,) = read_runs([str(digits)], "cpu", None)
+    other = dataclasses.replace(found, model=MLP([64, 10], loss="logistic_cross_entropy", device="cpu"))
+    networks, left_out = page._networks([other], 10**6)
+    assert networks == []
+    assert left_out == [
+        "digits is not included: a page shows the probabilities of classes, got a network with the loss "
+        "logistic_cross_entropy; train with softmax_cross_entropy."
+    ]
 
 
 def test_samples_that_are_not_images_get_tables_and_no_pad(tmp_path: Path) -> None:

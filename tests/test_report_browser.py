@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import ELU, MLP, Dataset, fit, load_dataset
+from gpumlp import ELU, MLP, Dataset, LeakyReLU, fit, load_dataset
 from gpumlp.report import drawing_page, report_page, write_page
+from gpumlp.report.page import render_report
 from tests.command_helpers import DIGITS, run
+from tests.report_helpers import trained
 
 pytest.importorskip("jinja2")
 
@@ -102,6 +104,8 @@ def reports(chrome: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run("train", *words, "--out", folder / "one", "--report") == 0
     assert run("train", *words, "--out", folder / "<b>", "--hidden", "--validation", 0) == 0
     write_page(folder / "two.html", report_page([str(folder / "one"), str(folder / "<b>")]))
+    for task in ("labels", "numbers"):
+        write_page(folder / f"{task}.html", render_report([trained(task)]))
     return folder
 
 
@@ -128,7 +132,7 @@ def stroke(chrome: Any, *moves: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 400)])
-@pytest.mark.parametrize("name", ["one/report.html", "two.html"])
+@pytest.mark.parametrize("name", ["one/report.html", "two.html", "labels.html", "numbers.html"])
 def test_reports_open_without_errors_requests_or_horizontal_scrolling(
     chrome: Any, reports: Path, name: str, scheme: str, width: int
 ) -> None:
@@ -192,8 +196,9 @@ def test_names_are_text_and_never_markup(chrome: Any, reports: Path) -> None:
     )
 
 
-def test_every_section_control_and_picture_has_a_name(chrome: Any, reports: Path) -> None:
-    open_page(chrome, reports / "two.html")
+@pytest.mark.parametrize("name", ["two.html", "labels.html", "numbers.html"])
+def test_every_section_control_and_picture_has_a_name(chrome: Any, reports: Path, name: str) -> None:
+    open_page(chrome, reports / name)
     nameless = chrome.execute_script(
         'return [...document.querySelectorAll(\'img:not([alt]), img[alt=""], table:not(:has(> caption)),'
         "section:not([aria-labelledby]), [role=img]:not([aria-label]), canvas:not([aria-label])')]"
@@ -241,12 +246,14 @@ def test_the_page_computes_the_probabilities_of_python(
 @pytest.mark.parametrize(
     ("activation", "dtype"),
     [
-        *(("relu", "float32"), ("leaky_relu", "float64"), ("tanh", "float32"), ("sigmoid", "float64")),
-        *(("gelu", "float32"), ("silu", "float64"), ("softplus", "float32"), ([ELU(0.7), "gelu"], "float64")),
+        *(("relu", "float32"), ("leaky_relu", "float64"), ("elu", "float32"), ("gelu", "float64")),
+        *(("silu", "float32"), ("softplus", "float64"), ("tanh", "float32"), ("sigmoid", "float64")),
+        *((["gelu", ELU(0.5)], "float64"), ([LeakyReLU(0.2), "silu"], "float32")),
     ],
 )
 def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: Any, dtype: str) -> None:
-    model = MLP([16, 12, 9, 12], activation=activation, initializer="normal", seed=1, device="cpu", dtype=dtype)
+    options = {"initializer": "normal", "seed": 1, "device": "cpu", "dtype": dtype}
+    model = MLP([16, 12, 9, 12], activation, dropout=[0.5, 0], input_dropout=0.2, **options)
     start = model.state_dict()
     model.load_state_dict({name: 100 * tensor for name, tensor in start.items()})  # far from linear
     write_page(tmp_path / "pad.html", drawing_page(model, (4, 4)))

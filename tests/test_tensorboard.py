@@ -94,6 +94,17 @@ def test_without_validation_there_are_no_columns_of_it(tmp_path: Path) -> None:
     assert set(read(tmp_path / "run").Tags()["scalars"]) == tags
 
 
+@pytest.mark.parametrize(
+    ("targets", "metrics"),
+    [([0.5, 1.5] * 10, {"r2", "mae"}), ([[0, 1], [1, 1]] * 10, {"accuracy", "label_accuracy"})],
+)
+def test_the_metrics_are_those_of_the_targets(tmp_path: Path, targets: object, metrics: set[str]) -> None:
+    data = Dataset([[0.0], [1.0]] * 10, targets)
+    fit(MLP([1, data.outputs], device="cpu"), data, validation=0.5, epochs=2, callbacks=TensorBoard(tmp_path))
+    tags = {tag for tag in read(tmp_path).Tags()["scalars"] if tag.endswith(("/train", "/validation"))}
+    assert tags == {f"{name}/{part}" for name in metrics | {"loss"} for part in ("train", "validation")}
+
+
 def test_the_log_does_not_change_the_training(tmp_path: Path) -> None:
     start(tmp_path / "one")
     start(tmp_path / "other", log=None)

@@ -167,11 +167,7 @@ class Dataset:
 
         None for labels and numbers.
         """
-        if self.task != "classes":
-            return None
-        frequencies = np.bincount(np.unique(self.targets, return_inverse=True)[1], self.weights)
-        frequencies = frequencies[frequencies > 0] / frequencies.sum()
-        return float(-np.sum(frequencies * np.log(frequencies)))
+        return _entropy(self.targets, self.weights) if self.task == "classes" else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,6 +238,13 @@ class Dataset:
                 crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(b"weights", crc))
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
+
+
+def _entropy(labels: HostArray, weights: HostArray | None) -> float:
+    """Entropy of the frequencies of labels, in nats."""
+    frequencies = np.bincount(np.unique(labels, return_inverse=True)[1], weights)
+    frequencies = frequencies[frequencies > 0] / frequencies.sum()
+    return float(-np.sum(frequencies * np.log(frequencies)))
 
 
 def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, task: str | None = None) -> Dataset:
@@ -317,6 +320,12 @@ class ArrayBatches:
         self.targets: Array = backend.xp.take(targets, self.order, axis=0)
         self._host_targets = host_targets
         self.use_weights(weights)
+
+    @property
+    def label_entropy(self) -> float:
+        """As that of `Dataset`, for class numbers and the weights of the batches."""
+        targets = self._backend.to_numpy(self._targets) if self._host_targets is None else self._host_targets
+        return _entropy(targets[self.rows], None if self._weights is None else self._weights[self.rows])
 
     def use_weights(self, weights: HostArray | None) -> None:
         """Use other weights ``(n,)`` of the samples, before the first epoch."""

@@ -35,15 +35,15 @@ def diagnose(run: Run) -> Diagnosis:
         CheckpointError: its checkpoint is damaged.
     """
     checkpoint, config, records = run.checkpoint, run.config, run.history.records
-    activations = config.activation
     setting = Setting.of(
-        checkpoint.sizes,
-        ", ".join(dict.fromkeys([activations] if isinstance(activations, str) else activations)),
+        checkpoint.make_model("cpu"),
         config.make_optimizer(),
         config.make_schedule(),
         config.make_penalty(),
         checkpoint.dataset.get("label_entropy"),
-        checkpoint.dataset.get("task", "classes"),
+        class_weight=config.class_weight is not None,
+        ema=config.ema or 0.0,
+        steps=checkpoint.steps // max(1, checkpoint.epochs),
     )
     keeps_best = config.early_stopping > 0 and config.monitor == "validation_loss"
     setting = dataclasses.replace(setting, early_stopping=keeps_best)

@@ -40,6 +40,7 @@ EXPLODED = 3.0  # times the loss of ignorance
 RETURNING = 0.7  # a loss above that is recovering if it has fallen to this part of itself in the last epochs
 RISE = 1.05  # from one epoch to the next
 RISE_LEAST = 0.04  # and by at least this part of the loss of ignorance: less is noise
+RISE_LEAST_WITH_DROPOUT = 0.1  # the masks add to the noise
 RISES, RECENT = 2, 10  # this many rises in the last epochs; older ones no longer matter
 OVERFIT_RISE = 1.15  # the validation loss over its lowest, and by more than noise
 LASTING = 3  # epochs for which validation must have been that bad
@@ -50,6 +51,7 @@ EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 # Parts of the loss of guessing: no fit; no fit if a cause is known; hardly better than guessing. In between, a
 # loss that stays where it is may be all that the data allows.
 HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
+AS_BAD = 0.95  # with dropout, where the validation loss has to do
 STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
 FEW_UNITS = 16  # however many classes there are
@@ -62,6 +64,9 @@ LEAST_MISTAKES = 10  # of guessing, below which that is not judged
 INFORMED = 0.25  # mean recall, scaled so that guessing has 0: above it, something was learned at a low accuracy
 RARE = 0.5  # of the mean size of a class
 LISTED = 5  # classes
+
+# Averages.
+LAGGING = 0.3  # weight of the initial parameters in a moving average
 
 CLASS_FINDINGS = NOT_PREDICTED, GUESSING = "classes not predicted", "no better than guessing"
 
@@ -83,8 +88,10 @@ def find(records: Sequence[EpochRecord], setting: Setting, classes: ClassCounts 
     if not records:
         return []
     found = _find(records, setting)
+    if not found and (share := _initial_share(records, setting)) > LAGGING:
+        found = [_lagging(len(records), setting, share)]
     if classes is not None and setting.classes > 1 and not _exploded(records, setting):
-        found += _classes(classes, explained=bool(found))
+        found += _classes(classes, setting, explained=bool(found))
     return found
 
 
@@ -110,7 +117,10 @@ def _find(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
 
 
 def trend(records: Sequence[EpochRecord], setting: Setting) -> str | None:
-    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes."""
+    """converging, overfitting, underfitting, unstable or diverging; None after one epoch or without classes.
+
+    An average that still lags behind the parameters has a validation loss that says nothing of them.
+    """
     if len(records) < 2 or setting.classes < 2:
         return None
     if _exploded(records, setting):
@@ -118,7 +128,8 @@ def trend(records: Sequence[EpochRecord], setting: Setting) -> str | None:
     if len(_rises(records, setting)) >= RISES:
         return "unstable"
     kept = _kept(records, setting)
-    if kept[-1].train_loss < setting.guessing and (_overfits(kept, setting) or _stalled(kept)):
+    fits = kept[-1].train_loss < setting.guessing and _initial_share(records, setting) <= LAGGING
+    if fits and (_overfits(kept, setting) or _stalled(kept)):
         return "overfitting"
     return "converging" if _why_underfitting(records, setting) is None else "underfitting"
 
@@ -169,12 +180,17 @@ def _saturated(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
     return [
         Finding(
             "saturated units",
-            f"{_layers(shares)} of the outputs are saturated ({setting.activation} has there less than 2 % of its "
-            f"slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
+            f"{_layers(shares)} of the outputs are saturated ({_saturating(setting)} has there less than 2 % of "
+            f"its slope; {layer.gradient_samples:,} samples), and hardly any gradient gets through: "
             f"{_too_large(records, setting)}",
             number,
         )
     ]
+
+
+def _saturating(setting: Setting) -> str:
+    """The activations that can saturate."""
+    return " or ".join(name for name in setting.activation.split(", ") if name in ("tanh", "sigmoid"))
 
 
 def _exploding_gradients(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
@@ -194,9 +210,8 @@ def _exploding_gradients(records: Sequence[EpochRecord], setting: Setting) -> li
 
 def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding]:
     """A gradient that vanishes from the start on, and not because of dead units or large steps."""
-    guess, loss = setting.guessing, records[-1].train_loss
-    looks = [record.layers for record in records if record.layers]
-    if not looks or len(looks[0]) < 2 or loss <= HIGH * guess:
+    looks, high = [record.layers for record in records if record.layers], _how_high(records, setting)
+    if not looks or len(looks[0]) < 2 or high is None or high <= HIGH:
         return []
     if _moved_far(records[:1], first_layer_only=True) or any((look[0].dead or 0) >= DEAD for look in looks):
         return []
@@ -205,7 +220,7 @@ def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
     if not looks[0][0].gradient_norm and not small:  # a layer above was born dead
         return []
     norm, ratio = _faintness(looks)
-    if not (ratio < FAINT_RATIO or (norm < FAINT and loss > NO_BETTER * guess)):
+    if not (ratio < FAINT_RATIO or (norm < FAINT and high > NO_BETTER)):
         return []
     layers = len(setting.hidden)
     hidden = f"{layers} hidden layer{'s' if layers > 1 else ''}"
@@ -224,7 +239,7 @@ def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
         Finding(
             "vanishing gradients",
             f"layer 1: the norm of its gradient is {norm:.2g}, {ratio:.2g} times the largest layer's (medians of "
-            f"{_epochs(len(looks))}), while the training loss is still {loss:.3g}: {advice}",
+            f"{_epochs(len(looks))}), while the training loss is still {records[-1].train_loss:.3g}: {advice}",
             1,
         )
     ]
@@ -278,8 +293,8 @@ def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str |
     A high loss without a clear cause is not reported unless it still falls or is as bad as guessing: noise in the
     labels looks the same.
     """
-    part = records[-1].train_loss / setting.guessing
-    if len(records) < EPOCHS_TO_FIT or part <= HIGH_WITH_A_CAUSE:
+    part = _how_high(records, setting)
+    if len(records) < EPOCHS_TO_FIT or part is None or part <= HIGH_WITH_A_CAUSE:
         return None
     rate, inputs = _rate(records), _large_inputs(records)
     # A rate that falls is meant to end with small steps.
@@ -299,16 +314,29 @@ def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str |
             f", and one epoch moves the weights of no layer by more than {100 * moved:.2g} % of their norm: "
             f"raise {rate}"
         )
-    if _narrow(setting) and _falling(records) <= STILL_FALLING:
+    if _narrow(setting) and _falling(records, setting) <= STILL_FALLING:
         return f": use {_more_units(setting)}"
-    return _why_high(records, setting) if part > HIGH else None
+    return _why_high(records, setting, part) if part > HIGH else None
 
 
-def _why_high(records: Sequence[EpochRecord], setting: Setting) -> str | None:
+def _how_high(records: Sequence[EpochRecord], setting: Setting) -> float | None:
+    """The loss on the training samples, as a part of that of guessing; None if unknown.
+
+    Dropout raises the loss in training. Without it, that of the same samples is hardly above the lowest in
+    validation, but may be far below, so that this says something only where it is as high as that of guessing.
+    """
+    loss, best = records[-1].train_loss, _best(records)
+    if not setting.dropout:
+        return setting.above_floor(loss)
+    high = 0.0 if best is None else setting.above_floor(min(loss, best.value))
+    return high if high > AS_BAD else None
+
+
+def _why_high(records: Sequence[EpochRecord], setting: Setting, part: float) -> str | None:
     """Why a loss above half of that of guessing is high, where nothing in the setting explains it."""
-    rate, falling, layers = _rate(records), _falling(records), len(setting.hidden)
+    rate, falling, layers = _rate(records), _falling(records, setting), len(setting.hidden)
     units, moved = _more_units(setting), _largest_move(records[-MOST_EPOCHS_BETWEEN:]) or 0.0
-    if moved > RESTLESS:
+    if moved > RESTLESS and not setting.dropout:  # whose noise moves them, too
         return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
     if falling > STILL_FALLING:
         more = f", or use {units}" if _narrow(setting) else ""
@@ -319,7 +347,7 @@ def _why_high(records: Sequence[EpochRecord], setting: Setting) -> str | None:
             f", and hardly falls in {layers} hidden layers of {setting.activation}: use relu or fewer layers, "
             f"train for more epochs, or raise {rate}"
         )
-    if records[-1].train_loss > NO_BETTER * setting.guessing:
+    if part > NO_BETTER:
         return f" and does not get better: use {units}, or another {rate}; or the inputs do not tell the classes"
     return None
 
@@ -335,11 +363,13 @@ def _more_units(setting: Setting) -> str:
 
 def _underfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
     last = records[-1]
+    least = f", and with label smoothing the lowest possible is {setting.floor:.2g}" if setting.floor else ""
+    dropout = f"; or lower dropout (now {setting.dropout:g})" if setting.dropout else ""
     return Finding(
         "underfitting",
         f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
-        f"{setting.guessing:.3g}) and the accuracy {_percent(last.train_accuracy)}"
-        f"{_why_underfitting(records, setting)}",
+        f"{setting.guessing:.3g}{least}) and the accuracy {_percent(last.train_accuracy)}"
+        f"{_why_underfitting(records, setting)}{dropout}",
     )
 
 
@@ -375,7 +405,7 @@ def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
     """
     before, last = records[-LASTING - 1 :][0].train_loss, records[-1].train_loss
     after = records[-1].validation_loss
-    if after is not None and after < NO_BETTER * setting.guessing:
+    if after is not None and setting.above_floor(after) < NO_BETTER:
         return False
     returning = _falls_steadily(records) and last < RETURNING * before and not _moved_far(records)
     return last > EXPLODED * setting.ignorance and not returning
@@ -383,7 +413,7 @@ def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
 
 def _rises(records: Sequence[EpochRecord], setting: Setting) -> list[int]:
     """Those of the recent epochs, counted from 1, after which the training loss rose by more than noise."""
-    least = RISE_LEAST * setting.ignorance
+    least = (RISE_LEAST_WITH_DROPOUT if setting.dropout else RISE_LEAST) * setting.ignorance
     first = max(0, len(records) - RECENT - 1)
     losses = [record.train_loss for record in records[first:]]
     return [
@@ -410,10 +440,11 @@ def _overfits(records: Sequence[EpochRecord], setting: Setting) -> bool:
     if best is None or latest is None:
         return False
     rise = latest.value - best.value
-    rose = latest.value > OVERFIT_RISE * best.value and rise > RISE_LEAST * setting.ignorance
+    high = latest.value - setting.floor > OVERFIT_RISE * (best.value - setting.floor)
+    rose = high and rise > RISE_LEAST * setting.ignorance
     falls = last.train_loss < records[best.epoch - 1].train_loss
     accuracy = max(record.validation_accuracy or 0.0 for record in records[-LASTING:])
-    return (rose and falls) or last.train_accuracy - accuracy > OVERFIT_GAP
+    return (rose and falls) or (last.train_accuracy or 0.0) - accuracy > OVERFIT_GAP
 
 
 def _kept(records: Sequence[EpochRecord], setting: Setting) -> Sequence[EpochRecord]:
@@ -430,21 +461,35 @@ def _stalled(records: Sequence[EpochRecord]) -> bool:
     return records[-1].train_loss < STILL_FITTING * records[best.epoch - 1].train_loss
 
 
-def _falling(records: Sequence[EpochRecord]) -> float:
+def _falling(records: Sequence[EpochRecord], setting: Setting) -> float:
     """Mean relative decrease of the training loss per epoch, over the last quarter of the epochs."""
     span = max(1, len(records) // 4)
-    before, after = records[-1 - span].train_loss, records[-1].train_loss
-    return (before - after) / span / before if before else 0.0
+    before, after = (records[place].train_loss - setting.floor for place in (-1 - span, -1))
+    return (before - after) / span / before if before > 0 else 0.0
+
+
+def _initial_share(records: Sequence[EpochRecord], setting: Setting) -> float:
+    """The weight of the initial parameters in the moving average; 0 without one."""
+    return setting.ema ** (setting.steps * len(records)) if setting.ema and setting.steps else 0.0
+
+
+def _lagging(epochs: int, setting: Setting, share: float) -> Finding:
+    return Finding(
+        "lagging average",
+        f"after {setting.steps * epochs:,} steps, {_percent(share)} of the moving average, which is the network, "
+        f"are still the initial parameters: lower ema (now {setting.ema:g}) or train for more epochs",
+    )
 
 
 # -- Classes ------------------------------------------------------------------------------------------------
 
 
-def _classes(counts: ClassCounts, *, explained: bool) -> list[Finding]:
+def _classes(counts: ClassCounts, setting: Setting, *, explained: bool) -> list[Finding]:
     """Classes that are never or hardly ever predicted, and an accuracy that is no better than guessing.
 
     Args:
         counts: of the predictions.
+        setting: of the training.
         explained: is something else wrong, which may be the cause?
     """
     missed = [
@@ -473,8 +518,10 @@ def _classes(counts: ClassCounts, *, explained: bool) -> list[Finding]:
     elif rare:
         advice = (
             "judge the network by the recall of each class (report), and collect more samples of the rare "
-            "classes, repeat those that there are, or weight them (class_weight='balanced' of "
-            "gpumlp.sklearn.MLPClassifier)"
+            "classes, repeat those that there are"
+        )
+        advice += (
+            " or give them larger weights" if setting.class_weight else ", or weight them (class_weight balanced)"
         )
     else:
         of_these = " of these classes" if missed else ""
@@ -566,9 +613,13 @@ def _suited_initializer(setting: Setting) -> str:
 
 
 def _rate(records: Sequence[EpochRecord]) -> str:
-    """The learning rate now, and at first if it was different."""
-    now, first = (_number(record.learning_rate) for record in (records[-1], records[0]))
-    return f"learning_rate (now {now})" if now == first else f"learning_rate (now {now}, {first} at first)"
+    """The learning rate now, and at first, or where it was highest, if it was different."""
+    rates = [record.learning_rate for record in records]
+    now, first, highest = map(_number, (rates[-1], rates[0], max(rates)))
+    if now == first:
+        return f"learning_rate (now {now})"
+    before = f"{first} at first" if highest in (now, first) else f"{highest} at its highest"
+    return f"learning_rate (now {now}, {before})"
 
 
 def _or_momentum(setting: Setting) -> str:
@@ -604,4 +655,4 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if value == round(value, 1) and value < 1000 else f"{value:g}"
+    return f"{value:.1f}" if value == round(value, 1) and value < 1000 else f"{value:.4g}"

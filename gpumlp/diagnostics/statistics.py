@@ -47,7 +47,9 @@ class LayerWatch(Callback):
                 self._own = Sample(model, seen)
             else:
                 seen = validation
-            self.probe = Probe(model, seen.batch_size, batches.samples, trainer.optimizer_state.scratch)
+            self.probe = Probe(
+                model, seen.batch_size, batches.samples, trainer.optimizer_state.scratch, trainer.trained
+            )
 
     def on_measure(self, trainer: Trainer, seen: Workspace | None, before: Array) -> Array | None:
         if not is_due(trainer.epoch + 1, trainer.batches.samples):
@@ -126,15 +128,18 @@ class Probe:
         samples: of the batch that `look` will see.
         epoch_samples: in an epoch; decides from how many samples the gradient is taken.
         scratch: shaped as the parameters, overwritten.
+        trained: the network that the steps change, if not `model` itself.
     """
 
-    def __init__(self, model: MLP, samples: int, epoch_samples: int, scratch: Array) -> None:
-        self.model = model
+    def __init__(
+        self, model: MLP, samples: int, epoch_samples: int, scratch: Array, trained: MLP | None = None
+    ) -> None:
+        self.model, self._trained = model, (trained or model).parameters
         self.samples = samples
         self.rows = min(samples, max(LEAST_ROWS, min(MOST_ROWS, epoch_samples // ROWS_SHARE)))
         parameters, xp = model.parameters, model.backend.xp
         self._workspace = Workspace(model, self.rows, pixels=False)
-        self._weights = [view.reshape(-1) for view in parameters.weight_views(parameters.data)]
+        self._weights = [view.reshape(-1) for view in self._trained.weight_views(self._trained.data)]
         self._scratch = scratch
         self._inputs_known = False
         # In inference, dropout has the arrays of the layer below.
@@ -154,7 +159,7 @@ class Probe:
 
         Args:
             seen: after a forward pass over the batch and its loss; read only.
-            before: ``(size,)``, the parameters at the start of the epoch.
+            before: ``(size,)``, the parameters that the steps change at the start of the epoch.
         """
         model, backend, values = self.model, self.model.backend, self.values
         xp = backend.xp
@@ -189,7 +194,7 @@ class Probe:
         for index, gradient in enumerate(self._flat_targets):
             values[0, index] = xp.vdot(gradient, gradient)
         weights = parameters.weights
-        xp.subtract(parameters.data[weights], before[weights], out=self._scratch[weights])
+        xp.subtract(self._trained.data[weights], before[weights], out=self._scratch[weights])
         for index, (change, weight) in enumerate(zip(self._flat_targets, self._weights, strict=True)):
             values[1, index] = xp.vdot(change, change)
             values[2, index] = xp.vdot(weight, weight)

@@ -9,7 +9,18 @@ import numpy as np
 
 from ..backends import Backend, HostArray
 from ..data import Dataset
-from ..nn import MLP, SGD, Adam, ExponentialDecay, InverseTimeDecay, Milestones, StepDecay
+from ..nn import (
+    MLP,
+    SGD,
+    Adam,
+    Cosine,
+    ExponentialDecay,
+    InverseTimeDecay,
+    Milestones,
+    OneCycle,
+    StepDecay,
+    Warmup,
+)
 from ..nn.optimizers import Optimizer
 from ..nn.schedules import Schedule
 from ..training import Callback, Trainer
@@ -54,15 +65,17 @@ _BATCH_LOOKS = ((BLUE, SOLID, "o"), (VERMILION, DASHED, "s"), (GREEN, DOTTED, "^
 
 
 @in_house_style
-def schedules(*, learning_rate: float = 0.1, epochs: int = 60) -> FigureResult:
-    """The learning rate of each schedule by epoch, from the same initial value.
+def schedules(*, learning_rate: float = 0.1, epochs: int = 60, steps: int = 1000) -> FigureResult:
+    """The learning rate of each schedule, by epoch from the same initial value, and by step.
 
     Args:
-        learning_rate: initial learning rate eta_0.
+        learning_rate: eta_0, the initial learning rate, and the highest of a warm-up and of a cycle.
         epochs: number of epochs.
+        steps: number of steps of the schedules by step.
 
     Returns:
-        The figure; ``epochs`` (counted from 0) and ``learning_rates`` by schedule, in the order of ``schedules``.
+        The figure; ``epochs`` (counted from 0) and ``learning_rates`` by schedule, in the order of ``schedules``;
+        ``steps`` (from 0), ``rates_by_step`` and ``schedules_by_step``.
     """
     every, third = max(1, epochs // 6), epochs // 3
     rules: dict[str, Schedule] = {
@@ -82,26 +95,53 @@ def schedules(*, learning_rate: float = 0.1, epochs: int = 60) -> FigureResult:
     sheet = Sheet(
         "Learning-rate schedules",
         f"The learning rate over {epochs} epochs, starting at {learning_rate:g}, as the package's schedules "
-        "compute it. On the logarithmic axis, exponential decay is a straight line.",
-        1,
+        "compute it; on the logarithmic axis, exponential decay is a straight line. Below, schedules that change "
+        f"the rate with every step, over {steps:,} steps; any of them can follow a warm-up.",
         2,
-        height=3.1,
+        2,
+        height=5.8,
     )
-    plain, logarithmic = sheet.panels
+    plain, logarithmic, *by_step = sheet.panels
     logarithmic.set_yscale("log")
     for (name, values), (colour, line) in zip(rates.items(), looks, strict=True):
-        steps = "steps-post" if name in ("step", "milestones") else "default"
-        for axes in sheet.panels:
-            axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=steps, label=labels[name])
-    for axes in sheet.panels:
+        shape = "steps-post" if name in ("step", "milestones") else "default"
+        for axes in (plain, logarithmic):
+            axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=shape, label=labels[name])
+    for axes in (plain, logarithmic):
         axes.set(xlabel="epoch t", xlim=(0, epochs - 1))
-    plain.set(ylabel="learning rate", ylim=(0, 1.5 * learning_rate), title="linear axis")  # the legend above
-    logarithmic.set_title("logarithmic axis")
+    plain.set(
+        ylabel="learning rate", ylim=(0, 1.5 * learning_rate), title="by epoch, linear axis"
+    )  # the legend above
+    logarithmic.set_title("by epoch, logarithmic axis")
     colours = {name: str(line.get_color()) for name, line in zip(rates, logarithmic.get_lines(), strict=True)}
     end_labels(logarithmic, [(epochs - 1, values[-1], name, colours[name]) for name, values in rates.items()])
     plain.legend(loc="upper right", handlelength=2.6, fontsize=7.5)
-    descriptions = {name: repr(rule) for name, rule in rules.items()}
-    return sheet.result({"epochs": list(range(epochs)), "learning_rates": rates, "schedules": descriptions})
+    stepwise: dict[str, Schedule] = {
+        "warm-up": Warmup(steps // 10),
+        "warm-up, then cosine": Warmup(steps // 10, then=Cosine(steps - steps // 10)),
+        "cosine": Cosine(steps),
+        "one-cycle": OneCycle(steps),
+    }
+    found = {name: [rule(learning_rate, step) for step in range(steps)] for name, rule in stepwise.items()}
+    looks = zip((PURPLE, BLUE, GREEN, VERMILION), (DOTTED, SOLID, DASHED, DASH_DOT), strict=True)
+    for (name, values), (colour, line) in zip(found.items(), looks, strict=True):
+        for axes in by_step:
+            axes.plot(range(steps), values, color=colour, linestyle=line, label=name)
+    for axes, kind in zip(by_step, ("linear", "logarithmic"), strict=True):
+        axes.set(xlabel="step t", xlim=(0, steps - 1), title=f"by step, {kind} axis")
+    by_step[0].set(ylabel="learning rate", ylim=(0, 1.5 * learning_rate))
+    by_step[0].legend(loc="upper right", handlelength=2.6, fontsize=7.5, ncols=2)
+    by_step[1].set(yscale="log", ylim=(learning_rate * 1e-4, 1.5 * learning_rate))
+    return sheet.result(
+        {
+            "epochs": list(range(epochs)),
+            "learning_rates": rates,
+            "schedules": {name: repr(rule) for name, rule in rules.items()},
+            "steps": list(range(steps)),
+            "rates_by_step": found,
+            "schedules_by_step": {name: repr(rule) for name, rule in stepwise.items()},
+        }
+    )
 
 
 # -- Optimizers ----------------------------------------------------------------------------------------------

@@ -86,11 +86,13 @@ def activations(*, negative_slope: float = 0.1, points: int = 401) -> FigureResu
     curves = {name: {"value": rule(s), "derivative": rule.derivative(s)} for name, rule in rules.items()}
     sheet = Sheet(
         "Activation functions and their derivatives",
-        "h(s) and h'(s) as the package computes them, the latter from s for GELU and SiLU and otherwise from the "
-        "output of h. Backpropagation multiplies the error terms of each hidden layer by h'(s).",
+        "h(s) and h'(s) as the package computes them, the latter from s for GELU and SiLU and from h(s) "
+        "otherwise. Backpropagation multiplies the error terms of each hidden layer by h'(s), at most about 1 for "
+        "all but the sigmoid, whose largest is 1/4.",
         2,
         4,
-        height=5.2,
+        height=4.9,
+        sharex=True,
         sharey=True,
     )
     for axes, (name, curve) in zip(sheet.panels, curves.items(), strict=True):
@@ -99,10 +101,12 @@ def activations(*, negative_slope: float = 0.1, points: int = 401) -> FigureResu
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.plot(s, curve["value"], color=BLUE, linestyle=SOLID, label="h(s)")
         axes.plot(s, slope, color=VERMILION, linestyle=DASHED, label="h'(s)")
-        axes.set(title=name, xlabel="pre-activation s", ylim=(-1.15, 2.15), xlim=(-_REACH, _REACH))
+        axes.set(title=name, ylim=(-1.15, 2.15), xlim=(-_REACH, _REACH))
         note(axes, f"largest h' = {curve['derivative'].max():.2g}", x=0.97, y=0.05)
-    for first in (0, 4):
-        sheet.panels[first].set_ylabel("h(s) and h'(s)")
+    for axes in sheet.panels[::4]:
+        axes.set_ylabel("h(s) and h'(s)")
+    for axes in sheet.panels[4:]:
+        axes.set_xlabel("pre-activation s")
     sheet.panels[0].legend(loc="upper left", handlelength=2.4)
     return sheet.result({"s": s, "curves": curves})
 

@@ -1,4 +1,4 @@
-"""Charts of values by epoch: the coordinates of lines and ticks, which ``chart.html.j2`` writes as SVG."""
+"""Charts of values by epoch and scatter plots: coordinates and ticks, which ``chart.html.j2`` writes as SVG."""
 
 from __future__ import annotations
 
@@ -152,6 +152,66 @@ def chart(
         x_ticks=[(_x(epoch, epochs), f"{epoch:,}") for epoch in _epoch_ticks(epochs)],
         y_ticks=y_ticks,
         summary=f"{title} over {epochs} epochs: {'; '.join(parts)}.",
+    )
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A panel of points, laid out.
+
+    Attributes:
+        title: of the panel.
+        names: of the two axes.
+        path: an SVG path of lines without length, which round ends make dots.
+        line: the SVG path of the perfect predictions.
+        x_ticks, y_ticks: ``(position, label)``.
+        summary: a sentence for readers who do not see the points.
+    """
+
+    title: str
+    names: tuple[str, str]
+    path: str
+    line: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    summary: str
+
+
+def scatter(
+    title: str, names: tuple[str, str], points: Sequence[tuple[float, float]], *, diagonal: bool, summary: str
+) -> Scatter:
+    """Lay out finite points.
+
+    Args:
+        title: of the panel.
+        names: of the axes.
+        points: at least one.
+        diagonal: have equal axes and a line where both values are equal; otherwise a line at 0.
+        summary: see `Scatter`.
+    """
+    across, up = ([point[axis] for point in points] for axis in (0, 1))
+    if diagonal:
+        across = up = across + up
+    else:
+        up = [*up, 0.0]
+    left, right, x_values = _scale(min(across), max(across), "", False)
+    low, high, y_values = _scale(min(up), max(up), "", False)
+
+    def x(value: float) -> float:
+        return round(LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - BOTTOM - TOP), 1)
+
+    ends = (low, high) if diagonal else (0.0, 0.0)
+    return Scatter(
+        title,
+        names,
+        path="".join(f"M{x(first):g} {y(second):g}h0" for first, second in points),
+        line=f"M{x(left):g} {y(ends[0]):g}L{x(right):g} {y(ends[1]):g}",
+        x_ticks=[(x(tick), _label(tick, "")) for tick in x_values if left <= tick <= right],
+        y_ticks=[(y(tick), _label(tick, "")) for tick in y_values if low <= tick <= high],
+        summary=summary,
     )
 
 

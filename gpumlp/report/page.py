@@ -18,16 +18,17 @@ from ..backends import to_host
 from ..data import Dataset
 from ..extras import require
 from ..files import user_path, utf8, write_atomically
-from ..nn import model_file
+from ..nn.metrics import METRIC_WORDS, METRICS, Task
 from ..nn.network import MLP
 from ..nn.samples import check_data
 from ..training.config import ConfigError
-from ..training.progress import percent
+from ..training.history import monitor_words
+from ..training.progress import drawn, dropout_words, percent
 from ..training.run import REPORT
 from ..words import as_product
-from .charts import MOST, Chart, Line, chart
+from .charts import MOST, Chart, Line, Scatter, chart, scatter
 from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
-from .runs import Measures, Run, measure, read_runs
+from .runs import Counts, Measures, Run, measure, read_runs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,8 +37,8 @@ FILE = REPORT  # in the folder of a run, by default
 LIMIT = 3_000_000  # bytes of a report
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
 MISTAKES, MISTAKES_OF_SEVERAL, UNITS = 40, 15, 64  # shown of each run
-_RESULTS = ("Test accuracy", "Mistakes", "Test loss", "Epochs", "Parameters")  # at the top of the page
 _FACTS = ("Network", "Data", "Training")  # in the first line of the page on one run
+_POINTS, _OUTPUTS = 2000, 4  # that the scatter plots of a run show
 _FULL_RUNS = 6  # with more runs than this, each shows fewer images
 _LARGE_LOSS = 10_000  # from here on in powers of 10
 _LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
@@ -83,9 +84,9 @@ def render_report(runs: Sequence[Run]) -> str:
     values: dict[str, Any] = {
         "title": f"{runs[0].name}: gpumlp report" if len(runs) == 1 else f"{len(runs)} runs: gpumlp report",
         "runs": shown,
-        "comparison": comparison(runs, shown),
-        "results": _RESULTS,
-        "facts": _FACTS,
+        "comparison": comparison(shown),
+        "results": [label for item in shown for label, _ in item.results],
+        "facts": list(_FACTS),
         "configuration": configuration(runs),
         "curves": curves(runs),
         "statistics": statistics(runs),
@@ -117,7 +118,7 @@ def drawing_page(
     to 1e-4. Its size depends on the network: 0.4 MB for 784-128-10.
 
     Args:
-        model: with gpumlp's own activations and layers.
+        model: a classifier with gpumlp's own activations and layers.
         image_shape: height and width of the network's images.
         title: of the page, as text.
         data: images like those the network was trained on, to measure background, ink and the size of a drawing;
@@ -170,8 +171,12 @@ def _networks(runs: Sequence[Run], room: int) -> tuple[list[dict[str, Any]], lis
                 f"{size / 1e6:.1f} MB, and a page has at most {LIMIT / 1e6:g} MB."
             )
             continue
+        try:
+            networks.append(embed(run.model, field, run.name))
+        except ValueError as error:
+            left_out.append(f"{run.name} is not included: {error}.")
+            continue
         room -= size
-        networks.append(embed(run.model, field, run.name))
     return networks, left_out
 
 
@@ -199,6 +204,8 @@ def _environment() -> Environment:
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
     environment.filters["loss"] = _loss
+    environment.filters["metric"] = _metric
+    environment.filters["monitor"] = monitor_words
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
 
@@ -208,20 +215,58 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True)
 class Shown:
-    """A run with the values that its part of the page shows."""
+    """A run with the values that its part of the page shows.
+
+    Attributes:
+        run, measures: the run, and its test.
+        colour: of its lines.
+        names: of the classes, labels or outputs.
+        counts: of each class or label; none for numbers.
+        confusions: ``(truth, prediction, count)`` of the most frequent ones, for classes.
+        mistakes: as the measures have them, with the sample as an ``image``, or None.
+        weights: of the first layer, as images.
+        scatters: predictions and residuals of the first outputs, for numbers.
+    """
 
     run: Run
     colour: int
     measures: Measures
     names: list[str]
-    classes: list[dict[str, Any]]
+    counts: list[Counts]
     confusions: list[tuple[int, int, int]]
     mistakes: list[dict[str, Any]]
     weights: dict[str, Any] | None
+    scatters: list[Scatter]
+
+    @property
+    def task(self) -> Task:
+        return self.measures.task
 
     @property
     def network(self) -> str:
         return "-".join(map(str, self.run.model.sizes))
+
+    @property
+    def about(self) -> str:
+        """Activations, dropout and dtype, in words."""
+        words = self.run.model.activation_names.replace("_", " ")
+        return f"{words}, {dropout_words(self.run.model)}{self.run.model.dtype.name}"
+
+    @property
+    def results(self) -> list[tuple[str, str]]:
+        """What is at the top of the page."""
+        result, wrong = self.measures.result, self.measures.wrong
+        rows = [
+            (f"Test {METRIC_WORDS[name]}", _metric(getattr(result, name), name)) for name in METRICS[self.task]
+        ]
+        if wrong is not None:
+            rows.append(("Mistakes", f"{wrong:,} of {result.samples:,}"))
+        return [
+            *rows,
+            ("Test loss", _loss(result.loss)),
+            ("Epochs", _epochs(self.run)),
+            ("Parameters", f"{self.run.model.parameters.count:,}"),
+        ]
 
     @property
     def step(self) -> int:
@@ -233,11 +278,23 @@ class Shown:
         """Those in the table."""
         return self.run.epochs[(len(self.run.epochs) - 1) % self.step :: self.step]
 
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Key and heading of each column of that table that holds a loss or a metric."""
+        names = ("loss", *METRICS[self.run.task])
+        parts = (("train", "Training"), ("validation", "Validation"))
+        return [
+            (f"{part}_{name}", f"{words} loss" if name == "loss" else METRIC_WORDS[name])
+            for part, words in parts
+            for name in names
+        ]
+
 
 def show(run: Run, colour: int, runs: int = 1) -> Shown:
     """Test the network of a run and prepare its images."""
     fewer = max(1, -(-runs // _FULL_RUNS))
-    measures = measure(run.model, run.test, MISTAKES_OF_SEVERAL // fewer if runs > 1 else MISTAKES)
+    model = run.model
+    measures = measure(model, run.test, MISTAKES_OF_SEVERAL // fewer if runs > 1 else MISTAKES)
     field, shape = Field.of(run.test), image_size(run.test.feature_shape)
     mistakes = []
     for mistake in measures.mistakes:
@@ -249,74 +306,99 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         mistakes.append(entry)
     weights = None
     if shape is not None:
-        weight = to_host(run.model.state_dict()["layers.0.weight"])
+        weight = to_host(model.dense_layers[0].weight)
         uri, chosen, limit = mosaic(weight, shape, UNITS // fewer)
         weights = {"image": uri, "units": chosen, "all": weight.shape[1], "limit": limit}
-        weights["hidden"] = len(run.model.sizes) > 2
-    recall, precision = measures.recall(), measures.precision()
-    matrix = measures.confusion
-    names = [str(name) for name in model_file.class_names(run.model)]
-    off = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-off, axis=None, kind="stable")[:10]
-    confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
+        weights["hidden"] = len(model.sizes) > 2
+    confusions = []
+    if measures.task == "classes":
+        off = measures.confusion - np.diag(np.diag(measures.confusion))
+        order = np.argsort(-off, axis=None, kind="stable")[:10]
+        confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
+    names = range(measures.classes or model.sizes[-1]) if model.class_names is None else model.class_names
     return Shown(
         run=run,
         colour=colour,
         measures=measures,
-        names=names,
-        classes=[
-            {
-                "label": names[k],
-                "samples": int(matrix[k].sum()),
-                "missed": int(matrix[k].sum() - matrix[k, k]),
-                "recall": recall[k],
-                "precision": precision[k],
-            }
-            for k in range(len(matrix))
-        ],
+        names=[str(name) for name in names],
+        counts=measures.counts() if measures.classes else [],
         confusions=confusions,
         mistakes=mistakes,
         weights=weights,
+        scatters=[] if measures.classes else scatters(measures, fewer),
     )
 
 
-def comparison(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
-    """The rows of the table of results, with a value for each run; training values are of the network's epoch."""
+def scatters(measures: Measures, fewer: int = 1) -> list[Scatter]:
+    """For each of the first outputs, predictions by true values and residuals by predictions, of some samples."""
+    outputs = measures.truth.shape[1]
+    shown = min(outputs, _OUTPUTS)
+    step = -(-measures.samples * shown * fewer // _POINTS)
+    plots = []
+    for output in range(shown):
+        truth, found = measures.truth[::step, output], measures.predictions[::step, output]
+        which = f", output {output}" if outputs > 1 else ""
+        error = found - truth
+        spread = f"mean {error.mean():.3g}, standard deviation {error.std():.3g}"
+        plots += [
+            scatter(
+                f"Predicted and true values{which}",
+                ("true value", "predicted value"),
+                list(zip(truth.tolist(), found.tolist(), strict=True)),
+                diagonal=True,
+                summary=f"Predictions by true values{which}, of {len(truth):,} samples; on the line both agree.",
+            ),
+            scatter(
+                f"Residuals{which}",
+                ("predicted value", "predicted - true value"),
+                list(zip(found.tolist(), error.tolist(), strict=True)),
+                diagonal=False,
+                summary=f"Residuals by predictions{which}: {spread}.",
+            ),
+        ]
+    return plots
 
-    def metric(run: Run, name: str, form: str) -> str:
+
+def comparison(shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
+    """The rows of the table of results, with a value for each run; training values are of the network's epoch."""
+    runs = [item.run for item in shown]
+    results = [dict(item.results) for item in shown]
+    every = list(dict.fromkeys(label for item in results for label in item))
+    every.sort(key=lambda label: label in ("Test loss", "Epochs", "Parameters"))  # after all metrics
+
+    def recorded(run: Run, name: str, form: str) -> str:
         value = (run.metrics or {}).get(name)
         return "not recorded" if value is None else format(value, form)
 
-    def then(run: Run, name: str, fraction: bool) -> str:
-        value = run.epochs[run.network_epoch - 1].get(name) if run.epochs else None
-        if fraction:
-            return percent(value, missing="–")
-        return _loss(value)
+    def then(run: Run, name: str) -> str:
+        return _metric(run.epochs[run.network_epoch - 1].get(name) if run.epochs else None, name)
 
+    metrics = [*dict.fromkeys(name for run in runs for name in METRICS[run.task]), "loss"]
     return [
-        ("Test accuracy", [percent(item.measures.accuracy) for item in shown]),
-        ("Mistakes", [f"{item.measures.wrong:,} of {item.measures.samples:,}" for item in shown]),
-        ("Test loss", [_loss(item.measures.loss) for item in shown]),
-        ("Training accuracy", [then(run, "train_accuracy", True) for run in runs]),
-        ("Training loss", [then(run, "train_loss", False) for run in runs]),
-        ("Validation accuracy", [then(run, "validation_accuracy", True) for run in runs]),
-        ("Validation loss", [then(run, "validation_loss", False) for run in runs]),
-        ("Epochs", [_epochs(run) for run in runs]),
+        *((label, [item.get(label, "–") for item in results]) for label in every),
+        *(
+            (f"{words} {METRIC_WORDS[name]}", [then(run, f"{part}_{name}") for run in runs])
+            for part, words in (("train", "Training"), ("validation", "Validation"))
+            for name in metrics
+        ),
         ("Network", [item.network for item in shown]),
-        ("Parameters", [f"{run.model.parameters.count:,}" for run in runs]),
         ("Data", [run.test.name for run in runs]),
         ("Training", [run.state for run in runs]),
-        ("Execution", [metric(run, "execution", "") for run in runs]),
+        ("Execution", [recorded(run, "execution", "") for run in runs]),
         ("Seconds of training", [f"{sum(epoch['seconds'] for epoch in run.epochs):.1f}" for run in runs]),
-        ("Samples per second", [metric(run, "samples_per_second", ",.0f") for run in runs]),
-        ("Trained on", [metric(run, "device_name", "") for run in runs]),
+        ("Samples per second", [recorded(run, "samples_per_second", ",.0f") for run in runs]),
+        ("Trained on", [recorded(run, "device_name", "") for run in runs]),
     ]
+
+
+def _metric(value: float | None, name: str) -> str:
+    return percent(value, missing="–") if name.endswith("accuracy") else _loss(value)
 
 
 def _loss(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if value < _LARGE_LOSS else f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < _LARGE_LOSS else f"{value:.3g}"
 
 
 def _epochs(run: Run) -> str:
@@ -336,24 +418,31 @@ def configuration(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def curves(runs: Sequence[Run]) -> dict[str, Any]:
-    """Charts of loss and accuracy by epoch, of all runs together."""
+    """Charts of the loss and of the main metric by epoch, of all runs together."""
     several = len(runs) > 1
 
     def lines(what: str) -> list[Line]:
         result = []
         for colour, run in enumerate(runs):
             for dash, (part, words) in enumerate((("train", "training"), ("validation", "validation"))):
-                values = [epoch.get(f"{part}_{what}") for epoch in run.epochs]
+                values = drawn(what, [epoch.get(f"{part}_{what}") for epoch in run.epochs])
                 # One run: a colour for each line. Several: a colour for each run.
                 shade = colour if several else dash
-                mark = run.network_epoch if run.keeps_best and part == "validation" else None
+                mark = run.network_epoch if run.keeps_best and run.monitor.startswith(part) else None
                 result.append(Line(f"{run.name}, {words}" if several else words, values, shade, dash, mark))
         return result
 
     losses = [value for line in lines("loss") for value in line.values if value is not None and value > 0]
     wide = bool(losses) and max(losses) > _LOG_FACTOR * min(losses)
     loss = chart("Loss, on a logarithmic scale" if wide else "Loss", lines("loss"), log=wide)
-    charts = [loss, chart("Accuracy", lines("accuracy"), unit="%")]
+    main = dict.fromkeys(METRICS[run.task][0] for run in runs)
+    charts = [loss]
+    for name in main:
+        words, unit = METRIC_WORDS[name], "%" if name.endswith("accuracy") else ""
+        title = f"{words[0].upper()}{words[1:]}"
+        if any(value is not None and math.isnan(value) for line in lines(name) for value in line.values):
+            title += ", from -1 on"
+        charts.append(chart(title, lines(name), unit=unit))
     return {
         "charts": [item for item in charts if item is not None],
         "unvalidated": [run.name for run in runs if run.config.validation == 0],

@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
 from ..files import user_path
 from ..nn.activations import ReLU
-from ..nn.layers import Dense
+from ..nn.layers import Dense, Dropout
+from ..nn.metrics import Evaluation, Task
 from ..nn.network import MLP, Workspace
+from ..nn.samples import training_targets
 from ..training.config import Config, ConfigError, options_marked
 from ..training.run import open_run
 from ..training.session import load_run
@@ -44,6 +47,7 @@ class Run:
         diagnosis: the result of the diagnostics.
         is_best: is this the network of the best epoch of another run?
         finished: is training complete?
+        monitor: the column of the history by which the best epoch is known.
         damaged: a sentence for each file that cannot be read and is left out.
     """
 
@@ -60,12 +64,18 @@ class Run:
     diagnosis: Diagnosis
     is_best: bool
     finished: bool
+    monitor: str
     damaged: list[str]
 
     @property
     def keeps_best(self) -> bool:
         """Is the network not that of the last epoch, but the best one?"""
         return self.network_epoch < len(self.epochs)
+
+    @property
+    def task(self) -> Task:
+        """Of the network's loss, which the columns of the history depend on."""
+        return self.model.loss.task
 
     @property
     def state(self) -> str:
@@ -148,6 +158,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         diagnosis=diagnose(run),
         is_best=run.is_best,
         finished=run.finished,
+        monitor=run.monitor,
         damaged=run.damaged,
     )
 
@@ -162,7 +173,7 @@ def _with_lines(known: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> li
 
 
 class Mistake(NamedTuple):
-    """A test sample with a wrong prediction."""
+    """A test sample with a wrong class as its prediction."""
 
     sample: int  # index in the test set
     truth: int
@@ -171,9 +182,28 @@ class Mistake(NamedTuple):
     probability_of_truth: float
 
 
+class LabelMistake(NamedTuple):
+    """A test sample with wrong labels."""
+
+    sample: int
+    missed: list[int]  # labels that it has
+    wrong: list[int]  # labels that it has not
+
+
+class NumberError(NamedTuple):
+    """A number of a test sample, and its prediction."""
+
+    sample: int
+    output: int
+    truth: float
+    prediction: float
+
+
 class LayerActivity(NamedTuple):
     """Statistics of the outputs of a hidden layer; None if they do not apply to the activation."""
 
+    activation: str
+    dropout: float | None  # the rate of the dropout above it
     units: int
     mean: float
     deviation: float
@@ -182,67 +212,140 @@ class LayerActivity(NamedTuple):
     saturated: float | None  # fraction of the outputs
 
 
+class Counts(NamedTuple):
+    """Test samples of a class or with a label."""
+
+    samples: int
+    predicted: int
+    correct: int
+
+    @property
+    def missed(self) -> int:
+        return self.samples - self.correct
+
+    @property
+    def recall(self) -> float | None:
+        """The fraction of its samples that are recognised; None without samples."""
+        return self.correct / self.samples if self.samples else None
+
+    @property
+    def precision(self) -> float | None:
+        """The fraction of its predictions that are correct; None if it is never predicted."""
+        return self.correct / self.predicted if self.predicted else None
+
+
 @dataclass(frozen=True)
 class Measures:
     """The results of a network on its test set.
 
     Attributes:
-        confusion: ``(classes, classes)`` counts; rows are true classes, columns predictions.
-        mistakes: those with the highest predicted probability, highest first.
-        loss: mean cross-entropy.
-        accuracy: fraction of correct answers.
+        task: ``"classes"``, ``"labels"`` or ``"numbers"``; two classes with one output are classes.
+        result: loss and metrics.
+        truth: ``(samples,)`` class numbers, ``(samples, labels)`` bool, or ``(samples, outputs)`` float64.
+        predictions: of the same shape and dtype.
+        mistakes: the worst predictions, worst first: the wrong classes of the highest probability, the samples
+            with the most wrong labels, or the numbers with the largest errors, in standard deviations of their
+            output.
         activity: of each hidden layer.
+        classes: number of classes or labels; 0 for numbers.
     """
 
-    confusion: HostArray
-    mistakes: list[Mistake]
-    loss: float
-    accuracy: float
+    task: Task
+    result: Evaluation
+    truth: HostArray
+    predictions: HostArray
+    mistakes: Sequence[Any]
     activity: list[LayerActivity]
+    classes: int
 
     @property
     def samples(self) -> int:
-        return int(self.confusion.sum())
+        return self.result.samples
 
     @property
-    def wrong(self) -> int:
-        return self.samples - int(np.trace(self.confusion))
+    def wrong(self) -> int | None:
+        """Number of samples with a wrong class or label; None for numbers."""
+        return None if self.result.correct is None else self.samples - self.result.correct
 
-    def recall(self) -> list[float | None]:
-        """The fraction of each class that is recognised; None for a class without test samples."""
-        return [_fraction(self.confusion[k, k], self.confusion[k].sum()) for k in range(len(self.confusion))]
+    @cached_property
+    def confusion(self) -> HostArray:
+        """``(classes, classes)`` counts; rows are true classes, columns predictions."""
+        confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
+        np.add.at(confusion, (self.truth, self.predictions), 1)
+        return confusion
 
-    def precision(self) -> list[float | None]:
-        """The fraction of the predictions of each class that are correct; None for a class never predicted."""
-        return [_fraction(self.confusion[k, k], self.confusion[:, k].sum()) for k in range(len(self.confusion))]
+    def counts(self) -> list[Counts]:
+        """Of each class or label."""
+        has, says = self.truth, self.predictions
+        if self.task == "classes":
+            each = np.arange(self.classes)
+            has, says = has[:, None] == each, says[:, None] == each
+        totals = (has.sum(axis=0), says.sum(axis=0), (has & says).sum(axis=0))
+        return [Counts(*map(int, column)) for column in zip(*totals, strict=True)]
 
 
 def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
     """Test a network; waits for its device."""
-    probabilities = to_host(model.predict_proba(test.images)).astype(np.float64)
-    predictions, labels = probabilities.argmax(axis=1), model.class_numbers(test)
-    classes = probabilities.shape[1]
-    confusion = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(confusion, (labels, predictions), 1)
-    wrong = np.flatnonzero(predictions != labels)
-    order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:mistakes]
-    result = model.evaluate(test)
-    return Measures(
-        confusion,
-        [
-            Mistake(
-                int(row),
-                int(labels[row]),
-                int(predictions[row]),
-                float(probabilities[row, predictions[row]]),
-                float(probabilities[row, labels[row]]),
-            )
-            for row in order
-        ],
-        result.loss,
-        result.accuracy,
-        _activity(model, test),
-    )
+    targets: HostArray = training_targets(model, test, model.class_names)
+    truth: HostArray
+    predictions: HostArray
+    task: Task = "classes" if test.task == "classes" else model.loss.task
+    if task == "numbers":
+        predictions = to_host(model.predict(test.images)).astype(np.float64)
+        truth, classes = targets.astype(np.float64), 0
+        worst: Sequence[Any] = _largest_errors(truth, predictions)[:mistakes]
+    else:
+        probabilities = to_host(model.predict_proba(test.images)).astype(np.float64)
+        if task == "labels":
+            truth, predictions = targets > 0.5, probabilities > 0.5
+            worst = _most_wrong(truth, probabilities)[:mistakes]
+        else:
+            if model.sizes[-1] == 1:  # two classes
+                targets = targets[:, 0].astype(np.int64)
+                probabilities = np.hstack([1 - probabilities, probabilities])
+            truth, predictions = targets, probabilities.argmax(axis=1)
+            worst = _most_confident(truth, predictions, probabilities)[:mistakes]
+        classes = probabilities.shape[1]
+    return Measures(task, model.evaluate(test), truth, predictions, worst, _activity(model, test), classes)
+
+
+def _most_confident(truth: HostArray, predictions: HostArray, probabilities: HostArray) -> list[Mistake]:
+    wrong = np.flatnonzero(predictions != truth)
+    order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")]
+    return [
+        Mistake(
+            int(row),
+            int(truth[row]),
+            int(predictions[row]),
+            float(probabilities[row, predictions[row]]),
+            float(probabilities[row, truth[row]]),
+        )
+        for row in order
+    ]
+
+
+def _most_wrong(truth: HostArray, probabilities: HostArray) -> list[LabelMistake]:
+    wrong = (probabilities > 0.5) != truth
+    order = np.lexsort((-np.abs(probabilities - truth).max(axis=1), -wrong.sum(axis=1)))
+    return [
+        LabelMistake(
+            int(row),
+            np.flatnonzero(wrong[row] & truth[row]).tolist(),
+            np.flatnonzero(wrong[row] & ~truth[row]).tolist(),
+        )
+        for row in order[: int(wrong.any(axis=1).sum())]
+    ]
+
+
+def _largest_errors(truth: HostArray, predictions: HostArray) -> list[NumberError]:
+    deviations = truth.std(axis=0)
+    errors = np.abs(predictions - truth) / np.where(deviations > 0, deviations, 1)
+    order = np.argsort(-errors, axis=None, kind="stable")[: len(truth)]
+    rows, outputs = np.unravel_index(order, errors.shape)
+    return [
+        NumberError(int(row), int(output), float(truth[row, output]), float(predictions[row, output]))
+        for row, output in zip(rows, outputs, strict=True)
+    ]
 
 
 def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
@@ -252,23 +355,18 @@ def _activity(model: MLP, test: Dataset) -> list[LayerActivity]:
         workspace = Workspace(model, samples, pixels=batches.pixels)
         batches.gather(slice(0, samples), workspace.staging, workspace.inputs)
         model.forward_pass(workspace)
-        hidden = [
-            (layer.activation, backend.to_numpy(output).astype(np.float64))
-            for layer, output in zip(model.layers, workspace.outputs, strict=True)
-            if isinstance(layer, Dense)
-        ][:-1]
     result = []
-    for activation, outputs in hidden:
+    for layer, cache, above in zip(model.layers, workspace.caches, model.layers[1:], strict=False):
+        if not isinstance(layer, Dense):
+            continue
+        outputs: HostArray = backend.to_numpy(cache.output).astype(np.float64)
         zero = dead = saturated = None
-        if isinstance(activation, ReLU):
+        if isinstance(layer.activation, ReLU):
             zero, dead = float((outputs == 0).mean()), float((outputs == 0).all(axis=0).mean())
-        if can_saturate(activation):
-            saturated = float(saturated_outputs(np, activation, outputs.copy()).mean())
-        result.append(
-            LayerActivity(outputs.shape[1], float(outputs.mean()), float(outputs.std()), zero, dead, saturated)
-        )
+        if can_saturate(layer.activation):
+            saturated = float(saturated_outputs(np, layer.activation, outputs.copy()).mean())
+        mean, deviation = float(outputs.mean()), float(outputs.std())
+        rate = above.rate if isinstance(above, Dropout) else None
+        values = layer.out_features, mean, deviation, zero, dead, saturated
+        result.append(LayerActivity(layer.activation.name, rate, *values))
     return result
-
-
-def _fraction(part: np.int64, whole: np.int64) -> float | None:
-    return float(part / whole) if whole else None

@@ -67,7 +67,7 @@ class Checkpoint:
         cls, trainer: Trainer, config: Config, part: HistoryPart, best: HistoryPart | None = None
     ) -> Checkpoint:
         """The present state of a trainer, whose history is in the given part of a file. Waits for the device."""
-        model, train = trainer.model, trainer.train_set
+        model, train, setting = trainer.model, trainer.train_set, trainer.history.setting
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for buffer, flat in trainer.state_buffers.items():
             named = model.parameters.to_host(flat, model.backend)
@@ -81,7 +81,7 @@ class Checkpoint:
                 "task": train.task,
                 "classes": train.classes,
                 "train_fingerprint": train.fingerprint(),
-                "label_entropy": train.label_entropy,
+                "label_entropy": None if setting is None else setting.label_entropy,
             },
             random_state=trainer.random_state(),
             part=part,

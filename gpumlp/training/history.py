@@ -6,15 +6,29 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..nn.metrics import HIGHER_IS_BETTER, Task
+from ..nn.layers import Dropout
+from ..nn.metrics import HIGHER_IS_BETTER, METRIC_WORDS, Task
 from ..nn.optimizers import SGD, Optimizer, Penalty
 from ..nn.schedules import Constant, Schedule
 from ..words import shown
 
+if TYPE_CHECKING:
+    from ..nn.network import MLP
+
 # The columns of a history that tell how good a network is, and whether more is better.
 MONITORS = {f"{part}_{name}": more for part in ("train", "validation") for name, more in HIGHER_IS_BETTER.items()}
+
+
+def monitor_words(monitor: str) -> str:
+    """What one of `MONITORS` is called.
+
+    >>> monitor_words("train_mae")
+    'training mean absolute error'
+    """
+    part, _, name = monitor.partition("_")
+    return f"{'training' if part == 'train' else part} {METRIC_WORDS[name]}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class LayerStatistics:
     Attributes:
         gradient_norm: of the gradient of the mean loss, without the weight penalty, over `gradient_samples`.
         update_ratio: how far the epoch has moved the weights: the norm of their change over their norm at its end.
+            With a moving average of the parameters, it is about the weights that the steps change, all else about
+            the average.
         weight_norm: at the epoch's end.
         dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
         saturated: the share of outputs of tanh or sigmoid where the slope is below 2 % of its largest, over
@@ -212,7 +228,12 @@ class Setting:
         momentum: of SGD; 0 without it.
         l2, l1: the weight penalty.
         constant_rate: does the learning rate stay the same?
-        label_entropy: of the training labels, in nats; None if unknown.
+        label_entropy: of the training labels, weighted as they are, in nats; None if unknown.
+        label_smoothing: of the loss.
+        class_weight: do classes have weights?
+        dropout: the largest rate; 0 without it.
+        ema: of the moving average of the parameters, which is the network; 0 without it.
+        steps: of an epoch; 0 if unknown.
         early_stopping: is training stopped early, and the network of the best epoch kept?
     """
 
@@ -225,34 +246,37 @@ class Setting:
     l1: float = 0.0
     constant_rate: bool = True
     label_entropy: float | None = None
+    label_smoothing: float = 0.0
+    class_weight: bool = False
+    dropout: float = 0.0
+    ema: float = 0.0
+    steps: int = 0
     early_stopping: bool = False
 
     @classmethod
     def of(
         cls,
-        sizes: Sequence[int],
-        activation: str,
+        model: MLP,
         optimizer: Optimizer,
         schedule: Schedule,
         penalty: Penalty,
         label_entropy: float | None,
-        task: str = "classes",
+        **others: Any,
     ) -> Setting:
-        """From the objects that a network is trained with.
-
-        `sizes` are those of the layers, inputs first, `activation` is as ``MLP.activation_names``, and `task` is
-        that of the loss.
-        """
+        """From the objects that a network is trained with, and the values of other attributes."""
         return cls(
-            classes=sizes[-1] if task == "classes" else 0,
-            activation=activation,
-            hidden=tuple(sizes[1:-1]),
+            classes=model.sizes[-1] if model.loss.task == "classes" else 0,
+            activation=model.activation_names,
+            hidden=tuple(model.sizes[1:-1]),
             optimizer=type(optimizer).__name__,
             momentum=optimizer.momentum if isinstance(optimizer, SGD) else 0.0,
             l2=penalty.l2,
             l1=penalty.l1,
             constant_rate=isinstance(schedule, Constant),
             label_entropy=label_entropy,
+            label_smoothing=getattr(model.loss, "label_smoothing", 0.0),
+            dropout=max((layer.rate for layer in model.layers if isinstance(layer, Dropout)), default=0.0),
+            **others,
         )
 
     @property
@@ -262,8 +286,23 @@ class Setting:
 
     @property
     def guessing(self) -> float:
-        """The loss of a guess that knows how frequent each class is, in nats; `ignorance` if that is unknown."""
-        return self.label_entropy or self.ignorance
+        """The loss of a guess that knows how frequent each class is, in nats; `ignorance` if that is unknown.
+
+        With label smoothing it is at least this, since entropy is concave.
+        """
+        eps = self.label_smoothing
+        return (1 - eps) * (self.label_entropy or self.ignorance) + eps * self.ignorance
+
+    @property
+    def floor(self) -> float:
+        """The lowest loss possible, in nats: with label smoothing, the entropy of the targets."""
+        each = self.label_smoothing / self.classes
+        right = 1 - self.label_smoothing + each
+        return -right * math.log(right) - (self.classes - 1) * each * math.log(each) if each else 0.0
+
+    def above_floor(self, loss: float) -> float:
+        """A loss as a part of that of guessing, where `floor` is 0."""
+        return (loss - self.floor) / (self.guessing - self.floor)
 
 
 class History:

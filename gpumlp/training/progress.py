@@ -5,12 +5,15 @@ In a notebook it is one output that changes in place.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..nn.layers import Dropout
 from ..nn.metrics import COLUMN_WORDS, METRICS, Task
+from ..nn.network import MLP
 from ..terminal import console, printable
 from .history import EpochRecord
 from .trainer import Callback, Trainer
@@ -59,6 +62,30 @@ def metric(name: str, value: float | None, digits: int = 2, missing: str = "-") 
     ('98.00 %', '0.9800')
     """
     return percent(value, digits, missing) if name.endswith("accuracy") else number(value, missing)
+
+
+def dropout_words(model: MLP) -> str:
+    """The rates of dropout, for a line about a network; empty without it.
+
+    >>> dropout_words(MLP([784, 128, 10], dropout=0.5, input_dropout=0.2, device="cpu"))
+    'dropout 0.2 of the inputs and 0.5, '
+    """
+    rates = [
+        f"{layer.rate:g}{' of the inputs' * (index == 0)}"
+        for index, layer in enumerate(model.layers)
+        if isinstance(layer, Dropout)
+    ]
+    return f"dropout {' and '.join(dict.fromkeys(rates))}, " if rates else ""
+
+
+def drawn(name: str, values: Sequence[float | None]) -> list[float | None]:
+    """The values of a metric for a picture: an R^2 below -1, beside which others would not be seen, is NaN.
+
+    >>> drawn("train_r2", [-50.0, 0.25, None])
+    [nan, 0.25, None]
+    """
+    least = -1.0 if name.endswith("r2") and any(x is not None and x >= -1 for x in values) else -math.inf
+    return [math.nan if x is not None and x < least else x for x in values]
 
 
 def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:

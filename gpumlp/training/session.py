@@ -17,7 +17,6 @@ import gpumlp
 from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
-from ..nn.layers import Dropout
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
 from ..nn.model_file import BEST, class_names
 from ..nn.network import MLP
@@ -29,7 +28,7 @@ from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, starting_seconds, throughput
-from .progress import Progress, metric
+from .progress import Progress, dropout_words, metric
 from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
@@ -260,7 +259,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     )
     model, first = trainer.model, trainer.epoch
     display.say(
-        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {_dropout(model)}"
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
         f"{model.dtype.name}, {model.parameters.count:,} parameters"
     )
     if model.loss.task == "numbers":
@@ -428,16 +427,6 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
     if epoch != best.epoch:  # early stopping began after it
         return [f"{text}; its network was not kept, and the results are those of the last one"]
     return [f"{text}; the network of that epoch is in {folder.path / BEST}, and the results are its own"]
-
-
-def _dropout(model: MLP) -> str:
-    """The rates of dropout, for the line about the network."""
-    rates = [
-        f"{layer.rate:g}" + " of the inputs" * (index == 0)
-        for index, layer in enumerate(model.layers)
-        if isinstance(layer, Dropout)
-    ]
-    return f"dropout {' and '.join(dict.fromkeys(rates))}, " if rates else ""
 
 
 # -- Parts of it ---------------------------------------------------------------------------------------------

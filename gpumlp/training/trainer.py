@@ -70,7 +70,7 @@ class Callback:
             trainer: the epoch that has ended is ``trainer.epoch + 1``.
             seen: that of the first chunk of the validation samples, after its loss: activations in ``outputs``,
                 the error term in ``logits``; read only. None without validation samples.
-            before: ``(size,)``, the parameters at the start of the epoch; read only.
+            before: ``(size,)``, ``trainer.trained``'s parameters at the start of the epoch; read only.
 
         Returns:
             float64 values on the device, of any shape, or None. They are read together with the validation loss,
@@ -193,8 +193,16 @@ class Trainer:
                 model, train, validation, batch_size, self.seed, pixels, class_weight
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
-        rules = self.optimizer, self.schedule, penalty, train.label_entropy
-        self._setting = Setting.of(model.sizes, model.activation_names, *rules, model.loss.task)
+        self._setting = Setting.of(
+            model,
+            self.optimizer,
+            self.schedule,
+            penalty,
+            self.batches.label_entropy if model.loss.task == "classes" else None,
+            class_weight=class_weight is not None,
+            ema=decay or 0.0,
+            steps=len(self.batches.slices),
+        )
         self.history.setting = self._setting
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
@@ -368,7 +376,8 @@ class Trainer:
 
     def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
-        backend, batches, before = self.model.backend, self.validation_batches, self._snapshot[0]
+        backend, batches = self.model.backend, self.validation_batches
+        before = self._snapshot[0 if self.trained is self.model else -1]  # that of `trained`, see `_buffers`
         measured: list[tuple[Callback, Array]] = []
 
         def measure(seen: Workspace | None) -> None:
