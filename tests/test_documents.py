@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import gpumlp
 from gpumlp import load_digits
 from tests.command_helpers import ROOT
 
@@ -239,8 +240,6 @@ def test_links_between_the_documents_lead_somewhere() -> None:
 
 
 def test_version_changelog_and_citation_agree() -> None:
-    import gpumlp
-
     changes = re.findall(
         r"^## (\d+\.\d+\.\d+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
     )
@@ -248,6 +247,11 @@ def test_version_changelog_and_citation_agree() -> None:
     assert changes[0][0] == gpumlp.__version__
     assert f"\nversion: {gpumlp.__version__}\ndate-released: {changes[0][1]}\n" in citation
     assert (ROOT / "gpumlp/py.typed").is_file()
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    listed = re.findall(r"^   ([\w.]+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(gpumlp.__all__) <= set(listed)
 
 
 def test_the_extra_docs_brings_all_that_the_documented_modules_import() -> None:
