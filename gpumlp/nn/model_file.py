@@ -40,7 +40,6 @@ from .parameters import check_tensors, shapes_of
 from .samples import Inputs
 
 FORMAT, CHECKPOINT_FORMAT = "gpumlp-model-2", "gpumlp-checkpoint-2"
-CLASSIFICATION = "softmax_cross_entropy"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 BEST = "best"  # the folder within a run's for the network of the best epoch
 

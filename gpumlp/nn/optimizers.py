@@ -380,6 +380,10 @@ class RMSprop(Optimizer):
         xp.subtract(parameters, step, out=parameters)
 
 
+# By their names in the options of a run.
+OPTIMIZERS: dict[str, type[SGD | Adam | RMSprop]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
+
+
 def checked_optimizer(value: object) -> Optimizer:
     """Return an argument that is an optimizer; one of the user's takes a step on a small example.
 
@@ -392,7 +396,7 @@ def checked_optimizer(value: object) -> Optimizer:
     if type(optimizer).update is Optimizer.update:
         raise TypeError(f"{kind} is expected to define update, see Optimizer")
     rate = number("the optimizer's learning_rate", getattr(optimizer, "learning_rate", None), 0, open_low=True)
-    if type(optimizer) in (SGD, Adam, AdamW, RMSprop):
+    if type(optimizer) in OPTIMIZERS.values():
         return optimizer
     factors: Any = optimizer.step_factors(1, rate)
     if not isinstance(factors, tuple) or not {type(factor) for factor in factors} <= {int, float}:

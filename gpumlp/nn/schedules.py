@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -249,3 +249,15 @@ class OneCycle:
 def _cosine(start: float, end: float, share: float) -> float:
     """From `start` to `end` along half a cosine, of which a share is done."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+# By their names in the options of a run; Warmup precedes any of them.
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": Constant,
+    "step": StepDecay,
+    "exponential": ExponentialDecay,
+    "inverse_time": InverseTimeDecay,
+    "milestones": Milestones,
+    "cosine": Cosine,
+    "one_cycle": OneCycle,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,34 +16,14 @@ from ..nn.hyperparameters import Range, numbers, whole_numbers
 from ..nn.initializers import INITIALIZERS, Initializer, Normal
 from ..nn.losses import Loss, loss_for
 from ..nn.metrics import METRICS, Task
-from ..nn.optimizers import SGD, Adam, AdamW, Optimizer, Penalty, RMSprop
-from ..nn.schedules import (
-    Constant,
-    Cosine,
-    ExponentialDecay,
-    InverseTimeDecay,
-    Milestones,
-    OneCycle,
-    Schedule,
-    StepDecay,
-    Warmup,
-)
+from ..nn.optimizers import OPTIMIZERS, AdamW, Optimizer, Penalty, RMSprop
+from ..nn.schedules import SCHEDULES, Constant, Schedule, Warmup
 from ..words import listed
 from .history import MONITORS
 from .trainer import held_out_samples
 
 T = TypeVar("T")
 
-OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[RMSprop]] = {
-    "sgd": SGD,
-    "adam": Adam,
-    "adamw": AdamW,
-    "rmsprop": RMSprop,
-}
-SPANNING: dict[str, Callable[[int], Schedule]] = {
-    "cosine": Cosine,
-    "one_cycle": OneCycle,
-}  # schedules over all planned steps
 SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
 
 
@@ -192,9 +172,7 @@ class Config:
     """Share of a target that is spread over all classes, or over both values of a label."""
     class_weight: str | None = option(None, _one_of("balanced"))
     """balanced: weights inversely proportional to the number of training samples of each class."""
-    schedule: str = option(
-        "constant", _one_of("constant", "step", "exponential", "inverse_time", "milestones", *SPANNING)
-    )
+    schedule: str = option("constant", _one_of(*SCHEDULES))
     """Learning rate by epoch: constant, step, exponential, inverse_time or milestones; or by step, over the whole
     run: cosine or one_cycle, whose largest rate is the learning rate."""
     schedule_steps: int | None = option(None, whole_numbers(1), only_with="schedule cosine or one_cycle")
@@ -284,12 +262,12 @@ class Config:
             ConfigError: naming everything that is wrong.
         """
         self.check()
-        small = training_samples < SMALL_SET
+        small, optimizer = training_samples < SMALL_SET, OPTIMIZERS[self.optimizer]
         defaults: dict[str, Any] = {
             "batch_size": 32 if small else 128,
             "epochs": 50 if small else 20,
             "validation": min(5000, training_samples // 10),
-            "learning_rate": OPTIMIZERS[self.optimizer].learning_rate,
+            "learning_rate": optimizer.learning_rate,
         }
         for field in dataclasses.fields(self):
             usual, only_with = field.metadata["usual"], field.metadata["only_with"]
@@ -299,7 +277,8 @@ class Config:
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         config = dataclasses.replace(self, **missing)
         config.check_task(task)
-        if config.schedule not in SPANNING or config.schedule_steps is not None:
+        by_step = getattr(SCHEDULES[config.schedule], "by_step", False)
+        if not by_step or config.schedule_steps is not None:
             return config
         planned = config.planned_steps(training_samples)
         if planned <= config.warmup:
@@ -421,35 +400,25 @@ class Config:
         return smoothed
 
     def make_optimizer(self) -> Optimizer:
-        options = {
-            field.name: given(getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if str(field.metadata["only_with"]).startswith("optimizer ")
-            and self._is_chosen(field.metadata["only_with"])
-        }
-        return OPTIMIZERS[self.optimizer](given(self.learning_rate), **options)
+        return OPTIMIZERS[self.optimizer](given(self.learning_rate), **self._options_of("optimizer"))
 
     def make_penalty(self) -> Penalty:
         return Penalty(l2=self.l2, l1=self.l1)
 
     def make_schedule(self) -> Schedule:
-        schedule = self._schedule_after_warmup()
+        schedule = SCHEDULES[self.schedule](**self._options_of("schedule"))
         if not self.warmup:
             return schedule
         return Warmup(self.warmup, then=None if isinstance(schedule, Constant) else schedule)
 
-    def _schedule_after_warmup(self) -> Schedule:
-        if self.schedule == "step":
-            return StepDecay(given(self.gamma), given(self.step_size))
-        if self.schedule == "exponential":
-            return ExponentialDecay(given(self.decay_rate))
-        if self.schedule == "inverse_time":
-            return InverseTimeDecay(given(self.decay_rate))
-        if self.schedule == "milestones":
-            return Milestones(self.milestones, given(self.gamma))
-        if self.schedule in SPANNING:
-            return SPANNING[self.schedule](given(self.schedule_steps))
-        return Constant()
+    def _options_of(self, choice: str) -> dict[str, Any]:
+        """The options that belong to a choice, as arguments of its class: `schedule_steps` is ``steps``."""
+        return {
+            field.name.removeprefix(f"{choice}_"): given(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if str(field.metadata["only_with"]).startswith(f"{choice} ")
+            and self._is_chosen(field.metadata["only_with"])
+        }
 
     # -- Files --------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
-from .history import MONITORS, Finding, History, starting_seconds, throughput
+from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric
 from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
@@ -417,11 +417,8 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
     best = history.best(monitor) if patience else None
     if best is None:
         return []
-    part, _, name = monitor.partition("_")
-    text = (
-        f"the {'training' if part == 'train' else part} {METRIC_WORDS[name]} was "
-        f"{'highest' if MONITORS[monitor] else 'lowest'} after epoch {best.epoch} ({metric(monitor, best.value)})"
-    )
+    order = "highest" if MONITORS[monitor] else "lowest"
+    text = f"the {monitor_words(monitor)} was {order} after epoch {best.epoch} ({metric(monitor, best.value)})"
     if best.since >= patience:
         text = "stopped early: " + text
     if epoch != best.epoch:  # early stopping began after it
