@@ -36,64 +36,47 @@ def gelu_slope(s: np.ndarray) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """An activation with its h(s), h'(s), default initial weights, whether `out` may be `s`, and PyTorch's."""
+    """An activation with its h(s) and h'(s), the name and arguments of PyTorch's, and whether `out` may be `s`."""
 
     h: Activation
     value: Callable[[np.ndarray], np.ndarray]
     slope: Callable[[np.ndarray], np.ndarray]
-    initializer: str
-    in_place: bool
-    torch: tuple[str, dict[str, Any]]
+    torch: str
+    options: dict[str, Any]
+    in_place: bool = False
 
 
 # For a new activation, add a row.
 TABLE = [
-    Row(Identity(), lambda s: s, lambda s: np.ones_like(s), "glorot", True, ("Identity", {})),
-    Row(ReLU(), lambda s: np.where(s > 0, s, 0), lambda s: np.where(s > 0, 1.0, 0), "he", True, ("ReLU", {})),
-    Row(
-        LeakyReLU(),
-        lambda s: np.where(s > 0, s, s / 100),
-        lambda s: np.where(s > 0, 1.0, 0.01),
-        *("he", False, ("LeakyReLU", {})),
+    Row(Identity(), lambda s: s, np.ones_like, "Identity", {}, in_place=True),
+    Row(ReLU(), lambda s: np.where(s > 0, s, 0), lambda s: np.where(s > 0, 1.0, 0), "ReLU", {}, in_place=True),
+    *(
+        Row(
+            LeakyReLU(c),
+            lambda s, c=c: np.where(s > 0, s, c * s),
+            lambda s, c=c: np.where(s > 0, 1.0, c),
+            *("LeakyReLU", {"negative_slope": c}),
+        )
+        for c in (0.01, 0.3)
     ),
-    Row(
-        LeakyReLU(0.3),
-        lambda s: np.where(s > 0, s, 0.3 * s),
-        lambda s: np.where(s > 0, 1.0, 0.3),
-        *("he", False, ("LeakyReLU", {"negative_slope": 0.3})),
-    ),
-    Row(
-        Tanh(),
-        lambda s: 1 - 2 / (np.exp(2 * s) + 1),
-        lambda s: 1 / np.cosh(s) ** 2,
-        *("glorot", True, ("Tanh", {})),
-    ),
-    Row(Sigmoid(), logistic, lambda s: np.exp(-s) * logistic(s) ** 2, "glorot", True, ("Sigmoid", {})),
+    Row(Tanh(), lambda s: 1 - 2 / (np.exp(2 * s) + 1), lambda s: 1 / np.cosh(s) ** 2, "Tanh", {}, in_place=True),
+    Row(Sigmoid(), logistic, lambda s: np.exp(-s) * logistic(s) ** 2, "Sigmoid", {}, in_place=True),
     Row(
         GELU(),
         lambda s: s * (1 + np.tanh(np.sqrt(2 / np.pi) * (s + 0.044715 * s**3))) / 2,
-        gelu_slope,
-        *("he", False, ("GELU", {"approximate": "tanh"})),
+        *(gelu_slope, "GELU", {"approximate": "tanh"}),
     ),
-    Row(
-        SiLU(),
-        lambda s: s * logistic(s),
-        lambda s: logistic(s) * (1 + s * logistic(-s)),
-        *("he", False, ("SiLU", {})),
+    Row(SiLU(), lambda s: s * logistic(s), lambda s: logistic(s) * (1 + s * logistic(-s)), "SiLU", {}),
+    *(
+        Row(
+            ELU(alpha),
+            lambda s, alpha=alpha: np.where(s > 0, s, alpha * (np.exp(s) - 1)),
+            lambda s, alpha=alpha: np.where(s > 0, 1, alpha * np.exp(s)),
+            *("ELU", {"alpha": alpha}),
+        )
+        for alpha in (1.0, 0.3)
     ),
-    Row(
-        ELU(),
-        lambda s: np.where(s > 0, s, np.exp(s) - 1),
-        lambda s: np.where(s > 0, 1, np.exp(s)),
-        *("he", False, ("ELU", {})),
-    ),
-    Row(
-        ELU(0.3),
-        lambda s: np.where(s > 0, s, 0.3 * (np.exp(s) - 1)),
-        lambda s: np.where(s > 0, 1, 0.3 * np.exp(s)),
-        *("he", False, ("ELU", {"alpha": 0.3})),
-    ),
-    Row(Softplus(), lambda s: np.log(1 + np.exp(s)), logistic, "he", False, ("Softplus", {"threshold": 100})),
+    Row(Softplus(), lambda s: np.log(1 + np.exp(s)), logistic, "Softplus", {"threshold": 100}),
 ]
 EVERY = pytest.mark.parametrize("row", TABLE, ids=lambda row: repr(row.h))
 S = np.array([[-6.0, -2.5, -0.7, -1e-3], [1e-3, 0.7, 2.5, 6.0]])
@@ -119,11 +102,6 @@ def test_value(row: Row, dtype: str) -> None:
     # An absolute tolerance, because of cancellation near 0.
     np.testing.assert_allclose(a, row.value(S), rtol=0, atol=1e-6 if dtype == "float32" else 1e-14)
     np.testing.assert_array_equal(s, before)  # a call keeps its argument
-
-
-@EVERY
-def test_derivative_against_the_formula(row: Row) -> None:
-    np.testing.assert_allclose(row.h.derivative(S), row.slope(S), rtol=0, atol=1e-14)
 
 
 @EVERY
@@ -171,9 +149,8 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 def test_value_and_derivative_of_pytorch(row: Row, dtype: str) -> None:
     """PyTorch computes in float64, on the same numbers."""
     library = pytest.importorskip("torch", reason="PyTorch is not installed")
-    name, options = row.torch
     s = library.tensor(WIDE.astype(dtype)).double().requires_grad_()
-    a = getattr(library.nn, name)(**options)(s)
+    a = getattr(library.nn, row.torch)(**row.options)(s)
     a.sum().backward()
     assert_close(row.h(WIDE.astype(dtype)), a.detach().numpy())
     assert_close(row.h.derivative(WIDE.astype(dtype)), s.grad.numpy())
@@ -222,27 +199,13 @@ def test_nothing_overflows(row: Row, dtype: str) -> None:
     with np.errstate(all="raise"):
         a, slopes = row.h(s), row.h.derivative(s)
     assert (np.abs(a) <= np.abs(s) + 1).all()  # and not NaN
-    np.testing.assert_array_equal(slopes[:3], slopes[0])
-    np.testing.assert_array_equal(slopes[-3:], slopes[-1])
-    assert {slopes[0], slopes[-1]} <= {0, 1, row.h.derivative(np.full(1, -1e4, dtype))[0]}
-
-
-@EVERY
-def test_default_initializer_of_each_activation(row: Row) -> None:
-    assert row.h.initializer == row.initializer
+    limits = row.h.derivative(np.array([-1e35, 1e35], dtype))
+    np.testing.assert_allclose(slopes[[0, -1]], limits, atol=1e-6)
+    assert (np.abs(slopes) < 1.2).all()  # the largest h' of all, that of GELU, is 1.13
 
 
 def test_relu_at_zero_takes_the_derivative_0() -> None:
     assert ReLU().derivative(np.array([0.0, -0.0])).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("h", "low"), [(Sigmoid(), 0), (Tanh(), -1)])
-def test_saturated_units_do_not_overflow(h: Activation, low: int, dtype: str) -> None:
-    s = np.array([-1e30, -1e4, 1e4, 1e30], dtype=dtype)
-    with np.errstate(all="raise"):
-        assert h(s).tolist() == [low, low, 1, 1]
-        assert h.derivative(s).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -260,7 +223,7 @@ def test_an_activation_object_is_returned_unchanged() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         ValueError,
-        match=r"one of relu, leaky_relu, tanh, .*, softplus, identity, or an Activation, got 'swish'",
+        match=r"one of relu, leaky_relu, tanh, .*, identity, or an Activation, got 'swish'",
     ):
         get_activation("swish")
 

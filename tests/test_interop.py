@@ -29,6 +29,7 @@ from gpumlp import (
 )
 from gpumlp.exporting import html_bytes, npz_bytes, onnx_bytes
 from gpumlp.interop.torch import _ACTIVATIONS, _one_order
+from gpumlp.nn.activations import ACTIVATIONS as BUILT_IN
 from gpumlp.nn.layers import Dropout
 from gpumlp.nn.losses import LOSSES, LogisticCrossEntropy, PoissonDeviance, SoftmaxCrossEntropy, SquaredError
 
@@ -643,7 +644,8 @@ def test_widths_determine_the_order_exactly_if_no_other_fits(layers: int) -> Non
 # -- ONNX --------------------------------------------------------------------------------------------------
 
 
-ACTIVATIONS = ["relu", LeakyReLU(0.2), "tanh", "sigmoid", "gelu", "silu", ELU(0.7), "softplus", "identity"]
+# Every built-in activation, those with an argument with another value than the default.
+ACTIVATIONS = [{"leaky_relu": LeakyReLU(0.2), "elu": ELU(0.7)}.get(name, name) for name in BUILT_IN]
 
 
 def session(content: bytes) -> Any:

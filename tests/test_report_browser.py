@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gpumlp import ELU, MLP, Dataset, LeakyReLU, fit, load_dataset
+from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.report import drawing_page, report_page, write_page
 from gpumlp.report.page import render_report
 from tests.command_helpers import DIGITS, run
@@ -243,16 +244,9 @@ def test_the_page_computes_the_probabilities_of_python(
     assert requests(chrome) == [pad.as_uri()]
 
 
-@pytest.mark.parametrize(
-    ("activation", "dtype"),
-    [
-        *(("relu", "float32"), ("leaky_relu", "float64"), ("elu", "float32"), ("gelu", "float64")),
-        *(("silu", "float32"), ("softplus", "float64"), ("tanh", "float32"), ("sigmoid", "float64")),
-        *((["gelu", ELU(0.5)], "float64"), ([LeakyReLU(0.2), "silu"], "float32")),
-    ],
-)
-def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: Any, dtype: str) -> None:
-    options = {"initializer": "normal", "seed": 1, "device": "cpu", "dtype": dtype}
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, ["gelu", ELU(0.5)], [LeakyReLU(0.2), "silu"]], ids=str)
+def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activation: Any) -> None:
+    options = {"initializer": "normal", "seed": 1, "device": "cpu"}
     model = MLP([16, 12, 9, 12], activation, dropout=[0.5, 0], input_dropout=0.2, **options)
     start = model.state_dict()
     model.load_state_dict({name: 100 * tensor for name, tensor in start.items()})  # far from linear
