@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _NAMES, _LETTERS = 10, 60  # that a message shows
@@ -56,6 +56,15 @@ def with_article(kind: type) -> str:
     """
     name = kind.__name__
     return f"{'an' if name[0] in 'aeiouAEIO' or name.isupper() else 'a'} {name}"  # an MLP
+
+
+def with_options(rule: object, options: Mapping[str, object]) -> str:
+    """An object by its class and its arguments.
+
+    >>> with_options([], {"size": 3})
+    'list(size=3)'
+    """
+    return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 def shown(value: object) -> str:

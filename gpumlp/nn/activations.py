@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backends import Array, CudaActivation, array_namespace, stated
-from ..words import shown
+from ..words import shown, with_options
 from .hyperparameters import number, require_in_place
 from .registry import Registry
 
@@ -85,7 +85,7 @@ class Activation:
         return slope
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return with_options(self, vars(self))
 
 
 class Identity(Activation):
@@ -146,9 +146,6 @@ class LeakyReLU(Activation):
         xp.greater(a, 0, out=a)
         xp.maximum(a, self.negative_slope, out=a)  # h': 1 or c
         xp.multiply(delta, a, out=delta)
-
-    def __repr__(self) -> str:
-        return f"LeakyReLU(negative_slope={self.negative_slope})"
 
 
 class Tanh(Activation):
@@ -223,9 +220,6 @@ class ELU(Activation):
         xp.add(slope, a, out=slope)
         xp.add(slope, self.alpha, out=slope)
         xp.multiply(delta, slope, out=delta)
-
-    def __repr__(self) -> str:
-        return f"ELU(alpha={self.alpha})"
 
 
 class Softplus(Activation):

@@ -21,6 +21,7 @@ from ..backends import (
     get_backend,
     reference_backend,
 )
+from ..words import with_options
 from .activations import Activation, get_activation
 from .hyperparameters import number, require_in_place, whole
 from .initializers import Initializer, draw_weights, get_initializer
@@ -59,7 +60,7 @@ class Layer:
 
     Attributes:
         backend: the `Backend` of the network's device, with the array library ``backend.xp``.
-        parameters, gradients: arrays by name, as `initial` names them: views of the network's flat buffers. The
+        parameters, gradients: arrays by name, as `shapes` names them: views of the network's flat buffers. The
             penalty and weight decay apply to matrices, not to vectors.
     """
 
@@ -86,7 +87,7 @@ class Layer:
         Args:
             new: ``new(dtype=...)`` returns an array ``(batch, out_features)``, of the network's dtype by default.
             below: that of the layer below, or the network's inputs.
-            training: is it for training, or for the inference alone?
+            training: whether it is for training; otherwise there is no backward pass.
         """
         return Cache(new(), new())
 
@@ -117,10 +118,10 @@ class Layer:
 
     def options(self) -> dict[str, Any]:
         """The arguments that make this layer again, numbers and strings: by default, its attributes."""
-        return {name: value for name, value in vars(self).items() if name not in _BOUND}
+        return self.__getstate__()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
+        return with_options(self, self.options())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _BOUND}

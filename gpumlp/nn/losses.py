@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..backends import Array, Backend, array_namespace, reference_backend
+from ..words import with_options
 from .hyperparameters import number, require_in_place
 from .metrics import Task, new_scores
 from .registry import Registry
@@ -103,8 +104,7 @@ class Loss:
         return losses, delta
 
     def __repr__(self) -> str:
-        options = [f"{name}={value!r}" for name, value in vars(self).items() if value]
-        return f"{type(self).__name__}({', '.join(options)})"
+        return with_options(self, {name: value for name, value in vars(self).items() if value})
 
 
 class SoftmaxCrossEntropy(Loss):
