@@ -141,23 +141,6 @@ def test_factors_may_be_arrays_without_dimensions(optimizer: Optimizer, dtype: s
 
 
 @EVERY
-def test_buffers_and_steps_are_all_that_a_resume_needs(optimizer: Optimizer) -> None:
-    gradients, theta = np.random.default_rng(0).normal(size=(8, 5)), np.linspace(-1, 1, 5)
-    state = optimizer.init(theta)
-    for gradient in gradients[:4]:
-        step(optimizer, theta, gradient, state)
-    resumed = theta.copy()
-    continued = optimizer.init(resumed)
-    for name, buffer in continued.buffers.items():
-        buffer[...] = state.buffers[name]
-    continued.steps = state.steps
-    for gradient in gradients[4:]:
-        step(optimizer, theta, gradient, state)
-        step(optimizer, resumed, gradient, continued)
-    assert theta.tobytes() == resumed.tobytes()
-
-
-@EVERY
 def test_the_gradient_is_kept(optimizer: Optimizer) -> None:
     theta, gradient = np.array([1.0, -2.0]), np.array([0.5, 0.25])
     state = optimizer.init(theta)

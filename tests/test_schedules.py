@@ -8,20 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from gpumlp import (
-    MLP,
-    SGD,
-    AdamW,
     Constant,
     Cosine,
-    Dataset,
     ExponentialDecay,
     InverseTimeDecay,
     Milestones,
     OneCycle,
-    Optimizer,
-    RMSprop,
     StepDecay,
-    Trainer,
     Warmup,
 )
 from gpumlp.nn.schedules import Schedule, changes_by_step, learning_rate_at
@@ -150,39 +143,3 @@ def test_functions_of_the_users() -> None:
 def test_wrong_arguments_are_named(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
-
-
-def test_a_trainer_counts_the_steps_of_all_epochs(blobs: Dataset) -> None:
-    class Recorded:
-        by_step = True
-
-        def __call__(self, learning_rate: float, step: int) -> float:
-            steps.append(step)
-            return learning_rate
-
-    steps: list[int] = []
-    trainer = Trainer(
-        MLP([blobs.features, blobs.classes], device="cpu"), blobs, schedule=Recorded(), batch_size=32
-    )
-    trainer.run(2)
-    trainer.run(3)
-    assert steps == list(range(3 * len(trainer.batches.slices)))
-
-
-@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.01), RMSprop(0.01, momentum=0.5)], ids=str)
-def test_a_resumed_run_gives_the_same_bits(optimizer: Optimizer, blobs: Dataset) -> None:
-    def trainer() -> Trainer:
-        model = MLP([blobs.features, 8, blobs.classes], device="cpu", seed=0)
-        schedule = Warmup(13, then=OneCycle(27))  # 10 steps an epoch
-        return Trainer(model, blobs, optimizer=optimizer, schedule=schedule, batch_size=32)
-
-    whole, before, after = trainer(), trainer(), trainer()
-    whole.run(4)
-    before.run(2)
-    after.model.load_state_dict(before.model.state_dict())
-    buffers = {name: buffer.copy() for name, buffer in before.optimizer_state.buffers.items()}
-    after.restore(buffers, before.optimizer_state.steps, before.random_state(), before.history)
-    after.run(4)
-    assert len(set(whole.history["learning_rate"])) == 4
-    assert after.history["learning_rate"] == whole.history["learning_rate"]
-    assert after.model.parameters.data.tobytes() == whole.model.parameters.data.tobytes()
