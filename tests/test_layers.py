@@ -13,8 +13,9 @@ import pytest
 
 from gpumlp import ELU, MLP, SGD, Dataset, Dense, Dropout, Layer, ModelFileError, Tanh, Trainer, fit, register
 from gpumlp.backends import DROPOUT, Backend, Draws, get_backend
-from gpumlp.nn.layers import LAYERS, Cache
+from gpumlp.nn.layers import LAYERS
 from gpumlp.nn.network import Workspace
+from tests.own_rules import Scaled
 from tests.strict_device import StrictBackend
 
 CPU = get_backend("cpu")
@@ -304,36 +305,6 @@ def test_activations_as_a_list() -> None:
 
 
 # -- Copies and files --------------------------------------------------------------------------------------
-
-
-class Scaled(Layer):
-    """A complete layer of the user's, y = x * exp(v), in operations that every device has."""
-
-    name = "test_scaled"
-
-    def __init__(self, features: int, start: float = 0.0) -> None:
-        super().__init__(features, features)
-        self.start = start
-
-    def options(self) -> dict[str, Any]:
-        return {"features": self.in_features, "start": self.start}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"log_scale": (self.out_features,)}
-
-    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"log_scale": np.full(self.out_features, self.start)}
-
-    def forward(self, x: Any, cache: Cache, draws: Draws | None) -> None:
-        xp = self.backend.xp
-        xp.multiply(x, xp.exp(self.parameters["log_scale"]), out=cache.output)
-
-    def backward(self, x: Any, cache: Cache, draws: Draws | None, input_delta: Any) -> None:
-        xp = self.backend.xp
-        if input_delta is not None:
-            xp.multiply(cache.delta, xp.exp(self.parameters["log_scale"]), out=input_delta)
-        xp.multiply(cache.delta, cache.output, out=cache.delta)
-        self.backend.column_sums(cache.delta, self.gradients["log_scale"])
 
 
 @pytest.fixture
