@@ -147,8 +147,7 @@ CASES = {
     **{name: Case(*MOMENTUM, schedule=schedule) for name, schedule in SCHEDULES.items()},
     "adamw, warm-up, cosine": Case(*ADAMW, (9, 7), "tanh", schedule=SCHEDULES["warm-up, cosine"]),
     "rmsprop, one cycle": Case(*RMSPROP, activation="tanh", schedule=SCHEDULES["one cycle"]),
-}
-CASES |= {
+    "pixels": Case(*MOMENTUM, data="pixels"),
     "activations": Case(*MOMENTUM, (9, 7, 6), ["silu", "tanh", "gelu"]),
     "label smoothing": Case(
         *MOMENTUM,
@@ -355,10 +354,6 @@ def test_two_hundred_steps(case: Case) -> None:
     assert largest_difference(case) < 1e-10
 
 
-def test_two_hundred_steps_on_pixels() -> None:
-    assert largest_difference(Case(*MOMENTUM, data="pixels")) < 1e-10
-
-
 @pytest.mark.parametrize("case", [case for case in CASES.values() if case.network or case.options])
 def test_each_option_changes_the_trajectory(case: Case) -> None:
     """Otherwise the comparison with PyTorch would not show that both apply it."""
@@ -410,16 +405,6 @@ def largest_difference(case: Case) -> float:
     return float(max(differences))
 
 
-def rates_in_torch(make: Callable[[Any], Any], steps: int) -> list[float]:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    scheduler, rates = make(optimizer), [optimizer.param_groups[0]["lr"]]
-    for _ in range(steps - 1):
-        optimizer.step()
-        scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-    return rates
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -432,20 +417,10 @@ def rates_in_torch(make: Callable[[Any], Any], steps: int) -> list[float]:
     ],
 )
 def test_one_cycle(ours: OneCycle, theirs: dict[str, float]) -> None:
-    def in_torch(optimizer: Any) -> Any:
-        return lr.OneCycleLR(optimizer, 0.1, total_steps=ours.steps, cycle_momentum=False, **theirs)
-
-    expected = rates_in_torch(in_torch, ours.steps)
-    np.testing.assert_allclose([ours(0.1, step) for step in range(ours.steps)], expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("final", [0.0, 0.05])
-def test_cosine(final: float) -> None:
-    expected = rates_in_torch(lambda optimizer: lr.CosineAnnealingLR(optimizer, 100, 0.1 * final), 101)
-    np.testing.assert_allclose([Cosine(100, final)(0.1, t) for t in range(101)], expected, rtol=1e-10, atol=1e-15)
-
-
-@pytest.mark.parametrize("steps", [2, 100])
-def test_warmup(steps: int) -> None:
-    expected = rates_in_torch(lambda optimizer: linear_warmup(optimizer, steps), steps + 5)
-    np.testing.assert_allclose([Warmup(steps)(0.1, t) for t in range(steps + 5)], expected, rtol=1e-12)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = lr.OneCycleLR(optimizer, 0.1, total_steps=ours.steps, cycle_momentum=False, **theirs)
+    for step in range(ours.steps):
+        assert ours(0.1, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        if step + 1 < ours.steps:
+            optimizer.step()
+            scheduler.step()
