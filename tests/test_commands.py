@@ -140,10 +140,14 @@ def test_unknown_options_are_refused(command: str, capsys: pytest.CaptureFixture
     assert "--lerning-rate" in capsys.readouterr().err
 
 
-def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_field_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--help") == 0
-    listed = set(re.findall(r"^[│| ]*(?:-h, )?--([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE))
+    text = capsys.readouterr().out
+    listed = set(re.findall(r"^[│| ]*(?:-h, )?--([a-z][a-z0-9-]*)", text, re.MULTILINE))
     assert listed == {"help"} | {field.name.replace("_", "-") for field in dataclasses.fields(Config)}
+    ranges = (field.metadata["allowed"].words for field in dataclasses.fields(Config) if field.name != "monitor")
+    choices = {name for words in ranges if words.startswith("one of ") for name in re.findall(r"\w+", words)}
+    assert choices <= set(re.findall(r"\w+", text))
 
 
 def test_every_type_of_option_is_parsed(tmp_path: Path) -> None:
