@@ -24,8 +24,9 @@ from .files import user_path, utf8, write_atomically
 from .nn import MLP
 from .nn.metrics import Task
 from .nn.model_file import class_names
+from .nn.samples import is_binary
 from .pictures import CHOICES, DONE
-from .predicting import STANDARD_INPUT, Prediction, expand, is_binary, predict_files, short_names
+from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
 from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
 from .training.progress import percent
@@ -165,9 +166,7 @@ FORMS: dict[Task, type[Numbers]] = {"classes": Classes, "labels": Labels, "numbe
 
 def _form(model: MLP) -> Numbers:
     """The form of a network's outputs."""
-    if is_binary(model):
-        return Classes([0, 1] if model.class_names is None else class_names(model))
-    return FORMS[model.loss.task](class_names(model))
+    return FORMS["classes" if is_binary(model) else model.loss.task](class_names(model))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

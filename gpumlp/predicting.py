@@ -20,6 +20,7 @@ from .data.npz import is_array_file, read_samples
 from .files import PathError, user_path
 from .nn import MLP
 from .nn.model_file import plain_inputs
+from .nn.samples import is_binary
 from .pictures import SUFFIXES, read_sample
 
 STANDARD_INPUT = "-"
@@ -89,12 +90,6 @@ def predict_files(
         for (index, (_, done)), row in zip(pictures.items(), rows, strict=True):
             results[index] = Prediction(files[index], row[np.newaxis], preparation=done)
     return [results[index] for index in range(len(files))]
-
-
-def is_binary(model: MLP) -> bool:
-    """Does a network's one output stand for the second of two classes?"""
-    names = model.class_names
-    return model.loss.task == "labels" and model.sizes[-1] == 1 and (names is None or len(names) == 2)
 
 
 def expand(files: Sequence[str]) -> list[str]:

@@ -197,7 +197,7 @@ class Impostor(SquaredError):
     [
         (Nameless, ValueError, "Nameless is expected to have a name of its own, such as name = 'my_activation'"),
         (Impostor, ValueError, "'softmax_cross_entropy' is the name of SoftmaxCrossEntropy already"),
-        (Steep(), TypeError, r"a subclass of Activation, Loss or Layer is expected, got Steep\(\)"),
+        (Steep(), TypeError, r"a subclass of Activation, Loss or Layer is expected, got Steep\("),
         (MLP, TypeError, "a subclass of Activation, Loss or Layer is expected, got the class MLP"),
     ],
 )
@@ -267,15 +267,15 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
         ),
         (
             MLP([3, 4, 2], Unspeakable(), device="cpu"),
-            r"Unspeakable\(\) cannot be saved: .* not JSON serializable",
+            r"Unspeakable\(.*\) cannot be saved: .* not JSON serializable",
         ),
         (
             MLP([3, 4, 2], Renamed(), device="cpu"),
-            r"Renamed\(\) cannot be saved: its attributes are expected to be",
+            r"Renamed\(.*\) cannot be saved: its attributes are expected to be",
         ),
         (
             MLP([3, 4, 2], Doubled(), device="cpu"),
-            r"Doubled\(\) cannot be saved: .*keep each argument as it is given",
+            r"Doubled\(.*\) cannot be saved: .*keep each argument as it is given",
         ),
     ):
         with pytest.raises(ModelFileError, match=message):

@@ -37,7 +37,7 @@ from .layers import LAYERS, Dense, Layer
 from .losses import LOSSES
 from .network import MLP, M
 from .parameters import check_tensors, shapes_of
-from .samples import Inputs
+from .samples import Inputs, is_binary
 
 FORMAT, CHECKPOINT_FORMAT = "gpumlp-model-2", "gpumlp-checkpoint-2"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
@@ -460,15 +460,13 @@ def _check_finite(tensors: Mapping[str, HostArray]) -> None:
 
 
 def class_names(model: MLP) -> list[str | int | float]:
-    """What the classes are called, as values that JSON can represent; 0, 1, 2, ... by default.
+    """What the classes, labels or outputs are called, as values that JSON can represent; 0, 1, 2, ... by default.
 
     Raises:
         ModelFileError: there is not one string or number for each class.
     """
-    count = model.sizes[-1]
+    count = 2 if is_binary(model) else model.sizes[-1]
     given = range(count) if model.class_names is None else model.class_names
-    if count == 1 and model.loss.task == "labels" and len(given) == 2:
-        count = 2  # the output stands for the second of two classes
     names = [name.item() if isinstance(name, np.generic) else name for name in given]
     valid = all(is_text(name) if isinstance(name, str) else isinstance(name, int | float) for name in names)
     if len(names) != count or not valid:

@@ -122,7 +122,7 @@ class Workspace:
 
 
 class MLP:
-    """A multilayer perceptron: dense layers with an activation between them, and a softmax on top.
+    """A multilayer perceptron: dense layers with an activation between them, and a loss that fits the targets.
 
     Args:
         sizes: units of each layer, inputs first and outputs last: ``[784, 128, 10]``; ``[784, 10]`` is softmax

@@ -229,7 +229,7 @@ def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None
     An untrained network with as many outputs as there are classes or labels (or one for two classes) takes their
     names.
     """
-    fits = dataset.outputs == model.sizes[-1] or _is_binary(model, dataset)
+    fits = dataset.outputs == model.sizes[-1] or (dataset.outputs == 2 and is_binary(model))
     new = model.inputs is None and model.class_names is None and fits
     return dataset.class_names if new else model.class_names
 
@@ -279,7 +279,7 @@ def training_targets(model: Network, dataset: LabelledData, class_names: Sequenc
         ValueError: the task of the network's loss is another one, the network lacks a class or has another number
             of outputs, or a target is not as its loss or its dtype needs it.
     """
-    if _is_binary(model, dataset):
+    if (dataset.task, dataset.outputs) == ("classes", 2) and is_binary(model):
         return _class_numbers(model, dataset, class_names, 2).astype(model.dtype)[:, None]
     outputs, task = model.sizes[-1], model.loss.task
     if dataset.task != task:
@@ -340,9 +340,10 @@ def float_targets(model: Network, targets: HostArray, what: str) -> HostArray:
     return result
 
 
-def _is_binary(model: Network, dataset: LabelledData) -> bool:
-    """Whether one output stands for the second of two classes."""
-    return (dataset.task, dataset.classes, model.loss.task, model.sizes[-1]) == ("classes", 2, "labels", 1)
+def is_binary(model: Network) -> bool:
+    """Whether a network's one output stands for the second of two classes."""
+    names = model.class_names
+    return (model.loss.task, model.sizes[-1]) == ("labels", 1) and (names is None or len(names) == 2)
 
 
 def _class_numbers(

@@ -19,6 +19,7 @@ from ..data import Dataset
 from ..extras import require
 from ..files import user_path, utf8, write_atomically
 from ..nn.metrics import METRIC_WORDS, METRICS, Task
+from ..nn.model_file import class_names
 from ..nn.network import MLP
 from ..nn.samples import check_data
 from ..training.config import ConfigError
@@ -313,12 +314,11 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         off = measures.confusion - np.diag(np.diag(measures.confusion))
         order = np.argsort(-off, axis=None, kind="stable")[:10]
         confusions = [(int(k // len(off)), int(k % len(off)), int(off.flat[k])) for k in order if off.flat[k] > 0]
-    names = range(measures.classes or model.sizes[-1]) if model.class_names is None else model.class_names
     return Shown(
         run=run,
         colour=colour,
         measures=measures,
-        names=[str(name) for name in names],
+        names=list(map(str, class_names(model))),
         counts=measures.counts() if measures.classes else [],
         confusions=confusions,
         mistakes=mistakes,
