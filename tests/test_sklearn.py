@@ -282,7 +282,7 @@ def test_objects_are_refused_with_scikit_learns_message(column: list[Any]) -> No
         (
             classifier,
             {"activation": "sigmoid"},
-            "'identity' or 'logistic' or .*, got 'sigmoid'",
+            "'logistic' or .*, got 'sigmoid'",
         ),
         (
             classifier,

@@ -14,15 +14,10 @@ from sklearn.utils.validation import validate_data
 
 from ..backends import Array, Backend, HostArray, check_device_name, check_dtype, is_device_array, to_host
 from ..data.targets import check_weights
+from ..nn.activations import ACTIVATIONS as KINDS
 from ..nn.hyperparameters import flag, number, whole
 
-ACTIVATIONS = {
-    "identity": "identity",
-    "logistic": "sigmoid",
-    "tanh": "tanh",
-    "relu": "relu",
-    **{name: name for name in ("leaky_relu", "gelu", "silu", "elu", "softplus")},
-}  # scikit-learn's name, where it has one: gpumlp's
+ACTIVATIONS = {{"sigmoid": "logistic"}.get(name, name): name for name in KINDS}  # scikit-learn's name: gpumlp's
 MAX_FUN = 15_000  # scikit-learn's default
 
 
