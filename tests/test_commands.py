@@ -224,6 +224,16 @@ def test_labels_and_numbers_go_through_all_commands(
     assert_same_run(folder, again)
 
 
+def test_a_regression_trains_with_the_defaults(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, (1000, 2))
+    y = np.sin(x[:, :1]) * x[:, 1:]
+    np.savez(tmp_path / "own.npz", x_train=x[:800], y_train=y[:800], x_test=x[800:], y_test=y[800:])
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--quiet")
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_r2"] > 0.9
+
+
 def test_whole_floats_are_numbers_with_a_line_that_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

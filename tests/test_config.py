@@ -190,6 +190,8 @@ def test_values_that_depend_on_the_data_are_filled_in() -> None:
     by_optimizer = {name: Config(optimizer=name).resolved(MNIST) for name in ("adam", "adamw", "rmsprop")}
     found = {name: (c.learning_rate, c.momentum, c.weight_decay) for name, c in by_optimizer.items()}
     assert found == {"adam": (0.001, None, None), "adamw": (0.001, None, 0.01), "rmsprop": (0.001, 0.0, None)}
+    numbers = [Config(optimizer=name).resolved(MNIST, "numbers").learning_rate for name in ("sgd", "adam")]
+    assert numbers == [0.01, 0.001]
 
 
 def test_given_values_are_kept() -> None:
