@@ -287,6 +287,23 @@ def test_resume_needs_no_other_option(finished: Path, capsys: pytest.CaptureFixt
     assert "learning_rate, seed: a run is resumed with its own configuration" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "named"), [(["--schedule", "constant"], "schedule"), (["--hidden", 8, 8], "hidden")]
+)
+def test_an_option_that_does_not_fit_those_of_a_resumed_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list, named: str
+) -> None:
+    """Not the options of the run that it does not fit."""
+    options = ("--hidden", 8, 8, 8, "--dropout", 0.1, 0, 0.1, "--schedule", "cosine", "--epochs", 1, "--quiet")
+    assert run("train", *DIGITS, *options, "--out", tmp_path / "run") == 0
+    assert run("train", "--resume", tmp_path / "run", *words) == 2
+    assert f" {named}: a run is resumed with its own configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("average", "still"),
+    [((), "the weights as they are"), (("--ema", 0.9), "only the average of the weights changes")],
+)
 def test_a_schedule_over_all_steps_ends_where_it_was_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

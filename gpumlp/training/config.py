@@ -356,6 +356,15 @@ class Config:
             value, allowed = getattr(self, field.name), field.metadata["allowed"]
             if not allowed.accepts(value):
                 problems.append(f"{field.name}: expected {allowed.words}, got {value!r}")
+        if self.resume is None:  # a run is resumed with its own options, which fit together
+            problems += self._combination_problems()
+            problems = problems or self._layer_problems()
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _combination_problems(self) -> list[str]:
+        """What does not fit another option."""
+        problems = []
         for name, only_with in self._out_of_place().items():
             choice = only_with.partition(" ")[0]
             problems.append(f"{name}: expected only with {only_with}, got {choice} {getattr(self, choice)}")
@@ -363,11 +372,9 @@ class Config:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
             problems.append("milestones: expected at least one epoch with schedule milestones, got none")
-        if self.resume is None and not self.early_stopping and self.monitor != Config.monitor:
+        if not self.early_stopping and self.monitor != Config.monitor:
             problems.append("monitor: expected only with early_stopping, got early_stopping 0")
-        problems = problems or self._layer_problems()
-        if problems:
-            raise ConfigError("\n".join(problems))
+        return problems
 
     def _layer_problems(self) -> list[str]:
         """What does not fit the hidden layers."""
