@@ -305,15 +305,15 @@ def test_an_option_that_does_not_fit_those_of_a_resumed_run_is_named(
     [((), "the weights as they are"), (("--ema", 0.9), "only the average of the weights changes")],
 )
 def test_a_schedule_over_all_steps_ends_where_it_was_planned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], average: tuple, still: str
 ) -> None:
-    words = (*DIGITS, "--hidden", 8, "--schedule", "cosine", "--warmup", 10, "--quiet", "--epochs", 3)
+    words = (*DIGITS, *average, "--hidden", 8, "--schedule", "cosine", "--warmup", 10, "--quiet", "--epochs", 3)
     assert run("train", *words, "--out", tmp_path / "run") == 0
     assert config(tmp_path / "run")["schedule_steps"] == 3 * 41 - 10
     assert run("train", "--resume", tmp_path / "run", "--epochs", 5) == 0
     assert (
         "\nschedule cosine ends after step 123, in epoch 3: from then on the learning rate stays at its last "
-        "value, 0, and the weights as they are\n"
+        f"value, 0, and {still}\n"
     ) in capsys.readouterr().out
     rates = [record["learning_rate"] for record in history(tmp_path / "run")]
     assert rates[0] > rates[1] > rates[2] > 0

@@ -183,9 +183,10 @@ def _after_span(config: Config, trainer: Trainer) -> list[str]:
     if given(config.epochs) * steps <= span:
         return []
     rate = learning_rate_at(trainer.schedule, trainer.optimizer.learning_rate, given(config.epochs) - 1, span)
+    still = "the weights as they are" if config.ema is None else "only the average of the weights changes"
     return [
         f"schedule {config.schedule} ends after step {span:,}, in epoch {math.ceil(span / steps):,}: from then on "
-        f"the learning rate stays at its last value, {rate:.4g}{', and the weights as they are' * (rate == 0)}"
+        f"the learning rate stays at its last value, {rate:.4g}{f', and {still}' * (rate == 0)}"
     ]
 
 
