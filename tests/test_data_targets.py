@@ -56,7 +56,12 @@ KINDS: dict[str, tuple[Any, str | None, str, int | None]] = {
     "a matrix of integers as numbers": (X.astype(int), N, N, 2),
     # Errors
     "one-hot": (ONE_HOT, None, r"each row of \(4, 4\) has exactly one 1; give targets.argmax\(axis=1\) if", None),
-    "one-hot bools": (ONE_HOT > 0, None, r"exactly one 1; give .* or task=\"labels\" \(--task labels\) if", None),
+    "one-hot bools": (
+        ONE_HOT > 0,
+        None,
+        r"exactly one 1; give .* or Dataset\(..., task=\"labels\"\) \(--task labels\) if",
+        None,
+    ),
     "a matrix of integers": (
         X.astype(int),
         None,

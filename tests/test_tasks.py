@@ -232,7 +232,9 @@ def test_whole_floats_are_numbers_with_a_warning_unless_the_task_is_given() -> N
 
 
 def test_one_hot_targets_are_an_error_that_asks() -> None:
-    with pytest.raises(DataError, match=r"exactly one 1; give targets.argmax\(axis=1\) .* or task=\"labels\""):
+    with pytest.raises(
+        DataError, match=r"exactly one 1; give targets.argmax\(axis=1\) .* or Dataset\(..., task=\"labels\"\)"
+    ):
         fit(net(), X, np.eye(3)[CLASSES])
 
 
