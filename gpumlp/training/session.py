@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, starting_seconds, throughput
-from .progress import Progress, dropout_words, metric
+from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
@@ -407,7 +407,7 @@ def describe_test(test: Dataset, result: Evaluation) -> str:
         [
             text,
             *(f"{METRIC_WORDS[name]} {metric(name, getattr(result, name))}" for name in others),
-            f"loss {result.loss:.4f}",
+            f"loss {number(result.loss)}",
         ]
     )
 
