@@ -55,7 +55,7 @@ WRONG = [
     ("clip_norm", 0, "a number above 0"),
     ("max_norm", -3, "a number above 0"),
     ("label_smoothing", 1, "at least 0 and below 1"),
-    ("class_weight", "equal", "one of balanced"),
+    ("class_weight", "equal", "expected balanced, got"),
     ("schedule", "linear", "one of constant, step"),
     ("warmup", 0.5, "a whole number of 0 or more"),
     ("batch_size", 0, "1 or more, or full"),

@@ -91,7 +91,7 @@ def option(
 
 
 def _one_of(*names: str) -> Range:
-    return Range(lambda value: value in names, f"one of {', '.join(names)}")
+    return Range(lambda value: value in names, f"{'one of ' * (len(names) > 1)}{', '.join(names)}")
 
 
 def _each(allowed: Range, words: str) -> Range:
@@ -222,8 +222,8 @@ class Config:
     epochs: int | None = option(None, whole_numbers(1), on_resume=True)
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
     validation: int | float | None = option(None, _HELD_OUT)
-    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, with equal
-    shares of each class; 0 for none."""
+    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, such as
+    0.1, with the same shares of the classes as in training; 0 for none."""
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
     """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
     monitor: str = option("validation_loss", _one_of(*MONITORS), on_resume=True)
