@@ -224,6 +224,25 @@ def test_labels_and_numbers_go_through_all_commands(
     assert_same_run(folder, again)
 
 
+@pytest.mark.parametrize(
+    ("weights", "options", "said"),
+    [
+        ({}, [], "54 samples to train, 6 to validate, 60 to test"),
+        ({"w_train": np.ones(60)}, [], "54 weighted samples to train, 6 to validate, 60 to test"),
+        ({"w_test": np.ones(60)}, [], "54 samples to train, 6 to validate, 60 weighted to test"),
+        ({}, ["--class-weight", "balanced"], "54 weighted samples to train, 6 to validate, 60 to test"),
+    ],
+)
+def test_it_is_said_which_samples_are_weighted(
+    weights: dict, options: list, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, **weights)
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1)
+    assert run("train", *words, *options, "--out", tmp_path / "run") == 0
+    assert f"data: own.npz, 3 features, {said}\n" in capsys.readouterr().out
+
+
 def test_a_regression_trains_with_the_defaults(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(-2, 2, (1000, 2))

@@ -254,9 +254,10 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     if len(test.feature_shape) == 1:
         shape += " feature" if test.features == 1 else " features"
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
+    trained, tested = (" weighted" * (data.weights is not None) for data in (trainer.batches, test))
     display.say(
-        f"data: {test.name}, {shape}, "
-        f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
+        f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
+        f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
     model, first = trainer.model, trainer.epoch
     display.say(
