@@ -143,7 +143,8 @@ class Config:
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     dataset: str = option("auto", _DATASET)
     """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
-    y_train, x_test, y_test, or qmnist, emnist-letters and so on, where --data-dir holds several of them."""
+    y_train, x_test, y_test (and w_train, w_test for sample weights), or qmnist, emnist-letters and so on, where
+    --data-dir holds several of them."""
     task: str | None = option(None, _one_of(*METRICS))
     """What the targets of FILE.npz are: classes, labels (several of them a sample) or numbers (regression);
     otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
