@@ -622,6 +622,7 @@ def _make_batches(
     weights = train.weights
     if class_weight is not None:
         weights = _class_weighted(train, train_rows, class_weight)
+    _require_weight("training", weights, train_rows)
 
     def on_device(
         data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
@@ -636,6 +637,7 @@ def _make_batches(
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
             return inputs, batches, None
+        _require_weight("held-out", train.weights, held_out)
         held_out_batches = batches.select(held_out, CHUNK)
         if class_weight is not None:
             own = None if train.weights is None else relative_weights(train.weights, model.dtype)
@@ -703,12 +705,16 @@ def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping
     weights: HostArray = factors[train.targets]
     if train.weights is not None:
         weights = weights * train.weights
-    if not weights[rows].any():
-        raise ValueError(
-            "class_weight and the sample weights are expected to leave some weight, but every training sample has "
-            "0; give a larger one to a class that has weight"
-        )
     return weights
+
+
+def _require_weight(what: str, weights: HostArray | None, rows: HostArray) -> None:
+    """Raise ValueError if all of these rows, which `what` names, have the weight 0."""
+    if weights is not None and not weights[rows].any():
+        raise ValueError(
+            f"class_weight and the sample weights are expected to leave some weight, but all {len(rows):,} {what} "
+            "samples have 0; give larger weights, or hold out others"
+        )
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
