@@ -185,7 +185,7 @@ class Trainer:
         self.epochs = 0
         self._stop = False
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
-        limits = {name: _at_most(name, limit) for name, limit in limits.items()}
+        limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
 
         with model.loss_chosen(train):
@@ -755,8 +755,12 @@ def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _at_most(name: str, limit: float | None) -> float | None:
-    return None if limit is None else number(name, limit, 0, open_low=True)
+def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:
+    """A limit of a norm: a number above 0, as near as the dtype allows."""
+    if limit is None:
+        return None
+    info = np.finfo(dtype)
+    return min(max(number(name, limit, 0, open_low=True), float(info.tiny)), float(info.max))
 
 
 def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
