@@ -540,6 +540,12 @@ class OtherArguments(Scaled):
     def backward(self, x: Any, cache: Any) -> None: ...  # type: ignore[override]
 
 
+class OtherDense(Dense):
+    name = "other_dense"
+
+    def backward(self, x: Any, cache: Any, draws: Any = None, input_delta: Any = None) -> None: ...  # type: ignore[override]
+
+
 class Nameless(Layer):
     def forward(self, x: Any, cache: Any, draws: Any) -> None: ...
     def backward(self, x: Any, cache: Any, draws: Any, input_delta: Any) -> None: ...
@@ -552,6 +558,10 @@ class Nameless(Layer):
         (
             OtherArguments(4),
             "OtherArguments.backward is expected to be a function of x, cache, draws, input_delta",
+        ),
+        (
+            OtherDense(4, 4),
+            "OtherDense.backward is expected to be a function of x, cache, draws, input_delta, weight_gradient",
         ),
         (Nameless(4, 4), "Nameless is expected to have a name, such as name = 'my_layer'"),
     ],

@@ -21,7 +21,7 @@ from ..backends import (
     reference_backend,
 )
 from .activations import Activation, get_activation
-from .hyperparameters import number, require_in_place, whole
+from .hyperparameters import number, require_arguments, require_in_place, whole
 from .initializers import Initializer, draw_weights, get_initializer
 from .registry import Registry
 
@@ -329,6 +329,9 @@ class Dropout(Layer):
 
 
 def _check(rule: Layer) -> None:
+    if isinstance(rule, Dense):  # the diagnostics want its gradient elsewhere
+        arguments = ("x", "cache", "draws", "input_delta", "weight_gradient")
+        require_arguments(f"{type(rule).__name__}.backward", rule.backward, *arguments)
     kind, rows, layer = type(rule).__name__, 2, rule.without_arrays()
     sizes, start = (rows, layer.out_features), layer.initial(np.random.default_rng(0))
     wrong = {
