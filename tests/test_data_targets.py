@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[Any, str | None, str, int | None]] = {
     "integers in a column": (column([2, 0, 1, 2]), None, C, 3),
     "strings in a column": (column([*"abca"]), None, C, 3),
     "objects of one type": (objects([*"abca"]), None, C, 3),
+    "strings of any length": (np.array([*"abca"], np.dtypes.StringDType()), None, C, 3),
     "floats": ([0.5, 1.5, 2.0, 3.0], None, N, 1),
     "floats in a column": (column([0.5, 1.5, 2.0, 3.0]), None, N, 1),
     "half precision": (np.array([0.5, 1.5, 2.0, 3.0], np.float16), None, N, 1),

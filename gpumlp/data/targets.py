@@ -125,6 +125,8 @@ def _checked_array(targets: Any, samples: int, what: str) -> npt.NDArray[Any]:
 
 def _without_objects(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array of objects of one type, as data frames have them, as an array of that type; others unchanged."""
+    if values.dtype.kind == "T":  # strings of any length
+        values = values.astype(object)
     if values.dtype == object:
         given = [value.item() if isinstance(value, np.generic) else value for value in values.ravel().tolist()]
         kinds = {type(value) for value in given}
