@@ -311,7 +311,7 @@ class Layered(TrainingStep):
         ("it supports networks with one hidden layer only, this one has 2", {"hidden": (8, 8)}),
         ("it supports networks with one hidden layer only, this one has 0", {"hidden": ()}),
         ("it supports the optimizer SGD only, not Adam(", {"optimizer": Adam()}),
-        ("the activation LeakyReLU(negative_slope=0.01) has no CUDA expression", {"activation": MyReLU()}),
+        ("the activation MyReLU(negative_slope=0.01) has no CUDA expression", {"activation": MyReLU()}),
         ("it does not keep the pre-activation, for GELU()", {"activation": "gelu"}),
         ("it does not support the penalty MyPenalty", {"penalty": MyPenalty()}),
         ("a block would need 22 KiB of shared memory, for its weights and the rows", {"batch_size": 256}),

@@ -203,7 +203,7 @@ def _environment() -> Environment:
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
-    environment.filters["metric"] = lambda value, name: _metric(name, value)
+    environment.filters["metric"] = lambda value, name: metric(name, value, missing="–")
     environment.filters["monitor"] = monitor_words
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
@@ -255,14 +255,12 @@ class Shown:
     def results(self) -> list[tuple[str, str]]:
         """What is at the top of the page."""
         result, wrong = self.measures.result, self.measures.wrong
-        rows = [
-            (f"Test {METRIC_WORDS[name]}", _metric(name, getattr(result, name))) for name in METRICS[self.task]
-        ]
+        rows = [(f"Test {METRIC_WORDS[name]}", metric(name, getattr(result, name))) for name in METRICS[self.task]]
         if wrong is not None:
             rows.append(("Mistakes", f"{wrong:,} of {result.samples:,}"))
         return [
             *rows,
-            ("Test loss", _metric("loss", result.loss)),
+            ("Test loss", metric("loss", result.loss)),
             ("Epochs", _epochs(self.run)),
             ("Parameters", f"{self.run.model.parameters.count:,}"),
         ]
@@ -369,7 +367,7 @@ def comparison(shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
         return "not recorded" if value is None else format(value, form)
 
     def then(run: Run, name: str) -> str:
-        return _metric(name, run.epochs[run.network_epoch - 1].get(name) if run.epochs else None)
+        return metric(name, run.epochs[run.network_epoch - 1].get(name) if run.epochs else None, missing="–")
 
     metrics = [*dict.fromkeys(name for run in runs for name in METRICS[run.task]), "loss"]
     return [
@@ -387,10 +385,6 @@ def comparison(shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
         ("Samples per second", [recorded(run, "samples_per_second", ",.0f") for run in runs]),
         ("Trained on", [recorded(run, "device_name", "") for run in runs]),
     ]
-
-
-def _metric(name: str, value: float | None) -> str:
-    return metric(name, value, missing="–")
 
 
 def _epochs(run: Run) -> str:
