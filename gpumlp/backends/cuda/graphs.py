@@ -12,8 +12,8 @@ would not change cannot be captured and is run without one; `GraphRunner.unsuppo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -185,8 +185,9 @@ class GraphRunner:
         backend, xp, steps, offsets = self._backend, self._backend.xp, step.state.steps, captured.offsets
         read = [array for array in (step.order, step.targets, step.sample_weights) if array is not None]
         capture = Capture(offsets, read, (step.losses, step.scores))
-        with stream, xp.cuda.using_allocator(captured.pool.malloc), _no_copies_from_host(xp):
-            stream.begin_capture()  # in CuPy's default mode, which permits the pool to grow
+        with stream, xp.cuda.using_allocator(captured.pool.malloc):
+            # CuPy's default mode permits the pool to grow. CuPy refuses copies from and to the host.
+            stream.begin_capture()
             try:
                 with backend.capturing(capture):
                     for slot, batch in enumerate(batches):
@@ -275,20 +276,3 @@ def _contains(whole: Array, part: Array) -> bool:
     """Whether an array begins in the memory of another one."""
     start = whole.data.ptr
     return bool(start <= part.data.ptr < start + whole.size * whole.dtype.itemsize)
-
-
-@contextmanager
-def _no_copies_from_host(xp: Any) -> Iterator[None]:
-    """Refuse copies from the host, which a graph would repeat from memory that is free by then.
-
-    CuPy copies by pinned memory and refuses copies without it in a capture.
-    """
-
-    def refuse(size: int) -> Any:
-        raise NotCapturableError(f"it copies {size:,} bytes from the host, from memory that a graph cannot keep")
-
-    xp.cuda.set_pinned_memory_allocator(refuse)
-    try:
-        yield
-    finally:
-        xp.cuda.set_pinned_memory_allocator(xp.get_default_pinned_memory_pool().malloc)
