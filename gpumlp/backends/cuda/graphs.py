@@ -240,27 +240,27 @@ def step_key(step: Step) -> StepKey:
 class _Same:
     """Something that is compared by identity, such as an array, whose values a graph reads."""
 
+    __slots__ = ("thing",)
+    __hash__ = None  # type: ignore[assignment]
+
     def __init__(self, thing: object) -> None:
         self.thing = thing
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.thing is other.thing
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def _description(rule: Any) -> Any:
-    """The class and attributes of a rule, to be compared."""
-    return type(rule), *(
-        (name, _comparable(value)) for name, value in sorted(getattr(rule, "__dict__", {}).items())
-    )
+    """The class and attributes of a rule, to be compared. Computed before each part of an epoch."""
+    return type(rule), *((name, _comparable(value)) for name, value in getattr(rule, "__dict__", {}).items())
 
 
 def _comparable(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value), value
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value), *map(_comparable, value)
+    kind = type(value)
+    if kind in (int, float, str, bool, type(None)):
+        return kind, value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return kind, *map(_comparable, value)
     if isinstance(value, dict):
         return tuple((key, _comparable(item)) for key, item in value.items())
     return _Same(value)
