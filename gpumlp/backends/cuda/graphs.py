@@ -6,8 +6,9 @@ stored on the device: the position in the epoch, the optimizer's factors (learni
 and the number of steps taken. Temporary arrays of array code come from a memory pool of the graphs' own.
 
 The first step is run without a graph, since compiling kernels and selecting the algorithms of matrix products is
-not possible during a capture; so is a smaller last batch. A step that waits for the device or reads what a graph
-would not change cannot be captured and is run without one; `GraphRunner.unsupported_reason` says why.
+not possible during a capture; so is a smaller last batch. A step that waits for the device, or that reads or
+changes what a graph would not change, cannot be captured and is run without one; `GraphRunner.unsupported_reason`
+says why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
@@ -120,12 +121,15 @@ class GraphRunner:
     def __init__(self, backend: Device) -> None:
         self._backend = backend
         self._captured: WeakKeyDictionary[Step, Captured] = WeakKeyDictionary()
+        self._changing: WeakSet[Step] = WeakSet()  # those whose rules change themselves in every step
 
     def unsupported_reason(self, step: Step) -> str | None:
         """Why graphs do not support this step; None if they do, as far as known before its capture."""
         if self._backend.products() is None:
             return "CuPy's products cannot be captured; install nvmath-python (pip install '.[nvmath]')"
         found = self._captured.get(step)
+        if step in self._changing:
+            return "each step changes an attribute of a rule, which a graph would not repeat"
         if found is not None and found.refusal is not None and found.key == step_key(step):
             return found.refusal
         if not step.same_rules:
@@ -147,8 +151,8 @@ class GraphRunner:
         Returns:
             The number of batches that were run: all, or those before a capture that failed.
         """
-        done = 0
-        while done < len(batches):
+        done, changed = 0, False
+        while done < len(batches) and step not in self._changing:
             batch = step.slices[batches[done]]
             found = self._captured.get(step)
             known = found is not None and found.key == key
@@ -158,7 +162,12 @@ class GraphRunner:
                 step(batch, learning_rates[done])
                 done += 1
                 if not known and batch.stop - batch.start == step.batch_size:
-                    self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
+                    before, key = key, step_key(step)
+                    if key == before:
+                        self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
+                    elif changed:  # twice: it is no array that the first step keeps
+                        self._changing.add(step)
+                    changed = key != before
                 continue
             full = _full_batches(step, batches[done : done + CAPACITY])
             self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
@@ -226,10 +235,12 @@ class GraphRunner:
 def step_key(step: Step) -> StepKey:
     """Addresses, shapes and rules of a step: a captured graph is valid while they are unchanged."""
     rules = (step.optimizer, step.penalty, step.loss, *step.layers)
+    state = {name: value for name, value in vars(step.state).items() if name != "steps"}
     activations = [getattr(layer, "activation", None) for layer in step.layers]
     return (
         *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
         *(_description(rule) for rule in (*rules, *activations)),
+        _comparable(state),
         *(cuda_activation(activation) for activation in activations),
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), has_loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
