@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from gpumlp import Dataset, get_backend
 from gpumlp.backends import Backend
+from gpumlp.nn.registry import Registry
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
@@ -39,6 +41,16 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "cuda":
         return gpu_backend()
     return get_backend(request.param)
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = [dict(registry) for registry in Registry.known]
+    yield
+    for registry, kinds in zip(Registry.known, before, strict=True):
+        for name in registry.keys() - kinds.keys():
+            del registry[name]
 
 
 @pytest.fixture

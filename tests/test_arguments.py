@@ -28,6 +28,7 @@ from gpumlp import (
     Optimizer,
     Penalty,
     SoftmaxCrossEntropy,
+    SquaredError,
     StepDecay,
     Tanh,
     Trainer,
@@ -251,6 +252,17 @@ class LeavesLosses(SoftmaxCrossEntropy):
         outputs[...] = 0
 
 
+class LeavesScores(SquaredError):
+    def output_error(self, backend: Any, outputs: Any, targets: Any, losses: Any, scores: Any) -> None:
+        outputs -= targets
+        losses[...] = (outputs * outputs).sum(axis=1) / 2
+        outputs /= len(targets)
+
+
+class OtherTask(SquaredError):
+    task = "regression"
+
+
 @dataclass(frozen=True)
 class ReturnsParameters(SGD):
     def update(self, xp: Any, parameters: Any, gradient: Any, state: Any, learning_rate: float) -> Any:
@@ -294,6 +306,8 @@ class Eager(Callback):
         ),
         (lambda: net(activation=ReturnsSlope()), "ReturnsSlope.backward is expected to write its result into the"),
         (lambda: net(loss=LeavesLosses()), "LeavesLosses.output_error .* to return None; it leaves them as they"),
+        (lambda: net(loss=LeavesScores()), "LeavesScores.output_error is expected to write scores too"),
+        (lambda: net(loss=OtherTask()), "OtherTask.task is expected to be one of classes, labels, numbers, got"),
         (
             lambda: fit(net(), DATA, optimizer=ReturnsParameters()),
             "ReturnsParameters.update .* returns an array",

@@ -224,6 +224,35 @@ def test_labels_and_numbers_go_through_all_commands(
     assert_same_run(folder, again)
 
 
+@pytest.mark.parametrize(
+    ("weights", "options", "said"),
+    [
+        ({}, [], "54 samples to train, 6 to validate, 60 to test"),
+        ({"w_train": np.ones(60)}, [], "54 weighted samples to train, 6 to validate, 60 to test"),
+        ({"w_test": np.ones(60)}, [], "54 samples to train, 6 to validate, 60 weighted to test"),
+        ({}, ["--class-weight", "balanced"], "54 weighted samples to train, 6 to validate, 60 to test"),
+    ],
+)
+def test_it_is_said_which_samples_are_weighted(
+    weights: dict, options: list, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, **weights)
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1)
+    assert run("train", *words, *options, "--out", tmp_path / "run") == 0
+    assert f"data: own.npz, 3 features, {said}\n" in capsys.readouterr().out
+
+
+def test_a_regression_trains_with_the_defaults(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, (1000, 2))
+    y = np.sin(x[:, :1]) * x[:, 1:]
+    np.savez(tmp_path / "own.npz", x_train=x[:800], y_train=y[:800], x_test=x[800:], y_test=y[800:])
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--quiet")
+    assert run("train", *words, "--out", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_r2"] > 0.9
+
+
 def test_whole_floats_are_numbers_with_a_line_that_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,16 +306,33 @@ def test_resume_needs_no_other_option(finished: Path, capsys: pytest.CaptureFixt
     assert "learning_rate, seed: a run is resumed with its own configuration" in capsys.readouterr().err
 
 
-def test_a_schedule_over_all_steps_ends_where_it_was_planned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "named"), [(["--schedule", "constant"], "schedule"), (["--hidden", 8, 8], "hidden")]
+)
+def test_an_option_that_does_not_fit_those_of_a_resumed_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list, named: str
 ) -> None:
-    words = (*DIGITS, "--hidden", 8, "--schedule", "cosine", "--warmup", 10, "--quiet", "--epochs", 3)
+    """Not the options of the run that it does not fit."""
+    options = ("--hidden", 8, 8, 8, "--dropout", 0.1, 0, 0.1, "--schedule", "cosine", "--epochs", 1, "--quiet")
+    assert run("train", *DIGITS, *options, "--out", tmp_path / "run") == 0
+    assert run("train", "--resume", tmp_path / "run", *words) == 2
+    assert f" {named}: a run is resumed with its own configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("average", "still"),
+    [((), "the weights as they are"), (("--ema", 0.9), "only the average of the weights changes")],
+)
+def test_a_schedule_over_all_steps_ends_where_it_was_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], average: tuple, still: str
+) -> None:
+    words = (*DIGITS, *average, "--hidden", 8, "--schedule", "cosine", "--warmup", 10, "--quiet", "--epochs", 3)
     assert run("train", *words, "--out", tmp_path / "run") == 0
     assert config(tmp_path / "run")["schedule_steps"] == 3 * 41 - 10
     assert run("train", "--resume", tmp_path / "run", "--epochs", 5) == 0
     assert (
         "\nschedule cosine ends after step 123, in epoch 3: from then on the learning rate stays at its last "
-        "value, 0, and the weights as they are\n"
+        f"value, 0, and {still}\n"
     ) in capsys.readouterr().out
     rates = [record["learning_rate"] for record in history(tmp_path / "run")]
     assert rates[0] > rates[1] > rates[2] > 0

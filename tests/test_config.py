@@ -55,7 +55,7 @@ WRONG = [
     ("clip_norm", 0, "a number above 0"),
     ("max_norm", -3, "a number above 0"),
     ("label_smoothing", 1, "at least 0 and below 1"),
-    ("class_weight", "equal", "one of balanced"),
+    ("class_weight", "equal", "expected balanced, got"),
     ("schedule", "linear", "one of constant, step"),
     ("warmup", 0.5, "a whole number of 0 or more"),
     ("batch_size", 0, "1 or more, or full"),
@@ -190,6 +190,8 @@ def test_values_that_depend_on_the_data_are_filled_in() -> None:
     by_optimizer = {name: Config(optimizer=name).resolved(MNIST) for name in ("adam", "adamw", "rmsprop")}
     found = {name: (c.learning_rate, c.momentum, c.weight_decay) for name, c in by_optimizer.items()}
     assert found == {"adam": (0.001, None, None), "adamw": (0.001, None, 0.01), "rmsprop": (0.001, 0.0, None)}
+    numbers = [Config(optimizer=name).resolved(MNIST, "numbers").learning_rate for name in ("sgd", "adam")]
+    assert numbers == [0.01, 0.001]
 
 
 def test_given_values_are_kept() -> None:

@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[Any, str | None, str, int | None]] = {
     "integers in a column": (column([2, 0, 1, 2]), None, C, 3),
     "strings in a column": (column([*"abca"]), None, C, 3),
     "objects of one type": (objects([*"abca"]), None, C, 3),
+    "strings of any length": (np.array([*"abca"], np.dtypes.StringDType()), None, C, 3),
     "floats": ([0.5, 1.5, 2.0, 3.0], None, N, 1),
     "floats in a column": (column([0.5, 1.5, 2.0, 3.0]), None, N, 1),
     "half precision": (np.array([0.5, 1.5, 2.0, 3.0], np.float16), None, N, 1),
@@ -56,7 +57,12 @@ KINDS: dict[str, tuple[Any, str | None, str, int | None]] = {
     "a matrix of integers as numbers": (X.astype(int), N, N, 2),
     # Errors
     "one-hot": (ONE_HOT, None, r"each row of \(4, 4\) has exactly one 1; give targets.argmax\(axis=1\) if", None),
-    "one-hot bools": (ONE_HOT > 0, None, r"exactly one 1; give .* or task=\"labels\" \(--task labels\) if", None),
+    "one-hot bools": (
+        ONE_HOT > 0,
+        None,
+        r"exactly one 1; give .* or Dataset\(..., task=\"labels\"\) \(--task labels\) if",
+        None,
+    ),
     "a matrix of integers": (
         X.astype(int),
         None,

@@ -529,6 +529,15 @@ def test_large_inputs_diverge() -> None:
     assert "scale them to about 1" in diverge(data, optimizer=SGD(0.1)).message
 
 
+def test_large_targets_diverge() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    with pytest.raises(DivergenceError) as error:
+        fit(MLP([3, 64, 1], device="cpu"), x, 500 + 100 * x[:, 0], optimizer=SGD(0.1, momentum=0.9), batch_size=32)
+    found = r" inputs up to \d.\d+ and targets up to \d{3} in absolute value\."
+    assert re.search(found, str(error.value))
+    assert "Targets so large make every step too large: scale them to about 1" in str(error.value)
+
+
 def test_a_large_penalty_diverges() -> None:
     message = diverge(optimizer=SGD(0.1), l2=50.0, epochs=30).message
     assert "try an l2 of 0.1 or less" in message

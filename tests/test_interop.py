@@ -19,6 +19,7 @@ import pytest
 from gpumlp import (
     ELU,
     MLP,
+    Dataset,
     ImportedModelError,
     Inputs,
     LeakyReLU,
@@ -222,6 +223,28 @@ def test_a_sequential_of_pytorch_predicts_the_same(activation: str | None, dtype
     np.testing.assert_array_equal(from_state.predict_proba(x), model.predict_proba(x))
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_first_data_decides_on_the_loss_of_a_network_of_pytorch(outputs: int, nn: Any) -> None:
+    import torch
+
+    network, rng = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)), np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 4)).astype("f"), rng.normal(size=(20, outputs))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    for given in (network, network.state_dict()):
+        activation = None if given is network else "tanh"
+        model = MLP.from_torch(given, activation=activation, device="cpu")
+        found = model.evaluate(Dataset(x, y))
+        assert found.mae == pytest.approx(np.abs(expected - y).mean(), rel=1e-5)
+        np.testing.assert_allclose(model.predict(x), expected, atol=1e-6)
+        model = MLP.from_torch(given, activation=activation, device="cpu")
+        model.evaluate(Dataset(x, rng.integers(0, max(2, outputs), 20), classes=max(2, outputs)))
+        assert model.loss.name == ("logistic_cross_entropy" if outputs == 1 else "softmax_cross_entropy")
+    closed = MLP.from_torch(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), device="cpu")
+    with pytest.raises(ValueError, match="has the loss softmax_cross_entropy"):
+        closed.evaluate(Dataset(x, rng.normal(size=(20, 3))))
+
+
 def test_each_hidden_layer_may_have_its_own_activation(nn: Any) -> None:
     widths = [3, *(4 + index for index in range(len(_ACTIVATIONS) + 1)), 2]
     between = [getattr(nn, name)(**OPTIONS.get(name, {})) for name in _ACTIVATIONS] + [nn.Identity()]
@@ -331,7 +354,6 @@ def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
             "layer 2, Flatten.*expected only as the first layer",
         ),
         ([nn.Flatten(0), linear(4, 2)], "layer 0, Flatten.*expected only as the first layer"),
-        ([linear(3, 4), nn.ReLU(), linear(4, 1)], "the last layer has one output"),
         ([nn.ReLU()], "expected at least one Linear layer"),
         ([nn.Sequential(linear(3, 4), nn.PReLU()), linear(4, 2)], r"layer 0.1, PReLU\("),
     ):
@@ -555,7 +577,6 @@ def test_a_state_dict_is_checked_name_by_name() -> None:
         ({**layers, "1.weight": bias, "1.running_mean": bias}, r"1.weight of shape \(4,\): expected only weights"),
         ({"0.weight": np.zeros((4, 3, 5, 5))}, r"0.weight of shape \(4, 3, 5, 5\): expected only"),
         ({"0.weight": weight, "2.weight": np.zeros((2, 5))}, "2.weight: expected 4 inputs"),
-        ({"0.weight": np.zeros((1, 3))}, "the last layer has one output"),
     ):
         with pytest.raises(ImportedModelError, match=message):
             MLP.from_torch(state, device="cpu", activation=None if state is layers else "relu")

@@ -110,7 +110,7 @@ def test_classes_and_names_may_be_given(labels: Any, options: dict[str, Any], ex
             r"classes from 0 to 2, but labels\[1\] is 4; correct the labels, or the number of classes",
         ),
         ([0, -1], {"classes": 3}, r"labels\[1\] is -1"),
-        (["a"], {"classes": 3}, "class numbers where classes=3 is given, got strings; leave it out"),
+        (["a"], {"classes": 3}, "class numbers from 0 to 2, got strings; give these numbers, or leave"),
         ([10, 15], {"class_names": [10, 20]}, r"among the classes 10, 20, but labels\[1\] is 15; correct the lab"),
         ([0, 1], {"class_names": ["a", "b"]}, r"labels\[0\] is 0; .*or add classes=2 if these are class numbers"),
         ([0, 1], {"class_names": "ab"}, "class_names must be a list of names, got 'ab'"),

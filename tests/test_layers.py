@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import ELU, MLP, SGD, Dataset, Dense, Dropout, Layer, ModelFileError, Tanh, Trainer, fit, register
+from gpumlp import (
+    ELU,
+    MLP,
+    SGD,
+    Callback,
+    Dataset,
+    Dense,
+    Dropout,
+    Layer,
+    ModelFileError,
+    Tanh,
+    Trainer,
+    fit,
+    register,
+)
 from gpumlp.backends import DROPOUT, Backend, Draws, get_backend
 from gpumlp.nn.layers import LAYERS, Cache
 from gpumlp.nn.network import Workspace
@@ -262,6 +276,36 @@ def test_given_layers_keep_their_weights_and_stay_independent() -> None:
     np.testing.assert_array_equal(same.dense_layers[0].weight, before[0])
 
 
+def test_layers_without_a_seed_are_drawn_from_that_of_the_network() -> None:
+    def weights(seed: int) -> list[np.ndarray]:
+        layers = [Dense(4, 4, "tanh"), Dense(4, 4, "tanh"), Dense(4, 2)]
+        return [layer.weight for layer in MLP(layers, seed=seed, device="cpu", dtype="float64").dense_layers]
+
+    by_size = MLP([4, 4, 4, 2], "tanh", seed=1, device="cpu", dtype="float64").dense_layers
+    for one, other, same in zip(weights(0), weights(1), by_size, strict=True):
+        assert (one != other).all()
+        np.testing.assert_array_equal(other, same.weight)
+    first, second, _ = weights(0)
+    assert (first != second).all()
+
+    changed = Dense(2, 2)
+    changed.weight[...] = 7  # it has weights from here on
+    assert (MLP([changed], device="cpu").dense_layers[0].weight == 7).all()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@pytest.mark.parametrize("options", [{}, {"seed": 5}], ids=["no seed", "seed"])
+def test_copies_of_a_layer_keep_its_weights(options: dict[str, int], copied: Any) -> None:
+    layer, x = Dense(3, 2, "tanh", **options), np.ones((4, 3), np.float32)
+    np.testing.assert_array_equal(copied(layer)(x), layer(x))
+    other = copied(layer)
+    np.testing.assert_array_equal(other(x), layer(x))
+    other.weight[...] = 0
+    assert layer.weight.all()
+    own = copied(with_own_layer().layers[0])
+    np.testing.assert_allclose(own.parameters["log_scale"], 0.1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -286,6 +330,9 @@ def test_what_given_layers_settle_is_not_given_again() -> None:
         with pytest.raises(
             ValueError, match=r"dropout is expected among the layers, as Dropout\(features, rate\)"
         ):
+            MLP([Dense(4, 3), Dense(3, 2)], device="cpu", **options)
+    for options in ({"activation": "gelu"}, {"initializer": "he"}):
+        with pytest.raises(ValueError, match="activation and initializer are expected in the layers, as Dense"):
             MLP([Dense(4, 3), Dense(3, 2)], device="cpu", **options)
 
 
@@ -336,11 +383,59 @@ class Scaled(Layer):
         self.backend.column_sums(cache.delta, self.gradients["log_scale"])
 
 
+class Times(Layer):
+    """A layer of the user's with an option that has the name of an array of `Dense`."""
+
+    name = "test_times"
+
+    def __init__(self, features: int, weight: float) -> None:
+        super().__init__(features, features)
+        self.weight = weight
+
+    def options(self) -> dict[str, Any]:
+        return {"features": self.in_features, "weight": self.weight}
+
+    def forward(self, x: Any, cache: Cache, draws: Draws | None) -> None:
+        self.backend.xp.multiply(x, self.weight, out=cache.output)
+
+    def backward(self, x: Any, cache: Cache, draws: Draws | None, input_delta: Any) -> None:
+        if input_delta is not None:
+            self.backend.xp.multiply(cache.delta, self.weight, out=input_delta)
+
+
+class Mixed(Layer):
+    """A layer of the user's with two matrices, y = tanh(x A) + x B + c."""
+
+    name = "test_mixed"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        matrix = (self.in_features, self.out_features)
+        return {"first": matrix, "second": matrix, "bias": (self.out_features,)}
+
+    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {name: rng.normal(0, 0.3, shape) for name, shape in self.shapes().items()}
+
+    def new_cache(self, new: Callable[..., Any], below: Cache, *, training: bool) -> Cache:
+        return Cache(new(), new(), new())
+
+    def forward(self, x: Any, cache: Cache, draws: Draws | None) -> None:
+        xp, own = self.backend.xp, self.parameters
+        xp.tanh(xp.matmul(x, own["first"]), out=cache.saved)
+        xp.add(cache.saved, xp.matmul(x, own["second"]) + own["bias"], out=cache.output)
+
+    def backward(self, x: Any, cache: Cache, draws: Draws | None, input_delta: Any) -> None:
+        xp, own, inner = self.backend.xp, self.parameters, cache.delta * (1 - cache.saved * cache.saved)
+        xp.matmul(x.T, inner, out=self.gradients["first"])
+        xp.matmul(x.T, cache.delta, out=self.gradients["second"])
+        xp.sum(cache.delta, axis=0, out=self.gradients["bias"])
+        if input_delta is not None:
+            xp.add(xp.matmul(inner, own["first"].T), xp.matmul(cache.delta, own["second"].T), out=input_delta)
+
+
 @pytest.fixture
-def registered() -> Iterator[None]:
-    register(Scaled)
-    yield
-    del LAYERS[Scaled.name]
+def registered() -> None:
+    for kind in (Scaled, Times, Mixed):
+        register(kind)
 
 
 def with_own_layer(device: Any = "cpu") -> MLP:
@@ -375,6 +470,10 @@ MODELS: dict[str, Callable[[], MLP]] = {
     "activations and dropout": lambda: dropout_net(["gelu", ELU(0.5)], dropout=[0.5, 0.25]),
     "input dropout alone": lambda: MLP([20, 4], input_dropout=0.2, device="cpu"),
     "own layer": with_own_layer,
+    "own layer with an option": lambda: MLP([Times(20, 0.5), Dense(20, 9, "tanh"), Dense(9, 4)], device="cpu"),
+    "own layers with matrices": lambda: MLP(
+        [Mixed(20, 9), Dense(9, 9, "tanh"), Dropout(9, 0.1), Mixed(9, 6), Dense(6, 4)], device="cpu"
+    ),
 }
 
 
@@ -419,10 +518,8 @@ def test_a_network_with_a_layer_that_is_not_registered_is_refused(tmp_path: Path
         with_own_layer().save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     register(Scaled)
-    try:
-        with_own_layer().save(tmp_path / "model")
-    finally:
-        del LAYERS[Scaled.name]
+    with_own_layer().save(tmp_path / "model")
+    del LAYERS[Scaled.name]
     with pytest.raises(ModelFileError, match="the unknown layer 'test_scaled'; register its class first"):
         MLP.load(tmp_path / "model", device="cpu")
 
@@ -435,6 +532,12 @@ class NoBackward(Layer):
 
 class OtherArguments(Scaled):
     def backward(self, x: Any, cache: Any) -> None: ...  # type: ignore[override]
+
+
+class OtherDense(Dense):
+    name = "other_dense"
+
+    def backward(self, x: Any, cache: Any, draws: Any = None, input_delta: Any = None) -> None: ...  # type: ignore[override]
 
 
 class Nameless(Layer):
@@ -450,6 +553,10 @@ class Nameless(Layer):
             OtherArguments(4),
             "OtherArguments.backward is expected to be a function of x, cache, draws, input_delta",
         ),
+        (
+            OtherDense(4, 4),
+            "OtherDense.backward is expected to be a function of x, cache, draws, input_delta, weight_gradient",
+        ),
         (Nameless(4, 4), "Nameless is expected to have a name, such as name = 'my_layer'"),
     ],
 )
@@ -461,3 +568,18 @@ def test_an_incomplete_layer_is_refused_with_what_it_lacks(layer: Layer, message
 def test_a_layer_without_a_network_has_sizes_of_1_or_more() -> None:
     with pytest.raises(ValueError, match="in_features is expected to be a whole number of 1 or more, got 0"):
         Dropout(0)
+
+
+def test_diagnostics_leave_gradients_of_own_layers_alone(blobs: Dataset) -> None:
+    model = MLP([Mixed(20, 9), Dense(9, 4)], device="cpu", seed=1)
+    trainer, seen = Trainer(model, blobs, batch_size=32, validation=20), []
+    trainer.keep_gradients()
+
+    class Watch(Callback):
+        def on_progress(self, trainer: Trainer, samples: int) -> None:
+            seen.append(trainer.trained.parameters.gradient.copy())
+
+    trainer.run(1, Watch())
+    np.testing.assert_array_equal(model.parameters.gradient, seen[-1])
+    norms = [layer.weight_norm for layer in trainer.history.records[-1].layers or ()]
+    np.testing.assert_allclose(norms, [np.linalg.norm(model.dense_layers[0].weight)], rtol=1e-6)

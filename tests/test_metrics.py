@@ -82,6 +82,14 @@ def test_a_constant_output_is_predicted_perfectly_or_not_at_all(
     assert found.r2 == (expected + 0) / 2  # the other output is predicted by its mean
 
 
+@pytest.mark.parametrize("device", ["cpu", StrictBackend()], ids=["cpu", "strict"])
+def test_r2_of_large_numbers_in_float32_is_finite(device: Any) -> None:
+    """The sum of the squares is beyond float32, each square is not."""
+    y = 1e18 * RNG.normal(size=(5000, 2))
+    found = MLP([6, 2], device=device, seed=0).evaluate(Dataset(np.zeros((5000, 6)), y))
+    assert found.r2 == pytest.approx(1 - (np.square(y).sum(axis=0) / (5000 * y.var(axis=0))).mean(), abs=1e-6)
+
+
 def test_r2_does_not_lose_digits_far_from_0() -> None:
     """The spread is computed around the mean, and in float64 also for a network in float32."""
     y = 1e4 + RNG.normal(size=(50, 1))

@@ -251,14 +251,27 @@ def test_the_incoming_weights_of_hidden_units_stay_below_max_norm(activation: st
     assert np.linalg.norm(model.dense_layers[-1].weight, axis=0).max() > 0.8  # outputs are not limited
 
 
-def test_a_limit_that_is_never_reached_changes_nothing(blobs: Dataset) -> None:
+@pytest.mark.parametrize("limit", [1e6, 1e300])  # the second is beyond float32
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_a_limit_that_is_never_reached_changes_nothing(
+    dtype: str, atol: float, limit: float, blobs: Dataset
+) -> None:
     ends = []
-    for limits in ({}, {"max_norm": 1e6}, {"clip_norm": 1e6}):
-        model = MLP([20, 16, 4], device="cpu", dtype="float64")
+    for limits in ({}, {"max_norm": limit}, {"clip_norm": limit}):
+        model = MLP([20, 16, 4], device="cpu", dtype=dtype)
         fit(model, blobs, epochs=3, batch_size=32, optimizer=MOMENTUM, **limits)
         ends.append(model.parameters.data)
     np.testing.assert_array_equal(ends[1], ends[0])
-    np.testing.assert_allclose(ends[2], ends[0], rtol=0, atol=1e-12)  # the gradient is an array, not accumulated
+    np.testing.assert_allclose(ends[2], ends[0], rtol=0, atol=atol)  # the gradient is an array, not accumulated
+
+
+@pytest.mark.parametrize("limit", [1e-30, 1e-300])
+def test_max_norm_close_to_0_leaves_units_without_weights_alone(limit: float, blobs: Dataset) -> None:
+    model = MLP([20, 16, 4], device="cpu")
+    model.dense_layers[0].weight[:, 3] = 0
+    history = fit(model, Dataset(0 * blobs.images, blobs.labels), epochs=1, batch_size=32, max_norm=limit)
+    assert np.isfinite(model.parameters.data).all()
+    assert np.isfinite(history["train_loss"]).all()
 
 
 def test_a_step_is_no_longer_than_the_clipped_gradient(blobs: Dataset) -> None:

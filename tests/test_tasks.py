@@ -232,7 +232,9 @@ def test_whole_floats_are_numbers_with_a_warning_unless_the_task_is_given() -> N
 
 
 def test_one_hot_targets_are_an_error_that_asks() -> None:
-    with pytest.raises(DataError, match=r"exactly one 1; give targets.argmax\(axis=1\) .* or task=\"labels\""):
+    with pytest.raises(
+        DataError, match=r"exactly one 1; give targets.argmax\(axis=1\) .* or Dataset\(..., task=\"labels\"\)"
+    ):
         fit(net(), X, np.eye(3)[CLASSES])
 
 
@@ -309,8 +311,14 @@ def test_class_weights_multiply_the_weights_of_the_samples(
 
 def test_weights_of_classes_and_samples_that_leave_nothing_are_refused() -> None:
     own = (CLASSES == 0).astype(float)
-    with pytest.raises(ValueError, match="expected to leave some weight, but every training sample has 0"):
+    with pytest.raises(ValueError, match=r"expected to leave some weight, but all .* training samples have 0"):
         fit(net(), X, CLASSES, sample_weight=own, class_weight={0: 0.0})
+    one, parts = np.eye(N)[3], set()
+    for seed in range(10):  # the sample with weight is held out, or it is not
+        with pytest.raises(ValueError, match=r"expected to leave some weight, but all .* samples have 0") as error:
+            fit(net(), X, CLASSES, sample_weight=one, validation=0.5, seed=seed)
+        parts.add("training" in str(error.value))
+    assert parts == {True, False}
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:

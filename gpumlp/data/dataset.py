@@ -374,7 +374,7 @@ class ArrayBatches:
         if self._weights is None:
             return None
         weights = self._weights[self.rows].astype(np.float64)
-        weights *= len(weights) / max(weights.sum(), np.finfo(np.float64).tiny)
+        weights *= len(weights) / weights.sum()
         return self._backend.asarray(weights.astype(self._weights.dtype))
 
     def reorder(self, rows: HostArray) -> None:

@@ -100,7 +100,10 @@ def _checked_count(classes: int, names: tuple[Any, ...] | None, what: str) -> in
 
 def _class_numbers(values: npt.NDArray[Any], count: int, what: str) -> npt.NDArray[np.int64]:
     if values.dtype.kind == "U":
-        raise DataError(f"{what} must be class numbers where classes={count} is given, got strings; leave it out")
+        raise DataError(
+            f"{what} must be class numbers from 0 to {count - 1}, got strings; give these numbers, or leave out "
+            "classes"
+        )
     for wrong in (int(values.min()), int(values.max())):
         if not 0 <= wrong < count:
             where = int((values == wrong).argmax())

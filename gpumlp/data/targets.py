@@ -70,8 +70,8 @@ def encode_targets(
     numbers = _as_numbers(values, what)
     if task is None and ((numbers == np.rint(numbers)) & (np.abs(numbers) < 2.0**53)).all():
         warnings.warn(
-            f'{what} are whole numbers as floats, so a regression; give integers for classes, or task="numbers" '
-            "(--task numbers) to settle it",
+            f"{what} are whole numbers as floats, so a regression; give integers for classes, or "
+            'Dataset(..., task="numbers") (--task numbers) to settle it',
             UserWarning,
             stacklevel=3,
         )
@@ -125,6 +125,8 @@ def _checked_array(targets: Any, samples: int, what: str) -> npt.NDArray[Any]:
 
 def _without_objects(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array of objects of one type, as data frames have them, as an array of that type; others unchanged."""
+    if values.dtype.kind == "T":  # strings of any length
+        values = values.astype(object)
     if values.dtype == object:
         given = [value.item() if isinstance(value, np.generic) else value for value in values.ravel().tolist()]
         kinds = {type(value) for value in given}
@@ -142,8 +144,8 @@ def _task_of(values: npt.NDArray[Any], what: str) -> str:
         if (values.sum(axis=1) == 1).all():
             raise DataError(
                 f"{what} must be of one kind, but each row of {values.shape} has exactly one 1; give "
-                'targets.argmax(axis=1) if they are one-hot classes, or task="labels" (--task labels) if a sample '
-                "can have several labels"
+                'targets.argmax(axis=1) if they are one-hot classes, or Dataset(..., task="labels") '
+                "(--task labels) if a sample can have several labels"
             )
         return "labels"
     if kind == "f":
@@ -151,7 +153,7 @@ def _task_of(values: npt.NDArray[Any], what: str) -> str:
     raise DataError(
         f"{what} must be one column of classes, or 0 and 1 for several labels a sample, got a matrix of shape "
         f"{values.shape} of dtype {values.dtype}; give one column, or targets.astype(float) or "
-        'task="numbers" (--task numbers) for numbers'
+        'Dataset(..., task="numbers") (--task numbers) for numbers'
     )
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from ..nn.activations import ACTIVATIONS
-from ..training.divergence import LARGE_INPUT
+from ..training.divergence import LARGE_VALUE
 from ..training.history import (
     Best,
     ClassCounts,
@@ -588,7 +588,7 @@ def _signal_scale(record: EpochRecord, setting: Setting) -> float | None:
 def _large_inputs(records: Sequence[EpochRecord]) -> str | None:
     """What to do about inputs far above 1; None if they are not."""
     largest = next((layer.largest_input for _, layer in _last_layers(records)), None)
-    if largest is None or largest <= LARGE_INPUT:
+    if largest is None or largest <= LARGE_VALUE:
         return None
     rounded = float(f"{largest:.3g}")
     return f"the inputs are up to {rounded:,.9g} in absolute value, scale them to about 1"

@@ -134,12 +134,13 @@ class Probe:
     def __init__(
         self, model: MLP, samples: int, epoch_samples: int, scratch: Array, trained: MLP | None = None
     ) -> None:
-        self.model, self._trained = model, (trained or model).parameters
+        trained = trained or model
+        self.model, self._trained = model, trained.parameters
         self.samples = samples
         self.rows = min(samples, max(LEAST_ROWS, min(MOST_ROWS, epoch_samples // ROWS_SHARE)))
         parameters, xp = model.parameters, model.backend.xp
         self._workspace = Workspace(model, self.rows, pixels=False)
-        self._weights = [view.reshape(-1) for view in self._trained.weight_views(self._trained.data)]
+        self._weights = [view.reshape(-1) for view in trained.dense_weights(self._trained.data)]
         self._scratch = scratch
         self._inputs_known = False
         # In inference, dropout has the arrays of the layer below.
@@ -149,9 +150,12 @@ class Probe:
             if isinstance(layer, Dense)
         ]
         self._deviations = [cache.delta.reshape(-1) for cache in self._caches[:-1]]
-        self._targets = [Accumulation(view) for view in parameters.weight_views(scratch)]
+        self._targets = [Accumulation(view) for view in model.dense_weights(scratch)]
         self._flat_targets = [target.out.reshape(-1) for target in self._targets]
-        self._biases = xp.empty_like(parameters.gradient[parameters.weights.stop :])
+        # What the backward pass overwrites: of dense layers the gradients of the biases, of others all.
+        others = len(self._targets) < len(parameters.weight_views(scratch))
+        self._overwritten = parameters.gradient[0 if others else parameters.weights.stop :]
+        self._kept = xp.empty_like(self._overwritten)
         self.values: Array = xp.zeros((8, len(model.dense_layers)), dtype="float64")
 
     def look(self, seen: Workspace, before: Array) -> None:
@@ -163,7 +167,7 @@ class Probe:
         """
         model, backend, values = self.model, self.model.backend, self.values
         xp = backend.xp
-        parameters, own = model.parameters, self._workspace
+        own = self._workspace
         for cache, source in zip(own.caches[:-1], seen.caches[:-1], strict=True):
             xp.copyto(cache.output, source.output[: self.rows])
             if cache.saved is not None:
@@ -187,13 +191,12 @@ class Probe:
         # The loss has left the error term of a mean over the whole batch.
         xp.multiply(seen.logits[: self.rows], self.samples / self.rows, out=own.logits)
 
-        biases = parameters.gradient[parameters.weights.stop :]
-        xp.copyto(self._biases, biases)
+        xp.copyto(self._kept, self._overwritten)
         model.backward_pass(own, self._targets)
-        xp.copyto(biases, self._biases)
+        xp.copyto(self._overwritten, self._kept)
         for index, gradient in enumerate(self._flat_targets):
             values[0, index] = xp.vdot(gradient, gradient)
-        weights = parameters.weights
+        weights = self._trained.weights
         xp.subtract(self._trained.data[weights], before[weights], out=self._scratch[weights])
         for index, (change, weight) in enumerate(zip(self._flat_targets, self._weights, strict=True)):
             values[1, index] = xp.vdot(change, change)

@@ -25,7 +25,7 @@ def build(
     activation: str | Activation | Sequence[str | Activation],
     device: str | Backend,
     dtype: npt.DTypeLike,
-    loss: str = "softmax_cross_entropy",
+    loss: str,
     dropout: Sequence[float] = (),
     input_dropout: float = 0.0,
 ) -> M:

@@ -67,7 +67,8 @@ def from_torch(
     Sigmoid after a single output becomes a softmax over two. Nested Sequentials are unpacked, and so are
     DataParallel, DistributedDataParallel, AveragedModel and the result of ``torch.compile``.
 
-    The network uses all values as they are, whatever their dtype, as PyTorch does.
+    The network uses all values as they are, whatever their dtype, as PyTorch does. Without an activation of the
+    outputs, its loss is ``"auto"``: the first data that it sees decides.
 
     Args:
         kind: the class of the result.
@@ -102,16 +103,13 @@ def from_torch(
         layers = list(_flat(network))
         found = _from_layers(layers)
         first = next(layer for _, layer in layers if _name(layer) == "Linear").weight
-    if found.weights[-1].shape[1] < 2:
-        raise ImportedModelError(
-            "the last layer has one output; expected two or more classes, or a Sigmoid after it in the Sequential"
-        )
     given = str(first.dtype).rpartition(".")[2]
     return build(
         kind,
         *found[:3],
         device,
         dtype or ("float64" if given == "float64" else "float32"),
+        found.loss,
         dropout=found.rates[1:],
         input_dropout=found.rates[0],
     )
@@ -124,12 +122,14 @@ class _Network(NamedTuple):
         weights, biases: ``(in, out)`` and ``(out,)`` of each layer.
         activation: of the hidden layers, or a list with that of each.
         rates: of dropout, of the inputs and of each hidden layer.
+        loss: as for `MLP`.
     """
 
     weights: list[HostArray]
     biases: list[HostArray]
     activation: str | Activation | Sequence[str | Activation]
     rates: list[float]
+    loss: str = "auto"
 
 
 # -- The network in what was given -------------------------------------------------------------------------------
@@ -270,7 +270,8 @@ def _from_layers(layers: list[tuple[str, Any]]) -> _Network:
                 f"{label}: has no equivalent here; supported are Linear, {', '.join(_ACTIVATIONS)}, Flatten, "
                 "Dropout, Identity, Softmax and LogSoftmax"
             )
-    return _Network(weights, biases, [rule or Identity() for rule in after[:-1]], rates[:-1])
+    loss = "softmax_cross_entropy" if closed else "auto"
+    return _Network(weights, biases, [rule or Identity() for rule in after[:-1]], rates[:-1], loss)
 
 
 def _activation(label: str, layer: Any) -> Activation:

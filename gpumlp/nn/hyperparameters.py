@@ -146,13 +146,16 @@ def require_methods(rule: object, base: type, *methods: str) -> None:
         require_arguments(f"{kind}.{name}", getattr(rule, name), *arguments)
 
 
-def require_in_place(name: str, call: Callable[[], Any], written: Any) -> None:
+def require_in_place(name: str, call: Callable[[], Any], written: Any) -> bool:
     """Call a method of the user's on a small example, and check that it writes its result into its arguments.
 
     Args:
         name: of the method.
         call: calls it. What it raises is left to its first use.
         written: an array of NaN that the method overwrites.
+
+    Returns:
+        Whether it raised nothing.
 
     Raises:
         TypeError: it returns a result instead.
@@ -161,12 +164,13 @@ def require_in_place(name: str, call: Callable[[], Any], written: Any) -> None:
         with np.errstate(all="ignore"):
             result = call()
     except Exception:
-        return
+        return False
     if result is not None or np.isnan(written).all():
         raise TypeError(
             f"{name} is expected to write its result into the arrays that it is given and to return None; it "
             f"{'leaves them as they are' if result is None else f'returns {shown(result)}'}"
         )
+    return True
 
 
 def require_arguments(name: str, function: Callable[..., Any], *arguments: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from ..backends import (
     reference_backend,
 )
 from .activations import Activation, get_activation
-from .hyperparameters import number, require_in_place, whole
+from .hyperparameters import number, require_arguments, require_in_place, whole
 from .initializers import Initializer, draw_weights, get_initializer
 from .registry import Registry
 
@@ -68,6 +67,8 @@ class Layer:
     parameters: dict[str, Array]
     gradients: dict[str, Array]
 
+    _arrays: ClassVar[tuple[str, ...]] = ("backend", "parameters", "gradients")  # what `bind` sets
+
     def __init__(self, in_features: int, out_features: int) -> None:
         self.in_features = whole("in_features", in_features, 1)
         self.out_features = whole("out_features", out_features, 1)
@@ -86,7 +87,7 @@ class Layer:
         Args:
             new: ``new(dtype=...)`` returns an array ``(batch, out_features)``, of the network's dtype by default.
             below: that of the layer below, or the network's inputs.
-            training: is it for training, or for the inference alone?
+            training: are there `draws`? Without them a backward pass may follow too, for statistics.
         """
         return Cache(new(), new())
 
@@ -117,16 +118,37 @@ class Layer:
 
     def options(self) -> dict[str, Any]:
         """The arguments that make this layer again, numbers and strings: by default, its attributes."""
-        return {name: value for name, value in vars(self).items() if name not in _BOUND}
+        return {name: value for name, value in vars(self).items() if name not in self._arrays}
+
+    def without_arrays(self) -> Layer:
+        """A copy that is not bound to any arrays."""
+        other = object.__new__(type(self))
+        vars(other).update((name, value) for name, value in vars(self).items() if name not in self._arrays)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state, with the parameters on the host."""
+        state = vars(self.without_arrays())
+        if "parameters" in vars(self):
+            tensors = {name: self.backend.to_numpy(array) for name, array in self.parameters.items()}
+            state["bound"] = self.backend.name, tensors
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device, tensors = state.pop("bound", (None, {}))
+        vars(self).update(state)
+        if device is not None:
+            self._bind_copies(get_backend(device), tensors)
+
+    def _bind_copies(self, backend: Backend, tensors: dict[str, HostArray]) -> None:
+        """Bind arrays of the layer's own."""
+        with backend.activate():
+            parameters = {name: backend.xp.array(array) for name, array in tensors.items()}
+            gradients = {name: backend.xp.zeros_like(array) for name, array in parameters.items()}
+        self.bind(backend, parameters, gradients)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _BOUND}
-
-
-_BOUND = ("backend", "parameters", "gradients", "weight", "bias", "weight_gradient", "bias_gradient")
 
 
 class Dense(Layer):
@@ -136,7 +158,8 @@ class Dense(Layer):
         in_features, out_features: the shape of W.
         activation: h, by name or as an `Activation`.
         initializer: of W, by name or as an object with a ``std`` method; b starts at 0.
-        seed: of the initial weights: an int, or a generator to draw from.
+        seed: of the initial weights: an int, or a generator to draw from. Without it they are drawn when they are
+            first used: by a network of this layer from its own seed, otherwise with the seed 0.
         device: as for `MLP`.
         dtype: float32 or float64.
 
@@ -161,6 +184,8 @@ class Dense(Layer):
     weight_gradient: Array
     bias_gradient: Array
 
+    _arrays = (*Layer._arrays, "weight", "bias", "weight_gradient", "bias_gradient")
+
     def __init__(
         self,
         in_features: int,
@@ -168,19 +193,29 @@ class Dense(Layer):
         activation: str | Activation = "identity",
         *,
         initializer: str | Initializer = "auto",
-        seed: int | np.random.Generator = 0,
+        seed: int | np.random.Generator | None = None,
         device: str | Backend = "cpu",
         dtype: npt.DTypeLike = "float32",
     ) -> None:
         super().__init__(in_features, out_features)
         self.activation = get_activation(activation)
         self.initializer = get_initializer(initializer, self.activation)
-        backend, kind = get_backend(device), check_dtype(dtype)
+        get_backend(device)  # for its error
+        self._home = device, check_dtype(dtype)
+        if seed is not None:
+            self._draw(seed)
+
+    def _draw(self, seed: int | np.random.Generator) -> None:
+        device, dtype = self._home
         start = self.initial(np.random.default_rng(seed))
-        with backend.activate():
-            parameters = {name: backend.asarray(array, dtype=kind) for name, array in start.items()}
-            gradients = {name: backend.xp.zeros_like(array) for name, array in parameters.items()}
-        self.bind(backend, parameters, gradients)
+        self._bind_copies(get_backend(device), {name: array.astype(dtype) for name, array in start.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        """The arrays of a layer without a seed, at their first use."""
+        if name not in self._arrays or "_home" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._draw(0)
+        return getattr(self, name)
 
     @classmethod
     def unbound(
@@ -294,7 +329,10 @@ class Dropout(Layer):
 
 
 def _check(rule: Layer) -> None:
-    kind, rows, layer = type(rule).__name__, 2, copy(rule)
+    if isinstance(rule, Dense):  # the diagnostics want its gradient elsewhere
+        arguments = ("x", "cache", "draws", "input_delta", "weight_gradient")
+        require_arguments(f"{type(rule).__name__}.backward", rule.backward, *arguments)
+    kind, rows, layer = type(rule).__name__, 2, rule.without_arrays()
     sizes, start = (rows, layer.out_features), layer.initial(np.random.default_rng(0))
     wrong = {
         name: shape for name, shape in layer.shapes().items() if np.shape(start.get(name, ())) != tuple(shape)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backends import Array, Backend, array_namespace, reference_backend
+from ..words import shown
 from .hyperparameters import number, require_in_place
-from .metrics import Task, new_scores
+from .metrics import METRICS, Task, new_scores
 from .registry import Registry
 
 
@@ -290,15 +291,23 @@ class SquaredError(Loss):
 
 
 def _check(rule: Loss) -> None:
-    outputs = np.zeros((2, max(2, rule.least_outputs)))
-    targets = np.array([0, 1]) if rule.task == "classes" else np.zeros_like(outputs)
-    losses, backend = np.full(2, np.nan), reference_backend(np)
-    scores = new_scores(np, rule.task, *outputs.shape, outputs.dtype)
-    require_in_place(
-        f"{type(rule).__name__}.output_error",
-        lambda: rule.output_error(backend, outputs, targets, losses, scores),
-        losses,
-    )
+    kind, shape = type(rule).__name__, (2, max(2, rule.least_outputs))
+    if rule.task not in METRICS:
+        raise TypeError(f"{kind}.task is expected to be one of {', '.join(METRICS)}, got {shown(rule.task)}")
+    targets = np.array([0, 1]) if rule.task == "classes" else np.zeros(shape)
+    losses, scores = np.full(2, np.nan), new_scores(np, rule.task, *shape, np.float64)
+
+    def call() -> Any:
+        return rule.output_error(reference_backend(np), np.zeros(shape), targets, losses, scores)
+
+    found = []
+    for value in (0, 1):
+        scores.fill(value)
+        if not require_in_place(f"{kind}.output_error", call, losses):
+            return
+        found.append(scores.copy())
+    if (found[0] != found[1]).all():
+        raise TypeError(f"{kind}.output_error is expected to write scores too, what metrics are computed from")
 
 
 LOSSES = Registry(

@@ -83,9 +83,9 @@ def metric_sums(backend: Backend, task: Task, losses: Array, scores: Array) -> A
         return xp.stack([total(losses), total(scores)])
     if task == "labels":
         return xp.stack([total(losses), total(xp.all(scores, axis=1)), total(scores)])
-    squares = xp.empty(scores.shape[1], dtype=scores.dtype)
-    backend.column_sums(xp.square(scores), squares)
-    return xp.concatenate([xp.stack([total(losses), total(xp.abs(scores))]), squares.astype("float64")])
+    squares = xp.empty(scores.shape[1], dtype="float64")  # float32 may overflow where the loss does not
+    backend.column_sums(xp.square(scores.astype("float64")), squares)
+    return xp.concatenate([xp.stack([total(losses), total(xp.abs(scores))]), squares])
 
 
 def evaluation(

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
@@ -127,7 +126,8 @@ class MLP:
     Args:
         sizes: units of each layer, inputs first and outputs last: ``[784, 128, 10]``; ``[784, 10]`` is softmax
             regression. Or the layers themselves, the last a `Dense` without activation: then these say what
-            `activation`, `initializer`, `dropout` and `input_dropout` say otherwise.
+            `activation`, `initializer`, `dropout` and `input_dropout` say otherwise. A `Dense` with a seed of its
+            own keeps its weights.
         activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"silu"``,
             ``"softplus"``, ``"tanh"``, ``"sigmoid"``, or an `Activation`; or a list of these, one for each hidden
             layer.
@@ -188,16 +188,21 @@ class MLP:
         rng = np.random.default_rng(whole("seed", seed, 0))
         given: Loss | None = None if isinstance(loss, str) and loss == "auto" else get_loss(loss)
         if _are_layers(sizes):
-            if dropout != 0 or input_dropout != 0:
+            if (dropout, input_dropout) != (0, 0):
                 raise ValueError(
                     "dropout is expected among the layers, as Dropout(features, rate), if these are given"
                 )
+            if (activation, initializer) != ("relu", "auto"):
+                raise ValueError(
+                    'activation and initializer are expected in the layers, as Dense(784, 128, "tanh"), if these '
+                    "are given"
+                )
             self.sizes = _sizes_of(sizes)
-            layers, drawn = [copy(layer) for layer in sizes], list(sizes)  # copies have no arrays
+            layers, drawn = [layer.without_arrays() for layer in sizes], list(sizes)
         else:
             self.sizes = _checked_sizes(sizes, given)
             layers = _layers(self.sizes, activation, initializer, dropout, input_dropout)
-            drawn = [copy(layer) for layer in layers]
+            drawn = [layer.without_arrays() for layer in layers]
         self.loss = given or loss_for("classes" if self.sizes[-1] > 1 else "numbers", self.sizes[-1])
         self._default_loss = None if given else self.loss  # as long as it is the loss, data may choose another
         self.backend = get_backend(device)
@@ -212,16 +217,24 @@ class MLP:
         self.layers = list(layers)
         buffers = self.parameters.data, self.parameters.gradient
         data, gradients = (self.parameters.views(flat) for flat in buffers)
+        self._dense_weights: list[str] = []
         number = 0
         for layer in layers:
             names = {name: f"layers.{number}.{name}" for name in layer.shapes()}
             views = ({name: tensors[full] for name, full in names.items()} for tensors in (data, gradients))
             layer.bind(self.backend, *views)
             number += bool(names)
+            if isinstance(layer, Dense):
+                self._dense_weights.append(names["weight"])
         self.dense_layers = [layer for layer in layers if isinstance(layer, Dense)]
         # Below the first layer with parameters, no derivative is needed.
         self._first = next(index for index, layer in enumerate(layers) if layer.shapes())
         self._all_dense = all(type(layer) is Dense for layer in layers)
+
+    def dense_weights(self, flat: Array) -> list[Array]:
+        """The weights of each `Dense` layer, as views of a flat buffer ``(size,)``."""
+        views = self.parameters.views(flat)
+        return [views[name] for name in self._dense_weights]
 
     @property
     def activations(self) -> list[Activation]:
@@ -506,6 +519,7 @@ class MLP:
     def __getstate__(self) -> dict[str, Any]:
         """The state, with all arrays on the host: a network on a GPU can be unpickled on any machine."""
         attributes = {name: getattr(self, name) for name in _PICKLED}
+        attributes["layers"] = [layer.without_arrays() for layer in self.layers]
         return {**attributes, "device": self.backend.name, "tensors": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -528,7 +542,7 @@ class MLP:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)  # shares the backend and the loss, which are stateless
         other.sizes = [*self.sizes]
-        other._allocate([copy(layer) for layer in self.layers])
+        other._allocate([layer.without_arrays() for layer in self.layers])
         with self.backend.activate():
             self.backend.xp.copyto(other.parameters.data, self.parameters.data)
         return other

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
-from .losses import Loss
+from .losses import Loss, loss_for
 from .metrics import Task
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
@@ -256,12 +256,8 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
     return divided
 
 
-# What each kind of targets is called in messages, and the loss for it.
-_KINDS = {
-    "classes": ("one class of several a sample", "softmax_cross_entropy"),
-    "labels": ("several labels a sample", "logistic_cross_entropy"),
-    "numbers": ("numbers", "squared_error"),
-}
+# What each kind of targets is called in messages.
+_KINDS = {"classes": "one class of several a sample", "labels": "several labels a sample", "numbers": "numbers"}
 
 
 def training_targets(model: Network, dataset: LabelledData, class_names: Sequence[Any] | None) -> HostArray:
@@ -283,15 +279,14 @@ def training_targets(model: Network, dataset: LabelledData, class_names: Sequenc
         return _class_numbers(model, dataset, class_names, 2).astype(model.dtype)[:, None]
     outputs, task = model.sizes[-1], model.loss.task
     if dataset.task != task:
-        kind, loss = _KINDS[dataset.task]
-        cure = f"choose loss={loss!r}"
+        cure = f"choose loss={loss_for(dataset.task, outputs).name!r}"
         if task == "labels" and dataset.task == "classes":
             cure += ", or one output for two classes"
         elif task == "numbers" or dataset.task == "numbers":
             cure += f", or give Dataset(..., task={task!r}) if these are {task}"
         raise ValueError(
-            f"{model} has the loss {model.loss.name}, whose targets are {_KINDS[task][0]}, but {dataset} has "
-            f"{kind}; {cure}"
+            f"{model} has the loss {model.loss.name}, whose targets are {_KINDS[task]}, but {dataset} has "
+            f"{_KINDS[dataset.task]}; {cure}"
         )
     if task == "classes":
         return _class_numbers(model, dataset, class_names, outputs)

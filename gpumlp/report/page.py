@@ -23,7 +23,7 @@ from ..nn.network import MLP
 from ..nn.samples import check_data
 from ..training.config import ConfigError
 from ..training.history import monitor_words
-from ..training.progress import drawn, dropout_words, percent
+from ..training.progress import drawn, dropout_words, metric, percent
 from ..training.run import REPORT
 from ..words import as_product
 from .charts import MOST, Chart, Line, Scatter, chart, scatter
@@ -40,7 +40,6 @@ MISTAKES, MISTAKES_OF_SEVERAL, UNITS = 40, 15, 64  # shown of each run
 _FACTS = ("Network", "Data", "Training")  # in the first line of the page on one run
 _POINTS, _OUTPUTS = 2000, 4  # that the scatter plots of a run show
 _FULL_RUNS = 6  # with more runs than this, each shows fewer images
-_LARGE_LOSS = 10_000  # from here on in powers of 10
 _LOG_FACTOR = 20  # losses that differ by this factor have a logarithmic axis
 _LAYER_VALUES = (
     ("gradient_norm", "Gradient norm", "", True),
@@ -203,8 +202,7 @@ def _environment() -> Environment:
     environment.globals["verbatim"] = verbatim
     environment.filters["chart_data"] = lambda chart: chart.data()
     environment.filters["percent"] = lambda value, digits=2: percent(value, digits, "–")
-    environment.filters["loss"] = _loss
-    environment.filters["metric"] = _metric
+    environment.filters["metric"] = lambda value, name: metric(name, value, missing="–")
     environment.filters["monitor"] = monitor_words
     environment.filters["number"] = lambda value, digits=4: "–" if value is None else f"{value:.{digits}g}"
     return environment
@@ -256,14 +254,12 @@ class Shown:
     def results(self) -> list[tuple[str, str]]:
         """What is at the top of the page."""
         result, wrong = self.measures.result, self.measures.wrong
-        rows = [
-            (f"Test {METRIC_WORDS[name]}", _metric(getattr(result, name), name)) for name in METRICS[self.task]
-        ]
+        rows = [(f"Test {METRIC_WORDS[name]}", metric(name, getattr(result, name))) for name in METRICS[self.task]]
         if wrong is not None:
             rows.append(("Mistakes", f"{wrong:,} of {result.samples:,}"))
         return [
             *rows,
-            ("Test loss", _loss(result.loss)),
+            ("Test loss", metric("loss", result.loss)),
             ("Epochs", _epochs(self.run)),
             ("Parameters", f"{self.run.model.parameters.count:,}"),
         ]
@@ -371,7 +367,7 @@ def comparison(shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
         return "not recorded" if value is None else format(value, form)
 
     def then(run: Run, name: str) -> str:
-        return _metric(run.epochs[run.network_epoch - 1].get(name) if run.epochs else None, name)
+        return metric(name, run.epochs[run.network_epoch - 1].get(name) if run.epochs else None, missing="–")
 
     metrics = [*dict.fromkeys(name for run in runs for name in METRICS[run.task]), "loss"]
     return [
@@ -389,16 +385,6 @@ def comparison(shown: Sequence[Shown]) -> list[tuple[str, list[str]]]:
         ("Samples per second", [recorded(run, "samples_per_second", ",.0f") for run in runs]),
         ("Trained on", [recorded(run, "device_name", "") for run in runs]),
     ]
-
-
-def _metric(value: float | None, name: str) -> str:
-    return percent(value, missing="–") if name.endswith("accuracy") else _loss(value)
-
-
-def _loss(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if abs(value) < _LARGE_LOSS else f"{value:.3g}"
 
 
 def _epochs(run: Run) -> str:

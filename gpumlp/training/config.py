@@ -45,6 +45,7 @@ SPANNING: dict[str, Callable[[int], Schedule]] = {
     "one_cycle": OneCycle,
 }  # schedules over all planned steps
 SMALL_SET = 10_000  # training samples; smaller sets need smaller batches and more epochs for as many steps
+SGD_RATE_OF_NUMBERS = 0.01  # errors of numbers have no limit as those of probabilities: at 0.1, training diverges
 
 
 class ConfigError(ValueError):
@@ -90,7 +91,7 @@ def option(
 
 
 def _one_of(*names: str) -> Range:
-    return Range(lambda value: value in names, f"one of {', '.join(names)}")
+    return Range(lambda value: value in names, f"{'one of ' * (len(names) > 1)}{', '.join(names)}")
 
 
 def _each(allowed: Range, words: str) -> Range:
@@ -142,7 +143,8 @@ class Config:
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     dataset: str = option("auto", _DATASET)
     """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
-    y_train, x_test, y_test, or qmnist, emnist-letters and so on, where --data-dir holds several of them."""
+    y_train, x_test, y_test (and w_train, w_test for sample weights), or qmnist, emnist-letters and so on, where
+    --data-dir holds several of them."""
     task: str | None = option(None, _one_of(*METRICS))
     """What the targets of FILE.npz are: classes, labels (several of them a sample) or numbers (regression);
     otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
@@ -171,7 +173,7 @@ class Config:
     optimizer: str = option("sgd", _one_of(*OPTIMIZERS))
     """sgd, adam, adamw or rmsprop."""
     learning_rate: float | None = option(None, numbers(0, open_low=True))
-    """Initial learning rate (sgd 0.1, the others 0.001)."""
+    """Initial learning rate (sgd 0.1, for numbers 0.01; the others 0.001)."""
     momentum: float | None = option(
         None, _RATE, only_with="optimizer sgd or rmsprop", usual={"sgd": 0.9, "rmsprop": RMSprop.momentum}
     )
@@ -221,8 +223,8 @@ class Config:
     epochs: int | None = option(None, whole_numbers(1), on_resume=True)
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
     validation: int | float | None = option(None, _HELD_OUT)
-    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, with equal
-    shares of each class; 0 for none."""
+    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, such as
+    0.1, with the same shares of the classes as in training; 0 for none."""
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
     """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
     monitor: str = option("validation_loss", _one_of(*MONITORS), on_resume=True)
@@ -291,6 +293,8 @@ class Config:
             "validation": min(5000, training_samples // 10),
             "learning_rate": OPTIMIZERS[self.optimizer].learning_rate,
         }
+        if task == "numbers" and self.optimizer == "sgd":
+            defaults["learning_rate"] = SGD_RATE_OF_NUMBERS
         for field in dataclasses.fields(self):
             usual, only_with = field.metadata["usual"], field.metadata["only_with"]
             if usual is not None and self._is_chosen(only_with):
@@ -353,6 +357,15 @@ class Config:
             value, allowed = getattr(self, field.name), field.metadata["allowed"]
             if not allowed.accepts(value):
                 problems.append(f"{field.name}: expected {allowed.words}, got {value!r}")
+        if self.resume is None:  # a run is resumed with its own options, which fit together
+            problems += self._combination_problems()
+            problems = problems or self._layer_problems()
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _combination_problems(self) -> list[str]:
+        """What does not fit another option."""
+        problems = []
         for name, only_with in self._out_of_place().items():
             choice = only_with.partition(" ")[0]
             problems.append(f"{name}: expected only with {only_with}, got {choice} {getattr(self, choice)}")
@@ -360,11 +373,9 @@ class Config:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
             problems.append("milestones: expected at least one epoch with schedule milestones, got none")
-        if self.resume is None and not self.early_stopping and self.monitor != Config.monitor:
+        if not self.early_stopping and self.monitor != Config.monitor:
             problems.append("monitor: expected only with early_stopping, got early_stopping 0")
-        problems = problems or self._layer_problems()
-        if problems:
-            raise ConfigError("\n".join(problems))
+        return problems
 
     def _layer_problems(self) -> list[str]:
         """What does not fit the hidden layers."""

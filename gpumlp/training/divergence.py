@@ -12,7 +12,7 @@ from ..nn.optimizers import SGD, Optimizer
 from .history import Finding, History
 from .step import TrainingStep
 
-LARGE_INPUT = 20.0  # inputs are meant to be about 1
+LARGE_VALUE = 20.0  # inputs, and targets that are numbers, are meant to be about 1
 LARGE_FIRST_LOSS = 10.0  # times that of guessing, before the first update
 
 
@@ -62,8 +62,11 @@ def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[
                     largest, largest_name = value, name
     inputs = 1.0 if step.batches.pixels else float(xp.max(xp.abs(step.workspace.inputs)))
     gradient_note = f", largest gradient {largest:.3g} (of {largest_name})" if largest_name else ""
-    range_note = "" if step.batches.pixels else f", inputs up to {inputs:.3g} in absolute value"
-    advice = _advice(step, epoch, learning_rate, inputs, first_loss)
+    targets = float(xp.max(xp.abs(step.targets))) if model.loss.task == "numbers" else 1.0
+    ranges = [] if step.batches.pixels else [f"inputs up to {inputs:.3g}"]
+    ranges += [f"targets up to {targets:.3g}"] * (model.loss.task == "numbers")
+    range_note = f", {' and '.join(ranges)} in absolute value" if ranges else ""
+    advice = _advice(step, epoch, learning_rate, inputs, targets, first_loss)
     return Finding(
         "diverged",
         f"training diverged {where}: learning_rate {learning_rate:g}{gradient_note}{range_note}. "
@@ -71,11 +74,12 @@ def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[
     )
 
 
-def _advice(step: TrainingStep, epoch: int, rate: float, inputs: float, first_loss: float) -> str:
+def _advice(step: TrainingStep, epoch: int, rate: float, inputs: float, targets: float, first_loss: float) -> str:
     """The likeliest cause, from the most telling evidence to the least, and what to try."""
     model = step.model
-    if inputs > LARGE_INPUT:
-        return "Inputs so large make every step too large: scale them to about 1"
+    for what, largest in (("Inputs", inputs), ("Targets", targets)):
+        if largest > LARGE_VALUE:
+            return f"{what} so large make every step too large: scale them to about 1"
     if isinstance(step.optimizer, SGD):
         # W <- (1 - rate l2) W: with momentum mu, |W| grows where rate l2 > 2 (1 + mu).
         limit = 2 * (1 + step.optimizer.momentum)

@@ -359,6 +359,8 @@ class History:
     def trend(self) -> str | None:
         """converging, overfitting, underfitting, unstable or diverging; None after fewer than two epochs.
 
+        Only for classes; None for labels and numbers.
+
         Raises:
             ValueError: the history is not that of a `Trainer` or of `fit`.
         """

@@ -100,10 +100,14 @@ def percent(fraction: float | None, digits: int = 2, missing: str = "-") -> str:
 
 
 def number(value: float | None, missing: str = "-") -> str:
-    """A loss or an error, with four decimals where it is not huge."""
+    """A loss or an error, with four decimals, or with five digits where it is large.
+
+    >>> number(66.10271), number(3676.81), number(8.2563e23)
+    ('66.1027', '3676.8', '8.2563e+23')
+    """
     if value is None:
         return missing
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}"
 
 
 class Progress(Callback):

@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, starting_seconds, throughput
-from .progress import Progress, dropout_words, metric
+from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
 from .trainer import Callback, Trainer
 
@@ -183,9 +183,10 @@ def _after_span(config: Config, trainer: Trainer) -> list[str]:
     if given(config.epochs) * steps <= span:
         return []
     rate = learning_rate_at(trainer.schedule, trainer.optimizer.learning_rate, given(config.epochs) - 1, span)
+    still = "the weights as they are" if config.ema is None else "only the average of the weights changes"
     return [
         f"schedule {config.schedule} ends after step {span:,}, in epoch {math.ceil(span / steps):,}: from then on "
-        f"the learning rate stays at its last value, {rate:.4g}{', and the weights as they are' * (rate == 0)}"
+        f"the learning rate stays at its last value, {rate:.4g}{f', and {still}' * (rate == 0)}"
     ]
 
 
@@ -253,9 +254,10 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     if len(test.feature_shape) == 1:
         shape += " feature" if test.features == 1 else " features"
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
+    trained, tested = (" weighted" * (data.weights is not None) for data in (trainer.batches, test))
     display.say(
-        f"data: {test.name}, {shape}, "
-        f"{trainer.batches.samples:,} samples to train, {held_out:,} to validate, {len(test):,} to test"
+        f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
+        f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
     model, first = trainer.model, trainer.epoch
     display.say(
@@ -406,7 +408,7 @@ def describe_test(test: Dataset, result: Evaluation) -> str:
         [
             text,
             *(f"{METRIC_WORDS[name]} {metric(name, getattr(result, name))}" for name in others),
-            f"loss {result.loss:.4f}",
+            f"loss {number(result.loss)}",
         ]
     )
 

@@ -185,7 +185,7 @@ class Trainer:
         self.epochs = 0
         self._stop = False
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
-        limits = {name: _at_most(name, limit) for name, limit in limits.items()}
+        limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
 
         with model.loss_chosen(train):
@@ -623,6 +623,7 @@ def _make_batches(
     weights = train.weights
     if class_weight is not None:
         weights = _class_weighted(train, train_rows, class_weight)
+    _require_weight("training", weights, train_rows)
 
     def on_device(
         data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
@@ -637,6 +638,7 @@ def _make_batches(
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
             return inputs, batches, None
+        _require_weight("held-out", train.weights, held_out)
         held_out_batches = batches.select(held_out, CHUNK)
         if class_weight is not None:
             own = None if train.weights is None else relative_weights(train.weights, model.dtype)
@@ -704,12 +706,16 @@ def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping
     weights: HostArray = factors[train.targets]
     if train.weights is not None:
         weights = weights * train.weights
-    if not weights[rows].any():
-        raise ValueError(
-            "class_weight and the sample weights are expected to leave some weight, but every training sample has "
-            "0; give a larger one to a class that has weight"
-        )
     return weights
+
+
+def _require_weight(what: str, weights: HostArray | None, rows: HostArray) -> None:
+    """Raise ValueError if all of these rows, which `what` names, have the weight 0."""
+    if weights is not None and not weights[rows].any():
+        raise ValueError(
+            f"class_weight and the sample weights are expected to leave some weight, but all {len(rows):,} {what} "
+            "samples have 0; give larger weights, or hold out others"
+        )
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
@@ -750,8 +756,12 @@ def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _at_most(name: str, limit: float | None) -> float | None:
-    return None if limit is None else number(name, limit, 0, open_low=True)
+def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:
+    """A limit of a norm: a number above 0, as near as the dtype allows."""
+    if limit is None:
+        return None
+    info = np.finfo(dtype)
+    return min(max(number(name, limit, 0, open_low=True), float(info.tiny)), float(info.max))
 
 
 def _checked_values(values: Any, callback: Callback, backend: Backend) -> Array:
