@@ -83,7 +83,8 @@ def read_file(path: Path, size: int = -1) -> bytes:
         OSError: there is no such file, it may not be read, or it is a folder, a pipe or a device, from which a
             program could wait for ever.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "expected a file, got a folder, a pipe or a device", str(path))
     with open(path, "rb") as file:
-        return file.read(size)
+        return file.read(min(size, found.st_size))  # which takes as much memory

@@ -29,7 +29,6 @@ class HostCupy(StrictNamespace):
         self.launches: list[str] = []
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
-        self.pinned_allocator: Any = None
         self.products: list[int] = []  # the compute type of each matrix product
         self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
@@ -46,7 +45,6 @@ class HostCupy(StrictNamespace):
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
-            set_pinned_memory_allocator=lambda allocator: setattr(self, "pinned_allocator", allocator),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -65,22 +63,18 @@ class HostCupy(StrictNamespace):
             data = np.asarray(array._data, dtype=dtype, order=order)
             return array if data is array._data else StrictArray(data, self)
         if self.capture is not None:
-            self.pinned_allocator(np.asarray(array).nbytes)
-            raise AssertionError("a copy from the host in a capture")
+            raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
         self.ledger.host_writes += 1
         return StrictArray(np.array(array, dtype=dtype, order=order), self)
 
-    def get_default_pinned_memory_pool(self) -> Any:
-        return HostPool()
-
     def read(self, array: StrictArray) -> Any:
         if self.capture is not None:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy to the host")
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
         return super().read(array)
 
     def asnumpy(self, array: StrictArray) -> np.ndarray:
         if self.capture is not None:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported: a copy to the host")
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
         self.ledger.host_reads += 1
         self.ledger.waits += 1
         return array._data.copy()

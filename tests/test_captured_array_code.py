@@ -425,8 +425,8 @@ class Reads(ArrayLoss):
     [
         (counts, "it reads the number of steps"),
         (compares, "it reads the number of steps"),
-        (waits, "cudaErrorStreamCaptureUnsupported: a copy to the host"),
-        (copies, "it copies 24 bytes from the host"),
+        (waits, "the current stream is capturing, so D2H transfers are disallowed"),
+        (copies, "the current stream is capturing, so H2D transfers are disallowed"),
     ],
 )
 def test_a_step_that_a_graph_cannot_repeat_is_run_without_one(what: Any, reason: str) -> None:
@@ -439,6 +439,71 @@ def test_a_step_that_a_graph_cannot_repeat_is_run_without_one(what: Any, reason:
     assert f"not graphs: a step cannot be captured: {reason}" in execution.reason, execution.reason
     assert bits(steps[0]) == bits(steps[1])
     assert type(steps[0].state.steps) is int
+
+
+class Counting(ArrayLoss):
+    """A rule that changes itself: its `calls` would be those of the capture in every launch."""
+
+    calls = 0
+
+    def output_error(self, backend: Any, outputs: Any, *arrays: Any) -> None:
+        super().output_error(backend, outputs, *arrays)
+        self.calls += 1
+        outputs[...] = outputs * (1 / self.calls)
+
+
+@dataclass(frozen=True)
+class CountingOptimizer(Signs):
+    """The same in the optimizer's state."""
+
+    def update(self, xp: Any, parameters: Any, gradient: Any, state: OptimizerState, *factors: Any) -> None:
+        state.calls = getattr(state, "calls", 0) + 1
+        super().update(xp, parameters, gradient, state, factors[0], factors[1] * (1 / state.calls))
+
+
+class Flag(ArrayLoss):
+    """Every other step is another one."""
+
+    odd = False
+
+    def output_error(self, backend: Any, outputs: Any, *arrays: Any) -> None:
+        super().output_error(backend, outputs, *arrays)
+        self.odd = not self.odd
+        if self.odd:
+            outputs[...] = outputs * 0.5
+
+
+@pytest.mark.parametrize("options", [{"loss": Counting}, {"optimizer": CountingOptimizer}, {"loss": Flag}])
+def test_a_step_that_changes_its_rules_is_run_without_a_graph(options: dict[str, Any]) -> None:
+    steps = [
+        Whole(host_cuda_backend(cublaslt=True, execution=way), **{name: kind() for name, kind in options.items()})
+        for way in ("auto", "eager")
+    ]
+    for step in steps:
+        train(step)
+    execution = steps[0].backend.execution(steps[0])
+    assert execution.name == "eager"
+    assert "not graphs: each step changes an attribute of a rule" in execution.reason
+    assert "graph" not in steps[0].backend.xp.launches
+    assert bits(steps[0]) == bits(steps[1])
+
+
+def test_a_rule_may_keep_an_array_from_its_first_step() -> None:
+    class Keeping(ArrayLoss):
+        half = None
+
+        def output_error(self, backend: Any, outputs: Any, *arrays: Any) -> None:
+            super().output_error(backend, outputs, *arrays)
+            if self.half is None:
+                self.half = backend.asarray(np.array([0.5], dtype="float32"))
+            outputs[...] = outputs * self.half
+
+    steps = [Whole(host_cuda_backend(cublaslt=True, execution=way), loss=Keeping()) for way in ("auto", "eager")]
+    for step in steps:
+        train(step)
+    assert steps[0].backend.execution(steps[0]).name == "graphs"
+    assert "graph" in steps[0].backend.xp.launches
+    assert bits(steps[0]) == bits(steps[1])
 
 
 def test_every_use_of_the_number_of_steps_is_refused() -> None:

@@ -213,6 +213,10 @@ MISFITS = {
     "history": (change_group("history", epochs=-1), "damaged header: expected epochs, length and checksum"),
     "fewer epochs": (change_group("history", epochs=1), "history.jsonl is damaged: expected 1 epochs, got 2"),
     "other history": (change_group("history", length=10), "history.jsonl is damaged: it does not begin with"),
+    "history of impossible length": (
+        change_group("history", length=10**30),
+        "history.jsonl is damaged: it does not begin",
+    ),
     "random state": (set_group("random", '{"bit_generator": "MT19937"}'), "random state cannot be restored"),
     "random numbers": (set_group("random", json.dumps(RANDOM)), "random state cannot be restored"),
 }

@@ -206,7 +206,7 @@ class Waiting(SGD):
     ("reason", "cublaslt", "options"),
     [
         ("CuPy's products cannot be captured; install nvmath-python", False, {}),
-        ("a step cannot be captured: cudaErrorStreamCaptureUnsupported", True, {"optimizer": Waiting()}),
+        ("a step cannot be captured: the current stream is capturing, so D2H", True, {"optimizer": Waiting()}),
     ],
 )
 def test_an_unsupported_step_runs_step_by_step_or_is_an_error(

@@ -357,7 +357,13 @@ DROPOUT = {"layer": "dropout", "features": 3, "rate": 1.0}
         ({"inputs": {"shape": [7], "dtype": "uint8", "data": ""}}, "sample of shape"),
         ({"class_names": ["a"]}, "class_names are expected to be 2"),
         ({"layers": []}, "does not contain the network that it describes"),
-        ({"layers": "dense"}, "does not contain the network that it describes"),
+        *(
+            (
+                {"layers": layers},
+                "does not contain the network that it describes: layers are expected to be a list",
+            )
+            for layers in ("dense", 5, 0, True, {"layer": "dense"})
+        ),
         ({"layers": [3]}, "does not contain the network that it describes"),
         (
             {"layers": [{"features": 3}]},

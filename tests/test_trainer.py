@@ -235,6 +235,32 @@ def test_a_divergence_rolls_back_to_the_last_good_epoch(blobs: Dataset) -> None:
     assert all(math.isfinite(loss) for loss in error.value.history["train_loss"])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_divergence_is_explained_by_the_steps_that_were_taken(dropout: float, blobs: Dataset) -> None:
+    """With their learning rates, where these change by step, and their dropout."""
+
+    def explode(learning_rate: float, step: int) -> float:
+        return 1e37 if step == 13 else learning_rate
+
+    explode.by_step = True
+    rates, losses = [], []
+    network = MLP([20, 16, 4], device="cpu", dropout=dropout)
+    trainer = Trainer(network, blobs, batch_size=32, schedule=explode)
+
+    class Watch(type(trainer._step)):
+        def __call__(self, batch: slice, learning_rate: float) -> None:
+            super().__call__(batch, learning_rate)
+            rates.append(learning_rate)
+            losses.append(self.losses[batch].tobytes())
+
+    trainer._step.__class__ = Watch
+    trainer.keep_gradients()  # as the explanation does
+    with pytest.raises(DivergenceError, match=r"in epoch 2, at step 5 of 10, .*learning_rate 1e\+37, largest"):
+        trainer.run(5)
+    assert rates[10:15] == rates[20:]
+    assert losses[10:15] == losses[20:]
+
+
 def test_after_a_divergence_gradients_are_added_where_they_were_before(blobs: Dataset) -> None:
     model = MLP([20, 16, 4], device="cpu")
     trainer = Trainer(model, blobs, optimizer=SGD(1e30), batch_size=32)

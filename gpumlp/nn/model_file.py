@@ -30,7 +30,7 @@ import safetensors.numpy
 from ..backends import Backend, HostArray, get_backend
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
-from ..words import listed
+from ..words import listed, shown
 from .activations import ACTIVATIONS, Activation
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import LAYERS, Dense, Layer
@@ -173,7 +173,13 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
         ModelFileError: the content is not that of a network of this version.
     """
     description, tensors = content.groups["model"], content.tensors_of("model")
-    described = [description, *(description.get("layers") or [])]
+    layers = description.get("layers")
+    if not isinstance(layers, list | None):
+        raise ModelFileError(
+            f"{file} does not contain the network that it describes: layers are expected to be a list, got "
+            f"{shown(layers)}"
+        )
+    described = [description, *(layers or [])]
     for registry in (ACTIVATIONS, LOSSES, LAYERS):
         names = (each.get(registry.what) for each in described if isinstance(each, dict))
         for name in (name for name in names if isinstance(name, str) and name not in registry):
@@ -193,7 +199,6 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
             "dtype": dtype,
             "loss": LOSSES.make(description["loss"], description.get("loss_options", {})),
         }
-        layers = description.get("layers")
         if layers is None:
             activation = ACTIVATIONS.make(description["activation"], description["activation_options"])
             dense = ({"weight": size, "bias": size[1:]} for size in pairwise(sizes))

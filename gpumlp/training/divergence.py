@@ -48,14 +48,14 @@ def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[
     learning_rate = learning_rates[0]
     with step.gradient_kept():
         for index, batch in enumerate(step.batches.slices):
-            learning_rate = learning_rates[index]
-            step(batch, learning_rate)
+            step(batch, learning_rates[index])
             loss = float(model.backend.to_numpy(step.losses[batch]).mean())
             if index == 0:
                 first_loss = loss
             if not math.isfinite(loss):
                 where += f", at step {index + 1} of {len(step.batches.slices)}, where the loss became {loss}"
                 break
+            learning_rate = learning_rates[index]  # of the last step before
             for name, gradient in model.parameters.views(model.parameters.gradient).items():
                 value = float(xp.max(xp.abs(gradient)))
                 if math.isfinite(value) and value > largest:

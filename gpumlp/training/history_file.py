@@ -69,7 +69,7 @@ class HistoryPart:
                 raise CheckpointError(
                     f"{path}, which has the epochs of the checkpoint, cannot be read: {error.strerror}"
                 ) from error
-        if hashlib.sha256(content).hexdigest() != self.checksum:
+        if len(content) != self.length or hashlib.sha256(content).hexdigest() != self.checksum:
             raise CheckpointError(
                 f"{path} is damaged: it does not begin with the lines of the checkpoint's epochs, {self.epochs:,} "
                 f"in {self.length:,} bytes"

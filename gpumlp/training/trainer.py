@@ -308,6 +308,7 @@ class Trainer:
                 self.history.append(record)
                 return
             self._copy(self._snapshot, self._buffers())
+            self.optimizer_state.steps = steps
             finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
             raise DivergenceError(finding, self.history)
         except BaseException:

@@ -6,17 +6,18 @@ stored on the device: the position in the epoch, the optimizer's factors (learni
 and the number of steps taken. Temporary arrays of array code come from a memory pool of the graphs' own.
 
 The first step is run without a graph, since compiling kernels and selecting the algorithms of matrix products is
-not possible during a capture; so is a smaller last batch. A step that waits for the device or reads what a graph
-would not change cannot be captured and is run without one; `GraphRunner.unsupported_reason` says why.
+not possible during a capture; so is a smaller last batch. A step that waits for the device, or that reads or
+changes what a graph would not change, cannot be captured and is run without one; `GraphRunner.unsupported_reason`
+says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
@@ -120,12 +121,15 @@ class GraphRunner:
     def __init__(self, backend: Device) -> None:
         self._backend = backend
         self._captured: WeakKeyDictionary[Step, Captured] = WeakKeyDictionary()
+        self._changing: WeakSet[Step] = WeakSet()  # those whose rules change themselves in every step
 
     def unsupported_reason(self, step: Step) -> str | None:
         """Why graphs do not support this step; None if they do, as far as known before its capture."""
         if self._backend.products() is None:
             return "CuPy's products cannot be captured; install nvmath-python (pip install '.[nvmath]')"
         found = self._captured.get(step)
+        if step in self._changing:
+            return "each step changes an attribute of a rule, which a graph would not repeat"
         if found is not None and found.refusal is not None and found.key == step_key(step):
             return found.refusal
         if not step.same_rules:
@@ -147,8 +151,8 @@ class GraphRunner:
         Returns:
             The number of batches that were run: all, or those before a capture that failed.
         """
-        done = 0
-        while done < len(batches):
+        done, changed = 0, False
+        while done < len(batches) and step not in self._changing:
             batch = step.slices[batches[done]]
             found = self._captured.get(step)
             known = found is not None and found.key == key
@@ -158,7 +162,12 @@ class GraphRunner:
                 step(batch, learning_rates[done])
                 done += 1
                 if not known and batch.stop - batch.start == step.batch_size:
-                    self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
+                    before, key = key, step_key(step)
+                    if key == before:
+                        self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
+                    elif changed:  # twice: it is no array that the first step keeps
+                        self._changing.add(step)
+                    changed = key != before
                 continue
             full = _full_batches(step, batches[done : done + CAPACITY])
             self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
@@ -185,8 +194,9 @@ class GraphRunner:
         backend, xp, steps, offsets = self._backend, self._backend.xp, step.state.steps, captured.offsets
         read = [array for array in (step.order, step.targets, step.sample_weights) if array is not None]
         capture = Capture(offsets, read, (step.losses, step.scores))
-        with stream, xp.cuda.using_allocator(captured.pool.malloc), _no_copies_from_host(xp):
-            stream.begin_capture()  # in CuPy's default mode, which permits the pool to grow
+        with stream, xp.cuda.using_allocator(captured.pool.malloc):
+            # CuPy's default mode permits the pool to grow. CuPy refuses copies from and to the host.
+            stream.begin_capture()
             try:
                 with backend.capturing(capture):
                     for slot, batch in enumerate(batches):
@@ -225,10 +235,12 @@ class GraphRunner:
 def step_key(step: Step) -> StepKey:
     """Addresses, shapes and rules of a step: a captured graph is valid while they are unchanged."""
     rules = (step.optimizer, step.penalty, step.loss, *step.layers)
+    state = {name: value for name, value in vars(step.state).items() if name != "steps"}
     activations = [getattr(layer, "activation", None) for layer in step.layers]
     return (
         *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
         *(_description(rule) for rule in (*rules, *activations)),
+        _comparable(state),
         *(cuda_activation(activation) for activation in activations),
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), has_loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
@@ -239,27 +251,27 @@ def step_key(step: Step) -> StepKey:
 class _Same:
     """Something that is compared by identity, such as an array, whose values a graph reads."""
 
+    __slots__ = ("thing",)
+    __hash__ = None  # type: ignore[assignment]
+
     def __init__(self, thing: object) -> None:
         self.thing = thing
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.thing is other.thing
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def _description(rule: Any) -> Any:
-    """The class and attributes of a rule, to be compared."""
-    return type(rule), *(
-        (name, _comparable(value)) for name, value in sorted(getattr(rule, "__dict__", {}).items())
-    )
+    """The class and attributes of a rule, to be compared. Computed before each part of an epoch."""
+    return type(rule), *((name, _comparable(value)) for name, value in getattr(rule, "__dict__", {}).items())
 
 
 def _comparable(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value), value
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value), *map(_comparable, value)
+    kind = type(value)
+    if kind in (int, float, str, bool, type(None)):
+        return kind, value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return kind, *map(_comparable, value)
     if isinstance(value, dict):
         return tuple((key, _comparable(item)) for key, item in value.items())
     return _Same(value)
@@ -275,20 +287,3 @@ def _contains(whole: Array, part: Array) -> bool:
     """Whether an array begins in the memory of another one."""
     start = whole.data.ptr
     return bool(start <= part.data.ptr < start + whole.size * whole.dtype.itemsize)
-
-
-@contextmanager
-def _no_copies_from_host(xp: Any) -> Iterator[None]:
-    """Refuse copies from the host, which a graph would repeat from memory that is free by then.
-
-    CuPy copies by pinned memory and refuses copies without it in a capture.
-    """
-
-    def refuse(size: int) -> Any:
-        raise NotCapturableError(f"it copies {size:,} bytes from the host, from memory that a graph cannot keep")
-
-    xp.cuda.set_pinned_memory_allocator(refuse)
-    try:
-        yield
-    finally:
-        xp.cuda.set_pinned_memory_allocator(xp.get_default_pinned_memory_pool().malloc)
