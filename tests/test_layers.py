@@ -554,3 +554,9 @@ def test_diagnostics_leave_gradients_of_own_layers_alone(blobs: Dataset) -> None
     np.testing.assert_array_equal(model.parameters.gradient, seen[-1])
     norms = [layer.weight_norm for layer in trainer.history.records[-1].layers or ()]
     np.testing.assert_allclose(norms, [np.linalg.norm(model.dense_layers[0].weight)], rtol=1e-6)
+
+
+def test_a_network_shows_its_layers() -> None:
+    model = MLP([6, 5, 3], dropout=0.5, input_dropout=0.2, device="cpu")
+    layers = "[Dropout(6, 0.2), Dense(6, 5, 'relu'), Dropout(5, 0.5), Dense(5, 3, 'identity')]"
+    assert repr(model) == f"MLP({layers}, device='cpu', dtype='float32')  # 53 parameters"

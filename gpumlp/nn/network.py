@@ -503,10 +503,13 @@ class MLP:
         return f"MLP({self.sizes})"
 
     def __repr__(self) -> str:
+        what = f"{self.sizes}, activation={_names(self.activation)!r}"
+        if not all(type(layer) is Dense for layer in self.layers):
+            what = f"{self.layers}"
         loss = "" if self.loss.task == "classes" else f", loss={self.loss.name!r}"
         return (
-            f"MLP({self.sizes}, activation={_names(self.activation)!r}, device={self.backend.name!r}, "
-            f"dtype={self.dtype.name!r}{loss})  # {self.parameters.count:,} parameters"
+            f"MLP({what}, device={self.backend.name!r}, dtype={self.dtype.name!r}{loss})  "
+            f"# {self.parameters.count:,} parameters"
         )
 
     def _repr_html_(self) -> str:
