@@ -866,6 +866,15 @@ def test_the_npz_file_names_the_activation_of_each_layer(tmp_path: Path) -> None
     assert (net["alpha"].tolist(), net["negative_slope"].tolist()) == ([0.5, 0, 0], [0, 0, 0.25])
 
 
+@pytest.mark.parametrize("names", [None, ("no", "yes")])
+def test_the_npz_file_names_both_classes_of_one_output(names: object, tmp_path: Path) -> None:
+    model = MLP([6, 1], loss="logistic_cross_entropy", device="cpu")
+    model.class_names = names  # type: ignore[assignment]
+    (tmp_path / "network.npz").write_bytes(npz_bytes(model))
+    net = np.load(tmp_path / "network.npz", allow_pickle=False)
+    assert net["class_names"].tolist() == list(names or (0, 1))  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("content", [npz_bytes, onnx_bytes])
 def test_a_layer_of_the_users_is_not_exported(content: Any) -> None:
     class Own(Dropout):

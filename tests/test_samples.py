@@ -361,7 +361,9 @@ FITS: dict[str, tuple[int, str, Any, Any, dict[str, Any], Any]] = {
     "numbers for softmax": (3, SOFTMAX, None, VALUES, {}, "one class of several .* has numbers; choose loss='sq"),
     "labels for softmax": (3, SOFTMAX, None, BINARY, {}, "has several labels a sample; choose loss='logistic"),
     "classes for labels": (3, LOGISTIC, None, LABELS, {}, "softmax_cross_entropy', or one output for two classes"),
-    "three classes, one output": (1, LOGISTIC, None, LABELS, {}, "3 classes.* has one class of several a sample"),
+    "three classes, one output": (1, LOGISTIC, None, LABELS, {}, "has one class of several .*with 3 outputs$"),
+    "one class, one output, untrained": (1, LOGISTIC, None, 1 + 0 * TWO, {}, "1 class.* with 2 outputs$"),
+    "three classes for one number": (1, SQUARED, None, LABELS, {}, r"with 3 outputs, or give .*task='numbers'\)"),
     "classes for numbers": (
         3,
         SQUARED,
@@ -408,6 +410,16 @@ def test_targets_are_those_of_the_loss_and_the_outputs(
     found = training_targets(model, data, names)
     assert found.dtype == (np.int64 if loss == SOFTMAX else np.float32)
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
+
+
+@pytest.mark.parametrize("names", [(0, 1), (False, True), ("no", "yes")], ids=str)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_samples_for_a_trained_network_may_all_be_of_one_class(outputs: int, names: tuple[Any, Any]) -> None:
+    model = MLP([12, outputs], seed=0, device="cpu")
+    fit(model, PIXELS, np.array(names)[TWO], epochs=1)
+    accuracies = [model.accuracy(Dataset(PIXELS, np.array([name] * len(PIXELS)))) for name in names]
+    predicted = model.predict(PIXELS).ravel()
+    assert accuracies == pytest.approx([(predicted == place).mean() for place in (0, 1)])
 
 
 @pytest.mark.parametrize(

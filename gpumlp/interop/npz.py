@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..nn import MLP
 from ..nn.activations import ACTIVATIONS
-from ..nn.model_file import describe, plain_inputs
+from ..nn.model_file import class_names, describe, plain_inputs
 from .dense import dense_layers
 
 
@@ -31,7 +31,6 @@ def npz_bytes(model: MLP) -> bytes:
     description, inputs = describe(model), plain_inputs(model)
     rules = model.activation if isinstance(model.activation, list) else [model.activation]
     options = [ACTIVATIONS.describe(rule)[1] for rule in rules]
-    names = description["class_names"]
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in model.state_dict().items():
         _, index, part = name.split(".")
@@ -45,7 +44,7 @@ def npz_bytes(model: MLP) -> bytes:
         },
         "loss": np.array(description["loss"]),
         "shape": np.array(inputs.shape, dtype=np.int64),
-        "class_names": np.arange(model.sizes[-1]) if names is None else np.array(names),
+        "class_names": np.array(class_names(model)),
     }
     buffer = io.BytesIO()
     savez: Any = np.savez  # its type forbids arbitrary names, since one of them is an option

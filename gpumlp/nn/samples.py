@@ -275,14 +275,18 @@ def training_targets(model: Network, dataset: LabelledData, class_names: Sequenc
         ValueError: the task of the network's loss is another one, the network lacks a class or has another number
             of outputs, or a target is not as its loss or its dtype needs it.
     """
-    if (dataset.task, dataset.outputs) == ("classes", 2) and is_binary(model):
+    # Samples for a trained network may all be of one class.
+    fits = dataset.outputs == 2 or (dataset.outputs == 1 and model.inputs is not None)
+    if dataset.task == "classes" and fits and is_binary(model):
         return _class_numbers(model, dataset, class_names, 2).astype(model.dtype)[:, None]
     outputs, task = model.sizes[-1], model.loss.task
     if dataset.task != task:
         cure = f"choose loss={loss_for(dataset.task, outputs).name!r}"
-        if task == "labels" and dataset.task == "classes":
+        if dataset.task == "classes" and outputs == 1 and dataset.classes != 2:
+            cure = f"make a network with {max(2, dataset.classes)} outputs"
+        elif task == "labels" and dataset.task == "classes":
             cure += ", or one output for two classes"
-        elif task == "numbers" or dataset.task == "numbers":
+        if "numbers" in (task, dataset.task):
             cure += f", or give Dataset(..., task={task!r}) if these are {task}"
         raise ValueError(
             f"{model} has the loss {model.loss.name}, whose targets are {_KINDS[task]}, but {dataset} has "
