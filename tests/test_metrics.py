@@ -158,10 +158,11 @@ def standing_still(learning_rate: float, epoch: int) -> float:
 @TASKS
 @pytest.mark.parametrize("batch_size", [32, "full"])
 @pytest.mark.parametrize("device", ["cpu", StrictBackend()], ids=["cpu", "strict"])
+@pytest.mark.parametrize("weights", [False, True], ids=["", "weights"])
 def test_the_metrics_of_training_are_those_of_a_network_that_does_not_change(
-    task: str, batch_size: Any, device: Any
+    task: str, batch_size: Any, device: Any, weights: bool
 ) -> None:
-    model, part = network(task, device), data(task, slice(0, 301))
+    model, part = network(task, device), data(task, slice(0, 301), weights)
     options: dict[str, Any] = {"batch_size": batch_size, "schedule": standing_still, "validation": data(task)}
     (record,) = fit(model, part, epochs=1, **options)
     for prefix, expected in (("train", model.evaluate(part)), ("validation", model.evaluate(data(task)))):

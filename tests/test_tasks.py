@@ -238,6 +238,13 @@ def test_sample_weights_of_fit_are_those_of_a_dataset() -> None:
     np.testing.assert_allclose(third.parameters.data, first.parameters.data, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_without_weight_does_not_lower_the_training_loss() -> None:
+    model, own = net(), (np.arange(N) < 5).astype(float)
+    history = fit(model, X, CLASSES, sample_weight=own, batch_size=4, schedule=standing_still, epochs=1)
+    expected = model.evaluate(Dataset(X[:5], CLASSES[:5], classes=3)).loss
+    assert history["train_loss"] == pytest.approx([expected], rel=1e-6)
+
+
 def test_a_sample_without_weight_does_not_count() -> None:
     """Whatever it is."""
     kept = np.arange(N) % 2 == 0
@@ -280,6 +287,8 @@ def test_weights_of_classes_and_samples_that_leave_nothing_are_refused() -> None
     own = (CLASSES == 0).astype(float)
     with pytest.raises(ValueError, match=r"expected to leave some weight, but all .* training samples have 0"):
         fit(net(), X, CLASSES, sample_weight=own, class_weight={0: 0.0})
+    with pytest.raises(ValueError, match=r"samples have 0 in float32 beside the largest weight; give"):
+        fit(net(), X, CLASSES, sample_weight=np.where(np.arange(N) == 3, 1e50, 1e-10), validation=0.5)
     one, parts = np.eye(N)[3], set()
     for seed in range(10):  # the sample with weight is held out, or it is not
         with pytest.raises(ValueError, match=r"expected to leave some weight, but all .* samples have 0") as error:

@@ -377,6 +377,20 @@ class ArrayBatches:
         weights *= len(weights) / weights.sum()
         return self._backend.asarray(weights.astype(self._weights.dtype))
 
+    def weighted_over_all(self, losses: Array) -> Array:
+        """The losses of an epoch, ``(samples,)`` in its order, weighted over all samples instead of in each batch.
+
+        Args:
+            losses: of each sample, times its weight of `weights`.
+        """
+        if self.weights is None:
+            return losses
+        factors = np.empty(self.samples)
+        for batch, weight in zip(self.slices, self.batch_weights, strict=True):
+            factors[batch] = weight / (batch.stop - batch.start)
+        factors *= self.samples / sum(self.batch_weights)
+        return self._backend.xp.multiply(losses, self._backend.asarray(factors.astype(losses.dtype)))
+
     def reorder(self, rows: HostArray) -> None:
         """Set the order of the samples: ``(samples,)`` int64, a permutation of `rows`."""
         xp, backend = self._backend.xp, self._backend

@@ -337,7 +337,8 @@ class Trainer:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
         parameters = backend.total(self.trained.parameters.data)
-        sums = metric_sums(backend, self.model.loss.task, step.losses, step.scores)
+        losses = batches.weighted_over_all(step.losses)
+        sums = metric_sums(backend, self.model.loss.task, losses, step.scores)
         *found, parameter_sum = backend.to_numpy(backend.xp.append(sums, parameters)).tolist()
         seconds = time.perf_counter() - start
 
@@ -623,7 +624,7 @@ def _make_batches(
     weights = train.weights
     if class_weight is not None:
         weights = _class_weighted(train, train_rows, class_weight)
-    _require_weight("training", weights, train_rows)
+    _require_weight("training", weights, train_rows, model.dtype)
 
     def on_device(
         data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
@@ -638,7 +639,7 @@ def _make_batches(
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
             return inputs, batches, None
-        _require_weight("held-out", train.weights, held_out)
+        _require_weight("held-out", train.weights, held_out, model.dtype)
         held_out_batches = batches.select(held_out, CHUNK)
         if class_weight is not None:
             own = None if train.weights is None else relative_weights(train.weights, model.dtype)
@@ -709,12 +710,13 @@ def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping
     return weights
 
 
-def _require_weight(what: str, weights: HostArray | None, rows: HostArray) -> None:
-    """Raise ValueError if all of these rows, which `what` names, have the weight 0."""
-    if weights is not None and not weights[rows].any():
+def _require_weight(what: str, weights: HostArray | None, rows: HostArray, dtype: np.dtype[Any]) -> None:
+    """Raise ValueError if all of these rows, which `what` names, have the weight 0 beside the largest of all."""
+    if weights is not None and not (weights[rows].any() and relative_weights(weights, dtype)[rows].any()):
+        tiny = f" in {dtype.name} beside the largest weight" if weights[rows].any() else ""
         raise ValueError(
             f"class_weight and the sample weights are expected to leave some weight, but all {len(rows):,} {what} "
-            "samples have 0; give larger weights, or hold out others"
+            f"samples have 0{tiny}; give larger weights, or hold out others"
         )
 
 
