@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import gpumlp
+from gpumlp import MLP, SGD, Dataset, fit
 from gpumlp.backends import EXECUTIONS
 from gpumlp.extras import EXTRAS
 from gpumlp.nn.activations import ACTIVATIONS as KINDS
@@ -235,6 +236,7 @@ def test_labels_and_numbers_go_through_all_commands(
         ({"w_train": np.ones(60)}, [], "54 weighted samples to train, 6 to validate, 60 to test"),
         ({"w_test": np.ones(60)}, [], "54 samples to train, 6 to validate, 60 weighted to test"),
         ({}, ["--class-weight", "balanced"], "54 weighted samples to train, 6 to validate, 60 to test"),
+        ({}, ["--class-weight", "0=0.5", "2=5"], "54 weighted samples to train, 6 to validate, 60 to test"),
     ],
 )
 def test_it_is_said_which_samples_are_weighted(
@@ -245,6 +247,25 @@ def test_it_is_said_which_samples_are_weighted(
     words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1)
     assert run("train", *words, *options, "--out", tmp_path / "run") == 0
     assert f"data: own.npz, 3 features, {said}\n" in capsys.readouterr().out
+
+
+def test_weights_of_classes_are_those_of_a_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    y = np.array(["no", "yes", "a=b"])[np.arange(60) % 3]
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 3, "--validation", 0, "--out")
+    assert run("train", *words, tmp_path / "run", "--class-weight", "yes=5", "a=b=0.5") == 0
+    model = MLP([3, 128, 3], device="cpu")
+    data = Dataset(x.astype("float32"), y)
+    weights = {"yes": 5, "a=b": 0.5}
+    fit(model, data, optimizer=SGD(0.1, momentum=0.9), epochs=3, batch_size=32, class_weight=weights)
+    found = MLP.load(tmp_path / "run", device="cpu").state_dict()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    assert run("train", "--resume", tmp_path / "run", "--epochs", 4) == 0
+    capsys.readouterr()
+    assert run("train", *words, tmp_path / "other", "--class-weight", "maybe=5") == 2
+    assert "class_weight is expected to name classes among a=b, no, yes, got 'maybe'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_regression_trains_with_the_defaults(tmp_path: Path) -> None:

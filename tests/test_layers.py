@@ -560,3 +560,14 @@ def test_a_network_shows_its_layers() -> None:
     model = MLP([6, 5, 3], dropout=0.5, input_dropout=0.2, device="cpu")
     layers = "[Dropout(6, 0.2), Dense(6, 5, 'relu'), Dropout(5, 0.5), Dense(5, 3, 'identity')]"
     assert repr(model) == f"MLP({layers}, device='cpu', dtype='float32')  # 53 parameters"
+
+
+def test_max_norm_is_of_the_weights_of_dense_hidden_layers_alone() -> None:
+    data = Dataset(np.ones((8, 6)), np.arange(8) % 3)
+    model = MLP([Dense(6, 5, "relu"), Mixed(5, 5), Dense(5, 3)], seed=0, dtype="float64", device="cpu")
+    before = model.state_dict()
+    fit(model, data, optimizer=SGD(1e-300), max_norm=0.01, epochs=1, batch_size=8)
+    changed = [name for name, tensor in model.state_dict().items() if not np.allclose(tensor, before[name])]
+    assert changed == ["layers.0.weight"]
+    norms = np.linalg.norm(model.dense_layers[0].weight, axis=0)
+    np.testing.assert_allclose(norms, 0.01, rtol=1e-12)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from ..nn.optimizers import OPTIMIZERS, AdamW, Optimizer, Penalty, RMSprop
 from ..nn.schedules import SCHEDULES, Constant, Schedule, Warmup
 from ..words import listed
 from .history import MONITORS
-from .trainer import held_out_samples
+from .trainer import ClassWeight, held_out_samples
 
 T = TypeVar("T")
 
@@ -96,6 +97,14 @@ def _is_device(value: Any) -> bool:
     return True
 
 
+def _is_pair(value: Any) -> bool:
+    """Whether this is NAME=NUMBER."""
+    name, _, weight = value.rpartition("=") if isinstance(value, str) else ("", "", "")
+    with suppress(ValueError):
+        return bool(name) and numbers(0).accepts(float(weight))
+    return False
+
+
 _FLAG = Range(lambda value: isinstance(value, bool), "true or false")
 _DATASET = Range(
     lambda value: isinstance(value, str) and (value in DATA_SETS or value.lower().endswith(".npz")),
@@ -109,6 +118,12 @@ _HELD_OUT = Range(
         or (isinstance(value, float) and numbers(0, 1, open_low=True, open_high=True).accepts(value))
     ),
     "a whole number of 0 or more, or a fraction such as 0.1",
+)
+_PAIR = Range(_is_pair, "CLASS=WEIGHT with a weight of 0 or more")
+_PAIRS = _each(_PAIR, _PAIR.words)
+_CLASS_WEIGHT = Range(
+    lambda value: value == "balanced" or _PAIR.accepts(value) or (_PAIRS.accepts(value) and len(value) > 0),
+    f"balanced, or {_PAIR.words} for each class that has another weight than 1",
 )
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
@@ -172,8 +187,9 @@ class Config:
     """Scale the incoming weights of a hidden unit down to this norm where theirs is larger, after each step."""
     label_smoothing: float = option(0.0, _RATE)
     """Share of a target that is spread over all classes, or over both values of a label."""
-    class_weight: str | None = option(None, _one_of("balanced"))
-    """balanced: weights inversely proportional to the number of training samples of each class."""
+    class_weight: str | tuple[str, ...] | None = option(None, _CLASS_WEIGHT)
+    """balanced: weights inversely proportional to the number of training samples of each class; or CLASS=WEIGHT
+    for each class whose weight is not 1, such as yes=20."""
     schedule: str = option("constant", _one_of(*SCHEDULES))
     """Learning rate by epoch: constant, step, exponential, inverse_time or milestones; or by step, over the whole
     run: cosine or one_cycle, whose largest rate is the learning rate."""
@@ -246,7 +262,7 @@ class Config:
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
     def __post_init__(self) -> None:
-        for name in ("activation", "dropout"):  # one value may stand alone
+        for name in ("activation", "dropout", "class_weight"):  # one value may stand alone
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
@@ -412,6 +428,12 @@ class Config:
 
     def make_optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.optimizer](given(self.learning_rate), **self._options_of("optimizer"))
+
+    def make_class_weight(self) -> ClassWeight:
+        if self.class_weight is None or self.class_weight == "balanced":
+            return None if self.class_weight is None else "balanced"
+        pairs = (self.class_weight,) if isinstance(self.class_weight, str) else self.class_weight
+        return {name: float(weight) for name, _, weight in (pair.rpartition("=") for pair in pairs)}
 
     def make_penalty(self) -> Penalty:
         return Penalty(l2=self.l2, l1=self.l1)

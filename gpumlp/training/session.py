@@ -455,7 +455,6 @@ def _data(config: Config, task: str | None, display: Progress) -> tuple[Dataset,
 def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
-    balanced: Literal["balanced"] = "balanced"
     try:
         return Trainer(
             model,
@@ -465,7 +464,7 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             penalty=config.make_penalty(),
             batch_size=batch_size if isinstance(batch_size, int) else full,
             validation=config.validation,
-            class_weight=balanced if config.class_weight else None,
+            class_weight=config.make_class_weight(),
             clip_norm=config.clip_norm,
             max_norm=config.max_norm,
             ema=config.ema,

@@ -84,8 +84,8 @@ class TrainingStep:
             model.backend.accumulates_products and not self._in_parts and clip_norm is None and known
         )
         self.gradient_wanted = False
-        weights, free = (self.model.parameters.weight_views(flat) for flat in (self.parameters, state.scratch))
-        self._hidden_weights = list(zip(weights, free, strict=True))[:-1]
+        weights = [layer.weight for layer in model.dense_layers[:-1]]
+        self._hidden_weights = [(w, state.scratch[: w.size].reshape(w.shape)) for w in weights]
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
