@@ -321,13 +321,17 @@ def in_torch(case: Case, data: Dataset, network: Any) -> tuple[Any, list[float]]
     x = torch.tensor(data.images / 255 if data.images.dtype == np.uint8 else data.images)
     y, w = torch.tensor(data.targets), None if data.weights is None else torch.tensor(data.weights)
     y = y.double() if y.ndim == 2 else y
+    classes = case.options.get("class_weight")
+    shares = torch.ones(SAMPLES) if w is None else w  # of each sample in the loss of an epoch
+    if classes is not None:
+        shares = torch.tensor([classes[int(label)] for label in y])
     rng, losses = np.random.default_rng([SEED, 1]), []
     for _ in range(EPOCHS):
         order, total = rng.permutation(SAMPLES), 0.0
         for first in range(0, SAMPLES, BATCH):
             rows = torch.tensor(order[first : first + BATCH])
             loss = case.loss[1](network(x[rows]), y[rows], w if w is None else w[rows])
-            total += float(loss.detach()) * len(rows)
+            total += float(loss.detach()) * float(shares[rows].sum())
             optimizer.zero_grad()
             loss.backward()
             if limit := case.options.get("clip_norm"):
@@ -345,7 +349,7 @@ def in_torch(case: Case, data: Dataset, network: Any) -> tuple[Any, list[float]]
                 scheduler.step()
         if scheduler and not changes_by_step(schedule):
             scheduler.step()
-        losses.append(total / SAMPLES)
+        losses.append(total / float(shares.sum()))
     return network if average is None else average.module, losses
 
 
