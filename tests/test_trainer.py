@@ -14,8 +14,8 @@ from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, EarlyStop
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn.optimizers import Optimizer
 from gpumlp.training import EpochRecord
+from gpumlp.training.batches import EpochOrders
 from gpumlp.training.divergence import smaller_steps
-from gpumlp.training.trainer import EpochOrders
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:

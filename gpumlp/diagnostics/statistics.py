@@ -14,8 +14,9 @@ from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
 from ..nn.layers import Dense
 from ..nn.metrics import new_scores
 from ..nn.network import CHUNK, MLP, Workspace
+from ..training.batches import WATCH_STREAM
 from ..training.history import ClassCounts, LayerStatistics
-from ..training.trainer import WATCH_STREAM, Callback, Trainer
+from ..training.trainer import Callback, Trainer
 
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
@@ -153,7 +154,7 @@ class Probe:
         self._targets = [Accumulation(view) for view in model.dense_weights(scratch)]
         self._flat_targets = [target.out.reshape(-1) for target in self._targets]
         # What the backward pass overwrites: of dense layers the gradients of the biases, of others all.
-        others = len(self._targets) < len(parameters.weight_views(scratch))
+        others = len(self._targets) < sum(len(shape) > 1 for shape in parameters.shapes.values())
         self._overwritten = parameters.gradient[0 if others else parameters.weights.stop :]
         self._kept = xp.empty_like(self._overwritten)
         self.values: Array = xp.zeros((8, len(model.dense_layers)), dtype="float64")

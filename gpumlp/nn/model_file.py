@@ -74,7 +74,7 @@ def describe(model: MLP) -> dict[str, Any]:
         activation: str | None = None
         activation_options: dict[str, Any] = {}
         layers = None
-        if isinstance(model.activation, Activation) and all(type(layer) is Dense for layer in model.layers):
+        if isinstance(model.activation, Activation) and model.all_dense:
             activation, activation_options = ACTIVATIONS.describe(model.activation)
         else:
             layers = [_describe_layer(layer) for layer in model.layers]

@@ -147,7 +147,7 @@ class MLP:
 
     Attributes:
         layers: all layers in order, see `gpumlp.nn.layers`.
-        dense_layers: the `Dense` layers among them.
+        dense_layers: the `Dense` layers among them; `all_dense` says whether there are no others.
         activation: as given, an `Activation` or a list; `activations` is always a list, one for each hidden layer.
         parameters: all weights, biases and gradients, in flat buffers.
         loss: the `Loss`.
@@ -229,7 +229,7 @@ class MLP:
         self.dense_layers = [layer for layer in layers if isinstance(layer, Dense)]
         # Below the first layer with parameters, no derivative is needed.
         self._first = next(index for index, layer in enumerate(layers) if layer.shapes())
-        self._all_dense = all(type(layer) is Dense for layer in layers)
+        self.all_dense = all(type(layer) is Dense for layer in layers)
 
     def dense_weights(self, flat: Array) -> list[Array]:
         """The weights of each `Dense` layer, as views of a flat buffer ``(size,)``."""
@@ -504,7 +504,7 @@ class MLP:
 
     def __repr__(self) -> str:
         what = f"{self.sizes}, activation={_names(self.activation)!r}"
-        if not all(type(layer) is Dense for layer in self.layers):
+        if not self.all_dense:
             what = f"{self.layers}"
         loss = "" if self.loss.task == "classes" else f", loss={self.loss.name!r}"
         return (

@@ -67,10 +67,6 @@ class Parameters:
             views[name] = flat[offset : offset + math.prod(shape)].reshape(shape)
         return views
 
-    def weight_views(self, flat: Array) -> list[Array]:
-        """The weights of each layer, as views of a flat buffer ``(size,)``."""
-        return [view for name, view in self.views(flat).items() if len(self.shapes[name]) > 1]
-
     def to_host(self, flat: Array, backend: Backend) -> dict[str, HostArray]:
         """Copies of the tensors on the host, by name, from one transfer. Waits for the device."""
         return {name: view.copy() for name, view in self.views(backend.to_numpy(flat)).items()}

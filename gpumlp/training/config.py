@@ -20,8 +20,8 @@ from ..nn.metrics import METRICS, Task
 from ..nn.optimizers import OPTIMIZERS, AdamW, Optimizer, Penalty, RMSprop
 from ..nn.schedules import SCHEDULES, Constant, Schedule, Warmup
 from ..words import listed
+from .batches import ClassWeight, held_out_samples
 from .history import MONITORS
-from .trainer import ClassWeight, held_out_samples
 
 T = TypeVar("T")
 

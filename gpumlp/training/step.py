@@ -73,8 +73,7 @@ class TrainingStep:
         self.multiply_adds = rows * sum(layer.weight.size for layer in model.dense_layers)
         self.workspace = Workspace(model, rows, pixels=batches.pixels, training=True)
         # Dense layers need no random numbers.
-        plain = all(type(layer) is Dense for layer in model.layers)
-        self.draws = None if plain else Draws(seed, DROPOUT, 0, 0, 0)
+        self.draws = None if model.all_dense else Draws(seed, DROPOUT, 0, 0, 0)
         xp = model.backend.xp
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
@@ -89,6 +88,9 @@ class TrainingStep:
         # The rules that `_weight_gradients` applies to.
         self._accumulated: tuple[float, Optimizer, Penalty] | None = None
         self._weight_gradients: list[Accumulation] | None = None
+        # The flat buffer that gradients are added to, and its views: a rate by step changes neither.
+        self._viewed: Array | None = None
+        self._views: list[Array] = []
 
     # -- The interface `gpumlp.backends.Step` --------------------------------------------------------------
 
@@ -183,8 +185,8 @@ class TrainingStep:
             self._accumulated = None  # arrays may have been replaced since the last epoch
         targets = self._accumulations(learning_rate) if self._may_accumulate else None
         if targets is not None and batch.start == 0:
-            for gradient in parameters.weight_views(parameters.gradient):
-                gradient[...] = math.nan  # poison stale gradients
+            for layer in self.model.dense_layers:
+                layer.weight_gradient[...] = math.nan  # poison stale gradients
         if self.draws is not None:
             self.draws = self.draws._replace(step=self.state.steps)
         if self._in_parts and batch.stop - batch.start > self.workspace.batch_size:
@@ -214,11 +216,10 @@ class TrainingStep:
         """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
         known, optimizer, penalty = self._accumulated, self.optimizer, self.penalty
         if known is None or known[0] != learning_rate or known[1] is not optimizer or known[2] is not penalty:
-            parameters = self.model.parameters
-            flat = optimizer.accumulation(parameters.data, self.state, penalty, learning_rate)
-            self._weight_gradients = flat and [
-                flat._replace(out=view) for view in parameters.weight_views(flat.out)
-            ]
+            flat = optimizer.accumulation(self.parameters, self.state, penalty, learning_rate)
+            if flat is not None and flat.out is not self._viewed:
+                self._viewed, self._views = flat.out, self.model.dense_weights(flat.out)
+            self._weight_gradients = flat and [Accumulation(view, flat.scale, flat.keep) for view in self._views]
             self._accumulated = learning_rate, optimizer, penalty
         return self._weight_gradients
 
@@ -248,7 +249,7 @@ class TrainingStep:
     def _gradient_in_parts(self, batch: slice) -> None:
         """Compute the gradient of a batch that is larger than the workspace, as the sum over its parts."""
         xp, parameters, samples = self.model.backend.xp, self.model.parameters, batch.stop - batch.start
-        weights = parameters.weight_views(parameters.gradient)
+        weights = [layer.weight_gradient for layer in self.model.dense_layers]
         biases = parameters.gradient[parameters.weights.stop :]  # overwritten by each part
         bias_sums = self.state.scratch[parameters.weights.stop :]
         bias_sums.fill(0)

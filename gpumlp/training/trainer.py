@@ -1,4 +1,4 @@
-"""The training loop: `Trainer`, `fit`, the callbacks they call, and the order in which an epoch takes samples."""
+"""The training loop: `Trainer`, `fit`, and the callbacks they call."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray
 from ..data import Dataset
-from ..data.dataset import ArrayBatches, relative_weights
-from ..data.labels import class_weights, stratified_split
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -23,19 +21,17 @@ from ..nn.hyperparameters import (
     whole,
 )
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_sums
-from ..nn.network import CHUNK, MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
+from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
-from ..nn.samples import Inputs, check_data, learned_names, training_targets
+from ..nn.samples import learned_names
 from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
+from .batches import ORDER_STREAM, ClassWeight, EpochOrders, Validation, make_batches
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
 
 _PROGRESS_PARTS = 20  # reports of progress in an epoch, if there are callbacks
-
-# Independent random streams of one seed; the network's own initial weights use the seed as it is.
-ORDER_STREAM, SPLIT_STREAM, WATCH_STREAM = 1, 2, 3
 
 
 class Callback:
@@ -89,8 +85,6 @@ class Callback:
         """After the last epoch, also when interrupted or diverged."""
 
 
-Validation: TypeAlias = Dataset | tuple[Any, Any] | float | None
-ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 CallbackLike: TypeAlias = Callback | Callable[["Trainer"], object]
 
 
@@ -189,7 +183,7 @@ class Trainer:
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
 
         with model.loss_chosen(train):
-            inputs, self.batches, self.validation_batches = _make_batches(
+            inputs, self.batches, self.validation_batches = make_batches(
                 model, train, validation, batch_size, self.seed, pixels, class_weight
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
@@ -556,170 +550,6 @@ def fit(
     return trainer.run(epochs, callbacks)
 
 
-# -- Samples and their order -----------------------------------------------------------------------------
-
-
-class EpochOrders:
-    """Random orders of the samples, one an epoch, drawn on the host, so that they are the same on every device.
-
-    The next one can be drawn while a GPU trains, which would otherwise wait for it.
-
-    Args:
-        rows: ``(samples,)``, the rows to order.
-        rng: used for nothing else.
-    """
-
-    def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
-        self._rows, self._rng = rows, rng
-        self._ahead: HostArray | None = None
-        self._state_before: dict[str, Any] = {}
-
-    def draw(self) -> HostArray:
-        """The order of the next epoch, ``(samples,)``."""
-        order, self._ahead = self._ahead, None
-        return self._rng.permutation(self._rows) if order is None else order
-
-    def draw_ahead(self) -> None:
-        """Draw the next order now; it is the same one, and `state` stays the same."""
-        if self._ahead is None:
-            self._state_before = self.state
-            self._ahead = self._rng.permutation(self._rows)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there."""
-        return self._state_before if self._ahead is not None else dict(self._rng.bit_generator.state)
-
-    @state.setter
-    def state(self, value: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = value
-        self._ahead = None
-
-
-def _make_batches(
-    model: MLP,
-    train: Dataset,
-    validation: Validation,
-    batch_size: int | Literal["full"],
-    seed: int,
-    pixels: bool | None,
-    class_weight: ClassWeight,
-) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
-    """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
-
-    Arguments are those of `Trainer`.
-
-    Raises:
-        ValueError: the data does not fit the network, or a value is out of range.
-        TypeError: `validation` is something else.
-    """
-    if isinstance(validation, tuple) and len(validation) == 2:
-        validation = train.part(*validation)
-    names, backend = learned_names(model, train), model.backend
-    train_rows, held_out = np.arange(len(train)), None
-    if validation is not None and not isinstance(validation, Dataset):
-        train_rows, held_out = _split(train, validation, seed)
-    full = isinstance(batch_size, str) and batch_size == "full"
-    size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
-    weights = train.weights
-    if class_weight is not None:
-        weights = _class_weighted(train, train_rows, class_weight)
-    _require_weight("training", weights, train_rows, model.dtype)
-
-    def on_device(
-        data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
-    ) -> ArrayBatches:
-        divided, targets = check_data(model, inputs, data, pixels), training_targets(model, data, names)
-        return data.batches(size, backend, model.dtype, rows, targets=targets, weights=weights, pixels=divided)
-
-    with backend.activate():
-        batches = on_device(train, model.inputs, size, weights, train_rows)
-        inputs = _inputs_after(model, train, divided=batches.pixels)
-        if isinstance(validation, Dataset):
-            return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
-        if held_out is None or not len(held_out):
-            return inputs, batches, None
-        _require_weight("held-out", train.weights, held_out, model.dtype)
-        held_out_batches = batches.select(held_out, CHUNK)
-        if class_weight is not None:
-            own = None if train.weights is None else relative_weights(train.weights, model.dtype)
-            held_out_batches.use_weights(own)
-        return inputs, batches, held_out_batches
-
-
-def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, HostArray]:
-    """Rows to train on and rows to validate on.
-
-    Args:
-        train: the training samples.
-        validation: how many to hold out, or which fraction of them, which is stratified for classes.
-        seed: of the draw.
-
-    Raises:
-        ValueError: it is out of range.
-        TypeError: it is neither a number nor a data set.
-    """
-    rng = np.random.default_rng([seed, SPLIT_STREAM])
-    if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
-        raise TypeError(
-            "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of "
-            f"training samples to hold out, got {shown(validation)}"
-        )
-    samples, held_out = len(train), held_out_samples(validation, len(train))
-    if 0 < validation < 1 and train.task == "classes":
-        return stratified_split(train.targets, held_out, rng)
-    order = rng.permutation(samples)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def held_out_samples(validation: Any, samples: int) -> int:
-    """How many of the training samples are held out.
-
-    Args:
-        validation: their number, or their fraction.
-        samples: number of training samples.
-
-    Raises:
-        ValueError: it is out of range.
-    """
-    fraction = 0 < validation < 1
-    held_out: int = round(validation * samples) if fraction else whole("validation", validation, 0)
-    if not int(fraction) <= held_out < samples:
-        words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
-        raise ValueError(
-            f"validation is expected to leave some of the {samples:,} training samples on each side: a number "
-            f"from 0 to {samples - 1:,}, or a fraction; got {words}"
-        )
-    return held_out
-
-
-def _class_weighted(train: Dataset, rows: HostArray, class_weight: str | Mapping[Any, float]) -> HostArray:
-    """The weights of the training samples, with those of their classes, ``(n,)``.
-
-    Raises:
-        ValueError: the targets are not classes, or the weights are not as `class_weights` expects.
-    """
-    if train.task != "classes":
-        raise ValueError(
-            f"class_weight is expected only with classes, but {train!r} has {train.task}; use weights"
-        )
-    factors = class_weights(train.targets[rows], train.classes, class_weight, train.class_names)
-    weights: HostArray = factors[train.targets]
-    if train.weights is not None:
-        weights = weights * train.weights
-    return weights
-
-
-def _require_weight(what: str, weights: HostArray | None, rows: HostArray, dtype: np.dtype[Any]) -> None:
-    """Raise ValueError if all of these rows, which `what` names, have the weight 0 beside the largest of all."""
-    if weights is not None and not (weights[rows].any() and relative_weights(weights, dtype)[rows].any()):
-        tiny = f" in {dtype.name} beside the largest weight" if weights[rows].any() else ""
-        raise ValueError(
-            f"class_weight and the sample weights are expected to leave some weight, but all {len(rows):,} {what} "
-            f"samples have 0{tiny}; give larger weights, or hold out others"
-        )
-
-
 # -- Checks of arguments ---------------------------------------------------------------------------------
 
 
@@ -788,13 +618,3 @@ def _checked_layers(found: Any, callback: Callback) -> tuple[LayerStatistics, ..
             f"{shown(found)}"
         )
     return found
-
-
-def _inputs_after(model: MLP, train: Dataset, *, divided: bool) -> Inputs:
-    """The description of what a network is trained on."""
-    before, dtype = model.inputs, train.images.dtype.name
-    if divided or (before is not None and before.pixels):
-        dtype = "uint8"  # other numbers from 0 to 1 have the same scale
-    elif dtype == "uint8" or (before is not None and before.dtype == "any"):
-        dtype = "any"  # uint8 that is used as it is
-    return Inputs(train.feature_shape, dtype, train.name)
