@@ -36,6 +36,9 @@ class HostCupy(StrictNamespace):
             "CooperativeLaunch": 0,  # 1 enables the persistent kernel
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
+            "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
+            "MaxThreadsPerMultiProcessor": 2048,
+            "MaxRegistersPerMultiprocessor": 64 * 1024,
         }
         self.ndarray, self.__version__ = StrictArray, "14 (a fake)"
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
@@ -45,6 +48,7 @@ class HostCupy(StrictNamespace):
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
+            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -52,6 +56,12 @@ class HostCupy(StrictNamespace):
 
     def RawModule(self, **arguments: Any) -> HostModule:
         return HostModule(self, **arguments)
+
+    def occupancy(self, function: int, block_size: int, shared_bytes: int) -> int:
+        """Blocks that are resident on a multiprocessor, without regard to registers."""
+        assert all(type(argument) is int for argument in (function, block_size, shared_bytes))
+        threads = self.attributes["MaxThreadsPerMultiProcessor"] // block_size
+        return min(threads, self.attributes["MaxSharedMemoryPerMultiprocessor"] // (shared_bytes + 1024))
 
     def wrap(self, result: Any) -> Any:
         if self.allocator is not None and isinstance(result, np.ndarray) and result.base is None:
@@ -256,15 +266,18 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
     return module
 
 
-def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
+def host_cuda_backend(
+    *, cublaslt: bool = False, unknown: tuple[str, ...] = (), cupy: HostCupy | None = None, **options: Any
+) -> Any:
     """A `CudaBackend` on the CPU, including the kernels.
 
     Args:
         cublaslt: use the fake of cuBLASLt for matrix products.
         unknown: names of epilogues that it does not support.
+        cupy: the fake of CuPy; None for a new one.
         options: of `CudaBackend`.
     """
-    cupy = HostCupy()
+    cupy = cupy or HostCupy()
     backend = load_cupy_backend(cupy).CudaBackend(0, **options)
     backend._products = [None]
     if cublaslt:
