@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.emulator import SCHEDULES, EmulatedModule, EmulationError
+from tests.host_cuda import HostCupy
+from tests.host_kernels import HostKernel
 
 KERNELS = Path(__file__).with_name("emulator_kernels.cu")
 RNG = np.random.default_rng(0)
@@ -140,3 +142,76 @@ def test_messages_name_source_lines_and_arrays(bug: int, message: str, module: E
     values = aligned(np.zeros(8, np.float32))
     with pytest.raises(EmulationError, match=message):
         module.launch("wrong", [values, np.int32(bug)], threads=32, shared_bytes=128, names={"in": values})
+
+
+# -- Arrays whose addresses are in device memory -----------------------------------------------------------
+
+NETWORKS = """
+typedef long long i64;
+struct Network {
+    const i64* order;  // (BLOCKS,)
+    float* buffers[2];
+    int shift;
+};
+extern "C" __global__ void train_networks(const unsigned char* networks)
+{
+    const Network& n = ((const Network*)networks)[blockIdx.y / BLOCKS];
+    int b = blockIdx.y % BLOCKS;
+    cuda_host::barrier_sync();
+    n.buffers[1][b + n.shift] = n.buffers[0][n.order[b]];
+    if (n.shift == 3) ((i64*)n.order)[b] = 7;
+}
+"""
+
+
+class Networks:
+    """Two networks, whose kernel reverses an array, on the fake of CuPy."""
+
+    def __init__(self, shift: int = 0, dtype: str = "float32") -> None:
+        self.xp = HostCupy()
+        self.kernel: HostKernel = self.xp.RawModule(
+            code=NETWORKS, options=("-DBLOCKS=4", "-DRESIDENT=2")
+        ).get_function("train_networks")
+        self.order = self.xp.asarray(np.array([3, 2, 1, 0]))
+        self.inputs = [self.xp.asarray(np.arange(4 * k, 4 * k + 4, dtype=dtype)) for k in range(2)]
+        self.outputs = self.xp.asarray(np.zeros((2, 7), np.float32))
+        dtype = np.dtype([("order", "u8"), ("buffers", "u8", 2), ("shift", "i4")], align=True)
+        self.records = np.array(
+            [
+                (self.order.data.ptr, (x.data.ptr, y.data.ptr), shift)
+                for x, y in zip(self.inputs, (self.outputs[k] for k in range(2)), strict=True)
+            ],
+            dtype,
+        )
+
+    def launch(self, blocks: int = 8, cooperative: bool = True) -> None:
+        networks = self.xp.asarray(self.records.view(np.uint8))
+        self.kernel.kernel((1, blocks), (32,), (networks,), enable_cooperative_groups=cooperative)
+
+
+def test_networks_are_given_by_addresses() -> None:
+    networks = Networks()
+    networks.launch()
+    np.testing.assert_array_equal(networks.outputs._data[:, :4], [[3, 2, 1, 0], [7, 6, 5, 4]])
+
+
+def test_addresses_that_a_gpu_would_misread_are_refused() -> None:
+    freed, other, outside, constant = Networks(), Networks(dtype="float64"), Networks(shift=4), Networks(shift=3)
+    freed.inputs.clear()
+    for networks, message in [
+        (freed, r"networks\[0\].buffers\[0\] is not the address of an array"),
+        (other, r"networks\[0\].buffers\[0\] is not the address of an array"),
+        (outside, r"wrote outside of networks\[0\].buffers\[1\]"),
+        (constant, r"wrote to networks\[0\].order or .*, which it may only read"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            networks.launch()
+    for options, message in [
+        ({"blocks": 6}, "6 blocks for networks of 4"),
+        ({"blocks": 4}, "bytes, expected"),
+        ({"cooperative": False}, "blocks wait for others"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            Networks().launch(**options)
+    with pytest.raises(ValueError, match=r"exceeds the limit \(12\)"):
+        Networks().launch(blocks=16)
