@@ -13,7 +13,7 @@ import numpy as np
 import gpumlp.backends
 from gpumlp.backends.cuda.cublaslt import Products
 from tests.host_cublaslt import host_bindings
-from tests.host_kernels import HostModule
+from tests.host_kernels import HostFunction, HostModule, Pointer
 from tests.strict_device import ALLOWED_KEYWORDS, StrictArray, StrictNamespace
 
 NO_LAUNCH = {"empty", "empty_like", "dtype"}  # CuPy functions without a launch
@@ -32,13 +32,17 @@ class HostCupy(StrictNamespace):
         self.products: list[int] = []  # the compute type of each matrix product
         self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
+        self.pointers: dict[tuple[int, np.dtype], Pointer] = {}  # that the program has asked for
+        self.functions: list[HostFunction] = []
         self.attributes = {
-            "CooperativeLaunch": 0,  # 1 enables the persistent kernel
+            "CooperativeLaunch": 0,  # 1 enables the persistent and the fused kernel
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
             "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
+            "ReservedSharedMemoryPerBlock": 1024,
             "MaxThreadsPerMultiProcessor": 2048,
-            "MaxRegistersPerMultiprocessor": 64 * 1024,
+            "MaxRegistersPerMultiprocessor": 65536,
+            "MaxBlocksPerMultiprocessor": 32,
         }
         self.ndarray, self.__version__ = StrictArray, "14 (a fake)"
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
@@ -48,7 +52,7 @@ class HostCupy(StrictNamespace):
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
-            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
+            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.resident_blocks),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -57,11 +61,19 @@ class HostCupy(StrictNamespace):
     def RawModule(self, **arguments: Any) -> HostModule:
         return HostModule(self, **arguments)
 
-    def occupancy(self, function: int, block_size: int, shared_bytes: int) -> int:
-        """Blocks that are resident on a multiprocessor, without regard to registers."""
-        assert all(type(argument) is int for argument in (function, block_size, shared_bytes))
-        threads = self.attributes["MaxThreadsPerMultiProcessor"] // block_size
-        return min(threads, self.attributes["MaxSharedMemoryPerMultiprocessor"] // (shared_bytes + 1024))
+    def resident_blocks(self, function: int, threads: int, shared_bytes: int) -> int:
+        """How many blocks of a function run on a multiprocessor at once."""
+        facts = self.attributes
+        return min(
+            self.functions[function].resident,
+            facts["MaxThreadsPerMultiProcessor"] // threads,
+            facts["MaxSharedMemoryPerMultiprocessor"] // (shared_bytes + facts["ReservedSharedMemoryPerBlock"]),
+        )
+
+    def address(self, data: np.ndarray) -> int:
+        pointer = Pointer.to(data)
+        self.pointers[pointer.start, data.dtype] = pointer
+        return pointer.start
 
     def wrap(self, result: Any) -> Any:
         if self.allocator is not None and isinstance(result, np.ndarray) and result.base is None:

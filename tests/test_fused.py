@@ -66,7 +66,9 @@ class RecordedKernel:
         self.xp, self.kernel, self.batch = xp, self, int(defined["BATCH"])
         self.factors = FACTORS[int(defined["OPTIMIZER"])]
         self.pairs = int(defined["EXCHANGE"]) if int(defined["BLOCKS"]) > 1 else 0
-        self.ptr, self.max_dynamic_shared_size_bytes = 4096, 48 * 1024
+        self.ptr, self.resident = len(xp.functions), int(defined["RESIDENT"])
+        xp.functions.append(self)
+        self.max_dynamic_shared_size_bytes = 48 * 1024
         self.grids: list[tuple[int, ...]] = []
         self.networks: list[list[SimpleNamespace]] = []
         self.exchanges: list[bytes] = []

@@ -85,8 +85,7 @@ def has_penalty_kernel(penalty: Any) -> bool:
 
 def has_loss_kernel(loss: Any) -> bool:
     """Whether there is a kernel for this loss."""
-    known = stated(loss, "kernel", "output_error") == "softmax_cross_entropy"
-    return known and not getattr(loss, "label_smoothing", 0)
+    return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
 
 
 def sgd_rule(optimizer: Any) -> str:
