@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.emulator import COMPILED, EmulatedModule
+from tests.emulator import COMPILED, EmulatedModule, EmulationError
 from tests.strict_device import StrictArray
 
 HEADER = Path(__file__).with_name("host_cuda.h")
@@ -332,7 +332,8 @@ class GuardedCopies:
         for original, buffer, writers in self._copies.values():
             names = [name for name, array in self.names.items() if np.shares_memory(array, buffer)]
             margins = np.r_[buffer[:MARGIN], buffer[-MARGIN:]]
-            assert (margins == 0xFF).all(), f"the kernel wrote outside of {' or '.join(names)}"
-            changed = not np.array_equal(buffer[MARGIN:-MARGIN], original)
-            assert writers or not changed, f"the kernel wrote to {' or '.join(names)}, which it may only read"
+            if (margins != 0xFF).any():
+                raise EmulationError(f"the kernel wrote outside of {' or '.join(names)}")
+            if not writers and not np.array_equal(buffer[MARGIN:-MARGIN], original):
+                raise EmulationError(f"the kernel wrote to {' or '.join(names)}, which it may only read")
             original[:] = buffer[MARGIN:-MARGIN]
