@@ -278,15 +278,18 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
     return module
 
 
-def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
+def host_cuda_backend(
+    *, cublaslt: bool = False, unknown: tuple[str, ...] = (), cupy: HostCupy | None = None, **options: Any
+) -> Any:
     """A `CudaBackend` on the CPU, including the kernels.
 
     Args:
         cublaslt: use the fake of cuBLASLt for matrix products.
         unknown: names of epilogues that it does not support.
+        cupy: the fake of CuPy; None for a new one.
         options: of `CudaBackend`.
     """
-    cupy = HostCupy()
+    cupy = cupy or HostCupy()
     backend = load_cupy_backend(cupy).CudaBackend(0, **options)
     backend._products = [None]
     if cublaslt:

@@ -325,7 +325,7 @@ def test_an_invalid_device_name_is_refused(name: object) -> None:
 
 @pytest.mark.parametrize(
     ("option", "choices"),
-    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, graphs, eager")],
+    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, fused, graphs, eager")],
 )
 def test_an_invalid_option_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):

@@ -22,15 +22,17 @@ from tests.file_helpers import as_version_0_2, change_file
 class FakeGPU(NumpyBackend):
     """A fake GPU with executions that compute with NumPy."""
 
-    def __init__(self, execution: str, possible: tuple[str, ...]) -> None:
+    def __init__(self, execution: str, possible: tuple[str, ...], multiprocessors: int | None = None) -> None:
         super().__init__()
         self.name = "cuda:0"
         self.asked, self.possible = execution, possible
+        self.multiprocessors = multiprocessors or 8
 
     def execution(self, step: Any) -> Execution:
         if self.asked not in ("auto", *self.possible):
             raise ExecutionError(f"{self.asked} needs what is missing", "take another way")
-        return Execution(self.possible[0] if self.asked == "auto" else self.asked, "as tested")
+        name = self.possible[0] if self.asked == "auto" else self.asked
+        return Execution(name, "as tested", multiprocessors=self.multiprocessors if name == "fused" else None)
 
 
 Devices = Callable[..., None]
@@ -41,8 +43,8 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
     """Simulate a GPU that supports only some executions."""
 
     def make(*possible: str) -> None:
-        def get_backend(device: str, *, matmul_precision: str, execution: str) -> NumpyBackend:
-            return NumpyBackend() if device == "cpu" else FakeGPU(execution, possible)
+        def get_backend(device: str, *, execution: str, multiprocessors: int | None, **_: str) -> NumpyBackend:
+            return NumpyBackend() if device == "cpu" else FakeGPU(execution, possible, multiprocessors)
 
         monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
 
@@ -215,10 +217,10 @@ def test_an_old_run_on_the_cpu_is_resumed_without_a_message(tmp_path: Path, caps
 def test_the_old_options_are_refused_with_the_new_one(old: str, form: str, capsys) -> None:
     assert run("train", *form.format(old).split()) == 2
     err = capsys.readouterr().err
-    assert "replaced by --execution auto|persistent|graphs|eager" in err
+    assert "replaced by --execution auto|persistent|fused|graphs|eager" in err
     assert len(err.splitlines()) == 1
 
 
 def test_an_unknown_execution_is_refused() -> None:
-    with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, graphs, eager"):
+    with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, fused, graphs, eager"):
         Config(execution="fast").check()
