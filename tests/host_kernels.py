@@ -143,9 +143,9 @@ class HostFunction:
         self._owner, self._module, self._name = owner, module, name
         self._parameters = module.signatures[name]
         self._waits = " wait(" in body_of(module.code, name)
-        self.ptr = len(module.xp.functions)
+        self.ptr = 1 + len(module.xp.functions)
         self.resident = int(module.defined.get("RESIDENT", 1))  # blocks for which there are registers
-        module.xp.functions.append(self)
+        module.xp.functions[self.ptr] = self
 
     def __call__(
         self,
@@ -167,7 +167,7 @@ class HostFunction:
         if enable_cooperative_groups:
             facts = xp.cuda.Device().attributes
             assert shared_mem <= facts["MaxSharedMemoryPerBlockOptin"]
-            most = xp.resident_blocks(self.ptr, int(np.prod(block)), shared_mem) * facts["MultiProcessorCount"]
+            most = xp.occupancy(self.ptr, int(np.prod(block)), shared_mem) * facts["MultiProcessorCount"]
             if np.prod(grid) > most:
                 raise ValueError(f"The specified grid size {grid} exceeds the limit ({most})")
         name, parameters = self._name, self._parameters
