@@ -33,7 +33,7 @@ class HostCupy(StrictNamespace):
         self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
         self.pointers: dict[tuple[int, np.dtype], Pointer] = {}  # that the program has asked for
-        self.functions: list[HostFunction] = []
+        self.functions: dict[int, HostFunction] = {}  # by their address
         self.attributes = {
             "CooperativeLaunch": 0,  # 1 enables the persistent and the fused kernel
             "MultiProcessorCount": 6,
@@ -52,7 +52,7 @@ class HostCupy(StrictNamespace):
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
-            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.resident_blocks),
+            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -61,14 +61,18 @@ class HostCupy(StrictNamespace):
     def RawModule(self, **arguments: Any) -> HostModule:
         return HostModule(self, **arguments)
 
-    def resident_blocks(self, function: int, threads: int, shared_bytes: int) -> int:
-        """How many blocks of a function run on a multiprocessor at once."""
+    def occupancy(self, function: int, block_size: int, shared_bytes: int) -> int:
+        """Blocks of a function that are resident on a multiprocessor."""
+        assert all(type(argument) is int for argument in (function, block_size, shared_bytes))
         facts = self.attributes
-        return min(
-            self.functions[function].resident,
-            facts["MaxThreadsPerMultiProcessor"] // threads,
-            facts["MaxSharedMemoryPerMultiprocessor"] // (shared_bytes + facts["ReservedSharedMemoryPerBlock"]),
-        )
+        shared = shared_bytes + facts["ReservedSharedMemoryPerBlock"]
+        limits = [
+            facts["MaxThreadsPerMultiProcessor"] // block_size,
+            facts["MaxSharedMemoryPerMultiprocessor"] // shared,
+        ]
+        if function in self.functions:  # otherwise its registers are unknown
+            limits.append(self.functions[function].resident)
+        return min(limits)
 
     def address(self, data: np.ndarray) -> int:
         pointer = Pointer.to(data)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.emulator import COMPILED, EmulatedModule
+from tests.emulator import COMPILED, EmulatedModule, EmulationError
 from tests.strict_device import StrictArray
 
 HEADER = Path(__file__).with_name("host_cuda.h")
@@ -143,9 +143,9 @@ class HostFunction:
         self._owner, self._module, self._name = owner, module, name
         self._parameters = module.signatures[name]
         self._waits = " wait(" in body_of(module.code, name)
-        self.ptr = len(module.xp.functions)
+        self.ptr = 1 + len(module.xp.functions)
         self.resident = int(module.defined.get("RESIDENT", 1))  # blocks for which there are registers
-        module.xp.functions.append(self)
+        module.xp.functions[self.ptr] = self
 
     def __call__(
         self,
@@ -167,7 +167,7 @@ class HostFunction:
         if enable_cooperative_groups:
             facts = xp.cuda.Device().attributes
             assert shared_mem <= facts["MaxSharedMemoryPerBlockOptin"]
-            most = xp.resident_blocks(self.ptr, int(np.prod(block)), shared_mem) * facts["MultiProcessorCount"]
+            most = xp.occupancy(self.ptr, int(np.prod(block)), shared_mem) * facts["MultiProcessorCount"]
             if np.prod(grid) > most:
                 raise ValueError(f"The specified grid size {grid} exceeds the limit ({most})")
         name, parameters = self._name, self._parameters
@@ -332,7 +332,8 @@ class GuardedCopies:
         for original, buffer, writers in self._copies.values():
             names = [name for name, array in self.names.items() if np.shares_memory(array, buffer)]
             margins = np.r_[buffer[:MARGIN], buffer[-MARGIN:]]
-            assert (margins == 0xFF).all(), f"the kernel wrote outside of {' or '.join(names)}"
-            changed = not np.array_equal(buffer[MARGIN:-MARGIN], original)
-            assert writers or not changed, f"the kernel wrote to {' or '.join(names)}, which it may only read"
+            if (margins != 0xFF).any():
+                raise EmulationError(f"the kernel wrote outside of {' or '.join(names)}")
+            if not writers and not np.array_equal(buffer[MARGIN:-MARGIN], original):
+                raise EmulationError(f"the kernel wrote to {' or '.join(names)}, which it may only read")
             original[:] = buffer[MARGIN:-MARGIN]
