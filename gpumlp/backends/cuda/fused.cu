@@ -142,7 +142,6 @@ template <> struct Middle<1> {
 constexpr __device__ int larger(int a, int b) { return a > b ? a : b; }
 constexpr int MIDDLE = Middle<LAYERS>::END;
 constexpr int ERRORS_ACROSS = LAYERS == 1 ? 0 : larger(Middle<LAYERS>::ACROSS, Middle<LAYERS == 3 ? 2 : LAYERS>::ACROSS);
-constexpr int SUMS = 2 * WARPS_K * 32 * SUM_STRIDE;
 
 // Where words lie in `exchange`.
 constexpr int OUTPUT_ERRORS = BLOCKS * BLOCKS * OWNED * OUT2;  // after the parts of the outputs: (owner, from, sample, output)
@@ -162,7 +161,7 @@ struct Shared {
     alignas(128) u8 x[SLOTS][PLANES][32][ROW_BYTES];
     union {
         alignas(16) float sums[2][WARPS_K][32][SUM_STRIDE];        // of the first layer, of each warp
-        float errors_across[ERRORS_ACROSS + 1][SAMPLE_STRIDE];     // of the columns of a part of middle weights
+        float errors_across[LAYERS > 1 ? ERRORS_ACROSS : 1][SAMPLE_STRIDE];     // of the columns of a part of middle weights
     };
     alignas(16) float unit[UNITS][SAMPLE_STRIDE];  // s of own units, then their error terms
     alignas(16) float error[SAMPLES][ERROR_STRIDE];  // of the outputs
