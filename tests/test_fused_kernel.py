@@ -108,8 +108,8 @@ SHAPES = [
 RULES = [
     *(Case(activation=name) for name in ACTIVATIONS if name != "identity"),
     *(Case((20, 18, 9, 4), blocks=4, activation=name, dropout=0.2) for name in ("tanh", "gelu", "silu")),
-    *(Case(loss=loss, pixels=False) for loss in LOSSES.built_in),
-    *(Case((20, 18, 9, 1), blocks=3, loss=loss) for loss in LOSSES.built_in if loss != "softmax_cross_entropy"),
+    *(Case(loss=loss, pixels=False) for loss in LOSSES),
+    *(Case((20, 18, 9, 1), blocks=3, loss=loss) for loss in LOSSES if loss != "softmax_cross_entropy"),
     Case(loss=SoftmaxCrossEntropy(label_smoothing=0.1)),
     *(
         Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
