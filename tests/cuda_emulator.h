@@ -58,7 +58,6 @@ uint64_t shuffle(uint32_t mask, uint64_t value, int kind, int argument, int widt
 uint32_t ballot(uint32_t mask, bool predicate);
 void ldmatrix(uint32_t* r, uint32_t address, int count, bool transposed);       // .m8n8.x1, .x2, .x4, .b16
 void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);  // float32 sums, d += a b
-uint32_t cvt_rn_bf16x2(float high, float low);
 
 void cp_async(uint32_t to, const void* from, int bytes, int bytes_read = -1);
 void cp_async_commit_group();
@@ -116,6 +115,14 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector)
     return r;
 }
 template <class T> inline T __ldg(const T* p) { return *p; }
+
+struct __nv_bfloat16 { uint16_t x; };
+inline __nv_bfloat16 __float2bfloat16_rn(float f)  // to nearest, ties to even; any NaN becomes 0x7fff
+{
+    uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return {0x7fff};
+    return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
 
 __device__ void __syncthreads() { cuda_host::barrier_sync(); }
 __device__ void __syncwarp(uint32_t mask = ~0u) { cuda_host::syncwarp(mask); }
@@ -882,15 +889,6 @@ void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1)
         to[0] = D[row][pair], to[1] = D[row][pair + 1], to[2] = D[row + 8][pair], to[3] = D[row + 8][pair + 1];
     }
     part(m);
-}
-
-uint32_t cvt_rn_bf16x2(float high, float low)  // to nearest, ties to even; any NaN becomes 0x7fff
-{
-    auto one = [](float f) {
-        uint32_t u = __float_as_uint(f);
-        return (u & 0x7fffffff) > 0x7f800000 ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-    };
-    return one(high) << 16 | one(low);
 }
 
 void cp_async(uint32_t to, const void* from, int bytes, int bytes_read)

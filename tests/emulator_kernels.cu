@@ -132,10 +132,10 @@ extern "C" __global__ void product(const unsigned short* a, const unsigned short
     low[0] = v[0], low[1] = v[1], high[0] = v[2], high[1] = v[3];
 }
 
-extern "C" __global__ void to_bf16(const float* in, u32* out)
+extern "C" __global__ void to_bf16(const float* in, unsigned short* out)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    out[i] = cvt_rn_bf16x2(in[2 * i + 1], in[2 * i]);
+    out[i] = __float2bfloat16_rn(in[i]).x;
 }
 
 // What a GPU does not check. bug 1: an address that is not aligned; 2: a lane that is missing; 3: an mbarrier that was

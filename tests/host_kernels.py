@@ -27,7 +27,9 @@ from tests.emulator import COMPILED, EmulatedModule, EmulationError
 from tests.strict_device import StrictArray
 
 HEADER = Path(__file__).with_name("host_cuda.h")
-KERNEL = r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (\w+)\(([^)]*)\)'
+KERNEL = (
+    r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)'
+)
 TYPES = {
     "int64": np.int64,
     "uint64": np.uint64,
@@ -35,6 +37,7 @@ TYPES = {
     "unsigned": np.uint32,
     "bool": np.bool_,
     "unsigned char": np.uint8,
+    "u8": np.uint8,
 }
 UNASKED_SHARED_BYTES = 48 * 1024
 

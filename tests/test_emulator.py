@@ -122,7 +122,7 @@ def test_rounding_to_bf16(module: EmulatedModule) -> None:
     bits[::7] = bits[::7] & 0xFFFF0000 | 0x8000  # ties
     bits[:4] = 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7FC00001
     out = np.zeros(1024, np.uint16)
-    module.launch("to_bf16", [bits, out], grid=(2, 1), threads=256)
+    module.launch("to_bf16", [bits, out], grid=(4, 1), threads=256)
     above = (bits & 0xFFFF) + (bits >> 16 & 1) > 0x8000
     np.testing.assert_array_equal(out, np.where(np.isnan(bits.view(np.float32)), 0x7FFF, (bits >> 16) + above))
 
