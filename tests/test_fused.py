@@ -66,9 +66,7 @@ class RecordedKernel:
         self.xp, self.kernel, self.batch = xp, self, int(defined["BATCH"])
         self.factors = FACTORS[int(defined["OPTIMIZER"])]
         self.pairs = int(defined["EXCHANGE"]) if int(defined["BLOCKS"]) > 1 else 0
-        self.ptr, self.resident = len(xp.functions), int(defined["RESIDENT"])
-        xp.functions.append(self)
-        self.max_dynamic_shared_size_bytes = 48 * 1024
+        self.ptr, self.max_dynamic_shared_size_bytes = 4096, 48 * 1024
         self.grids: list[tuple[int, ...]] = []
         self.networks: list[list[SimpleNamespace]] = []
         self.exchanges: list[bytes] = []
@@ -107,7 +105,7 @@ class Recording(HostCupy):
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
         if "train_networks" not in code:
             return HostModule(self, code=code, options=options)
-        self.kernels.append(RecordedKernel(self, dict(option.removeprefix("-D").split("=") for option in options)))
+        self.kernels.append(RecordedKernel(self, dict(option[2:].split("=") for option in options)))
         return self.kernels[-1]
 
 

@@ -91,11 +91,16 @@ class FusedRunner:
         self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
         self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
         self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
+        self._structures: WeakKeyDictionary[Step, Any] = WeakKeyDictionary()
         self._rows: WeakValueDictionary[SampleKey, Rows] = WeakValueDictionary()
         self._held: WeakKeyDictionary[Step, Rows] = WeakKeyDictionary()  # as long as a step uses them
 
     def unsupported_reason(self, step: Step) -> str | None:
-        """Why the kernel does not support this step on this device; None if it does. Compiles it."""
+        """Why the kernel does not support this step on this device; None if it does. Compiles it.
+
+        To be asked again whenever the `step_key` has changed: until then, everything else is kept.
+        """
+        self._structures.pop(step, None)
         reason = _unsupported_rule(step) or self._unsupported_device(step)
         if reason is not None:
             return reason
@@ -210,7 +215,8 @@ class FusedRunner:
         code = fused_source(plan)
         try:
             # As for the persistent kernel, only the launch is cooperative.
-            kernel = self._backend.xp.RawModule(code=code, options=plan.options()).get_function("train_networks")
+            options = ("--std=c++17", *plan.options())
+            kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
             kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
             resident = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
                 kernel.kernel.ptr, plan.threads, plan.shared_bytes
@@ -234,9 +240,13 @@ class FusedRunner:
         networks = np.zeros(len(runs), dtype=NETWORK)
         address = all_factors.data.ptr
         for number, (run, own) in enumerate(zip(runs, factors, strict=True)):
-            self._describe_network(networks[number], run)
-            networks[number]["factors"] = address
-            networks[number]["exchange"] = exchange[number].data.ptr
+            networks[number] = self._structure(run.step)
+            network = networks[number]
+            network["start"] = run.step.slices[run.batches[0]].start
+            network["stop"] = run.step.slices[run.batches[-1]].stop
+            network["steps_taken"] = run.step.state.steps
+            network["factors"] = address
+            network["exchange"] = exchange[number].data.ptr
             address += own.nbytes
         function = compiled.kernel.kernel  # supports cooperative launches
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
@@ -251,9 +261,12 @@ class FusedRunner:
         for run in runs:
             run.step.state.steps += len(run.batches)
 
-    def _describe_network(self, network: Any, run: StepRun) -> None:
-        """Fill in a network's structure, but for the arrays of the launch; see ``struct Network`` in fused.cu."""
-        step, optimizer, penalty = run.step, run.step.optimizer, run.step.penalty
+    def _structure(self, step: Step) -> Any:
+        """The network's ``struct Network``, see fused.cu, without what changes from launch to launch."""
+        network = self._structures.get(step)
+        if network is not None:
+            return network
+        network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
         arrays = {
             "images": self._rows_of(step).values,
             "order": step.order,
@@ -270,9 +283,6 @@ class FusedRunner:
         for number, layer in enumerate(_dense_layers(step)):
             network["weight_offset"][number] = _offset(step, layer.weight)
             network["bias_offset"][number] = _offset(step, layer.bias)
-        network["start"] = step.slices[run.batches[0]].start
-        network["stop"] = step.slices[run.batches[-1]].stop
-        network["steps_taken"] = step.state.steps
         network["scale"] = PIXEL_SCALE if step.images.dtype == np.uint8 else 1.0
         if optimizer_kernel(optimizer) == "sgd":
             network["momentum"] = optimizer.momentum
@@ -288,6 +298,8 @@ class FusedRunner:
             network["dropout_threshold"][position] = threshold(rate)
             network["dropout_scale"][position] = 1 / (1 - rate)
             network["dropout_layer"][position] = number
+        self._structures[step] = network
+        return network
 
     def _rows_of(self, step: Step) -> Rows:
         key = _sample_key(step.images)
