@@ -6,12 +6,13 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Backend, Execution, HostArray
+from ..backends import Array, Backend, Execution, HostArray, StepRun
 from ..data import Dataset
 from ..nn.hyperparameters import (
     flag,
@@ -134,6 +135,8 @@ class Trainer:
         penalty: on the weights.
         batch_size: samples per step, or ``"full"``; more than there are means all of them.
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
+        rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
+            for all.
         seed: of the held-out samples, of the batch order and of dropout.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
@@ -168,6 +171,7 @@ class Trainer:
         seed: int = 0,
         diagnostics: bool = True,
         pixels: bool | None = None,
+        rows: HostArray | None = None,
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
@@ -184,7 +188,7 @@ class Trainer:
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight
+                model, train, validation, batch_size, self.seed, pixels, class_weight, rows
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -262,27 +266,43 @@ class Trainer:
         Raises:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
         """
-        called = as_callbacks(callbacks)
-        epochs = whole("epochs", epochs, 0)
-        self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
         with self.model.backend.activate():
-            try:
-                for callback in called:
-                    callback.on_train_begin(self)
-                while self.epoch < epochs and not self._stop:
-                    self._run_epoch(called)
-                    for callback in called:
-                        callback.on_epoch_end(self)
-            except KeyboardInterrupt:
-                self.history.interrupted = True
-            finally:
-                for callback in called:
-                    callback.on_train_end(self)
+            _drive(self.training(epochs, callbacks), self.model.backend)
+        return self.history
+
+    def training(
+        self, epochs: int, callbacks: CallbackLike | Iterable[CallbackLike] = ()
+    ) -> Generator[StepRun, None, None]:
+        """Train as `run` does, but leave the steps to the caller, who can run those of several networks at once.
+
+        The caller activates the backend, and runs what the generator yields before it asks for more. An exception
+        of the steps is thrown into the generator, which returns after an interrupt and raises any other again;
+        closing it undoes the epoch, too.
+
+        Raises:
+            DivergenceError: as for `run`, by the generator.
+        """
+        called = as_callbacks(callbacks)
+        return self._training(whole("epochs", epochs, 0), called)
+
+    def _training(self, epochs: int, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
+        self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
+        try:
+            for callback in callbacks:
+                callback.on_train_begin(self)
+            while self.epoch < epochs and not self._stop:
+                yield from self._run_epoch(callbacks)
+                for callback in callbacks:
+                    callback.on_epoch_end(self)
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+        finally:
+            for callback in callbacks:
+                callback.on_train_end(self)
         try:
             self.count_predictions()
         except KeyboardInterrupt:
             self.history.interrupted = True
-        return self.history
 
     def count_predictions(self) -> None:
         """Count how often the present network predicts each class, for ``history.findings()``.
@@ -293,11 +313,11 @@ class Trainer:
             for callback in self._diagnostics:
                 callback.on_train_end(self)
 
-    def _run_epoch(self, callbacks: list[Callback]) -> None:
+    def _run_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
         self._copy(self._buffers(), self._snapshot)
         try:
-            record = self._train_epoch(callbacks)
+            record = yield from self._train_epoch(callbacks)
             if record is not None:
                 self.history.append(record)
                 return
@@ -313,7 +333,7 @@ class Trainer:
                 self.optimizer_state.steps = steps
             raise
 
-    def _train_epoch(self, callbacks: list[Callback]) -> EpochRecord | None:
+    def _train_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, EpochRecord | None]:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
         rates = self._learning_rates()
@@ -326,7 +346,7 @@ class Trainer:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in numbers[::size]:
             part = numbers[first : first + size]
-            backend.run_steps(step, part, rates[part.start : part.stop])
+            yield StepRun(step, part, rates[part.start : part.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
@@ -491,7 +511,7 @@ def fit(
         batch_size: samples per step, or ``"full"``.
         validation: a `Dataset`, or arrays ``(samples, targets)``; or the number of training samples to hold out,
             drawn by the seed; or their fraction, such as 0.1, with the same shares of the classes as in training;
-            None for no validation.
+            or an array of the row numbers of those to hold out; None for no validation.
         schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)`` or
             ``Warmup(100, then=Cosine(2000))``.
         l2, l1: weight penalty, see `Penalty`.
@@ -533,7 +553,7 @@ def fit(
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
         instance("model", model, MLP, "MLP([784, 128, 10])"),
-        _as_dataset(train, targets, sample_weight),
+        as_dataset(train, targets, sample_weight),
         optimizer=optimizer,
         schedule=schedule,
         penalty=Penalty(l2=l2, l1=l1),
@@ -548,6 +568,16 @@ def fit(
         pixels=pixels,
     )
     return trainer.run(epochs, callbacks)
+
+
+def _drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
+    """Run the steps of a network one after another; an exception of them is the generator's to handle."""
+    try:
+        for run in training:
+            backend.run_steps(*run)
+    except BaseException as error:  # if the generator raised it, it has ended, and only raises it again
+        with suppress(StopIteration):
+            training.throw(error)
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
@@ -567,7 +597,7 @@ def _checked_data(name: str, value: object) -> Dataset:
     return value
 
 
-def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
+def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     """The training set of `fit`.
 
     Raises:
