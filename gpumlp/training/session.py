@@ -42,6 +42,57 @@ class Outcome:
     metrics: dict[str, Any] | None
 
 
+class Shared:
+    """What the runs of a process share: the data, once they are loaded, and a backend for each of its options.
+
+    Args:
+        data: training and test set of all runs; None: each run loads its own.
+    """
+
+    def __init__(self, data: tuple[Dataset, Dataset] | None = None) -> None:
+        self._data = data
+        self._backends: dict[tuple[str, ...], tuple[Backend, str]] = {}
+
+    def backend(self, config: Config, execution: str) -> tuple[Backend, str]:
+        """The backend of a run, and a line about its device."""
+        options = {"matmul_precision": config.matmul_precision, "execution": execution}
+        key = (config.device, *options.values())
+        if key not in self._backends:
+            if config.device == "auto":
+                backend, reason = choose_device(**options)
+                reason = f"; {reason}"
+            else:
+                backend, reason = get_backend(config.device, **options), ""
+            self._backends[key] = backend, f"device: {backend.name} ({backend.device_name}){reason}"
+        return self._backends[key]
+
+    def data(self, config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
+        """Training and test set, whose targets are of the given kind, or None."""
+        if self._data is not None:
+            return self._data
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
+        for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
+            display.say(line)
+        return training, test
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train, in its locked folder. It has to be trained, which releases the lock."""
+
+    trainer: Trainer
+    test: Dataset
+    folder: RunFolder
+    display: Progress
+
+    def train(self) -> Outcome:
+        """Train, test and save."""
+        with self.folder:
+            return _run(self.trainer, self.test, self.folder, self.display)
+
+
 def train(config: Config) -> Outcome:
     """Train as configured, or resume the run in ``config.resume``, and save it.
 
@@ -49,16 +100,25 @@ def train(config: Config) -> Outcome:
         ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, MissingExtraError, OSError: with
             messages for the user.
     """
+    return prepare(config, Shared(), Progress(quiet=config.quiet)).train()
+
+
+def prepare(config: Config, shared: Shared, display: Progress) -> PreparedRun:
+    """All of `train` before the first epoch.
+
+    Raises:
+        ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError, OSError: with messages for the
+            user.
+    """
     if config.log is not None:
         tensorboard.check_installed()
-    display = Progress(quiet=config.quiet)
     if config.resume is not None:
-        return _resume(config, display)
-    backend, device = _backend(config, config.execution)
+        return _resumed(config, shared, display)
+    backend, device = shared.backend(config, config.execution)
     display.say(device)
-    training, test = _data(config, config.task, display)
+    training, test = shared.data(config, config.task, display)
     config = config.resolved(len(training), training.task)
-    config = dataclasses.replace(config, dataset=_plain_name(config, training))
+    config = dataclasses.replace(config, dataset=plain_name(config, training))
     model = MLP(
         [training.features, *config.hidden, training.outputs],
         config.activation,
@@ -72,9 +132,9 @@ def train(config: Config) -> Outcome:
     )
     trainer = _trainer(model, training, config)
     _ = trainer.execution  # an ExecutionError before the folder is made
-    with RunFolder.create(config, training.name) as folder:
-        folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
-        return _run(trainer, test, folder, display)
+    folder = RunFolder.create(config, training.name)
+    folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
+    return PreparedRun(trainer, test, folder, display)
 
 
 def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[Run, MLP, Dataset]:
@@ -123,10 +183,11 @@ def _open_to_resume(path: str) -> Run:
     return run
 
 
-def _resume(config: Config, display: Progress) -> Outcome:
+def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
     path = given(config.resume)
     run = _open_to_resume(path)
-    with RunFolder(run.path, run.config).locked() as folder:
+    folder = RunFolder(run.path, run.config).locked()
+    try:
         run = _open_to_resume(path)  # again: until now, another process may have trained it
         checkpoint, saved = run.checkpoint, run.config
         names = [field.name for field in dataclasses.fields(Config)]
@@ -140,7 +201,7 @@ def _resume(config: Config, display: Progress) -> Outcome:
             )
         if given(config.epochs) < checkpoint.epochs:
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
-        training, test = _data(config, checkpoint.dataset["task"], display)
+        training, test = shared.data(config, checkpoint.dataset["task"], display)
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
@@ -148,14 +209,17 @@ def _resume(config: Config, display: Progress) -> Outcome:
             if config.monitor != saved.monitor:
                 raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
             config = dataclasses.replace(config, monitor=Config.monitor)
-        trainer = _trainer_as_before(config, checkpoint, training, display)
+        trainer = _trainer_as_before(config, checkpoint, training, shared, display)
         checkpoint.restore(trainer)
         folder.resumed = checkpoint
         folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
         display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
         for line in _after_span(config, trainer):
             display.say(line)
-        return _run(trainer, test, folder, display)
+        return PreparedRun(trainer, test, folder, display)
+    except BaseException:
+        folder.release()
+        raise
 
 
 def _check_span(config: Config, saved: Config, training_samples: int) -> None:
@@ -190,7 +254,9 @@ def _after_span(config: Config, trainer: Trainer) -> list[str]:
     ]
 
 
-def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset, display: Progress) -> Trainer:
+def _trainer_as_before(
+    config: Config, checkpoint: Checkpoint, training: Dataset, shared: Shared, display: Progress
+) -> Trainer:
     """A trainer that runs its steps as the run did before, if it can; where it cannot, a line says so.
 
     A way that is asked for by name now must be possible. The one that the run took before is only preferred: where
@@ -202,7 +268,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     """
     before, saved = checkpoint.execution, checkpoint.config.execution
     asked, was = config.execution != saved, before.get("name", saved)
-    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training)
+    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training, shared)
     name = trainer.model.backend.name
     device_before = str(before.get("device", name))
     moved = device_before.partition(":")[0] != name.partition(":")[0]
@@ -210,7 +276,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     if not (asked or moved or name == "cpu" or trainer.execution.name == was):
         for way in _from(was):
             try:
-                trainer, device = _trainer_for(config, way, checkpoint, training)
+                trainer, device = _trainer_for(config, way, checkpoint, training, shared)
                 break
             except ExecutionError as error:
                 reasons.append(error.cause)
@@ -234,13 +300,15 @@ def _from(way: str) -> tuple[str, ...]:
     return ways[ways.index(way) :] if way in ways else ()
 
 
-def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dataset) -> tuple[Trainer, str]:
+def _trainer_for(
+    config: Config, way: str, checkpoint: Checkpoint, training: Dataset, shared: Shared
+) -> tuple[Trainer, str]:
     """A trainer with the saved network whose steps run in one way, and a line about its device.
 
     Raises:
         ExecutionError: the way is not possible.
     """
-    backend, device = _backend(config, way)
+    backend, device = shared.backend(config, way)
     trainer = _trainer(checkpoint.make_model(backend), training, config)
     _ = trainer.execution  # raises the error
     return trainer, device
@@ -431,27 +499,6 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
 # -- Parts of it ---------------------------------------------------------------------------------------------
 
 
-def _backend(config: Config, execution: str) -> tuple[Backend, str]:
-    """The backend of a run, and a line about its device."""
-    options = {"matmul_precision": config.matmul_precision, "execution": execution}
-    if config.device == "auto":
-        backend, reason = choose_device(**options)
-        reason = f"; {reason}"
-    else:
-        backend, reason = get_backend(config.device, **options), ""
-    return backend, f"device: {backend.name} ({backend.device_name}){reason}"
-
-
-def _data(config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
-    """Training and test set, whose targets are of the given kind, or None."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
-    for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
-        display.say(line)
-    return training, test
-
-
 def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
@@ -475,7 +522,7 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
         raise ConfigError(str(error)) from error
 
 
-def _plain_name(config: Config, training: Dataset) -> str:
+def plain_name(config: Config, training: Dataset) -> str:
     """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data."""
     if config.dataset == "auto":
         return "digits" if training.name == "digits" else "mnist"
