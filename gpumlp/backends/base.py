@@ -53,14 +53,16 @@ class Execution(NamedTuple):
     """How a device runs the steps of a training run.
 
     Attributes:
-        name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
+        name: ``"persistent"``, ``"fused"``, ``"graphs"`` or ``"eager"``.
         reason: details, or why this execution was selected.
         threads: BLAS threads of a step on the CPU; None on a GPU, or if NumPy's BLAS chooses the number.
+        multiprocessors: of a GPU that a network has in the execution ``"fused"``; None in all others.
     """
 
     name: str
     reason: str
     threads: int | None = None
+    multiprocessors: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -238,6 +240,14 @@ class Step(Protocol):
     def __call__(self, batch: slice, learning_rate: float) -> None: ...
 
 
+class StepRun(NamedTuple):
+    """Consecutive batches of a step to train on: the arguments of `Backend.run_steps`."""
+
+    step: Step
+    batches: range
+    learning_rates: Sequence[float]
+
+
 class Backend:
     """One device and the array library that drives it.
 
@@ -312,6 +322,31 @@ class Backend:
         """
         for number, learning_rate in zip(batches, learning_rates, strict=True):
             step(step.slices[number], learning_rate)
+
+    def networks_at_once(self, step: Step) -> int:
+        """How many networks like this one `run_many` trains at the same time; 1: one after another.
+
+        If it is more than 1, the step belongs to a set that is trained together from then on: it is run in the
+        way that serves several at once, also where it is the last one left, so that its results do not depend on
+        the others.
+
+        Raises:
+            ExecutionError: as for `execution`.
+        """
+        return 1
+
+    def run_many(self, runs: Sequence[StepRun]) -> None:
+        """Train several networks, each as `run_steps` does. Does not wait for the device.
+
+        Args:
+            runs: of different steps, which share nothing that a step writes; their lengths, rules and data may
+                differ. A GPU runs those at the same time that it can, see `networks_at_once`.
+
+        Raises:
+            ExecutionError: as for `execution`.
+        """
+        for run in runs:
+            self.run_steps(*run)
 
     # -- The training operations --------------------------------------------------------------------
 
