@@ -6,6 +6,7 @@ import dataclasses
 import math
 import platform
 import warnings
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
+from ..backends import EXECUTIONS, Backend, ExecutionError, StepRun, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
@@ -30,7 +31,7 @@ from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
-from .trainer import Callback, Trainer
+from .trainer import Callback, Trainer, drive
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,31 @@ class Shared:
         return training, test
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreparedRun:
-    """A run that is ready to train, in its locked folder. It has to be trained, which releases the lock."""
+    """A run that is ready to train, in its locked folder. It has to be trained, which releases the lock.
+
+    Attributes:
+        outcome: how it ended; None before, and after an error.
+    """
 
     trainer: Trainer
     test: Dataset
     folder: RunFolder
     display: Progress
+    outcome: Outcome | None = None
 
     def train(self) -> Outcome:
         """Train, test and save."""
+        backend = self.trainer.model.backend
+        with backend.activate():
+            drive(self.steps(), backend)
+        return given(self.outcome)
+
+    def steps(self) -> Generator[StepRun, None, None]:
+        """Train, test and save, but leave the steps to the caller, as `Trainer.training` does."""
         with self.folder:
-            return _run(self.trainer, self.test, self.folder, self.display)
+            self.outcome = yield from _run(self.trainer, self.test, self.folder, self.display)
 
 
 def train(config: Config) -> Outcome:
@@ -317,7 +330,9 @@ def _trainer_for(
 # -- One run -------------------------------------------------------------------------------------------------
 
 
-def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
+def _run(
+    trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress
+) -> Generator[StepRun, None, Outcome]:
     shape = as_product(test.feature_shape)
     if len(test.feature_shape) == 1:
         shape += " feature" if test.features == 1 else " features"
@@ -327,7 +342,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
         f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
         f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
-    model, first = trainer.model, trainer.epoch
+    model, history, first = trainer.model, trainer.history, trainer.epoch
     display.say(
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
         f"{model.dtype.name}, {model.parameters.count:,} parameters"
@@ -341,7 +356,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     try:
         try:
             # The folder first: what is shown is saved.
-            history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
+            yield from trainer.training(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
             if history.interrupted and not folder.saved:  # so early that there is nothing to resume
                 raise KeyboardInterrupt
         except BaseException:
