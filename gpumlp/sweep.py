@@ -27,15 +27,16 @@ from .training.config import PRESETS, Config, ConfigError, given, option
 from .training.history import monitor_words
 from .training.lock import RunLock
 from .training.many import worker_count
-from .training.progress import Progress, metric, number
+from .training.progress import Progress, metric
 from .training.search_space import NOTES, grid, label, random, value_text, with_values
 from .training.session import Shared
-from .training.sweeps import TABLE, Result, Row, Sweep, SweepProgress, metric_problems, train_all
+from .training.sweeps import TABLE, Result, Sweep, SweepProgress, metric_problems, train_all
 
 PROGRAM = "gpumlp-sweep"
 FIGURE = "figure"
 _SHOWN = 20  # networks of the table that is printed
 _REASONS = 5  # runs without a result that are explained
+_MOST_COLUMNS = 5  # for options, in 80 characters; more share a column
 _TRIALS = 20
 _WORDS = Range(lambda value: isinstance(value, tuple) and all(isinstance(word, str) for word in value), "words")
 _ON_RESUME = ("device", "data_dir", "quiet", "jobs", "metric")
@@ -114,7 +115,10 @@ class Options(Config):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, train, and return the exit code: 0, 1 (a run failed), 2 (bad input) or 130 (interrupted)."""
+    """Parse, train, and return the exit code.
+
+    0, 1 (a run failed, or none has a result), 2 (bad input) or 130 (interrupted).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
@@ -154,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM}: {sweep.path / row.run.folder} failed: {row.reason}", file=sys.stderr)
         if len(failed) > _REASONS:
             print(f"{PROGRAM}: {len(failed):,} runs failed; {sweep.path / TABLE} says why", file=sys.stderr)
-        return command.FAILED if failed else command.OK
+        return command.FAILED if failed or results[0].mean is None else command.OK
 
     return command.run(PROGRAM, work)
 
@@ -206,8 +210,8 @@ def _about(sweep: Sweep, data: tuple[Dataset, Dataset], options: Options) -> lis
     held_out = held_out_samples(given(config.validation), len(training))
     seeds, networks = len(sweep.runs) // len(sweep.networks), len(sweep.networks)
     return [
-        f"data: {training.name}, {len(training):,} samples to train, {held_out:,} of them held out to rank the "
-        f"networks, and {len(test):,} to test, which do not rank them",
+        f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate and "
+        f"rank, {len(test):,} to test",
         f"sweep: {networks:,} network{'s' * (networks > 1)}, each with {seeds:,} seed{'s' * (seeds > 1)}, "
         f"in {sweep.path}",
     ]
@@ -217,28 +221,31 @@ def _about(sweep: Sweep, data: tuple[Dataset, Dataset], options: Options) -> lis
 
 
 def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> None:
-    """The table, the best network, runs without a result, and what is written; draws the figure."""
-    written = [str(sweep.path / TABLE)]
-    try:
-        from .figures.style import save
-        from .figures.sweep import sweep_results
+    """The table, the best network, why runs diverged, and what is written; draws the figure."""
+    best, written, missing = results[0], [str(sweep.path / TABLE)], ""
+    if best.mean is not None:
+        try:
+            from .figures.style import save
+            from .figures.sweep import sweep_results
 
-        save(sweep.path, FIGURE, sweep_results(sweep, results))
-        written.append(str(sweep.path / f"{FIGURE}.png"))
-        missing = ""
-    except MissingExtraError as error:
-        missing = str(error)
+            save(sweep.path, FIGURE, sweep_results(sweep, results))
+            written.append(str(sweep.path / f"{FIGURE}.png"))
+        except MissingExtraError as error:
+            missing = str(error)
     if progress.quiet:
         return
     console(highlight=False).print(_table(sweep, results[:_SHOWN]))
     if len(results) > _SHOWN:
         print(f"{len(results) - _SHOWN:,} more networks are in {sweep.path / TABLE}")
-    best = results[0]
     if best.mean is not None:
-        count = f", mean of {best.finished:,} seeds" if best.finished > 1 else ""
-        test = _value(sweep, best.test_mean)
+        count = f" (mean of {best.finished:,} seeds)" if best.finished > 1 else ""
+        test = metric(sweep.metric, best.test_mean)
         print(f"best: {cell(label(best.values))}, test {METRIC_WORDS[sweep.metric]} {test}{count}")
-    _explain([row for result in results for row in result.rows], sweep)
+        others = len(best.rows) - 1
+        print(f"saved in: {sweep.path / best.rows[0].run.folder}{f' and {others:,} more' * (others > 0)}")
+    diverged = [row for result in results for row in result.rows if row.state == "diverged"]
+    for row in list({row.run.network: row for row in reversed(diverged)}.values())[::-1][:_REASONS]:
+        print(f"{row.run.folder} diverged: {row.reason}")
     print(f"written: {', '.join(written)}")
     if missing:
         print(f"no figure: {missing}")
@@ -246,43 +253,32 @@ def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> N
 
 def _table(sweep: Sweep, results: Sequence[Result]) -> Table:
     """The best networks, a row each."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rank", justify="right")
-    for name in sweep.options:
-        table.add_column(name.replace("_", " "), justify="right")
-    several = len(sweep.runs) > len(sweep.networks)
-    table.add_column(monitor_words(sweep.monitor), justify="right")
-    if several:
-        table.add_column("standard deviation", justify="right")
-    table.add_column("runs")
+    options = sweep.options if len(sweep.options) <= _MOST_COLUMNS else []
+    rows = []
     for rank, result in enumerate(results, 1):
-        values = [value_text(result.values[name]) for name in sweep.options]
-        numbers = [_value(sweep, result.mean)] + [_value(sweep, result.deviation)] * several
-        table.add_row(*(Text(cell(text)) for text in (str(rank), *values, *numbers, _states(result))))
+        mean, deviation = metric(sweep.metric, result.mean), metric(sweep.metric, result.deviation)
+        if result.deviation is not None:
+            mean = f"{mean.removesuffix(' %')} ± {deviation}"
+        values = [value_text(result.values[name]) for name in options]
+        rows.append(["-" if result.mean is None else str(rank), *values, mean, _states(result)])
+    names = ["rank", *options, monitor_words(sweep.monitor), "runs"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:  # a word a line, so that a column is no wider than it must be
+        header = name.replace("_", " ").replace(" ", "\n")
+        table.add_column(header, justify="left" if name == "runs" else "right", vertical="bottom")
+    if not options:
+        table.add_column("network")
+    for row, result in zip(rows, results, strict=True):
+        network = [] if options else [label(result.values).replace(",", ", ")]
+        table.add_row(*(Text(cell(text)) for text in (*row, *network)))
     return table
 
 
-def _value(sweep: Sweep, value: float | None) -> str:
-    return metric(sweep.metric, value) if sweep.metric.endswith("accuracy") else number(value)
-
-
 def _states(result: Result) -> str:
-    """How the runs of a network ended.
-
-    As in "5" where all of 5 are finished, and "4, 1 diverged".
-    """
+    """How the runs of a network ended: "5" where all of 5 are finished, "4, 1 diverged"."""
     states = Counter(row.state for row in result.rows)
     others = [f"{count} {state}" for state, count in states.items() if state != "finished"]
     return ", ".join([str(result.finished)] * (result.finished > 0 or not others) + others)
-
-
-def _explain(rows: Sequence[Row], sweep: Sweep) -> None:
-    """Say why runs diverged."""
-    diverged = [row for row in rows if row.state == "diverged"]
-    for row in diverged[:_REASONS]:
-        print(f"{row.run.folder} diverged: {row.reason}")
-    if len(diverged) > _REASONS:
-        print(f"{len(diverged):,} runs diverged; {sweep.path / TABLE} says why")
 
 
 if __name__ == "__main__":

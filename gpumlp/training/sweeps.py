@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -31,7 +32,7 @@ from .divergence import DivergenceError
 from .history import monitor_words
 from .history_file import read_object
 from .lock import LOCK, RunLock
-from .many import run_jobs
+from .many import run_jobs, worker_count
 from .progress import Progress, metric
 from .run import Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
@@ -40,7 +41,7 @@ from .trainer import Trainer
 
 SWEEP, TABLE = "sweep.json", "sweep.csv"
 
-_LONGEST_NAME = 150  # characters of a run's folder
+_LONGEST_NAME = 60  # characters of a run's folder, without the seed
 _PATIENCE = 30.0  # seconds to wait for the worker processes of a sweep that was killed
 
 
@@ -255,7 +256,7 @@ class Sweep:
     def row(self, planned: PlannedRun, failures: Mapping[str, str]) -> Row:
         """How a run has ended; arguments as for `rows`."""
         run = Run(self.path / planned.folder, lenient=True)
-        if run.finished and run.metrics is not None and run.metrics.get(self.monitor) is not None:
+        if run.finished and run.metrics is not None:
             return Row(planned, "finished", "", run.metrics)
         if run.diverged is not None:
             return Row(planned, "diverged", " ".join(run.diverged.message.split()), {})
@@ -278,8 +279,11 @@ class Sweep:
 
     def _result(self, network: int, rows: Sequence[Row]) -> Result:
         own = tuple(row for row in rows if row.run.network == network)
-        found = [row.metrics[self.monitor] for row in own if row.state == "finished"]
-        tests = [row.metrics[f"test_{self.metric}"] for row in own if row.state == "finished"]
+
+        def of(name: str) -> list[float]:
+            return [row.metrics[name] for row in own if row.metrics.get(name) is not None]
+
+        found, tests = of(self.monitor), of(f"test_{self.metric}")
         return Result(
             self.networks[network],
             own,
@@ -376,6 +380,9 @@ def train_all(
     shared = Shared(data)
     backend, device = shared.backend(sweep.config, sweep.config.execution)
     progress.say(device)
+    if backend.name == "cpu":
+        n_jobs = worker_count(n_jobs)
+        progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
     failures: dict[str, str] = {}
     missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
     _wait_for_workers([sweep.path / run.folder for run in missing])
@@ -396,6 +403,13 @@ def train_all(
     return Outcome(sweep.rows(failures), interrupted)
 
 
+def _without_joblib(workers: int) -> str:
+    """What to say of one worker on many cores, if joblib could change that."""
+    if workers == 1 and (os.cpu_count() or 1) > 1 and importlib.util.find_spec("joblib") is None:
+        return "; more need joblib: pip install '.[sklearn]'"
+    return ""
+
+
 class _Silent(Progress):
     """Shows nothing, and interrupts a run in a worker process whose parent has been killed; it is saved."""
 
@@ -404,14 +418,24 @@ class _Silent(Progress):
         self._parent = parent
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
-        if self._parent not in (os.getpid(), os.getppid()) and os.name != "nt":
+        if _is_orphan(self._parent):
             raise KeyboardInterrupt
+
+
+def _is_orphan(parent: int) -> bool:
+    """Whether the parent of this process, if it is a worker, is gone; Windows does not tell."""
+    return os.name != "nt" and parent not in (os.getpid(), os.getppid())
 
 
 def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, run: PlannedRun) -> None:
     """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same."""
-    with threadpool_limits(1, user_api="blas"):
-        _train(Shared(data), sweep, run, _Silent(parent))
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            _train(Shared(data), sweep, run, _Silent(parent))
+    except KeyboardInterrupt:
+        if _is_orphan(parent):
+            os._exit(1)  # nobody wants the worker any more
+        raise
 
 
 def _train_here(
