@@ -58,6 +58,16 @@ def parse(
     return cast(T, result)
 
 
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option, before the command line is parsed as a whole."""
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        if word == option and following is not None:
+            return following
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
+
+
 def run(program: str, main: Callable[[], int]) -> int:
     """Run a command's work; turn the errors a user can cause into a message and an exit code.
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-COMMANDS = ("train", "evaluate", "history", "diagnose", "info", "predict", "export", "figures", "report")
+COMMANDS = ("train", "sweep", "evaluate", "history", "diagnose", "info", "predict", "export", "figures", "report")
 
 
 def program() -> str | None:

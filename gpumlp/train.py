@@ -95,7 +95,7 @@ def _refuse_old_options(words: Sequence[str]) -> None:
 
 def _starting_point(words: Sequence[str]) -> Config:
     """The configuration that the other options change: the defaults, a preset's, or that of a run."""
-    preset, run = _value_of("--preset", words), _value_of("--resume", words)
+    preset, run = command.value_of("--preset", words), command.value_of("--resume", words)
     if preset is not None and run is not None:
         raise ConfigError("preset: a run is resumed with its own configuration; leave --preset out")
     if run is not None:
@@ -103,16 +103,6 @@ def _starting_point(words: Sequence[str]) -> Config:
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: expected {' or '.join(PRESETS)}, got {preset!r}")
     return Config() if preset is None else PRESETS[preset]
-
-
-def _value_of(option: str, words: Sequence[str]) -> str | None:
-    """The value of an option, before the command line is parsed as a whole."""
-    for word, following in zip(words, [*words[1:], None], strict=False):
-        if word == option and following is not None:
-            return following
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-    return None
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train": (MAINS["train"], f"{' '.join(DIGITS)} --hidden 4 --epochs 1 --out new --overwrite"),
     "train --resume": (MAINS["train"], "--resume run"),
     "train --report": (MAINS["train"], "--resume run --report"),
+    "sweep": (MAINS["sweep"], f"{' '.join(DIGITS)} --grid hidden=4,5 --epochs 1 --jobs 1 --out sweep"),
     "evaluate": (MAINS["evaluate"], "run"),
     "history": (MAINS["history"], "run"),
     "history, several": (MAINS["history"], "run run/../run"),

@@ -61,6 +61,10 @@ def home(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("train", *NEW, "--report", "--log", "tensorboard", "--out", "~/new"), "new/report.html"),
         (("train", "--resume", "~/run", "--epochs", 2), None),
         (
+            ("sweep", *NEW[:3], "cpu", "--epochs", 1, "--grid", "hidden=2", "--jobs", 1, "--out", "~/s"),
+            "s/sweep.csv",
+        ),
+        (
             ("train", "--dataset", "~/data.npz", "--epochs", 1, "--device", "cpu", "--out", "~/new"),
             "new/config.json",
         ),

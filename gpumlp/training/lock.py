@@ -40,13 +40,14 @@ class RunLock:
 
     Args:
         folder: that of the run.
+        work: what another process is told that this one does.
 
     Raises:
         ConfigError: another process holds the lock, or the file is not a lock.
         OSError: the file cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, work: str = "training this run") -> None:
         self._path = folder / LOCK
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         foreign = ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
@@ -57,7 +58,7 @@ class RunLock:
             try:
                 if not _try_to_lock(self._file):
                     raise ConfigError(
-                        f"{folder}: another process{self._holder()} is training this run; wait until it ends, or "
+                        f"{folder}: another process{self._holder()} is {work}; wait until it ends, or "
                         "choose another folder"
                     )
                 with suppress(FileNotFoundError):  # another process has released and removed it in between

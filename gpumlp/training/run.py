@@ -336,7 +336,7 @@ class RunFolder(Callback):
             OSError: it cannot be made.
         """
         if config.out is None:
-            path = _new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}")
+            path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}")
             return cls(path, config).locked()
         path = user_path(config.out)
         if Run(path).is_best:
@@ -500,7 +500,7 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (CHECKPOINT, CONFIG, HISTORY, METRICS, DIVERGED))
 
 
-def _new_folder(parent: Path, name: str) -> Path:
+def new_folder(parent: Path, name: str) -> Path:
     """A folder that did not exist before, also when two runs start within a second."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import platform
 import warnings
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import EXECUTIONS, Backend, ExecutionError, choose_device, get_backend
+from ..backends import EXECUTIONS, Backend, ExecutionError, StepRun, choose_device, get_backend
 from ..data import Dataset, load_dataset
 from ..files import user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
@@ -30,7 +31,7 @@ from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
-from .trainer import Callback, Trainer
+from .trainer import Callback, Trainer, drive
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,73 @@ class Outcome:
     metrics: dict[str, Any] | None
 
 
+class Shared:
+    """What the runs of a process share: the data, once they are loaded, and a backend for each of its options.
+
+    Args:
+        data: training and test set of all runs; None: each run loads its own.
+    """
+
+    def __init__(self, data: tuple[Dataset, Dataset] | None = None) -> None:
+        self._data = data
+        self._backends: dict[tuple[Any, ...], tuple[Backend, str]] = {}
+
+    def backend(self, config: Config, execution: str) -> tuple[Backend, str]:
+        """The backend of a run, and a line about its device."""
+        options: dict[str, Any] = {
+            "matmul_precision": config.matmul_precision,
+            "execution": execution,
+            "multiprocessors": config.multiprocessors,
+        }
+        key = (config.device, *options.values())
+        if key not in self._backends:
+            if config.device == "auto":
+                backend, reason = choose_device(**options)
+                reason = f"; {reason}"
+            else:
+                backend, reason = get_backend(config.device, **options), ""
+            self._backends[key] = backend, f"device: {backend.name} ({backend.device_name}){reason}"
+        return self._backends[key]
+
+    def data(self, config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
+        """Training and test set, whose targets are of the given kind, or None."""
+        if self._data is not None:
+            return self._data
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
+        for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
+            display.say(line)
+        return training, test
+
+
+@dataclass
+class PreparedRun:
+    """A run that is ready to train, in its locked folder. It has to be trained, which releases the lock.
+
+    Attributes:
+        outcome: how it ended; None before, and after an error.
+    """
+
+    trainer: Trainer
+    test: Dataset
+    folder: RunFolder
+    display: Progress
+    outcome: Outcome | None = None
+
+    def train(self) -> Outcome:
+        """Train, test and save."""
+        backend = self.trainer.model.backend
+        with backend.activate():
+            drive(self.steps(), backend)
+        return given(self.outcome)
+
+    def steps(self) -> Generator[StepRun, None, None]:
+        """Train, test and save, but leave the steps to the caller, as `Trainer.training` does."""
+        with self.folder:
+            self.outcome = yield from _run(self.trainer, self.test, self.folder, self.display)
+
+
 def train(config: Config) -> Outcome:
     """Train as configured, or resume the run in ``config.resume``, and save it.
 
@@ -49,16 +117,25 @@ def train(config: Config) -> Outcome:
         ConfigError, DataError, DeviceError, CheckpointError, DivergenceError, MissingExtraError, OSError: with
             messages for the user.
     """
+    return prepare(config, Shared(), Progress(quiet=config.quiet)).train()
+
+
+def prepare(config: Config, shared: Shared, display: Progress) -> PreparedRun:
+    """All of `train` before the first epoch.
+
+    Raises:
+        ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError, OSError: with messages for the
+            user.
+    """
     if config.log is not None:
         tensorboard.check_installed()
-    display = Progress(quiet=config.quiet)
     if config.resume is not None:
-        return _resume(config, display)
-    backend, device = _backend(config, config.execution)
+        return _resumed(config, shared, display)
+    backend, device = shared.backend(config, config.execution)
     display.say(device)
-    training, test = _data(config, config.task, display)
+    training, test = shared.data(config, config.task, display)
     config = config.resolved(len(training), training.task)
-    config = dataclasses.replace(config, dataset=_plain_name(config, training))
+    config = dataclasses.replace(config, dataset=plain_name(config, training))
     model = MLP(
         [training.features, *config.hidden, training.outputs],
         config.activation,
@@ -72,9 +149,9 @@ def train(config: Config) -> Outcome:
     )
     trainer = _trainer(model, training, config)
     _ = trainer.execution  # an ExecutionError before the folder is made
-    with RunFolder.create(config, training.name) as folder:
-        folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
-        return _run(trainer, test, folder, display)
+    folder = RunFolder.create(config, training.name)
+    folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
+    return PreparedRun(trainer, test, folder, display)
 
 
 def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[Run, MLP, Dataset]:
@@ -123,10 +200,11 @@ def _open_to_resume(path: str) -> Run:
     return run
 
 
-def _resume(config: Config, display: Progress) -> Outcome:
+def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
     path = given(config.resume)
     run = _open_to_resume(path)
-    with RunFolder(run.path, run.config).locked() as folder:
+    folder = RunFolder(run.path, run.config).locked()
+    try:
         run = _open_to_resume(path)  # again: until now, another process may have trained it
         checkpoint, saved = run.checkpoint, run.config
         names = [field.name for field in dataclasses.fields(Config)]
@@ -140,7 +218,7 @@ def _resume(config: Config, display: Progress) -> Outcome:
             )
         if given(config.epochs) < checkpoint.epochs:
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
-        training, test = _data(config, checkpoint.dataset["task"], display)
+        training, test = shared.data(config, checkpoint.dataset["task"], display)
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
@@ -154,14 +232,17 @@ def _resume(config: Config, display: Progress) -> Outcome:
             if config.monitor != saved.monitor:
                 raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
             config = dataclasses.replace(config, monitor=Config.monitor)
-        trainer = _trainer_as_before(config, checkpoint, training, display)
+        trainer = _trainer_as_before(config, checkpoint, training, shared, display)
         checkpoint.restore(trainer)
         folder.resumed = checkpoint
         folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
         display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
         for line in _after_span(config, trainer):
             display.say(line)
-        return _run(trainer, test, folder, display)
+        return PreparedRun(trainer, test, folder, display)
+    except BaseException:
+        folder.release()
+        raise
 
 
 def _check_span(config: Config, saved: Config, training_samples: int) -> None:
@@ -196,7 +277,9 @@ def _after_span(config: Config, trainer: Trainer) -> list[str]:
     ]
 
 
-def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset, display: Progress) -> Trainer:
+def _trainer_as_before(
+    config: Config, checkpoint: Checkpoint, training: Dataset, shared: Shared, display: Progress
+) -> Trainer:
     """A trainer that runs its steps as the run did before, if it can; where it cannot, a line says so.
 
     A way that is asked for by name now must be possible. The one that the run took before is only preferred: where
@@ -210,7 +293,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     asked, was = config.execution != saved, before.get("name", saved)
     if config.multiprocessors == checkpoint.config.multiprocessors:
         config = dataclasses.replace(config, multiprocessors=before.get("multiprocessors"))
-    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training)
+    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training, shared)
     name = trainer.model.backend.name
     device_before = str(before.get("device", name))
     moved = device_before.partition(":")[0] != name.partition(":")[0]
@@ -218,7 +301,7 @@ def _trainer_as_before(config: Config, checkpoint: Checkpoint, training: Dataset
     if not (asked or moved or name == "cpu" or trainer.execution.name == was):
         for way in _from(was):
             try:
-                trainer, device = _trainer_for(config, way, checkpoint, training)
+                trainer, device = _trainer_for(config, way, checkpoint, training, shared)
                 break
             except ExecutionError as error:
                 reasons.append(error.cause)
@@ -246,13 +329,15 @@ def _from(way: str) -> tuple[str, ...]:
     return (way, *(name for name in after if name != "fused")) if way in ways else ()
 
 
-def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dataset) -> tuple[Trainer, str]:
+def _trainer_for(
+    config: Config, way: str, checkpoint: Checkpoint, training: Dataset, shared: Shared
+) -> tuple[Trainer, str]:
     """A trainer with the saved network whose steps run in one way, and a line about its device.
 
     Raises:
         ExecutionError: the way is not possible.
     """
-    backend, device = _backend(config, way)
+    backend, device = shared.backend(config, way)
     trainer = _trainer(checkpoint.make_model(backend), training, config)
     _ = trainer.execution  # raises the error
     return trainer, device
@@ -261,7 +346,9 @@ def _trainer_for(config: Config, way: str, checkpoint: Checkpoint, training: Dat
 # -- One run -------------------------------------------------------------------------------------------------
 
 
-def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) -> Outcome:
+def _run(
+    trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress
+) -> Generator[StepRun, None, Outcome]:
     shape = as_product(test.feature_shape)
     if len(test.feature_shape) == 1:
         shape += " feature" if test.features == 1 else " features"
@@ -271,7 +358,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
         f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
         f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
-    model, first = trainer.model, trainer.epoch
+    model, history, first = trainer.model, trainer.history, trainer.epoch
     display.say(
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
         f"{model.dtype.name}, {model.parameters.count:,} parameters"
@@ -285,7 +372,7 @@ def _run(trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress) 
     try:
         try:
             # The folder first: what is shown is saved.
-            history = trainer.run(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
+            yield from trainer.training(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
             if history.interrupted and not folder.saved:  # so early that there is nothing to resume
                 raise KeyboardInterrupt
         except BaseException:
@@ -444,31 +531,6 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
 # -- Parts of it ---------------------------------------------------------------------------------------------
 
 
-def _backend(config: Config, execution: str) -> tuple[Backend, str]:
-    """The backend of a run, and a line about its device."""
-    options: dict[str, Any] = {
-        "matmul_precision": config.matmul_precision,
-        "execution": execution,
-        "multiprocessors": config.multiprocessors,
-    }
-    if config.device == "auto":
-        backend, reason = choose_device(**options)
-        reason = f"; {reason}"
-    else:
-        backend, reason = get_backend(config.device, **options), ""
-    return backend, f"device: {backend.name} ({backend.device_name}){reason}"
-
-
-def _data(config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
-    """Training and test set, whose targets are of the given kind, or None."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
-    for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
-        display.say(line)
-    return training, test
-
-
 def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
@@ -492,7 +554,7 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
         raise ConfigError(str(error)) from error
 
 
-def _plain_name(config: Config, training: Dataset) -> str:
+def plain_name(config: Config, training: Dataset) -> str:
     """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data."""
     if config.dataset == "auto":
         return "digits" if training.name == "digits" else "mnist"

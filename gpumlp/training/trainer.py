@@ -267,7 +267,7 @@ class Trainer:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
         """
         with self.model.backend.activate():
-            _drive(self.training(epochs, callbacks), self.model.backend)
+            drive(self.training(epochs, callbacks), self.model.backend)
         return self.history
 
     def training(
@@ -570,7 +570,7 @@ def fit(
     return trainer.run(epochs, callbacks)
 
 
-def _drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
+def drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
     """Run the steps of a network one after another; an exception of them is the generator's to handle."""
     try:
         for run in training:

@@ -1,0 +1,285 @@
+"""Train and compare many networks: ``python -m gpumlp.sweep``, also installed as ``gpumlp-sweep``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from . import command
+from .data import Dataset
+from .extras import MissingExtraError
+from .files import utf8, write_atomically
+from .nn.hyperparameters import Range, whole_numbers
+from .nn.metrics import HIGHER_IS_BETTER, METRIC_WORDS
+from .terminal import cell, console
+from .training import tensorboard
+from .training.batches import held_out_samples
+from .training.config import PRESETS, Config, ConfigError, given, option
+from .training.history import monitor_words
+from .training.lock import RunLock
+from .training.many import worker_count
+from .training.progress import Progress, metric
+from .training.search_space import NOTES, grid, label, random, value_text, with_values
+from .training.session import Shared
+from .training.sweeps import TABLE, Result, Sweep, SweepProgress, metric_problems, train_all
+
+PROGRAM = "gpumlp-sweep"
+FIGURE = "figure"
+_SHOWN = 20  # networks of the table that is printed
+_REASONS = 5  # runs without a result that are explained
+_MOST_COLUMNS = 5  # for options, in 80 characters; more share a column
+_TRIALS = 20
+_WORDS = Range(lambda value: isinstance(value, tuple) and all(isinstance(word, str) for word in value), "words")
+_ON_RESUME = ("device", "data_dir", "quiet", "jobs", "metric")
+_REFUSED = {
+    "report": "a report is about a few runs: python -m gpumlp.report RUN RUN",
+    "min_accuracy": "it is about one network",
+    "overwrite": "choose another folder",
+}
+
+
+def _option_of_train(name: str) -> Any:
+    (field,) = (field for field in dataclasses.fields(Config) if field.name == name)
+    return option(field.default, field.metadata["allowed"], per_call=True)
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """Train many networks, a run folder each, and rank them by their validation samples.
+
+    Without --grid and --random: the ends of the ranges that the course notes suggest for MNIST."""
+
+    grid: tuple[str, ...] = option((), _WORDS, per_call=True)
+    """NAME=VALUE,VALUE ...: train every combination of these values of options, as in learning-rate=0.01,0.1
+    hidden=64,128x64 (x joins the layers of a network; none is no value)."""
+    random: tuple[str, ...] = option((), _WORDS, per_call=True)
+    """NAME=LOW:HIGH ...: draw the values, as in momentum=0:0.99, or with a uniform logarithm, as in
+    learning-rate=log:1e-3:1, or from a list, as in --grid."""
+    trials: int | None = option(None, whole_numbers(1), per_call=True)
+    """Networks that --random draws (20)."""
+    search_seed: int | None = option(None, whole_numbers(0), per_call=True)
+    """Seed of what --random draws (0)."""
+    seeds: int = option(1, whole_numbers(1), per_call=True)
+    """Train each network with so many seeds: --seed, and those after it."""
+    metric: str | None = option(
+        None,
+        Range(lambda value: value in HIGHER_IS_BETTER, f"one of {', '.join(HIGHER_IS_BETTER)}"),
+        per_call=True,
+    )
+    """What ranks the networks, measured with the validation samples: accuracy (of labels, every label right),
+    label_accuracy, r2, mae or loss; by default the first that exists for the data."""
+    jobs: int | None = option(None, whole_numbers(1), per_call=True)
+    """Runs that a CPU trains at once, with one BLAS thread each; by default as many as it has cores."""
+    out: str | None = _option_of_train("out")
+    """Folder for the sweep (runs/TIME-sweep)."""
+    resume: str | None = _option_of_train("resume")
+    """Go on with the sweep in this folder: train what is missing; a run that was interrupted is resumed."""
+    report: Annotated[bool, tyro.conf.Suppress] = _option_of_train("report")
+    overwrite: Annotated[bool, tyro.conf.Suppress] = _option_of_train("overwrite")
+    min_accuracy: Annotated[float | None, tyro.conf.Suppress] = _option_of_train("min_accuracy")
+
+    @property
+    def config(self) -> Config:
+        """The options of `train` among them."""
+        return Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
+
+    def check(self) -> None:
+        """Raise ConfigError, with all mistakes at once."""
+        problems = [
+            f"{name}: not for a sweep; {instead}"
+            for name, instead in _REFUSED.items()
+            if getattr(self, name) != getattr(Config, name)
+        ]
+        if self.grid and self.random:
+            problems.append("random: expected without grid, got both")
+        if not self.random:
+            problems += [
+                f"{name}: expected only with random"
+                for name in ("trials", "search_seed")
+                if getattr(self, name) is not None
+            ]
+        if self.validation == 0 and self.preset is None:
+            problems.append("validation: expected samples by which to rank the networks, got 0")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        super().check()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, train, and return the exit code.
+
+    0, 1 (a run failed, or none has a result), 2 (bad input) or 130 (interrupted).
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work() -> int:
+        start = _starting_point(words)
+        options = command.parse(Options, PROGRAM, words, default=start, lenient=True)
+        options.check()
+        if options.log is not None:
+            tensorboard.check_installed()
+        try:
+            workers = worker_count(options.jobs)
+        except ValueError as error:
+            raise ConfigError(f"jobs: {' '.join(str(error).split())}") from error
+        progress = SweepProgress(quiet=options.quiet)
+        data, sweep = _new(options, progress) if options.resume is None else _resumed(options, start, progress)
+        lock = RunLock(sweep.path, "running this sweep")
+        try:
+            if options.resume is None:
+                sweep.save()
+            for line in _about(sweep, data, options):
+                progress.say(line)
+            rows, interrupted = train_all(sweep, data, progress, workers)
+            results = sweep.ranking(rows)
+            write_atomically(sweep.path / TABLE, utf8(sweep.as_csv(results)))
+            if interrupted:
+                done = sum(row.state in ("finished", "diverged") for row in rows)
+                print(
+                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved as "
+                    f"far as they are. Go on with: python -m gpumlp.sweep --resume {sweep.path}",
+                    file=sys.stderr,
+                )
+                return command.INTERRUPTED
+            _show(sweep, results, progress)
+        finally:
+            lock.release()
+        failed = [row for row in rows if row.state == "failed"]
+        for row in failed[:_REASONS]:
+            print(f"{PROGRAM}: {sweep.path / row.run.folder} failed: {row.reason}", file=sys.stderr)
+        if len(failed) > _REASONS:
+            print(f"{PROGRAM}: {len(failed):,} runs failed; {sweep.path / TABLE} says why", file=sys.stderr)
+        return command.FAILED if failed or results[0].mean is None else command.OK
+
+    return command.run(PROGRAM, work)
+
+
+def _starting_point(words: Sequence[str]) -> Options:
+    """The options that the others change: the defaults, a preset's, or those of a sweep."""
+    preset, folder = command.value_of("--preset", words), command.value_of("--resume", words)
+    if folder is not None:
+        sweep = Sweep.open(folder)
+        return Options(**{**vars(sweep.config), "preset": None, "resume": folder, "metric": sweep.metric})
+    return Options(**vars(PRESETS.get(str(preset), Config())))
+
+
+def _new(options: Options, progress: SweepProgress) -> tuple[tuple[Dataset, Dataset], Sweep]:
+    """The data and a new sweep, with every mistake in its options refused."""
+    config = options.config
+    if options.validation == 0:
+        config = dataclasses.replace(config, validation=None)
+        progress.say(f"validation: the preset {options.preset} has no samples by which to rank; some are held out")
+    if options.random:
+        networks, logarithmic = random(config, options.random, options.trials or _TRIALS, options.search_seed or 0)
+    else:
+        networks, logarithmic = grid(config, options.grid or NOTES)
+    data = Shared().data(config, config.task, Progress(quiet=options.quiet))
+    return data, Sweep.plan(config, networks, options.seeds, options.metric, data, logarithmic)
+
+
+def _resumed(options: Options, start: Options, progress: SweepProgress) -> tuple[tuple[Dataset, Dataset], Sweep]:
+    """The data and a saved sweep, with the options that may be changed."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    refused = [n for n in names if getattr(options, n) != getattr(start, n) and n not in _ON_RESUME]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: a sweep is resumed with its own options; only {', '.join(_ON_RESUME)} can be "
+            "changed"
+        )
+    sweep = Sweep.open(given(options.resume))
+    changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
+    data = Shared().data(changed, changed.task, Progress(quiet=options.quiet))
+    if problems := metric_problems(given(options.metric), data[0]):
+        raise ConfigError("\n".join(problems))
+    return data, dataclasses.replace(sweep, config=changed, metric=given(options.metric))
+
+
+def _about(sweep: Sweep, data: tuple[Dataset, Dataset], options: Options) -> list[str]:
+    """Lines on a sweep before it begins."""
+    training, test = data
+    config = with_values(sweep.config, sweep.networks[0]).resolved(len(training), training.task)
+    held_out = held_out_samples(given(config.validation), len(training))
+    seeds, networks = len(sweep.runs) // len(sweep.networks), len(sweep.networks)
+    return [
+        f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate and "
+        f"rank, {len(test):,} to test",
+        f"sweep: {networks:,} network{'s' * (networks > 1)}, each with {seeds:,} seed{'s' * (seeds > 1)}, "
+        f"in {sweep.path}",
+    ]
+
+
+# -- What is shown at the end --------------------------------------------------------------------------------
+
+
+def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> None:
+    """The table, the best network, why runs diverged, and what is written; draws the figure."""
+    best, written, missing = results[0], [str(sweep.path / TABLE)], ""
+    if best.mean is not None:
+        try:
+            from .figures.style import save
+            from .figures.sweep import sweep_results
+
+            save(sweep.path, FIGURE, sweep_results(sweep, results))
+            written.append(str(sweep.path / f"{FIGURE}.png"))
+        except MissingExtraError as error:
+            missing = str(error)
+    if progress.quiet:
+        return
+    console(highlight=False).print(_table(sweep, results[:_SHOWN]))
+    if len(results) > _SHOWN:
+        print(f"{len(results) - _SHOWN:,} more networks are in {sweep.path / TABLE}")
+    if best.mean is not None:
+        count = f" (mean of {best.finished:,} seeds)" if best.finished > 1 else ""
+        test = metric(sweep.metric, best.test_mean)
+        print(f"best: {cell(label(best.values))}, test {METRIC_WORDS[sweep.metric]} {test}{count}")
+        others = len(best.rows) - 1
+        print(f"saved in: {sweep.path / best.rows[0].run.folder}{f' and {others:,} more' * (others > 0)}")
+    diverged = [row for result in results for row in result.rows if row.state == "diverged"]
+    for row in list({row.run.network: row for row in reversed(diverged)}.values())[::-1][:_REASONS]:
+        print(f"{row.run.folder} diverged: {row.reason}")
+    print(f"written: {', '.join(written)}")
+    if missing:
+        print(f"no figure: {missing}")
+
+
+def _table(sweep: Sweep, results: Sequence[Result]) -> Table:
+    """The best networks, a row each."""
+    options = sweep.options if len(sweep.options) <= _MOST_COLUMNS else []
+    rows = []
+    for rank, result in enumerate(results, 1):
+        mean, deviation = metric(sweep.metric, result.mean), metric(sweep.metric, result.deviation)
+        if result.deviation is not None:
+            mean = f"{mean.removesuffix(' %')} ± {deviation}"
+        values = [value_text(result.values[name]) for name in options]
+        rows.append(["-" if result.mean is None else str(rank), *values, mean, _states(result)])
+    names = ["rank", *options, monitor_words(sweep.monitor), "runs"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:  # a word a line, so that a column is no wider than it must be
+        header = name.replace("_", " ").replace(" ", "\n")
+        table.add_column(header, justify="left" if name == "runs" else "right", vertical="bottom")
+    if not options:
+        table.add_column("network")
+    for row, result in zip(rows, results, strict=True):
+        network = [] if options else [label(result.values).replace(",", ", ")]
+        table.add_row(*(Text(cell(text)) for text in (*row, *network)))
+    return table
+
+
+def _states(result: Result) -> str:
+    """How the runs of a network ended: "5" where all of 5 are finished, "4, 1 diverged"."""
+    states = Counter(row.state for row in result.rows)
+    others = [f"{count} {state}" for state, count in states.items() if state != "finished"]
+    return ", ".join([str(result.finished)] * (result.finished > 0 or not others) + others)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

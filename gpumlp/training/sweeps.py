@@ -1,0 +1,565 @@
+"""A sweep: many networks, each in a run folder of its own, compared by a metric of their validation samples."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import importlib.util
+import io
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threadpoolctl import threadpool_limits
+
+import gpumlp
+
+from ..data import Dataset
+from ..files import remove_leftovers, user_path, write_atomically
+from ..nn.metrics import HIGHER_IS_BETTER, METRICS
+from ..terminal import console
+from .checkpoint import CheckpointError
+from .config import Config, ConfigError
+from .divergence import DivergenceError
+from .history import monitor_words
+from .history_file import read_object
+from .lock import LOCK, RunLock
+from .many import run_jobs, worker_count
+from .progress import Progress, metric
+from .run import Run, is_run, new_folder
+from .search_space import Values, label, value_text, with_values
+from .session import Shared, plain_name, prepare, resume_config
+from .trainer import Trainer
+
+SWEEP, TABLE = "sweep.json", "sweep.csv"
+
+_LONGEST_NAME = 60  # characters of a run's folder, without the seed
+_PATIENCE = 30.0  # seconds to wait for the worker processes of a sweep that was killed
+
+
+class PlannedRun(NamedTuple):
+    """A run of a sweep: the name of its folder, the number of its network among those of the sweep, its seed."""
+
+    folder: str
+    network: int
+    seed: int
+
+
+class Row(NamedTuple):
+    """How a run has ended.
+
+    Attributes:
+        run: which one.
+        state: finished, diverged, failed, unfinished or not started.
+        reason: why it diverged or failed, or how far it is.
+        metrics: what ``metrics.json`` holds; empty if it is not finished.
+    """
+
+    run: PlannedRun
+    state: str
+    reason: str
+    metrics: Mapping[str, Any]
+
+
+class Result(NamedTuple):
+    """A network of a sweep over its seeds.
+
+    Attributes:
+        values: of the options that vary.
+        rows: its runs.
+        mean, deviation: of the sweep's metric over the finished runs; the standard deviation is that of a sample.
+            None without finished runs, or with fewer than two.
+        test_mean: of the same metric of the test set.
+    """
+
+    values: Values
+    rows: tuple[Row, ...]
+    mean: float | None
+    deviation: float | None
+    test_mean: float | None
+
+    @property
+    def finished(self) -> int:
+        """Number of finished runs."""
+        return sum(row.state == "finished" for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The networks of a sweep and what they have in common; ``sweep.json`` holds it.
+
+    Attributes:
+        path: the folder.
+        config: the options that do not vary.
+        metric: loss, accuracy, ..., by whose value of the validation samples networks are ranked.
+        networks: the values of each.
+        runs: each network with each seed.
+        logarithmic: the options with a logarithmic axis in a figure.
+        data: fingerprints of training and test set.
+    """
+
+    path: Path
+    config: Config
+    metric: str
+    networks: tuple[Values, ...]
+    runs: tuple[PlannedRun, ...]
+    logarithmic: tuple[str, ...]
+    data: tuple[str, str]
+
+    @classmethod
+    def plan(
+        cls,
+        config: Config,
+        networks: Sequence[Values],
+        seeds: int,
+        metric: str | None,
+        data: tuple[Dataset, Dataset],
+        logarithmic: Sequence[str] = (),
+    ) -> Sweep:
+        """A new sweep. Its folder is ``config.out``, or ``runs/<time>-sweep``, which is made.
+
+        Args:
+            config: the options that do not vary. Its seed is the first one.
+            networks: the values of each.
+            seeds: how many each network is trained with.
+            metric: see `Sweep`; None: the main one of the data.
+            data: training and test set.
+            logarithmic: see `Sweep`.
+
+        Raises:
+            ConfigError: naming everything that does not fit the data, or there is a sweep or a run in the folder.
+            OSError: the folder cannot be made.
+        """
+        training, test = data
+        metric = metric or METRICS[training.task][0]
+        problems = dict.fromkeys(metric_problems(metric, training))
+        for values in networks:
+            try:
+                with_values(config, values).resolved(len(training), training.task)
+            except ConfigError as error:
+                problems |= dict.fromkeys(str(error).split("\n"))
+        if problems:
+            raise ConfigError("\n".join(problems))
+        runs = _runs(networks, range(config.seed, config.seed + seeds))
+        if config.out is None:
+            path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
+        else:
+            path = user_path(config.out)
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"out: expected a folder, got the file {path}; choose another name")
+            if (path / SWEEP).exists():
+                raise ConfigError(
+                    f"out: {path} holds a sweep; go on with it (--resume {path}), or choose another folder"
+                )
+            if is_run(path):
+                raise ConfigError(f"out: {path} holds a run; choose another folder")
+            used = next((run.folder for run in runs if (path / run.folder).exists()), None)
+            if used is not None:
+                raise ConfigError(f"out: {path / used}, where a network would go, exists; choose another folder")
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(
+            path,
+            dataclasses.replace(config, dataset=plain_name(config, training), out=None, quiet=False),
+            metric,
+            tuple(networks),
+            runs,
+            tuple(logarithmic),
+            (training.fingerprint(), test.fingerprint()),
+        )
+
+    @classmethod
+    def open(cls, path: str | Path) -> Sweep:
+        """The sweep in a folder.
+
+        Raises:
+            CheckpointError: there is none, or its description is damaged.
+        """
+        file = user_path(path) / SWEEP
+        facts = read_object(file)
+        if facts is None:
+            raise CheckpointError(f"there is no sweep in {file.parent}: it has no {SWEEP}")
+        try:
+            networks = tuple(
+                {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+                for values in facts["networks"]
+            )
+            runs = tuple(
+                PlannedRun(str(run["folder"]), int(run["network"]), int(run["seed"])) for run in facts["runs"]
+            )
+            config = Config.from_dict(facts["config"])
+            for values in networks:
+                with_values(config, values).check()
+            if any(Path(run.folder).name != run.folder or not 0 <= run.network < len(networks) for run in runs):
+                raise ValueError("the folder of a run, or the number of its network, is impossible")
+            if facts["metric"] not in HIGHER_IS_BETTER or not runs:
+                raise ValueError("expected a metric and runs")
+            training, test = facts["data"]
+            return cls(
+                file.parent, config, facts["metric"], networks, runs, tuple(facts["logarithmic"]), (training, test)
+            )
+        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+
+    def save(self) -> None:
+        """Write ``sweep.json``, whole or not at all."""
+        facts = {
+            "version": gpumlp.__version__,
+            "metric": self.metric,
+            "config": dataclasses.asdict(self.config),
+            "logarithmic": self.logarithmic,
+            "data": self.data,
+            "networks": self.networks,
+            "runs": [run._asdict() for run in self.runs],
+        }
+        remove_leftovers(self.path)
+        write_atomically(self.path / SWEEP, (json.dumps(facts, indent=1) + "\n").encode())
+
+    @property
+    def monitor(self) -> str:
+        """The name of the metric in ``metrics.json``."""
+        return f"validation_{self.metric}"
+
+    @property
+    def options(self) -> list[str]:
+        """The names of the options that vary."""
+        return list(dict.fromkeys(name for values in self.networks for name in values))
+
+    def config_of(self, run: PlannedRun) -> Config:
+        """What trains a run from where it is: the configuration with which `train` makes or resumes it.
+
+        Raises:
+            CheckpointError: the run is damaged.
+        """
+        folder = str(self.path / run.folder)
+        if is_run(Path(folder)):
+            known = resume_config(folder)
+            return dataclasses.replace(known, device=self.config.device, data_dir=self.config.data_dir)
+        config = with_values(self.config, self.networks[run.network])
+        return dataclasses.replace(config, seed=run.seed, out=folder)
+
+    def rows(self, failures: Mapping[str, str]) -> list[Row]:
+        """How each run has ended, from its folder.
+
+        Args:
+            failures: why runs failed, by the names of their folders, which do not tell that.
+        """
+        return [self.row(run, failures) for run in self.runs]
+
+    def row(self, planned: PlannedRun, failures: Mapping[str, str]) -> Row:
+        """How a run has ended; arguments as for `rows`."""
+        run = Run(self.path / planned.folder, lenient=True)
+        if run.finished and run.metrics is not None:
+            return Row(planned, "finished", "", run.metrics)
+        if run.diverged is not None:
+            return Row(planned, "diverged", " ".join(run.diverged.message.split()), {})
+        if planned.folder in failures:
+            return Row(planned, "failed", failures[planned.folder], {})
+        if is_run(run.path):
+            return Row(planned, "unfinished", f"{run.progress} epochs", {})
+        return Row(planned, "not started", "", {})
+
+    def ranking(self, rows: Sequence[Row]) -> list[Result]:
+        """The networks, the best one first; those of whose runs some have no result come after all others."""
+        results = [self._result(index, rows) for index in range(len(self.networks))]
+        sign = -1 if HIGHER_IS_BETTER[self.metric] else 1
+
+        def key(result: Result) -> tuple[bool, bool, float]:
+            missing = result.mean is None
+            return missing, result.finished < len(result.rows), sign * (result.mean or 0.0)
+
+        return sorted(results, key=key)
+
+    def _result(self, network: int, rows: Sequence[Row]) -> Result:
+        own = tuple(row for row in rows if row.run.network == network)
+
+        def of(name: str) -> list[float]:
+            return [row.metrics[name] for row in own if row.metrics.get(name) is not None]
+
+        found, tests = of(self.monitor), of(f"test_{self.metric}")
+        return Result(
+            self.networks[network],
+            own,
+            statistics.fmean(found) if found else None,
+            statistics.stdev(found) if len(found) > 1 else None,
+            statistics.fmean(tests) if tests else None,
+        )
+
+    def as_csv(self, results: Sequence[Result]) -> str:
+        """A line for each run under a header, in the order of the ranking."""
+        columns = list(dict.fromkeys(name for result in results for row in result.rows for name in row.metrics))
+        parts = [name for name in columns if name.startswith(("validation_", "test_"))]
+        shown = [
+            name
+            for name in (*parts, "network_epoch", "epochs", "seconds")
+            if name in columns and "finger" not in name
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        mean, deviation = f"mean_{self.monitor}", f"deviation_{self.monitor}"
+        writer.writerow(["rank", mean, deviation, "run", *self.options, "seed", "state", *shown, "reason"])
+        for rank, result in enumerate(results, 1):
+            values = [value_text(result.values[name]) for name in self.options]
+            for row in result.rows:
+                name, numbers = str(self.path / row.run.folder), [row.metrics.get(column) for column in shown]
+                writer.writerow(
+                    [
+                        rank,
+                        result.mean,
+                        result.deviation,
+                        name,
+                        *values,
+                        row.run.seed,
+                        row.state,
+                        *numbers,
+                        row.reason,
+                    ]
+                )
+        return text.getvalue()
+
+
+def metric_problems(metric: str, data: Dataset) -> list[str]:
+    """What is wrong with a metric for some data; nothing if it exists for them."""
+    metrics = ("loss", *METRICS[data.task])
+    if metric in metrics:
+        return []
+    return [f"metric: expected one of {', '.join(metrics)} for {data.task}, got {metric}"]
+
+
+def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun, ...]:
+    """Each network with each seed, in folders with names that say what is in them, if such names are possible."""
+    names = [re.sub(r"[^\w.,=+-]", "_", label(values)) for values in networks]
+    if len(set(map(str.lower, names))) < len(names) or max(map(len, names)) > _LONGEST_NAME:
+        digits = len(str(len(networks)))
+        names = [f"network={number:0{digits}}" for number in range(1, len(networks) + 1)]
+    return tuple(
+        PlannedRun(f"{name},seed={seed}", network, seed) for network, name in enumerate(names) for seed in seeds
+    )
+
+
+# -- Training them -------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """How a sweep ended: its runs, and whether it was interrupted."""
+
+    rows: list[Row]
+    interrupted: bool
+
+
+def train_all(
+    sweep: Sweep, data: tuple[Dataset, Dataset], progress: SweepProgress, n_jobs: int | None = None
+) -> Outcome:
+    """Train the runs of a sweep that have no result yet, several at once.
+
+    On a CPU in worker processes with one BLAS thread each, on a GPU in this process.
+
+    Args:
+        sweep: saved in its folder, which the caller has locked.
+        data: training and test set.
+        progress: what is shown.
+        n_jobs: the number of worker processes; None for one on each core.
+
+    Raises:
+        ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
+            sweep.
+    """
+    found = data[0].fingerprint(), data[1].fingerprint()
+    if found != sweep.data:
+        raise CheckpointError(
+            f"{sweep.path}: the sweep was made with other data: expected {' and '.join(sweep.data)}, "
+            f"got {' and '.join(found)}; use the data it was made with"
+        )
+    shared = Shared(data)
+    backend, device = shared.backend(sweep.config, sweep.config.execution)
+    progress.say(device)
+    if backend.name == "cpu":
+        n_jobs = worker_count(n_jobs)
+        progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
+    failures: dict[str, str] = {}
+    missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
+    _wait_for_workers([sweep.path / run.folder for run in missing])
+    interrupted = False
+    with progress.running(sweep, missing):
+        try:
+            if backend.name == "cpu":
+                train = functools.partial(_train_in_worker, data, sweep, os.getpid())
+                jobs = run_jobs(train, missing, n_jobs=n_jobs)
+            else:
+                jobs = _train_here(shared, sweep, missing)
+            for index, failure in jobs:
+                if failure is not None:
+                    failures[missing[index].folder] = _reason(failure)
+                progress.ended(sweep.row(missing[index], failures))
+        except KeyboardInterrupt:
+            interrupted = True
+    return Outcome(sweep.rows(failures), interrupted)
+
+
+def _without_joblib(workers: int) -> str:
+    """What to say of one worker on many cores, if joblib could change that."""
+    if workers == 1 and (os.cpu_count() or 1) > 1 and importlib.util.find_spec("joblib") is None:
+        return "; more need joblib: pip install '.[sklearn]'"
+    return ""
+
+
+class _Silent(Progress):
+    """Shows nothing, and interrupts a run in a worker process whose parent has been killed; it is saved."""
+
+    def __init__(self, parent: int) -> None:
+        super().__init__(quiet=True)
+        self._parent = parent
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        if _is_orphan(self._parent):
+            raise KeyboardInterrupt
+
+
+def _is_orphan(parent: int) -> bool:
+    """Whether the parent of this process, if it is a worker, is gone; Windows does not tell."""
+    return os.name != "nt" and parent not in (os.getpid(), os.getppid())
+
+
+def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, run: PlannedRun) -> None:
+    """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same."""
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            _train(Shared(data), sweep, run, _Silent(parent))
+    except KeyboardInterrupt:
+        if _is_orphan(parent):
+            os._exit(1)  # nobody wants the worker any more
+        raise
+
+
+def _train_here(
+    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun]
+) -> Iterator[tuple[int, Exception | None]]:
+    """Train runs in this process, one after another."""
+    for index, run in enumerate(runs):
+        try:
+            _train(shared, sweep, run, _Silent(os.getpid()))
+        except Exception as error:
+            yield index, error
+        else:
+            yield index, None
+
+
+def _train(shared: Shared, sweep: Sweep, run: PlannedRun, display: Progress) -> None:
+    """Train a run to its end; that it diverged is in its folder.
+
+    Raises:
+        KeyboardInterrupt: it is saved, and not at its end.
+        Exception: it cannot be trained.
+    """
+    with suppress(DivergenceError):
+        outcome = prepare(sweep.config_of(run), shared, display).train()
+        if outcome.metrics is None:
+            raise KeyboardInterrupt
+
+
+def _reason(failure: Exception) -> str:
+    """An error in a line; of one that no user can cause, also its kind."""
+    text = " ".join(str(failure).split())
+    if isinstance(failure, ValueError | OSError | RuntimeError | MemoryError) and text:
+        return text
+    return f"{type(failure).__name__}: {text}"
+
+
+def _wait_for_workers(folders: Sequence[Path]) -> None:
+    """Wait until nobody trains runs; worker processes end soon after a sweep that is killed."""
+    end = time.monotonic() + _PATIENCE
+    for folder in folders:
+        while (folder / LOCK).exists() and time.monotonic() < end:
+            with suppress(ConfigError):
+                RunLock(folder).release()
+                break
+            time.sleep(0.05)
+
+
+class SweepProgress:
+    """One line on a sweep: runs that have ended, the best so far, the time left.
+
+    On a terminal it changes in place; elsewhere it is printed anew, about 20 times.
+
+    Attributes:
+        quiet: whether nothing is shown.
+    """
+
+    _LINES = 20
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._display = Progress(quiet=quiet)
+        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._bar: Any = None  # rich.progress.Progress
+        self._sweep: Sweep | None = None
+        self._rows: list[Row] = []
+        self._total, self._start, self._said = 0, 0.0, 0
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._display.say(text)
+
+    @contextmanager
+    def running(self, sweep: Sweep, missing: Sequence[PlannedRun]) -> Iterator[None]:
+        """While the missing runs of a sweep are trained."""
+        self._sweep, self._total, self._start = sweep, len(missing), time.monotonic()
+        self._rows = [row for row in sweep.rows({}) if row.state in ("finished", "diverged")]
+        if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = TextColumn("{task.description}"), BarColumn(20)
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.add_task(self._line(), total=self._total)
+            self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def ended(self, row: Row) -> None:
+        """A run has ended."""
+        before = len(self._sweep.runs) - self._total if self._sweep else 0
+        self._rows.append(row)
+        done = len(self._rows) - before
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, description=self._line(done))
+        elif done * self._LINES // self._total > self._said:
+            self._said = done * self._LINES // self._total
+            self.say(self._line(done))
+
+    def _line(self, done: int = 0) -> str:
+        if self._sweep is None:
+            return ""
+        states = [row.state for row in self._rows]
+        parts = [f"{len(states):,} of {len(self._sweep.runs):,} runs"]
+        parts += [f"{states.count(state):,} {state}" for state in ("diverged", "failed") if state in states]
+        name = self._sweep.monitor
+        found = [row.metrics[name] for row in self._rows if row.state == "finished"]
+        if found:
+            best = max(found) if HIGHER_IS_BETTER[self._sweep.metric] else min(found)
+            parts.append(f"best {monitor_words(name)} {metric(name, best)}")
+        if 0 < done < self._total:
+            parts.append(f"{duration((time.monotonic() - self._start) / done * (self._total - done))} left")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time in one unit.
+
+    >>> duration(8.2), duration(200), duration(10_000)
+    ('8 s', '3 min', '2.8 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
