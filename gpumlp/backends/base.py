@@ -274,6 +274,10 @@ class Backend:
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
 
+    def __deepcopy__(self, memo: object) -> Backend:
+        """The backend itself: a copy of a model or of an estimator is on the same device."""
+        return self
+
     # -- Transfers between host and device ----------------------------------------------------------
 
     def activate(self) -> AbstractContextManager[Any]:

@@ -14,6 +14,8 @@ from ..extras import require
 
 require("gpumlp's estimators", "sklearn", "sklearn")
 
-from .estimators import MLPClassifier, MLPRegressor  # noqa: E402  # after the check that scikit-learn is installed
+# After the check that scikit-learn is installed.
+from .estimators import MLPClassifier, MLPRegressor  # noqa: E402
+from .search import GridSearchCV, RandomizedSearchCV  # noqa: E402
 
-__all__ = ["MLPClassifier", "MLPRegressor"]
+__all__ = ["GridSearchCV", "MLPClassifier", "MLPRegressor", "RandomizedSearchCV"]

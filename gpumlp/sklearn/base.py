@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..backends import Array, Backend, HostArray, check_dtype, get_backend, is_device_array
+from ..backends import Array, Backend, HostArray, check_dtype, is_device_array
 from ..data.dataset import ArrayBatches
 from ..nn.losses import Loss
 from ..nn.network import MLP
@@ -36,6 +36,7 @@ from .inputs import (
     to_cpu,
 )
 from .solver import ROWS, Epochs, Solver, SparseBatches, Validation, draw_tensors, make_optimizer, outputs
+from .together import SharedSamples, backend_of
 
 try:  # experimental in scikit-learn 1.9
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -288,7 +289,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         self, given: tuple[Any, Any, Any], backend: Backend, *, reset: bool = False, weights: str = "sample_weight"
     ) -> tuple[Array, HostArray, HostArray | None]:
         """Samples, targets and sample weights, of which `weights` is the name."""
-        X = read_samples(self, given[0], backend, reset=reset)
+        X = given[0].on(backend, check_dtype(self.dtype)) if isinstance(given[0], SharedSamples) else given[0]
+        X = read_samples(self, X, backend, reset=reset)
         y = read_targets(given[1], X.shape[0], backend, numeric=self._numeric)
         return X, y, read_weights(given[2], len(y), backend, weights)
 
@@ -405,7 +407,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         if network is not None and self._network_device == self.device:
             backend: Backend = network.backend
             return backend
-        return get_backend(self.device)
+        return backend_of(self.device)
 
     def _expose(self, network: MLP) -> None:
         """Set the estimator's network and its weight attributes."""

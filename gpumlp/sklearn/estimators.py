@@ -143,7 +143,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             index = self._network.loss.predictions(found)
             if self._multilabel:
                 return index
-            index = backend.xp.ravel(index)  # of one output for two classes
+            index = array_namespace(index).ravel(index)  # of one output for two classes
             if isinstance(index, np.ndarray):
                 return self.classes_[index]
             if self.classes_.dtype.kind in "biuf":

@@ -10,18 +10,19 @@ rescaled when the learning rate changes.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 
-from ..backends import Array, Backend, HostArray
+from ..backends import Array, Backend, HostArray, StepRun
 from ..data.dataset import ArrayBatches
 from ..nn.metrics import METRICS
 from ..nn.network import MLP, Workspace, evaluate_batches
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import TrainingStep
+from .together import run_steps
 
 ROWS = 256  # samples of a forward pass outside training
 
@@ -136,11 +137,13 @@ class Epochs:
     def __init__(self, solver: Solver, batches: ArrayBatches, alpha: float) -> None:
         self.solver, self.batches, self._alpha = solver, batches, alpha
         self._order = np.arange(batches.samples)
+        # Without a penalty all steps are the same, and a GPU can run many of them in one launch.
+        kind = RecordingStep if alpha > 0 else TrainingStep
         with solver.network.backend.activate():
-            self._step = PenalisedStep(solver.network, batches, solver, self._penalties(), penalised=alpha > 0)
+            self._step = kind(solver.network, batches, solver.optimizer, solver.state, Penalty())
 
     def _penalties(self) -> list[Penalty | None]:
-        """The penalty of each batch; None for a batch whose samples all have weight 0."""
+        """The penalty of each batch; None for a batch whose samples all have weight 0, which is skipped."""
         made: dict[float, Penalty | None] = {0.0: None}
         for total in self.batches.batch_weights:
             if total not in made:
@@ -165,16 +168,21 @@ class Epochs:
                 random.shuffle(drawn)
                 self._order = self._order[drawn]
                 batches.reorder(batches.rows[self._order])
-                if batches.weights is not None:
-                    step.penalties = self._penalties()
-            count = len(batches.slices)
-            backend.run_steps(step, range(count), [solver.learning_rate] * count)
+            penalties = self._penalties()
+            for penalty, same in groupby(range(len(penalties)), key=penalties.__getitem__):
+                first, *rest = same
+                part = range(first, first + 1 + len(rest))
+                if penalty is None:
+                    step.losses[batches.slices[part[0]].start : batches.slices[part[-1]].stop] = 0
+                else:
+                    step.penalty = penalty
+                    run_steps(backend, StepRun(step, part, [solver.learning_rate] * len(part)))
             total = backend.total(step.losses)
-            if self._alpha == 0:
+            if not isinstance(step, RecordingStep):
                 return float(backend.to_numpy(total)) / batches.samples, 0.0
             total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), step.squares])).tolist()
         value = 0.0
-        for penalty, batch, square in zip(step.penalties, batches.slices, squares, strict=True):
+        for penalty, batch, square in zip(penalties, batches.slices, squares, strict=True):
             if penalty is not None:
                 value += (batch.stop - batch.start) * penalty.l2 / 2 * square
         return total / batches.samples, value / batches.samples
@@ -196,44 +204,21 @@ class SparseBatches(ArrayBatches):
         return self.targets[batch]
 
 
-class PenalisedStep(TrainingStep):
-    """A training step with a separate penalty for each batch, which also records the sum of the squared weights.
-
-    Args:
-        penalties: of each batch; None skips the batch.
-        penalised: whether any of them is not zero.
+class RecordingStep(TrainingStep):
+    """A training step that also records the sum of the squared weights, for the penalty in the reported loss.
 
     Attributes:
-        squares: ``(batches,)``: the sum of the squared weights before each batch's step.
+        squares: ``(batches,)``: the sum before each batch's step.
     """
 
-    same_rules = False
-
-    def __init__(
-        self,
-        network: MLP,
-        batches: ArrayBatches,
-        solver: Solver,
-        penalties: list[Penalty | None],
-        *,
-        penalised: bool,
-    ) -> None:
-        first = next((penalty for penalty in penalties if penalty is not None), Penalty())
-        super().__init__(network, batches, solver.optimizer, solver.state, first)
-        self.penalties, self._penalised = penalties, penalised
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._flat_weights = self.parameters[self.weights]
-        self._xp = network.backend.xp
-        self.squares: Array = self._xp.zeros(len(penalties), dtype=network.dtype)
+        self._xp = self.model.backend.xp
+        self.squares: Array = self._xp.zeros(len(self.slices), dtype=self.model.dtype)
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
-        index = batch.start // self.batch_size
-        penalty = self.penalties[index]
-        if penalty is None:  # all weights in this batch are 0
-            self.losses[batch] = 0
-            return
-        if self._penalised:
-            self.squares[index] = self._xp.dot(self._flat_weights, self._flat_weights)
-        self.penalty = penalty
+        self.squares[batch.start // self.batch_size] = self._xp.dot(self._flat_weights, self._flat_weights)
         super().__call__(batch, learning_rate)
 
 

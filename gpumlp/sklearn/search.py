@@ -1,0 +1,116 @@
+"""Searches for hyperparameters: scikit-learn's, with the fits of all candidates and folds at once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import joblib
+import numpy as np
+import sklearn.model_selection
+from joblib.parallel import get_active_backend
+from sklearn import get_config
+
+from ..backends import Backend, DeviceError, get_backend
+from .base import BaseMLP
+from .together import SharedSamples, Together
+
+
+class _FitsTogether:
+    """What both searches add to scikit-learn's: how the fits are run."""
+
+    estimator: Any
+    n_jobs: int | None
+
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
+        """Fit and score all candidates on all folds, then fit the best one on X and y.
+
+        Args:
+            X, y, params: as for scikit-learn's search.
+
+        Returns:
+            The search.
+        """
+        config = None if self.n_jobs == 1 else self._parallelism()
+        if config is None:
+            return super().fit(X, y, **params)  # type: ignore[misc]
+        with ExitStack() as stack:
+            for backend in config.pop("devices", ()):
+                stack.enter_context(backend.activate())
+                if isinstance(self.estimator, BaseMLP):
+                    X = _shared(X)
+            stack.enter_context(joblib.parallel_config(**config))
+            return super().fit(X, y, **params)  # type: ignore[misc]
+
+    def _parallelism(self) -> dict[str, Any] | None:
+        """The arguments of `joblib.parallel_config`, and ``devices``, the GPUs; None to leave all to joblib."""
+        active, n_jobs = get_active_backend()
+        if n_jobs == 1 or type(active).__name__ != "LokyBackend" or active.nesting_level:
+            return None  # as the user has selected, or in a worker of another search
+        try:
+            backends = {device: get_backend(device) for device in _devices(self.estimator)}
+        except (DeviceError, TypeError, ValueError):
+            return None  # each fit says what is wrong
+        jobs = {"n_jobs": n_jobs or -1}
+        gpus = [backend for backend in backends.values() if backend.name != "cpu"]
+        if gpus:
+            return jobs | {"backend": Together(backends), "devices": gpus}
+        # With one thread each, results do not depend on the number of processes.
+        threads = active.inner_max_num_threads or 1
+        return jobs | {"backend": "loky", "inner_max_num_threads": threads} if backends else None
+
+
+def _devices(estimator: Any) -> list[str | Backend]:
+    """The devices of the gpumlp estimators that an estimator is or has as parameters, such as steps of a pipeline."""
+    if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
+        return []
+    found = [estimator, *estimator.get_params().values()]
+    return [model.device for model in found if isinstance(model, BaseMLP)]
+
+
+def _shared(X: Any) -> Any:
+    """A NumPy array of numbers, as samples that the fits share; anything else unchanged."""
+    numbers = type(X) is np.ndarray and X.ndim == 2 and X.dtype.kind in "fiub" and X.size > 0
+    return X.view(SharedSamples) if numbers and not get_config()["array_api_dispatch"] else X
+
+
+class GridSearchCV(_FitsTogether, sklearn.model_selection.GridSearchCV):  # type: ignore[misc]
+    """scikit-learn's `GridSearchCV`, which fits all candidates on all folds at the same time.
+
+    Parameters, attributes and results are scikit-learn's: see `sklearn.model_selection.GridSearchCV`. The
+    estimator is one of gpumlp's, or contains some, as a pipeline does; for others, this is scikit-learn's search.
+
+    On a GPU, the fits run in one process, and one launch trains as many networks as the GPU holds at once; a fit
+    that ends leaves its place to the next. On the CPU, they run in worker processes with one BLAS thread each,
+    which share the samples. ``fit_time`` of a fit includes the time in which it waits for others.
+
+    Args:
+        n_jobs: how many fits at most are in progress; None or -1 for as many as the GPU trains at once, or as the
+            CPU has cores; 1 for one after another in this process, as in scikit-learn. A backend that was selected
+            by `joblib.parallel_config` runs them as it would run scikit-learn's.
+
+    >>> from sklearn.datasets import load_iris
+    >>> from gpumlp.sklearn import GridSearchCV, MLPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = MLPClassifier((16,), max_iter=200, learning_rate_init=0.01, random_state=0, device="cpu")
+    >>> search = GridSearchCV(model, {"solver": ["adam", "sgd"], "alpha": [1e-4, 1.0]}, cv=3)
+    >>> search.fit(X, y).best_score_ > 0.9
+    True
+    """
+
+
+class RandomizedSearchCV(_FitsTogether, sklearn.model_selection.RandomizedSearchCV):  # type: ignore[misc]
+    """scikit-learn's `RandomizedSearchCV`, which fits all candidates on all folds at the same time.
+
+    Parameters, attributes and results are scikit-learn's: see `sklearn.model_selection.RandomizedSearchCV`. How
+    the fits are run, and what ``n_jobs`` means, is described at `GridSearchCV`.
+
+    >>> from scipy.stats import loguniform
+    >>> from sklearn.datasets import load_iris
+    >>> from gpumlp.sklearn import MLPClassifier, RandomizedSearchCV
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = MLPClassifier((16,), max_iter=200, learning_rate_init=0.01, random_state=0, device="cpu")
+    >>> search = RandomizedSearchCV(model, {"alpha": loguniform(1e-5, 1)}, n_iter=4, cv=3, random_state=0)
+    >>> search.fit(X, y).best_score_ > 0.9
+    True
+    """

@@ -1,0 +1,259 @@
+"""Several fits at once on a GPU: their steps run in the same launches, while scikit-learn's code stays as it is.
+
+joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but only
+one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one runs until it has some,
+and then the steps of all are run by one ``Backend.run_many``. So a fit need not know that there are others, be it
+that of an estimator, of a pipeline or of an ensemble, and none of them runs at the same time as another.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from itertools import groupby
+from queue import SimpleQueue
+from typing import Any
+from weakref import WeakValueDictionary
+
+import joblib
+import numpy as np
+from joblib.parallel import ParallelBackendBase, SequentialBackend
+
+from ..backends import Array, Backend, StepRun, get_backend
+
+_local = threading.local()  # of the thread of a fit: `fit`, the Fit
+
+
+def run_steps(backend: Backend, run: StepRun) -> None:
+    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits. Does not wait for the device."""
+    fit: Fit | None = getattr(_local, "fit", None)
+    if fit is None:
+        backend.run_steps(*run)
+    else:
+        fit.wait_for(backend, run)
+
+
+def backend_of(device: str | Backend) -> Backend:
+    """As `get_backend`; in the fits of one `Together`, the same backend for the same device."""
+    fit: Fit | None = getattr(_local, "fit", None)
+    if fit is None or isinstance(device, Backend):
+        return get_backend(device)
+    if device not in fit.backends:
+        fit.backends[device] = get_backend(device)
+    return fit.backends[device]
+
+
+class Fit:
+    """A function in a thread of its own, which runs only within `advance`.
+
+    Args:
+        function: without arguments; it may call `run_steps`.
+        backends: by the name of a device, for `backend_of`.
+
+    Attributes:
+        ended: whether the function has returned or raised.
+        backend, run: the steps that the function waits for.
+        at_once: how many networks like this one the backend trains at once.
+    """
+
+    backend: Backend
+    run: StepRun
+    at_once: int
+
+    def __init__(self, function: Callable[[], Any], backends: dict[Any, Backend]) -> None:
+        self.function, self.backends, self.ended = function, backends, False
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._go: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._paused: SimpleQueue[None] = SimpleQueue()
+        self._filters = warnings.filters
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
+
+    def advance(self, error: BaseException | None = None) -> None:
+        """Run the function until it waits for steps or ends.
+
+        Args:
+            error: raised where the function waits, if its steps could not be run.
+        """
+        if self._thread.ident is None:
+            self._thread.start()
+        # The warning filters belong to the process, and scikit-learn sets them around each fit.
+        outside, warnings.filters = warnings.filters, self._filters
+        try:
+            self._go.put(error)
+            self._paused.get()
+        finally:
+            self._filters, warnings.filters = warnings.filters, outside
+
+    def close(self) -> None:
+        """End the function where it waits, or will wait next."""
+        if self._thread.is_alive():
+            self._go.put(GeneratorExit())
+            self._thread.join()
+
+    def outcome(self) -> Any:
+        """What the function has returned. Raises what it has raised."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    # -- In the thread ------------------------------------------------------------------------------------
+
+    def wait_for(self, backend: Backend, run: StepRun) -> None:
+        """Return when the steps have been run."""
+        self.at_once = backend.networks_at_once(run.step)
+        self.backend, self.run = backend, run
+        self._pause()
+
+    def _pause(self) -> None:
+        self._paused.put(None)
+        error = self._go.get()
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        _local.fit = self
+        try:
+            error = self._go.get()
+            if error is not None:
+                raise error
+            self._result = self.function()
+        except BaseException as error:  # GeneratorExit, too
+            self._error = error
+        finally:
+            self.ended = True
+            del self.function
+            self._paused.put(None)
+
+
+class Together(ParallelBackendBase):  # type: ignore[misc]
+    """A parallel backend of joblib for functions that fit gpumlp's estimators on a GPU.
+
+    Everything runs in this process. As many fits are in progress as the GPU trains networks of their kind at once,
+    at most ``n_jobs`` unless that is None or negative; one that ends leaves its place to the next.
+
+    Args:
+        backends: by the name of a device; estimators with that device use it.
+    """
+
+    supports_sharedmem = uses_threads = True
+    supports_retrieve_callback = False
+    default_n_jobs = -1
+
+    def __init__(self, backends: dict[Any, Backend] | None = None) -> None:
+        super().__init__(nesting_level=0)
+        self._backends = {} if backends is None else backends
+        self._waiting: deque[tuple[Fit, Callable[[Any], object]]] = deque()
+        self._active: list[tuple[Fit, Callable[[Any], object]]] = []
+        self._most = MOST
+        self._terminated = False
+
+    # -- joblib's interface -------------------------------------------------------------------------------
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if self._terminated:
+            return 1
+        return MOST if n_jobs is None or n_jobs < 0 else n_jobs
+
+    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **options: Any) -> int:
+        self.parallel, self._most = parallel, self.effective_n_jobs(n_jobs)
+        return self._most
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> Fit:
+        fit = Fit(func, self._backends)
+        self._waiting.append((fit, callback or (lambda result: None)))
+        return fit
+
+    apply_async = submit  # its name before joblib 1.5
+
+    def retrieve_result(self, out: Fit, timeout: float | None = None) -> Any:
+        while not out.ended:
+            self._round()
+        return out.outcome()
+
+    def get_nested_backend(self) -> tuple[Any, None]:
+        return SequentialBackend(nesting_level=1), None
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        active, self._active = self._active, []
+        self._waiting.clear()
+        for fit, _ in active:
+            fit.close()
+
+    def terminate(self) -> None:
+        """After the search, nothing else runs here, such as a refit."""
+        self.abort_everything()
+        self._terminated = True
+
+    # -- One round ----------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        """Begin fits while there is room, run the steps of all that are active, and let them go on."""
+        while self._waiting and len(self._active) < self._room():
+            self._active.append(self._waiting.popleft())
+            self._advance([self._active[-1]])
+        for _, group in groupby(sorted(self._active, key=_backend_id), key=_backend_id):
+            together = list(group)
+            backend, error = together[0][0].backend, None
+            try:
+                with backend.activate():
+                    backend.run_many([fit.run for fit, _ in together])
+            except Exception as failure:  # each of them fails, as it would alone
+                error = failure
+            self._advance(together, error)
+
+    def _room(self) -> int:
+        """How many fits may be active."""
+        return min([self._most, *(fit.at_once for fit, _ in self._active)]) if self._active else 1
+
+    def _advance(
+        self, fits: list[tuple[Fit, Callable[[Any], object]]], error: BaseException | None = None
+    ) -> None:
+        for fit, callback in fits:
+            fit.advance(error)
+            if fit.ended:
+                self._active.remove((fit, callback))
+                fit.outcome()  # an error ends the search at once
+                callback(None)
+
+
+def _backend_id(active: tuple[Fit, Any]) -> int:
+    return id(active[0].backend)
+
+
+MOST = 1 << 16  # fits that joblib hands over at a time
+
+
+# -- Samples that fits share -------------------------------------------------------------------------------
+
+
+class SharedSamples(np.ndarray):  # type: ignore[type-arg]
+    """Samples of which the fits of a search take the same rows: each part is copied once, and is read-only.
+
+    A part lasts as long as a fit uses it.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        rows = key[0] if isinstance(key, tuple) and len(key) == 2 and key[1] is Ellipsis else key
+        if not isinstance(rows, np.ndarray) or rows.ndim != 1:
+            return super().__getitem__(key)
+        parts = self.__dict__.setdefault("_parts", WeakValueDictionary())
+        name = rows.dtype.str, rows.tobytes()
+        part = parts.get(name)
+        if part is None:
+            part = parts[name] = super().__getitem__(key)
+            part.flags.writeable = False
+        return part
+
+    def on(self, backend: Backend, dtype: Any) -> Array:
+        """The samples on a device, copied once."""
+        copies = self.__dict__.setdefault("_copies", {})
+        if (backend, dtype) not in copies:
+            with np.errstate(over="ignore"):  # inf, which is refused
+                copies[backend, dtype] = backend.asarray(np.asarray(self, dtype=dtype))
+        return copies[backend, dtype]
