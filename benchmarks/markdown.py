@@ -138,9 +138,8 @@ def _comparison_in_full(report: Report) -> Lines:
 
 def throughput(report: Report) -> Lines:
     """A row for each batch size: samples per second of each network on each device."""
-    rates = {(r["network"], r["device"], r["batch_size"]): f"{r['median']:,.0f}" for r in report["results"]}
-    devices = [device["name"] for device in report["devices"]]
-    columns = [(network, device) for network in report["workload"]["networks"] for device in devices]
+    rates = {(r["network"], common.series(r), r["batch_size"]): f"{r['median']:,.0f}" for r in report["results"]}
+    columns = _distinct(key[:2] for key in rates)
     yield from table(
         ["batch", *(f"{network}, {device}" for network, device in columns)],
         (
@@ -159,10 +158,10 @@ def _throughput_in_full(report: Report) -> Lines:
             ["device", "batch", "timed", "samples/s", "min", "max", "us/step", "GFLOP/s", *counted],
             (
                 [
-                    row["device"],
+                    common.series(row),
                     *(f"{row[name]:,}" for name in ("batch_size", "samples")),
                     *(f"{row[name]:,.0f}" for name in ("median", "min", "max")),
-                    f"{1e6 * row['samples'] / row['median'] / row['steps']:,.0f}",
+                    three_digits(1e6 * row["samples"] / row["median"] / row["steps"]),
                     f"{1e-9 * work['flops_per_sample'] * row['median']:,.1f}",
                     *(
                         f"{row['with_copy'][epochs]:,.0f}" if "with_copy" in row else "no copy"
