@@ -6,12 +6,13 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Backend, Execution, HostArray
+from ..backends import Array, Backend, Execution, HostArray, StepRun
 from ..data import Dataset
 from ..nn.hyperparameters import (
     flag,
@@ -262,27 +263,43 @@ class Trainer:
         Raises:
             DivergenceError: the loss became NaN or infinite; the state is that of the last good epoch.
         """
-        called = as_callbacks(callbacks)
-        epochs = whole("epochs", epochs, 0)
-        self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
         with self.model.backend.activate():
-            try:
-                for callback in called:
-                    callback.on_train_begin(self)
-                while self.epoch < epochs and not self._stop:
-                    self._run_epoch(called)
-                    for callback in called:
-                        callback.on_epoch_end(self)
-            except KeyboardInterrupt:
-                self.history.interrupted = True
-            finally:
-                for callback in called:
-                    callback.on_train_end(self)
+            _drive(self.training(epochs, callbacks), self.model.backend)
+        return self.history
+
+    def training(
+        self, epochs: int, callbacks: CallbackLike | Iterable[CallbackLike] = ()
+    ) -> Generator[StepRun, None, None]:
+        """Train as `run` does, but leave the steps to the caller, who can run those of several networks at once.
+
+        The caller activates the backend, and runs what the generator yields before it asks for more. An exception
+        of the steps is thrown into the generator, which returns after an interrupt and raises any other again;
+        closing it undoes the epoch, too.
+
+        Raises:
+            DivergenceError: as for `run`, by the generator.
+        """
+        called = as_callbacks(callbacks)
+        return self._training(whole("epochs", epochs, 0), called)
+
+    def _training(self, epochs: int, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
+        self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
+        try:
+            for callback in callbacks:
+                callback.on_train_begin(self)
+            while self.epoch < epochs and not self._stop:
+                yield from self._run_epoch(callbacks)
+                for callback in callbacks:
+                    callback.on_epoch_end(self)
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+        finally:
+            for callback in callbacks:
+                callback.on_train_end(self)
         try:
             self.count_predictions()
         except KeyboardInterrupt:
             self.history.interrupted = True
-        return self.history
 
     def count_predictions(self) -> None:
         """Count how often the present network predicts each class, for ``history.findings()``.
@@ -293,11 +310,11 @@ class Trainer:
             for callback in self._diagnostics:
                 callback.on_train_end(self)
 
-    def _run_epoch(self, callbacks: list[Callback]) -> None:
+    def _run_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
         self._copy(self._buffers(), self._snapshot)
         try:
-            record = self._train_epoch(callbacks)
+            record = yield from self._train_epoch(callbacks)
             if record is not None:
                 self.history.append(record)
                 return
@@ -313,7 +330,7 @@ class Trainer:
                 self.optimizer_state.steps = steps
             raise
 
-    def _train_epoch(self, callbacks: list[Callback]) -> EpochRecord | None:
+    def _train_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, EpochRecord | None]:
         """One epoch; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
         rates = self._learning_rates()
@@ -326,7 +343,7 @@ class Trainer:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in numbers[::size]:
             part = numbers[first : first + size]
-            backend.run_steps(step, part, rates[part.start : part.stop])
+            yield StepRun(step, part, rates[part.start : part.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
@@ -548,6 +565,16 @@ def fit(
         pixels=pixels,
     )
     return trainer.run(epochs, callbacks)
+
+
+def _drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
+    """Run the steps of a network one after another; an exception of them is the generator's to handle."""
+    try:
+        for run in training:
+            backend.run_steps(*run)
+    except BaseException as error:  # if the generator raised it, it has ended, and only raises it again
+        with suppress(StopIteration):
+            training.throw(error)
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
