@@ -107,7 +107,7 @@ def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> No
     assert run("train", "--matmul-precision", "medium", "--execution", "fast") == 2
     message = capsys.readouterr().err
     assert "matmul_precision: expected one of highest, high, got 'medium'" in message
-    assert "execution: expected one of auto, persistent, graphs, eager, got 'fast'" in message
+    assert "execution: expected one of auto, persistent, fused, graphs, eager, got 'fast'" in message
 
 
 def test_an_unsupported_execution_is_an_error(

@@ -193,7 +193,7 @@ class Plan(NamedTuple):
         errors = _up(shape.outputs, 4)
         small = self.units[-1] * errors + units + shape.outputs
         values = units * stride + samples * (errors + (4 if errors % 8 == 0 else 0))
-        values += small * (1 + self.buffers + (self.passes > 1)) + 64
+        values += small * (1 + max(1, self.buffers) + (self.passes > 1)) + 64
         widest = 0
         for below, width, rows in zip(shape.hidden, shape.hidden[1:], self.rows, strict=False):
             height, across = _part(below, rows), _part(width, self.blocks // rows)
@@ -290,7 +290,7 @@ def _plan(shape: Shape, device: Facts, blocks: int) -> Plan:
     warps = 4 if few and len(shape.hidden) == 1 else 8
     divisions = [base._replace(warps=warps, warps_k=1 << bit) for bit in range(warps.bit_length())]
     plan = min(divisions, key=_products)
-    if plan.registers > _register_limit(plan, device):
+    if plan.buffers and plan.registers > _register_limit(plan, device):
         plan = plan._replace(state_shared=True)
     return plan
 
