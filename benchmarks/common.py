@@ -280,13 +280,13 @@ def output_folder(out: str, *, trial: bool) -> Path:
     return folder
 
 
-def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Path], None]) -> list[Path]:
-    """Write ``stem.json`` and ``stem.png``; without matplotlib only the first, and say so.
+def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Path], list[Path]]) -> list[Path]:
+    """Write ``stem.json`` and its figures; without matplotlib only the first, and say so.
 
     Args:
         report: what was measured.
-        stem: path of both files without the ending.
-        plot: draws the report into a file.
+        stem: path of the files without the ending.
+        plot: draws the report into ``stem.png`` and files beside it, and returns their paths.
     """
     written = [write_json(report, stem)]
     try:
@@ -294,8 +294,7 @@ def write(report: dict[str, Any], stem: Path, plot: Callable[[dict[str, Any], Pa
     except MissingExtraError as error:
         print(f"no figure: {error}")
     else:
-        plot(report, Path(f"{stem}.png"))
-        written.append(Path(f"{stem}.png"))
+        written += plot(report, Path(f"{stem}.png"))
     return written
 
 
@@ -305,6 +304,11 @@ def write_json(report: dict[str, Any], stem: Path) -> Path:
     path = Path(f"{stem}.json")
     path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def series(row: dict[str, Any]) -> str:
+    """The device of a result, and the execution where that is not the default: ``"cuda:0, fused"``."""
+    return ", ".join(filter(None, (row["device"], row.get("execution"))))
 
 
 def facts(report: dict[str, Any]) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import FIT_TOLERANCE, facts
+from .common import FIT_TOLERANCE, facts, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Limits = dict[str, Callable[[dict[str, Any]], float]]  # by the name of its line, of a result
 
 # Okabe and Ito's colours, told apart also by colour-blind readers; markers and lines differ as well.
 DEVICE_STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
@@ -19,6 +22,7 @@ _DOT_DOT = (0, (4, 1, 1, 1, 1, 1))
 PEER_STYLES: dict[str, tuple[str, str, Any]] = {
     "gpumlp": ("#0072B2", "o", "-"),
     "gpumlp-graphs": ("#56B4E9", "P", "-"),
+    "gpumlp-fused": ("#000000", "*", "-"),
     "gpumlp-persistent": ("#56B4E9", "P", "-"),  # in results of versions before 0.2
     "torch": ("#D55E00", "s", "--"),
     "torch-compiled": ("#E69F00", "v", _DOT_DOT),
@@ -27,22 +31,31 @@ PEER_STYLES: dict[str, tuple[str, str, Any]] = {
     "scikit-learn": ("#CC79A7", "D", ":"),
     "numpy": ("#666666", "X", (0, (1, 1))),
 }
+_MANY_STYLES: dict[str, tuple[str, str, Any]] = {
+    "gpumlp": PEER_STYLES["gpumlp"],
+    "one-by-one": ("#56B4E9", "P", "--"),
+    "jax": PEER_STYLES["jax"],
+}
+_INVERSE = (("median", "median"), ("min", "max"), ("max", "min"))  # the least time is that of the highest rate
 _LINE_HEIGHT = 0.16  # inches, of the text below
 _LABEL_GAP = 0.05  # least distance of two labels, in heights of a panel
 _LABEL_TOP = 0.97  # height of the highest label: a long title above the panel reaches over them
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Write the figure of a report as PNG.
+def plot(report: dict[str, Any], path: Path) -> list[Path]:
+    """Write the figures of a report as PNG: the first as `path`, others beside it; returns their paths.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: there is no figure of this benchmark.
     """
-    draw = _FIGURES.get(report["benchmark"])
-    if draw is None:
+    figures = _FIGURES.get(report["benchmark"])
+    if figures is None:
         raise ValueError(f"there is no figure of {report['benchmark']}, only of {', '.join(_FIGURES)}")
-    draw(report).save(path)
+    paths = [path.with_name(f"{path.stem}{suffix}{path.suffix}") for suffix in figures]
+    for each, draw in zip(paths, figures.values(), strict=True):
+        draw(report).save(each)
+    return paths
 
 
 class _Canvas:
@@ -102,11 +115,12 @@ def _throughput(report: dict[str, Any]) -> _Canvas:
     sentences = [*_trial(report), *report["notes"], caption, *_crossovers(report), *facts(report)]
     canvas = _Canvas(len(networks), 1, sentences, title=f"Training throughput on {report['workload']['data']}")
     for axes, network in zip(canvas.panels[0], networks, strict=True):
-        for device, (colour, marker, line) in zip(report["devices"], DEVICE_STYLES, strict=False):
-            name = device["name"]
-            rows = [row for row in report["results"] if (row["network"], row["device"]) == (network, name)]
+        names = dict.fromkeys(series(row) for row in report["results"])
+        for name, (colour, marker, line) in zip(names, cycle(DEVICE_STYLES), strict=False):
+            rows = [row for row in report["results"] if (row["network"], series(row)) == (network, name)]
             sizes = [row["batch_size"] for row in rows]
-            _median_and_band(axes, rows, color=colour, marker=marker, linestyle=line, label=name)
+            if rows:
+                _median_and_band(axes, rows, color=colour, marker=marker, linestyle=line, label=name)
             if rows and "with_copy" in rows[0]:
                 with_copy = [row["with_copy"]["1"] for row in rows]
                 axes.plot(
@@ -160,7 +174,32 @@ def _growth(report: dict[str, Any]) -> _Canvas:
 
 def _comparison(report: dict[str, Any]) -> _Canvas:
     """A panel for each network and momentum: samples per second over the batch size, a line for each peer."""
-    rows = report["results"]
+    return _panels(report, report["results"], _limits(report), "training throughput (samples/s)")
+
+
+def _step_times(report: dict[str, Any]) -> _Canvas:
+    """The same with the time of a step: that of the mean step, as the last of an epoch may be short."""
+    rows = [
+        {**row, **{name: 1e6 * row["samples"] / row["steps_per_epoch"] / row[rate] for name, rate in _INVERSE}}
+        for row in report["results"]
+    ]
+    times: Limits = {
+        name: lambda row, rate=rate: 1e6 * row["batch_size"] / rate(row)  # type: ignore[misc]
+        for name, rate in _limits(report).items()
+    }
+    return _panels(report, rows, times, "time of a step (µs)")
+
+
+def _limits(report: dict[str, Any]) -> Limits:
+    """Samples per second of full batches at the limits of the device."""
+    limits = report["limits"]
+    rates: Limits = {"limit: arithmetic": lambda row: limits["flops"] / row["flops_per_sample"]}
+    if "bytes" in limits:
+        rates["limit: memory"] = lambda row: limits["bytes"] / row["bytes_per_step"] * row["batch_size"]
+    return rates
+
+
+def _panels(report: dict[str, Any], rows: Sequence[dict[str, Any]], limits: Limits, quantity: str) -> _Canvas:
     networks, momenta = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "momentum"))
     sentences = [*_trial(report), *report["notes"], _caption(report), *_device_and_versions(report)]
     canvas = _Canvas(len(networks), len(momenta), sentences, margin=1.7, sharex=True, sharey="col")
@@ -168,11 +207,11 @@ def _comparison(report: dict[str, Any]) -> _Canvas:
         for across, network in enumerate(networks):
             axes = canvas.panels[down][across]
             chosen = [row for row in rows if (row["network"], row["momentum"]) == (network, momentum)]
-            _peers_and_limits(axes, chosen, report["limits"])
+            _peers_and_limits(axes, chosen, limits)
             training = f"SGD with momentum {momentum:g}" if momentum else "plain SGD"
             axes.set_title(f"{network}, {training}", loc="left", fontsize=10, weight="bold")
             if across == 0:
-                axes.set_ylabel("training throughput (samples/s)")
+                axes.set_ylabel(quantity)
             if down == len(momenta) - 1:
                 axes.set_xlabel("batch size (samples a step)")
     for panels in canvas.panels:  # after the last change of a limit, which moves the labels
@@ -181,7 +220,7 @@ def _comparison(report: dict[str, Any]) -> _Canvas:
     return canvas
 
 
-def _peers_and_limits(axes: Axes, rows: Sequence[dict[str, Any]], limits: dict[str, Any]) -> None:
+def _peers_and_limits(axes: Axes, rows: Sequence[dict[str, Any]], limits: Limits) -> None:
     for peer in dict.fromkeys(row["peer"] for row in rows):
         colour, marker, line = PEER_STYLES[peer]
         width, front = (2.2, 4) if peer == "gpumlp" else (1.4, 3)
@@ -190,12 +229,9 @@ def _peers_and_limits(axes: Axes, rows: Sequence[dict[str, Any]], limits: dict[s
             axes, mine, color=colour, marker=marker, linestyle=line, linewidth=width, zorder=front, gid=peer
         )
     by_size = {row["batch_size"]: row for row in sorted(rows, key=lambda row: row["batch_size"])}
-    lines = {"limit: arithmetic": [limits["flops"] / row["flops_per_sample"] for row in by_size.values()]}
-    if "bytes" in limits:
-        rates = [limits["bytes"] / row["bytes_per_step"] * size for size, row in by_size.items()]
-        lines["limit: memory"] = rates  # of full batches
-    for name, rates in lines.items():
-        axes.plot(list(by_size), rates, color="black", linewidth=0.9, linestyle=(0, (6, 3)), zorder=2, gid=name)
+    for name, limit in limits.items():
+        line = {"color": "black", "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 2, "gid": name}
+        axes.plot(list(by_size), [limit(row) for row in by_size.values()], **line)
     _logarithmic(axes, list(by_size), base=2)
     axes.tick_params(axis="x", labelbottom=True)
 
@@ -279,6 +315,40 @@ def _device_and_versions(report: dict[str, Any]) -> Iterator[str]:
     yield f"{device['name']}: {device['description']}; {processors}; {versions}; measured {report['date'][:10]}"
 
 
+# -- Many networks ---------------------------------------------------------------------------------------
+
+
+def _many(report: dict[str, Any]) -> _Canvas:
+    """A panel for each network and device: networks trained per second over their number, a line for each peer."""
+    rows = report["results"]
+    panels = list(dict.fromkeys((row["network"], row["device"]) for row in rows))
+    work = report["workload"]
+    caption = (
+        f"Line: median of {report['method']['repeats']} runs; band: minimum to maximum; axes are logarithmic. A "
+        f"training run is {work['epochs']} epochs of all samples, computed from the samples per second."
+    )
+    sentences = [*_trial(report), *report["notes"], caption, *facts(report)]
+    canvas = _Canvas(len(panels), 1, sentences, title="Many networks at once")
+    for axes, (network, device) in zip(canvas.panels[0], panels, strict=True):
+        here = [row for row in rows if (row["network"], row["device"]) == (network, device)]
+        for peer in dict.fromkeys(row["peer"] for row in here):
+            colour, marker, line = _MANY_STYLES[peer]
+            mine = [row for row in here if row["peer"] == peer]
+            per_run = work["epochs"] * work["networks"][network]["samples"]
+            low, middle, high = ([row[name] / per_run for row in mine] for name in ("min", "median", "max"))
+            counts = [row["networks"] for row in mine]
+            axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(counts, middle, marker, linestyle=line, color=colour, label=report["peers"][peer])
+        _logarithmic(axes, sorted({row["networks"] for row in here}), base=2)
+        axes.set_title(f"{network}, {device}", loc="left", fontsize=10)
+        axes.set_xlabel("networks at once")
+        axes.legend(frameon=False, fontsize=8)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom / 1.3, top * 2)  # room for the legend
+    canvas.panels[0][0].set_ylabel("training runs per second")
+    return canvas
+
+
 # -- What they share -------------------------------------------------------------------------------------
 
 
@@ -325,8 +395,10 @@ def _trial(report: dict[str, Any]) -> list[str]:
     return ["A quick trial of the benchmark: not figures to quote."] if report["quick"] else []
 
 
-_FIGURES: dict[str, Callable[[dict[str, Any]], _Canvas]] = {
-    "comparison of training throughput": _comparison,
-    "training throughput": _throughput,
-    "growth of the cost of an epoch": _growth,
+# By benchmark, and by what is added to the name of the file.
+_FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], _Canvas]]] = {
+    "comparison of training throughput": {"": _comparison, "-steps": _step_times},
+    "training throughput": {"": _throughput},
+    "growth of the cost of an epoch": {"": _growth},
+    "many networks": {"": _many},
 }

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show(report: Report) -> None:
     """Print a report in full: circumstances, every setting with median, minimum and maximum, conclusions."""
     work = report.get("workload")
-    if work is not None:
+    if work is not None and "data" in work:
         samples = work.get("samples", work.get("samples_in_all"))
         print(f"{work['activation']}, {work['dtype']}, {samples:,} samples of {work['data']}")
     print("\n".join([*common.facts(report), *report["notes"]]))
@@ -138,9 +138,8 @@ def _comparison_in_full(report: Report) -> Lines:
 
 def throughput(report: Report) -> Lines:
     """A row for each batch size: samples per second of each network on each device."""
-    rates = {(r["network"], r["device"], r["batch_size"]): f"{r['median']:,.0f}" for r in report["results"]}
-    devices = [device["name"] for device in report["devices"]]
-    columns = [(network, device) for network in report["workload"]["networks"] for device in devices]
+    rates = {(r["network"], common.series(r), r["batch_size"]): f"{r['median']:,.0f}" for r in report["results"]}
+    columns = _distinct(key[:2] for key in rates)
     yield from table(
         ["batch", *(f"{network}, {device}" for network, device in columns)],
         (
@@ -159,10 +158,10 @@ def _throughput_in_full(report: Report) -> Lines:
             ["device", "batch", "timed", "samples/s", "min", "max", "us/step", "GFLOP/s", *counted],
             (
                 [
-                    row["device"],
+                    common.series(row),
                     *(f"{row[name]:,}" for name in ("batch_size", "samples")),
                     *(f"{row[name]:,.0f}" for name in ("median", "min", "max")),
-                    f"{1e6 * row['samples'] / row['median'] / row['steps']:,.0f}",
+                    three_digits(1e6 * row["samples"] / row["median"] / row["steps"]),
                     f"{1e-9 * work['flops_per_sample'] * row['median']:,.1f}",
                     *(
                         f"{row['with_copy'][epochs]:,.0f}" if "with_copy" in row else "no copy"
@@ -183,6 +182,58 @@ def _throughput_in_full(report: Report) -> Lines:
         for way, sentences in ways.items():
             name = f"{network} ({way})" if len(ways) > 1 else network
             yield from (f"{name}: {sentence}" for sentence in sentences)
+
+
+# -- Many networks ---------------------------------------------------------------------------------------
+
+
+def many(report: Report) -> Lines:
+    """A row for each number of networks on each device: microseconds of a step of all, and samples per second."""
+    rows = {(r["network"], r["device"], r["networks"], r["peer"]): r for r in report["results"]}
+    peers = _distinct(key[3] for key in rows)
+    titles = [report["peers"][peer] for peer in peers]
+    names = [*(f"µs a step: {title}" for title in titles), *(f"samples/s: {title}" for title in titles)]
+    cells = []
+    for key in _distinct(key[:3] for key in rows):
+        found = [rows.get((*key, peer)) for peer in peers]
+        network, device, count = key
+        times = (_time(row and row["microseconds_per_step"]) for row in found)
+        rates = ("-" if row is None else f"{row['median']:,.0f}" for row in found)
+        cells.append([network, device, f"{count:,}", *times, *rates])
+    yield from table(["network", "device", "networks", *names], cells)
+
+
+def _many_in_full(report: Report) -> Lines:
+    work = report["workload"]
+    for name, one in work["networks"].items():
+        yield (
+            f"{name}: {work['activation']}, {work['dtype']}, {one['optimizer']}, batch size {one['batch_size']}, "
+            f"{one['samples']:,} samples of {one['data']}"
+        )
+    yield ""
+    yield from table(
+        ["network", "device", "networks", "peer", "samples/s", "min", "max", "us/step of all", "on the device",
+         "runs/s", "first epoch, s", "gpumlp is"],
+        (
+            [
+                row["network"],
+                row["device"],
+                f"{row['networks']:,}",
+                report["peers"][row["peer"]] + (f" ({row['way']})" if row["way"] else ""),
+                *(f"{row[name]:,.0f}" for name in ("median", "min", "max")),
+                three_digits(row["microseconds_per_step"]),
+                _time(row.get("device_microseconds_per_step")),
+                three_digits(row["median"] / work["epochs"] / work["networks"][row["network"]]["samples"]),
+                f"{row['first_seconds']:.2f}",
+                "" if "gpumlp_is" not in row or row["peer"] == "gpumlp" else f"{row['gpumlp_is']:.2f}x",
+            ]
+            for row in report["results"]
+        ),
+    )  # fmt: skip
+    yield (
+        f"\nMedian, minimum and maximum of {report['method']['repeats']} runs, all networks together; runs/s: how "
+        f"many networks are trained for {work['epochs']} epochs of all samples in a second, computed."
+    )
 
 
 # -- Growth and estimators -------------------------------------------------------------------------------
@@ -294,12 +345,14 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 _SHORT: dict[str, Callable[[Report], Lines]] = {
     "comparison of training throughput": comparison,
     "training throughput": throughput,
+    "many networks": many,
     "growth of the cost of an epoch": growth,
     "estimators": estimators,
 }
 _FULL = {
     "comparison of training throughput": _comparison_in_full,
     "training throughput": _throughput_in_full,
+    "many networks": _many_in_full,
     "growth of the cost of an epoch": growth,
     "estimators": _estimators_in_full,
 }

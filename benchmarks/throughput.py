@@ -1,7 +1,8 @@
 """Where does a GPU pay? Training throughput over batch sizes: ``python -m benchmarks.throughput``.
 
 For each network, samples per second over batch sizes on every device, and from which batch size on a GPU is
-faster than the CPU, with the copy of the data set to the GPU counted and not counted.
+faster than the CPU, with the copy of the data set to the GPU counted and not counted. A GPU is measured as gpumlp
+uses it, and also by the fused kernel where that is possible and not the default.
 
 The benchmark is a shortened training run: the same `Trainer` that ``gpumlp.train`` uses, with the shuffling of
 each epoch and without validation. A repeat is one epoch, timed by the trainer itself from the start of the
@@ -24,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
-from gpumlp import SGD, Dataset, command, get_backend
-from gpumlp.backends import Backend
+from gpumlp import SGD, Dataset, Trainer, command, get_backend
+from gpumlp.backends import Backend, ExecutionError
 from gpumlp.training.config import ConfigError
 
 from . import common, figures, markdown
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = [
             result
             for network in networks
-            for result in measure(train, network, names, batch_sizes, options.repeats)
+            for result in measure(train, network, ways(names), batch_sizes, options.repeats)
         ]
         count_copies(results, copies, len(train))
         report = {
@@ -134,26 +135,45 @@ def check(options: Options) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def measure(
-    train: Dataset, network: str, devices: Sequence[str], batch_sizes: Sequence[int], repeats: int
-) -> list[dict[str, Any]]:
-    """Train each setting of a network for `repeats` epochs after those of the warm-up, in turns."""
-    sizes = common.layers(network)
-    settings = [(device, batch_size) for device in devices for batch_size in batch_sizes]
-    trainers = [
-        common.trainer(
-            sizes, common.first(train, common.samples_to_time(sizes, size, len(train), FLOP_BUDGET)), device, size
-        )
-        for device, size in settings
+def ways(devices: Sequence[str]) -> list[tuple[Backend, str | None]]:
+    """Each device by its default execution, which has no name here, and a GPU by the fused kernel too."""
+    pairs = [(device, execution) for device in devices for execution in (None, "fused")]
+    return [
+        (get_backend(device, execution=execution or "auto"), execution)
+        for device, execution in pairs
+        if execution is None or device != "cpu"
     ]
+
+
+def measure(
+    train: Dataset,
+    network: str,
+    backends: Sequence[tuple[Backend, str | None]],
+    batch_sizes: Sequence[int],
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Train each setting of a network for `repeats` epochs after those of the warm-up, in turns.
+
+    An execution with a name is left out where it does not support the network, or is the default.
+    """
+    sizes = common.layers(network)
+    trainers: dict[tuple[str, str | None, int], Trainer] = {}
+    for backend, execution in backends:
+        for size in batch_sizes:
+            samples = common.samples_to_time(sizes, size, len(train), FLOP_BUDGET)
+            each = common.trainer(sizes, common.first(train, samples), backend, size)
+            default = trainers.get((backend.name, None, size))
+            if execution is None or (default is not None and _differs(each, default)):
+                trainers[backend.name, execution, size] = each
     results = []
-    seconds = common.take_turns(trainers, repeats, f"{network}: warm-up, then repeats")
-    for (device, batch_size), each, times in zip(settings, trainers, seconds, strict=True):
+    seconds = common.take_turns(list(trainers.values()), repeats, f"{network}: warm-up, then repeats")
+    for ((device, execution, batch_size), each), times in zip(trainers.items(), seconds, strict=True):
         rates = [each.batches.samples / time for time in times]
         results.append(
             {
                 "network": network,
                 "device": device,
+                **({} if execution is None else {"execution": execution}),
                 "batch_size": batch_size,
                 "samples": each.batches.samples,
                 "steps": len(each.batches.slices),
@@ -162,6 +182,14 @@ def measure(
             }
         )
     return results
+
+
+def _differs(trainer: Trainer, default: Trainer) -> bool:
+    """Whether a trainer's execution supports its network, and is not the default one."""
+    try:
+        return trainer.execution.name != default.execution.name
+    except ExecutionError:
+        return False
 
 
 def copy_to(backend: Backend, train: Dataset, repeats: int) -> dict[str, Any]:
@@ -199,7 +227,7 @@ def crossovers(results: Sequence[dict[str, Any]], network: str, copied: bool) ->
         rates: dict[str, dict[int, float]] = {}
         for row in rows:
             rate = row["median"] if epochs is None else row.get("with_copy", {}).get(str(epochs), row["median"])
-            rates.setdefault(row["device"], {})[row["batch_size"]] = rate
+            rates.setdefault(common.series(row), {})[row["batch_size"]] = rate
         return crossover(rates)
 
     counted = {f"copy counted, {n} epoch{'s' if n > 1 else ''}": words(n) for n in EPOCHS_WITH_COPY if copied}
@@ -223,7 +251,7 @@ def crossover(rates: Mapping[str, Mapping[int, float]]) -> list[str]:
     """From which batch size on each device is faster than the first, in words.
 
     Args:
-        rates: samples per second, by device and batch size; the same batch sizes for every device.
+        rates: samples per second, by device and batch size; those batch sizes count that the first has, too.
 
     Returns:
         A sentence for each device but the first, or one that there is nothing to compare.
@@ -235,7 +263,7 @@ def crossover(rates: Mapping[str, Mapping[int, float]]) -> list[str]:
 
 
 def _compare(base: str, base_rates: Mapping[int, float], other: str, other_rates: Mapping[int, float]) -> str:
-    ratios = {size: other_rates[size] / base_rates[size] for size in sorted(base_rates)}
+    ratios = {size: other_rates[size] / base_rates[size] for size in sorted(base_rates.keys() & other_rates)}
     sizes, largest = list(ratios), max(ratios)
     faster = [size for size in sizes if ratios[size] > 1]
     if not faster:

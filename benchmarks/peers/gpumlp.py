@@ -86,17 +86,17 @@ class Gpumlp(Peer):
 
 
 class GpumlpGraphs(Gpumlp):
-    """The same by CUDA graphs, in the settings that gpumlp runs by its persistent kernel."""
+    """The same by CUDA graphs, in the settings that gpumlp runs in another way."""
 
     name = "gpumlp-graphs"
     title = "gpumlp, CUDA graphs"
     execution = "graphs"
+    needs = "CUDA graphs need a GPU"
+    already = "gpumlp runs by CUDA graphs here"
 
     @classmethod
     def unsupported_reason(cls, device: str, dtype: str) -> str | None:
-        if device == "cpu":
-            return "CUDA graphs need a GPU"
-        return super().unsupported_reason(device, dtype)
+        return cls.needs if device == "cpu" else super().unsupported_reason(device, dtype)
 
     def __init__(
         self, setting: Setting, samples: Samples, weights: dict[str, np.ndarray], threads: int | None = None
@@ -106,5 +106,15 @@ class GpumlpGraphs(Gpumlp):
         except ExecutionError as error:
             raise NotMeantForError(str(error)) from error
         batch = Samples(samples.images[: setting.batch_size], samples.labels[: setting.batch_size], setting.dtype)
-        if Gpumlp(setting, batch, weights).trainer.execution.name == "graphs":
-            raise NotMeantForError("gpumlp runs by CUDA graphs here")
+        if Gpumlp(setting, batch, weights).trainer.execution.name == self.execution:
+            raise NotMeantForError(self.already)
+
+
+class GpumlpFused(GpumlpGraphs):
+    """The same by the fused kernel, in the settings that it supports and gpumlp runs in another way."""
+
+    name = "gpumlp-fused"
+    title = "gpumlp, fused kernel"
+    execution = "fused"
+    needs = "the fused kernel needs a GPU"
+    already = "gpumlp runs by the fused kernel here"

@@ -26,7 +26,7 @@ class JaxScan(Peer):
         if reason := missing("jax"):
             return reason
         try:
-            _device(device)
+            device_of(device)
         except (RuntimeError, IndexError) as error:
             return f"this JAX finds no {device}: {first_line(error)}; pip install 'jax[cuda13]' brings it"
         return None
@@ -38,7 +38,7 @@ class JaxScan(Peer):
 
         jax.config.update("jax_enable_x64", setting.dtype == "float64")
         self.setting, self.count = setting, len(samples)
-        self.put = partial(jax.device_put, device=_device(setting.device))
+        self.put = partial(jax.device_put, device=device_of(setting.device))
         self.images, self.labels = self.put(samples.images), self.put(samples.labels.astype(np.int32))
         parameters = self.put(layers(setting, weights))
         velocity = self.put(jax.tree.map(np.zeros_like, layers(setting, weights))) if setting.momentum else None
@@ -97,19 +97,27 @@ def _step(setting: Setting, state: Any, images: Any, labels: Any, rows: Any) -> 
 
     parameters, velocity = state
     x = images[rows].astype(setting.dtype) * (1 / 255)
-    loss, gradient = jax.value_and_grad(partial(_loss, setting))(parameters, x, labels[rows])
+    loss, gradient = jax.value_and_grad(partial(mean_loss, setting.device))(parameters, x, labels[rows])
     if velocity is not None:
         velocity = gradient = jax.tree.map(lambda v, g: setting.momentum * v + g, velocity, gradient)
     parameters = jax.tree.map(lambda p, g: p - setting.learning_rate * g, parameters, gradient)
     return (parameters, velocity), loss
 
 
-def _loss(setting: Setting, parameters: Any, x: Any, y: Any) -> Any:
+def mean_loss(device: str, parameters: Any, x: Any, y: Any) -> Any:
+    """Mean cross-entropy of a ReLU network.
+
+    Args:
+        device: by gpumlp's name.
+        parameters: weight and bias of each layer.
+        x: ``(batch, features)``.
+        y: ``(batch,)`` class numbers.
+    """
     import jax
     import jax.numpy as jnp
 
     # On a GPU XLA's default would round float32 factors to TF32.
-    precision = None if setting.device == "cpu" else jax.lax.Precision.HIGHEST
+    precision = None if device == "cpu" else jax.lax.Precision.HIGHEST
     for index, (weight, bias) in enumerate(parameters):
         x = jnp.matmul(x, weight, precision=precision) + bias
         if index < len(parameters) - 1:
@@ -117,7 +125,12 @@ def _loss(setting: Setting, parameters: Any, x: Any, y: Any) -> Any:
     return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
 
 
-def _device(name: str) -> Any:
+def device_of(name: str) -> Any:
+    """A JAX device by gpumlp's name.
+
+    Raises:
+        RuntimeError, IndexError: there is none.
+    """
     import jax
 
     kind, _, index = name.partition(":")

@@ -1,0 +1,311 @@
+"""Many networks of one shape at once: by `gpumlp.fit_many`, by gpumlp one by one, and by JAX's `vmap`.
+
+Each network has its own initial weights, learning rate and batch order. All peers train the same networks in the
+same order of samples, so that their losses agree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpumlp import MLP, SGD, Adam, Dataset, Trainer, get_backend
+from gpumlp.backends import StepRun
+from gpumlp.training.batches import ORDER_STREAM
+
+from .gpumlp import Gpumlp
+from .jax import JaxScan, device_of, mean_loss
+
+RATES = 8  # different learning rates; the networks take them in turns
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What each of the networks is, and how it is trained."""
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    optimizer: SGD | Adam
+
+    def optimizers(self, count: int) -> list[SGD | Adam]:
+        """One for each of `count` networks."""
+        rates = [self.optimizer.learning_rate * (1 + index % RATES / RATES) for index in range(count)]
+        return [replace(self.optimizer, learning_rate=rate) for rate in rates]
+
+    def models(self, count: int, device: Any, dtype: str = "float32") -> list[MLP]:
+        """Networks with initial weights of their own."""
+        return [MLP(self.sizes, activation="relu", seed=seed, device=device, dtype=dtype) for seed in range(count)]
+
+
+class Networks(ABC):
+    """One library at work on `count` networks.
+
+    Args:
+        work: what each of them is.
+        data: their samples; moved to the device here.
+        count: how many.
+        device: ``"cpu"``, ``"cuda:0"``, ...
+
+    Attributes:
+        name: as ``--peers`` takes it.
+        title: in tables and figures.
+        variants: equivalent ways to run it; a trial finds the fastest, and `choose` sets it.
+        way: how it runs, as far as there is something to say; known after the first call of `train`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    variants: tuple[str, ...] = ()
+    way: str | None = None
+
+    @classmethod
+    def unsupported_reason(cls, device: str) -> str | None:
+        """Why this peer cannot be measured on a device, in one line, or None if it can."""
+        return Gpumlp.unsupported_reason(device, "float32")
+
+    def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
+        self.work, self.data, self.count, self.device = work, data, count, device
+
+    @abstractmethod
+    def train(self, epochs: int) -> list[float]:
+        """Train all networks for some epochs, each in a new random order; the mean losses of the last one."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work."""
+
+    def repeat_steps(self) -> bool:
+        """Train on the last epoch's batches again, by the device alone; False if that is not possible here."""
+        return False
+
+    def choose(self, variant: str) -> None:
+        """Run as this one of `variants` from now on."""
+        raise ValueError(f"{self.name} has no variants, got {variant!r}")
+
+
+class OneByOne(Networks):
+    """A `Trainer` for each network, which trains while the others wait."""
+
+    name = "one-by-one"
+    title = "gpumlp, one by one"
+
+    def __init__(
+        self, work: Workload, data: Dataset, count: int, device: str, dtype: str = "float32", **options: Any
+    ) -> None:
+        super().__init__(work, data, count, device)
+        self.backend = get_backend(device, **options)
+        with self.backend.activate():  # one copy for all networks
+            images = data.images.reshape(len(data), -1)
+            shared = Dataset(self.backend.asarray(images), data.labels, classes=data.classes, name=data.name)
+        self.trainers = [
+            Trainer(model, shared, optimizer=optimizer, batch_size=work.batch_size, seed=seed, diagnostics=False)
+            for seed, (model, optimizer) in enumerate(
+                zip(work.models(count, self.backend, dtype), work.optimizers(count), strict=True)
+            )
+        ]
+        self.runs: dict[int, StepRun] = {}  # of the last epoch of each
+
+    def train(self, epochs: int) -> list[float]:
+        with self.backend.activate():
+            for index in range(self.count):
+                for run in self.training(index, epochs):
+                    self.backend.run_steps(*run)
+        return self.losses()
+
+    def training(self, index: int, epochs: int) -> Iterator[StepRun]:
+        """The steps of some more epochs of a network."""
+        trainer = self.trainers[index]
+        for self.runs[index] in trainer.training(trainer.epoch + epochs):
+            yield self.runs[index]
+
+    def losses(self) -> list[float]:
+        """Mean losses of the last epoch."""
+        if self.device != "cpu":
+            execution = self.trainers[0].execution
+            share = f" on {execution.multiprocessors} multiprocessors" if execution.multiprocessors else ""
+            self.way = execution.name + share
+        return [trainer.history["train_loss"][-1] for trainer in self.trainers]
+
+    def synchronize(self) -> None:
+        self.backend.synchronize()
+
+    def repeat_steps(self) -> bool:
+        if self.device != "cpu":
+            with self.backend.activate():
+                for run in self.runs.values():
+                    self.backend.run_steps(*run)
+        return self.device != "cpu"
+
+
+class TogetherOnGpu(OneByOne):
+    """What `gpumlp.fit_many` does on a GPU once the trainers are made: steps of all networks in one launch."""
+
+    name = "gpumlp"
+    title = "gpumlp, fit_many"
+
+    def train(self, epochs: int) -> list[float]:
+        from gpumlp.training.many import run_together
+
+        trainings = ((index, self.training(index, epochs)) for index in range(self.count))
+        for _, error in run_together(self.backend, trainings):
+            if error is not None:
+                raise error
+        return self.losses()
+
+    def repeat_steps(self) -> bool:
+        with self.backend.activate():
+            self.backend.run_many(list(self.runs.values()))
+        return True
+
+
+class TogetherOnCpu(Networks):
+    """`gpumlp.fit_many` in worker processes, which stay for the next call; each call is a training run."""
+
+    name = "gpumlp"
+    title = "gpumlp, fit_many"
+
+    def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
+        from gpumlp.training.many import worker_count
+
+        super().__init__(work, data, count, device)
+        self.models = work.models(count, device)
+        workers = min(worker_count(None), count)
+        self.way = f"{workers} process{'es' * (workers > 1)}"
+
+    def train(self, epochs: int) -> list[float]:
+        from gpumlp import fit_many
+
+        histories = fit_many(
+            self.models,
+            self.data,
+            optimizer=self.work.optimizers(self.count),
+            seed=list(range(self.count)),
+            epochs=epochs,
+            batch_size=self.work.batch_size,
+            diagnostics=False,
+        )
+        return [history["train_loss"][-1] for history in histories]
+
+    def synchronize(self) -> None:
+        """Nothing runs after a call."""
+
+
+class JaxVmap(Networks):
+    """An epoch of all networks in one jitted call, by `vmap` of the scan over batches, or one after another."""
+
+    name = "jax"
+    title = "JAX, jit(vmap)"
+    variants = ("vmap", "map")
+
+    @classmethod
+    def unsupported_reason(cls, device: str) -> str | None:
+        return JaxScan.unsupported_reason(device, "float32")
+
+    def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
+        import jax
+
+        super().__init__(work, data, count, device)
+        jax.config.update("jax_enable_x64", False)
+        self.put = partial(jax.device_put, device=device_of(device))
+        self.images = self.put(data.images.reshape(len(data), -1))
+        if self.images.dtype != np.uint8:
+            self.images = self.images.astype(np.float32)
+        self.labels = self.put(data.labels.astype(np.int32))
+        self.rates = self.put(np.array([each.learning_rate for each in work.optimizers(count)], np.float32))
+        self.rngs = [np.random.default_rng([seed, ORDER_STREAM]) for seed in range(count)]  # as gpumlp's
+        weights = [model.state_dict() for model in work.models(count, "cpu")]
+        names = [f"layers.{layer}.{kind}" for layer in range(len(work.sizes) - 1) for kind in ("weight", "bias")]
+        parameters = [np.stack([each[name] for each in weights]) for name in names]
+        zeros = [[np.zeros_like(array) for array in parameters] for _ in range(2 if _adam(work) else 1)]
+        self.state = self.put((parameters, zeros, np.zeros(count, np.int32)))
+        self.choose("vmap")
+
+    def choose(self, variant: str) -> None:
+        import jax
+        from jax import lax
+
+        epoch = partial(_epoch, self.work, self.device)
+
+        def one_after_another(state: Any, rates: Any, images: Any, labels: Any, orders: Any) -> Any:
+            return lax.map(lambda one: epoch(one[0], one[1], images, labels, one[2]), (state, rates, orders))
+
+        function = jax.vmap(epoch, in_axes=(0, 0, None, None, 0)) if variant == "vmap" else one_after_another
+        self.epoch, self.way = jax.jit(function, donate_argnums=0), variant
+
+    def train(self, epochs: int) -> list[float]:
+        for _ in range(epochs):
+            orders = np.stack([rng.permutation(len(self.data)) for rng in self.rngs]).astype(np.int32)
+            self.orders = self.put(orders)
+            losses = self._train()
+        return losses.tolist()
+
+    def _train(self) -> np.ndarray:
+        self.state, losses = self.epoch(self.state, self.rates, self.images, self.labels, self.orders)
+        return np.asarray(losses)
+
+    def synchronize(self) -> None:
+        import jax
+
+        jax.block_until_ready(self.state)
+
+    def repeat_steps(self) -> bool:
+        self._train()
+        return True
+
+
+def together(device: str) -> type[Networks]:
+    """What `gpumlp.fit_many` does on this device."""
+    return TogetherOnCpu if device == "cpu" else TogetherOnGpu
+
+
+def _epoch(
+    work: Workload, device: str, state: Any, rate: Any, images: Any, labels: Any, order: Any
+) -> tuple[Any, Any]:
+    """An epoch of one network: all full batches in a scan, the short last one after it; its mean loss."""
+    import jax
+    from jax import lax
+
+    def step(state: Any, rows: Any) -> tuple[Any, Any]:
+        parameters, buffers, taken = state
+        x = images[rows]
+        if x.dtype == np.uint8:
+            x = x.astype(np.float32) * (1 / 255)
+        pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+        loss, gradient = jax.value_and_grad(partial(mean_loss, device))(pairs, x, labels[rows])
+        gradient = [array for pair in gradient for array in pair]
+        update = _adam_step if _adam(work) else _momentum_step
+        steps, buffers = update(work.optimizer, buffers, gradient, taken + 1)
+        return ([p - rate * s for p, s in zip(parameters, steps, strict=True)], buffers, taken + 1), loss
+
+    size = work.batch_size
+    full = len(order) // size * size
+    state, losses = lax.scan(step, state, order[:full].reshape(-1, size))
+    total = losses.sum() * size
+    if full < len(order):
+        state, loss = step(state, order[full:])
+        total += loss * (len(order) - full)
+    return state, total / len(order)
+
+
+def _momentum_step(rule: Any, buffers: Sequence[Any], gradient: Sequence[Any], _: Any) -> tuple[Any, Any]:
+    velocity = [rule.momentum * v + g for v, g in zip(buffers[0], gradient, strict=True)]
+    return velocity, [velocity]
+
+
+def _adam_step(rule: Any, buffers: Sequence[Any], gradient: Sequence[Any], taken: Any) -> tuple[Any, Any]:
+    import jax.numpy as jnp
+
+    mean = [rule.beta1 * m + (1 - rule.beta1) * g for m, g in zip(buffers[0], gradient, strict=True)]
+    square = [rule.beta2 * v + (1 - rule.beta2) * g * g for v, g in zip(buffers[1], gradient, strict=True)]
+    of_mean, of_square = 1 - rule.beta1**taken, 1 - rule.beta2**taken
+    steps = [m / of_mean / (jnp.sqrt(v / of_square) + rule.epsilon) for m, v in zip(mean, square, strict=True)]
+    return steps, [mean, square]
+
+
+def _adam(work: Workload) -> bool:
+    return isinstance(work.optimizer, Adam)
