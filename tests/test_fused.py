@@ -38,12 +38,6 @@ from tests.own_rules import Scaled
 from tests.strict_device import StrictArray
 
 
-@pytest.fixture(autouse=True)
-def _any_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here computes, so the source does not matter."""
-    monkeypatch.setattr(fused, "fused_source", lambda plan: plan.definitions() + "train_networks")
-
-
 H100 = {"CooperativeLaunch": 1, "MultiProcessorCount": 132}  # with the shared memory of the fake
 
 
