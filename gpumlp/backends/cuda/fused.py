@@ -118,7 +118,7 @@ class FusedRunner:
         compiled = self._networks[step]
         plan, at_once = compiled.plan, compiled.at_once
         return (
-            f"{plan.blocks} blocks of {plan.threads} threads, {plan.shared_bytes / 1024:.0f} KiB of shared memory "
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads, {plan.shared_bytes / 1024:.0f} KiB of shared memory "
             f"each, {at_once} network{'s' * (at_once > 1)} at once, {self._parts} bfloat16 parts, compiled in "
             f"{compiled.seconds:.1f} s{'' if MEASURED else '; this way has not been measured on a card yet'}"
         )
@@ -409,7 +409,9 @@ def _unsupported_rule(step: Step) -> str | None:
     twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
     targets = np.int64 if loss.task == "classes" else dtype
     scores = dtype if loss.task == "numbers" else np.bool_
-    read = [step.images, step.order, step.targets, *filter(lambda a: a is not None, [step.sample_weights])]
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
+    if step.sample_weights is not None:
+        arrays.append(step.sample_weights)
     reasons = {
         f"it computes in float32 only, not in {dtype}": dtype != np.float32,
         f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
@@ -428,7 +430,7 @@ def _unsupported_rule(step: Step) -> str | None:
         f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
         "the sample weights are not float32": step.sample_weights is not None
         and step.sample_weights.dtype != dtype,
-        "an array is not C-contiguous": not is_c_contiguous(*read),
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
         "a layer's parameters are not in the network's buffer": not all(
             0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
             for layer in dense
