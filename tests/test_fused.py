@@ -575,4 +575,4 @@ def test_high_precision_is_two_parts(blobs: Dataset) -> None:
     for precision, parts in (("highest", 3), ("high", 2)):
         backend = host_cuda_backend(cupy=Recording(), execution="fused", matmul_precision=precision)
         backend.xp.attributes |= H100
-        assert f"{parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason
+        assert f"float32 as {parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason

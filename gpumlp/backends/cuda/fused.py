@@ -117,11 +117,14 @@ class FusedRunner:
         """Describe how the kernel runs a supported step."""
         compiled = self._networks[step]
         plan, at_once = compiled.plan, compiled.at_once
-        return (
-            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads, {plan.shared_bytes / 1024:.0f} KiB of shared memory "
-            f"each, {at_once} network{'s' * (at_once > 1)} at once, {self._parts} bfloat16 parts, compiled in "
-            f"{compiled.seconds:.1f} s{'' if MEASURED else '; this way has not been measured on a card yet'}"
-        )
+        parts = [
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
+            f"{at_once} network{'s' * (at_once > 1)} at once",
+            f"float32 as {self._parts} bfloat16 parts",
+            f"compiled in {compiled.seconds:.1f} s",
+        ]
+        return ", ".join(parts) + ("" if MEASURED else "; this way has not been measured on a card yet")
 
     def multiprocessors(self, step: Step) -> int:
         """How many multiprocessors the network of a supported step has."""
