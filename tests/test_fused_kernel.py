@@ -261,6 +261,7 @@ def without_barrier(before: str, after: str = "") -> dict[str, str]:
 CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3)  # five chunks of samples in four slots
 ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+SHORT = Case((20, 18, 24, 4))
 INPUTS = CHUNKS._replace(input_dropout=0.3)
 USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
@@ -282,8 +283,7 @@ MISTAKES = {
     ),
     "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
     "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
-    "parameters are used too early": (CHUNKS, without_barrier("w.move_all<false>();\n    ")),
-    "parameters are written too early": (CHUNKS, without_barrier("    ", "    w.move_all<true>();")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
     "no barrier after inputs are dropped": (INPUTS, without_barrier("[block * 8 + j] = 0;\n        }\n        ")),
     "tags do not change": (CHUNKS, {"w.tag = turn + 1": "w.tag = 1"}),
     "pairs are vectors of floats": (
