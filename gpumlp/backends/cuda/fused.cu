@@ -3,7 +3,7 @@
 //
 // A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch.
 //   1. s1, a1 of its units: their columns of W1 and the optimizer's state stay in registers (the state in shared memory, if
-//      need be); rows of samples come by cp.async, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
+//      need be); rows of samples come by asynchronous copies, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
 //   2. Each further hidden layer: a block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads the
 //      activations of its rows, and sends partial sums of s_l to the owners of the units.
 //   3. Partial sums of the outputs, from the last hidden layer's own units, go to the owners of the samples, who compute
@@ -187,6 +187,12 @@ __device__ void load_matrices(u32* r, u32 a) { cuda_host::ldmatrix(r, a, 4, fals
 __device__ void load_transposed(u32* r, u32 a) { cuda_host::ldmatrix(r, a, 4, true); }
 __device__ void copy16(u32 to, const void* from) { cuda_host::cp_async(to, from, 16); }
 __device__ void copies_arrive(void* barrier) { cuda_host::cp_async_mbarrier_arrive_noinc(address(barrier)); }
+__device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
+{
+    cuda_host::cp_async_bulk(to, from, bytes, address(barrier));
+}
+__device__ void expect(void* barrier, u32 bytes) { cuda_host::mbarrier_arrive_expect_tx(address(barrier), bytes); }
+__device__ void fence_copies() {}
 __device__ void init(void* barrier, int count) { cuda_host::mbarrier_init(address(barrier), count); }
 __device__ void wait(void* barrier, u32 parity)
 {
@@ -248,6 +254,24 @@ __device__ void copies_arrive(void* barrier)
 {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address(barrier)) : "memory");
 }
+#if BULK
+// A whole row; the barrier counts its bytes
+__device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(address(barrier)) : "memory");
+}
+__device__ void expect(void* barrier, u32 bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory");
+}
+// Between ordinary stores to shared memory and copies of rows to the same place, with a barrier of the block
+__device__ void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+#else
+__device__ void copy_row(u32, const void*, int, void*) {}
+__device__ void expect(void*, u32) {}
+__device__ void fence_copies() {}
+#endif
 __device__ void init(void* barrier, int count)
 {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(barrier)), "r"(count) : "memory");
@@ -684,6 +708,7 @@ struct Worker {
                 for (int j = 0; j < 8; j++)
                     if (!(bits >> j & 1)) ((u16*)s.x[slot][p][row])[block * 8 + j] = 0;
         }
+        fence_copies();
         __syncthreads();
     }
 
@@ -1255,42 +1280,62 @@ struct Worker {
 // -- Rows of samples --------------------------------------------------------------------------------------------------------
 
 // Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that have been
-// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk.
+// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a row; else, all lanes.
 struct Rows {
     Shared& s;
     const int lane, warp, steps;
     int slot = 0, step = 0, pass = 0, load = 0;  // of the chunk that is read next
-    i64 next_row = -1;
+    int next_row = -1;
     int base_slot = 0;  // where the first chunk of a turn lies
     u32 base_phase = 0;
 
-    __device__ __forceinline__ Rows(Shared& shared, int thread, int count) : s(shared), lane(thread % 32), warp(thread / 32), steps(count) {}
+    __device__ __forceinline__ Rows(Shared& shared, int thread, int count)
+        : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
+    {
+    }
 
-    // The numbers of the next chunk's rows, in the first lanes
+    // Samples of the batch from the next chunk on; none after the last step
+    __device__ __forceinline__ int remaining(int& in_batch) const
+    {
+        in_batch = pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32;
+        if (step >= steps) return 0;
+        return (int)min((i64)BATCH, s.network.stop - s.network.start - (i64)step * BATCH) - in_batch;
+    }
+
+    // The number of a row of the next chunk in each lane that needs one; -1 beyond the samples
     __device__ __forceinline__ void look_up()
     {
-        int chunk = load < CHUNKS ? load : load - CHUNKS, in_batch = pass * SAMPLES + chunk * 32 + warp + WARPS * lane;
-        i64 at = s.network.start + (i64)step * BATCH + in_batch;
-        next_row = lane < 32 / WARPS && step < steps && in_batch < BATCH && at < s.network.stop ? s.network.order[at] : -1;
+        int in_batch, left = remaining(in_batch), number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
+        bool there = number < 32 / WARPS && row < left;
+        next_row = there ? (int)s.network.order[s.network.start + (i64)step * BATCH + in_batch + row] : -1;
     }
 
     __device__ __forceinline__ void issue()
     {
         if (step >= steps) return;
+        if (BULK) {
+            int plane = lane % PLANES;
+            if (next_row >= 0)
+                copy_row(address(&s.x[slot][plane][warp + WARPS * (lane / PLANES)][0]),
+                         s.network.images + ((i64)next_row * PLANES + plane) * ROW, 2 * ROW, &s.full[slot]);
+            int in_batch, left = remaining(in_batch);
+            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, left)) * PLANES * 2 * ROW);
+        } else {
 #pragma unroll
-        for (int r = 0; r < 32 / WARPS; r++) {
-            i64 row = __shfl_sync(~0u, next_row, r);
-            if (row < 0) continue;
+            for (int r = 0; r < 32 / WARPS; r++) {
+                i64 row = __shfl_sync(~0u, next_row, r);
+                if (row < 0) continue;
 #pragma unroll
-            for (int p = 0; p < PLANES; p++) {
-                const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
-                u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
+                for (int p = 0; p < PLANES; p++) {
+                    const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
+                    u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
 #pragma unroll
-                for (int k = 0; k < ROW / 8; k += 32)
-                    if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
+                    for (int k = 0; k < ROW / 8; k += 32)
+                        if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
+                }
             }
+            copies_arrive(&s.full[slot]);
         }
-        copies_arrive(&s.full[slot]);
         if (++slot == SLOTS) slot = 0;
         if (++load == LOADS) {
             load = 0;
@@ -1325,7 +1370,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     __syncthreads();
     const u32* own = (const u32*)(networks + block / BLOCKS * sizeof(Network));
     for (int k = thread; k < (int)(sizeof(Network) / 4); k += THREADS) ((u32*)&s.network)[k] = own[k];
-    if (thread < SLOTS) init(&s.full[thread], THREADS);
+    if (thread < SLOTS) init(&s.full[thread], BULK ? 1 : THREADS);
+    fence_copies();
     __syncthreads();
 
     const int steps = (int)((s.network.stop - s.network.start + BATCH - 1) / BATCH);

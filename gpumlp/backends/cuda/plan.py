@@ -87,12 +87,14 @@ class Facts(NamedTuple):
         multiprocessors: of the device.
         shared_per_block, shared_per_multiprocessor: bytes of shared memory, at most.
         registers: of a multiprocessor.
+        bulk_copies: whether a thread can copy a whole row to shared memory: from compute capability 9.0 on.
     """
 
     multiprocessors: int = 132
     shared_per_block: int = 227 * 1024
     shared_per_multiprocessor: int = 228 * 1024
     registers: int = 65_536
+    bulk_copies: bool = True
 
 
 class Plan(NamedTuple):
@@ -109,6 +111,7 @@ class Plan(NamedTuple):
         keep_parts: whether the bf16 parts of the first weights are made once a step.
         state_shared: whether the optimizer's state of the first weights is in shared memory, not in registers.
         resident: blocks on a multiprocessor at a time, at least.
+        bulk: whether rows come by bulk copies.
     """
 
     shape: Shape
@@ -120,6 +123,7 @@ class Plan(NamedTuple):
     keep_parts: bool
     state_shared: bool
     resident: int
+    bulk: bool
 
     @property
     def threads(self) -> int:
@@ -220,8 +224,8 @@ class Plan(NamedTuple):
             "PARTS": shape.parts, "PLANES": 1 if shape.pixels else 3, "LOSS": LOSSES.index(shape.loss),
             "OPTIMIZER": OPTIMIZERS.index(shape.optimizer), "WEIGHTED": int(shape.weighted),
             "DROPOUT": sum(1 << position for position in shape.dropout), "KEEP_PARTS": int(self.keep_parts),
-            "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "EXCHANGE": self.exchange,
-            "SHARED_BYTES": self.shared_bytes,
+            "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "BULK": int(self.bulk),
+            "EXCHANGE": self.exchange, "SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
@@ -248,7 +252,7 @@ def make_plan(shape: Shape, device: Facts, *, multiprocessors: int | None = None
         return f"the device has {device.multiprocessors} multiprocessors, not {multiprocessors}"
     least: Plan | None = None
     for blocks in _block_counts(shape, device, multiprocessors):
-        for plan in _plans(shape, blocks):
+        for plan in _plans(shape, device, blocks):
             if _fits(plan, device):
                 return _extended(plan, device)
             if least is None or plan.shared_bytes < least.shared_bytes:
@@ -280,7 +284,7 @@ def _block_counts(shape: Shape, device: Facts, multiprocessors: int | None) -> S
     return [*counts, most][:64]
 
 
-def _plans(shape: Shape, blocks: int) -> Iterator[Plan]:
+def _plans(shape: Shape, device: Facts, blocks: int) -> Iterator[Plan]:
     """The plans with these blocks, the best first: small ones share a multiprocessor."""
     rows = []
     for below, width in pairwise(shape.hidden):
@@ -288,7 +292,7 @@ def _plans(shape: Shape, blocks: int) -> Iterator[Plan]:
         rows.append(min(divisors, key=lambda n: n * _up(width, 16) + blocks // n * _up(below, 16)))
     for warps, resident in _SMALL, (8, 2), (8, 1):
         plans = [
-            Plan(shape, blocks, warps, 1 << bit, 1, tuple(rows), False, False, resident)
+            Plan(shape, blocks, warps, 1 << bit, 1, tuple(rows), False, False, resident, device.bulk_copies)
             for bit in range(warps.bit_length())
         ]
         plan = min(plans, key=_products)
