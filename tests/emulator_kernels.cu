@@ -100,18 +100,27 @@ extern "C" __global__ void queue(const float* in, float* out, int n, int bug)
     }
 }
 
-// Rows arrive by cp.async and an mbarrier. bug 1: it is not waited for; 2: copies do not arrive at it
+// Rows arrive by cp.async and an mbarrier, or, in the other half of the buffer, by bulk copies. bug 1: they are not
+// waited for; 2: copies do not arrive at the mbarrier; 3: too few bytes are expected
 extern "C" __global__ void rows(const float4* in, float* out, int bug)
 {
     float4* buffer = (float4*)dynamic_shared();
     int t = threadIdx.x, n = blockDim.x;
-    u32 here = shared_address(buffer + n);
-    if (t == 0) mbarrier_init(here, n);
+    u32 here = shared_address(buffer + n), all = here + 8;
+    if (t == 0) {
+        mbarrier_init(here, n / 2);
+        mbarrier_init(all, 1);
+    }
     __syncthreads();
-    cp_async(shared_address(&buffer[t]), &in[t], 16);
-    if (bug == 2) mbarrier_arrive(here);
-    else cp_async_mbarrier_arrive_noinc(here);
-    while (bug != 1 && !mbarrier_test_wait_parity(here, 0)) {}
+    if (t < n / 2) {
+        cp_async(shared_address(&buffer[t]), &in[t], 16);
+        if (bug == 2) mbarrier_arrive(here);
+        else cp_async_mbarrier_arrive_noinc(here);
+    } else {
+        if (t == n / 2) mbarrier_arrive_expect_tx(all, (n / 2 - (bug == 3)) * 16);
+        if (bug != 3 || t < n - 1) cp_async_bulk(shared_address(&buffer[t]), &in[t], 16, all);
+    }
+    while (bug != 1 && !(mbarrier_test_wait_parity(here, 0) && mbarrier_test_wait_parity(all, 0))) {}
     out[t] = buffer[n - 1 - t].y;
     if (bug) cp_async_wait_group(-1);
 }
@@ -139,7 +148,8 @@ extern "C" __global__ void to_bf16(const float* in, unsigned short* out)
 }
 
 // What a GPU does not check. bug 1: an address that is not aligned; 2: a lane that is missing; 3: an mbarrier that was
-// overwritten; 4: past the shared memory; 5: a copy at the end that nobody waits for; 6: a tag that never comes
+// overwritten; 4: past the shared memory; 5: a copy at the end that nobody waits for; 6: a tag that never comes;
+// 7: an address without memory
 extern "C" __global__ void wrong(float* in, int bug)
 {
     float* buffer = (float*)dynamic_shared();
@@ -153,4 +163,5 @@ extern "C" __global__ void wrong(float* in, int bug)
     if (bug == 4) buffer[blockDim.x] = 1;
     if (bug == 5) cp_async(shared_address(buffer), in, 16);
     while (bug == 6) load(in + 2, buffer, 8, 1);
+    if (bug == 7) __syncthreads(), *(float*)(size_t)(bug * 8) = 1;
 }

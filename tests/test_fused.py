@@ -37,13 +37,6 @@ from tests.host_kernels import HostModule
 from tests.own_rules import Scaled
 from tests.strict_device import StrictArray
 
-
-@pytest.fixture(autouse=True)
-def _any_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here computes, so the source does not matter."""
-    monkeypatch.setattr(fused, "fused_source", lambda plan: plan.definitions() + "train_networks")
-
-
 H100 = {"CooperativeLaunch": 1, "MultiProcessorCount": 132}  # with the shared memory of the fake
 
 
@@ -307,6 +300,16 @@ def test_devices_that_cannot_run_it(
     assert reason_of(trainer) == reason
 
 
+@pytest.mark.parametrize(("capability", "bulk"), [("80", False), ("89", False), ("90", True), ("120", True)])
+def test_bulk_copies_are_for_devices_that_have_them(
+    capability: str, bulk: bool, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostDevice, "compute_capability", capability)
+    trainer = trainer_on(recorder(), blobs)
+    assert reason_of(trainer) is None
+    assert trainer.model.backend.fused._networks[trainer._step].plan.bulk == bulk
+
+
 def test_a_device_without_cooperative_launches_or_room(blobs: Dataset) -> None:
     assert reason_of(trainer_on(recorder(CooperativeLaunch=0), blobs)) == (
         "the device does not support cooperative launches"
@@ -514,6 +517,17 @@ def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: st
     assert {trainer.execution.name for trainer in trainers} == {execution}
 
 
+def test_networks_for_which_there_is_room_once_only_are_trained_as_each_alone(blobs: Dataset) -> None:
+    backend = recorder("auto", multiprocessors=2, MultiProcessorCount=3, MaxThreadsPerMultiProcessor=128)
+    trainers = [trainer_on(backend, blobs, optimizer=Adam(), model_seed=seed) for seed in range(2)]
+    with backend.activate():
+        assert backend.networks_at_once(trainers[0]._step) == 1
+        backend.run_many([run_of(trainer) for trainer in trainers])
+        assert backend.networks_at_once(trainers[0]._step) == 1
+    assert {trainer.execution.name for trainer in trainers} == {"eager"}
+    assert not any(kernel.networks for kernel in backend.xp.kernels)
+
+
 def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does(blobs: Dataset) -> None:
     backend = recorder("auto")
     rules = (SGD(0.1), RMSprop(), SGD(0.1))
@@ -526,6 +540,7 @@ def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does
     assert [trainer.optimizer_state.steps for trainer in trainers] == [10] * 3
     assert (trainers[1].model.state_dict()["layers.0.weight"] != before["layers.0.weight"]).any()
     assert trainers[1].execution.name == "eager"
+    assert "not fused: it does not support the optimizer RMSprop" in trainers[1].execution.reason
 
 
 def test_networks_of_one_plan_share_a_launch_and_others_do_not(blobs: Dataset) -> None:
@@ -570,4 +585,4 @@ def test_high_precision_is_two_parts(blobs: Dataset) -> None:
     for precision, parts in (("highest", 3), ("high", 2)):
         backend = host_cuda_backend(cupy=Recording(), execution="fused", matmul_precision=precision)
         backend.xp.attributes |= H100
-        assert f"{parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason
+        assert f"float32 as {parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason

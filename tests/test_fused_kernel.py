@@ -20,7 +20,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, AdamW, Dataset, Penalty, SoftmaxCrossEntropy, Trainer
+from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import Backend, StepRun
 from gpumlp.backends.cuda.plan import NETWORK, Facts, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
@@ -33,7 +33,7 @@ from tests.strict_device import StrictBackend
 
 SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
 EPOCHS = 2
-TOLERANCES = {3: 3e-6, 2: 3e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
+TOLERANCES = {3: 5e-6, 2: 5e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
 
 
 class Case(NamedTuple):
@@ -46,6 +46,7 @@ class Case(NamedTuple):
         blocks: the multiprocessors of a network; None: as many as its plan says.
         networks: trained in one launch.
         shared: KiB of shared memory of a block.
+        capability: the major number of the compute capability; rows come by bulk copies from 9 on.
     """
 
     sizes: tuple[int, ...] = (20, 18, 4)
@@ -55,7 +56,7 @@ class Case(NamedTuple):
     networks: int = 1
     activation: str = "relu"
     loss: Any = "softmax_cross_entropy"
-    optimizer: Any = SGD(0.1, momentum=0.9)
+    optimizer: Any = SGD(0.05, momentum=0.9)
     penalty: Penalty = Penalty()
     weighted: bool = False
     dropout: float = 0.0
@@ -63,6 +64,7 @@ class Case(NamedTuple):
     pixels: bool = True
     parts: int = 3
     shared: int = 227
+    capability: int = 9
 
     def __str__(self) -> str:
         defaults = self._field_defaults
@@ -108,9 +110,9 @@ SHAPES = [
 RULES = [
     *(Case(activation=name) for name in ACTIVATIONS if name != "identity"),
     *(Case((20, 18, 9, 4), blocks=4, activation=name, dropout=0.2) for name in ("tanh", "gelu", "silu")),
-    *(Case(loss=loss, pixels=False) for loss in LOSSES),
-    *(Case((20, 18, 9, 1), blocks=3, loss=loss) for loss in LOSSES if loss != "softmax_cross_entropy"),
-    Case(loss=SoftmaxCrossEntropy(label_smoothing=0.1)),
+    *(Case(loss=loss, pixels=False, optimizer=SGD(0.01)) for loss in LOSSES),
+    *(Case((20, 18, 9, 1), blocks=3, loss=loss, optimizer=SGD(0.01)) for loss in LOSSES if "softmax" not in loss),
+    *(Case(loss=loss(label_smoothing=0.1)) for loss in (SoftmaxCrossEntropy, LogisticCrossEntropy)),
     *(
         Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
         for sizes in ((20, 18, 4), (20, 18, 24, 4))
@@ -159,7 +161,8 @@ def host_backend(case: Case, seed: int = 0) -> Backend:
     backend.xp.thread_order = seed
     shared = {"MaxSharedMemoryPerBlockOptin": case.shared * 1024}
     shared["MaxSharedMemoryPerMultiprocessor"] = (case.shared + 1) * 1024
-    backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 132} | shared
+    device = {"CooperativeLaunch": 1, "MultiProcessorCount": 132, "ComputeCapabilityMajor": case.capability}
+    backend.xp.attributes |= device | shared
     return backend
 
 
@@ -250,50 +253,106 @@ def test_the_structure_of_a_network_is_that_of_the_source() -> None:
 # -- Deliberate mistakes -----------------------------------------------------------------------------------
 
 
-class Mistake(NamedTuple):
-    """A change of the source that the emulator has to find with some seed.
-
-    Attributes:
-        name: what is wrong.
-        before, after: the text, once in the source, and its replacement.
-        case: in which it shows.
-        usual: whether the usual run includes it.
-    """
-
-    name: str
-    before: str
-    after: str
-    case: Case = Case()
-    usual: bool = False
+BARRIER = "__syncthreads();\n"
 
 
-MISTAKES: list[Mistake] = []
+def without_barrier(before: str, after: str = "") -> dict[str, str]:
+    """The change that leaves out the barrier between two texts; indentation is part of them."""
+    return {f"{before}{BARRIER}{after}": f"{before}{after}"}
+
+
+CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
+ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+SHORT = Case((20, 18, 24, 4))
+INPUTS = CHUNKS._replace(input_dropout=0.3)
+BULK = CHUNKS._replace(capability=9)
+USUAL_MISTAKES = {
+    "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
+    "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
+    "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
+    "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two[k].w) == tag": ""}),
+}
+MISTAKES = {
+    "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
+    "the phase of a turn does not change": (CHUNKS, {", base_phase ^= LOADS / SLOTS & 1;": ";"}),
+    "rows are read too far ahead": (CHUNKS, {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"}),
+    "the count of an mbarrier is too small": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS - 1"}),
+    "the count of an mbarrier is too large": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS + 1"}),
+    "no barrier after mbarriers are made": (
+        CHUNKS,
+        without_barrier("BULK ? 1 : THREADS);\n    fence_copies();\n    "),
+    ),
+    "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
+    "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
+    "no barrier before sums are added": (
+        CHUNKS,
+        without_barrier("w.first_products(slot, c, part);\n            "),
+    ),
+    "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
+    "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
+    "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
+    "no barrier after inputs are dropped": (
+        INPUTS,
+        without_barrier("        }\n        fence_copies();\n        "),
+    ),
+    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
+    "pairs are vectors of floats": (
+        MIDDLE,
+        {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
+    ),
+    "no wait for words": (
+        CHUNKS,
+        {"word[k].y) == tag;\n        } while (!here);": "word[k].y) == tag;\n        } while (0);"},
+    ),
+    "no wait for pairs of words": (
+        CHUNKS,
+        {"two[k].w) == tag;\n        } while (!here);": "two[k].w) == tag;\n        } while (0);"},
+    ),
+    "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
+    "no barrier after activations": (MIDDLE, without_barrier("s.middle + M::INPUT, c);\n            ")),
+    "no barrier after error terms": (MIDDLE, without_barrier("errors, c);\n            ")),
+    "weights are updated too early": (MIDDLE, {"__syncthreads();  // all products have read the weights": ""}),
+    "no barrier before bias gradients": (
+        MIDDLE,
+        without_barrier("        ", "        update_biases<LAYER - 1>();"),
+    ),
+    "partial sums overwrite each other": (MIDDLE, {"(i64)row * SAMPLES * W::WIDTH": "0"}),
+}
 
 
 @pytest.mark.parametrize(
-    "mistake",
+    ("case", "changes"),
     [
-        pytest.param(mistake, id=mistake.name, marks=() if mistake.usual else pytest.mark.emulator)
-        for mistake in MISTAKES
+        *(pytest.param(*mistake, id=name) for name, mistake in USUAL_MISTAKES.items()),
+        *(pytest.param(*mistake, id=name, marks=pytest.mark.emulator) for name, mistake in MISTAKES.items()),
     ],
 )
-def test_a_mistake_is_found(mistake: Mistake) -> None:
-    assert SOURCE.count(mistake.before) == 1, "the text is not in the source, or more than once"
-    want = bits(trained(mistake.case, host_backend(mistake.case)))
-    for seed in range(SCHEDULES):
-        backend = host_backend(mistake.case, seed)
-        compile_module = backend.xp.RawModule
+def test_a_mistake_is_found(case: Case, changes: dict[str, str]) -> None:
+    want = bits(trained(case, host_backend(case)))
+    assert any(is_found(case, changes, seed, want) for seed in range(SCHEDULES))
 
-        def compile_changed(*, code: str, compile_module: Any = compile_module, **options: Any) -> Any:
-            return compile_module(code=code.replace(mistake.before, mistake.after), **options)
 
-        backend.xp.RawModule = compile_changed
-        try:
-            if bits(trained(mistake.case, backend)) != want:
-                return
-        except EmulationError:
-            return
-    pytest.fail("not found by any seed")
+def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str, bytes]]) -> bool:
+    """Whether the changed kernel breaks a rule, or has other results, in one order of its threads.
+
+    `changes` are texts that are in the source once, and their replacements.
+    """
+    backend = host_backend(case, seed)
+    compile_module = backend.xp.RawModule
+
+    def compile_changed(*, code: str, **options: Any) -> Any:
+        for before, after in changes.items():
+            assert code.count(before) == 1, f"not once in the source: {before}"
+            code = code.replace(before, after)
+        return compile_module(code=code, **options)
+
+    backend.xp.RawModule = compile_changed
+    try:
+        return bits(trained(case, backend)) != want
+    except EmulationError:
+        return True
 
 
 # -- The compiler ------------------------------------------------------------------------------------------

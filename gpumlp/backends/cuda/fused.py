@@ -43,6 +43,7 @@ MEASURED = False
 
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
+BULK_COPIES_SINCE = 90
 _ROWS = 8192  # samples that are converted at a time
 
 SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
@@ -117,11 +118,14 @@ class FusedRunner:
         """Describe how the kernel runs a supported step."""
         compiled = self._networks[step]
         plan, at_once = compiled.plan, compiled.at_once
-        return (
-            f"{plan.blocks} blocks of {plan.threads} threads, {plan.shared_bytes / 1024:.0f} KiB of shared memory "
-            f"each, {at_once} network{'s' * (at_once > 1)} at once, {self._parts} bfloat16 parts, compiled in "
-            f"{compiled.seconds:.1f} s{'' if MEASURED else '; this way has not been measured on a card yet'}"
-        )
+        parts = [
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
+            f"{at_once} network{'s' * (at_once > 1)} at once",
+            f"float32 as {self._parts} bfloat16 parts",
+            f"compiled in {compiled.seconds:.1f} s",
+        ]
+        return ", ".join(parts) + ("" if MEASURED else "; this way has not been measured on a card yet")
 
     def multiprocessors(self, step: Step) -> int:
         """How many multiprocessors the network of a supported step has."""
@@ -165,7 +169,7 @@ class FusedRunner:
     # -- What fits --------------------------------------------------------------------------------------------
 
     def _unsupported_device(self, step: Step) -> str | None:
-        capability = int(self._backend.xp.cuda.Device().compute_capability)
+        capability = self._capability()
         if capability < LEAST_CAPABILITY:
             return f"it needs compute capability 8.0, the device has {capability // 10}.{capability % 10}"
         if not self._attribute("CooperativeLaunch"):
@@ -198,8 +202,13 @@ class FusedRunner:
             shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
             shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
+            bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
         return make_plan(shape, facts, multiprocessors=self._multiprocessors)
+
+    def _capability(self) -> int:
+        """The compute capability, 80 for 8.0."""
+        return int(self._backend.xp.cuda.Device().compute_capability)
 
     def _attribute(self, name: str) -> int:
         return int(self._backend.xp.cuda.Device().attributes.get(name, 0))
@@ -409,7 +418,9 @@ def _unsupported_rule(step: Step) -> str | None:
     twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
     targets = np.int64 if loss.task == "classes" else dtype
     scores = dtype if loss.task == "numbers" else np.bool_
-    read = [step.images, step.order, step.targets, *filter(lambda a: a is not None, [step.sample_weights])]
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
+    if step.sample_weights is not None:
+        arrays.append(step.sample_weights)
     reasons = {
         f"it computes in float32 only, not in {dtype}": dtype != np.float32,
         f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
@@ -428,7 +439,7 @@ def _unsupported_rule(step: Step) -> str | None:
         f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
         "the sample weights are not float32": step.sample_weights is not None
         and step.sample_weights.dtype != dtype,
-        "an array is not C-contiguous": not is_c_contiguous(*read),
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
         "a layer's parameters are not in the network's buffer": not all(
             0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
             for layer in dense
