@@ -94,11 +94,7 @@ class Options(Config):
 
     def check(self) -> None:
         """Raise ConfigError, with all mistakes at once."""
-        problems = [
-            f"{name}: not for a sweep; {instead}"
-            for name, instead in _REFUSED.items()
-            if getattr(self, name) != getattr(Config, name)
-        ]
+        problems = []
         if self.grid and self.random:
             problems.append("random: expected without grid, got both")
         if not self.random:
@@ -122,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
+        _refuse_options(words)
         start = _starting_point(words)
         options = command.parse(Options, PROGRAM, words, default=start, lenient=True)
         options.check()
@@ -161,6 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.FAILED if failed or results[0].mean is None else command.OK
 
     return command.run(PROGRAM, work)
+
+
+def _refuse_options(words: Sequence[str]) -> None:
+    """Say why an option of `train` is none of a sweep. Raises ConfigError if one is given."""
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in _REFUSED:
+            raise ConfigError(f"{name}: not for a sweep; {_REFUSED[name]}")
 
 
 def _starting_point(words: Sequence[str]) -> Options:

@@ -295,33 +295,18 @@ class Sweep:
     def as_csv(self, results: Sequence[Result]) -> str:
         """A line for each run under a header, in the order of the ranking."""
         columns = list(dict.fromkeys(name for result in results for row in result.rows for name in row.metrics))
-        parts = [name for name in columns if name.startswith(("validation_", "test_"))]
-        shown = [
-            name
-            for name in (*parts, "network_epoch", "epochs", "seconds")
-            if name in columns and "finger" not in name
-        ]
+        parts = [f"{part}_{name}" for part in ("validation", "test") for name in HIGHER_IS_BETTER]
+        shown = [name for name in (*parts, "network_epoch", "epochs", "seconds") if name in columns]
+        mean, deviation = f"mean_{self.monitor}", f"deviation_{self.monitor}"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        mean, deviation = f"mean_{self.monitor}", f"deviation_{self.monitor}"
         writer.writerow(["rank", mean, deviation, "run", *self.options, "seed", "state", *shown, "reason"])
         for rank, result in enumerate(results, 1):
+            network = ["" if result.mean is None else rank, result.mean, result.deviation]
             values = [value_text(result.values[name]) for name in self.options]
             for row in result.rows:
-                name, numbers = str(self.path / row.run.folder), [row.metrics.get(column) for column in shown]
-                writer.writerow(
-                    [
-                        rank,
-                        result.mean,
-                        result.deviation,
-                        name,
-                        *values,
-                        row.run.seed,
-                        row.state,
-                        *numbers,
-                        row.reason,
-                    ]
-                )
+                path, numbers = self.path / row.run.folder, [row.metrics.get(name) for name in shown]
+                writer.writerow([*network, path, *values, row.run.seed, row.state, *numbers, row.reason])
         return text.getvalue()
 
 
