@@ -65,12 +65,14 @@ from .training import (
     Callback,
     DivergenceError,
     EarlyStopping,
+    FitManyError,
     History,
     LayerStatistics,
     Progress,
     TensorBoard,
     Trainer,
     fit,
+    fit_many,
 )
 
 __version__ = "0.2.0"
@@ -99,6 +101,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "ExponentialDecay",
+    "FitManyError",
     "Glorot",
     "He",
     "History",
@@ -137,6 +140,7 @@ __all__ = [
     "Warmup",
     "available_devices",
     "fit",
+    "fit_many",
     "get_backend",
     "load_dataset",
     "load_digits",

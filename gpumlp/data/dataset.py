@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +84,8 @@ class Dataset:
     >>> Dataset(np.zeros((3, 2)), [[1, 0], [1, 1], [0, 0]], class_names=["beach", "sunset"])
     Dataset('arrays', 3 samples of 2 float64, 2 labels a sample)
     """
+
+    _placed: dict[tuple[str, str], Array] | None = None  # images by device and dtype, see `placed_once`
 
     def __init__(
         self,
@@ -204,9 +207,12 @@ class Dataset:
             weights: ``(n,)``, how much each sample counts in the loss; those of the data set by default.
             pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
         """
-        images = backend.asarray(
-            self.images.reshape(len(self), -1), dtype=None if pixels and self.images.dtype == np.uint8 else dtype
-        )
+        kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
+        images = None if self._placed is None else self._placed.get((backend.name, kept.name))
+        if images is None:
+            images = backend.asarray(self.images.reshape(len(self), -1), dtype=kept)
+            if self._placed is not None:
+                self._placed[backend.name, kept.name] = images
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
@@ -216,6 +222,20 @@ class Dataset:
         return ArrayBatches(
             images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
         )
+
+    @contextmanager
+    def placed_once(self) -> Iterator[None]:
+        """Within the context, all `batches` on a device share the samples there, converted once for each dtype."""
+        before, self._placed = self._placed, {} if self._placed is None else self._placed
+        try:
+            yield
+        finally:
+            self._placed = before
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state, without copies of the samples on a device."""
+        placed = self._placed and {key: own for key, own in self._placed.items() if not is_device_array(own)}
+        return {**self.__dict__, "_placed": placed}
 
     def fingerprint(self) -> str:
         """Identify the content, regardless of name and device, as in ``"60000x28x28-uint8-1a2b3c4d"``.

@@ -3,6 +3,7 @@
 from .callbacks import BestCheckpoint, EarlyStopping
 from .divergence import DivergenceError
 from .history import EpochRecord, History, LayerStatistics
+from .many import FitManyError, fit_many
 from .progress import Progress
 from .tensorboard import TensorBoard
 from .trainer import Callback, Trainer, fit
@@ -13,10 +14,12 @@ __all__ = [
     "DivergenceError",
     "EarlyStopping",
     "EpochRecord",
+    "FitManyError",
     "History",
     "LayerStatistics",
     "Progress",
     "TensorBoard",
     "Trainer",
     "fit",
+    "fit_many",
 ]

@@ -16,7 +16,7 @@ from ..nn.network import CHUNK, MLP
 from ..nn.samples import Inputs, check_data, learned_names, training_targets
 from ..words import shown
 
-Validation: TypeAlias = Dataset | tuple[Any, Any] | float | None
+Validation: TypeAlias = Dataset | tuple[Any, Any] | HostArray | float | None
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 
 # Independent random streams of one seed; the network's own initial weights use the seed as it is.
@@ -68,6 +68,7 @@ def make_batches(
     seed: int,
     pixels: bool | None,
     class_weight: ClassWeight,
+    rows: HostArray | None = None,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
@@ -80,14 +81,23 @@ def make_batches(
     if isinstance(validation, tuple) and len(validation) == 2:
         validation = train.part(*validation)
     names, backend = learned_names(model, train), model.backend
-    train_rows, held_out = np.arange(len(train)), None
-    if validation is not None and not isinstance(validation, Dataset):
-        train_rows, held_out = _split(train, validation, seed)
+    used = np.arange(len(train)) if rows is None else checked_rows("rows", rows, len(train))
+    train_rows, held_out = used, None
+    if isinstance(validation, np.ndarray) and validation.ndim:
+        held_out = checked_rows("validation", validation, len(train))
+        train_rows = used[~np.isin(used, held_out)]
+        if not len(train_rows):
+            raise ValueError("validation is expected to leave some training samples, but all rows are among it")
+        used = np.concatenate((train_rows, held_out))
+    elif validation is not None and not isinstance(validation, Dataset):
+        train_rows, held_out = (used[part] for part in _split(train, used, validation, seed))
+    own_weights = _of_rows(train.weights, None if rows is None else used)
     full = isinstance(batch_size, str) and batch_size == "full"
     size = len(train_rows) if full else whole("batch_size (if not 'full')", batch_size, 1)
-    weights = train.weights
+    weights = own_weights
     if class_weight is not None:
         weights = _class_weighted(train, train_rows, class_weight)
+        weights = _of_rows(weights, None if rows is None else used)
     _require_weight("training", weights, train_rows, model.dtype)
 
     def on_device(
@@ -103,19 +113,48 @@ def make_batches(
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
             return inputs, batches, None
-        _require_weight("held-out", train.weights, held_out, model.dtype)
+        _require_weight("held-out", own_weights, held_out, model.dtype)
         held_out_batches = batches.select(held_out, CHUNK)
         if class_weight is not None:
-            own = None if train.weights is None else relative_weights(train.weights, model.dtype)
+            own = None if own_weights is None else relative_weights(own_weights, model.dtype)
             held_out_batches.use_weights(own)
         return inputs, batches, held_out_batches
 
 
-def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, HostArray]:
-    """Rows to train on and rows to validate on.
+def checked_rows(name: str, rows: Any, samples: int) -> HostArray:
+    """Row numbers of a data set of this many samples, as int64.
+
+    Raises:
+        ValueError: they are not one or more whole numbers from 0 to ``samples - 1``.
+    """
+    found = np.asarray(rows)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
+        raise ValueError(
+            f"{name} is expected to be an array of one or more row numbers, got shape {found.shape} of "
+            f"{found.dtype}; numpy.flatnonzero makes them from True and False"
+        )
+    if not 0 <= found.min() <= found.max() < samples:
+        raise ValueError(
+            f"{name} is expected to hold row numbers from 0 to {samples - 1:,}, got {found.min()} to {found.max()}"
+        )
+    return found.astype(np.int64)
+
+
+def _of_rows(weights: HostArray | None, rows: HostArray | None) -> HostArray | None:
+    """The weights, 0 outside of these rows, so that the largest is one of theirs; None for all rows."""
+    if weights is None or rows is None:
+        return weights
+    result = np.zeros_like(weights)
+    result[rows] = weights[rows]
+    return result
+
+
+def _split(train: Dataset, rows: HostArray, validation: object, seed: int) -> tuple[HostArray, HostArray]:
+    """Which of these rows to train on, and which to validate on, as places in `rows`.
 
     Args:
         train: the training samples.
+        rows: which of them to split.
         validation: how many to hold out, or which fraction of them, which is stratified for classes.
         seed: of the draw.
 
@@ -126,12 +165,12 @@ def _split(train: Dataset, validation: object, seed: int) -> tuple[HostArray, Ho
     rng = np.random.default_rng([seed, SPLIT_STREAM])
     if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
         raise TypeError(
-            "validation is expected to be a Dataset, (samples, targets), or the number or the fraction of "
-            f"training samples to hold out, got {shown(validation)}"
+            "validation is expected to be a Dataset, (samples, targets), or the number, the fraction or the row "
+            f"numbers of training samples to hold out, got {shown(validation)}"
         )
-    samples, held_out = len(train), held_out_samples(validation, len(train))
+    samples, held_out = len(rows), held_out_samples(validation, len(rows))
     if 0 < validation < 1 and train.task == "classes":
-        return stratified_split(train.targets, held_out, rng)
+        return stratified_split(train.targets[rows], held_out, rng)
     order = rng.permutation(samples)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..nn.activations import Identity
 from ..nn.optimizers import SGD, Optimizer
@@ -30,6 +31,9 @@ class DivergenceError(RuntimeError):
         self.finding = finding
         self.history = history
         self.folder: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.finding, self.history), self.__dict__
 
 
 def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[float]) -> Finding:

@@ -1,258 +1,581 @@
-"""Many networks at once: jobs in worker processes on the CPU, steps of several networks in one launch on a GPU."""
+"""Many networks at once: in worker processes on the CPU, by steps of several networks in one launch on a GPU."""
 
 from __future__ import annotations
 
-import mmap
-import operator
-import pickle
-import signal
+import shutil
+import sys
 import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import lru_cache
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import threadpoolctl
+import numpy as np
 
-POLL = 0.1  # seconds between two looks at an interrupt and at the progress
-IDLE = 300  # seconds after which a worker process without a job ends
-_ALIGNMENT = 64  # bytes; of arrays in a file
-# What a worker process starts with. A job in it that runs jobs of its own runs them there, one after another.
-_ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "BLIS", "VECLIB")}
-_ENVIRONMENT["LOKY_MAX_CPU_COUNT"] = "1"
+from ..backends import Backend, HostArray, StepRun
+from ..backends.numpy import NumpyBackend
+from ..data import Dataset
+from ..nn.hyperparameters import flag, instance, require_arguments, whole
+from ..nn.metrics import METRICS
+from ..nn.network import MLP
+from ..nn.optimizers import Optimizer, Penalty
+from ..nn.schedules import Schedule
+from ..words import shown
+from .batches import ClassWeight, Validation
+from .history import MONITORS, BestSoFar, History, monitor_words, per_second
+from .jobs import run_jobs, sendable, worker_count
+from .progress import metric
+from .trainer import Callback, CallbackLike, Trainer, as_callbacks, as_dataset
+
+__all__ = ["FitManyError", "fit_many", "run_jobs", "run_together"]
+
+Training = Generator[StepRun, None, None]
+
+_PAUSE = 0.2  # seconds between two changes of the line of progress
+_SHOWN_ERRORS = 3  # in a message
 
 
-# -- Jobs in worker processes ------------------------------------------------------------------------------
+class FitManyError(RuntimeError):
+    """Some of the networks of `fit_many` failed; all others are trained.
+
+    Attributes:
+        errors: what happened, by the number of the network, counted from 0: a `DivergenceError`, or what a
+            callback raised.
+        histories: of all networks; those that failed have the epochs before.
+    """
+
+    def __init__(self, errors: dict[int, Exception], histories: list[History]) -> None:
+        first = [f"network {index}: {type(each).__name__}: {each}" for index, each in sorted(errors.items())]
+        more = f"; and {len(first) - _SHOWN_ERRORS} more" if len(first) > _SHOWN_ERRORS else ""
+        super().__init__(
+            f"{len(errors)} of {len(histories)} networks failed, the others are trained (histories are in this "
+            f"error's histories): {'; '.join(first[:_SHOWN_ERRORS])}{more}"
+        )
+        self.errors, self.histories = errors, histories
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors, self.histories)
 
 
-def run_jobs(
-    function: Callable[[Any], Any],
-    jobs: Iterable[Any],
-    *,
-    n_jobs: int | None = None,
-    watch: Callable[[], object] | None = None,
-) -> Iterator[tuple[int, Any]]:
-    """Call a function with each job, in worker processes, and yield the results as they come.
+# -- Several networks in lockstep --------------------------------------------------------------------------
 
-    Workers have one BLAS thread each. Arrays that `function` holds (give a ``functools.partial``) are written to a
-    temporary file once, which the workers map into their memory, read only; so put there what jobs share.
 
-    An interrupt is raised as KeyboardInterrupt in every job that runs, and no other job begins; what the
-    interrupted ones return is yielded, and then KeyboardInterrupt is raised.
+class _Running:
+    """A network whose steps are run with those of others; `run` is None once it has ended."""
+
+    def __init__(self, key: Any, training: Training) -> None:
+        self.key, self.training = key, training
+        self.run: StepRun | None = None
+        self.share = 1.0  # of the device
+        self.error: Exception | None = None
+
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Go on to the next steps, or throw what the last ones raised into the training."""
+        try:
+            self.run = next(self.training) if error is None else self.training.throw(error)
+        except StopIteration:
+            self.run = None
+        except Exception as raised:
+            self.run, self.error = None, raised
+        except KeyboardInterrupt:
+            if error is None:
+                raise
+            self.run = None
+
+
+def run_together(
+    backend: Backend, trainings: Iterable[tuple[Any, Training]], *, watch: Callable[[], object] | None = None
+) -> Iterator[tuple[Any, Exception | None]]:
+    """Train networks in lockstep, as many at a time as `Backend.networks_at_once` says.
+
+    A network that ends leaves its place to the next. An interrupt is thrown into all that are running; those that
+    it ends are yielded, no other begins, and then KeyboardInterrupt is raised.
 
     Args:
-        function: of a job. What it raises is yielded in place of a result.
-        jobs: pickled by cloudpickle, so that functions of a notebook are no problem.
-        n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, or without
-            joblib, jobs run in this process, one after another, with as many BLAS threads as it has.
-        watch: called in this process several times a second while workers run, and after each job; if it raises
-            KeyboardInterrupt, that is an interrupt.
+        backend: of all networks; activated where a training runs.
+        trainings: pairs of anything that tells networks apart, and `Trainer.training`, or another generator that
+            yields steps. Networks with the same shape should be neighbours. They are asked for one after another,
+            as there is place for them.
+        watch: called between steps; if it raises KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        The index of a job and its result, or the Exception that it raised.
+        What tells the network apart, when it has ended, and the Exception that ended it, or None.
 
     Raises:
-        ValueError: `n_jobs` is neither None, -1 nor a number of 1 or more.
         KeyboardInterrupt: after an interrupt.
-        RuntimeError: a worker process died.
     """
-    jobs = list(jobs)
-    workers = min(worker_count(n_jobs), len(jobs))
-    return (_run_here if workers <= 1 else _run_in_workers)(function, jobs, watch or (lambda: None), workers)
-
-
-def worker_count(n_jobs: int | None) -> int:
-    """How many worker processes `run_jobs` may use; 1 without joblib."""
+    waiting, running, interrupted = iter(trainings), list[_Running](), False
     try:
-        number = -1 if n_jobs is None else operator.index(n_jobs)
-    except TypeError:
-        number = 0
-    if number < 1 and number != -1:
-        raise ValueError(f"n_jobs is expected to be a number of 1 or more, or None for all cores, got {n_jobs!r}")
-    try:
-        import joblib
-    except ImportError:
-        if number > 1:
-            raise ValueError(
-                f"n_jobs={number} needs joblib, which is not installed; install it with pip install joblib, or "
-                "leave n_jobs out"
-            ) from None
-        return 1
-    return number if number > 0 else int(joblib.cpu_count())
-
-
-def _run_here(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
-) -> Iterator[tuple[int, Any]]:
-    for index, job in enumerate(jobs):
-        try:
-            result = function(job)
-        except Exception as error:
-            result = error
-        yield index, result
-        watch()
-
-
-def _run_in_workers(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
-) -> Iterator[tuple[int, Any]]:
-    from joblib.externals.loky import get_reusable_executor
-
-    executor = get_reusable_executor(
-        max_workers=workers, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts
-    )
-    with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
-        shared, stop = Path(folder, "function"), Path(folder, "stop")
-        write_shared(function, shared)
-        waiting = iter(enumerate(jobs))
-        running: dict[Future[Any], int] = {}
-        interrupted = False
-        try:
-            while True:
+        while True:
+            with backend.activate():
                 try:
-                    # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
-                    # none of them waits.
-                    while len(running) <= workers and not interrupted:
-                        index, job = next(waiting, (-1, None))
-                        if index < 0:
-                            break
-                        running[executor.submit(_call, shared, stop, job)] = index
-                    done = wait(running, POLL, FIRST_COMPLETED).done if running else set()
-                    watch()
-                except KeyboardInterrupt:
-                    if interrupted:  # a second one does not wait for the jobs
+                    if not interrupted:
+                        _fill(backend, waiting, running)
+                        if watch is not None:
+                            watch()
+                        _run_steps(backend, running)
+                except KeyboardInterrupt as interrupt:
+                    if interrupted:
                         raise
                     interrupted = True
-                    stop.touch()
-                    continue
-                for future in done:
-                    index = running.pop(future)
-                    try:
-                        result = future.result()
-                    except BrokenProcessPool:
-                        raise
-                    except Exception as error:  # of pickling
-                        result = error
-                    if not isinstance(result, _NotRun):
-                        yield index, result
-                if not running:
-                    break
-        except BrokenProcessPool as error:
-            if interrupted:
-                raise KeyboardInterrupt from error
-            raise RuntimeError(f"a worker process died, perhaps for lack of memory: {error}") from error
-        finally:
-            if running:  # an error, or the caller wants no more
-                stop.touch()
-                executor.shutdown(kill_workers=True)
+                    for each in running:
+                        each.go_on(interrupt)
+            ended = [each for each in running if each.run is None]
+            running[:] = [each for each in running if each.run is not None]
+            for each in ended:
+                yield each.key, each.error
+            if not ended and not running:
+                break
+    finally:
+        with backend.activate():
+            for each in running:
+                each.training.close()
     if interrupted:
         raise KeyboardInterrupt
 
 
-class _NotRun:
-    """The result of a job that was interrupted before it began, or raised the interrupt."""
+def _fill(backend: Backend, waiting: Iterator[tuple[Any, Training]], running: list[_Running]) -> None:
+    """Begin networks until the device is full."""
+    while sum(each.share for each in running if each.run is not None) < 1 - 1e-6:
+        key, training = next(waiting, (None, None))
+        if training is None:
+            return
+        each = _Running(key, training)
+        running.append(each)
+        each.go_on()
+        if each.run is not None:
+            try:
+                each.share = 1 / backend.networks_at_once(each.run.step)
+            except Exception as error:
+                each.go_on(error)
 
 
-# -- In a worker process -----------------------------------------------------------------------------------
-
-
-def _call(shared: Path, stop: Path, job: Any) -> Any:
-    """Run a job; an Exception is a result like any other."""
-    if stop.exists():
-        return _NotRun()
+def _run_steps(backend: Backend, running: Sequence[_Running]) -> None:
+    """Run the next steps of each network."""
+    going = [each for each in running if each.run is not None]
+    error: Exception | None = None
     try:
-        function = read_shared(shared)
-        with threadpoolctl.threadpool_limits(1), _interrupted_by(stop):
-            return function(job)
-    except KeyboardInterrupt:
-        return _NotRun()
-    except Exception as error:
-        return sendable(error)
+        if going:
+            backend.run_many([each.run for each in going if each.run is not None])
+    except Exception as raised:  # whose steps they were is unknown
+        error = raised
+    for each in going:
+        each.go_on(error)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal, but a worker without a job must not end by it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# -- fit_many ----------------------------------------------------------------------------------------------
+
+
+def fit_many(
+    models: Sequence[MLP],
+    data: Any,
+    targets: Any = None,
+    *,
+    rows: Sequence[HostArray | None] | HostArray | None = None,
+    n_jobs: int | None = None,
+    sample_weight: Any = None,
+    class_weight: ClassWeight | Sequence[ClassWeight] = None,
+    optimizer: Optimizer | Sequence[Optimizer | None] | None = None,
+    epochs: int | Sequence[int] = 10,
+    batch_size: int | Literal["full"] | Sequence[int | Literal["full"]] = 128,
+    validation: Validation | list[Validation] = None,
+    schedule: Schedule | Sequence[Schedule | None] | None = None,
+    l2: float | Sequence[float] = 0.0,
+    l1: float | Sequence[float] = 0.0,
+    clip_norm: float | Sequence[float | None] | None = None,
+    max_norm: float | Sequence[float | None] | None = None,
+    ema: float | Sequence[float | None] | None = None,
+    seed: int | Sequence[int] = 0,
+    callbacks: Callable[[int], CallbackLike | Iterable[CallbackLike]] | None = None,
+    diagnostics: bool | Sequence[bool] = True,
+    pixels: bool | Sequence[bool | None] | None = None,
+    progress: bool = False,
+) -> list[History]:
+    """Train many networks in place on shared data, at the same time.
+
+    Each is trained as `fit` alone would train it, with the same results: on the CPU bit for bit at one BLAS
+    thread, which each worker process has; on a GPU bit for bit as in the same way of running alone, on as many
+    multiprocessors.
+
+    Arguments are those of `fit`, each one value for all networks, or a list, a tuple or a one-dimensional array
+    with one for each. Only the following differ.
+
+    Args:
+        models: the networks, of any shapes and devices. Those on a GPU are trained in this process, as many at a
+            time as fit on it, those on the CPU in worker processes.
+        data: the training samples, as `fit` takes them, which all networks share: they are not copied for each.
+        targets, sample_weight: of an array of samples, for all networks.
+        rows: which samples a network is trained on: a list with an array of row numbers, or None for all samples,
+            for each; or one array for all networks. A row may occur several times.
+        n_jobs: the number of worker processes for networks on the CPU; None or -1 for as many as there are cores.
+            With 1, or without joblib (part of scikit-learn's installation), they are trained in this process, one
+            after another.
+        validation: as for `fit`; for each network, a list. An array holds row numbers of `data`, which are not
+            trained on: the folds of a cross-validation are ``validation=[fold, ...]``.
+        callbacks: a function that is given the number of a network, counted from 0, and returns its callbacks, new
+            ones for each network. It is called where the network is trained, so what callbacks keep for
+            themselves in a worker process is lost, while files that they write and what they change in the history
+            and the network remain.
+        progress: print one line for all: epochs and networks, networks per second, and the best metric so far.
+
+    Returns:
+        The histories of the networks. After Ctrl-C, those of networks that were not finished have ``interrupted``
+        set, and each network is as it was after the last of its epochs.
+
+    Raises:
+        ValueError, TypeError: as for `fit`, before any network is trained; also a list of another length, or a
+            network that is in `models` twice.
+        FitManyError: some networks failed, such as by divergence. All others are trained first.
+
+    >>> from gpumlp import MLP, SGD, fit_many, load_digits
+    >>> train, test = load_digits()
+    >>> models = [MLP([64, width, 10], device="cpu") for width in (16, 32)]
+    >>> histories = fit_many(models, train, optimizer=[SGD(0.1), SGD(0.3)], epochs=3, batch_size=32, n_jobs=1)
+    >>> [len(history) for history in histories], min(model.accuracy(test) for model in models) > 0.8
+    ([3, 3], True)
+    """
+    networks = _checked_models(models)
+    shared = as_dataset(data, targets, sample_weight)
+    workers = worker_count(n_jobs)
+    if callbacks is not None:
+        if not callable(callbacks) or isinstance(callbacks, type):
+            raise TypeError(
+                "callbacks is expected to be a function that returns the callbacks of a network, such as "
+                f"lambda index: [EarlyStopping()], got {shown(callbacks)}"
+            )
+        require_arguments("callbacks", callbacks, "the number of the network")
+    given = {
+        "epochs": epochs,
+        "class_weight": class_weight,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "schedule": schedule,
+        "l2": l2,
+        "l1": l1,
+        "clip_norm": clip_norm,
+        "max_norm": max_norm,
+        "ema": ema,
+        "seed": seed,
+        "diagnostics": diagnostics,
+        "pixels": pixels,
+    }
+    count = len(networks)
+    columns = {name: _for_each(name, value, count, list | tuple | np.ndarray) for name, value in given.items()}
+    if isinstance(rows, np.ndarray) and rows.ndim == 2:
+        rows = list(rows)
+    columns["rows"] = _for_each("rows", rows, count, list | tuple)
+    columns["validation"] = _validation_sets(shared, _for_each("validation", validation, count, list))
+    options = [{name: values[index] for name, values in columns.items()} for index in range(count)]
+    plan = _Plan(shared, options, callbacks)
+    with ExitStack() as stack:
+        sets = {id(each): each for each in [shared, *columns["validation"]] if isinstance(each, Dataset)}
+        for each in sets.values():
+            stack.enter_context(each.placed_once())
+        _check(plan, networks)
+        line = None
+        if flag("progress", progress):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True))
+            line = _Line(folder, [plan.epochs(index) for index in range(count)])
+        return _Fits(plan, networks, line).run(workers)
+
+
+def _checked_models(models: Any) -> list[MLP]:
+    if isinstance(models, MLP) or not isinstance(models, Iterable):
+        raise TypeError(f"models is expected to be a list of networks, got {shown(models)}")
+    networks = [instance("a model", model, MLP, "MLP([784, 128, 10])") for model in models]
+    seen: dict[int, int] = {}
+    for index, model in enumerate(networks):
+        first = seen.setdefault(id(model), index)
+        if first != index:
+            raise ValueError(
+                f"models is expected to hold different networks, but {first} and {index} are the same object; "
+                "copy.deepcopy makes another"
+            )
+    if not networks:
+        raise ValueError("models is expected to hold at least one network, got none")
+    return networks
+
+
+def _for_each(name: str, value: Any, count: int, kinds: Any) -> list[Any]:
+    """One value for each network: those in a list (whose possible types are `kinds`), or one for all."""
+    if not isinstance(value, kinds) or (isinstance(value, np.ndarray) and not value.ndim):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} is expected to be one value, or a list with one for each of the {count:,} networks, got a "
+            f"list of {len(value):,}"
+        )
+    return list(value)
+
+
+def _validation_sets(data: Dataset, given: list[Any]) -> list[Any]:
+    """Pairs of samples and targets as data sets, the same one for each network that has the same pair."""
+    made: dict[int, Dataset] = {}
+    for pair in given:
+        if isinstance(pair, tuple) and len(pair) == 2 and id(pair) not in made:
+            made[id(pair)] = data.part(*pair)
+    return [made.get(id(each), each) for each in given]
+
+
+class _Plan(NamedTuple):
+    """How each network is trained."""
+
+    data: Dataset
+    options: list[dict[str, Any]]  # arguments of `fit` by name
+    callbacks: Callable[[int], Any] | None
+    report: Callable[[int], Callback] | None = None  # makes the callback of a network that reports progress
+
+    def trainer(self, index: int, model: MLP) -> Trainer:
+        options = dict(self.options[index])
+        whole("epochs", options.pop("epochs"), 1)
+        penalty = Penalty(l2=options.pop("l2"), l1=options.pop("l1"))
+        return Trainer(model, self.data, penalty=penalty, **options)
+
+    def epochs(self, index: int) -> int:
+        return int(self.options[index]["epochs"])
+
+    def callbacks_of(self, index: int) -> list[Callback]:
+        made = [] if self.callbacks is None else as_callbacks(self.callbacks(index))
+        return made if self.report is None else [*made, self.report(index)]
+
+
+class _Outcome(NamedTuple):
+    """How the training of a network ended."""
+
+    history: History
+    error: Exception | None = None
+    state: dict[str, Any] | None = None  # of a network in a worker process
+
+
+def _check(plan: _Plan, models: Sequence[MLP]) -> None:
+    """Raise what `fit` would raise before it trains; the networks stay as they are."""
+    for index, model in enumerate(models):
+        before = {name: getattr(model, name) for name in ("loss", "inputs", "class_names")}
+        try:
+            plan.trainer(index, model)
+        except (ValueError, TypeError) as error:
+            if type(error) not in (ValueError, TypeError) or len(models) == 1:
+                raise
+            raise type(error)(f"network {index}: {error}") from error
+        finally:
+            vars(model).update(before)
+
+
+def _fit_here(plan: _Plan, job: tuple[int, MLP]) -> _Outcome:
+    """Train a network; an Exception of training is part of the outcome."""
+    index, model = job
+    trainer = plan.trainer(index, model)
+    error = None
+    try:
+        trainer.run(plan.epochs(index), plan.callbacks_of(index))
+    except Exception as raised:
+        error = raised
+    return _Outcome(trainer.history, error)
+
+
+def _fit_copy(plan: _Plan, job: tuple[int, MLP]) -> _Outcome:
+    """Train a network in a worker process: the outcome has its state, and can be pickled."""
+    history, error, _ = _fit_here(plan, job)
+    model = job[1]
+    state = {
+        "parameters": model.parameters.data,
+        "loss": model.loss,
+        "inputs": model.inputs,
+        "class_names": model.class_names,
+    }
+    return _Outcome(history, None if error is None else sendable(error), state)
+
+
+class _Fits:
+    """The networks of one call of `fit_many`, and how far they are.
+
+    Args:
+        plan: how each is trained.
+        models: the networks.
+        line: that shows the progress, or None.
+    """
+
+    def __init__(self, plan: _Plan, models: list[MLP], line: _Line | None) -> None:
+        self.plan, self.models, self.line = plan, models, line
+        if line is not None:
+            self.plan = plan._replace(report=partial(_Report, line.path))
+        self.histories = [History() for _ in models]
+        self.errors: dict[int, Exception] = {}
+        self.missing = set(range(len(models)))
+        self._interrupted = self._told = False
+
+    def run(self, workers: int) -> list[History]:
+        groups: dict[Any, list[int]] = {}
+        for index, model in enumerate(self.models):
+            groups.setdefault(_options_of(model.backend), []).append(index)
+        ways = [
+            self._on_cpu(indices, workers) if kind is NumpyBackend else self._together(indices)
+            for (kind, _), indices in groups.items()
+        ]
+        try:
+            for index, outcome in chain.from_iterable(ways):
+                self._end(index, outcome)
+        except KeyboardInterrupt:
+            for index in self.missing:
+                self.histories[index].interrupted = True
+        if self.line is not None:
+            self.line.show(self.missing, last=True)
+        if self.errors:
+            raise FitManyError(self.errors, self.histories) from next(iter(self.errors.values()))
+        return self.histories
+
+    def _end(self, index: int, outcome: Any) -> None:
+        """Take over what came of a network."""
+        if isinstance(outcome, Exception):
+            outcome = _Outcome(self.histories[index], outcome)
+        model, (history, error, state) = self.models[index], outcome
+        if state is not None:
+            np.copyto(model.parameters.data, state.pop("parameters"))
+            vars(model).update(state)
+        self.histories[index] = history
+        if error is not None:
+            self.errors[index] = error
+        self.missing.discard(index)
+        self._interrupted |= history.interrupted
+
+    def _watch(self) -> None:
+        """Show the progress; raise KeyboardInterrupt, once, after one network was interrupted: it is for all."""
+        if self.line is not None:
+            self.line.show(self.missing)
+        if self._interrupted and not self._told:
+            self._told = True
+            raise KeyboardInterrupt
+
+    def _on_cpu(self, indices: list[int], workers: int) -> Iterator[tuple[int, Any]]:
+        jobs = [(index, self.models[index]) for index in indices]
+        function = partial(_fit_copy, self.plan)
+        if min(workers, len(jobs)) == 1:
+            plan = self.plan
+            if self.line is not None:
+                plan = plan._replace(report=partial(_Report, self.line.path, then=self._watch))
+            function = partial(_fit_here, plan)
+        for place, outcome in run_jobs(function, jobs, n_jobs=workers, watch=self._watch):
+            yield indices[place], outcome
+
+    def _together(self, indices: list[int]) -> Iterator[tuple[int, _Outcome]]:
+        trainers: dict[int, Trainer] = {}
+
+        def training(index: int) -> Training:  # the trainer is made when there is place for it
+            trainer = trainers[index] = self.plan.trainer(index, self.models[index])
+            yield from trainer.training(self.plan.epochs(index), self.plan.callbacks_of(index))
+
+        # Those that may share a launch are neighbours.
+        order = sorted(indices, key=lambda index: (self.models[index].sizes, repr(self.models[index].layers)))
+        with _one_backend([self.models[index] for index in indices]) as backend:
+            pairs = ((index, training(index)) for index in order)
+            for index, error in run_together(backend, pairs, watch=self._watch):
+                trainer = trainers.pop(index, None)
+                yield index, _Outcome(History() if trainer is None else trainer.history, error)
+
+
+def _options_of(backend: Backend) -> Any:
+    """What tells the backends of networks apart that cannot be trained together."""
+    options = {name: value for name, value in vars(backend).items() if isinstance(value, str | int | None)}
+    return type(backend), tuple(sorted(options.items()))
 
 
 @contextmanager
-def _interrupted_by(stop: Path) -> Iterator[None]:
-    """Within the context, KeyboardInterrupt is raised once: by a signal, or when the file `stop` appears."""
-    seen = False
+def _one_backend(models: list[MLP]) -> Iterator[Backend]:
+    """Within the context, networks on one device have the same backend, which can run the steps of all."""
+    backends = [model.backend for model in models]
 
-    def interrupt(*_: object) -> None:
-        nonlocal seen
-        if not seen:
-            seen = True
-            raise KeyboardInterrupt
+    def use(chosen: Sequence[Backend]) -> None:
+        for model, backend in zip(models, chosen, strict=True):
+            model.backend = backend
+            for layer in model.layers:
+                layer.backend = backend
 
-    def look() -> None:
-        while not ended.wait(POLL):
-            if stop.exists():
-                if hasattr(signal, "pthread_kill"):  # wakes the main thread, which handles signals, from a sleep
-                    signal.pthread_kill(main, signal.SIGINT)
-                else:
-                    signal.raise_signal(signal.SIGINT)
-                return
-
-    ended, main = threading.Event(), threading.main_thread().ident or 0
-    looking = threading.Thread(target=look, daemon=True)
-    signal.signal(signal.SIGINT, interrupt)
     try:
-        looking.start()
-        yield
+        use(backends[:1] * len(models))
+        yield backends[0]
     finally:
-        seen = True
-        ended.set()
-        looking.join()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        use(backends)
 
 
-def sendable(error: Exception) -> Exception:
-    """The error itself, if it can be pickled, otherwise one with its text; both with the traceback as a note."""
-    note = "".join(traceback.format_exception(error)).rstrip()
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    if hasattr(error, "add_note"):  # Python 3.11
-        error.add_note(f"In a worker process:\n{note}")
-    return error
+# -- The line of progress ----------------------------------------------------------------------------------
 
 
-# -- What jobs share ---------------------------------------------------------------------------------------
+class _Report(Callback):
+    """Writes the epochs of a network and its best metric into its row of the file that the line of progress reads.
+
+    Args:
+        path: of the file.
+        index: of the network.
+        then: called after each epoch.
+    """
+
+    def __init__(self, path: Path, index: int, then: Callable[[], object] | None = None) -> None:
+        self.path, self.index, self.then = path, index, then
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        part = "train" if trainer.validation_batches is None else "validation"
+        self.so_far = BestSoFar(f"{part}_{METRICS[trainer.model.loss.task][0]}")
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        best = self.so_far.add_new(trainer.history)
+        board = np.load(self.path, mmap_mode="r+")
+        if best is not None:
+            board[self.index, 1:] = best.value, list(MONITORS).index(self.so_far.monitor)
+        board[self.index, 0] = trainer.epoch
+        if self.then is not None:
+            self.then()
 
 
-def write_shared(value: Any, path: Path) -> None:
-    """Write an object to a file that `read_shared` maps, with its contiguous arrays as they are in memory."""
-    try:
-        import cloudpickle
-    except ImportError:  # part of joblib before 1.6
-        from joblib.externals import cloudpickle
+class _Line:
+    """The progress of all networks: in place on a terminal and in a notebook, printed ten times elsewhere.
 
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    with open(path, "wb") as file:
-        parts = []
-        for buffer in buffers:
-            with buffer.raw() as raw:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                parts.append((file.tell(), raw.nbytes))
-                file.write(raw)
-        file.write(pickled)
-    with open(path.with_suffix(".parts"), "wb") as file:
-        pickle.dump((parts, len(pickled)), file)
+    Args:
+        folder: for the file that workers write into.
+        epochs: of each network.
+    """
+
+    def __init__(self, folder: str, epochs: list[int]) -> None:
+        from ..notebook import notebook_cell  # imports modules of this package
+
+        self.path = Path(folder, "progress.npy")
+        np.save(self.path, np.zeros((len(epochs), 3)))  # epochs, best value, place of its column in MONITORS
+        self._epochs = np.array(epochs)
+        self._in_place = sys.stdout.isatty() or notebook_cell() is not None
+        self._start, self._next, self._shown = time.monotonic(), 0.0, ""
+
+    def show(self, missing: set[int], *, last: bool = False) -> None:
+        """Print the line, if it is time for it."""
+        board = np.load(self.path)
+        finished = [index not in missing for index in range(len(board))]
+        done = int(np.where(finished, self._epochs, board[:, 0]).sum()) / self._epochs.sum()
+        # In place a few times a second, otherwise after each tenth.
+        now, due = (time.monotonic(), _PAUSE) if self._in_place else (done, 0.1)
+        if now < self._next and not last:
+            return
+        self._next = now + due
+        rate = per_second(done * len(board), time.monotonic() - self._start)
+        text = (
+            f"epochs {int(board[:, 0].sum()):,}/{self._epochs.sum():,}, "
+            f"networks {sum(finished):,}/{len(board):,}, {rate:.3g}/s{_best(board)}"
+        )
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:width]:<{min(len(self._shown), width)}}", end="\n" if last else "", flush=True)
+        elif text != self._shown:
+            print(text, flush=True)
+        self._shown = text
 
 
-@lru_cache(maxsize=1)
-def read_shared(path: Path) -> Any:
-    """What `write_shared` has written; its arrays are read only, and all processes share their memory."""
-    parts, pickled = pickle.loads(path.with_suffix(".parts").read_bytes())
-    with open(path, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return pickle.loads(view[len(view) - pickled :], buffers=[view[at : at + size] for at, size in parts])
+def _best(board: HostArray) -> str:
+    """The best metric so far, and whose it is."""
+    begun = board[:, 0] > 0
+    if not begun.any():
+        return ""
+    column = int(board[begun, 2].max())  # of validation, if there is any
+    monitor, higher = list(MONITORS.items())[column]
+    values = np.where(begun & (board[:, 2] == column), board[:, 1], -np.inf if higher else np.inf)
+    index = int(values.argmax() if higher else values.argmin())
+    return f", best {monitor_words(monitor)} {metric(monitor, float(values[index]))} (network {index})"

@@ -135,6 +135,8 @@ class Trainer:
         penalty: on the weights.
         batch_size: samples per step, or ``"full"``; more than there are means all of them.
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
+        rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
+            for all.
         seed: of the held-out samples, of the batch order and of dropout.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
@@ -169,6 +171,7 @@ class Trainer:
         seed: int = 0,
         diagnostics: bool = True,
         pixels: bool | None = None,
+        rows: HostArray | None = None,
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
@@ -185,7 +188,7 @@ class Trainer:
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight
+                model, train, validation, batch_size, self.seed, pixels, class_weight, rows
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -508,7 +511,7 @@ def fit(
         batch_size: samples per step, or ``"full"``.
         validation: a `Dataset`, or arrays ``(samples, targets)``; or the number of training samples to hold out,
             drawn by the seed; or their fraction, such as 0.1, with the same shares of the classes as in training;
-            None for no validation.
+            or an array of the row numbers of those to hold out; None for no validation.
         schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)`` or
             ``Warmup(100, then=Cosine(2000))``.
         l2, l1: weight penalty, see `Penalty`.
@@ -550,7 +553,7 @@ def fit(
     epochs = whole("epochs", epochs, 1)
     trainer = Trainer(
         instance("model", model, MLP, "MLP([784, 128, 10])"),
-        _as_dataset(train, targets, sample_weight),
+        as_dataset(train, targets, sample_weight),
         optimizer=optimizer,
         schedule=schedule,
         penalty=Penalty(l2=l2, l1=l1),
@@ -594,7 +597,7 @@ def _checked_data(name: str, value: object) -> Dataset:
     return value
 
 
-def _as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
+def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     """The training set of `fit`.
 
     Raises:
