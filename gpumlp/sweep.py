@@ -25,8 +25,8 @@ from .training import tensorboard
 from .training.batches import held_out_samples
 from .training.config import PRESETS, Config, ConfigError, given, option
 from .training.history import monitor_words
+from .training.jobs import worker_count
 from .training.lock import RunLock
-from .training.many import worker_count
 from .training.progress import Progress, metric
 from .training.search_space import NOTES, grid, label, random, value_text, with_values
 from .training.session import Shared

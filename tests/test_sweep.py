@@ -8,12 +8,14 @@ import os
 import signal
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from gpumlp.backends import Execution
+from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.extras import MissingExtraError
 from gpumlp.training.config import Config
 from gpumlp.training.history import Finding
@@ -305,18 +307,17 @@ LONG = (*DIGITS, "--epochs", 60, "--grid", "hidden=16,17", "--seeds", 2)
 FIRST, SECOND = "hidden=16,seed=0", "hidden=16,seed=1"
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Path, whole: Path, jobs: int) -> None:
+def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Path, whole: Path) -> None:
     pytest.importorskip("joblib")
     out = tmp_path / "s"
-    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out)
+    process = spawn("sweep", *LONG, "--jobs", 2, "--out", out)
     wait_until(lambda: lines(out / SECOND) >= 5, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
     assert not (out / "sweep.csv").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
-    code, _, err = finish(spawn("sweep", "--resume", out, "--jobs", jobs))
+    code, _, err = finish(spawn("sweep", "--resume", out, "--jobs", 2))
     assert (code, err) == (0, "")
     same_sweep(out, whole)
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items()), "it was trained again"
@@ -339,6 +340,56 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
     )
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
     assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
+    same_sweep(out, whole)
+
+
+# -- On a GPU ------------------------------------------------------------------------------------------------
+
+
+class FakeGPU(NumpyBackend):
+    """A fake GPU on which three networks fit, with two ways of running steps."""
+
+    together: ClassVar[list[tuple[str, int]]] = []  # the way of each launch, and its number of networks
+    interrupted_at: ClassVar[int] = 30  # launches
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.name, self.way = "cuda:0", way
+
+    def execution(self, step: Any) -> Execution:
+        return Execution(self.way, "as tested")
+
+    def networks_at_once(self, step: Any) -> int:
+        return 3
+
+    def run_many(self, runs: Any) -> None:
+        self.together.append((self.way, len(runs)))
+        if len(self.together) == self.interrupted_at:
+            raise KeyboardInterrupt
+        super().run_many(runs)
+
+
+def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = "persistent"
+
+    def get_backend(device: str, *, matmul_precision: str, execution: str) -> NumpyBackend:
+        return FakeGPU(default if execution == "auto" else execution)
+
+    monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
+    monkeypatch.setattr(FakeGPU, "together", [])
+    out = tmp_path / "s"
+    words = (*LONG[:2], "--device", "cuda", *LONG[4:], "--quiet")
+    assert run("sweep", *words, "--out", out) == 130
+    assert {row["state"] for row in rows(out)} == {"unfinished", "not started"}
+    assert FakeGPU.together == [("persistent", 3)] * 30
+    monkeypatch.setattr(FakeGPU, "together", [])
+    monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
+    default = "graphs"
+    assert run("sweep", "--resume", out, "--quiet") == 0
+    assert {ways for ways, _ in FakeGPU.together} == {"persistent", "graphs"}
+    assert max(count for way, count in FakeGPU.together if way == "persistent") == 3
     same_sweep(out, whole)
 
 

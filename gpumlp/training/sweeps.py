@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 import gpumlp
 
+from ..backends import Backend, StepRun
 from ..data import Dataset
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
@@ -31,12 +33,13 @@ from .config import Config, ConfigError
 from .divergence import DivergenceError
 from .history import monitor_words
 from .history_file import read_object
+from .jobs import run_jobs, worker_count
 from .lock import LOCK, RunLock
-from .many import run_jobs, worker_count
+from .many import run_together
 from .progress import Progress, metric
 from .run import Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
-from .session import Shared, plain_name, prepare, resume_config
+from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
 from .trainer import Trainer
 
 SWEEP, TABLE = "sweep.json", "sweep.csv"
@@ -332,7 +335,7 @@ def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun,
 # -- Training them -------------------------------------------------------------------------------------------
 
 
-class Outcome(NamedTuple):
+class SweepOutcome(NamedTuple):
     """How a sweep ended: its runs, and whether it was interrupted."""
 
     rows: list[Row]
@@ -341,7 +344,7 @@ class Outcome(NamedTuple):
 
 def train_all(
     sweep: Sweep, data: tuple[Dataset, Dataset], progress: SweepProgress, n_jobs: int | None = None
-) -> Outcome:
+) -> SweepOutcome:
     """Train the runs of a sweep that have no result yet, several at once.
 
     On a CPU in worker processes with one BLAS thread each, on a GPU in this process.
@@ -372,20 +375,20 @@ def train_all(
     missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
     _wait_for_workers([sweep.path / run.folder for run in missing])
     interrupted = False
-    with progress.running(sweep, missing):
+    with progress.running(sweep, missing), data[0].placed_once(), data[1].placed_once():
         try:
             if backend.name == "cpu":
                 train = functools.partial(_train_in_worker, data, sweep, os.getpid())
                 jobs = run_jobs(train, missing, n_jobs=n_jobs)
             else:
-                jobs = _train_here(shared, sweep, missing)
+                jobs = _train_together(shared, sweep, missing)
             for index, failure in jobs:
                 if failure is not None:
                     failures[missing[index].folder] = _reason(failure)
                 progress.ended(sweep.row(missing[index], failures))
         except KeyboardInterrupt:
             interrupted = True
-    return Outcome(sweep.rows(failures), interrupted)
+    return SweepOutcome(sweep.rows(failures), interrupted)
 
 
 def _without_joblib(workers: int) -> str:
@@ -415,38 +418,77 @@ def _is_orphan(parent: int) -> bool:
 def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, run: PlannedRun) -> None:
     """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same."""
     try:
-        with threadpool_limits(1, user_api="blas"):
-            _train(Shared(data), sweep, run, _Silent(parent))
+        with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
+            _require_end(prepare(sweep.config_of(run), Shared(data), _Silent(parent)).train())
     except KeyboardInterrupt:
         if _is_orphan(parent):
             os._exit(1)  # nobody wants the worker any more
         raise
 
 
-def _train_here(
+def _train_together(
     shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun]
 ) -> Iterator[tuple[int, Exception | None]]:
-    """Train runs in this process, one after another."""
-    for index, run in enumerate(runs):
-        try:
-            _train(shared, sweep, run, _Silent(os.getpid()))
-        except Exception as error:
-            yield index, error
-        else:
-            yield index, None
+    """Train runs in this process, as many at a time as fit on a GPU.
 
-
-def _train(shared: Shared, sweep: Sweep, run: PlannedRun, display: Progress) -> None:
-    """Train a run to its end; that it diverged is in its folder.
-
-    Raises:
-        KeyboardInterrupt: it is saved, and not at its end.
-        Exception: it cannot be trained.
+    Yields:
+        The index of a run that has ended, and the Exception that ended it, or None.
     """
+    waiting = sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index]))
+    while waiting:
+        others: list[int] = []
+        yield from _train_some(shared, sweep, runs, waiting, others)
+        waiting = others
+
+
+def _train_some(
+    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun], indices: Sequence[int], others: list[int]
+) -> Iterator[tuple[int, Exception | None]]:
+    """Train those runs that have the same backend as the first one, and append the indices of the others.
+
+    A run that is resumed keeps its way of running steps, which may be that of another backend than new runs have.
+    """
+    backend: Backend | None = None
+    failed: list[tuple[int, Exception]] = []
+
+    def prepared() -> Iterator[tuple[int, PreparedRun]]:
+        for index in indices:
+            try:
+                run = prepare(sweep.config_of(runs[index]), shared, _Silent(os.getpid()))
+            except Exception as error:
+                failed.append((index, error))
+                continue
+            if backend in (None, run.trainer.model.backend):
+                yield index, run
+            else:
+                run.folder.release()
+                others.append(index)
+
+    these = prepared()
+    first = next(these, None)
+    if first is not None:
+        backend = first[1].trainer.model.backend
+        yield from run_together(backend, ((index, _steps(run)) for index, run in itertools.chain([first], these)))
+    yield from failed
+
+
+def _shape(sweep: Sweep, run: PlannedRun) -> str:
+    """Equal for runs whose networks and batches have the same shape, which a GPU trains best together."""
+    config = with_values(sweep.config, sweep.networks[run.network])
+    return repr((config.hidden, config.batch_size, config.activation, config.optimizer))
+
+
+def _steps(run: PreparedRun) -> Generator[StepRun, None, None]:
+    """The steps of a run to its end, that of a divergence included."""
     with suppress(DivergenceError):
-        outcome = prepare(sweep.config_of(run), shared, display).train()
-        if outcome.metrics is None:
-            raise KeyboardInterrupt
+        yield from run.steps()
+        _require_end(run.outcome)
+
+
+def _require_end(outcome: Outcome | None) -> None:
+    """Raise KeyboardInterrupt if a run was interrupted: it is saved, and not at its end."""
+    if outcome is None or outcome.metrics is None:
+        raise KeyboardInterrupt
 
 
 def _reason(failure: Exception) -> str:
@@ -471,13 +513,13 @@ def _wait_for_workers(folders: Sequence[Path]) -> None:
 class SweepProgress:
     """One line on a sweep: runs that have ended, the best so far, the time left.
 
-    On a terminal it changes in place; elsewhere it is printed anew, about 20 times.
+    On a terminal it changes in place; elsewhere it is printed anew, about 10 times.
 
     Attributes:
         quiet: whether nothing is shown.
     """
 
-    _LINES = 20
+    _LINES = 10
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -500,9 +542,10 @@ class SweepProgress:
         if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            columns = TextColumn("{task.description}"), BarColumn(20)
-            self._bar = Bar(*columns, console=self._console, transient=True)
+            line = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            self._bar = Bar(BarColumn(10), line, console=self._console, transient=True)
             self._bar.add_task(self._line(), total=self._total)
             self._bar.start()
         try:
