@@ -216,6 +216,8 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--preset", "torch"], "preset: expected notes, got 'torch'"),
         (["--grid", "schedule=cosine", "warmup=0,1000000"], "warmup: expected fewer than the 82 steps"),
         (["--grid", "label-smoothing=2"], "label_smoothing: expected a number of at least 0 and below 1, got 2.0"),
+        (["--validation", 1437], "validation is expected to leave some of the 1,437 training samples"),
+        (["--device", "cuda:99"], "cuda"),
         (["--resume", "none"], "there is no sweep in none: it has no sweep.json"),
     ],
 )

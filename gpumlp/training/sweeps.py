@@ -146,7 +146,7 @@ class Sweep:
         problems = dict.fromkeys(metric_problems(metric, training))
         for values in networks:
             try:
-                with_values(config, values).resolved(len(training), training.task)
+                with_values(config, values).resolved(len(training), training.task).planned_steps(len(training))
             except ConfigError as error:
                 problems |= dict.fromkeys(str(error).split("\n"))
         if problems:
@@ -342,16 +342,14 @@ class SweepOutcome(NamedTuple):
     interrupted: bool
 
 
-def train_all(
-    sweep: Sweep, data: tuple[Dataset, Dataset], progress: SweepProgress, n_jobs: int | None = None
-) -> SweepOutcome:
+def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int | None = None) -> SweepOutcome:
     """Train the runs of a sweep that have no result yet, several at once.
 
     On a CPU in worker processes with one BLAS thread each, on a GPU in this process.
 
     Args:
         sweep: saved in its folder, which the caller has locked.
-        data: training and test set.
+        shared: gives the data and the device.
         progress: what is shown.
         n_jobs: the number of worker processes; None for one on each core.
 
@@ -359,13 +357,13 @@ def train_all(
         ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
             sweep.
     """
+    data = shared.data(sweep.config, sweep.config.task, progress.display)
     found = data[0].fingerprint(), data[1].fingerprint()
     if found != sweep.data:
         raise CheckpointError(
             f"{sweep.path}: the sweep was made with other data: expected {' and '.join(sweep.data)}, "
             f"got {' and '.join(found)}; use the data it was made with"
         )
-    shared = Shared(data)
     backend, device = shared.backend(sweep.config, sweep.config.execution)
     progress.say(device)
     if backend.name == "cpu":
@@ -373,10 +371,10 @@ def train_all(
         progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
     failures: dict[str, str] = {}
     missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
-    _wait_for_workers([sweep.path / run.folder for run in missing])
     interrupted = False
     with progress.running(sweep, missing), data[0].placed_once(), data[1].placed_once():
         try:
+            _wait_for_workers([sweep.path / run.folder for run in missing])
             if backend.name == "cpu":
                 train = functools.partial(_train_in_worker, data, sweep, os.getpid())
                 jobs = run_jobs(train, missing, n_jobs=n_jobs)
@@ -516,6 +514,7 @@ class SweepProgress:
     On a terminal it changes in place; elsewhere it is printed anew, about 10 times.
 
     Attributes:
+        display: where lines go.
         quiet: whether nothing is shown.
     """
 
@@ -523,7 +522,7 @@ class SweepProgress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._display = Progress(quiet=quiet)
+        self.display = Progress(quiet=quiet)
         self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Any = None  # rich.progress.Progress
         self._sweep: Sweep | None = None
@@ -532,7 +531,7 @@ class SweepProgress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._display.say(text)
+        self.display.say(text)
 
     @contextmanager
     def running(self, sweep: Sweep, missing: Sequence[PlannedRun]) -> Iterator[None]:
