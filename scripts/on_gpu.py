@@ -29,8 +29,11 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 570  # no part starts or runs after this
+TIMED_SAMPLES = 16_384  # of an epoch, for the times of the fused kernel
+TIMED_BATCHES = (16, 32, 64, 128, 256)
+MANY = (1, 14, 64)  # networks at once
 LOG_BYTES = 300_000  # of each part, its end
-WAYS = ("persistent", "graphs", "eager")
+WAYS = ("fused", "persistent", "graphs", "eager")
 EXPECTED_PEERS = ("torch", "torch-graph", "jax")  # other libraries that can train on a GPU
 INSTALL = "pip install '.[cuda13,nvmath,test]'"
 NOT_POSSIBLE = "not possible"
@@ -90,15 +93,110 @@ def machine(job: Job) -> None:
     job.note = device.description
 
 
+def fused_tests(job: Job) -> None:
+    """The tests of the fused kernel that are marked gpu."""
+    _run_tests(job, *(f"tests/test_{name}.py" for name in ("fused_kernel", "fused_training", "fused")))
+
+
+def fused_sanitizer(job: Job) -> None:
+    """`compute-sanitizer` on a small training run by the fused kernel: memory errors, races."""
+    _sanitize(job, [("memcheck", "fused"), ("racecheck", "fused")])
+
+
+def fused_times(job: Job) -> None:
+    """Microseconds of a step: the fused kernel beside the other ways, and many networks at once."""
+    from benchmarks import common
+    from gpumlp import DeviceError, available_devices, get_backend
+
+    devices = [device for device in available_devices() if device.name == get_backend(job.device).name]
+    job.result = {**common.circumstances(devices, [], "scripts/on_gpu.sh"), "steps": [], "many": []}
+    data = common.generate(TIMED_SAMPLES)
+    for sizes, batch_size in [*(((784, 128, 10), batch) for batch in TIMED_BATCHES), ((784, 512, 512, 10), 128)]:
+        for way in WAYS[:3]:
+            row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "execution": way}
+            job.result["steps"].append(row)
+            try:
+                one = common.trainer(sizes, data, get_backend(job.device, execution=way), batch_size)
+                row.update(_epoch_times(one))
+            except DeviceError as error:
+                row["error"] = str(error)
+            job.save()
+    for sizes, batch_size in [((784, 128, 10), 32), ((784, 128, 10), 128), ((30, 100, 2), 200)]:
+        for networks in MANY:
+            row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "networks": networks}
+            job.result["many"].append(row)
+            try:
+                row.update(_many(job.device, sizes, batch_size, networks))
+            except DeviceError as error:
+                row["error"] = str(error)
+            job.save()
+    timed = [row for row in job.result["many"] if "error" not in row and row["network"] == "784-128-10"]
+    if not timed:
+        raise RuntimeError("no setting could be timed")
+    most = max(timed, key=lambda row: row["samples_per_second"])
+    job.note = f"{most['networks']} networks: {most['samples_per_second']:,.0f} samples/s together"
+
+
+def _epoch_times(trainer: Any) -> dict[str, Any]:
+    """Microseconds of a step in the fastest of some epochs, and how the steps were run."""
+    trainer.run(5)
+    steps = len(trainer.batches.slices)
+    return {
+        "microseconds_per_step": 1e6 * min(trainer.history["seconds"][2:]) / steps,
+        "ran": str(trainer.execution),
+    }
+
+
+def _many(device: str, sizes: tuple[int, ...], batch_size: int, networks: int) -> dict[str, Any]:
+    """The same for one step of each of some networks, which share the samples."""
+    import numpy as np
+
+    from gpumlp import MLP, SGD, Adam, Dataset, Trainer, get_backend
+    from gpumlp.backends import StepRun
+
+    backend, rng = get_backend(device), np.random.default_rng(0)
+    pixels = sizes[0] == 784
+    images = rng.integers(0, 256, (TIMED_SAMPLES, sizes[0]), dtype=np.uint8)
+    optimizer = SGD(0.01, momentum=0.9) if pixels else Adam()
+    with backend.activate():
+        rows = backend.asarray(images if pixels else (images / 255).astype(np.float32))  # one copy for all
+        data = Dataset(rows, rng.integers(0, sizes[-1], TIMED_SAMPLES), classes=sizes[-1])
+        trainers = [
+            Trainer(MLP(list(sizes), seed=seed, device=backend), data, optimizer=optimizer, batch_size=batch_size)
+            for seed in range(networks)
+        ]
+        at_once = backend.networks_at_once(trainers[0]._step)  # says, too, that they are trained together
+        steps = len(trainers[0].batches.slices)
+        runs = [StepRun(each._step, range(steps), [optimizer.learning_rate] * steps) for each in trainers]
+        seconds = []
+        for _ in range(4):
+            backend.synchronize()
+            start = time.perf_counter()
+            backend.run_many(runs)
+            backend.synchronize()
+            seconds.append(time.perf_counter() - start)
+    best = min(seconds[1:])
+    return {
+        "networks_at_once": at_once,
+        "microseconds_per_step": 1e6 * best / steps,
+        "samples_per_second": networks * TIMED_SAMPLES / best,
+        "ran": str(trainers[0].execution),
+    }
+
+
 def tests(job: Job) -> None:
     """All tests marked gpu; a test that would skip without a GPU fails."""
+    _run_tests(job, "tests")
+
+
+def _run_tests(job: Job, *paths: str) -> None:
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         raise NotPossibleError(f"{' and '.join(missing)} not installed; {INSTALL} brings it")
     file = job.work / "tests.xml"
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={file}", *workers]
-    done = job.run("-m", "pytest", *options, "tests", GPUMLP_REQUIRE_GPU="1")
+    done = job.run("-m", "pytest", *options, *paths, GPUMLP_REQUIRE_GPU="1")
     if not file.exists():
         raise RuntimeError(f"pytest ended with exit code {done.returncode} and without a report")
     suite = next(ElementTree.parse(file).iter("testsuite"))
@@ -335,13 +433,17 @@ def _kernels(trainer: Any, steps: int) -> list[dict[str, Any]]:
 
 
 def sanitizer(job: Job) -> None:
-    """`compute-sanitizer` on an epoch of a small training run: memory errors in each way, races of the kernel."""
+    """The same for the other ways, and races of the persistent kernel."""
+    _sanitize(job, [*(("memcheck", way) for way in WAYS[1:]), ("racecheck", "persistent")])
+
+
+def _sanitize(job: Job, wanted: Sequence[tuple[str, str]]) -> None:
+    """Run tools of `compute-sanitizer` on an epoch of a small training run, each with a way of running it."""
     tool = shutil.which(
         "compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     )
     if tool is None:
         raise NotPossibleError("compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin")
-    wanted = [("memcheck", way) for way in WAYS] + [("racecheck", "persistent")]
     processes = []
     for check, way in wanted:
         words = ["--dataset", "digits", "--epochs", "1", "--batch-size", "32", "--quiet", "--execution", way]
@@ -375,14 +477,17 @@ class Part(NamedTuple):
 
 # In this order, the most important first. The limits are below ten minutes together.
 PARTS = {
-    "machine": Part(machine, 30),
-    "tests": Part(tests, 130),
-    "training": Part(training, 60, "training.json"),
-    "compare": Part(compare, 110, "compare.json"),
-    "differences": Part(differences, 40, "differences.json"),
-    "throughput": Part(throughput, 60, "throughput.json"),
-    "profile": Part(profile, 40, "profile.json"),
-    "sanitizer": Part(sanitizer, 80),
+    "machine": Part(machine, 20),
+    "fused-tests": Part(fused_tests, 80),
+    "fused-sanitizer": Part(fused_sanitizer, 40),
+    "fused-times": Part(fused_times, 70, "fused.json"),
+    "tests": Part(tests, 80),
+    "training": Part(training, 50, "training.json"),
+    "compare": Part(compare, 100, "compare.json"),
+    "differences": Part(differences, 25, "differences.json"),
+    "throughput": Part(throughput, 50, "throughput.json"),
+    "profile": Part(profile, 30),
+    "sanitizer": Part(sanitizer, 25),
 }
 
 
@@ -651,21 +756,61 @@ def _throughput(result: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _tests(result: dict[str, Any]) -> Iterator[str]:
-    yield "## Tests\n"
+def _tests(result: dict[str, Any], title: str = "Tests") -> Iterator[str]:
+    yield f"## {title}\n"
     counts = ", ".join(f"{result[name]} {name}" for name in ("tests", "failures", "errors", "skipped"))
     yield f"{counts}; {result['seconds']:.0f} s\n"
     yield from (f"- {name}" for name in result["failed"][:30])
     yield ""
 
 
-def _sanitizer(result: dict[str, Any]) -> Iterator[str]:
-    yield "## compute-sanitizer\n"
+def _sanitizer(result: dict[str, Any], title: str = "compute-sanitizer") -> Iterator[str]:
+    yield f"## {title}\n"
     yield from (f"- {row['tool']}, {row['execution']}: {row['summary'] or 'no summary'}" for row in result["rows"])
     yield ""
 
 
+def _fused_times(result: dict[str, Any]) -> Iterator[str]:
+    yield "## The fused kernel, microseconds a step\n"
+    by_setting: dict[tuple[str, int], dict[str, str]] = {}
+    for row in result["steps"]:
+        time = f"{row['microseconds_per_step']:.2f}" if "error" not in row else "-"
+        by_setting.setdefault((row["network"], row["batch_size"]), {})[row["execution"]] = time
+    ways = WAYS[:3]
+    rows = (
+        [network, str(batch), *(times.get(way, "-") for way in ways)]
+        for (network, batch), times in by_setting.items()
+    )
+    yield from table(["network", "batch", *ways], rows)
+    yield "Many networks at once: a step of all of them.\n"
+    yield from table(
+        ["network", "batch", "networks", "in a launch", "us a step", "samples/s together"],
+        (
+            [row["network"], str(row["batch_size"]), str(row["networks"]), "-", "-", row["error"]]
+            if "error" in row
+            else [
+                row["network"],
+                str(row["batch_size"]),
+                str(row["networks"]),
+                str(row["networks_at_once"]),
+                f"{row['microseconds_per_step']:.2f}",
+                f"{row['samples_per_second']:,.0f}",
+            ]
+            for row in result["many"]
+        ),
+    )
+    yield from (
+        f"- {row['network']}, batch {row['batch_size']}, {row['execution']}: {row['error']}"
+        for row in result["steps"]
+        if "error" in row
+    )
+    yield ""
+
+
 _SECTIONS = {
+    "fused-tests": lambda result: _tests(result, "Tests of the fused kernel"),
+    "fused-sanitizer": lambda result: _sanitizer(result, "compute-sanitizer on the fused kernel"),
+    "fused-times": _fused_times,
     "training": _training,
     "compare": _compare,
     "differences": _differences,

@@ -27,6 +27,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of each process, which would wait for each other
 
 
+OPTIONAL = ("emulator", "nvcc")  # markers of tests that take minutes
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that take minutes, unless ``-m`` names their marker."""
+    names = {name for name in OPTIONAL if name not in config.option.markexpr}
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in names)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not any(item.get_closest_marker(name) for name in names)]
+
+
 @pytest.fixture(
     params=["cpu", "strict", "host-cuda", "host-cublaslt", pytest.param("cuda", marks=pytest.mark.gpu)]
 )

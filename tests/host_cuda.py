@@ -13,7 +13,7 @@ import numpy as np
 import gpumlp.backends
 from gpumlp.backends.cuda.cublaslt import Products
 from tests.host_cublaslt import host_bindings
-from tests.host_kernels import HostModule
+from tests.host_kernels import HostFunction, HostModule, Pointer
 from tests.strict_device import ALLOWED_KEYWORDS, StrictArray, StrictNamespace
 
 NO_LAUNCH = {"empty", "empty_like", "dtype"}  # CuPy functions without a launch
@@ -32,10 +32,17 @@ class HostCupy(StrictNamespace):
         self.products: list[int] = []  # the compute type of each matrix product
         self.compiled_reductions: list[str] = []  # reductions that CuPy would compile, which takes seconds each
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
+        self.pointers: dict[tuple[int, np.dtype], Pointer] = {}  # that the program has asked for
+        self.functions: dict[int, HostFunction] = {}  # by their address
         self.attributes = {
-            "CooperativeLaunch": 0,  # 1 enables the persistent kernel
+            "CooperativeLaunch": 0,  # 1 enables the persistent and the fused kernel
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
+            "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
+            "ReservedSharedMemoryPerBlock": 1024,
+            "MaxThreadsPerMultiProcessor": 2048,
+            "MaxRegistersPerMultiprocessor": 65536,
+            "MaxBlocksPerMultiprocessor": 32,
         }
         self.ndarray, self.__version__ = StrictArray, "14 (a fake)"
         self._core = SimpleNamespace(_routines_linalg=ComputeTypes())
@@ -45,6 +52,7 @@ class HostCupy(StrictNamespace):
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
+            driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
@@ -52,6 +60,24 @@ class HostCupy(StrictNamespace):
 
     def RawModule(self, **arguments: Any) -> HostModule:
         return HostModule(self, **arguments)
+
+    def occupancy(self, function: int, block_size: int, shared_bytes: int) -> int:
+        """Blocks of a function that are resident on a multiprocessor."""
+        assert all(type(argument) is int for argument in (function, block_size, shared_bytes))
+        facts = self.attributes
+        shared = shared_bytes + facts["ReservedSharedMemoryPerBlock"]
+        limits = [
+            facts["MaxThreadsPerMultiProcessor"] // block_size,
+            facts["MaxSharedMemoryPerMultiprocessor"] // shared,
+        ]
+        if function in self.functions:  # otherwise its registers are unknown
+            limits.append(self.functions[function].resident)
+        return min(limits)
+
+    def address(self, data: np.ndarray) -> int:
+        pointer = Pointer.to(data)
+        self.pointers[pointer.start, data.dtype] = pointer
+        return pointer.start
 
     def wrap(self, result: Any) -> Any:
         if self.allocator is not None and isinstance(result, np.ndarray) and result.base is None:
@@ -256,15 +282,18 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
     return module
 
 
-def host_cuda_backend(*, cublaslt: bool = False, unknown: tuple[str, ...] = (), **options: Any) -> Any:
+def host_cuda_backend(
+    *, cublaslt: bool = False, unknown: tuple[str, ...] = (), cupy: HostCupy | None = None, **options: Any
+) -> Any:
     """A `CudaBackend` on the CPU, including the kernels.
 
     Args:
         cublaslt: use the fake of cuBLASLt for matrix products.
         unknown: names of epilogues that it does not support.
+        cupy: the fake of CuPy; None for a new one.
         options: of `CudaBackend`.
     """
-    cupy = HostCupy()
+    cupy = cupy or HostCupy()
     backend = load_cupy_backend(cupy).CudaBackend(0, **options)
     backend._products = [None]
     if cublaslt:

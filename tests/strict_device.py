@@ -60,7 +60,7 @@ class StrictArray:
     size = property(lambda self: self._data.size)
     T = property(lambda self: StrictArray(self._data.T, self._xp))
     flags = property(lambda self: self._data.flags)
-    data = property(lambda self: SimpleNamespace(ptr=self._data.ctypes.data))
+    data = property(lambda self: SimpleNamespace(ptr=self._xp.address(self._data)))
     device = property(lambda self: SimpleNamespace(id=0))
 
     def __len__(self) -> int:
@@ -155,6 +155,10 @@ class StrictNamespace:
         self.ledger.waits += 1
         self.ledger.host_reads += 1
         return array._data.item()
+
+    def address(self, data: np.ndarray) -> int:
+        """The address of an array's first element."""
+        return int(data.ctypes.data)
 
     def unwrap(self, value: Any) -> Any:
         if isinstance(value, StrictArray):

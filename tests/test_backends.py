@@ -325,7 +325,7 @@ def test_an_invalid_device_name_is_refused(name: object) -> None:
 
 @pytest.mark.parametrize(
     ("option", "choices"),
-    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, graphs, eager")],
+    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, fused, graphs, eager")],
 )
 def test_an_invalid_option_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):
@@ -333,13 +333,21 @@ def test_an_invalid_option_is_refused_on_every_device(option: str, choices: str)
             get_backend(device, **{option: "medium"})
 
 
+@pytest.mark.parametrize("number", [0, 2.0, True, "2"])
+def test_an_invalid_number_of_multiprocessors_is_refused_on_every_device(number: object) -> None:
+    for device in ("cpu", "auto", NumpyBackend()):
+        with pytest.raises(ValueError, match="multiprocessors is expected to be a whole number of 1 or more, got"):
+            get_backend(device, multiprocessors=number)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     module = load_cupy_backend(HostCupy())
     monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
     assert (get_backend(device).tf32, get_backend(device).wanted_execution) == (False, "auto")
-    chosen = get_backend(device, matmul_precision="high", execution="graphs")
+    chosen = get_backend(device, matmul_precision="high", execution="graphs", multiprocessors=3)
     assert (chosen.tf32, chosen.wanted_execution) == (True, "graphs")
+    assert (chosen.fused._parts, chosen.fused._multiprocessors) == (2, 3)
     model = MLP([3, 2], device=chosen)
     assert model.backend is chosen
 

@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 MATMUL_PRECISIONS = ("highest", "high")
-EXECUTIONS = ("auto", "persistent", "graphs", "eager")
+EXECUTIONS = ("auto", "persistent", "fused", "graphs", "eager")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -85,7 +85,11 @@ def check_device_name(name: object) -> str:
 
 
 def get_backend(
-    device: str | Backend = "auto", *, matmul_precision: str = "highest", execution: str = "auto"
+    device: str | Backend = "auto",
+    *,
+    matmul_precision: str = "highest",
+    execution: str = "auto",
+    multiprocessors: int | None = None,
 ) -> Backend:
     """Return the backend of a device.
 
@@ -93,11 +97,16 @@ def get_backend(
         device: ``"cpu"``; ``"cuda"`` (the first GPU), ``"cuda:1"``, ...; or ``"auto"``, a usable GPU, otherwise
             the CPU. A `Backend` is returned unchanged.
         matmul_precision: of float32 matrix products on a GPU, named as in PyTorch: ``"highest"`` is float32;
-            ``"high"`` is TF32, faster, with 10 mantissa bits in the factors. No effect on the CPU.
+            ``"high"`` is TF32, faster, with 10 mantissa bits in the factors (in the execution ``"fused"`` 15, two
+            bfloat16 parts). No effect on the CPU.
         execution: how training steps are run on a GPU. ``"persistent"`` runs many steps of a small network in one
-            kernel launch; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
-            operation. ``"auto"`` selects the first of these that supports the step. Results of ``"persistent"``
-            differ from those of the other two by rounding. No effect on the CPU.
+            kernel launch; ``"fused"`` does so for more kinds of small networks, and for many at once, but no card
+            has measured it yet; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
+            operation. ``"auto"`` selects the first of these that supports the step; ``"fused"`` only for networks
+            that are trained together. Results of ``"persistent"`` and ``"fused"`` differ from the others' by
+            rounding. No effect on the CPU.
+        multiprocessors: how many a network has in the execution ``"fused"``, each number with results of its own
+            up to rounding; None: as many as it needs.
 
     Raises:
         ValueError: the name or an option is invalid.
@@ -106,10 +115,13 @@ def get_backend(
     >>> get_backend("cpu").name
     'cpu'
     """
-    options = {"matmul_precision": matmul_precision, "execution": execution}
+    options: dict[str, Any] = {"matmul_precision": matmul_precision, "execution": execution}
     for (option, value), choices in zip(options.items(), (MATMUL_PRECISIONS, EXECUTIONS), strict=True):
         if value not in choices:
             raise ValueError(f"{option} is expected to be one of {', '.join(choices)}, got {value!r}")
+    if multiprocessors is not None and (type(multiprocessors) is not int or multiprocessors < 1):
+        raise ValueError(f"multiprocessors is expected to be a whole number of 1 or more, got {multiprocessors!r}")
+    options["multiprocessors"] = multiprocessors
     if isinstance(device, Backend):
         return device
     name = check_device_name(device)
@@ -122,7 +134,7 @@ def get_backend(
     return backend
 
 
-def choose_device(**options: str) -> tuple[Backend, str]:
+def choose_device(**options: Any) -> tuple[Backend, str]:
     """Select the device for ``"auto"``: the backend, with the options of `get_backend`, and the reason."""
     try:
         backend: Backend = _cuda_module().CudaBackend(0, **options)

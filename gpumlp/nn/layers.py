@@ -301,7 +301,7 @@ class Dropout(Layer):
         rate: the probability of dropping a value, from 0 to below 1.
     """
 
-    name = "dropout"
+    name = kernel = "dropout"
 
     def __init__(self, features: int, rate: float = 0.5) -> None:
         super().__init__(features, features)

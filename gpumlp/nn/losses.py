@@ -136,8 +136,8 @@ class SoftmaxCrossEntropy(Loss):
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
 
     @property
-    def kernel(self) -> str | None:  # type: ignore[override]
-        return None if self.label_smoothing else "softmax_cross_entropy"
+    def kernel(self) -> str:  # type: ignore[override]
+        return "smoothed_softmax_cross_entropy" if self.label_smoothing else "softmax_cross_entropy"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         # argmax: of several equal logits, the first is the prediction.
@@ -190,7 +190,7 @@ class LogisticCrossEntropy(Loss):
     5000.34657...
     """
 
-    name = "logistic_cross_entropy"
+    name = kernel = "logistic_cross_entropy"
     output = "sigmoid"
     task = "labels"
     label_smoothing = 0.0
@@ -241,7 +241,7 @@ class PoissonDeviance(Loss):
     0.5
     """
 
-    name = "poisson_deviance"
+    name = kernel = "poisson_deviance"
     output = "exp"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
@@ -275,7 +275,7 @@ class SquaredError(Loss):
     2.5
     """
 
-    name = "squared_error"
+    name = kernel = "squared_error"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp

@@ -52,11 +52,15 @@ class Shared:
 
     def __init__(self, data: tuple[Dataset, Dataset] | None = None) -> None:
         self._data = data
-        self._backends: dict[tuple[str, ...], tuple[Backend, str]] = {}
+        self._backends: dict[tuple[Any, ...], tuple[Backend, str]] = {}
 
     def backend(self, config: Config, execution: str) -> tuple[Backend, str]:
         """The backend of a run, and a line about its device."""
-        options = {"matmul_precision": config.matmul_precision, "execution": execution}
+        options: dict[str, Any] = {
+            "matmul_precision": config.matmul_precision,
+            "execution": execution,
+            "multiprocessors": config.multiprocessors,
+        }
         key = (config.device, *options.values())
         if key not in self._backends:
             if config.device == "auto":
@@ -219,6 +223,12 @@ def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
+        if config.execution != "fused":  # perhaps no longer
+            if config.multiprocessors != saved.multiprocessors:
+                raise ConfigError(
+                    f"multiprocessors: expected only with execution fused, got execution {config.execution}"
+                )
+            config = dataclasses.replace(config, multiprocessors=None)
         if not config.early_stopping:  # perhaps no longer
             if config.monitor != saved.monitor:
                 raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
@@ -282,6 +292,8 @@ def _trainer_as_before(
     """
     before, saved = checkpoint.execution, checkpoint.config.execution
     asked, was = config.execution != saved, before.get("name", saved)
+    if config.multiprocessors == checkpoint.config.multiprocessors:
+        config = dataclasses.replace(config, multiprocessors=before.get("multiprocessors"))
     trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training, shared)
     name = trainer.model.backend.name
     device_before = str(before.get("device", name))
@@ -305,13 +317,17 @@ def _trainer_as_before(
     threads, had = trainer.execution.threads, before.get("threads")
     if None not in (threads, had) and threads != had:
         display.say(f"BLAS threads: {threads} instead of {had}: results may differ by rounding")
+    count, had = trainer.execution.multiprocessors, before.get("multiprocessors")
+    if None not in (count, had) and count != had:
+        display.say(f"multiprocessors: {count} instead of {had}: results differ by rounding")
     return trainer
 
 
 def _from(way: str) -> tuple[str, ...]:
-    """A way of running steps, and those to try after it; none for ``"auto"``."""
+    """A way of running steps, and those to try after it, as ``"auto"`` would; none for ``"auto"``."""
     ways = EXECUTIONS[1:]
-    return ways[ways.index(way) :] if way in ways else ()
+    after = ways[ways.index(way) + 1 :] if way in ways else ()
+    return (way, *(name for name in after if name != "fused")) if way in ways else ()
 
 
 def _trainer_for(
@@ -446,6 +462,7 @@ def _metrics(
         "execution": execution["name"],
         "execution_reason": execution["reason"],
         "threads": execution["threads"],
+        "multiprocessors": execution["multiprocessors"],
         "dtype": config.dtype,
         "seed": config.seed,
         "version": gpumlp.__version__,

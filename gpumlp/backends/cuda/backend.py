@@ -9,8 +9,9 @@ An override calls the reference for arguments that its kernel does not support: 
 arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
-step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. A graph
-contains array code as well as kernels; parts of arrays at another address in each launch are copied for it.
+step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. Networks that
+are trained together are run by the fused kernel (``fused.py``) if it supports them. A graph contains array code as
+well as kernels; parts of arrays at another address in each launch are copied for it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ from ..base import (
     OptimizerRule,
     PenaltyRule,
     Step,
+    StepRun,
 )
 from ..philox import Draws
+from . import fused
 from .cublaslt import Products
 from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
@@ -100,7 +103,8 @@ class CudaBackend(Backend):
         index: of the GPU.
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, regardless of CUPY_TF32;
             ``"high"`` is TF32, on GPUs with compute capability 8.0 or higher.
-        execution: ``"auto"``, ``"persistent"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
+        execution: ``"auto"``, ``"persistent"``, ``"fused"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
+        multiprocessors: of a network in the execution ``"fused"``; None: as many as it needs.
 
     Raises:
         DeviceError: the GPU does not exist, or a first computation on it fails.
@@ -109,7 +113,14 @@ class CudaBackend(Backend):
     stores_masks = False
     steps_at_a_time = 2 * LENGTHS[0]
 
-    def __init__(self, index: int, *, matmul_precision: str = "highest", execution: str = "auto") -> None:
+    def __init__(
+        self,
+        index: int,
+        *,
+        matmul_precision: str = "highest",
+        execution: str = "auto",
+        multiprocessors: int | None = None,
+    ) -> None:
         count = device_count()
         if index >= count:
             present = ", ".join(f"cuda:{i} ({_name(i)})" for i in range(count))
@@ -121,10 +132,14 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
-        self._runners: dict[str, PersistentRunner | GraphRunner] = {
+        self.fused = fused.FusedRunner(self, 2 if matmul_precision == "high" else 3, multiprocessors)
+        self._runners: dict[str, PersistentRunner | fused.FusedRunner | GraphRunner] = {
             "persistent": self.persistent,
+            "fused": self.fused,
             "graphs": self.graphs,
         }
+        # Of networks that are trained together: whether the fused kernel is to be tried first.
+        self._together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
@@ -204,16 +219,46 @@ class CudaBackend(Backend):
     def _first_supported(self, step: Step) -> Execution:
         """The first execution that supports the step, or the requested one."""
         reasons: list[str] = []
-        for name, runner in self._runners.items():
-            if self.wanted_execution not in ("auto", name):
-                continue
+        for name in self._candidates(step):
+            runner = self._runners[name]
             reason = runner.unsupported_reason(step)
             if reason is None:
-                return Execution(name, "; ".join([runner.describe(step), *reasons]))
+                count = self.fused.multiprocessors(step) if name == "fused" else None
+                return Execution(name, "; ".join([runner.describe(step), *reasons]), multiprocessors=count)
             if self.wanted_execution == name:
                 raise ExecutionError(f"execution {name} is not possible: {reason}", "use execution auto instead")
             reasons.append(f"not {name}: {reason}")
         return Execution("eager", "; ".join(reasons) or "as requested")
+
+    def _candidates(self, step: Step) -> list[str]:
+        """The executions to try before the eager one."""
+        if self.wanted_execution != "auto":
+            return [name for name in self._runners if name == self.wanted_execution]
+        if self._together.get(step):
+            return sorted(self._runners, key=lambda name: name != "fused")
+        return [name for name in self._runners if name != "fused" or fused.MEASURED]
+
+    def networks_at_once(self, step: Step) -> int:
+        if self.wanted_execution not in ("auto", "fused"):
+            return 1
+        if step not in self._together:
+            self._together[step] = True
+            self._chosen.pop(step, None)
+            if self.execution(step).name == "fused" and self.fused.networks_at_once(step) == 1:
+                self._together[step] = False  # one after another, as each would be alone
+                self._chosen.pop(step, None)
+        return self.fused.networks_at_once(step) if self.execution(step).name == "fused" else 1
+
+    def run_many(self, runs: Sequence[StepRun]) -> None:
+        together: list[StepRun] = []
+        others: list[StepRun] = []
+        for run in runs:
+            if len(runs) > 1 and run.step not in self._together:
+                self.networks_at_once(run.step)
+            (together if self.execution(run.step).name == "fused" else others).append(run)
+        self.fused.run_many(together)
+        for run in others:
+            self.run_steps(*run)
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
         key, done = step_key(step), 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..base import Array, CudaActivation, stated
+from ..base import Array, CudaActivation, Memory, stated
 from ..philox import Draws, threshold
 
 MOST_CLASSES = 64  # since one thread processes a row of logits
@@ -26,12 +26,13 @@ _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2}  # numbered as in rules.
 
 
 class Device(Protocol):
-    """The part of `CudaBackend` that `GraphRunner` and `PersistentRunner` use."""
+    """The part of `CudaBackend` that `GraphRunner`, `PersistentRunner` and `FusedRunner` use."""
 
     xp: Any
 
     def asarray(self, array: Any) -> Array: ...
     def kernels(self, dtype: Any) -> Kernels: ...
+    def memory(self) -> Memory | None: ...
     def products(self) -> object | None: ...
     def capturing(self, capture: Any) -> AbstractContextManager[None]: ...
 
@@ -87,10 +88,14 @@ def has_loss_kernel(loss: Any) -> bool:
     return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
 
 
+def sgd_rule(optimizer: Any) -> str:
+    """The name of SGD's variant."""
+    return "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
+
+
 def sgd_code(optimizer: Any) -> np.int32:
     """The number of SGD's variant, as in rules.cuh."""
-    rule = "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
-    code: np.int32 = np.int32(_SGD_CODES[rule])
+    code: np.int32 = np.int32(_SGD_CODES[sgd_rule(optimizer)])
     return code
 
 

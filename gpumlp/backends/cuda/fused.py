@@ -1,0 +1,443 @@
+"""The fused kernel, ``fused.cu``: many steps of one or of several small networks in one launch.
+
+A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
+memory for all steps; their blocks exchange activations and errors through global memory. The other multiprocessors
+train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
+they differ from those of other executions, which add in another order.
+
+The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
+are exact together. This copy is made once for each array of samples, however many networks use it, and takes twice
+the memory of pixels and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. Samples that
+are changed in place afterwards are not read again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import numpy as np
+
+from ..base import PIXEL_SCALE, Array, CudaActivation, Step, StepRun, stated
+from ..philox import threshold
+from .graphs import StepKey
+from .kernels import (
+    Device,
+    cuda_activation,
+    has_penalty_kernel,
+    is_c_contiguous,
+    is_dense,
+    optimizer_kernel,
+    sgd_rule,
+)
+from .plan import FACTORS, LOSSES, NETWORK, OPTIMIZERS, Facts, Plan, Shape, make_plan
+
+# Whether a card has shown that this way is right and faster than the others; until then ``auto`` takes it for
+# networks that are trained together only, and it says so.
+MEASURED = False
+
+MOST_STEPS = 65_536  # per launch, which cannot be interrupted
+LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
+_ROWS = 8192  # samples that are converted at a time
+
+SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
+
+
+@dataclass(eq=False)
+class Rows:
+    """Samples as the kernel reads them.
+
+    Attributes:
+        samples: ``(rows, inputs)``, from which they were made; the reference prevents the reuse of their address.
+        values: ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers.
+    """
+
+    samples: Array
+    values: Array
+
+
+@dataclass(eq=False)
+class Compiled:
+    """The kernel for the networks of one plan.
+
+    Attributes:
+        plan: of a network.
+        kernel: CuPy's `RawKernel`.
+        at_once: networks for which there is room at the same time.
+        seconds: that it took to compile or to load.
+    """
+
+    plan: Plan
+    kernel: Any
+    at_once: int
+    seconds: float
+
+
+class FusedRunner:
+    """Runs the steps of a backend by the fused kernel.
+
+    Args:
+        backend: the backend.
+        parts: bfloat16 numbers whose sum a float32 factor of a product is: 3, exact, or 2, faster.
+        multiprocessors: of a network; None: by its plan.
+    """
+
+    def __init__(self, backend: Device, parts: int = 3, multiprocessors: int | None = None) -> None:
+        self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
+        self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
+        self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
+        self._structures: WeakKeyDictionary[Step, Any] = WeakKeyDictionary()
+        self._rows: WeakValueDictionary[SampleKey, Rows] = WeakValueDictionary()
+        self._held: WeakKeyDictionary[Step, Rows] = WeakKeyDictionary()  # as long as a step uses them
+
+    def unsupported_reason(self, step: Step) -> str | None:
+        """Why the kernel does not support this step on this device; None if it does. Compiles it.
+
+        To be asked again whenever the `step_key` has changed: until then, everything else is kept.
+        """
+        self._structures.pop(step, None)
+        reason = _unsupported_rule(step) or self._unsupported_device(step)
+        if reason is not None:
+            return reason
+        plan = self._plan(step)
+        if isinstance(plan, str):
+            return plan
+        compiled = self._compile(plan)
+        if isinstance(compiled, str):
+            return compiled
+        self._networks[step] = compiled
+        return None
+
+    def describe(self, step: Step) -> str:
+        """Describe how the kernel runs a supported step."""
+        compiled = self._networks[step]
+        plan, at_once = compiled.plan, compiled.at_once
+        parts = [
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
+            f"{at_once} network{'s' * (at_once > 1)} at once",
+            f"float32 as {self._parts} bfloat16 parts",
+            f"compiled in {compiled.seconds:.1f} s",
+        ]
+        return ", ".join(parts) + ("" if MEASURED else "; this way has not been measured on a card yet")
+
+    def multiprocessors(self, step: Step) -> int:
+        """How many multiprocessors the network of a supported step has."""
+        return self._networks[step].plan.blocks
+
+    def networks_at_once(self, step: Step) -> int:
+        """How many networks like that of a supported step are trained in one launch."""
+        return self._networks[step].at_once
+
+    def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
+        """Run the batches of a supported step; arguments as for `GraphRunner.run`. Returns their number."""
+        self.run_many([StepRun(step, batches, learning_rates)])
+        return len(batches)
+
+    def run_many(self, runs: Sequence[StepRun]) -> None:
+        """Run the batches of supported steps, those of one plan together, as many as there is room for."""
+        groups: dict[Compiled, list[StepRun]] = {}
+        for run in runs:
+            groups.setdefault(self._networks[run.step], []).append(run)
+        for compiled, group in groups.items():
+            for first in range(0, len(group), compiled.at_once):
+                self._run_together(compiled, group[first : first + compiled.at_once])
+        for run in runs:
+            for layer in filter(is_dense, run.step.layers):
+                for gradient in (layer.weight_gradient, layer.bias_gradient):
+                    gradient.fill(math.nan)  # poison stale gradients
+
+    def _run_together(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
+        longest = max(len(run.batches) for run in runs)
+        for first in range(0, longest, MOST_STEPS):
+            part = slice(first, first + MOST_STEPS)
+            self._launch(
+                compiled,
+                [
+                    StepRun(run.step, run.batches[part], run.learning_rates[part])
+                    for run in runs
+                    if len(run.batches) > first
+                ],
+            )
+
+    # -- What fits --------------------------------------------------------------------------------------------
+
+    def _unsupported_device(self, step: Step) -> str | None:
+        capability = int(self._backend.xp.cuda.Device().compute_capability)
+        if capability < LEAST_CAPABILITY:
+            return f"it needs compute capability 8.0, the device has {capability // 10}.{capability % 10}"
+        if not self._attribute("CooperativeLaunch"):
+            return "the device does not support cooperative launches"
+        size, memory = math.prod(_row_shape(step.images)) * 2, self._backend.memory()
+        if memory is not None and _sample_key(step.images) not in self._rows and size > memory.free:
+            return (
+                f"its copy of the samples takes {size / 2**30:.1f} GiB, and {memory.free / 2**30:.1f} GiB are free"
+            )
+        return None
+
+    def _plan(self, step: Step) -> Plan | str:
+        """The plan for the network of a step; or why there is none."""
+        dense = _dense_layers(step)
+        shape = Shape(
+            inputs=dense[0].weight.shape[0],
+            hidden=tuple(layer.bias.size for layer in dense[:-1]),
+            outputs=dense[-1].bias.size,
+            activations=tuple(found for layer in dense[:-1] if (found := cuda_activation(layer.activation))),
+            batch=step.batch_size,
+            pixels=bool(step.images.dtype == np.uint8),
+            loss=str(_loss_kernel(step.loss)),
+            optimizer=str(_optimizer_rule(step.optimizer)),
+            weighted=step.sample_weights is not None,
+            dropout=tuple(_dropout_layers(step)),
+            parts=self._parts,
+        )
+        facts = Facts(
+            multiprocessors=self._attribute("MultiProcessorCount"),
+            shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
+            shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
+            registers=self._attribute("MaxRegistersPerMultiprocessor"),
+        )
+        return make_plan(shape, facts, multiprocessors=self._multiprocessors)
+
+    def _attribute(self, name: str) -> int:
+        return int(self._backend.xp.cuda.Device().attributes.get(name, 0))
+
+    def _compile(self, plan: Plan) -> Compiled | str:
+        """The kernel of a plan, or why there is none."""
+        if plan not in self._compiled:
+            self._compiled[plan] = self._compile_now(plan)
+        return self._compiled[plan]
+
+    def _compile_now(self, plan: Plan) -> Compiled | str:
+        cuda, start = self._backend.xp.cuda, time.perf_counter()
+        code = fused_source(plan)
+        try:
+            # As for the persistent kernel, only the launch is cooperative.
+            options = ("--std=c++17", *plan.options())
+            kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
+            kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
+            resident = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+                kernel.kernel.ptr, plan.threads, plan.shared_bytes
+            )
+        except Exception as error:  # of the compiler or the driver; the type depends on CuPy's version
+            first_line = (str(error).splitlines() or [""])[0]
+            return f"its kernel cannot be compiled: {type(error).__name__}: {first_line}"
+        blocks = resident * self._attribute("MultiProcessorCount")
+        if blocks < plan.blocks:
+            return f"its blocks ({plan.blocks}) have to be resident at once, and the device has room for {blocks}"
+        return Compiled(plan, kernel, blocks // plan.blocks, time.perf_counter() - start)
+
+    # -- The launch -------------------------------------------------------------------------------------------
+
+    def _launch(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
+        backend, plan = self._backend, compiled.plan
+        factors = [_step_factors(run) for run in runs]
+        all_factors = backend.asarray(np.concatenate(factors))
+        # Zero, so that no number seems to belong to a step of this launch.
+        exchange = backend.xp.zeros((len(runs), max(1, plan.exchange_pairs)), dtype="uint64")
+        networks = np.zeros(len(runs), dtype=NETWORK)
+        address = all_factors.data.ptr
+        for number, (run, own) in enumerate(zip(runs, factors, strict=True)):
+            networks[number] = self._structure(run.step)
+            network = networks[number]
+            network["start"] = run.step.slices[run.batches[0]].start
+            network["stop"] = run.step.slices[run.batches[-1]].stop
+            network["steps_taken"] = run.step.state.steps
+            network["factors"] = address
+            network["exchange"] = exchange[number].data.ptr
+            address += own.nbytes
+        function = compiled.kernel.kernel  # supports cooperative launches
+        # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
+        # once.
+        function(
+            (1, plan.blocks * len(runs)),
+            (plan.threads,),
+            (backend.asarray(networks.view(np.uint8)),),
+            shared_mem=plan.shared_bytes,
+            enable_cooperative_groups=True,
+        )
+        for run in runs:
+            run.step.state.steps += len(run.batches)
+
+    def _structure(self, step: Step) -> Any:
+        """The network's ``struct Network``, see fused.cu, without what changes from launch to launch."""
+        network = self._structures.get(step)
+        if network is not None:
+            return network
+        network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
+        arrays = {
+            "images": self._rows_of(step).values,
+            "order": step.order,
+            "targets": step.targets,
+            "sample_weights": step.sample_weights,
+            "parameters": step.parameters,
+            "losses": step.losses,
+            "scores": step.scores,
+        }
+        for name, array in arrays.items():
+            network[name] = 0 if array is None else array.data.ptr
+        for number, name in enumerate(optimizer.active_buffers()):
+            network["buffers"][number] = step.state.buffers[name].data.ptr
+        for number, layer in enumerate(_dense_layers(step)):
+            network["weight_offset"][number] = _offset(step, layer.weight)
+            network["bias_offset"][number] = _offset(step, layer.bias)
+        network["scale"] = PIXEL_SCALE if step.images.dtype == np.uint8 else 1.0
+        if optimizer_kernel(optimizer) == "sgd":
+            network["momentum"] = optimizer.momentum
+        else:
+            network["beta1"], network["one_minus_beta1"] = optimizer.beta1, 1 - optimizer.beta1
+            network["beta2"], network["one_minus_beta2"] = optimizer.beta2, 1 - optimizer.beta2
+        network["l2"], network["l1"] = penalty.l2, penalty.l1
+        network["label_smoothing"] = getattr(step.loss, "label_smoothing", 0.0)
+        if step.draws is not None:
+            network["seed"] = step.draws.seed % 2**64
+        for position, number in _dropout_layers(step).items():
+            rate = step.layers[number].rate
+            network["dropout_threshold"][position] = threshold(rate)
+            network["dropout_scale"][position] = 1 / (1 - rate)
+            network["dropout_layer"][position] = number
+        self._structures[step] = network
+        return network
+
+    def _rows_of(self, step: Step) -> Rows:
+        key = _sample_key(step.images)
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._rows[key] = Rows(step.images, bfloat16_rows(self._backend.xp, step.images))
+        self._held[step] = rows
+        return rows
+
+
+def fused_source(plan: Plan) -> str:
+    """``fused.cu`` with the expressions of a plan's activations."""
+    return plan.definitions() + files(__package__).joinpath("fused.cu").read_text(encoding="utf-8")
+
+
+def bfloat16_rows(xp: Any, samples: Array) -> Array:
+    """Samples as the kernel reads them.
+
+    Args:
+        xp: the array library.
+        samples: ``(rows, inputs)``, uint8 pixels or float32.
+
+    Returns:
+        ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers: one plane of pixels, or three planes
+        whose sum is the float32 number. Each part is the upper half of what the parts before it have left, cut
+        off. The columns beyond `inputs` are 0.
+    """
+    rows, planes, _ = shape = _row_shape(samples)
+    inputs, result = samples.shape[1], xp.zeros(shape, dtype="uint16")
+    for first in range(0, rows, _ROWS):
+        chunk = slice(first, min(first + _ROWS, rows))
+        rest = samples[chunk].astype("float32")
+        for plane in range(planes):
+            bits = xp.bitwise_and(rest.view("uint32"), np.uint32(0xFFFF0000))
+            result[chunk, plane, :inputs] = xp.right_shift(bits, np.uint32(16)).astype("uint16")
+            rest = xp.subtract(rest, bits.view("float32"))  # exact
+    return result
+
+
+def _row_shape(samples: Array) -> tuple[int, int, int]:
+    rows, inputs = samples.shape
+    return rows, 1 if samples.dtype == np.uint8 else 3, 16 * math.ceil(inputs / 16)
+
+
+def _sample_key(samples: Array) -> SampleKey:
+    return samples.data.ptr, samples.shape, samples.dtype.char
+
+
+def _step_factors(run: StepRun) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What `Optimizer.step_factors` gives for each step, ``(steps, factors)``."""
+    optimizer, steps = run.step.optimizer, run.step.state.steps
+    count = FACTORS[OPTIMIZERS.index(str(_optimizer_rule(optimizer)))]
+    factors = [optimizer.step_factors(steps + n, rate)[:count] for n, rate in enumerate(run.learning_rates, 1)]
+    return np.array(factors, dtype=np.float32).reshape(len(run.batches), count)
+
+
+def _dense_layers(step: Step) -> list[Any]:
+    return [layer for layer in step.layers if is_dense(layer)]
+
+
+def _is_dropout(layer: Any) -> bool:
+    return bool(stated(layer, "kernel", "forward", "backward") == "dropout")
+
+
+def _dropout_layers(step: Step) -> dict[int, int]:
+    """The number of the dropout layer after each position: 0, the inputs, or l, the hidden layer l."""
+    position, found = 0, {}
+    for number, layer in enumerate(step.layers):
+        if is_dense(layer):
+            position += 1
+        else:
+            found[position] = number
+    return found
+
+
+def _loss_kernel(loss: Any) -> str | None:
+    """The name of a loss in `LOSSES`, with or without label smoothing; None if the kernel does not compute it."""
+    name = str(stated(loss, "kernel", "output_error")).removeprefix("smoothed_")
+    return name if name in LOSSES else None
+
+
+def _optimizer_rule(optimizer: Any) -> str | None:
+    """The name of an optimizer in `OPTIMIZERS`; None if the kernel does not compute it."""
+    name = optimizer_kernel(optimizer)
+    return sgd_rule(optimizer) if name == "sgd" else name
+
+
+def _offset(step: Step, array: Array) -> int:
+    """Where a tensor is in the flat buffer of the parameters, in elements."""
+    distance = int(array.data.ptr - step.parameters.data.ptr)
+    return distance // int(step.parameters.dtype.itemsize)
+
+
+def _unsupported_rule(step: Step) -> str | None:
+    """Which part of a step the kernel does not compute; None if it computes all of it."""
+    dtype, loss, optimizer = step.losses.dtype, step.loss, step.optimizer
+    if not step.same_rules:
+        return "its rules change from batch to batch, or a method of it is overridden"
+    others = [repr(layer) for layer in step.layers if not (is_dense(layer) or _is_dropout(layer))]
+    if others:
+        return f"it does not support the layer {', '.join(others)}"
+    dense = _dense_layers(step)
+    unknown = [repr(layer.activation) for layer in dense if cuda_activation(layer.activation) is None]
+    if unknown:
+        return f"the activation {', '.join(unknown)} has no CUDA expression"
+    numbers = [number for number, layer in enumerate(step.layers) if not is_dense(layer)]
+    twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
+    targets = np.int64 if loss.task == "classes" else dtype
+    scores = dtype if loss.task == "numbers" else np.bool_
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
+    if step.sample_weights is not None:
+        arrays.append(step.sample_weights)
+    reasons = {
+        f"it computes in float32 only, not in {dtype}": dtype != np.float32,
+        f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
+        "it supports one dropout after the inputs and each hidden layer only": twice,
+        "it does not support an activation of the outputs": cuda_activation(dense[-1].activation)
+        != CudaActivation("s", "1", "BIAS"),
+        f"it does not support the loss {loss!r}": _loss_kernel(loss) is None,
+        f"it does not support the optimizer {optimizer!r}": _optimizer_rule(optimizer) is None,
+        f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
+        "it does not clip gradients": step.clip_norm is not None,
+        "it does not limit the norms of weights": step.max_norm is not None,
+        "it does not average the parameters": step.average is not None,
+        "it does not store the gradients that a callback reads": step.gradient_wanted,
+        "the samples are neither uint8 nor float32": step.images.dtype not in (np.uint8, dtype),
+        f"the targets are not {np.dtype(targets)}": step.targets.dtype != targets,
+        f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
+        "the sample weights are not float32": step.sample_weights is not None
+        and step.sample_weights.dtype != dtype,
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
+        "a layer's parameters are not in the network's buffer": not all(
+            0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
+            for layer in dense
+            for array in (layer.weight, layer.bias)
+        ),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)

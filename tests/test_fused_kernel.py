@@ -1,0 +1,434 @@
+"""The fused kernel agrees with the float64 reference, with the same bits in every order of its threads.
+
+The kernel as shipped is run by the emulator (``emulator.py``), and on a GPU where there is one. The usual run
+takes a sample of the cases and of the deliberate mistakes; ``-m emulator`` takes all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
+from gpumlp.backends import Backend, StepRun
+from gpumlp.backends.cuda.plan import NETWORK, Facts, Plan, Shape, make_plan
+from gpumlp.nn.activations import ACTIVATIONS, ReLU
+from gpumlp.nn.losses import LOSSES, get_loss
+from tests.emulator import COMPILED, SCHEDULES, EmulationError
+from tests.gpu_helpers import gpu_backend
+from tests.host_cuda import host_cuda_backend
+from tests.host_kernels import network_dtype, network_fields
+from tests.strict_device import StrictBackend
+
+SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
+EPOCHS = 2
+TOLERANCES = {3: 5e-6, 2: 5e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
+
+
+class Case(NamedTuple):
+    """A network, and how it is trained.
+
+    Attributes:
+        sizes: inputs, units of the hidden layers, outputs.
+        batch: samples of a batch.
+        samples: of an epoch.
+        blocks: the multiprocessors of a network; None: as many as its plan says.
+        networks: trained in one launch.
+        shared: KiB of shared memory of a block.
+    """
+
+    sizes: tuple[int, ...] = (20, 18, 4)
+    batch: int = 16
+    samples: int = 60
+    blocks: int | None = 2
+    networks: int = 1
+    activation: str = "relu"
+    loss: Any = "softmax_cross_entropy"
+    optimizer: Any = SGD(0.05, momentum=0.9)
+    penalty: Penalty = Penalty()
+    weighted: bool = False
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    pixels: bool = True
+    parts: int = 3
+    shared: int = 227
+
+    def __str__(self) -> str:
+        defaults = self._field_defaults
+        words = [f"{name}={value}" for name, value in self._asdict().items() if value != defaults[name]]
+        return " ".join(words).replace("sizes=", "").replace(", ", "-") or "default"
+
+
+EVERYTHING = {"penalty": Penalty(l2=1e-2, l1=1e-3), "weighted": True, "dropout": 0.3, "input_dropout": 0.2}
+USUAL = [  # a sample of all
+    Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), **EVERYTHING),
+    Case((40, 33, 24, 5), batch=33, samples=80, blocks=4, activation="gelu", **EVERYTHING),
+]
+SHAPES = [
+    Case((1, 1, 1), batch=1, samples=5, blocks=1, loss="squared_error"),
+    Case((16, 1, 2), batch=1, samples=12, blocks=1),
+    Case((13, 9, 3), batch=7),
+    Case((33, 24, 5), batch=60, blocks=3),
+    Case((20, 18, 4), batch=100, samples=250, blocks=3),
+    Case((20, 50, 10), batch=256, samples=600, blocks=7),
+    Case((48, 30, 64), batch=33, blocks=4),
+    Case((20, 70, 127), batch=16, blocks=3),
+    Case((784, 128, 10), batch=32, samples=75, blocks=None),
+    Case((784, 128, 10), batch=100, samples=250, blocks=8),
+    Case((784, 64, 10), batch=100, samples=250, blocks=8, shared=99),
+    Case(
+        (30, 100, 2),
+        batch=200,
+        samples=500,
+        blocks=None,
+        networks=3,
+        pixels=False,
+        optimizer=Adam(0.01, epsilon=1e-3),
+    ),
+    Case((400, 50, 7), batch=40, blocks=4, networks=2, parts=2),
+    Case((20, 9, 7, 4), blocks=1),
+    Case((20, 17, 40, 3), batch=100, samples=250, blocks=4),
+    Case((100, 64, 48, 10), batch=128, samples=300, blocks=8, networks=2),
+    Case((33, 30, 20, 40, 5), batch=7, blocks=6),
+    Case((20, 50, 33, 17, 10), batch=256, samples=600, blocks=8),
+    Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2),
+    Case((784, 256, 128, 10), batch=32, samples=75, blocks=24),
+]
+RULES = [
+    *(Case(activation=name) for name in ACTIVATIONS if name != "identity"),
+    *(Case((20, 18, 9, 4), blocks=4, activation=name, dropout=0.2) for name in ("tanh", "gelu", "silu")),
+    *(Case(loss=loss, pixels=False, optimizer=SGD(0.01)) for loss in LOSSES),
+    *(Case((20, 18, 9, 1), blocks=3, loss=loss, optimizer=SGD(0.01)) for loss in LOSSES if "softmax" not in loss),
+    *(Case(loss=loss(label_smoothing=0.1)) for loss in (SoftmaxCrossEntropy, LogisticCrossEntropy)),
+    *(
+        Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
+        for sizes in ((20, 18, 4), (20, 18, 24, 4))
+        for optimizer in (
+            SGD(0.1),
+            SGD(0.1, momentum=0.9, nesterov=True),
+            Adam(0.01, epsilon=1e-3),
+            AdamW(0.01, epsilon=1e-3),
+        )
+    ),
+    Case(penalty=Penalty(l2=1e-2)),
+    Case(penalty=Penalty(l1=1e-3)),
+    Case(weighted=True),
+    Case(dropout=0.5),
+    Case(input_dropout=0.3),
+    Case((20, 18, 12, 4), batch=33, samples=80, blocks=3, dropout=0.3, input_dropout=0.3, pixels=False),
+    *(Case((20, 18, 12, 4), blocks=2, parts=2, pixels=pixels) for pixels in (True, False)),
+]
+CASES = [
+    *(pytest.param(case, id=str(case)) for case in USUAL),
+    *(pytest.param(case, id=str(case), marks=pytest.mark.emulator) for case in (*SHAPES, *RULES)),
+]
+
+
+def data_of(case: Case) -> Dataset:
+    """Random samples, which are learned slowly, so that gradients stay large."""
+    rng = np.random.default_rng(case.sizes[0])
+    shape, outputs = (case.samples + 10, case.sizes[0]), case.sizes[-1]
+    images: Any = rng.integers(0, 256, shape, dtype=np.uint8)
+    if not case.pixels:
+        images = rng.normal(size=shape).astype(np.float32)
+    task = get_loss(case.loss).task
+    if task == "classes":
+        targets = rng.integers(0, outputs, len(images))
+    elif task == "labels":
+        targets = rng.integers(0, 2, (len(images), outputs))
+    else:
+        targets = rng.integers(0, 5, (len(images), outputs)).astype(np.float32)
+    weights = rng.uniform(0.5, 2, len(images)).astype(np.float32) if case.weighted else None
+    return Dataset(images, targets, task=task, classes=outputs if task == "classes" else None, weights=weights)
+
+
+def host_backend(case: Case, seed: int = 0) -> Backend:
+    """The kernel on the emulator."""
+    backend = host_cuda_backend(**options_of(case))
+    backend.xp.thread_order = seed
+    shared = {"MaxSharedMemoryPerBlockOptin": case.shared * 1024}
+    shared["MaxSharedMemoryPerMultiprocessor"] = (case.shared + 1) * 1024
+    backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 132} | shared
+    return backend
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    precision = {3: "highest", 2: "high"}[case.parts]
+    return {"execution": "fused", "multiprocessors": case.blocks, "matmul_precision": precision}
+
+
+def trained(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
+    """Parameters, optimizer state, losses and scores of each network after `EPOCHS`, each in two launches."""
+    data = data_of(case)
+    trainers = [trainer_on(backend, case, data, number, dtype) for number in range(case.networks)]
+    steps = len(trainers[0].batches.slices)
+    for epoch in range(EPOCHS):
+        for number, trainer in enumerate(trainers):
+            trainer.batches.reorder(np.random.default_rng([epoch, number]).permutation(trainer.batches.rows))
+        for start, stop in pairwise(sorted({0, steps // 2, steps})):
+            rates = [case.optimizer.learning_rate / (1 + number) for number in range(case.networks)]
+            pairs = zip(trainers, rates, strict=True)
+            backend.run_many(
+                [StepRun(each._step, range(start, stop), [rate] * (stop - start)) for each, rate in pairs]
+            )
+    return [arrays(trainer) for trainer in trainers]
+
+
+def trainer_on(backend: Backend, case: Case, data: Dataset, number: int, dtype: str) -> Trainer:
+    """A network of a case, with the same initial weights on every device."""
+    sizes, loss = list(case.sizes), case.loss
+    weights = MLP(sizes, case.activation, seed=number, dtype="float32", device="cpu").state_dict().values()
+    model = MLP(
+        sizes, case.activation, loss=loss, dtype=dtype, device=backend,
+        dropout=case.dropout, input_dropout=case.input_dropout,
+    )  # fmt: skip
+    pairs = zip(model.state_dict(), weights, strict=True)  # names differ where there is dropout
+    model.load_state_dict({name: value.astype(dtype) for name, value in pairs})
+    return Trainer(
+        model, data, optimizer=case.optimizer, penalty=case.penalty, batch_size=case.batch, seed=number,
+        diagnostics=False,
+    )  # fmt: skip
+
+
+def arrays(trainer: Trainer) -> dict[str, np.ndarray]:
+    to_numpy, step, parameters = trainer.model.backend.to_numpy, trainer._step, trainer.model.parameters
+    buffers = {"parameters": parameters.data, **trainer.optimizer_state.buffers}
+    named = {
+        f"{kind} {name}": view for kind, flat in buffers.items() for name, view in parameters.views(flat).items()
+    }
+    return {name: to_numpy(each) for name, each in {**named, "losses": step.losses, "scores": step.scores}.items()}
+
+
+def bits(networks: list[dict[str, np.ndarray]]) -> list[dict[str, bytes]]:
+    return [{name: array.tobytes() for name, array in network.items()} for network in networks]
+
+
+def check(got: list[dict[str, np.ndarray]], case: Case) -> None:
+    """Assert that results agree with the reference in float64."""
+    for number, (network, reference) in enumerate(
+        zip(got, trained(case, StrictBackend(), "float64"), strict=True)
+    ):
+        assert network.keys() == reference.keys()
+        for name, want in reference.items():
+            largest = max(
+                np.abs(other).max() for kind, other in reference.items() if kind.split()[0] == name.split()[0]
+            )
+            difference = np.abs(network[name].astype(np.float64) - want).max() / max(largest, 1e-3)
+            tolerance = 0 if want.dtype == bool else TOLERANCES[case.parts]
+            assert difference <= tolerance, f"network {number}, {name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_agrees_with_the_reference_in_every_order_of_threads(case: Case) -> None:
+    start = crc32(str(case).encode())
+    first, *others = (trained(case, host_backend(case, (start + 5 * k) % SCHEDULES)) for k in range(3))
+    check(first, case)
+    assert all(bits(other) == bits(first) for other in others)
+
+
+def test_a_network_has_the_same_bits_alone_and_among_others() -> None:
+    case = USUAL[0]
+    alone = trained(case._replace(networks=1), host_backend(case))
+    assert bits(alone)[0] == bits(trained(case, host_backend(case)))[0]
+
+
+def test_the_structure_of_a_network_is_that_of_the_source() -> None:
+    assert network_dtype(network_fields(SOURCE)) == NETWORK
+
+
+# -- Deliberate mistakes -----------------------------------------------------------------------------------
+
+
+BARRIER = "__syncthreads();\n"
+
+
+def without_barrier(before: str, after: str = "") -> dict[str, str]:
+    """The change that leaves out the barrier between two texts; indentation is part of them."""
+    return {f"{before}{BARRIER}{after}": f"{before}{after}"}
+
+
+CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3)  # five chunks of samples in four slots
+ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+SHORT = Case((20, 18, 24, 4))
+INPUTS = CHUNKS._replace(input_dropout=0.3)
+USUAL_MISTAKES = {
+    "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
+    "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
+    "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
+    "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two[k].w) == tag": ""}),
+}
+MISTAKES = {
+    "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
+    "the phase of a turn does not change": (CHUNKS, {", base_phase ^= LOADS / SLOTS & 1;": ";"}),
+    "rows are read too far ahead": (CHUNKS, {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"}),
+    "the count of an mbarrier is too small": (CHUNKS, {"full[thread], THREADS)": "full[thread], THREADS - 1)"}),
+    "the count of an mbarrier is too large": (CHUNKS, {"full[thread], THREADS)": "full[thread], THREADS + 1)"}),
+    "no barrier after mbarriers are made": (CHUNKS, without_barrier("full[thread], THREADS);\n    ")),
+    "no barrier before sums are added": (CHUNKS, without_barrier("slot, c & 1, part);\n            ")),
+    "one buffer of sums": (
+        CHUNKS,
+        {"first_products(slot, c & 1,": "first_products(slot, 0,", "s.sums[c & 1]": "s.sums[0]"},
+    ),
+    "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
+    "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
+    "no barrier after inputs are dropped": (INPUTS, without_barrier("[block * 8 + j] = 0;\n        }\n        ")),
+    "tags do not change": (CHUNKS, {"w.tag = turn + 1": "w.tag = 1"}),
+    "pairs are vectors of floats": (
+        MIDDLE,
+        {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
+    ),
+    "no wait for words": (
+        CHUNKS,
+        {"word[k].y) == tag;\n        } while (!here);": "word[k].y) == tag;\n        } while (0);"},
+    ),
+    "no wait for pairs of words": (
+        CHUNKS,
+        {"two[k].w) == tag;\n        } while (!here);": "two[k].w) == tag;\n        } while (0);"},
+    ),
+    "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
+    "no barrier after activations": (MIDDLE, without_barrier("s.middle + M::INPUT, c);\n            ")),
+    "no barrier after error terms": (MIDDLE, without_barrier("errors, c);\n            ")),
+    "weights are updated too early": (MIDDLE, {"__syncthreads();  // all products have read the weights": ""}),
+    "no barrier before bias gradients": (
+        MIDDLE,
+        without_barrier("        ", "        update_biases<LAYER - 1>();"),
+    ),
+    "partial sums overwrite each other": (MIDDLE, {"(i64)row * SAMPLES * W::WIDTH": "0"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        *(pytest.param(*mistake, id=name) for name, mistake in USUAL_MISTAKES.items()),
+        *(pytest.param(*mistake, id=name, marks=pytest.mark.emulator) for name, mistake in MISTAKES.items()),
+    ],
+)
+def test_a_mistake_is_found(case: Case, changes: dict[str, str]) -> None:
+    want = bits(trained(case, host_backend(case)))
+    assert any(is_found(case, changes, seed, want) for seed in range(SCHEDULES))
+
+
+def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str, bytes]]) -> bool:
+    """Whether the changed kernel breaks a rule, or has other results, in one order of its threads.
+
+    `changes` are texts that are in the source once, and their replacements.
+    """
+    backend = host_backend(case, seed)
+    compile_module = backend.xp.RawModule
+
+    def compile_changed(*, code: str, **options: Any) -> Any:
+        for before, after in changes.items():
+            assert code.count(before) == 1, f"not once in the source: {before}"
+            code = code.replace(before, after)
+        return compile_module(code=code, **options)
+
+    backend.xp.RawModule = compile_changed
+    try:
+        return bits(trained(case, backend)) != want
+    except EmulationError:
+        return True
+
+
+# -- The compiler ------------------------------------------------------------------------------------------
+
+# Devices of each architecture: multiprocessors, KiB of shared memory of a block and of a multiprocessor.
+ARCHITECTURES = {
+    "sm_80": Facts(108, 163 * 1024, 164 * 1024),
+    "sm_86": Facts(82, 99 * 1024, 100 * 1024),
+    "sm_89": Facts(128, 99 * 1024, 100 * 1024),
+    "sm_90a": Facts(132, 227 * 1024, 228 * 1024),
+    "sm_100": Facts(148, 227 * 1024, 228 * 1024),
+    "sm_120": Facts(170, 99 * 1024, 100 * 1024),
+}
+RELU = ReLU.cuda
+STANDARD = {
+    **{f"784-128-10 at {batch}": Shape(784, (128,), 10, (RELU,), batch) for batch in (32, 128, 256)},
+    "784-512-512-10 at 128": Shape(784, (512, 512), 10, (RELU, RELU), 128),
+    "30-100-2 at 200": Shape(30, (100,), 2, (RELU,), 200, pixels=False, optimizer="adam"),
+}
+# Bytes that a thread spills (stores and loads), where it spills at all; they must not grow.
+SPILLS: dict[tuple[str, str], int] = {}
+
+
+class Usage(NamedTuple):
+    """What the compiler reports."""
+
+    registers: int
+    spills: int
+
+
+def usage(plan: Plan, architecture: str) -> Usage:
+    """Registers and spilled bytes of the kernel for a plan, by nvcc; kept for the next time."""
+    code = plan.definitions() + SOURCE
+    command = [
+        "nvcc",
+        "-cubin",
+        f"-arch={architecture}",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v",
+        *plan.options(),
+    ]
+    key = sha256("\0".join((code, *command)).encode()).hexdigest()[:16]
+    report = COMPILED / f"{key}.nvcc"
+    if not report.exists():
+        COMPILED.mkdir(exist_ok=True)
+        source, cubin = COMPILED / f"{key}.cu", COMPILED / f"{key}.cubin"
+        source.write_text(code)
+        done = subprocess.run(
+            [*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        report.write_text(done.stdout + done.stderr)
+    text = report.read_text()
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", text)
+    return Usage(int(re.search(r"Used (\d+) registers", text)[1]), sum(map(int, spills)))
+
+
+@pytest.mark.nvcc
+def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
+    plans = {
+        (architecture, name): make_plan(shape, device)
+        for architecture, device in ARCHITECTURES.items()
+        for name, shape in STANDARD.items()
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(plans, pool.map(usage, plans.values(), (key[0] for key in plans)), strict=True))
+    for key, (registers, spills) in found.items():
+        plan = plans[key]
+        print(
+            *key, f"{plan.blocks} blocks of {plan.threads} threads, {registers} registers, {spills} bytes spilled"
+        )
+        assert registers * plan.threads * plan.resident <= 65_536
+    assert {key: each.spills for key, each in found.items() if each.spills > SPILLS.get(key, 0)} == {}
+    assert not any(architecture in ("sm_90a", "sm_100", "sm_120") for architecture, _ in SPILLS)
+
+
+# -- A GPU -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*USUAL, *SHAPES, *RULES], ids=str)
+def test_on_a_gpu_it_agrees_with_the_reference_and_is_reproducible(case: Case) -> None:
+    first, second = (trained(case, gpu_backend(**options_of(case))) for _ in range(2))
+    check(first, case)
+    assert bits(second) == bits(first)
+    if case.networks > 1:
+        assert bits(trained(case._replace(networks=1), gpu_backend(**options_of(case))))[0] == bits(first)[0]
