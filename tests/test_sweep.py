@@ -376,7 +376,7 @@ def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
 ) -> None:
     default = "persistent"
 
-    def get_backend(device: str, *, matmul_precision: str, execution: str) -> NumpyBackend:
+    def get_backend(device: str, *, execution: str, **_: object) -> NumpyBackend:
         return FakeGPU(default if execution == "auto" else execution)
 
     monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
