@@ -46,6 +46,7 @@ class Case(NamedTuple):
         blocks: the multiprocessors of a network; None: as many as its plan says.
         networks: trained in one launch.
         shared: KiB of shared memory of a block.
+        capability: the major number of the compute capability; rows come by bulk copies from 9 on.
     """
 
     sizes: tuple[int, ...] = (20, 18, 4)
@@ -63,6 +64,7 @@ class Case(NamedTuple):
     pixels: bool = True
     parts: int = 3
     shared: int = 227
+    capability: int = 9
 
     def __str__(self) -> str:
         defaults = self._field_defaults
@@ -159,7 +161,8 @@ def host_backend(case: Case, seed: int = 0) -> Backend:
     backend.xp.thread_order = seed
     shared = {"MaxSharedMemoryPerBlockOptin": case.shared * 1024}
     shared["MaxSharedMemoryPerMultiprocessor"] = (case.shared + 1) * 1024
-    backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 132} | shared
+    device = {"CooperativeLaunch": 1, "MultiProcessorCount": 132, "ComputeCapabilityMajor": case.capability}
+    backend.xp.attributes |= device | shared
     return backend
 
 
@@ -258,11 +261,12 @@ def without_barrier(before: str, after: str = "") -> dict[str, str]:
     return {f"{before}{BARRIER}{after}": f"{before}{after}"}
 
 
-CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3)  # five chunks of samples in four slots
+CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
 ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
 SHORT = Case((20, 18, 24, 4))
 INPUTS = CHUNKS._replace(input_dropout=0.3)
+BULK = CHUNKS._replace(capability=9)
 USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
     "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
@@ -273,19 +277,27 @@ MISTAKES = {
     "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
     "the phase of a turn does not change": (CHUNKS, {", base_phase ^= LOADS / SLOTS & 1;": ";"}),
     "rows are read too far ahead": (CHUNKS, {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"}),
-    "the count of an mbarrier is too small": (CHUNKS, {"full[thread], THREADS)": "full[thread], THREADS - 1)"}),
-    "the count of an mbarrier is too large": (CHUNKS, {"full[thread], THREADS)": "full[thread], THREADS + 1)"}),
-    "no barrier after mbarriers are made": (CHUNKS, without_barrier("full[thread], THREADS);\n    ")),
-    "no barrier before sums are added": (CHUNKS, without_barrier("slot, c & 1, part);\n            ")),
-    "one buffer of sums": (
+    "the count of an mbarrier is too small": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS - 1"}),
+    "the count of an mbarrier is too large": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS + 1"}),
+    "no barrier after mbarriers are made": (
         CHUNKS,
-        {"first_products(slot, c & 1,": "first_products(slot, 0,", "s.sums[c & 1]": "s.sums[0]"},
+        without_barrier("BULK ? 1 : THREADS);\n    fence_copies();\n    "),
     ),
+    "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
+    "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
+    "no barrier before sums are added": (
+        CHUNKS,
+        without_barrier("w.first_products(slot, c, part);\n            "),
+    ),
+    "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
     "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
     "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
     "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
-    "no barrier after inputs are dropped": (INPUTS, without_barrier("[block * 8 + j] = 0;\n        }\n        ")),
-    "tags do not change": (CHUNKS, {"w.tag = turn + 1": "w.tag = 1"}),
+    "no barrier after inputs are dropped": (
+        INPUTS,
+        without_barrier("        }\n        fence_copies();\n        "),
+    ),
+    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
     "pairs are vectors of floats": (
         MIDDLE,
         {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
