@@ -254,9 +254,19 @@ def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> N
     diverged = [row for result in results for row in result.rows if row.state == "diverged"]
     for row in list({row.run.network: row for row in reversed(diverged)}.values())[::-1][:_REASONS]:
         print(f"{row.run.folder} diverged: {row.reason}")
+    for line in _executions(results):
+        print(line)
     print(f"written: {', '.join(written)}")
     if missing:
         print(f"no figure: {missing}")
+
+
+def _executions(results: Sequence[Result]) -> list[str]:
+    """How a GPU ran the steps, a line for each way, with the reason of its first run."""
+    done = [row.metrics for result in results for row in result.rows if row.state == "finished"]
+    ways = Counter(metrics["execution"] for metrics in done if str(metrics.get("device")).startswith("cuda"))
+    reasons = {metrics["execution"]: metrics["execution_reason"] for metrics in reversed(done)}
+    return [f"execution of {count:,} runs: {way}: {reasons[way]}" for way, count in ways.items()]
 
 
 def _table(sweep: Sweep, results: Sequence[Result]) -> Table:

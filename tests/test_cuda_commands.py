@@ -111,7 +111,7 @@ def test_a_run_by_the_fused_kernel_is_resumed_by_it_on_as_many_multiprocessors(
 
 
 def test_a_sweep_trains_networks_in_one_launch_and_resumes_them_so(
-    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     cupy.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 4}
     words = (*words, "--batch-size", "50", "--epochs", 4, "--quiet")
@@ -127,8 +127,9 @@ def test_a_sweep_trains_networks_in_one_launch_and_resumes_them_so(
 
     monkeypatch.setattr(FusedRunner, "run_many", counting)
     assert run("sweep", *words, *grid, "--out", out) == 130
-    assert run("sweep", "--resume", out, "--quiet") == 0
+    assert run("sweep", "--resume", out) == 0
     assert set(launches) == {2}
+    assert capsys.readouterr().out.count("\nexecution of 2 runs: fused: ") == 1
     for rate in ("0.01", "0.03"):
         alone = (*words, "--hidden", 8, "--learning-rate", rate, "--execution", "fused", "--out", tmp_path / rate)
         assert run("train", *alone) == 0
