@@ -25,9 +25,9 @@ from .training import tensorboard
 from .training.batches import held_out_samples
 from .training.config import PRESETS, Config, ConfigError, given, option
 from .training.history import monitor_words
+from .training.jobs import worker_count
 from .training.lock import RunLock
-from .training.many import worker_count
-from .training.progress import Progress, metric
+from .training.progress import metric
 from .training.search_space import NOTES, grid, label, random, value_text, with_values
 from .training.session import Shared
 from .training.sweeps import TABLE, Result, Sweep, SweepProgress, metric_problems, train_all
@@ -94,11 +94,7 @@ class Options(Config):
 
     def check(self) -> None:
         """Raise ConfigError, with all mistakes at once."""
-        problems = [
-            f"{name}: not for a sweep; {instead}"
-            for name, instead in _REFUSED.items()
-            if getattr(self, name) != getattr(Config, name)
-        ]
+        problems = []
         if self.grid and self.random:
             problems.append("random: expected without grid, got both")
         if not self.random:
@@ -122,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
+        _refuse_options(words)
         start = _starting_point(words)
         options = command.parse(Options, PROGRAM, words, default=start, lenient=True)
         options.check()
@@ -130,16 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             workers = worker_count(options.jobs)
         except ValueError as error:
-            raise ConfigError(f"jobs: {' '.join(str(error).split())}") from error
-        progress = SweepProgress(quiet=options.quiet)
-        data, sweep = _new(options, progress) if options.resume is None else _resumed(options, start, progress)
+            raise ConfigError(str(error).replace("n_jobs", "jobs")) from error
+        progress, shared = SweepProgress(quiet=options.quiet), Shared()
+        if options.resume is None:
+            sweep = _new(options, shared, progress)
+        else:
+            sweep = _resumed(options, start, shared, progress)
         lock = RunLock(sweep.path, "running this sweep")
         try:
             if options.resume is None:
                 sweep.save()
-            for line in _about(sweep, data, options):
+            for line in _about(sweep, *shared.data(sweep.config, sweep.config.task, progress.display)):
                 progress.say(line)
-            rows, interrupted = train_all(sweep, data, progress, workers)
+            rows, interrupted = train_all(sweep, shared, progress, workers)
             results = sweep.ranking(rows)
             write_atomically(sweep.path / TABLE, utf8(sweep.as_csv(results)))
             if interrupted:
@@ -163,6 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(PROGRAM, work)
 
 
+def _refuse_options(words: Sequence[str]) -> None:
+    """Say why an option of `train` is none of a sweep. Raises ConfigError if one is given."""
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in _REFUSED:
+            raise ConfigError(f"{name}: not for a sweep; {_REFUSED[name]}")
+
+
 def _starting_point(words: Sequence[str]) -> Options:
     """The options that the others change: the defaults, a preset's, or those of a sweep."""
     preset, folder = command.value_of("--preset", words), command.value_of("--resume", words)
@@ -172,8 +180,8 @@ def _starting_point(words: Sequence[str]) -> Options:
     return Options(**vars(PRESETS.get(str(preset), Config())))
 
 
-def _new(options: Options, progress: SweepProgress) -> tuple[tuple[Dataset, Dataset], Sweep]:
-    """The data and a new sweep, with every mistake in its options refused."""
+def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
+    """A new sweep, with every mistake in its options refused before its folder is made."""
     config = options.config
     if options.validation == 0:
         config = dataclasses.replace(config, validation=None)
@@ -182,12 +190,13 @@ def _new(options: Options, progress: SweepProgress) -> tuple[tuple[Dataset, Data
         networks, logarithmic = random(config, options.random, options.trials or _TRIALS, options.search_seed or 0)
     else:
         networks, logarithmic = grid(config, options.grid or NOTES)
-    data = Shared().data(config, config.task, Progress(quiet=options.quiet))
-    return data, Sweep.plan(config, networks, options.seeds, options.metric, data, logarithmic)
+    shared.backend(config, config.execution)
+    data = shared.data(config, config.task, progress.display)
+    return Sweep.plan(config, networks, options.seeds, options.metric, data, logarithmic)
 
 
-def _resumed(options: Options, start: Options, progress: SweepProgress) -> tuple[tuple[Dataset, Dataset], Sweep]:
-    """The data and a saved sweep, with the options that may be changed."""
+def _resumed(options: Options, start: Options, shared: Shared, progress: SweepProgress) -> Sweep:
+    """A saved sweep, with the options that may be changed."""
     names = [field.name for field in dataclasses.fields(Options)]
     refused = [n for n in names if getattr(options, n) != getattr(start, n) and n not in _ON_RESUME]
     if refused:
@@ -197,15 +206,14 @@ def _resumed(options: Options, start: Options, progress: SweepProgress) -> tuple
         )
     sweep = Sweep.open(given(options.resume))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
-    data = Shared().data(changed, changed.task, Progress(quiet=options.quiet))
-    if problems := metric_problems(given(options.metric), data[0]):
+    training, _ = shared.data(changed, changed.task, progress.display)
+    if problems := metric_problems(given(options.metric), training):
         raise ConfigError("\n".join(problems))
-    return data, dataclasses.replace(sweep, config=changed, metric=given(options.metric))
+    return dataclasses.replace(sweep, config=changed, metric=given(options.metric))
 
 
-def _about(sweep: Sweep, data: tuple[Dataset, Dataset], options: Options) -> list[str]:
+def _about(sweep: Sweep, training: Dataset, test: Dataset) -> list[str]:
     """Lines on a sweep before it begins."""
-    training, test = data
     config = with_values(sweep.config, sweep.networks[0]).resolved(len(training), training.task)
     held_out = held_out_samples(given(config.validation), len(training))
     seeds, networks = len(sweep.runs) // len(sweep.networks), len(sweep.networks)
@@ -246,9 +254,19 @@ def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> N
     diverged = [row for result in results for row in result.rows if row.state == "diverged"]
     for row in list({row.run.network: row for row in reversed(diverged)}.values())[::-1][:_REASONS]:
         print(f"{row.run.folder} diverged: {row.reason}")
+    for line in _executions(results):
+        print(line)
     print(f"written: {', '.join(written)}")
     if missing:
         print(f"no figure: {missing}")
+
+
+def _executions(results: Sequence[Result]) -> list[str]:
+    """How a GPU ran the steps, a line for each way, with the reason of its first run."""
+    done = [row.metrics for result in results for row in result.rows if row.state == "finished"]
+    ways = Counter(metrics["execution"] for metrics in done if str(metrics.get("device")).startswith("cuda"))
+    reasons = {metrics["execution"]: metrics["execution_reason"] for metrics in reversed(done)}
+    return [f"execution of {count:,} runs: {way}: {reasons[way]}" for way, count in ways.items()]
 
 
 def _table(sweep: Sweep, results: Sequence[Result]) -> Table:

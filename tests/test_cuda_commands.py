@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpumlp import Dataset
+from gpumlp.backends import StepRun
 from gpumlp.backends.cuda.cublaslt import Products
+from gpumlp.backends.cuda.fused import FusedRunner
 from tests.command_helpers import assert_same_run, run
 from tests.host_cublaslt import host_bindings
 from tests.host_cuda import HostCupy, load_cupy_backend
@@ -105,6 +108,32 @@ def test_a_run_by_the_fused_kernel_is_resumed_by_it_on_as_many_multiprocessors(
     assert run("train", "--resume", parts, "--epochs", 4) == 0
     assert_same_run(whole, parts)
     assert cupy.compiled_reductions == []
+
+
+def test_a_sweep_trains_networks_in_one_launch_and_resumes_them_so(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    cupy.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 4}
+    words = (*words, "--batch-size", "50", "--epochs", 4, "--quiet")
+    grid, out = ("--grid", "hidden=8", "learning-rate=0.01,0.03"), tmp_path / "sweep"
+    run_many = FusedRunner.run_many
+    launches: list[int] = []
+
+    def counting(self: FusedRunner, runs: Sequence[StepRun]) -> None:
+        launches.append(len(runs))
+        if len(launches) == 3:
+            raise KeyboardInterrupt
+        run_many(self, runs)
+
+    monkeypatch.setattr(FusedRunner, "run_many", counting)
+    assert run("sweep", *words, *grid, "--out", out) == 130
+    assert run("sweep", "--resume", out) == 0
+    assert set(launches) == {2}
+    assert capsys.readouterr().out.count("\nexecution of 2 runs: fused: ") == 1
+    for rate in ("0.01", "0.03"):
+        alone = (*words, "--hidden", 8, "--learning-rate", rate, "--execution", "fused", "--out", tmp_path / rate)
+        assert run("train", *alone) == 0
+        assert_same_run(out / f"hidden=8,learning_rate={rate},seed=0", tmp_path / rate)
 
 
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(

@@ -39,7 +39,8 @@ def sweep_results(sweep: Sweep, results: Sequence[Result]) -> FigureResult:
     if not finished:
         raise ConfigError(f"{sweep.path}: there is nothing to draw, because no run is finished")
     words, means = monitor_words(sweep.monitor), [given(result.mean) for result in finished]
-    limit = means[0] + _WORST * (statistics.median(means) - means[0])
+    median = statistics.median(means)
+    limit = means[-1] if median == means[0] else means[0] + _WORST * (median - means[0])
     columns = len(options) if len(options) < 4 else 2 if len(options) == 4 else 3
     rows = math.ceil(len(options) / columns)
     caption = _caption(sweep, results, any(_is_worse(sweep, mean, limit) for mean in means))

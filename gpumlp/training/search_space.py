@@ -26,15 +26,8 @@ _DIGITS = 4  # significant digits of a number that is drawn, so that names of fo
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
 # What a network is ranked by, or what does not change it.
 _NOT_VARIED = {
-    "device",
-    "dataset",
-    "task",
-    "data_dir",
-    "validation",
-    "monitor",
-    "seed",
-    "execution",
-    "diagnostics",
+    *("device", "dataset", "task", "data_dir", "validation", "monitor", "seed", "diagnostics"),
+    *("execution", "multiprocessors"),
 }
 OPTIONS = tuple(
     field.name

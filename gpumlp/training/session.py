@@ -47,7 +47,7 @@ class Shared:
     """What the runs of a process share: the data, once they are loaded, and a backend for each of its options.
 
     Args:
-        data: training and test set of all runs; None: each run loads its own.
+        data: training and test set of all runs; None: the first one loads them.
     """
 
     def __init__(self, data: tuple[Dataset, Dataset] | None = None) -> None:
@@ -72,7 +72,7 @@ class Shared:
         return self._backends[key]
 
     def data(self, config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
-        """Training and test set, whose targets are of the given kind, or None."""
+        """Training and test set, whose targets are of the given kind, or None; loaded once."""
         if self._data is not None:
             return self._data
         with warnings.catch_warnings(record=True) as caught:
@@ -80,7 +80,8 @@ class Shared:
             training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
         for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
             display.say(line)
-        return training, test
+        self._data = training, test
+        return self._data
 
 
 @dataclass

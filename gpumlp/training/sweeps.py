@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 import gpumlp
 
+from ..backends import Backend, StepRun
 from ..data import Dataset
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
@@ -31,12 +33,13 @@ from .config import Config, ConfigError
 from .divergence import DivergenceError
 from .history import monitor_words
 from .history_file import read_object
+from .jobs import run_jobs, worker_count
 from .lock import LOCK, RunLock
-from .many import run_jobs, worker_count
+from .many import run_together
 from .progress import Progress, metric
 from .run import Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
-from .session import Shared, plain_name, prepare, resume_config
+from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
 from .trainer import Trainer
 
 SWEEP, TABLE = "sweep.json", "sweep.csv"
@@ -143,7 +146,7 @@ class Sweep:
         problems = dict.fromkeys(metric_problems(metric, training))
         for values in networks:
             try:
-                with_values(config, values).resolved(len(training), training.task)
+                with_values(config, values).resolved(len(training), training.task).planned_steps(len(training))
             except ConfigError as error:
                 problems |= dict.fromkeys(str(error).split("\n"))
         if problems:
@@ -295,33 +298,18 @@ class Sweep:
     def as_csv(self, results: Sequence[Result]) -> str:
         """A line for each run under a header, in the order of the ranking."""
         columns = list(dict.fromkeys(name for result in results for row in result.rows for name in row.metrics))
-        parts = [name for name in columns if name.startswith(("validation_", "test_"))]
-        shown = [
-            name
-            for name in (*parts, "network_epoch", "epochs", "seconds")
-            if name in columns and "finger" not in name
-        ]
+        parts = [f"{part}_{name}" for part in ("validation", "test") for name in HIGHER_IS_BETTER]
+        shown = [name for name in (*parts, "network_epoch", "epochs", "seconds") if name in columns]
+        mean, deviation = f"mean_{self.monitor}", f"deviation_{self.monitor}"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        mean, deviation = f"mean_{self.monitor}", f"deviation_{self.monitor}"
         writer.writerow(["rank", mean, deviation, "run", *self.options, "seed", "state", *shown, "reason"])
         for rank, result in enumerate(results, 1):
+            network = ["" if result.mean is None else rank, result.mean, result.deviation]
             values = [value_text(result.values[name]) for name in self.options]
             for row in result.rows:
-                name, numbers = str(self.path / row.run.folder), [row.metrics.get(column) for column in shown]
-                writer.writerow(
-                    [
-                        rank,
-                        result.mean,
-                        result.deviation,
-                        name,
-                        *values,
-                        row.run.seed,
-                        row.state,
-                        *numbers,
-                        row.reason,
-                    ]
-                )
+                path, numbers = self.path / row.run.folder, [row.metrics.get(name) for name in shown]
+                writer.writerow([*network, path, *values, row.run.seed, row.state, *numbers, row.reason])
         return text.getvalue()
 
 
@@ -347,23 +335,21 @@ def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun,
 # -- Training them -------------------------------------------------------------------------------------------
 
 
-class Outcome(NamedTuple):
+class SweepOutcome(NamedTuple):
     """How a sweep ended: its runs, and whether it was interrupted."""
 
     rows: list[Row]
     interrupted: bool
 
 
-def train_all(
-    sweep: Sweep, data: tuple[Dataset, Dataset], progress: SweepProgress, n_jobs: int | None = None
-) -> Outcome:
+def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int | None = None) -> SweepOutcome:
     """Train the runs of a sweep that have no result yet, several at once.
 
     On a CPU in worker processes with one BLAS thread each, on a GPU in this process.
 
     Args:
         sweep: saved in its folder, which the caller has locked.
-        data: training and test set.
+        shared: gives the data and the device.
         progress: what is shown.
         n_jobs: the number of worker processes; None for one on each core.
 
@@ -371,13 +357,13 @@ def train_all(
         ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
             sweep.
     """
+    data = shared.data(sweep.config, sweep.config.task, progress.display)
     found = data[0].fingerprint(), data[1].fingerprint()
     if found != sweep.data:
         raise CheckpointError(
             f"{sweep.path}: the sweep was made with other data: expected {' and '.join(sweep.data)}, "
             f"got {' and '.join(found)}; use the data it was made with"
         )
-    shared = Shared(data)
     backend, device = shared.backend(sweep.config, sweep.config.execution)
     progress.say(device)
     if backend.name == "cpu":
@@ -385,22 +371,22 @@ def train_all(
         progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
     failures: dict[str, str] = {}
     missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
-    _wait_for_workers([sweep.path / run.folder for run in missing])
     interrupted = False
-    with progress.running(sweep, missing):
+    with progress.running(sweep, missing), data[0].placed_once(), data[1].placed_once():
         try:
+            _wait_for_workers([sweep.path / run.folder for run in missing])
             if backend.name == "cpu":
                 train = functools.partial(_train_in_worker, data, sweep, os.getpid())
                 jobs = run_jobs(train, missing, n_jobs=n_jobs)
             else:
-                jobs = _train_here(shared, sweep, missing)
+                jobs = _train_together(shared, sweep, missing)
             for index, failure in jobs:
                 if failure is not None:
                     failures[missing[index].folder] = _reason(failure)
                 progress.ended(sweep.row(missing[index], failures))
         except KeyboardInterrupt:
             interrupted = True
-    return Outcome(sweep.rows(failures), interrupted)
+    return SweepOutcome(sweep.rows(failures), interrupted)
 
 
 def _without_joblib(workers: int) -> str:
@@ -430,38 +416,77 @@ def _is_orphan(parent: int) -> bool:
 def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, run: PlannedRun) -> None:
     """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same."""
     try:
-        with threadpool_limits(1, user_api="blas"):
-            _train(Shared(data), sweep, run, _Silent(parent))
+        with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
+            _require_end(prepare(sweep.config_of(run), Shared(data), _Silent(parent)).train())
     except KeyboardInterrupt:
         if _is_orphan(parent):
             os._exit(1)  # nobody wants the worker any more
         raise
 
 
-def _train_here(
+def _train_together(
     shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun]
 ) -> Iterator[tuple[int, Exception | None]]:
-    """Train runs in this process, one after another."""
-    for index, run in enumerate(runs):
-        try:
-            _train(shared, sweep, run, _Silent(os.getpid()))
-        except Exception as error:
-            yield index, error
-        else:
-            yield index, None
+    """Train runs in this process, as many at a time as fit on a GPU.
 
-
-def _train(shared: Shared, sweep: Sweep, run: PlannedRun, display: Progress) -> None:
-    """Train a run to its end; that it diverged is in its folder.
-
-    Raises:
-        KeyboardInterrupt: it is saved, and not at its end.
-        Exception: it cannot be trained.
+    Yields:
+        The index of a run that has ended, and the Exception that ended it, or None.
     """
+    waiting = sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index]))
+    while waiting:
+        others: list[int] = []
+        yield from _train_some(shared, sweep, runs, waiting, others)
+        waiting = others
+
+
+def _train_some(
+    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun], indices: Sequence[int], others: list[int]
+) -> Iterator[tuple[int, Exception | None]]:
+    """Train those runs that have the same backend as the first one, and append the indices of the others.
+
+    A run that is resumed keeps its way of running steps, which may be that of another backend than new runs have.
+    """
+    backend: Backend | None = None
+    failed: list[tuple[int, Exception]] = []
+
+    def prepared() -> Iterator[tuple[int, PreparedRun]]:
+        for index in indices:
+            try:
+                run = prepare(sweep.config_of(runs[index]), shared, _Silent(os.getpid()))
+            except Exception as error:
+                failed.append((index, error))
+                continue
+            if backend in (None, run.trainer.model.backend):
+                yield index, run
+            else:
+                run.folder.release()
+                others.append(index)
+
+    these = prepared()
+    first = next(these, None)
+    if first is not None:
+        backend = first[1].trainer.model.backend
+        yield from run_together(backend, ((index, _steps(run)) for index, run in itertools.chain([first], these)))
+    yield from failed
+
+
+def _shape(sweep: Sweep, run: PlannedRun) -> str:
+    """Equal for runs whose networks and batches have the same shape, which a GPU trains best together."""
+    config = with_values(sweep.config, sweep.networks[run.network])
+    return repr((config.hidden, config.batch_size, config.activation, config.optimizer))
+
+
+def _steps(run: PreparedRun) -> Generator[StepRun, None, None]:
+    """The steps of a run to its end, that of a divergence included."""
     with suppress(DivergenceError):
-        outcome = prepare(sweep.config_of(run), shared, display).train()
-        if outcome.metrics is None:
-            raise KeyboardInterrupt
+        yield from run.steps()
+        _require_end(run.outcome)
+
+
+def _require_end(outcome: Outcome | None) -> None:
+    """Raise KeyboardInterrupt if a run was interrupted: it is saved, and not at its end."""
+    if outcome is None or outcome.metrics is None:
+        raise KeyboardInterrupt
 
 
 def _reason(failure: Exception) -> str:
@@ -486,17 +511,18 @@ def _wait_for_workers(folders: Sequence[Path]) -> None:
 class SweepProgress:
     """One line on a sweep: runs that have ended, the best so far, the time left.
 
-    On a terminal it changes in place; elsewhere it is printed anew, about 20 times.
+    On a terminal it changes in place; elsewhere it is printed anew, about 10 times.
 
     Attributes:
+        display: where lines go.
         quiet: whether nothing is shown.
     """
 
-    _LINES = 20
+    _LINES = 10
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._display = Progress(quiet=quiet)
+        self.display = Progress(quiet=quiet)
         self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Any = None  # rich.progress.Progress
         self._sweep: Sweep | None = None
@@ -505,7 +531,7 @@ class SweepProgress:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._display.say(text)
+        self.display.say(text)
 
     @contextmanager
     def running(self, sweep: Sweep, missing: Sequence[PlannedRun]) -> Iterator[None]:
@@ -515,9 +541,10 @@ class SweepProgress:
         if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            columns = TextColumn("{task.description}"), BarColumn(20)
-            self._bar = Bar(*columns, console=self._console, transient=True)
+            line = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            self._bar = Bar(BarColumn(10), line, console=self._console, transient=True)
             self._bar.add_task(self._line(), total=self._total)
             self._bar.start()
         try:

@@ -1,0 +1,435 @@
+"""Sweeps: each network is that of `train`, whatever stops the command; the ranking, its files and its messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from gpumlp.backends import Execution
+from gpumlp.backends.numpy import NumpyBackend
+from gpumlp.extras import MissingExtraError
+from gpumlp.training.config import Config
+from gpumlp.training.history import Finding
+from gpumlp.training.lock import RunLock
+from gpumlp.training.run import Run
+from gpumlp.training.sweeps import Sweep
+from tests.command_helpers import DIGITS, assert_same_run, finish, lines, run, spawn, wait_until
+
+GRID = ("--grid", "learning-rate=0.01,0.1", "hidden=4,6x5")
+SMALL = (*DIGITS, "--epochs", 2, "--jobs", 1)
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def same_sweep(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir() if path.is_dir())
+    assert names == sorted(path.name for path in other.iterdir() if path.is_dir())
+    for name in names:
+        assert_same_run(one / name, other / name)
+
+
+# -- What is trained ---------------------------------------------------------------------------------------
+
+
+def test_every_network_and_seed_is_a_run_of_train(tmp_path: Path) -> None:
+    options = ("--dropout", 0.2, "--optimizer", "adam", "--schedule", "cosine", "--validation", 0.2)
+    assert run("sweep", *SMALL, *options, *GRID, "--seed", 3, "--seeds", 2, "--out", tmp_path / "s") == 0
+    found = {path.name for path in (tmp_path / "s").iterdir() if path.is_dir()}
+    expected = set()
+    for rate, hidden, seed in ((r, h, s) for r in ("0.01", "0.1") for h in ("4", "6x5") for s in (3, 4)):
+        name = f"learning_rate={rate},hidden={hidden},seed={seed}"
+        expected.add(name)
+        alone = ("--learning-rate", rate, "--hidden", *hidden.split("x"), "--seed", seed)
+        with threadpool_limits(1):
+            assert run("train", *SMALL[:-2], *options, *alone, "--quiet", "--out", tmp_path / name) == 0
+        assert_same_run(tmp_path / name, tmp_path / "s" / name)
+        own, of_train = (Config.from_dict(Run(parent / name).options) for parent in (tmp_path / "s", tmp_path))
+        assert vars(own) == {**vars(of_train), "out": str(tmp_path / "s" / name), "quiet": False}
+    assert found == expected
+
+
+def test_worker_processes_train_the_same_networks(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    words = (*DIGITS, "--epochs", 2, *GRID, "--quiet", "--out")
+    assert run("sweep", *words, tmp_path / "one", "--jobs", 1) == run("sweep", *words, tmp_path / "two") == 0
+    same_sweep(tmp_path / "one", tmp_path / "two")
+
+
+def test_other_commands_read_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", *SMALL, "--grid", "hidden=4,5", "--quiet", "--out", tmp_path / "s") == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("history", tmp_path / "s") == 0
+    assert capsys.readouterr().out.count(f"{tmp_path / 's'}/hidden=") == 2
+    assert run("evaluate", tmp_path / "s" / "hidden=4,seed=0") == 0
+
+
+def test_long_names_of_folders_are_numbers(tmp_path: Path) -> None:
+    words = ("learning-rate=log:1e-3:1", "momentum=0:0.9", "l2=log:1e-6:1e-3", "dropout=0:0.5")
+    assert run("sweep", *SMALL, "--random", *words, "--trials", 10, "--quiet", "--out", tmp_path / "s") == 0
+    folders = sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir())
+    assert folders == [f"network={number:02},seed=0" for number in range(1, 11)]
+
+
+# -- The ranking -------------------------------------------------------------------------------------------
+
+
+def test_networks_are_ranked_by_the_mean_of_their_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert run("sweep", *SMALL, *GRID, "--seeds", 3, "--out", out) == 0
+    found = rows(out)
+    assert len(found) == 12
+    assert {row["state"] for row in found} == {"finished"}
+    means = [float(row["mean_validation_accuracy"]) for row in found]
+    assert means == sorted(means, reverse=True)
+    assert [row["rank"] for row in found] == [str(rank) for rank in range(1, 5) for _ in range(3)]
+    for first in range(0, 12, 3):
+        own = found[first : first + 3]
+        values = [metrics(Path(row["run"]))["validation_accuracy"] for row in own]
+        assert [float(row["validation_accuracy"]) for row in own] == values
+        assert float(own[0]["mean_validation_accuracy"]) == pytest.approx(statistics.fmean(values))
+        assert float(own[0]["deviation_validation_accuracy"]) == pytest.approx(statistics.stdev(values))
+        assert len({(row["learning_rate"], row["hidden"]) for row in own}) == 1
+    said = capsys.readouterr().out
+    best = Path(found[0]["run"]).name.rpartition(",seed=")[0]
+    tests = [metrics(Path(row["run"]))["test_accuracy"] for row in found[:3]]
+    assert f"best: {best}, test accuracy {100 * statistics.fmean(tests):.2f} % (mean of 3 seeds)\n" in said
+    table = said[said.index("\n rank") + 1 : said.index("best: ")].splitlines()
+    assert all(len(line) <= 80 and "…" not in line for line in table)
+    assert table[2].split()[:3] == ["1", found[0]["learning_rate"], found[0]["hidden"]]
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_saved_sweep_can_be_ranked_by_another_metric(metric: str, tmp_path: Path) -> None:
+    assert run("sweep", *SMALL, *GRID, "--metric", metric, "--quiet", "--out", tmp_path / "s") == 0
+    other = {"loss": "accuracy", "accuracy": "loss"}[metric]
+    for name, words in ((metric, ()), (other, ("--metric", other))):
+        assert run("sweep", "--resume", tmp_path / "s", "--quiet", *words) == 0
+        means = [float(row[f"mean_validation_{name}"]) for row in rows(tmp_path / "s")]
+        assert means == sorted(means, reverse=name == "accuracy")
+
+
+def test_a_network_that_diverges_is_a_row_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--initializer", "normal", "--grid", "initializer-scale=1e30,0.1", "--seeds", 2)
+    assert run("sweep", *SMALL, *words, "--out", tmp_path / "s") == 0
+    said = capsys.readouterr()
+    assert [row["state"] for row in rows(tmp_path / "s")] == ["finished", "finished", "diverged", "diverged"]
+    assert "training diverged in epoch 1" in rows(tmp_path / "s")[2]["reason"]
+    assert rows(tmp_path / "s")[2]["rank"] == ""
+    assert "  2 diverged \n" in said.out
+    assert said.out.count("initializer_scale=1e+30,seed=0 diverged: training diverged in epoch 1") == 1
+    folder = tmp_path / "s" / "initializer_scale=1e+30,seed=0"
+    before = (folder / "diverged.json").stat().st_mtime_ns
+    assert run("sweep", "--resume", tmp_path / "s", "--quiet") == 0
+    assert (folder / "diverged.json").stat().st_mtime_ns == before, "it was trained again"
+
+
+def test_without_any_result_there_is_no_figure_and_the_command_fails(tmp_path: Path) -> None:
+    words = ("--initializer", "normal", "--grid", "initializer-scale=1e30")
+    assert run("sweep", *SMALL, *words, "--out", tmp_path / "s") == 1
+    assert not list((tmp_path / "s").glob("*.png"))
+
+
+def test_a_network_with_a_lost_seed_comes_after_the_whole_ones(tmp_path: Path) -> None:
+    assert run("sweep", *SMALL, *GRID, "--seeds", 2, "--quiet", "--out", tmp_path / "s") == 0
+    folder = Path(rows(tmp_path / "s")[0]["run"])
+    finding = Finding("diverged", "training diverged")
+    (folder / "metrics.json").unlink()
+    (folder / "diverged.json").write_text(json.dumps(vars(finding)))
+    assert run("sweep", "--resume", tmp_path / "s", "--quiet") == 0
+    last = rows(tmp_path / "s")[-2:]
+    assert [(row["state"], row["rank"]) for row in last] == [("diverged", "4"), ("finished", "4")]
+    assert last[0]["run"] == str(folder)
+
+
+def test_a_run_that_cannot_be_trained_is_a_row_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *SMALL, "--grid", "hidden=4,5", "--quiet", "--out", tmp_path / "s") == 0
+    folder = tmp_path / "s" / "hidden=4,seed=0"
+    (folder / "metrics.json").unlink()
+    (folder / "checkpoint.safetensors").write_bytes(b"?")
+    assert run("sweep", "--resume", tmp_path / "s", "--quiet", "--jobs", 1) == 1
+    assert f"gpumlp-sweep: {folder} failed: {folder / 'checkpoint.safetensors'}" in capsys.readouterr().err
+    assert [row["state"] for row in rows(tmp_path / "s")] == ["finished", "failed"]
+
+
+# -- Validation --------------------------------------------------------------------------------------------
+
+
+def test_networks_are_never_ranked_by_what_they_were_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", *SMALL, *GRID, "--validation", 0, "--out", tmp_path / "s") == 2
+    message = "gpumlp-sweep: validation: expected samples by which to rank the networks, got 0\n"
+    assert capsys.readouterr().err == message
+    words = ("--preset", "notes", "--grid", "optimizer=sgd,adam", "--out", tmp_path / "s")
+    assert run("sweep", *SMALL, *words) == 0
+    assert "some are held out\ndata: digits, 1,294 samples to train, 143 to validate and rank, 360 to test\n" in (
+        capsys.readouterr().out
+    )
+    assert metrics(tmp_path / "s" / "optimizer=adam,seed=0")["validation_accuracy"] > 0
+
+
+# -- What is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grid", "learning-rate=0.1,-1"], "learning_rate: expected a number above 0, got -1.0"),
+        (["--grid", "hidden=3", "--random", "l2=0:1"], "random: expected without grid, got both"),
+        (["--trials", 3], "trials: expected only with random"),
+        (["--random", "l2=0:1", "--trials", 0], "trials: expected a whole number of 1 or more, got 0"),
+        (["--seeds", "x"], "seeds: expected a whole number of 1 or more, got 'x'"),
+        (["--jobs", 0], "jobs: expected a whole number of 1 or more, got 0"),
+        (["--metric", "f1"], "metric: expected one of loss, accuracy"),
+        (["--metric", "r2", *GRID], "metric: expected one of loss, accuracy for classes, got r2"),
+        (["--report"], "report: not for a sweep; a report is about a few runs"),
+        (["--overwrite"], "overwrite: not for a sweep; choose another folder"),
+        (["--min-accuracy", 0.9], "min_accuracy: not for a sweep"),
+        (["--preset", "torch"], "preset: expected notes, got 'torch'"),
+        (["--grid", "schedule=cosine", "warmup=0,1000000"], "warmup: expected fewer than the 82 steps"),
+        (["--grid", "label-smoothing=2"], "label_smoothing: expected a number of at least 0 and below 1, got 2.0"),
+        (["--validation", 1437], "validation is expected to leave some of the 1,437 training samples"),
+        (["--device", "cuda:99"], "cuda"),
+        (["--resume", "none"], "there is no sweep in none: it has no sweep.json"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(
+    words: list, message: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("sweep", *DIGITS, "--epochs", 2, *words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s"
+    words = (*SMALL, "--grid", "hidden=4", "--quiet", "--out")
+    assert run("sweep", *words, out) == 0
+    assert run("sweep", *words, out) == 2
+    assert f"out: {out} holds a sweep; go on with it (--resume {out})" in capsys.readouterr().err
+    assert run("sweep", *words, out / "hidden=4,seed=0") == 2
+    assert f"out: {out / 'hidden=4,seed=0'} holds a run" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run("sweep", *words, tmp_path / "file") == 2
+    (tmp_path / "mine" / "hidden=4,seed=0").mkdir(parents=True)
+    assert run("sweep", *words, tmp_path / "mine") == 2
+    assert "where a network would go, exists" in capsys.readouterr().err
+
+
+def test_two_commands_cannot_run_the_same_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s"
+    assert run("sweep", *SMALL, "--grid", "hidden=4", "--quiet", "--out", out) == 0
+    lock = RunLock(out)
+    assert run("sweep", "--resume", out) == 2
+    assert f"{out}: another process ({os.getpid()} on " in (err := capsys.readouterr().err)
+    assert "is running this sweep; wait until it ends" in err
+    lock.release()
+    assert run("sweep", "--resume", out, "--quiet") == 0
+    assert not (out / "run.lock").exists()
+
+
+def test_a_sweep_is_resumed_with_its_own_options_and_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    out = tmp_path / "s"
+    words = ("--dataset", tmp_path / "own.npz", "--device", "cpu", "--epochs", 1, "--jobs", 1)
+    assert run("sweep", *words, "--grid", "hidden=4", "--quiet", "--out", out) == 0
+    for changed in (("--epochs", 3), ("--grid", "hidden=5"), ("--seeds", 2), ("--preset", "notes")):
+        assert run("sweep", "--resume", out, *changed) == 2
+        assert f"{changed[0][2:]}: a sweep is resumed with its own options" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", x_train=-x, y_train=y, x_test=x, y_test=y)
+    assert run("sweep", "--resume", out) == 2
+    assert f"{out}: the sweep was made with other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", '{"networks": 3}', None],
+    ids=["cut off", "empty", "other values", "a folder outside"],
+)
+def test_a_damaged_description_is_one_line(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert run("sweep", *SMALL, "--grid", "hidden=4", "--quiet", "--out", out) == 0
+    if text is None:
+        text = (out / "sweep.json").read_text().replace("hidden=4,seed=0", "../elsewhere")
+    (out / "sweep.json").write_text(text)
+    assert run("sweep", "--resume", out) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"gpumlp-sweep: {out / 'sweep.json'} is damaged: ")
+    assert err.count("\n") == 1
+
+
+# -- Interrupts and kills ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "s"
+    assert run("sweep", *LONG, "--quiet", "--out", out) == 0
+    return out
+
+
+LONG = (*DIGITS, "--epochs", 60, "--grid", "hidden=16,17", "--seeds", 2)
+FIRST, SECOND = "hidden=16,seed=0", "hidden=16,seed=1"
+
+
+def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Path, whole: Path) -> None:
+    pytest.importorskip("joblib")
+    out = tmp_path / "s"
+    process = spawn("sweep", *LONG, "--jobs", 2, "--out", out)
+    wait_until(lambda: lines(out / SECOND) >= 5, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+    assert not (out / "sweep.csv").exists()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
+    code, _, err = finish(spawn("sweep", "--resume", out, "--jobs", 2))
+    assert (code, err) == (0, "")
+    same_sweep(out, whole)
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items()), "it was trained again"
+    assert [row["state"] for row in rows(out)] == ["finished"] * 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> None:
+    pytest.importorskip("joblib")
+    out = tmp_path / "s"
+    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out)
+    wait_until(lambda: lines(out / FIRST) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    ended = len(list(out.glob("*/metrics.json")))
+    assert err == (
+        f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved as far as they are. "
+        f"Go on with: python -m gpumlp.sweep --resume {out}\n"
+    )
+    assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
+    assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
+    same_sweep(out, whole)
+
+
+# -- On a GPU ------------------------------------------------------------------------------------------------
+
+
+class FakeGPU(NumpyBackend):
+    """A fake GPU on which three networks fit, with two ways of running steps."""
+
+    together: ClassVar[list[tuple[str, int]]] = []  # the way of each launch, and its number of networks
+    interrupted_at: ClassVar[int] = 30  # launches
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.name, self.way = "cuda:0", way
+
+    def execution(self, step: Any) -> Execution:
+        return Execution(self.way, "as tested")
+
+    def networks_at_once(self, step: Any) -> int:
+        return 3
+
+    def run_many(self, runs: Any) -> None:
+        self.together.append((self.way, len(runs)))
+        if len(self.together) == self.interrupted_at:
+            raise KeyboardInterrupt
+        super().run_many(runs)
+
+
+def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = "persistent"
+
+    def get_backend(device: str, *, execution: str, **_: object) -> NumpyBackend:
+        return FakeGPU(default if execution == "auto" else execution)
+
+    monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
+    monkeypatch.setattr(FakeGPU, "together", [])
+    out = tmp_path / "s"
+    words = (*LONG[:2], "--device", "cuda", *LONG[4:], "--quiet")
+    assert run("sweep", *words, "--out", out) == 130
+    assert {row["state"] for row in rows(out)} == {"unfinished", "not started"}
+    assert FakeGPU.together == [("persistent", 3)] * 30
+    monkeypatch.setattr(FakeGPU, "together", [])
+    monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
+    default = "graphs"
+    assert run("sweep", "--resume", out, "--quiet") == 0
+    assert {ways for ways, _ in FakeGPU.together} == {"persistent", "graphs"}
+    assert max(count for way, count in FakeGPU.together if way == "persistent") == 3
+    same_sweep(out, whole)
+
+
+# -- The figure --------------------------------------------------------------------------------------------
+
+
+def test_the_figure_shows_every_network_over_every_option(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from gpumlp.figures.sweep import sweep_results
+
+    words = ("--grid", "learning-rate=1e-3,1e-2,1e-1", "hidden=4,5", "activation=relu,tanh", "--seeds", 2)
+    assert run("sweep", *SMALL, *words, "--quiet", "--out", tmp_path / "s") == 0
+    assert {"figure.png", "figure.svg", "figure.json", "sweep.csv"} <= set(os.listdir(tmp_path / "s"))
+    sweep = Sweep.open(tmp_path / "s")
+    results = sweep.ranking(sweep.rows({}))
+    figure, numbers = sweep_results(sweep, results)
+    assert numbers["means"] == [result.mean for result in results]
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in panels] == ["learning rate", "hidden", "activation"]
+    assert [axes.get_xscale() for axes in panels] == ["log", "linear", "linear"]
+    ticks = [[text.get_text() for text in axes.get_xticklabels()] for axes in panels]
+    assert ticks == [["0.001", "0.01", "0.1"], ["4", "5"], ["relu", "tanh"]]
+    for axes, name in zip(panels, sweep.options, strict=True):
+        line = axes.containers[-1].lines[0]
+        best: dict[Any, float] = {}
+        for result in results:
+            best.setdefault(result.values[name], result.mean)
+        assert sorted(line.get_ydata()) == sorted(best.values())
+        assert len(axes.containers[-1].lines[2][0].get_segments()) == len(best), "a bar for each"
+
+
+def test_without_matplotlib_there_is_a_ranking_and_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingExtraError("figures need matplotlib, which is not installed")
+
+    monkeypatch.setattr("gpumlp.figures.style.require", missing)
+    assert run("sweep", *SMALL, "--grid", "hidden=4,5", "--out", tmp_path / "s") == 0
+    assert "\nno figure: figures need matplotlib, which is not installed\n" in capsys.readouterr().out
+    assert len(rows(tmp_path / "s")) == 2
