@@ -61,7 +61,7 @@ class _FitsTogether:
 
 
 def _devices(estimator: Any) -> list[str | Backend]:
-    """The devices of the gpumlp estimators that an estimator is or has as parameters, such as steps of a pipeline."""
+    """The devices of gpumlp's estimators: of this one, or of those among its parameters (steps of a pipeline)."""
     if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
         return []
     found = [estimator, *estimator.get_params().values()]

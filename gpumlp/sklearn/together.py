@@ -1,9 +1,9 @@
-"""Several fits at once on a GPU: their steps run in the same launches, while scikit-learn's code stays as it is.
+"""Several fits at once on a GPU: their steps share launches, and scikit-learn's code stays as it is.
 
-joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but only
-one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one runs until it has some,
-and then the steps of all are run by one ``Backend.run_many``. So a fit need not know that there are others, be it
-that of an estimator, of a pipeline or of an ensemble, and none of them runs at the same time as another.
+joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but
+only one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one until it has
+some, and then one ``Backend.run_many`` runs the steps of all. So a fit need not know that there are others, be it
+that of an estimator, of a pipeline or of an ensemble, and no two of them use the device at the same time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
 
-import joblib
 import numpy as np
 from joblib.parallel import ParallelBackendBase, SequentialBackend
 
@@ -28,7 +27,7 @@ _local = threading.local()  # of the thread of a fit: `fit`, the Fit
 
 
 def run_steps(backend: Backend, run: StepRun) -> None:
-    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits. Does not wait for the device."""
+    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits."""
     fit: Fit | None = getattr(_local, "fit", None)
     if fit is None:
         backend.run_steps(*run)
@@ -232,7 +231,7 @@ MOST = 1 << 16  # fits that joblib hands over at a time
 # -- Samples that fits share -------------------------------------------------------------------------------
 
 
-class SharedSamples(np.ndarray):  # type: ignore[type-arg]
+class SharedSamples(np.ndarray):
     """Samples of which the fits of a search take the same rows: each part is copied once, and is read-only.
 
     A part lasts as long as a fit uses it.
