@@ -213,8 +213,9 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
     def _advance(
         self, fits: list[tuple[Fit, Callable[[Any], object]]], error: BaseException | None = None
     ) -> None:
+        trace = error.__traceback__ if error is not None else None
         for fit, callback in fits:
-            fit.advance(error)
+            fit.advance(error and error.with_traceback(trace))  # each adds its own frames to it
             if fit.ended:
                 self._active.remove((fit, callback))
                 fit.outcome()  # an error ends the search at once
