@@ -43,7 +43,7 @@ from tests.strict_device import StrictArray, StrictBackend
 OPERATIONS = [
     *("execution", "run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums"),
     *("add_scaled", "output_error", "update", "total", "all_finite", "activation_backward", "dropout"),
-    *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average"),
+    *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average", "add_squares"),
 ]
 RNG = np.random.default_rng(1)
 
@@ -247,6 +247,15 @@ def test_clip_gradient(backend: Backend, limit: float) -> None:
     np.testing.assert_allclose(
         backend.to_numpy(device), gradient * min(1, limit / (norm + 1e-6)), rtol=2e-6, atol=1e-9
     )
+
+
+def test_add_squares(backend: Backend) -> None:
+    values = normal(500)
+    out = backend.asarray(np.array(2.0))
+    with backend.activate():
+        backend.add_squares(backend.asarray(values), out, backend.asarray(normal(500)))
+    expected = 2 + np.square(values.astype("float64")).sum()
+    np.testing.assert_allclose(backend.to_numpy(out), expected, rtol=2e-6)
 
 
 def test_clip_gradient_keeps_nan(backend: Backend) -> None:

@@ -62,6 +62,7 @@ class Whole:
         self.parameters = put(rng.normal(0, 0.3, PARTS[-1]).astype(dtype))
         self.gradient = put(np.zeros(PARTS[-1], dtype))
         self.average, self.decay = put(np.zeros(PARTS[-1], dtype)), 0.9
+        self.squares = put(np.zeros(()))
         self.weights = slice(0, PARTS[2])
         self.state = self.optimizer.init(self.parameters)
         self.state.weights = self.weights
@@ -99,6 +100,7 @@ class Whole:
                 self.parameters,
                 self.gradient,
                 self.average,
+                self.squares,
                 *self.state.buffers.values(),
                 self.losses,
                 self.scores,
@@ -123,6 +125,7 @@ class Whole:
         losses, scores = self.losses[batch], self.scores[batch]
         kept = None if self.kept is None else self.kept[:count]
         draws = self.draws
+        backend.add_squares(self.parameters, self.squares, self.state.scratch)
         backend.gather(self.images, self.order[batch], self.staging[:count], x)
         backend.dense_forward(x, hidden.weight, hidden.bias, hidden.activation, s, a)
         saved = s if hidden.activation.derivative_from == "input" else a.copy()

@@ -182,9 +182,10 @@ class Step(Protocol):
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
         average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
+        squares: ``()`` float64, to which each step adds the sum of the squared weights before it, or None.
         draws: the random bits of the layers, with the seed of all steps; None without any.
-        same_rules: whether all steps of an epoch follow the same rules, by the built-in methods of network, layers
-            and batches; only then can a device run them in another way.
+        same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
+            methods of network, layers and batches; only then can a device run them in another way.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
@@ -197,6 +198,7 @@ class Step(Protocol):
     gradient_wanted: bool
     clip_norm: float | None
     max_norm: float | None
+    squares: Array | None
 
     @property
     def average(self) -> Array | None: ...
@@ -501,6 +503,17 @@ class Backend:
     def total(self, values: Array) -> Array:
         """The sum of all elements, in float64, as an array ``()`` on the device."""
         return self.xp.sum(values, dtype="float64")
+
+    def add_squares(self, values: Array, out: Array, scratch: Array) -> None:
+        """``out <- out + sum_i v_i^2``.
+
+        Args:
+            values: v ``(size,)``.
+            out: ``()`` float64, overwritten.
+            scratch: of v's shape and dtype, overwritten.
+        """
+        self.xp.multiply(values, values, out=scratch)
+        self.xp.add(out, self.xp.sum(scratch), out=out)
 
     def all_finite(self, values: Array) -> bool:
         """Whether all values are finite. Waits for the device."""

@@ -31,37 +31,34 @@ class _FitsTogether:
         Returns:
             The search.
         """
-        config = None if self.n_jobs == 1 else self._parallelism()
-        if config is None:
-            return super().fit(X, y, **params)  # type: ignore[misc]
         with ExitStack() as stack:
-            for backend in config.pop("devices", ()):
-                stack.enter_context(backend.activate())
-                if isinstance(self.estimator, BaseMLP):
-                    X = _shared(X)
-            stack.enter_context(joblib.parallel_config(**config))
+            if self._fit_together(stack) and isinstance(self.estimator, BaseMLP):
+                X = _shared(X)
             return super().fit(X, y, **params)  # type: ignore[misc]
 
-    def _parallelism(self) -> dict[str, Any] | None:
-        """The arguments of `joblib.parallel_config`, and ``devices``, the GPUs; None to leave all to joblib."""
+    def _fit_together(self, stack: ExitStack) -> bool:
+        """Select how joblib runs the fits, within the stack's context; whether it is on a GPU."""
         active, n_jobs = get_active_backend()
+        n_jobs = n_jobs if self.n_jobs is None else self.n_jobs
         if n_jobs == 1 or type(active).__name__ != "LokyBackend" or active.nesting_level:
-            return None  # as the user has selected, or in a worker of another search
+            return False  # as the user has selected, or in a worker of another search
         try:
             backends = {device: get_backend(device) for device in _devices(self.estimator)}
         except (DeviceError, TypeError, ValueError):
-            return None  # each fit says what is wrong
-        jobs = {"n_jobs": n_jobs or -1}
+            return False  # each fit says what is wrong
         gpus = [backend for backend in backends.values() if backend.name != "cpu"]
-        if gpus:
-            return jobs | {"backend": Together(backends), "devices": gpus}
-        # With one thread each, results do not depend on the number of processes.
-        threads = active.inner_max_num_threads or 1
-        return jobs | {"backend": "loky", "inner_max_num_threads": threads} if backends else None
+        how: dict[str, Any] = {"backend": Together(backends)}
+        if not gpus:  # with one thread each, results do not depend on the number of processes
+            how = {"backend": "loky", "inner_max_num_threads": active.inner_max_num_threads or 1}
+        if backends:
+            stack.enter_context(joblib.parallel_config(n_jobs=n_jobs or -1, **how))
+        for backend in gpus:
+            stack.enter_context(backend.activate())
+        return bool(gpus)
 
 
 def _devices(estimator: Any) -> list[str | Backend]:
-    """The devices of the gpumlp estimators that an estimator is or has as parameters, such as steps of a pipeline."""
+    """The devices of gpumlp's estimators: of this one, or of those among its parameters (steps of a pipeline)."""
     if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
         return []
     found = [estimator, *estimator.get_params().values()]

@@ -10,7 +10,7 @@ rescaled when the learning rate changes.
 from __future__ import annotations
 
 import math
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -137,13 +137,26 @@ class Epochs:
     def __init__(self, solver: Solver, batches: ArrayBatches, alpha: float) -> None:
         self.solver, self.batches, self._alpha = solver, batches, alpha
         self._order = np.arange(batches.samples)
-        # Without a penalty all steps are the same, and a GPU can run many of them in one launch.
-        kind = RecordingStep if alpha > 0 else TrainingStep
-        with solver.network.backend.activate():
-            self._step = kind(solver.network, batches, solver.optimizer, solver.state, Penalty())
+        backend, count, size = solver.network.backend, len(batches.slices), batches.batch_size
+        arguments = solver.network, batches, solver.optimizer, solver.state, Penalty()
+        weights, samples = batches.weights, batches.samples
+        with backend.activate():
+            # Sample weights change the penalty from batch to batch, and a batch without weight is skipped.
+            varies = weights is not None and (alpha > 0 or not backend.to_numpy(weights).all())
+            # Of each batch, or one sum for all.
+            self._squares = backend.xp.zeros(count if varies else 1, dtype="float64") if alpha > 0 else None
+            if varies:
+                self._step: TrainingStep = PenalisedStep(*arguments, self._penalties(), self._squares)
+            else:
+                self._step = TrainingStep(*arguments)
+                self._step.squares = None if self._squares is None else self._squares.reshape(())
+        # Batches with one penalty, which can be run together, and it: only a smaller last batch has another.
+        full = samples // size if alpha > 0 and not varies else count
+        parts = ((range(full), size), (range(full, count), samples % size))
+        self._parts = [(part, Penalty(l2=alpha / number)) for part, number in parts if part]
 
     def _penalties(self) -> list[Penalty | None]:
-        """The penalty of each batch; None for a batch whose samples all have weight 0, which is skipped."""
+        """The penalty of each batch; None for a batch whose samples all have weight 0."""
         made: dict[float, Penalty | None] = {0.0: None}
         for total in self.batches.batch_weights:
             if total not in made:
@@ -168,24 +181,24 @@ class Epochs:
                 random.shuffle(drawn)
                 self._order = self._order[drawn]
                 batches.reorder(batches.rows[self._order])
-            penalties = self._penalties()
-            for penalty, same in groupby(range(len(penalties)), key=penalties.__getitem__):
-                first, *rest = same
-                part = range(first, first + 1 + len(rest))
-                if penalty is None:
-                    step.losses[batches.slices[part[0]].start : batches.slices[part[-1]].stop] = 0
-                else:
-                    step.penalty = penalty
-                    run_steps(backend, StepRun(step, part, [solver.learning_rate] * len(part)))
+                if isinstance(step, PenalisedStep):
+                    step.penalties = self._penalties()
+            if self._squares is not None:
+                self._squares.fill(0)
+            for part, penalty in self._parts:
+                step.penalty = penalty
+                run_steps(backend, StepRun(step, part, [solver.learning_rate] * len(part)))
             total = backend.total(step.losses)
-            if not isinstance(step, RecordingStep):
+            if self._squares is None:
                 return float(backend.to_numpy(total)) / batches.samples, 0.0
-            total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), step.squares])).tolist()
-        value = 0.0
-        for penalty, batch, square in zip(penalties, batches.slices, squares, strict=True):
-            if penalty is not None:
-                value += (batch.stop - batch.start) * penalty.l2 / 2 * square
-        return total / batches.samples, value / batches.samples
+            total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), self._squares])).tolist()
+        # A batch has alpha / 2 |W|^2, divided by the sum of its weights and, in this mean, times its samples.
+        value = sum(squares)
+        if isinstance(step, PenalisedStep):
+            sizes = (batch.stop - batch.start for batch in batches.slices)
+            totals = zip(squares, sizes, batches.batch_weights, strict=True)
+            value = sum(square * size / total for square, size, total in totals if total > 0)
+        return total / batches.samples, self._alpha / 2 * value / batches.samples
 
 
 class SparseBatches(ArrayBatches):
@@ -204,21 +217,36 @@ class SparseBatches(ArrayBatches):
         return self.targets[batch]
 
 
-class RecordingStep(TrainingStep):
-    """A training step that also records the sum of the squared weights, for the penalty in the reported loss.
+class PenalisedStep(TrainingStep):
+    """A training step with a separate penalty for each batch.
 
-    Attributes:
-        squares: ``(batches,)``: the sum before each batch's step.
+    Args:
+        penalties: of each batch; None skips the batch.
+        sums: ``(batches,)`` float64, where each step adds the sum of the squared weights before it, or None.
     """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._flat_weights = self.parameters[self.weights]
-        self._xp = self.model.backend.xp
-        self.squares: Array = self._xp.zeros(len(self.slices), dtype=self.model.dtype)
+    def __init__(
+        self,
+        network: MLP,
+        batches: ArrayBatches,
+        optimizer: Optimizer,
+        state: OptimizerState,
+        penalty: Penalty,
+        penalties: list[Penalty | None],
+        sums: Array | None,
+    ) -> None:
+        super().__init__(network, batches, optimizer, state, penalty)
+        self.penalties, self._sums = penalties, sums
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
-        self.squares[batch.start // self.batch_size] = self._xp.dot(self._flat_weights, self._flat_weights)
+        index = batch.start // self.batch_size
+        penalty = self.penalties[index]
+        if penalty is None:  # all weights in this batch are 0
+            self.losses[batch] = 0
+            return
+        if self._sums is not None:
+            self.squares = self._sums[index : index + 1].reshape(())
+        self.penalty = penalty
         super().__call__(batch, learning_rate)
 
 

@@ -1,9 +1,9 @@
-"""Several fits at once on a GPU: their steps run in the same launches, while scikit-learn's code stays as it is.
+"""Several fits at once on a GPU: their steps share launches, and scikit-learn's code stays as it is.
 
-joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but only
-one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one runs until it has some,
-and then the steps of all are run by one ``Backend.run_many``. So a fit need not know that there are others, be it
-that of an estimator, of a pipeline or of an ensemble, and none of them runs at the same time as another.
+joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but
+only one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one until it has
+some, and then one ``Backend.run_many`` runs the steps of all. So a fit need not know that there are others, be it
+that of an estimator, of a pipeline or of an ensemble, and no two of them use the device at the same time.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from itertools import groupby
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
 
-import joblib
 import numpy as np
 from joblib.parallel import ParallelBackendBase, SequentialBackend
 
 from ..backends import Array, Backend, StepRun, get_backend
 
-_local = threading.local()  # of the thread of a fit: `fit`, the Fit
+MOST = 1 << 16  # fits that joblib hands over at a time
+
+_local = threading.local()  # in the thread of a fit: `fit`, the Fit
 
 
 def run_steps(backend: Backend, run: StepRun) -> None:
-    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits. Does not wait for the device."""
+    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits."""
     fit: Fit | None = getattr(_local, "fit", None)
     if fit is None:
         backend.run_steps(*run)
@@ -52,6 +52,7 @@ class Fit:
     Args:
         function: without arguments; it may call `run_steps`.
         backends: by the name of a device, for `backend_of`.
+        callback: called outside when the function has returned.
 
     Attributes:
         ended: whether the function has returned or raised.
@@ -63,8 +64,10 @@ class Fit:
     run: StepRun
     at_once: int
 
-    def __init__(self, function: Callable[[], Any], backends: dict[Any, Backend]) -> None:
-        self.function, self.backends, self.ended = function, backends, False
+    def __init__(
+        self, function: Callable[[], Any], backends: dict[Any, Backend], callback: Callable[[Any], object] | None
+    ) -> None:
+        self.function, self.backends, self.callback, self.ended = function, backends, callback, False
         self._result: Any = None
         self._error: BaseException | None = None
         self._go: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -89,10 +92,10 @@ class Fit:
             self._filters, warnings.filters = warnings.filters, outside
 
     def close(self) -> None:
-        """End the function where it waits, or will wait next."""
-        if self._thread.is_alive():
-            self._go.put(GeneratorExit())
-            self._thread.join()
+        """End the function where it waits, or, if `advance` was interrupted, where it will wait next."""
+        while not self.ended:
+            self.advance(GeneratorExit())
+        self._thread.join()
 
     def outcome(self) -> Any:
         """What the function has returned. Raises what it has raised."""
@@ -106,10 +109,10 @@ class Fit:
         """Return when the steps have been run."""
         self.at_once = backend.networks_at_once(run.step)
         self.backend, self.run = backend, run
-        self._pause()
-
-    def _pause(self) -> None:
         self._paused.put(None)
+        self._wait()
+
+    def _wait(self) -> None:
         error = self._go.get()
         if error is not None:
             raise error
@@ -117,9 +120,7 @@ class Fit:
     def _run(self) -> None:
         _local.fit = self
         try:
-            error = self._go.get()
-            if error is not None:
-                raise error
+            self._wait()
             self._result = self.function()
         except BaseException as error:  # GeneratorExit, too
             self._error = error
@@ -146,8 +147,8 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
     def __init__(self, backends: dict[Any, Backend] | None = None) -> None:
         super().__init__(nesting_level=0)
         self._backends = {} if backends is None else backends
-        self._waiting: deque[tuple[Fit, Callable[[Any], object]]] = deque()
-        self._active: list[tuple[Fit, Callable[[Any], object]]] = []
+        self._waiting: deque[Fit] = deque()
+        self._active: list[Fit] = []
         self._most = MOST
         self._terminated = False
 
@@ -165,9 +166,8 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
         return self._most
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> Fit:
-        fit = Fit(func, self._backends)
-        self._waiting.append((fit, callback or (lambda result: None)))
-        return fit
+        self._waiting.append(Fit(func, self._backends, callback))
+        return self._waiting[-1]
 
     apply_async = submit  # its name before joblib 1.5
 
@@ -182,7 +182,7 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
     def abort_everything(self, ensure_ready: bool = True) -> None:
         active, self._active = self._active, []
         self._waiting.clear()
-        for fit, _ in active:
+        for fit in active:
             fit.close()
 
     def terminate(self) -> None:
@@ -196,43 +196,36 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
         """Begin fits while there is room, run the steps of all that are active, and let them go on."""
         while self._waiting and len(self._active) < self._room():
             self._active.append(self._waiting.popleft())
-            self._advance([self._active[-1]])
-        for _, group in groupby(sorted(self._active, key=_backend_id), key=_backend_id):
-            together = list(group)
-            backend, error = together[0][0].backend, None
+            self._advance(self._active[-1:])
+        for backend in {id(fit.backend): fit.backend for fit in self._active}.values():
+            fits = [fit for fit in self._active if fit.backend is backend]
+            failure = None
             try:
                 with backend.activate():
-                    backend.run_many([fit.run for fit, _ in together])
-            except Exception as failure:  # each of them fails, as it would alone
-                error = failure
-            self._advance(together, error)
+                    backend.run_many([fit.run for fit in fits])
+            except Exception as error:  # each of them fails, as it would alone
+                failure = error
+            self._advance(fits, failure)
 
     def _room(self) -> int:
         """How many fits may be active."""
-        return min([self._most, *(fit.at_once for fit, _ in self._active)]) if self._active else 1
+        return min([self._most, *(fit.at_once for fit in self._active)]) if self._active else 1
 
-    def _advance(
-        self, fits: list[tuple[Fit, Callable[[Any], object]]], error: BaseException | None = None
-    ) -> None:
-        for fit, callback in fits:
-            fit.advance(error)
+    def _advance(self, fits: list[Fit], error: Exception | None = None) -> None:
+        trace = None if error is None else error.__traceback__
+        for fit in fits:
+            fit.advance(error and error.with_traceback(trace))  # to which each fit adds its own frames
             if fit.ended:
-                self._active.remove((fit, callback))
+                self._active.remove(fit)
                 fit.outcome()  # an error ends the search at once
-                callback(None)
-
-
-def _backend_id(active: tuple[Fit, Any]) -> int:
-    return id(active[0].backend)
-
-
-MOST = 1 << 16  # fits that joblib hands over at a time
+                if fit.callback is not None:
+                    fit.callback(None)
 
 
 # -- Samples that fits share -------------------------------------------------------------------------------
 
 
-class SharedSamples(np.ndarray):  # type: ignore[type-arg]
+class SharedSamples(np.ndarray):
     """Samples of which the fits of a search take the same rows: each part is copied once, and is read-only.
 
     A part lasts as long as a fit uses it.

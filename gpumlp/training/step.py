@@ -42,6 +42,7 @@ class TrainingStep:
             weights times its weight, which has a mean of 1 in each batch.
         scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
+        squares: ``()`` float64, to which each step adds the sum of the squared weights before it; None unless set.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TrainingStep:
             model.backend.accumulates_products and not self._in_parts and clip_norm is None and known
         )
         self.gradient_wanted = False
+        self.squares: Array | None = None
         weights = [layer.weight for layer in model.dense_layers[:-1]]
         self._hidden_weights = [(w, state.scratch[: w.size].reshape(w.shape)) for w in weights]
         # The rules that `_weight_gradients` applies to.
@@ -153,7 +155,7 @@ class TrainingStep:
         """Every array that a step reads or writes."""
         found = [
             *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch, self.average),
-            *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights),
+            *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights, self.squares),
             *self.workspace.arrays(),
         ]
         return [array for array in found if array is not None]
@@ -187,6 +189,9 @@ class TrainingStep:
         if targets is not None and batch.start == 0:
             for layer in self.model.dense_layers:
                 layer.weight_gradient[...] = math.nan  # poison stale gradients
+        if self.squares is not None:
+            weights = parameters.weights
+            backend.add_squares(parameters.data[weights], self.squares, self.state.scratch[weights])
         if self.draws is not None:
             self.draws = self.draws._replace(step=self.state.steps)
         if self._in_parts and batch.stop - batch.start > self.workspace.batch_size:

@@ -241,6 +241,7 @@ def _unsupported_rule(step: Step) -> str | None:
         "it does not clip gradients": step.clip_norm is not None,
         "it does not limit the norms of weights": step.max_norm is not None,
         "it does not average the parameters": step.average is not None,
+        "it does not sum the squares of the weights": step.squares is not None,
         "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
         "the targets are not int64": step.targets.dtype != np.int64,
         "the scores are not bool": step.scores.dtype != np.bool_,
