@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Adam, Dataset, Trainer, get_backend
+from gpumlp import MLP, SGD, Adam, Dataset, Trainer, fit_many, get_backend
 from gpumlp.backends import StepRun
 from gpumlp.training.batches import ORDER_STREAM
+from gpumlp.training.jobs import worker_count
+from gpumlp.training.many import run_together
 
 from .gpumlp import Gpumlp
 from .jax import JaxScan, device_of, mean_loss
@@ -99,15 +101,12 @@ class OneByOne(Networks):
     ) -> None:
         super().__init__(work, data, count, device)
         self.backend = get_backend(device, **options)
-        with self.backend.activate():  # one copy for all networks
-            images = data.images.reshape(len(data), -1)
-            shared = Dataset(self.backend.asarray(images), data.labels, classes=data.classes, name=data.name)
-        self.trainers = [
-            Trainer(model, shared, optimizer=optimizer, batch_size=work.batch_size, seed=seed, diagnostics=False)
-            for seed, (model, optimizer) in enumerate(
-                zip(work.models(count, self.backend, dtype), work.optimizers(count), strict=True)
-            )
-        ]
+        models, optimizers = work.models(count, self.backend, dtype), work.optimizers(count)
+        with data.placed_once():
+            self.trainers = [
+                Trainer(model, data, optimizer=rule, batch_size=work.batch_size, seed=seed, diagnostics=False)
+                for seed, (model, rule) in enumerate(zip(models, optimizers, strict=True))
+            ]
         self.runs: dict[int, StepRun] = {}  # of the last epoch of each
 
     def train(self, epochs: int) -> list[float]:
@@ -149,8 +148,6 @@ class TogetherOnGpu(OneByOne):
     title = "gpumlp, fit_many"
 
     def train(self, epochs: int) -> list[float]:
-        from gpumlp.training.many import run_together
-
         trainings = ((index, self.training(index, epochs)) for index in range(self.count))
         for _, error in run_together(self.backend, trainings):
             if error is not None:
@@ -170,16 +167,12 @@ class TogetherOnCpu(Networks):
     title = "gpumlp, fit_many"
 
     def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
-        from gpumlp.training.many import worker_count
-
         super().__init__(work, data, count, device)
         self.models = work.models(count, device)
         workers = min(worker_count(None), count)
         self.way = f"{workers} process{'es' * (workers > 1)}"
 
     def train(self, epochs: int) -> list[float]:
-        from gpumlp import fit_many
-
         histories = fit_many(
             self.models,
             self.data,
