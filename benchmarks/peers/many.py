@@ -20,7 +20,7 @@ from gpumlp.training.batches import ORDER_STREAM
 from gpumlp.training.jobs import worker_count
 from gpumlp.training.many import run_together
 
-from .gpumlp import Gpumlp
+from .gpumlp import Gpumlp, way_of
 from .jax import JaxScan, device_of, mean_loss
 
 RATES = 8  # different learning rates; the networks take them in turns
@@ -125,9 +125,7 @@ class OneByOne(Networks):
     def losses(self) -> list[float]:
         """Mean losses of the last epoch."""
         if self.device != "cpu":
-            execution = self.trainers[0].execution
-            share = f" on {execution.multiprocessors} multiprocessors" if execution.multiprocessors else ""
-            self.way = execution.name + share
+            self.way = way_of(self.trainers[0].execution)
         return [trainer.history["train_loss"][-1] for trainer in self.trainers]
 
     def synchronize(self) -> None:
