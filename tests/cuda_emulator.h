@@ -150,6 +150,7 @@ __device__ int __any_sync(uint32_t mask, int predicate) { return cuda_host::ball
 #include <string>
 #include <unordered_map>
 #include <vector>
+#include <csignal>
 #include <dlfcn.h>
 #include <sys/mman.h>
 #ifndef __x86_64__
@@ -351,6 +352,8 @@ std::string call_place(const void* p)  // offset in the library, for addr2line
     if (!g->issuer) g->error += ", called at " + call_place(f->from);
     leave();
 }
+
+void access_fault(int, siginfo_t* info, void*) { fail(text("access to %p, where there is no memory, after the operation", info->si_addr)); }
 
 [[noreturn]] void deadlock()
 {
@@ -775,7 +778,16 @@ int run(void (*entry)(void**), void** arguments, const Launch& launch, char* mes
         b.priority = state.random.next();
         start_block(b);
     }
+    static char handler_stack[64 << 10];
+    struct sigaction action = {}, old_action;
+    stack_t stack = {}, old_stack;
+    stack.ss_sp = handler_stack, stack.ss_size = sizeof handler_stack;
+    action.sa_sigaction = access_fault, action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaltstack(&stack, &old_stack);
+    sigaction(SIGSEGV, &action, &old_action);
     switch_to(next_fiber());
+    sigaction(SIGSEGV, &old_action, nullptr);
+    sigaltstack(&old_stack, nullptr);
     snprintf(message, size, "%s", state.error.c_str());
     for (auto& each : state.mapped) munmap(each.first, each.second);
     for (Fiber* f : state.fibers) delete f;

@@ -139,7 +139,8 @@ extern "C" __global__ void to_bf16(const float* in, unsigned short* out)
 }
 
 // What a GPU does not check. bug 1: an address that is not aligned; 2: a lane that is missing; 3: an mbarrier that was
-// overwritten; 4: past the shared memory; 5: a copy at the end that nobody waits for; 6: a tag that never comes
+// overwritten; 4: past the shared memory; 5: a copy at the end that nobody waits for; 6: a tag that never comes;
+// 7: an address without memory
 extern "C" __global__ void wrong(float* in, int bug)
 {
     float* buffer = (float*)dynamic_shared();
@@ -153,4 +154,5 @@ extern "C" __global__ void wrong(float* in, int bug)
     if (bug == 4) buffer[blockDim.x] = 1;
     if (bug == 5) cp_async(shared_address(buffer), in, 16);
     while (bug == 6) load(in + 2, buffer, 8, 1);
+    if (bug == 7) __syncthreads(), *(float*)(size_t)(bug * 8) = 1;
 }

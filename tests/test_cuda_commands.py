@@ -91,6 +91,22 @@ def test_a_run_by_the_persistent_kernel_is_resumed_by_it(
     assert line.startswith(f"execution: graphs: {reason}, not Adam(")
 
 
+def test_a_run_by_the_fused_kernel_is_resumed_by_it_on_as_many_multiprocessors(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    cupy.attributes["CooperativeLaunch"] = 1
+    words = (*words, "--hidden", "32", "--dropout", "0.2", "--batch-size", "50", "--execution", "fused")
+    assert run("train", *words, "--multiprocessors", 2, "--epochs", 4, "--out", whole) == 0
+    shown = capsys.readouterr().out
+    assert "execution: fused: 2 blocks of " in shown
+    assert shown.count("not been measured on a card") == 1
+    assert run("train", *words, "--multiprocessors", 2, "--epochs", 2, "--out", parts) == 0
+    assert run("train", "--resume", parts, "--epochs", 4) == 0
+    assert_same_run(whole, parts)
+    assert cupy.compiled_reductions == []
+
+
 def test_a_run_on_a_gpu_is_evaluated_on_the_cpu(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

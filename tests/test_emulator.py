@@ -136,6 +136,7 @@ def test_rounding_to_bf16(module: EmulatedModule) -> None:
         (4, "the block wrote past its dynamic shared memory"),
         (5, "the block ends while cp.async is still under way"),
         (6, r"deadlock: .*\n  block 0: ld called at .*\(bug == 6\).*: 32 threads, .* spins on in\[2\]"),
+        (7, r"access to 0x38, where there is no memory, after the operation\n  in __syncthreads of block 0"),
     ],
 )
 def test_messages_name_source_lines_and_arrays(bug: int, message: str, module: EmulatedModule) -> None:

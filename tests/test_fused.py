@@ -37,13 +37,6 @@ from tests.host_kernels import HostModule
 from tests.own_rules import Scaled
 from tests.strict_device import StrictArray
 
-
-@pytest.fixture(autouse=True)
-def _any_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here computes, so the source does not matter."""
-    monkeypatch.setattr(fused, "fused_source", lambda plan: plan.definitions() + "train_networks")
-
-
 H100 = {"CooperativeLaunch": 1, "MultiProcessorCount": 132}  # with the shared memory of the fake
 
 
@@ -66,9 +59,7 @@ class RecordedKernel:
         self.xp, self.kernel, self.batch = xp, self, int(defined["BATCH"])
         self.factors = FACTORS[int(defined["OPTIMIZER"])]
         self.pairs = int(defined["EXCHANGE"]) if int(defined["BLOCKS"]) > 1 else 0
-        self.ptr, self.resident = len(xp.functions), int(defined["RESIDENT"])
-        xp.functions.append(self)
-        self.max_dynamic_shared_size_bytes = 48 * 1024
+        self.ptr, self.max_dynamic_shared_size_bytes = 4096, 48 * 1024
         self.grids: list[tuple[int, ...]] = []
         self.networks: list[list[SimpleNamespace]] = []
         self.exchanges: list[bytes] = []
@@ -107,7 +98,7 @@ class Recording(HostCupy):
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
         if "train_networks" not in code:
             return HostModule(self, code=code, options=options)
-        self.kernels.append(RecordedKernel(self, dict(option.removeprefix("-D").split("=") for option in options)))
+        self.kernels.append(RecordedKernel(self, dict(option[2:].split("=") for option in options)))
         return self.kernels[-1]
 
 
@@ -516,6 +507,17 @@ def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: st
     assert {trainer.execution.name for trainer in trainers} == {execution}
 
 
+def test_networks_for_which_there_is_room_once_only_are_trained_as_each_alone(blobs: Dataset) -> None:
+    backend = recorder("auto", multiprocessors=2, MultiProcessorCount=3, MaxThreadsPerMultiProcessor=128)
+    trainers = [trainer_on(backend, blobs, optimizer=Adam(), model_seed=seed) for seed in range(2)]
+    with backend.activate():
+        assert backend.networks_at_once(trainers[0]._step) == 1
+        backend.run_many([run_of(trainer) for trainer in trainers])
+        assert backend.networks_at_once(trainers[0]._step) == 1
+    assert {trainer.execution.name for trainer in trainers} == {"eager"}
+    assert not any(kernel.networks for kernel in backend.xp.kernels)
+
+
 def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does(blobs: Dataset) -> None:
     backend = recorder("auto")
     rules = (SGD(0.1), RMSprop(), SGD(0.1))
@@ -528,6 +530,7 @@ def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does
     assert [trainer.optimizer_state.steps for trainer in trainers] == [10] * 3
     assert (trainers[1].model.state_dict()["layers.0.weight"] != before["layers.0.weight"]).any()
     assert trainers[1].execution.name == "eager"
+    assert "not fused: it does not support the optimizer RMSprop" in trainers[1].execution.reason
 
 
 def test_networks_of_one_plan_share_a_launch_and_others_do_not(blobs: Dataset) -> None:
@@ -572,4 +575,4 @@ def test_high_precision_is_two_parts(blobs: Dataset) -> None:
     for precision, parts in (("highest", 3), ("high", 2)):
         backend = host_cuda_backend(cupy=Recording(), execution="fused", matmul_precision=precision)
         backend.xp.attributes |= H100
-        assert f"{parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason
+        assert f"float32 as {parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason

@@ -20,7 +20,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, AdamW, Dataset, Penalty, SoftmaxCrossEntropy, Trainer
+from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import Backend, StepRun
 from gpumlp.backends.cuda.plan import NETWORK, Facts, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
@@ -33,7 +33,7 @@ from tests.strict_device import StrictBackend
 
 SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
 EPOCHS = 2
-TOLERANCES = {3: 3e-6, 2: 3e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
+TOLERANCES = {3: 5e-6, 2: 5e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
 
 
 class Case(NamedTuple):
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     networks: int = 1
     activation: str = "relu"
     loss: Any = "softmax_cross_entropy"
-    optimizer: Any = SGD(0.1, momentum=0.9)
+    optimizer: Any = SGD(0.05, momentum=0.9)
     penalty: Penalty = Penalty()
     weighted: bool = False
     dropout: float = 0.0
@@ -108,9 +108,9 @@ SHAPES = [
 RULES = [
     *(Case(activation=name) for name in ACTIVATIONS if name != "identity"),
     *(Case((20, 18, 9, 4), blocks=4, activation=name, dropout=0.2) for name in ("tanh", "gelu", "silu")),
-    *(Case(loss=loss, pixels=False) for loss in LOSSES),
-    *(Case((20, 18, 9, 1), blocks=3, loss=loss) for loss in LOSSES if loss != "softmax_cross_entropy"),
-    Case(loss=SoftmaxCrossEntropy(label_smoothing=0.1)),
+    *(Case(loss=loss, pixels=False, optimizer=SGD(0.01)) for loss in LOSSES),
+    *(Case((20, 18, 9, 1), blocks=3, loss=loss, optimizer=SGD(0.01)) for loss in LOSSES if "softmax" not in loss),
+    *(Case(loss=loss(label_smoothing=0.1)) for loss in (SoftmaxCrossEntropy, LogisticCrossEntropy)),
     *(
         Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
         for sizes in ((20, 18, 4), (20, 18, 24, 4))
@@ -255,45 +255,163 @@ class Mistake(NamedTuple):
 
     Attributes:
         name: what is wrong.
-        before, after: the text, once in the source, and its replacement.
+        changes: texts of the source and their replacements, each of a text that is there once.
         case: in which it shows.
-        usual: whether the usual run includes it.
     """
 
     name: str
-    before: str
-    after: str
-    case: Case = Case()
-    usual: bool = False
+    changes: dict[str, str]
+    case: Case
 
 
-MISTAKES: list[Mistake] = []
+CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3)  # five chunks in four slots
+ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+LAYERS = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+BARRIER = "__syncthreads();\n"
+USUAL_MISTAKES = [
+    Mistake("no wait for the rows", {"        wait(&s.full[at], phase);\n": ""}, CHUNKS),
+    Mistake("the second of two tags is not checked", {" && __float_as_uint(two[k].w) == tag": ""}, LAYERS),
+    Mistake(
+        "rows are replaced before all warps have read them",
+        {f"                {BARRIER}                rows.issue();\n": f"                rows.issue();\n{BARRIER}"},
+        CHUNKS,
+    ),
+    Mistake(
+        "no barrier after the output errors",
+        {f"w.receive_errors();\n        {BARRIER}": "w.receive_errors();\n"},
+        CHUNKS,
+    ),
+]
+MISTAKES = [
+    Mistake(
+        "the phase of rows ignores the turns before",
+        {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"},
+        CHUNKS,
+    ),
+    Mistake("the phase of a turn does not change", {", base_phase ^= LOADS / SLOTS & 1;": ";"}, CHUNKS),
+    Mistake(
+        "rows are read one chunk too far ahead",
+        {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"},
+        CHUNKS,
+    ),
+    Mistake(
+        "an mbarrier with a count too small",
+        {"init(&s.full[thread], THREADS)": "init(&s.full[thread], THREADS - 1)"},
+        CHUNKS,
+    ),
+    Mistake(
+        "an mbarrier with a count too large",
+        {"init(&s.full[thread], THREADS)": "init(&s.full[thread], THREADS + 1)"},
+        CHUNKS,
+    ),
+    Mistake("no barrier after the mbarriers are made", {f"THREADS);\n    {BARRIER}": "THREADS);\n"}, CHUNKS),
+    Mistake(
+        "no barrier before the sums of warps are added",
+        {f"w.first_products(slot, c & 1, part);\n            {BARRIER}": "w.first_products(slot, c & 1, part);\n"},
+        CHUNKS,
+    ),
+    Mistake(
+        "one buffer of sums in place of two",
+        {"first_products(slot, c & 1,": "first_products(slot, 0,", "s.sums[c & 1]": "s.sums[0]"},
+        CHUNKS,
+    ),
+    Mistake("no barrier before the error terms are read", {f"        else {BARRIER}": ""}, CHUNKS),
+    Mistake(
+        "no barrier before a single slot is replaced",
+        {
+            f"            {BARRIER}            rows.issue();\n        }}\n        if (++pass": "            rows.issue();\n        }\n        if (++pass"
+        },
+        ONE_SLOT,
+    ),
+    Mistake(
+        "parameters are used before all are there",
+        {f"w.move_all<false>();\n    {BARRIER}": "w.move_all<false>();\n"},
+        CHUNKS,
+    ),
+    Mistake(
+        "parameters are written before all are updated",
+        {f"    {BARRIER}    w.move_all<true>();": "    w.move_all<true>();"},
+        CHUNKS,
+    ),
+    Mistake(
+        "no barrier after inputs are dropped",
+        {f"[block * 8 + j] = 0;\n        }}\n        {BARRIER}": "[block * 8 + j] = 0;\n        }\n"},
+        CHUNKS._replace(input_dropout=0.3),
+    ),
+    Mistake("tags do not change", {"w.tag = turn + 1": "w.tag = 1"}, CHUNKS),
+    Mistake(
+        "pairs are vectors of floats",
+        {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
+        LAYERS,
+    ),
+    Mistake(
+        "no wait for single words",
+        {"word[k].y) == tag;\n        } while (!here);": "word[k].y) == tag;\n        } while (0);"},
+        CHUNKS,
+    ),
+    Mistake(
+        "no wait for pairs of words",
+        {"two[k].w) == tag;\n        } while (!here);": "two[k].w) == tag;\n        } while (0);"},
+        CHUNKS,
+    ),
+    Mistake("padding of a short batch is not sent", {"b >= TURN ||": "b >= rest ||"}, CHUNKS),
+    Mistake(
+        "padding of a short batch is neither sent nor awaited",
+        {"b >= TURN ||": "b >= rest ||", "b < TURN, there = mine &&": "b < TURN && b < rest, there ="},
+        CHUNKS,
+    ),
+    Mistake(
+        "middle layer: no barrier after activations",
+        {f"s.middle + M::INPUT, c);\n            {BARRIER}": "s.middle + M::INPUT, c);\n"},
+        LAYERS,
+    ),
+    Mistake(
+        "middle layer: no barrier after error terms",
+        {f"errors, c);\n            {BARRIER}": "errors, c);\n"},
+        LAYERS,
+    ),
+    Mistake(
+        "middle layer: weights are updated before all products have read them",
+        {f"{BARRIER[:-1]}  // all products have read the weights": ""},
+        LAYERS,
+    ),
+    Mistake(
+        "middle layer: no barrier before the gradients of biases",
+        {f"        {BARRIER}        update_biases": "        update_biases"},
+        LAYERS,
+    ),
+    Mistake("middle layer: parts of sums are sent to one place", {"(i64)row * SAMPLES * W::WIDTH": "0"}, LAYERS),
+]
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        pytest.param(mistake, id=mistake.name, marks=() if mistake.usual else pytest.mark.emulator)
-        for mistake in MISTAKES
+        *(pytest.param(mistake, id=mistake.name) for mistake in USUAL_MISTAKES),
+        *(pytest.param(mistake, id=mistake.name, marks=pytest.mark.emulator) for mistake in MISTAKES),
     ],
 )
 def test_a_mistake_is_found(mistake: Mistake) -> None:
-    assert SOURCE.count(mistake.before) == 1, "the text is not in the source, or more than once"
     want = bits(trained(mistake.case, host_backend(mistake.case)))
-    for seed in range(SCHEDULES):
-        backend = host_backend(mistake.case, seed)
-        compile_module = backend.xp.RawModule
+    assert any(is_found(mistake, seed, want) for seed in range(SCHEDULES))
 
-        def compile_changed(*, code: str, compile_module: Any = compile_module, **options: Any) -> Any:
-            return compile_module(code=code.replace(mistake.before, mistake.after), **options)
 
-        backend.xp.RawModule = compile_changed
-        try:
-            if bits(trained(mistake.case, backend)) != want:
-                return
-        except EmulationError:
-            return
-    pytest.fail("not found by any seed")
+def is_found(mistake: Mistake, seed: int, want: list[dict[str, bytes]]) -> bool:
+    """Whether a changed kernel breaks a rule, or has other results, in one order of its threads."""
+    backend = host_backend(mistake.case, seed)
+    compile_module = backend.xp.RawModule
+
+    def compile_changed(*, code: str, **options: Any) -> Any:
+        for before, after in mistake.changes.items():
+            assert code.count(before) == 1, f"not once in the source: {before}"
+            code = code.replace(before, after)
+        return compile_module(code=code, **options)
+
+    backend.xp.RawModule = compile_changed
+    try:
+        return bits(trained(mistake.case, backend)) != want
+    except EmulationError:
+        return True
 
 
 # -- The compiler ------------------------------------------------------------------------------------------

@@ -23,11 +23,25 @@ def persistent() -> Backend:
     return backend
 
 
+def fused() -> Backend:
+    """The fused kernel for what it supports, and otherwise what ``auto`` takes."""
+    backend = host_cuda_backend()
+    del backend._runners["persistent"]
+    backend.xp.attributes["CooperativeLaunch"] = 1
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def _fused_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumlp.backends.cuda.fused.MEASURED", True)
+
+
 WAYS: dict[str, Callable[[], Backend]] = {
     "cpu": NumpyBackend,
     "eager": host_cuda_backend,
     "graphs": lambda: host_cuda_backend(cublaslt=True),
     "persistent": persistent,
+    "fused": fused,
 }
 
 
@@ -100,20 +114,28 @@ def fresh_velocity(trainer: Trainer) -> None:
 CHANGES = [half_backward, half_inputs, other_loss, other_penalty, other_optimizer, fresh_velocity]
 
 
-def trainer_on(backend: Backend, data: Dataset, optimizer: Any) -> Trainer:
-    model = MLP([data.features, 10, data.classes], seed=1, device=backend, dtype="float64")
+def trainer_on(backend: Backend, data: Dataset, optimizer: Any, dtype: str = "float64") -> Trainer:
+    model = MLP([data.features, 10, data.classes], seed=1, device=backend, dtype=dtype)
     return Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=0.01), batch_size=16, diagnostics=False)
+
+
+def trainers_of(way: str, data: Dataset, optimizer: Any) -> tuple[Trainer, Trainer]:
+    """A trainer whose steps run in a way, in the precision that it supports, and the reference."""
+    trainer = trainer_on(WAYS[way](), data, optimizer, "float32" if way == "fused" else "float64")
+    assert trainer.execution.name == ("eager" if way == "cpu" else way)
+    return trainer, trainer_on(StrictBackend(), data, optimizer)
 
 
 def ends_as_the_reference(trainer: Trainer, reference: Trainer) -> None:
     got, want = (t.model.backend.to_numpy(t.model.parameters.data) for t in (trainer, reference))
-    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+    relative, absolute = (1e-4, 1e-5) if got.dtype == np.float32 else (1e-9, 1e-11)
+    np.testing.assert_allclose(got, want, rtol=relative, atol=absolute)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_change_between_epochs_takes_effect(way: str, change: Callable[[Trainer], None], blobs: Dataset) -> None:
-    trainers = [trainer_on(make(), blobs, SGD(0.1, momentum=0.9)) for make in (WAYS[way], StrictBackend)]
+    trainers = trainers_of(way, blobs, SGD(0.1, momentum=0.9))
     for trainer in trainers:
         trainer.run(2)
         change(trainer)
@@ -124,7 +146,7 @@ def test_a_change_between_epochs_takes_effect(way: str, change: Callable[[Traine
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("way", WAYS)
 def test_step_factors_of_a_subclass_take_effect(way: str, momentum: float, blobs: Dataset) -> None:
-    trainers = [trainer_on(make(), blobs, Slower(0.5, momentum=momentum)) for make in (WAYS[way], StrictBackend)]
+    trainers = trainers_of(way, blobs, Slower(0.5, momentum=momentum))
     for trainer in trainers:
         trainer.run(2)
     ends_as_the_reference(*trainers)

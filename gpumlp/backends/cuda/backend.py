@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import cupy
 import numpy as np
@@ -138,7 +138,8 @@ class CudaBackend(Backend):
             "fused": self.fused,
             "graphs": self.graphs,
         }
-        self._together: WeakSet[Step] = WeakSet()  # of networks that are trained together
+        # Of networks that are trained together: whether the fused kernel is to be tried first.
+        self._together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
@@ -233,7 +234,7 @@ class CudaBackend(Backend):
         """The executions to try before the eager one."""
         if self.wanted_execution != "auto":
             return [name for name in self._runners if name == self.wanted_execution]
-        if step in self._together:
+        if self._together.get(step):
             return sorted(self._runners, key=lambda name: name != "fused")
         return [name for name in self._runners if name != "fused" or fused.MEASURED]
 
@@ -241,13 +242,12 @@ class CudaBackend(Backend):
         if self.wanted_execution not in ("auto", "fused"):
             return 1
         if step not in self._together:
-            self._together.add(step)
+            self._together[step] = True
             self._chosen.pop(step, None)
-        at_once = self.fused.networks_at_once(step) if self.execution(step).name == "fused" else 1
-        if at_once == 1:
-            self._together.discard(step)
-            self._chosen.pop(step, None)
-        return at_once
+            if self.execution(step).name == "fused" and self.fused.networks_at_once(step) == 1:
+                self._together[step] = False  # one after another, as each would be alone
+                self._chosen.pop(step, None)
+        return self.fused.networks_at_once(step) if self.execution(step).name == "fused" else 1
 
     def run_many(self, runs: Sequence[StepRun]) -> None:
         together: list[StepRun] = []

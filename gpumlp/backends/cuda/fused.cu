@@ -422,6 +422,13 @@ struct Rule {
     }
 };
 
+// Tensor cores cut sums off, so where a product takes six of theirs, they are summed apart, the largest last, and added.
+__device__ __forceinline__ void add(float* d, const float* other)
+{
+#pragma unroll
+    for (int k = 0; k < 4; k++) d[k] += other[k];
+}
+
 // A pair of neighbours in the summed dimension k of a matrix in shared memory: (k, m) if K_FIRST, else (m, k).
 template <bool K_FIRST> __device__ __forceinline__ float2 pair_of(const float* matrix, int stride, int m, int k)
 {
@@ -451,12 +458,15 @@ __device__ __forceinline__ void multiply(float (&d)[COUNT][4], const float* a, i
                 float2 two = pair_of<A_K_FIRST>(a, a_stride, 16 * i + g + q % 2 * 8, k0 + 2 * t + q / 2 * 8);
                 split(two.x, two.y, left[q]);
             }
+            float sum[4] = {};
 #pragma unroll
-            for (int p = 0; p < PARTS; p++) {
-                u32 part[4] = {left[0][p], left[1][p], left[2][p], left[3][p]};
+            for (int order = PARTS - 1; order >= 0; order--)
 #pragma unroll
-                for (int r = 0; r < PARTS - p; r++) mma(d[i], part, right[0][r], right[1][r]);
-            }
+                for (int p = 0; p <= order; p++) {
+                    u32 part[4] = {left[0][p], left[1][p], left[2][p], left[3][p]};
+                    mma(sum, part, right[0][order - p], right[1][order - p]);
+                }
+            add(d[i], sum);
         }
     }
 }
@@ -714,12 +724,15 @@ struct Worker {
             for (int j = 0; j < TILES_N; j++) {
                 u32(&own)[2][PARTS] = part[KEEP_PARTS ? i : 0][j];
                 if (!KEEP_PARTS) split_weight(i, j, own);
+                float small[2][4] = {};
 #pragma unroll
-                for (int p = 0; p < PLANES; p++)
+                for (int order = PARTS - 1; order >= 0; order--)
 #pragma unroll
-                    for (int r = 0; r < PARTS - p; r++)
+                    for (int p = 0; p < PLANES && p <= order; p++)
 #pragma unroll
-                        for (int m = 0; m < 2; m++) mma(sum[i % CHAINS][j][m], a[p][m], own[0][r], own[1][r]);
+                        for (int m = 0; m < 2; m++)
+                            mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p], own[1][order - p]);
+                if (PLANES > 1) add(sum[i % CHAINS][j][0], small[0]), add(sum[i % CHAINS][j][1], small[1]);
             }
         }
 #pragma unroll
@@ -1161,20 +1174,23 @@ struct Worker {
 #pragma unroll
                 for (int i = 0; i < TILES_K; i++) {
                     u32 x = row + min(tile_k(i), K16 - 1) * 32 + h * 16 * ROW_BYTES;
+                    float small[2][4] = {};
 #pragma unroll
-                    for (int p = 0; p < PLANES; p++) {
+                    for (int p = PLANES - 1; p >= 0; p--) {
                         u32 b[4];
                         load_transposed(b, x + p * 32 * ROW_BYTES);
+                        constexpr int STEP = TILES_N == 1 ? 2 : 1;
 #pragma unroll
-                        for (int r = 0; r < PARTS - p; r += TILES_N == 1 ? 2 : 1) {
+                        for (int r = (PARTS - 1 - p) / STEP * STEP; r >= 0; r -= STEP) {
                             bool two = TILES_N > 1 || r + 1 < PARTS - p;
                             int next = TILES_N == 1 && two ? r + 1 : r;
                             constexpr int OTHER = TILES_N == 1 ? 0 : 1;
                             u32 a[4] = {part[0][0][r], two ? part[OTHER][0][next] : 0, part[0][1][r], two ? part[OTHER][1][next] : 0};
-                            mma(gradient[i][q][0], a, b[0], b[1]);
-                            mma(gradient[i][q][1], a, b[2], b[3]);
+                            mma(PLANES > 1 ? small[0] : gradient[i][q][0], a, b[0], b[1]);
+                            mma(PLANES > 1 ? small[1] : gradient[i][q][1], a, b[2], b[3]);
                         }
                     }
+                    if (PLANES > 1) add(gradient[i][q][0], small[0]), add(gradient[i][q][1], small[1]);
                 }
             }
     }

@@ -91,11 +91,16 @@ class FusedRunner:
         self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
         self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
         self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
+        self._structures: WeakKeyDictionary[Step, Any] = WeakKeyDictionary()
         self._rows: WeakValueDictionary[SampleKey, Rows] = WeakValueDictionary()
         self._held: WeakKeyDictionary[Step, Rows] = WeakKeyDictionary()  # as long as a step uses them
 
     def unsupported_reason(self, step: Step) -> str | None:
-        """Why the kernel does not support this step on this device; None if it does. Compiles it."""
+        """Why the kernel does not support this step on this device; None if it does. Compiles it.
+
+        To be asked again whenever the `step_key` has changed: until then, everything else is kept.
+        """
+        self._structures.pop(step, None)
         reason = _unsupported_rule(step) or self._unsupported_device(step)
         if reason is not None:
             return reason
@@ -112,11 +117,14 @@ class FusedRunner:
         """Describe how the kernel runs a supported step."""
         compiled = self._networks[step]
         plan, at_once = compiled.plan, compiled.at_once
-        return (
-            f"{plan.blocks} blocks of {plan.threads} threads, {plan.shared_bytes / 1024:.0f} KiB of shared memory "
-            f"each, {at_once} network{'s' * (at_once > 1)} at once, {self._parts} bfloat16 parts, compiled in "
-            f"{compiled.seconds:.1f} s{'' if MEASURED else '; this way has not been measured on a card yet'}"
-        )
+        parts = [
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
+            f"{at_once} network{'s' * (at_once > 1)} at once",
+            f"float32 as {self._parts} bfloat16 parts",
+            f"compiled in {compiled.seconds:.1f} s",
+        ]
+        return ", ".join(parts) + ("" if MEASURED else "; this way has not been measured on a card yet")
 
     def multiprocessors(self, step: Step) -> int:
         """How many multiprocessors the network of a supported step has."""
@@ -210,7 +218,8 @@ class FusedRunner:
         code = fused_source(plan)
         try:
             # As for the persistent kernel, only the launch is cooperative.
-            kernel = self._backend.xp.RawModule(code=code, options=plan.options()).get_function("train_networks")
+            options = ("--std=c++17", *plan.options())
+            kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
             kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
             resident = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
                 kernel.kernel.ptr, plan.threads, plan.shared_bytes
@@ -234,9 +243,13 @@ class FusedRunner:
         networks = np.zeros(len(runs), dtype=NETWORK)
         address = all_factors.data.ptr
         for number, (run, own) in enumerate(zip(runs, factors, strict=True)):
-            self._describe_network(networks[number], run)
-            networks[number]["factors"] = address
-            networks[number]["exchange"] = exchange[number].data.ptr
+            networks[number] = self._structure(run.step)
+            network = networks[number]
+            network["start"] = run.step.slices[run.batches[0]].start
+            network["stop"] = run.step.slices[run.batches[-1]].stop
+            network["steps_taken"] = run.step.state.steps
+            network["factors"] = address
+            network["exchange"] = exchange[number].data.ptr
             address += own.nbytes
         function = compiled.kernel.kernel  # supports cooperative launches
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
@@ -251,9 +264,12 @@ class FusedRunner:
         for run in runs:
             run.step.state.steps += len(run.batches)
 
-    def _describe_network(self, network: Any, run: StepRun) -> None:
-        """Fill in a network's structure, but for the arrays of the launch; see ``struct Network`` in fused.cu."""
-        step, optimizer, penalty = run.step, run.step.optimizer, run.step.penalty
+    def _structure(self, step: Step) -> Any:
+        """The network's ``struct Network``, see fused.cu, without what changes from launch to launch."""
+        network = self._structures.get(step)
+        if network is not None:
+            return network
+        network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
         arrays = {
             "images": self._rows_of(step).values,
             "order": step.order,
@@ -270,9 +286,6 @@ class FusedRunner:
         for number, layer in enumerate(_dense_layers(step)):
             network["weight_offset"][number] = _offset(step, layer.weight)
             network["bias_offset"][number] = _offset(step, layer.bias)
-        network["start"] = step.slices[run.batches[0]].start
-        network["stop"] = step.slices[run.batches[-1]].stop
-        network["steps_taken"] = step.state.steps
         network["scale"] = PIXEL_SCALE if step.images.dtype == np.uint8 else 1.0
         if optimizer_kernel(optimizer) == "sgd":
             network["momentum"] = optimizer.momentum
@@ -288,6 +301,8 @@ class FusedRunner:
             network["dropout_threshold"][position] = threshold(rate)
             network["dropout_scale"][position] = 1 / (1 - rate)
             network["dropout_layer"][position] = number
+        self._structures[step] = network
+        return network
 
     def _rows_of(self, step: Step) -> Rows:
         key = _sample_key(step.images)
@@ -397,7 +412,9 @@ def _unsupported_rule(step: Step) -> str | None:
     twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
     targets = np.int64 if loss.task == "classes" else dtype
     scores = dtype if loss.task == "numbers" else np.bool_
-    read = [step.images, step.order, step.targets, *filter(lambda a: a is not None, [step.sample_weights])]
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
+    if step.sample_weights is not None:
+        arrays.append(step.sample_weights)
     reasons = {
         f"it computes in float32 only, not in {dtype}": dtype != np.float32,
         f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
@@ -416,7 +433,7 @@ def _unsupported_rule(step: Step) -> str | None:
         f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
         "the sample weights are not float32": step.sample_weights is not None
         and step.sample_weights.dtype != dtype,
-        "an array is not C-contiguous": not is_c_contiguous(*read),
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
         "a layer's parameters are not in the network's buffer": not all(
             0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
             for layer in dense
