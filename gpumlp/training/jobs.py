@@ -118,7 +118,8 @@ def _run_in_workers(
                         index, job = next(waiting, (-1, None))
                         if index < 0:
                             break
-                        running[executor.submit(_call, shared, stop, job)] = index
+                        with _interrupts_blocked():
+                            running[executor.submit(_call, shared, stop, job)] = index
                     done = wait(running, POLL, FIRST_COMPLETED).done if running else set()
                     if not interrupted:
                         watch()
@@ -152,6 +153,22 @@ def _run_in_workers(
         raise KeyboardInterrupt
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Within the context, interrupts wait; processes that are started in it begin with interrupts blocked."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # joblib needs it; where it is started, it unblocks interrupts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _NotRun:
     """The result of a job that was interrupted before it began, or raised the interrupt."""
 
@@ -176,6 +193,8 @@ def _call(shared: Path, stop: Path, job: Any) -> Any:
 def _ignore_interrupts() -> None:
     """Ctrl-C reaches every process of a terminal, but a worker without a job must not end by it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager
