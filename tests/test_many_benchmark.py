@@ -60,12 +60,11 @@ def test_every_network_is_another_and_all_peers_train_the_same(work: Workload, b
 def test_a_gpu_trains_them_in_one_launch_and_repeats_their_steps(blobs: Dataset, host_cuda: None) -> None:
     data = common.first(blobs, 80)  # a short last batch
     expected = OneByOne(WORK, data, 2, "cpu", dtype="float64").train(2)
-    together, one_by_one = (peer(WORK, data, 2, "cuda:0") for peer in (TogetherOnGpu, OneByOne))
+    work = replace(WORK, multiprocessors=1)
+    together, one_by_one = (peer(work, data, 2, "cuda:0") for peer in (TogetherOnGpu, OneByOne))
     assert together.train(2) == pytest.approx(expected, rel=1e-5)
     assert one_by_one.train(2) == pytest.approx(expected, rel=1e-5)
-    assert together.way is not None
-    assert together.way.startswith("fused on ")
-    assert one_by_one.way == "persistent"
+    assert (together.way, one_by_one.way) == ("fused on 1 multiprocessor", "persistent")
     for networks, launches in ((together, 1), (one_by_one, 2)):
         before = networks.backend.to_numpy(networks.trainers[1].model.parameters.data)
         networks.backend.xp.launches.clear()
@@ -159,6 +158,7 @@ def test_nothing_is_written_where_no_peer_is_left(
 
 def test_bad_options_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--repeats", "1", "--networks", "0", "--workloads", "784-10", "--peers", "torch", "--samples", "0"]
+    words += ["--multiprocessors", "0"]
     assert many.main([*words, "--seconds", "0", "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     for problem in (
@@ -167,6 +167,7 @@ def test_bad_options_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture
         "workloads: expected 784-128-10, 30-100-2, got '784-10'",
         "peers: expected gpumlp, one-by-one, jax, got 'torch'",
         "samples: expected 1 or more, got 0",
+        "multiprocessors: expected 1 or more, got 0",
         "seconds: expected more than 0 and at most 60, got 0.0",
     ):
         assert problem in message

@@ -28,11 +28,15 @@ RATES = 8  # different learning rates; the networks take them in turns
 
 @dataclass(frozen=True)
 class Workload:
-    """What each of the networks is, and how it is trained."""
+    """What each of the networks is, and how it is trained.
+
+    `multiprocessors` is how many of a GPU's a network gets from `fit_many`; None: as many as it needs.
+    """
 
     sizes: tuple[int, ...]
     batch_size: int
     optimizer: SGD | Adam
+    multiprocessors: int | None = None
 
     def optimizers(self, count: int) -> list[SGD | Adam]:
         """One for each of `count` networks."""
@@ -144,6 +148,9 @@ class TogetherOnGpu(OneByOne):
 
     name = "gpumlp"
     title = "gpumlp, fit_many"
+
+    def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
+        super().__init__(work, data, count, device, multiprocessors=work.multiprocessors)
 
     def train(self, epochs: int) -> list[float]:
         trainings = ((index, self.training(index, epochs)) for index in range(self.count))
