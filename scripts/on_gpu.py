@@ -95,7 +95,7 @@ def machine(job: Job) -> None:
 
 def fused_tests(job: Job) -> None:
     """The tests of the fused kernel that are marked gpu."""
-    _run_tests(job, *(f"tests/test_{name}.py" for name in ("fused_kernel", "fused", "many")))
+    _run_tests(job, *(f"tests/test_{name}.py" for name in ("fused_kernel", "fused_training", "fused")))
 
 
 def fused_sanitizer(job: Job) -> None:

@@ -63,8 +63,10 @@ void cp_async(uint32_t to, const void* from, int bytes, int bytes_read = -1);
 void cp_async_commit_group();
 void cp_async_wait_group(int groups);  // -1: wait_all
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
+void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier);  // from global memory, with complete_tx
 void mbarrier_init(uint32_t barrier, uint32_t count);
 void mbarrier_arrive(uint32_t barrier);
+void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes);
 bool mbarrier_test_wait_parity(uint32_t barrier, uint32_t parity);
 
 // ld.relaxed and st.relaxed in global memory: `count` elements of `bytes` bytes. As the memory model says of vectors,
@@ -168,7 +170,7 @@ constexpr uint64_t MAGIC = 0x6d62617272696572;  // where an mbarrier lies, so th
     X(START, "start") X(BARRIER, "__syncthreads") X(SYNCWARP, "__syncwarp") X(SHUFFLE, "shfl.sync") X(VOTE, "vote.sync") \
     X(LDMATRIX, "ldmatrix") X(MMA, "mma.sync") X(COPY, "cp.async") X(COMMIT, "cp.async.commit_group")                   \
     X(GROUP, "cp.async.wait_group") X(COPY_ARRIVE, "cp.async.mbarrier.arrive") X(INIT, "mbarrier.init")                 \
-    X(ARRIVE, "mbarrier.arrive") X(WAIT, "mbarrier wait") X(LOAD, "ld") X(STORE, "st")
+    X(ARRIVE, "mbarrier.arrive") X(BULK, "cp.async.bulk") X(WAIT, "mbarrier wait") X(LOAD, "ld") X(STORE, "st")
 enum Operation {
 #define X(name, text) name,
     CUDA_HOST_OPERATIONS
@@ -210,6 +212,7 @@ struct Warp {
 };
 struct Mbarrier {
     uint32_t offset, expected, pending;
+    int64_t bytes = 0;  // of bulk copies, expected and not arrived yet
     uint32_t phase = 0;
 };
 struct Block {
@@ -252,6 +255,12 @@ struct Store {  // to global memory, issued and not yet visible
     int bytes;
     char data[16];
 };
+struct Bulk {  // a copy to shared memory under way
+    Fiber* issuer;
+    const char* from;
+    uint32_t to, barrier;
+    int bytes;
+};
 struct Watcher { Fiber* fiber; uint64_t stamp; };
 struct Watched {  // an address on which threads spin
     uint64_t version = 0;
@@ -271,6 +280,7 @@ struct State {
     std::vector<Warp*> warps, runnable;
     std::vector<Fiber*> fibers, copiers;
     std::vector<Store> stores;
+    std::vector<Bulk> bulks;
     std::unordered_map<const void*, size_t> store_at;  // address: place in `stores`
     std::unordered_map<uint64_t, Watched> watched;
     std::vector<std::pair<void*, size_t>> mapped;
@@ -542,13 +552,20 @@ Mbarrier& mbarrier_at(Block* b, uint32_t offset)
     fail(text("no mbarrier at shared 0x%x", offset));
 }
 
-void arrive(Block* b, uint32_t offset)
+void advance(Block* b, Mbarrier& m)
 {
-    Mbarrier& m = mbarrier_at(b, offset);
-    if (--m.pending) return;
+    if (m.pending || m.bytes) return;
     m.phase++;
     m.pending = m.expected;
     changed(key(b, m.offset));
+}
+
+void arrive(Block* b, uint32_t offset)
+{
+    Mbarrier& m = mbarrier_at(b, offset);
+    if (!m.pending) fail(text("the mbarrier at shared 0x%x expects no more arrivals", offset));
+    m.pending--;
+    advance(b, m);
 }
 
 // ---- asynchronous effects
@@ -599,12 +616,28 @@ void deliver_copy(Fiber* f, bool in_order)
     g->issuer = nullptr;
 }
 
+void deliver_bulk(size_t at)
+{
+    Bulk bulk = g->bulks[at];
+    g->bulks[at] = g->bulks.back();
+    g->bulks.pop_back();
+    g->issuer = bulk.issuer;
+    Block* b = bulk.issuer->block;
+    memcpy(shared_pointer(b, bulk.to, bulk.bytes, 16), bulk.from, bulk.bytes);
+    Mbarrier& m = mbarrier_at(b, bulk.barrier);
+    m.bytes -= bulk.bytes;
+    advance(b, m);
+    g->issuer = nullptr;
+}
+
 bool deliver()
 {
-    size_t n = g->copiers.size() + g->stores.size();
+    size_t n = g->copiers.size() + g->stores.size() + g->bulks.size();
     if (!n) return false;
     size_t k = g->random.below((uint32_t)n);
-    if (k >= g->copiers.size()) {
+    if (k >= g->copiers.size() + g->stores.size()) {
+        deliver_bulk(k - g->copiers.size() - g->stores.size());
+    } else if (k >= g->copiers.size()) {
         deliver_store(k - g->copiers.size());
     } else {
         Fiber* f = g->copiers[k];
@@ -700,6 +733,8 @@ void end_thread()
     if (b->live) return;
     for (Fiber* each : g->copiers)
         if (each->block == b) fail("the block ends while cp.async is still under way");
+    for (Bulk& each : g->bulks)
+        if (each.issuer->block == b) fail("the block ends while cp.async.bulk is still under way");
     if (std::any_of(b->shared + g->launch->shared_bytes, b->shared + g->launch->shared_bytes + GUARD, [](char c) { return c != '\x55'; }))
         fail("the block wrote past its dynamic shared memory");
 }
@@ -911,6 +946,18 @@ void cp_async(uint32_t to, const void* from, int bytes, int bytes_read)
     enqueue({COPY, to, (const char*)from, bytes, bytes_read < 0 ? bytes : bytes_read});
 }
 
+void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier)
+{
+    CUDA_HOST_ENTER(BULK);
+    if (bytes % 16) fail(text("%d bytes are not a multiple of 16", bytes));
+    if ((uintptr_t)from % 16) fail(text("global %p is not a multiple of 16 bytes", from));
+    shared_pointer(self->block, to, bytes, 16);
+    mbarrier_at(self->block, barrier);
+    g->bulks.push_back({self, (const char*)from, to, barrier, bytes});
+    if (g->effect == EARLY) deliver_bulk(g->bulks.size() - 1);
+    yield();
+}
+
 void cp_async_commit_group()
 {
     CUDA_HOST_ENTER(COMMIT);
@@ -951,6 +998,14 @@ void mbarrier_arrive(uint32_t barrier)
 {
     CUDA_HOST_ENTER(ARRIVE);
     yield();
+    arrive(self->block, barrier);
+}
+
+void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes)
+{
+    CUDA_HOST_ENTER(ARRIVE);
+    yield();
+    mbarrier_at(self->block, barrier).bytes += bytes;
     arrive(self->block, barrier);
 }
 

@@ -100,18 +100,27 @@ extern "C" __global__ void queue(const float* in, float* out, int n, int bug)
     }
 }
 
-// Rows arrive by cp.async and an mbarrier. bug 1: it is not waited for; 2: copies do not arrive at it
+// Rows arrive by cp.async and an mbarrier, or, in the other half of the buffer, by bulk copies. bug 1: they are not
+// waited for; 2: copies do not arrive at the mbarrier; 3: too few bytes are expected
 extern "C" __global__ void rows(const float4* in, float* out, int bug)
 {
     float4* buffer = (float4*)dynamic_shared();
     int t = threadIdx.x, n = blockDim.x;
-    u32 here = shared_address(buffer + n);
-    if (t == 0) mbarrier_init(here, n);
+    u32 here = shared_address(buffer + n), all = here + 8;
+    if (t == 0) {
+        mbarrier_init(here, n / 2);
+        mbarrier_init(all, 1);
+    }
     __syncthreads();
-    cp_async(shared_address(&buffer[t]), &in[t], 16);
-    if (bug == 2) mbarrier_arrive(here);
-    else cp_async_mbarrier_arrive_noinc(here);
-    while (bug != 1 && !mbarrier_test_wait_parity(here, 0)) {}
+    if (t < n / 2) {
+        cp_async(shared_address(&buffer[t]), &in[t], 16);
+        if (bug == 2) mbarrier_arrive(here);
+        else cp_async_mbarrier_arrive_noinc(here);
+    } else {
+        if (t == n / 2) mbarrier_arrive_expect_tx(all, (n / 2 - (bug == 3)) * 16);
+        if (bug != 3 || t < n - 1) cp_async_bulk(shared_address(&buffer[t]), &in[t], 16, all);
+    }
+    while (bug != 1 && !(mbarrier_test_wait_parity(here, 0) && mbarrier_test_wait_parity(all, 0))) {}
     out[t] = buffer[n - 1 - t].y;
     if (bug) cp_async_wait_group(-1);
 }

@@ -36,6 +36,8 @@ class HostCupy(StrictNamespace):
         self.functions: dict[int, HostFunction] = {}  # by their address
         self.attributes = {
             "CooperativeLaunch": 0,  # 1 enables the persistent and the fused kernel
+            "ComputeCapabilityMajor": 9,
+            "ComputeCapabilityMinor": 0,
             "MultiProcessorCount": 6,
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
             "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
@@ -233,7 +235,9 @@ class HostPool:
 class HostDevice:
     """CuPy's `Device`: a context manager with attributes."""
 
-    compute_capability = "90"
+    compute_capability = property(
+        lambda self: "{ComputeCapabilityMajor}{ComputeCapabilityMinor}".format(**self.attributes)
+    )
     mem_info = (2**30, 2**31)
 
     def __init__(self, index: int, cupy: HostCupy) -> None:

@@ -66,7 +66,7 @@ def queue(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
 
 def rows(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
     values, out = aligned(X[0].reshape(64, 4)), np.zeros(64, np.float32)
-    module.launch("rows", [values, out, bug], threads=64, shared_bytes=1032, seed=seed)
+    module.launch("rows", [values, out, bug], threads=64, shared_bytes=1040, seed=seed)
     return np.array_equal(out, values[::-1, 1])
 
 
@@ -79,7 +79,7 @@ def aligned(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("run", "bugs"), [(reverse, 1), (pipeline, 3), (warp, 1), (exchange, 3), (queue, 3), (rows, 2)]
+    ("run", "bugs"), [(reverse, 1), (pipeline, 3), (warp, 1), (exchange, 3), (queue, 3), (rows, 3)]
 )
 def test_every_schedule_is_right_and_each_bug_is_found(run: object, bugs: int, module: EmulatedModule) -> None:
     assert all(run(module, seed, np.int32(0)) for seed in SEEDS)

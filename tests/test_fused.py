@@ -300,6 +300,16 @@ def test_devices_that_cannot_run_it(
     assert reason_of(trainer) == reason
 
 
+@pytest.mark.parametrize(("capability", "bulk"), [("80", False), ("89", False), ("90", True), ("120", True)])
+def test_bulk_copies_are_for_devices_that_have_them(
+    capability: str, bulk: bool, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostDevice, "compute_capability", capability)
+    trainer = trainer_on(recorder(), blobs)
+    assert reason_of(trainer) is None
+    assert trainer.model.backend.fused._networks[trainer._step].plan.bulk == bulk
+
+
 def test_a_device_without_cooperative_launches_or_room(blobs: Dataset) -> None:
     assert reason_of(trainer_on(recorder(CooperativeLaunch=0), blobs)) == (
         "the device does not support cooperative launches"

@@ -46,6 +46,7 @@ class Case(NamedTuple):
         blocks: the multiprocessors of a network; None: as many as its plan says.
         networks: trained in one launch.
         shared: KiB of shared memory of a block.
+        capability: the major number of the compute capability; rows come by bulk copies from 9 on.
     """
 
     sizes: tuple[int, ...] = (20, 18, 4)
@@ -63,6 +64,7 @@ class Case(NamedTuple):
     pixels: bool = True
     parts: int = 3
     shared: int = 227
+    capability: int = 9
 
     def __str__(self) -> str:
         defaults = self._field_defaults
@@ -159,7 +161,8 @@ def host_backend(case: Case, seed: int = 0) -> Backend:
     backend.xp.thread_order = seed
     shared = {"MaxSharedMemoryPerBlockOptin": case.shared * 1024}
     shared["MaxSharedMemoryPerMultiprocessor"] = (case.shared + 1) * 1024
-    backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 132} | shared
+    device = {"CooperativeLaunch": 1, "MultiProcessorCount": 132, "ComputeCapabilityMajor": case.capability}
+    backend.xp.attributes |= device | shared
     return backend
 
 
@@ -250,166 +253,104 @@ def test_the_structure_of_a_network_is_that_of_the_source() -> None:
 # -- Deliberate mistakes -----------------------------------------------------------------------------------
 
 
-class Mistake(NamedTuple):
-    """A change of the source that the emulator has to find with some seed.
-
-    Attributes:
-        name: what is wrong.
-        changes: texts of the source and their replacements, each of a text that is there once.
-        case: in which it shows.
-    """
-
-    name: str
-    changes: dict[str, str]
-    case: Case
-
-
-CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3)  # five chunks in four slots
-ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
-LAYERS = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
 BARRIER = "__syncthreads();\n"
-USUAL_MISTAKES = [
-    Mistake("no wait for the rows", {"        wait(&s.full[at], phase);\n": ""}, CHUNKS),
-    Mistake("the second of two tags is not checked", {" && __float_as_uint(two[k].w) == tag": ""}, LAYERS),
-    Mistake(
-        "rows are replaced before all warps have read them",
-        {f"                {BARRIER}                rows.issue();\n": f"                rows.issue();\n{BARRIER}"},
+
+
+def without_barrier(before: str, after: str = "") -> dict[str, str]:
+    """The change that leaves out the barrier between two texts; indentation is part of them."""
+    return {f"{before}{BARRIER}{after}": f"{before}{after}"}
+
+
+CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
+ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+SHORT = Case((20, 18, 24, 4))
+INPUTS = CHUNKS._replace(input_dropout=0.3)
+BULK = CHUNKS._replace(capability=9)
+USUAL_MISTAKES = {
+    "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
+    "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
+    "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
+    "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two[k].w) == tag": ""}),
+}
+MISTAKES = {
+    "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
+    "the phase of a turn does not change": (CHUNKS, {", base_phase ^= LOADS / SLOTS & 1;": ";"}),
+    "rows are read too far ahead": (CHUNKS, {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"}),
+    "the count of an mbarrier is too small": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS - 1"}),
+    "the count of an mbarrier is too large": (CHUNKS, {"BULK ? 1 : THREADS": "THREADS + 1"}),
+    "no barrier after mbarriers are made": (
         CHUNKS,
+        without_barrier("BULK ? 1 : THREADS);\n    fence_copies();\n    "),
     ),
-    Mistake(
-        "no barrier after the output errors",
-        {f"w.receive_errors();\n        {BARRIER}": "w.receive_errors();\n"},
+    "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
+    "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
+    "no barrier before sums are added": (
         CHUNKS,
+        without_barrier("w.first_products(slot, c, part);\n            "),
     ),
-]
-MISTAKES = [
-    Mistake(
-        "the phase of rows ignores the turns before",
-        {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"},
-        CHUNKS,
+    "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
+    "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
+    "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
+    "no barrier after inputs are dropped": (
+        INPUTS,
+        without_barrier("        }\n        fence_copies();\n        "),
     ),
-    Mistake("the phase of a turn does not change", {", base_phase ^= LOADS / SLOTS & 1;": ";"}, CHUNKS),
-    Mistake(
-        "rows are read one chunk too far ahead",
-        {"k < SLOTS; k++) rows.issue();": "k <= SLOTS; k++) rows.issue();"},
-        CHUNKS,
-    ),
-    Mistake(
-        "an mbarrier with a count too small",
-        {"init(&s.full[thread], THREADS)": "init(&s.full[thread], THREADS - 1)"},
-        CHUNKS,
-    ),
-    Mistake(
-        "an mbarrier with a count too large",
-        {"init(&s.full[thread], THREADS)": "init(&s.full[thread], THREADS + 1)"},
-        CHUNKS,
-    ),
-    Mistake("no barrier after the mbarriers are made", {f"THREADS);\n    {BARRIER}": "THREADS);\n"}, CHUNKS),
-    Mistake(
-        "no barrier before the sums of warps are added",
-        {f"w.first_products(slot, c & 1, part);\n            {BARRIER}": "w.first_products(slot, c & 1, part);\n"},
-        CHUNKS,
-    ),
-    Mistake(
-        "one buffer of sums in place of two",
-        {"first_products(slot, c & 1,": "first_products(slot, 0,", "s.sums[c & 1]": "s.sums[0]"},
-        CHUNKS,
-    ),
-    Mistake("no barrier before the error terms are read", {f"        else {BARRIER}": ""}, CHUNKS),
-    Mistake(
-        "no barrier before a single slot is replaced",
-        {
-            f"            {BARRIER}            rows.issue();\n        }}\n        if (++pass": "            rows.issue();\n        }\n        if (++pass"
-        },
-        ONE_SLOT,
-    ),
-    Mistake(
-        "parameters are used before all are there",
-        {f"w.move_all<false>();\n    {BARRIER}": "w.move_all<false>();\n"},
-        CHUNKS,
-    ),
-    Mistake(
-        "parameters are written before all are updated",
-        {f"    {BARRIER}    w.move_all<true>();": "    w.move_all<true>();"},
-        CHUNKS,
-    ),
-    Mistake(
-        "no barrier after inputs are dropped",
-        {f"[block * 8 + j] = 0;\n        }}\n        {BARRIER}": "[block * 8 + j] = 0;\n        }\n"},
-        CHUNKS._replace(input_dropout=0.3),
-    ),
-    Mistake("tags do not change", {"w.tag = turn + 1": "w.tag = 1"}, CHUNKS),
-    Mistake(
-        "pairs are vectors of floats",
+    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
+    "pairs are vectors of floats": (
+        MIDDLE,
         {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
-        LAYERS,
     ),
-    Mistake(
-        "no wait for single words",
+    "no wait for words": (
+        CHUNKS,
         {"word[k].y) == tag;\n        } while (!here);": "word[k].y) == tag;\n        } while (0);"},
-        CHUNKS,
     ),
-    Mistake(
-        "no wait for pairs of words",
+    "no wait for pairs of words": (
+        CHUNKS,
         {"two[k].w) == tag;\n        } while (!here);": "two[k].w) == tag;\n        } while (0);"},
-        CHUNKS,
     ),
-    Mistake("padding of a short batch is not sent", {"b >= TURN ||": "b >= rest ||"}, CHUNKS),
-    Mistake(
-        "padding of a short batch is neither sent nor awaited",
-        {"b >= TURN ||": "b >= rest ||", "b < TURN, there = mine &&": "b < TURN && b < rest, there ="},
-        CHUNKS,
+    "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
+    "no barrier after activations": (MIDDLE, without_barrier("s.middle + M::INPUT, c);\n            ")),
+    "no barrier after error terms": (MIDDLE, without_barrier("errors, c);\n            ")),
+    "weights are updated too early": (MIDDLE, {"__syncthreads();  // all products have read the weights": ""}),
+    "no barrier before bias gradients": (
+        MIDDLE,
+        without_barrier("        ", "        update_biases<LAYER - 1>();"),
     ),
-    Mistake(
-        "middle layer: no barrier after activations",
-        {f"s.middle + M::INPUT, c);\n            {BARRIER}": "s.middle + M::INPUT, c);\n"},
-        LAYERS,
-    ),
-    Mistake(
-        "middle layer: no barrier after error terms",
-        {f"errors, c);\n            {BARRIER}": "errors, c);\n"},
-        LAYERS,
-    ),
-    Mistake(
-        "middle layer: weights are updated before all products have read them",
-        {f"{BARRIER[:-1]}  // all products have read the weights": ""},
-        LAYERS,
-    ),
-    Mistake(
-        "middle layer: no barrier before the gradients of biases",
-        {f"        {BARRIER}        update_biases": "        update_biases"},
-        LAYERS,
-    ),
-    Mistake("middle layer: parts of sums are sent to one place", {"(i64)row * SAMPLES * W::WIDTH": "0"}, LAYERS),
-]
+    "partial sums overwrite each other": (MIDDLE, {"(i64)row * SAMPLES * W::WIDTH": "0"}),
+}
 
 
 @pytest.mark.parametrize(
-    "mistake",
+    ("case", "changes"),
     [
-        *(pytest.param(mistake, id=mistake.name) for mistake in USUAL_MISTAKES),
-        *(pytest.param(mistake, id=mistake.name, marks=pytest.mark.emulator) for mistake in MISTAKES),
+        *(pytest.param(*mistake, id=name) for name, mistake in USUAL_MISTAKES.items()),
+        *(pytest.param(*mistake, id=name, marks=pytest.mark.emulator) for name, mistake in MISTAKES.items()),
     ],
 )
-def test_a_mistake_is_found(mistake: Mistake) -> None:
-    want = bits(trained(mistake.case, host_backend(mistake.case)))
-    assert any(is_found(mistake, seed, want) for seed in range(SCHEDULES))
+def test_a_mistake_is_found(case: Case, changes: dict[str, str]) -> None:
+    want = bits(trained(case, host_backend(case)))
+    assert any(is_found(case, changes, seed, want) for seed in range(SCHEDULES))
 
 
-def is_found(mistake: Mistake, seed: int, want: list[dict[str, bytes]]) -> bool:
-    """Whether a changed kernel breaks a rule, or has other results, in one order of its threads."""
-    backend = host_backend(mistake.case, seed)
+def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str, bytes]]) -> bool:
+    """Whether the changed kernel breaks a rule, or has other results, in one order of its threads.
+
+    `changes` are texts that are in the source once, and their replacements.
+    """
+    backend = host_backend(case, seed)
     compile_module = backend.xp.RawModule
 
     def compile_changed(*, code: str, **options: Any) -> Any:
-        for before, after in mistake.changes.items():
+        for before, after in changes.items():
             assert code.count(before) == 1, f"not once in the source: {before}"
             code = code.replace(before, after)
         return compile_module(code=code, **options)
 
     backend.xp.RawModule = compile_changed
     try:
-        return bits(trained(mistake.case, backend)) != want
+        return bits(trained(case, backend)) != want
     except EmulationError:
         return True
 

@@ -3,7 +3,7 @@
 //
 // A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch.
 //   1. s1, a1 of its units: their columns of W1 and the optimizer's state stay in registers (the state in shared memory, if
-//      need be); rows of samples come by cp.async, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
+//      need be); rows of samples come by asynchronous copies, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
 //   2. Each further hidden layer: a block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads the
 //      activations of its rows, and sends partial sums of s_l to the owners of the units.
 //   3. Partial sums of the outputs, from the last hidden layer's own units, go to the owners of the samples, who compute
@@ -160,8 +160,8 @@ template <> struct Words<1> {
 struct Shared {
     alignas(128) u8 x[SLOTS][PLANES][32][ROW_BYTES];
     union {
-        alignas(16) float sums[2][WARPS_K][32][SUM_STRIDE];        // of the first layer, of each warp
-        float errors_across[LAYERS > 1 ? ERRORS_ACROSS : 1][SAMPLE_STRIDE];     // of the columns of a part of middle weights
+        alignas(16) float sums[2][WARPS_K][WARPS_K > 1 ? 32 : 1][SUM_STRIDE];  // of the first layer, of each warp
+        float errors_across[LAYERS > 1 ? ERRORS_ACROSS : 1][LAYERS > 1 ? SAMPLE_STRIDE : 1];     // of the columns of a part of middle weights
     };
     alignas(16) float unit[UNITS][SAMPLE_STRIDE];  // s of own units, then their error terms
     alignas(16) float error[SAMPLES][ERROR_STRIDE];  // of the outputs
@@ -172,6 +172,7 @@ struct Shared {
     u8 kept[DROPOUT >> 1 ? UNITS / 8 : 1][SAMPLES];  // a bit for each of 8 units
     alignas(16) float2 exchange[BLOCKS == 1 ? EXCHANGE : 1];
     alignas(8) u64 full[SLOTS];
+    float factors[2][3];  // of this step and the next
     Network network;
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "too little shared memory");
@@ -186,6 +187,12 @@ __device__ void load_matrices(u32* r, u32 a) { cuda_host::ldmatrix(r, a, 4, fals
 __device__ void load_transposed(u32* r, u32 a) { cuda_host::ldmatrix(r, a, 4, true); }
 __device__ void copy16(u32 to, const void* from) { cuda_host::cp_async(to, from, 16); }
 __device__ void copies_arrive(void* barrier) { cuda_host::cp_async_mbarrier_arrive_noinc(address(barrier)); }
+__device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
+{
+    cuda_host::cp_async_bulk(to, from, bytes, address(barrier));
+}
+__device__ void expect(void* barrier, u32 bytes) { cuda_host::mbarrier_arrive_expect_tx(address(barrier), bytes); }
+__device__ void fence_copies() {}
 __device__ void init(void* barrier, int count) { cuda_host::mbarrier_init(address(barrier), count); }
 __device__ void wait(void* barrier, u32 parity)
 {
@@ -247,6 +254,24 @@ __device__ void copies_arrive(void* barrier)
 {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address(barrier)) : "memory");
 }
+#if BULK
+// A whole row; the barrier counts its bytes
+__device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(address(barrier)) : "memory");
+}
+__device__ void expect(void* barrier, u32 bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory");
+}
+// Between ordinary stores to shared memory and copies of rows to the same place, with a barrier of the block
+__device__ void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+#else
+__device__ void copy_row(u32, const void*, int, void*) {}
+__device__ void expect(void*, u32) {}
+__device__ void fence_copies() {}
+#endif
 __device__ void init(void* barrier, int count)
 {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(barrier)), "r"(count) : "memory");
@@ -392,12 +417,11 @@ __device__ u32 kept_units(u64 seed, u64 layer, u64 step, u64 block, u32 threshol
 struct Rule {
     float momentum, beta1, one_minus_beta1, beta2, one_minus_beta2, l2, l1, step_size, epsilon, decay;
 
-    __device__ void read(const Network& n, i64 step)
+    // factors: of the step
+    __device__ __forceinline__ Rule(const Network& n, const float* factors)
+        : momentum(n.momentum), beta1(n.beta1), one_minus_beta1(n.one_minus_beta1), beta2(n.beta2), one_minus_beta2(n.one_minus_beta2),
+          l2(n.l2), l1(n.l1), step_size(factors[0]), epsilon(FACTORS > 1 ? factors[1] : 0), decay(FACTORS > 2 ? factors[2] : 0)
     {
-        momentum = n.momentum, beta1 = n.beta1, one_minus_beta1 = n.one_minus_beta1;
-        beta2 = n.beta2, one_minus_beta2 = n.one_minus_beta2, l2 = n.l2, l1 = n.l1;
-        const float* own = n.factors + step * FACTORS;
-        step_size = own[0], epsilon = FACTORS > 1 ? own[1] : 0, decay = FACTORS > 2 ? own[2] : 0;
     }
 
     // One parameter with its gradient g and its state, as the optimizers of nn/optimizers.py do it
@@ -537,15 +561,9 @@ struct Worker {
     float weight[TILES_K][TILES_N][4];  // W1 as b of mma: inputs 2t + e % 2 + e / 2 * 8 of a tile, unit g
     float state[STATE_SHARED ? 1 : STATE_ROWS][TILES_K][TILES_N][4];
     float gradient[TILES_K][PAIRS][2][4];
-    Rule rule;
-    // Of this turn
-    i64 begin;   // its first sample in the epoch
-    int rest;    // samples from there to the batch's end, at most 0 if there are none
-    int batch;   // samples of the whole batch
-    int turn_row;  // in the batch
-    u64 steps_taken;
-    u32 tag;
-    bool last_pass;
+    int step = 0, pass = 0;
+    int batch, rest;  // samples of the batch; those of this turn, 0 or less if there are none
+    u32 tag;          // of the turn's words
 
     __device__ __forceinline__ Worker(Shared& shared, int thread, int block)
         : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange), lane(thread % 32),
@@ -553,7 +571,23 @@ struct Worker {
     {
     }
 
+    __device__ __forceinline__ void begin_turn(int turn)
+    {
+        batch = (int)min((i64)BATCH, network.stop - network.start - (i64)step * BATCH), rest = batch - turn_row();
+        tag = turn + 1;
+        if (pass == 0 && thread() < FACTORS) s.factors[step & 1][thread()] = network.factors[(i64)step * FACTORS + thread()];
+    }
+
+    __device__ void end_turn()
+    {
+        if (++pass == PASSES) pass = 0, step++;
+    }
+
     __device__ int thread() const { return warp * 32 + lane; }
+    __device__ int turn_row() const { return pass * SAMPLES; }  // of the turn's first sample in the batch
+    __device__ i64 turn_sample() const { return network.start + (i64)step * BATCH + turn_row(); }  // in the epoch
+    __device__ u64 steps_taken() const { return network.steps_taken + step; }
+    __device__ Rule rule() const { return Rule(network, s.factors[step & 1]); }
     __device__ int tile_k(int i) const { return i * WARPS_K + warp % WARPS_K; }
     __device__ int tile_n(int j) const { return warp / WARPS_K * TILES_N + j; }
 
@@ -644,8 +678,8 @@ struct Worker {
             constexpr int BLOCKS_OF_ROW = ceil_div(width(LAYER), 8);
             for (int k = thread(); k < units(LAYER) / 8 * SAMPLES; k += THREADS) {
                 int tile = k / SAMPLES, b = k % SAMPLES, block = me * units(LAYER) / 8 + tile;
-                u32 bits = block >= BLOCKS_OF_ROW ? 0 : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken,
-                                                                   (u64)(turn_row + b) * BLOCKS_OF_ROW + block,
+                u32 bits = block >= BLOCKS_OF_ROW ? 0 : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken(),
+                                                                   (u64)(turn_row() + b) * BLOCKS_OF_ROW + block,
                                                                    network.dropout_threshold[LAYER]);
                 s.kept[first_of(LAYER) / 8 + tile][b] = (u8)bits;
             }
@@ -666,14 +700,15 @@ struct Worker {
         constexpr int BLOCKS_OF_ROW = ceil_div(INPUTS, 8);
         for (int k = thread(); k < 32 * BLOCKS_OF_ROW; k += THREADS) {
             int row = k / BLOCKS_OF_ROW, block = k % BLOCKS_OF_ROW;
-            u32 bits = kept_units(network.seed, network.dropout_layer[0], steps_taken,
-                                  (u64)(turn_row + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
+            u32 bits = kept_units(network.seed, network.dropout_layer[0], steps_taken(),
+                                  (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
 #pragma unroll
             for (int p = 0; p < PLANES; p++)
 #pragma unroll
                 for (int j = 0; j < 8; j++)
                     if (!(bits >> j & 1)) ((u16*)s.x[slot][p][row])[block * 8 + j] = 0;
         }
+        fence_copies();
         __syncthreads();
     }
 
@@ -705,48 +740,65 @@ struct Worker {
         for (int h = 0; h < 2; h++) split(weight[i][j][2 * h], weight[i][j][2 * h + 1], part[h]);
     }
 
-    // Sums of the warp's inputs for a chunk and its units, to shared memory. Without branches, so that loads of the next tile
-    // overlap: a warp without a last tile has zeros as weights. part: of the weights, if KEEP_PARTS
-    __device__ __forceinline__ void first_products(int slot, int buffer, u32 (&part)[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS])
+    // Sums over the warp's inputs for a chunk and its units, to shared memory: to Shared::unit where no other warp has a part of
+    // them. Without branches inside, so that loads of the next tile overlap: a warp without a last tile has zeros as weights.
+    // part: of the weights, if KEEP_PARTS
+    __device__ __forceinline__ void first_products(int slot, int chunk, u32 (&part)[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS])
     {
-        constexpr int CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
-        float sum[CHAINS][TILES_N][2][4] = {};
+        constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2, CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
         u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
 #pragma unroll
-        for (int i = 0; i < TILES_K; i++) {
-            u32 x = row + min(tile_k(i), K16 - 1) * 32;
-            u32 a[PLANES][2][4];
+        for (int first = 0; first < TILES_N; first += AT_ONCE) {
+            float sum[CHAINS][AT_ONCE][2][4] = {};
 #pragma unroll
-            for (int p = 0; p < PLANES; p++)
+            for (int i = 0; i < TILES_K; i++) {
+                u32 x = row + min(tile_k(i), K16 - 1) * 32;
+                u32 a[PLANES][2][4];
 #pragma unroll
-                for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + (p * 32 + m * 16) * ROW_BYTES);
+                for (int p = 0; p < PLANES; p++)
 #pragma unroll
-            for (int j = 0; j < TILES_N; j++) {
-                u32(&own)[2][PARTS] = part[KEEP_PARTS ? i : 0][j];
-                if (!KEEP_PARTS) split_weight(i, j, own);
-                float small[2][4] = {};
+                    for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + (p * 32 + m * 16) * ROW_BYTES);
 #pragma unroll
-                for (int order = PARTS - 1; order >= 0; order--)
+                for (int j = 0; j < AT_ONCE; j++) {
+                    u32(&own)[2][PARTS] = part[KEEP_PARTS ? i : 0][first + j];
+                    if (!KEEP_PARTS) split_weight(i, first + j, own);
+                    float small[2][4] = {};
 #pragma unroll
-                    for (int p = 0; p < PLANES && p <= order; p++)
+                    for (int order = PARTS - 1; order >= 0; order--)
 #pragma unroll
-                        for (int m = 0; m < 2; m++)
-                            mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p], own[1][order - p]);
-                if (PLANES > 1) add(sum[i % CHAINS][j][0], small[0]), add(sum[i % CHAINS][j][1], small[1]);
+                        for (int p = 0; p < PLANES && p <= order; p++)
+#pragma unroll
+                            for (int m = 0; m < 2; m++)
+                                mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p], own[1][order - p]);
+                    if (PLANES > 1) add(sum[i % CHAINS][j][0], small[0]), add(sum[i % CHAINS][j][1], small[1]);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                if (tile_n(first + j) >= UNIT_TILES) continue;
+                int own = tile_n(first + j) * 8 + 2 * t;
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        int sample = m * 16 + h * 8 + g;
+                        float2 two = make_float2(sum[0][j][m][2 * h], sum[0][j][m][2 * h + 1]);
+                        if (CHAINS == 2) two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
+                        if (WARPS_K > 1) *(float2*)&s.sums[chunk & 1][warp % WARPS_K][sample][own] = two;
+                        else s.unit[own][chunk * 32 + sample] = two.x, s.unit[own + 1][chunk * 32 + sample] = two.y;
+                    }
             }
         }
+    }
+
+    // The sum over all inputs of an own unit, from the parts that the warps have left in shared memory
+    __device__ __forceinline__ float first_sum(int chunk, int own, int b) const
+    {
+        if (WARPS_K == 1) return s.unit[own][b];
+        float sum = 0;
 #pragma unroll
-        for (int j = 0; j < TILES_N; j++) {
-            if (tile_n(j) >= UNIT_TILES) continue;
-#pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    float2 two = make_float2(sum[0][j][m][2 * h], sum[0][j][m][2 * h + 1]);
-                    if (CHAINS == 2) two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
-                    *(float2*)&s.sums[buffer][warp % WARPS_K][m * 16 + h * 8 + g][tile_n(j) * 8 + 2 * t] = two;
-                }
-        }
+        for (int k = 0; k < WARPS_K; k++) sum += s.sums[chunk & 1][k][b % 32][own];
+        return sum;
     }
 
     // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where they are
@@ -899,7 +951,7 @@ struct Worker {
         for (int first = warp * (32 / LANES); first < OWNED; first += WARPS * (32 / LANES)) {
             int j = first + lane / LANES, b = me * OWNED + j, l = lane % LANES;
             bool mine = j < OWNED && b < TURN, there = mine && b < rest;
-            i64 sample = begin + (there ? b : 0);
+            i64 sample = turn_sample() + (there ? b : 0);
             float z[EACH], y[EACH], weight_of_sample = 1;
             int label = 0;
             if (WEIGHTED && there) weight_of_sample = network.sample_weights[sample];
@@ -993,10 +1045,10 @@ struct Worker {
     {
         if constexpr (PASSES > 1) {
             g += s.small_gradient[k];
-            s.small_gradient[k] = last_pass ? 0.f : g;
-            if (!last_pass) return;
+            s.small_gradient[k] = pass == PASSES - 1 ? 0.f : g;
+            if (pass < PASSES - 1) return;
         }
-        rule.update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
+        rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
     // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights, from
@@ -1123,6 +1175,7 @@ struct Worker {
                                                 words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT, W::BELOW, c);
         }
         __syncthreads();  // all products have read the weights
+        const Rule rule = this->rule();
         constexpr int ROW_TILES = M::HEIGHT / 16, COUNT = tiles_at_once(ROW_TILES, M::ACROSS / 8);
 #pragma unroll 1
         for (int task = warp; task < ROW_TILES / COUNT * (M::ACROSS / 8); task += WARPS) {
@@ -1207,7 +1260,8 @@ struct Worker {
 
     __device__ __forceinline__ void update_first_weights()
     {
-        float scale = input_scale();
+        const Rule rule = this->rule();
+        const float scale = input_scale();
 #pragma unroll
         for (int i = 0; i < TILES_K; i++) {
             if (i + 1 == TILES_K && tile_k(i) >= K16) break;
@@ -1226,42 +1280,62 @@ struct Worker {
 // -- Rows of samples --------------------------------------------------------------------------------------------------------
 
 // Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that have been
-// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk.
+// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a row; else, all lanes.
 struct Rows {
     Shared& s;
     const int lane, warp, steps;
     int slot = 0, step = 0, pass = 0, load = 0;  // of the chunk that is read next
-    i64 next_row = -1;
+    int next_row = -1;
     int base_slot = 0;  // where the first chunk of a turn lies
     u32 base_phase = 0;
 
-    __device__ __forceinline__ Rows(Shared& shared, int thread, int count) : s(shared), lane(thread % 32), warp(thread / 32), steps(count) {}
+    __device__ __forceinline__ Rows(Shared& shared, int thread, int count)
+        : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
+    {
+    }
 
-    // The numbers of the next chunk's rows, in the first lanes
+    // Samples of the batch from the next chunk on; none after the last step
+    __device__ __forceinline__ int remaining(int& in_batch) const
+    {
+        in_batch = pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32;
+        if (step >= steps) return 0;
+        return (int)min((i64)BATCH, s.network.stop - s.network.start - (i64)step * BATCH) - in_batch;
+    }
+
+    // The number of a row of the next chunk in each lane that needs one; -1 beyond the samples
     __device__ __forceinline__ void look_up()
     {
-        int chunk = load < CHUNKS ? load : load - CHUNKS, in_batch = pass * SAMPLES + chunk * 32 + warp + WARPS * lane;
-        i64 at = s.network.start + (i64)step * BATCH + in_batch;
-        next_row = lane < 32 / WARPS && step < steps && in_batch < BATCH && at < s.network.stop ? s.network.order[at] : -1;
+        int in_batch, left = remaining(in_batch), number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
+        bool there = number < 32 / WARPS && row < left;
+        next_row = there ? (int)s.network.order[s.network.start + (i64)step * BATCH + in_batch + row] : -1;
     }
 
     __device__ __forceinline__ void issue()
     {
         if (step >= steps) return;
+        if (BULK) {
+            int plane = lane % PLANES;
+            if (next_row >= 0)
+                copy_row(address(&s.x[slot][plane][warp + WARPS * (lane / PLANES)][0]),
+                         s.network.images + ((i64)next_row * PLANES + plane) * ROW, 2 * ROW, &s.full[slot]);
+            int in_batch, left = remaining(in_batch);
+            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, left)) * PLANES * 2 * ROW);
+        } else {
 #pragma unroll
-        for (int r = 0; r < 32 / WARPS; r++) {
-            i64 row = __shfl_sync(~0u, next_row, r);
-            if (row < 0) continue;
+            for (int r = 0; r < 32 / WARPS; r++) {
+                i64 row = __shfl_sync(~0u, next_row, r);
+                if (row < 0) continue;
 #pragma unroll
-            for (int p = 0; p < PLANES; p++) {
-                const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
-                u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
+                for (int p = 0; p < PLANES; p++) {
+                    const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
+                    u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
 #pragma unroll
-                for (int k = 0; k < ROW / 8; k += 32)
-                    if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
+                    for (int k = 0; k < ROW / 8; k += 32)
+                        if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
+                }
             }
+            copies_arrive(&s.full[slot]);
         }
-        copies_arrive(&s.full[slot]);
         if (++slot == SLOTS) slot = 0;
         if (++load == LOADS) {
             load = 0;
@@ -1296,7 +1370,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     __syncthreads();
     const u32* own = (const u32*)(networks + block / BLOCKS * sizeof(Network));
     for (int k = thread; k < (int)(sizeof(Network) / 4); k += THREADS) ((u32*)&s.network)[k] = own[k];
-    if (thread < SLOTS) init(&s.full[thread], THREADS);
+    if (thread < SLOTS) init(&s.full[thread], BULK ? 1 : THREADS);
+    fence_copies();
     __syncthreads();
 
     const int steps = (int)((s.network.stop - s.network.start + BATCH - 1) / BATCH);
@@ -1307,14 +1382,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     w.move_all<false>();
     __syncthreads();
 
-    int step = 0, pass = 0;
 #pragma unroll 1
     for (int turn = 0; turn < steps * PASSES; turn++) {
-        i64 first = s.network.start + (i64)step * BATCH;
-        w.batch = (int)min((i64)BATCH, s.network.stop - first), w.turn_row = pass * SAMPLES, w.rest = w.batch - w.turn_row;
-        w.begin = first + w.turn_row, w.steps_taken = s.network.steps_taken + step;
-        w.tag = turn + 1, w.last_pass = pass == PASSES - 1;
-        if (pass == 0) w.rule.read(s.network, step);
+        w.begin_turn(turn);
         if constexpr (DROPOUT >> 1) w.draw_units<1>();
 
         u32 part[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS];
@@ -1324,21 +1394,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
 #pragma unroll
                 for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
-        const float scale = w.input_scale();
 #pragma unroll 1
         for (int c = 0; c < CHUNKS; c++) {
             int slot = rows.await(c);
             if (DROPOUT & 1) w.drop_inputs(slot, c);
-            w.first_products(slot, c & 1, part);
+            w.first_products(slot, c, part);
             __syncthreads();
             if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
             if (c < CHUNKS - SLOTS) rows.issue();
-            w.finish<1>(c, [&](int unit, int b) {
-                float sum = 0;
-#pragma unroll
-                for (int k = 0; k < WARPS_K; k++) sum += s.sums[c & 1][k][b % 32][unit];
-                return scale * sum;
-            });
+            w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
         }
         if constexpr (LAYERS > 1) w.middle_forward<2>();
         if constexpr (LAYERS > 2) w.middle_forward<3>();
@@ -1351,7 +1415,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         if constexpr (LAYERS > 2) w.middle_backward<3>();
         if constexpr (LAYERS > 1) w.middle_backward<2>();
         else __syncthreads();
-        if (pass == 0) w.clear_gradients();
+        if (w.pass == 0) w.clear_gradients();
 #pragma unroll 1
         for (int k = 0; k < CHUNKS; k++) {
             if (k > 0) {
@@ -1364,13 +1428,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             if ((DROPOUT & 1) && again) w.drop_inputs(slot, c);
             w.first_gradients(slot, c);
         }
-        if (w.last_pass) w.update_first_weights();
+        if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
         if (SLOTS == 1) {  // the next turn waits for its first chunk before anything else, so this cannot wait for that turn
             __syncthreads();
             rows.issue();
         }
-        if (++pass == PASSES) pass = 0, step++;
+        w.end_turn();
     }
     __syncthreads();
     w.move_all<true>();

@@ -43,6 +43,7 @@ MEASURED = False
 
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
+BULK_COPIES_SINCE = 90
 _ROWS = 8192  # samples that are converted at a time
 
 SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
@@ -168,7 +169,7 @@ class FusedRunner:
     # -- What fits --------------------------------------------------------------------------------------------
 
     def _unsupported_device(self, step: Step) -> str | None:
-        capability = int(self._backend.xp.cuda.Device().compute_capability)
+        capability = self._capability()
         if capability < LEAST_CAPABILITY:
             return f"it needs compute capability 8.0, the device has {capability // 10}.{capability % 10}"
         if not self._attribute("CooperativeLaunch"):
@@ -201,8 +202,13 @@ class FusedRunner:
             shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
             shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
+            bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
         return make_plan(shape, facts, multiprocessors=self._multiprocessors)
+
+    def _capability(self) -> int:
+        """The compute capability, 80 for 8.0."""
+        return int(self._backend.xp.cuda.Device().compute_capability)
 
     def _attribute(self, name: str) -> int:
         return int(self._backend.xp.cuda.Device().attributes.get(name, 0))

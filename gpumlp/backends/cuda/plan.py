@@ -7,7 +7,7 @@ among many, and therefore the same bits. Nothing here needs a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,11 +24,11 @@ MOST_OUTPUTS = 128
 _BUFFERS = 0, 1, 1, 2, 2  # of each optimizer's state
 _CHUNK = 32  # samples that are multiplied at a time
 _MOST_SLOTS = 4
-_MOST_RESIDENT = 4
+_SMALL = 4, 4  # warps of a block and blocks on a multiprocessor, for the smallest
 # Work of a multiprocessor at which another one is worth the exchange: inputs x units of the first layer, and all
 # weights. With these, 784-128-10 gets 16 multiprocessors and 784-512-512-10 64.
 _FIRST_WEIGHTS, _WEIGHTS = 6_400, 10_600
-_FEW_TILES = 40  # of 16 inputs and 8 units: four warps suffice
+_FEW_TILES = 2  # of 16 inputs and 8 units, of each of four warps
 _OTHER_REGISTERS = 72  # of a thread, beside weights, state and sums
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 
@@ -87,12 +87,14 @@ class Facts(NamedTuple):
         multiprocessors: of the device.
         shared_per_block, shared_per_multiprocessor: bytes of shared memory, at most.
         registers: of a multiprocessor.
+        bulk_copies: whether a thread can copy a whole row to shared memory: from compute capability 9.0 on.
     """
 
     multiprocessors: int = 132
     shared_per_block: int = 227 * 1024
     shared_per_multiprocessor: int = 228 * 1024
     registers: int = 65_536
+    bulk_copies: bool = True
 
 
 class Plan(NamedTuple):
@@ -109,6 +111,7 @@ class Plan(NamedTuple):
         keep_parts: whether the bf16 parts of the first weights are made once a step.
         state_shared: whether the optimizer's state of the first weights is in shared memory, not in registers.
         resident: blocks on a multiprocessor at a time, at least.
+        bulk: whether rows come by bulk copies.
     """
 
     shape: Shape
@@ -120,6 +123,7 @@ class Plan(NamedTuple):
     keep_parts: bool
     state_shared: bool
     resident: int
+    bulk: bool
 
     @property
     def threads(self) -> int:
@@ -171,7 +175,7 @@ class Plan(NamedTuple):
         samples = min(shape.batch, _CHUNK * self.chunks)
         owned = -(-samples // self.blocks)
         pairs = (self.blocks * self.blocks * owned + _CHUNK * self.chunks) * padded
-        for below, width, rows in zip(shape.hidden, shape.hidden[1:], self.rows, strict=False):
+        for (below, width), rows in zip(pairwise(shape.hidden), self.rows, strict=True):
             columns = self.blocks // rows
             pairs += _CHUNK * self.chunks * (_up(below, 8) * (1 + columns) + _up(width, 8) * (1 + rows))
         return pairs
@@ -189,13 +193,13 @@ class Plan(NamedTuple):
         row_bytes = 2 * _up(shape.inputs, 16) + 16
         planes = 1 if shape.pixels else 3
         first = self.units[0]
-        sums = 2 * self.warps_k * _CHUNK * (first + (8 if first % 16 == 0 else 0))
+        sums = 2 * self.warps_k * (_CHUNK if self.warps_k > 1 else 1) * (first + (8 if first % 16 == 0 else 0))
         errors = _up(shape.outputs, 4)
         small = self.units[-1] * errors + units + shape.outputs
         values = units * stride + samples * (errors + (4 if errors % 8 == 0 else 0))
         values += small * (1 + max(1, self.buffers) + (self.passes > 1)) + 64
         widest = 0
-        for below, width, rows in zip(shape.hidden, shape.hidden[1:], self.rows, strict=False):
+        for (below, width), rows in zip(pairwise(shape.hidden), self.rows, strict=True):
             height, across = _part(below, rows), _part(width, self.blocks // rows)
             values += height * ((across + 4) * (1 + self.buffers) + stride)
             widest = max(widest, across * stride)
@@ -220,8 +224,8 @@ class Plan(NamedTuple):
             "PARTS": shape.parts, "PLANES": 1 if shape.pixels else 3, "LOSS": LOSSES.index(shape.loss),
             "OPTIMIZER": OPTIMIZERS.index(shape.optimizer), "WEIGHTED": int(shape.weighted),
             "DROPOUT": sum(1 << position for position in shape.dropout), "KEEP_PARTS": int(self.keep_parts),
-            "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "EXCHANGE": self.exchange,
-            "SHARED_BYTES": self.shared_bytes,
+            "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "BULK": int(self.bulk),
+            "EXCHANGE": self.exchange, "SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
@@ -246,20 +250,21 @@ def make_plan(shape: Shape, device: Facts, *, multiprocessors: int | None = None
         return f"it supports {MOST_OUTPUTS} outputs at most, not {shape.outputs}"
     if multiprocessors is not None and not 1 <= multiprocessors <= device.multiprocessors:
         return f"the device has {device.multiprocessors} multiprocessors, not {multiprocessors}"
-    best: Plan | None = None
+    least: Plan | None = None
     for blocks in _block_counts(shape, device, multiprocessors):
-        plan = _plan(shape, device, blocks)
-        if _fits(plan, device):
-            return _refined(plan, device)
-        if best is None or plan.shared_bytes < best.shared_bytes:
-            best = plan
-    assert best is not None
-    if best.shared_bytes > device.shared_per_block:
+        for plan in _plans(shape, device, blocks):
+            if _fits(plan, device):
+                return _extended(plan, device)
+            if least is None or plan.shared_bytes < least.shared_bytes:
+                least = plan
+    assert least is not None
+    if least.shared_bytes > device.shared_per_block:
+        needed, there = (number / 1024 for number in (least.shared_bytes, device.shared_per_block))
         return (
-            f"on {best.blocks} multiprocessors it would need {best.shared_bytes / 1024:.0f} KiB of shared memory "
-            f"on each, which have {device.shared_per_block / 1024:.0f} KiB"
+            f"on {least.blocks} multiprocessors it would need {needed:.0f} KiB of shared memory on each, and they "
+            f"have {there:.0f} KiB"
         )
-    return f"on {best.blocks} multiprocessors its weights would not fit into the registers"
+    return f"on {least.blocks} multiprocessors its weights would not fit into the registers"
 
 
 def _block_counts(shape: Shape, device: Facts, multiprocessors: int | None) -> Sequence[int]:
@@ -279,20 +284,23 @@ def _block_counts(shape: Shape, device: Facts, multiprocessors: int | None) -> S
     return [*counts, most][:64]
 
 
-def _plan(shape: Shape, device: Facts, blocks: int) -> Plan:
-    """The plan with these blocks that needs the least shared memory; whether it fits is open."""
+def _plans(shape: Shape, device: Facts, blocks: int) -> Iterator[Plan]:
+    """The plans with these blocks, the best first: small ones share a multiprocessor."""
     rows = []
-    for below, width in zip(shape.hidden, shape.hidden[1:], strict=False):
+    for below, width in pairwise(shape.hidden):
         divisors = [n for n in range(1, blocks + 1) if blocks % n == 0]
         rows.append(min(divisors, key=lambda n: n * _up(width, 16) + blocks // n * _up(below, 16)))
-    base = Plan(shape, blocks, 8, 8, 1, tuple(rows), False, False, 1)
-    few = -(-shape.inputs // 16) * base.units[0] // 8 <= _FEW_TILES
-    warps = 4 if few and len(shape.hidden) == 1 else 8
-    divisions = [base._replace(warps=warps, warps_k=1 << bit) for bit in range(warps.bit_length())]
-    plan = min(divisions, key=_products)
-    if plan.buffers and plan.registers > _register_limit(plan, device):
-        plan = plan._replace(state_shared=True)
-    return plan
+    for warps, resident in _SMALL, (8, 2), (8, 1):
+        plans = [
+            Plan(shape, blocks, warps, 1 << bit, 1, tuple(rows), False, False, resident, device.bulk_copies)
+            for bit in range(warps.bit_length())
+        ]
+        plan = min(plans, key=_products)
+        if (warps, resident) == _SMALL and (math.prod(plan.tiles) > _FEW_TILES or len(shape.hidden) > 1):
+            continue
+        yield plan
+        if plan.buffers:
+            yield plan._replace(state_shared=True)
 
 
 def _products(plan: Plan) -> tuple[int, int]:
@@ -302,24 +310,22 @@ def _products(plan: Plan) -> tuple[int, int]:
     return inputs * (2 * units * parts + 4 * -(-units * parts // 2)), plan.warps_k
 
 
-def _refined(plan: Plan, device: Facts) -> Plan:
-    """A plan that fits, with as many blocks on a multiprocessor, or as many slots, as fit too."""
-    if plan.warps == 4 and plan.registers <= device.registers // (_MOST_RESIDENT * plan.threads):
-        resident = device.shared_per_multiprocessor // (plan.shared_bytes + _RESERVED)
-        plan = plan._replace(resident=max(1, min(_MOST_RESIDENT, resident)))
-    room = device.shared_per_multiprocessor // plan.resident - _RESERVED
+def _fits(plan: Plan, device: Facts) -> bool:
+    return plan.shared_bytes <= _shared_limit(plan, device) and plan.registers <= _register_limit(plan, device)
+
+
+def _extended(plan: Plan, device: Facts) -> Plan:
+    """A plan that fits, with as many slots as fit too, and the parts of weights in registers if they fit."""
     for slots in range(2, _MOST_SLOTS + 1):
         more = plan._replace(slots=slots)
-        if more.shared_bytes <= min(room, device.shared_per_block):
+        if more.shared_bytes <= _shared_limit(plan, device):
             plan = more
-    kept = plan._replace(keep_parts=True)
-    if plan.chunks > 1 and kept.registers <= _register_limit(kept, device):
-        plan = kept
-    return plan
+    kept = plan._replace(keep_parts=plan.chunks > 1)
+    return kept if kept.registers <= _register_limit(plan, device) else plan
 
 
-def _fits(plan: Plan, device: Facts) -> bool:
-    return plan.shared_bytes <= device.shared_per_block and plan.registers <= _register_limit(plan, device)
+def _shared_limit(plan: Plan, device: Facts) -> int:
+    return min(device.shared_per_block, device.shared_per_multiprocessor // plan.resident - _RESERVED)
 
 
 def _register_limit(plan: Plan, device: Facts) -> int:
