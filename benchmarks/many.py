@@ -62,7 +62,7 @@ class Options:
     peers: tuple[str, ...] = PEERS
     """gpumlp, one-by-one, jax."""
     samples: int | None = None
-    """Samples of an epoch, the first of the data; by default all on a GPU, and 6,000 on a CPU."""
+    """Samples of an epoch, the first of the data, at most all; by default all on a GPU, and 6,000 on a CPU."""
     multiprocessors: int | None = None
     """Of a GPU for each network of fit_many; by default as many as it needs, alone or among others."""
     repeats: int = common.LEAST_REPEATS
@@ -249,11 +249,11 @@ def agreeing(
         except Exception as error:  # one peer that cannot run must not stop the others
             found.leave_out(peer, failure(error), where, failed=True)
             continue
-        difference = max(abs(loss - right) / right for loss, right in zip(losses, expected, strict=True))
+        differences = [abs(loss - right) / right for loss, right in zip(losses, expected, strict=True)]
+        difference = max(differences) if all(map(math.isfinite, differences)) else math.inf
         agrees = difference <= TOLERANCES["float32"]
-        found.agreement.append(
-            {"network": name, "device": device, "peer": peer.name, "difference": difference, "agrees": agrees}
-        )
+        entry = {"network": name, "device": device, "peer": peer.name, "agrees": agrees}
+        found.agreement.append({**entry, "difference": difference if difference < math.inf else None})
         print(f"{peer.name} {'agrees' if agrees else 'DISAGREES'}: losses differ by {difference:.1e} ({where})")
         if agrees:
             yield peer

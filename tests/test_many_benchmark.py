@@ -119,6 +119,15 @@ class Wrong(OneByOne):
         super().__init__(replace(work, optimizer=Adam(0.1)), *rest, **options)  # type: ignore[arg-type]
 
 
+class Diverging(OneByOne):
+    """Its losses are no numbers."""
+
+    name = "gpumlp"
+
+    def losses(self) -> list[float]:
+        return [*super().losses()[:-1], float("nan")]
+
+
 class Failing(OneByOne):
     """It has no memory for more than the networks of the check."""
 
@@ -131,7 +140,8 @@ class Failing(OneByOne):
 
 
 @pytest.mark.parametrize(
-    ("peer", "reason"), [(Wrong, "disagrees"), (Failing, "failed: MemoryError: out of memory")]
+    ("peer", "reason"),
+    [(Wrong, "disagrees"), (Diverging, "disagrees"), (Failing, "failed: MemoryError: out of memory")],
 )
 def test_a_peer_that_is_wrong_or_fails_has_no_figures(
     peer: type[Networks], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
