@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # NumPy is left to gpumlp to import first: what gpumlp sets up for it must be done before.
@@ -62,7 +62,9 @@ class Options:
     peers: tuple[str, ...] = PEERS
     """gpumlp, one-by-one, jax."""
     samples: int | None = None
-    """Samples of an epoch, the first of the data; by default all on a GPU, and 6,000 on a CPU."""
+    """Samples of an epoch, the first of the data, at most all; by default all on a GPU, and 6,000 on a CPU."""
+    multiprocessors: int | None = None
+    """Of a GPU for each network of fit_many; by default as many as it needs, alone or among others."""
     repeats: int = common.LEAST_REPEATS
     """Timed runs of each peer, at least 5."""
     seconds: float = 0.3
@@ -148,8 +150,10 @@ def check(options: Options) -> None:
         given = getattr(options, option)
         problems += [f"{option}: expected {', '.join(names)}, got {name!r}" for name in given if name not in names]
         problems += [] if given else [f"{option}: expected at least one, got none"]
-    if options.samples is not None and options.samples < 1:
-        problems.append(f"samples: expected 1 or more, got {options.samples}")
+    for option in ("samples", "multiprocessors"):
+        value = getattr(options, option)
+        if value is not None and value < 1:
+            problems.append(f"{option}: expected 1 or more, got {value}")
     if not 0 < options.seconds <= 60:
         problems.append(f"seconds: expected more than 0 and at most 60, got {options.seconds}")
     if problems:
@@ -199,7 +203,8 @@ class Timing:
 
 def measure(options: Options, name: str, data: Dataset, device: str, found: Found) -> None:
     """Check and time every peer with each number of networks of a workload on a device."""
-    work, where = WORKLOADS[name], f"{name} on {device}"
+    work = replace(WORKLOADS[name], multiprocessors=options.multiprocessors)
+    where = f"{name} on {device}"
     samples = options.samples or (CPU_SAMPLES if device == "cpu" else len(data))
     counts, seconds = options.networks, options.seconds
     if options.quick:
@@ -215,7 +220,7 @@ def measure(options: Options, name: str, data: Dataset, device: str, found: Foun
             able.append(peer)
         else:
             found.leave_out(peer, reason, where)
-    peers = list(agreeing(able, name, data, device, found))
+    peers = list(agreeing(able, work, name, data, device, found))
     with common.progress_bar() as progress:
         task = progress.add_task(where, total=len(counts) * len(peers) * (options.repeats + 1))
         for count in counts:
@@ -232,10 +237,10 @@ def measure(options: Options, name: str, data: Dataset, device: str, found: Foun
 
 
 def agreeing(
-    peers: Sequence[type[Networks]], name: str, data: Dataset, device: str, found: Found
+    peers: Sequence[type[Networks]], work: Workload, name: str, data: Dataset, device: str, found: Found
 ) -> Iterator[type[Networks]]:
     """The peers whose networks have the losses of gpumlp's in float64."""
-    work, where = WORKLOADS[name], f"{name} on {device}"
+    where = f"{name} on {device}"
     few = common.first(data, int(CHECKED_STEPS * work.batch_size))
     expected = OneByOne(work, few, CHECKED_NETWORKS, "cpu", dtype="float64").train(CHECKED_EPOCHS)
     for peer in peers:
@@ -244,11 +249,11 @@ def agreeing(
         except Exception as error:  # one peer that cannot run must not stop the others
             found.leave_out(peer, failure(error), where, failed=True)
             continue
-        difference = max(abs(loss - right) / right for loss, right in zip(losses, expected, strict=True))
+        differences = [abs(loss - right) / right for loss, right in zip(losses, expected, strict=True)]
+        difference = max(differences) if all(map(math.isfinite, differences)) else math.inf
         agrees = difference <= TOLERANCES["float32"]
-        found.agreement.append(
-            {"network": name, "device": device, "peer": peer.name, "difference": difference, "agrees": agrees}
-        )
+        entry = {"network": name, "device": device, "peer": peer.name, "agrees": agrees}
+        found.agreement.append({**entry, "difference": difference if difference < math.inf else None})
         print(f"{peer.name} {'agrees' if agrees else 'DISAGREES'}: losses differ by {difference:.1e} ({where})")
         if agrees:
             yield peer

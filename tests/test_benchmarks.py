@@ -16,13 +16,24 @@ from typing import Any
 
 import pytest
 
-from benchmarks import common, compare, diagnostics, estimators, figures, markdown, memory, scaling, throughput
+from benchmarks import (
+    common,
+    compare,
+    diagnostics,
+    estimators,
+    figures,
+    many,
+    markdown,
+    memory,
+    scaling,
+    throughput,
+)
 from benchmarks.common import generate, samples_to_time, take_turns
 from benchmarks.limits import flops_per_sample
 from benchmarks.scaling import describe_fit, fit_power_law, fitting_memory
 from benchmarks.throughput import copy_to, count_copies, crossover, crossovers, rate_with_copy
 from gpumlp import MLP, Dataset, Trainer
-from gpumlp.backends import Device, Memory
+from gpumlp.backends import Device, Execution, ExecutionError, Memory
 from tests.strict_device import StrictBackend
 
 REPOSITORY = Path(__file__).parent.parent
@@ -100,7 +111,7 @@ def test_without_matplotlib_only_the_figure_is_missing(
     assert [path.name for path in tmp_path.iterdir()] == ["throughput-cpu.json"]
 
 
-@pytest.mark.parametrize("benchmark", [throughput, scaling, compare, diagnostics, estimators])
+@pytest.mark.parametrize("benchmark", [throughput, scaling, compare, diagnostics, estimators, many])
 def test_nothing_is_measured_with_a_clock_that_stands_still(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +191,35 @@ def test_a_gpu_has_two_epochs_of_warm_up(blobs: Dataset) -> None:
     seconds = take_turns([on_a_gpu, on_the_cpu], 5, "repeats")
     assert (on_a_gpu.epoch, on_the_cpu.epoch) == (7, 6)
     assert seconds == [on_a_gpu.history["seconds"][2:], on_the_cpu.history["seconds"][1:]]
+
+
+def test_another_execution_is_measured_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fused(StrictBackend):
+        def execution(self, step: Any) -> Execution:
+            if len(step.layers) > 2:
+                raise ExecutionError("two hidden layers", "use another")
+            return Execution("fused", "as requested")
+
+    monkeypatch.setattr(common, "take_turns", lambda trainers, *_: [[0.5] * 5 for _ in trainers])
+    train, backends = generate(64), [(StrictBackend(), None), (Fused(), "fused"), (StrictBackend(), "fused")]
+    rows = throughput.measure(train, "784-4-10", backends[:2], [16, 32], 5)
+    assert [(common.series(row), row["batch_size"]) for row in rows] == [
+        ("strict", 16), ("strict", 32), ("strict, fused", 16), ("strict, fused", 32),
+    ]  # fmt: skip
+    for network, ways in (("784-4-4-10", backends[:2]), ("784-4-10", [backends[0], backends[2]])):
+        assert [common.series(row) for row in throughput.measure(train, network, ways, [16], 5)] == ["strict"]
+    words = crossovers(rows, "784-4-10", copied=False)["copy not counted"]
+    assert words == [
+        "strict is at least as fast as strict, fused at every batch size measured; at 16 by 1.0x, at 32 by 1.0x"
+    ]
+    assert len(throughput.ways(["cpu"])) == 1  # a CPU has one
+
+
+def test_a_crossover_is_of_the_batch_sizes_that_both_have() -> None:
+    table = {"cuda:0": dict.fromkeys(SIZES, 1000.0), "cuda:0, fused": {16: 5000.0, 64: 3000.0}}
+    assert crossover(table) == [
+        "cuda:0, fused is faster than cuda:0 at every batch size measured; at 16 by 5.0x, at 64 by 3.0x"
+    ]
 
 
 def test_the_copy_to_a_device_is_timed_without_its_warm_up() -> None:
@@ -440,7 +480,9 @@ def test_a_figure_is_drawn_from_the_results(name: str, tmp_path: Path, capsys: p
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
     shutil.copy(RESULTS / f"{name}.json", tmp_path)
     assert markdown.main(["--figure", str(tmp_path / f"{name}.json")]) == 0
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    drawn = {f"{name}.png"} | ({f"{name}-steps.png"} if name.startswith("compare") else set())
+    assert {path.name for path in tmp_path.glob("*.png")} == drawn
+    assert all((tmp_path / figure).read_bytes().startswith(b"\x89PNG") for figure in drawn)
 
 
 def test_labels_of_lines_keep_their_distance_and_stay_below_the_title() -> None:

@@ -19,7 +19,7 @@ from benchmarks import timing
 from benchmarks.agreement import EPOCHS, FEW_STEPS, STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.compare import ALL
 from benchmarks.peers import NotMeantForError, Peer, Samples, Setting
-from benchmarks.peers.gpumlp import Gpumlp, GpumlpGraphs
+from benchmarks.peers.gpumlp import Gpumlp, GpumlpFused, GpumlpGraphs
 from benchmarks.peers.numpy import Textbook
 from benchmarks.peers.torch import TorchCompiled, TorchEager, TorchGraph, own_threads
 from gpumlp import Dataset
@@ -31,7 +31,7 @@ SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
 # JAX warns of every fork after it is loaded, and other tests fork: so it runs in a separate process.
 JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
 # torch-compiled takes seconds to compile; the others need a GPU and have separate tests below.
-NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs"}
+NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs", "gpumlp-fused"}
 PEERS = [peer for peer in ALL if peer.name not in NOT_HERE and (peer.name == "jax") == JAX_ALONE]
 
 
@@ -126,6 +126,7 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         (Gpumlp, (20, 16, 4), "persistent"),
         (Gpumlp, (20, 16, 8, 4), "graphs"),
         (GpumlpGraphs, (20, 16, 4), "graphs"),
+        (GpumlpFused, (20, 8, 4), "fused on 1 multiprocessor"),
     ],
 )
 def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
@@ -145,6 +146,14 @@ def test_graphs_are_measured_only_in_addition_to_the_persistent_kernel(blobs: Da
     assert GpumlpGraphs.unsupported_reason("cpu", "float32") == "CUDA graphs need a GPU"
 
 
+def test_the_fused_kernel_is_measured_only_where_it_supports_the_network(blobs: Dataset, host_cuda: None) -> None:
+    setting = replace(SETTING, device="cuda", dtype="float64")
+    (result,) = check_agreement([GpumlpFused], setting, blobs, threads=1)
+    assert isinstance(result, NotMeantForError)
+    assert "execution fused is not possible" in str(result)
+    assert GpumlpFused.unsupported_reason("cpu", "float32") == "the fused kernel needs a GPU"
+
+
 def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: Dataset) -> None:
     one, other = (start(peer, SETTING, blobs) for _ in range(2))
     assert one.unshuffled_epoch() == other.unshuffled_epoch()
@@ -162,13 +171,13 @@ def test_jax_in_a_separate_process() -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "test_peer or test_epoch or test_unshuffled",
+        "test_peer_agrees or test_epoch or test_unshuffled",
         __file__,
     ]
     environment = {**os.environ, "GPUMLP_TEST_JAX": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^9 passed", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_every_setting_is_offered_the_same_threads(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

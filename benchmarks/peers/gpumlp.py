@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from gpumlp import MLP, SGD, Dataset, DeviceError, Trainer, get_backend
-from gpumlp.backends import ExecutionError
+from gpumlp.backends import Execution, ExecutionError
 
 from . import NotMeantForError, Peer, Samples, Setting
 
@@ -34,7 +34,7 @@ class Gpumlp(Peer):
         self.model.load_state_dict(weights)
         self.optimizer = SGD(setting.learning_rate, momentum=setting.momentum)
         self.trainer = self._trainer(slice(0, len(samples)))
-        self.variants = () if setting.device == "cpu" else (self.trainer.execution.name,)
+        self.variants = () if setting.device == "cpu" else (way_of(self.trainer.execution),)
 
     def losses(self) -> list[float]:
         # Each batch has a trainer of its own, which continues from the one before: so they come in order.
@@ -83,6 +83,12 @@ class Gpumlp(Peer):
             batch_size=self.setting.batch_size,
             diagnostics=False,  # no other peer has any
         )
+
+
+def way_of(execution: Execution) -> str:
+    """How gpumlp runs on a GPU: ``"graphs"``, or ``"fused on 16 multiprocessors"``."""
+    count = execution.multiprocessors
+    return f"{execution.name} on {count} multiprocessor{'s' * (count > 1)}" if count else execution.name
 
 
 class GpumlpGraphs(Gpumlp):

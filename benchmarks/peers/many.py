@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Adam, Dataset, Trainer, get_backend
+from gpumlp import MLP, SGD, Adam, Dataset, Trainer, fit_many, get_backend
 from gpumlp.backends import StepRun
 from gpumlp.training.batches import ORDER_STREAM
+from gpumlp.training.jobs import worker_count
+from gpumlp.training.many import run_together
 
-from .gpumlp import Gpumlp
+from .gpumlp import Gpumlp, way_of
 from .jax import JaxScan, device_of, mean_loss
 
 RATES = 8  # different learning rates; the networks take them in turns
@@ -26,11 +28,15 @@ RATES = 8  # different learning rates; the networks take them in turns
 
 @dataclass(frozen=True)
 class Workload:
-    """What each of the networks is, and how it is trained."""
+    """What each of the networks is, and how it is trained.
+
+    `multiprocessors` is how many of a GPU's a network gets from `fit_many`; None: as many as it needs.
+    """
 
     sizes: tuple[int, ...]
     batch_size: int
     optimizer: SGD | Adam
+    multiprocessors: int | None = None
 
     def optimizers(self, count: int) -> list[SGD | Adam]:
         """One for each of `count` networks."""
@@ -99,15 +105,12 @@ class OneByOne(Networks):
     ) -> None:
         super().__init__(work, data, count, device)
         self.backend = get_backend(device, **options)
-        with self.backend.activate():  # one copy for all networks
-            images = data.images.reshape(len(data), -1)
-            shared = Dataset(self.backend.asarray(images), data.labels, classes=data.classes, name=data.name)
-        self.trainers = [
-            Trainer(model, shared, optimizer=optimizer, batch_size=work.batch_size, seed=seed, diagnostics=False)
-            for seed, (model, optimizer) in enumerate(
-                zip(work.models(count, self.backend, dtype), work.optimizers(count), strict=True)
-            )
-        ]
+        models, optimizers = work.models(count, self.backend, dtype), work.optimizers(count)
+        with data.placed_once():
+            self.trainers = [
+                Trainer(model, data, optimizer=rule, batch_size=work.batch_size, seed=seed, diagnostics=False)
+                for seed, (model, rule) in enumerate(zip(models, optimizers, strict=True))
+            ]
         self.runs: dict[int, StepRun] = {}  # of the last epoch of each
 
     def train(self, epochs: int) -> list[float]:
@@ -126,9 +129,7 @@ class OneByOne(Networks):
     def losses(self) -> list[float]:
         """Mean losses of the last epoch."""
         if self.device != "cpu":
-            execution = self.trainers[0].execution
-            share = f" on {execution.multiprocessors} multiprocessors" if execution.multiprocessors else ""
-            self.way = execution.name + share
+            self.way = way_of(self.trainers[0].execution)
         return [trainer.history["train_loss"][-1] for trainer in self.trainers]
 
     def synchronize(self) -> None:
@@ -148,9 +149,10 @@ class TogetherOnGpu(OneByOne):
     name = "gpumlp"
     title = "gpumlp, fit_many"
 
-    def train(self, epochs: int) -> list[float]:
-        from gpumlp.training.many import run_together
+    def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
+        super().__init__(work, data, count, device, multiprocessors=work.multiprocessors)
 
+    def train(self, epochs: int) -> list[float]:
         trainings = ((index, self.training(index, epochs)) for index in range(self.count))
         for _, error in run_together(self.backend, trainings):
             if error is not None:
@@ -170,16 +172,12 @@ class TogetherOnCpu(Networks):
     title = "gpumlp, fit_many"
 
     def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
-        from gpumlp.training.many import worker_count
-
         super().__init__(work, data, count, device)
         self.models = work.models(count, device)
         workers = min(worker_count(None), count)
         self.way = f"{workers} process{'es' * (workers > 1)}"
 
     def train(self, epochs: int) -> list[float]:
-        from gpumlp import fit_many
-
         histories = fit_many(
             self.models,
             self.data,
