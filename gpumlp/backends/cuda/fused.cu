@@ -1,34 +1,42 @@
-// Many training steps of one or several networks with one to three hidden layers in one launch. plan.py defines the sizes
-// (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source.
+// Many training steps of one or several networks with one to three hidden layers in one launch. plan.py defines the
+// sizes (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source.
 //
-// A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch.
-//   1. s1, a1 of its units: their columns of W1 and the optimizer's state stay in registers (the state in shared memory, if
-//      need be); rows of samples come by asynchronous copies, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
-//   2. Each further hidden layer: a block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads the
-//      activations of its rows, and sends partial sums of s_l to the owners of the units.
-//   3. Partial sums of the outputs, from the last hidden layer's own units, go to the owners of the samples, who compute
-//      losses and output errors and send the errors to all blocks.
-//   4. Backward, the same ways: errors of own units of the last layer; of the layers below by partial sums; gradients and
-//      update where the parameters are.
-// Products are by tensor cores: a float32 is the sum of three bf16 numbers, and the products of parts that matter are summed
-// in float32. The outputs, few, are plain float32.
+// A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch:
 //
-// Blocks exchange numbers through global memory: a number and a tag, the number of the turn (a step, or a pass of it), are
-// one 64-bit word, which the reader loads until the tag is right. There are no fences and no barriers between blocks, but all
-// blocks have to be resident. Why no word is overwritten before its readers have it:
-//   - "Forward words" are activations, partial sums of s and of the outputs; "backward words" are output errors, error terms
-//     and their partial sums. A block does a turn's phases in the order of the list above, with a barrier of the block between
-//     reading words and sending those of the next phase.
-//   - A block sends forward words of turn t + 1 after it has the output errors of all samples of turn t. The owner of a sample
-//     sends them when it has parts of its outputs from every block, and a block sends these for all samples after it has read
-//     all other forward words of turn t, while the owner has read the parts themselves. So all have been read.
-//   - A block sends backward words of turn t + 1 after it, or the sender of the errors it has, has parts of the outputs of turn
-//     t + 1 from every block, which a block sends after it has read all backward words of turn t.
-// For this, parts of outputs and output errors are sent by all blocks for all samples of a full batch, also where a short last
-// batch has none. `exchange` is zero at the launch, and tags begin with 1.
+//   1. s1 and a1 of its units. Their columns of W1 stay in registers, with the optimizer's state (or that is in shared
+//      memory). Rows of samples come by asynchronous copies, 32 at a time, as bf16: pixels are exact, float32 samples
+//      are the sum of three.
+//   2. Each further hidden layer. A block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads
+//      the activations of the part's rows and sends partial sums of s_l to the owners of the units. (With a part of
+//      the rows or of the columns only, the partial sums would be BLOCKS times as many as the activations.)
+//   3. The outputs. Partial sums from the own units of the last hidden layer go to the owners of the samples, who
+//      compute losses and output errors and send the errors to all blocks.
+//   4. The same ways back: error terms of the own units of the last hidden layer, of those below by partial sums;
+//      gradients and updates where the parameters are.
 //
-// No sum depends on the order in which threads run, and a step depends only on parameters, state and batch: the result is the
-// same, bit for bit, for any division of an epoch into launches.
+// Products are by tensor cores: a float32 is the sum of three bf16 numbers, and of the products of parts those that
+// matter are summed in float32. The sums of the outputs, which are few, are plain float32.
+//
+// Blocks exchange numbers through global memory. A number and a tag, the number of the turn (a step, or a pass of it),
+// are one 64-bit word, and a reader loads it until the tag is right: there are no fences and no barriers between
+// blocks, but all blocks have to be resident. Why no word is overwritten before its readers have it:
+//
+//   - Call activations, partial sums of s and parts of the outputs forward words; output errors, error terms and their
+//     partial sums backward words. A block has its phases in the order above, and between the reading of words and the
+//     sending of those of a later phase a barrier, or the sending thread has read all of its own.
+//   - A block sends forward words of turn t + 1 when it has the output errors of all samples of turn t. The owner of a
+//     sample sends them when it has parts of the outputs from every block; and a block has sent these for all samples
+//     only when it has read all other forward words of turn t.
+//   - A block sends backward words of turn t + 1 when it has output errors of turn t + 1 (or parts of the outputs from
+//     every block, if they are these errors). Parts of the outputs of turn t + 1 are sent by a block that has read all
+//     backward words of turn t.
+//
+// For this, all blocks send parts of the outputs, and the owners output errors, for all samples of a full batch, also
+// where a short last batch has none. `exchange` is zero at the launch, and tags begin with 1. That a load is complete
+// before what depends on it is sent is how hardware works; PTX's memory model has no formal chain of releases here.
+//
+// No sum depends on the order in which threads run, and a step depends on parameters, state and batch only: the result
+// is the same, bit for bit, for any division of an epoch into launches.
 
 #ifdef GPUMLP_HOST  // on a CPU, in tests
 #include "cuda_emulator.h"
@@ -78,6 +86,8 @@ struct Network {
 
 constexpr __device__ int up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 constexpr __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr __device__ int larger(int a, int b) { return a > b ? a : b; }
+constexpr __device__ int smaller(int a, int b) { return a < b ? a : b; }
 constexpr __device__ int power_of_two(int least, int most)
 {
     int p = 1;
@@ -92,12 +102,12 @@ constexpr int STATE_ROWS = STATES == 0 ? 1 : STATES;
 constexpr int FACTORS = OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER == ADAMW ? 3 : 2;
 
 // Samples. A turn is a pass of a step.
-constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;        // of 32 samples, in a turn
-constexpr int SAMPLES = 32 * CHUNKS;                        // of a turn, with padding
-constexpr int TURN = BATCH < SAMPLES ? BATCH : SAMPLES;     // samples of a full turn
-constexpr int OWNED = ceil_div(TURN, BLOCKS);               // samples of a block
+constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;                 // of 32 samples, in a turn
+constexpr int SAMPLES = 32 * CHUNKS;                                 // of a turn, with padding
+constexpr int TURN = smaller(BATCH, SAMPLES);                        // samples of a full turn
+constexpr int OWNED = ceil_div(TURN, BLOCKS);                        // samples of a block
 constexpr int LOADS = CHUNKS > SLOTS ? 2 * CHUNKS - SLOTS : CHUNKS;  // chunks read in a turn
-constexpr int SAMPLE_STRIDE = SAMPLES + 4;                  // of arrays (unit, sample)
+constexpr int SAMPLE_STRIDE = SAMPLES + 4;                           // of arrays (unit, sample)
 
 // The first layer. Warps divide the tiles of 16 inputs by WARPS_K and those of 8 units by WARPS_N.
 constexpr int K16 = ceil_div(INPUTS, 16);
@@ -122,9 +132,9 @@ constexpr int LAST_UNITS = units(LAYERS);
 // Outputs.
 constexpr int OUT2 = up(OUTPUTS, 2), OUT4 = up(OUTPUTS, 4);
 constexpr int ERROR_STRIDE = OUT4 + (OUT4 % 8 == 0 ? 4 : 0);
-constexpr int LANES = power_of_two(OUT2, 32);      // of a sample, for its loss
-constexpr int EACH = ceil_div(OUT2, LANES);        // outputs of a lane
-constexpr int GROUP = OUTPUTS <= 8 ? 8 : 16;       // outputs that are summed over lanes at a time
+constexpr int LANES = power_of_two(OUT2, 32);          // of a sample, for its loss
+constexpr int EACH = ceil_div(OUT2, LANES);            // outputs of a lane
+constexpr int GROUP = OUTPUTS <= 8 ? 8 : 16;           // outputs that are summed over lanes at a time
 constexpr int VALUES = power_of_two(OUTPUTS + 1, 16);  // gradients of a unit that are: of its weights, and of its bias
 
 // Small parameters: the own rows of the last weights (stride OUT4), biases of own units, biases of the outputs.
@@ -143,18 +153,19 @@ template <int LAYER> struct Middle {
 template <> struct Middle<1> {
     static constexpr int END = 0, ACROSS = 0;
 };
-constexpr __device__ int larger(int a, int b) { return a > b ? a : b; }
 constexpr int MIDDLE = Middle<LAYERS>::END;
-constexpr int ERRORS_ACROSS = LAYERS == 1 ? 0 : larger(Middle<LAYERS>::ACROSS, Middle<LAYERS == 3 ? 2 : LAYERS>::ACROSS);
+constexpr int ERRORS_ACROSS =
+    LAYERS == 1 ? 0 : larger(Middle<LAYERS>::ACROSS, Middle<LAYERS == 3 ? 2 : LAYERS>::ACROSS);
 
-// Where words lie in `exchange`.
-constexpr int OUTPUT_ERRORS = BLOCKS * BLOCKS * OWNED * OUT2;  // after the parts of the outputs: (owner, from, sample, output)
+// Where words lie in `exchange`: parts of the outputs, (owner, from, sample, output); output errors, (sample, output);
+// and those of each middle layer.
+constexpr int OUTPUT_ERRORS = BLOCKS * BLOCKS * OWNED * OUT2;
 template <int LAYER> struct Words {
     static constexpr int BELOW = up(width(LAYER - 1), 8), WIDTH = up(width(LAYER), 8);
-    static constexpr int ACTIVATIONS = Words<LAYER - 1>::END;                            // (unit below, sample)
-    static constexpr int FORWARD = ACTIVATIONS + SAMPLES * BELOW;                        // (row part, sample, unit)
-    static constexpr int ERRORS = FORWARD + Middle<LAYER>::ROWS * SAMPLES * WIDTH;       // (unit, sample)
-    static constexpr int BACKWARD = ERRORS + SAMPLES * WIDTH;                            // (column part, sample, unit below)
+    static constexpr int ACTIVATIONS = Words<LAYER - 1>::END;                       // (unit below, sample)
+    static constexpr int FORWARD = ACTIVATIONS + SAMPLES * BELOW;                   // (row part, sample, unit)
+    static constexpr int ERRORS = FORWARD + Middle<LAYER>::ROWS * SAMPLES * WIDTH;  // (unit, sample)
+    static constexpr int BACKWARD = ERRORS + SAMPLES * WIDTH;                       // (column part, sample, unit below)
     static constexpr int END = BACKWARD + Middle<LAYER>::COLUMNS * SAMPLES * BELOW;
 };
 template <> struct Words<1> {
@@ -165,9 +176,9 @@ struct Shared {
     alignas(128) u8 x[SLOTS][PLANES][32][ROW_BYTES];
     union {
         alignas(16) float sums[2][WARPS_K][WARPS_K > 1 ? 32 : 1][SUM_STRIDE];  // of the first layer, of each warp
-        float errors_across[LAYERS > 1 ? ERRORS_ACROSS : 1][LAYERS > 1 ? SAMPLE_STRIDE : 1];     // of the columns of a part of middle weights
+        float errors_across[larger(ERRORS_ACROSS * SAMPLE_STRIDE, 1)];  // error terms of the columns of middle weights
     };
-    alignas(16) float unit[UNITS][SAMPLE_STRIDE];  // s of own units, then their error terms
+    alignas(16) float unit[UNITS][SAMPLE_STRIDE];    // s of own units, then their error terms
     alignas(16) float error[SAMPLES][ERROR_STRIDE];  // of the outputs
     alignas(16) float small[SMALL];
     float small_state[STATE_ROWS][SMALL], small_gradient[PASSES > 1 ? SMALL : 1];
@@ -183,7 +194,7 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "too little shared memory");
 static_assert(Words<LAYERS>::END <= EXCHANGE, "too few words to exchange");
 static_assert(LAYERS == 1 || THREADS <= 256, "own units of a middle layer need threads that have each a row");
 
-// -- What depends on the machine ------------------------------------------------------------------------------------------
+// -- What depends on the machine --------------------------------------------------------------------------------------
 
 #ifdef GPUMLP_HOST
 __device__ u32 address(const void* p) { return cuda_host::shared_address(p); }
@@ -236,20 +247,25 @@ __device__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p);
 // d (16 x 8) += a (16 x 16) b (16 x 8) of a warp, in float32
 INLINE void mma(float* d, const u32* a, u32 b0, u32 b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // Four 8 x 8 matrices of bf16; lane i gives the address of row i % 8 of matrix i / 8
 INLINE void load_matrices(u32* r, u32 a)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
 }
 INLINE void load_transposed(u32* r, u32 a)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
 }
 __device__ void copy16(u32 to, const void* from)
 {
@@ -263,8 +279,9 @@ __device__ void copies_arrive(void* barrier)
 // A whole row; the barrier counts its bytes
 __device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(address(barrier)) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(address(barrier))
+                 : "memory");
 }
 __device__ void expect(void* barrier, u32 bytes)
 {
@@ -284,34 +301,47 @@ __device__ void init(void* barrier, int count)
 __device__ void wait(void* barrier, u32 parity)
 {
     u32 done;
-    do asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                    : "=r"(done) : "r"(address(barrier)), "r"(parity) : "memory");
+    do
+        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(address(barrier)), "r"(parity)
+                     : "memory");
     while (!done);
 }
-// A word is one 64-bit scalar: only of a scalar does the memory model promise that it is seen whole. Of vectors it says that
-// their elements are accessed one by one, in any order. Addresses are generic, since the words of one block are in shared memory.
+// A word is one 64-bit scalar: only of a scalar does the memory model promise that it is seen whole. Of vectors it
+// says that their elements are accessed one by one, in any order. Addresses are generic, since the words of one block
+// are in shared memory.
 INLINE void send(float2* word, float value, u32 tag)
 {
-    asm volatile("{\n.reg .b64 p;\nmov.b64 p, {%1, %2};\nst.relaxed.gpu.b64 [%0], p;\n}" ::"l"(word), "f"(value), "r"(tag)
+    asm volatile("{\n.reg .b64 p;\nmov.b64 p, {%1, %2};\nst.relaxed.gpu.b64 [%0], p;\n}" ::"l"(word), "f"(value),
+                 "r"(tag)
                  : "memory");
 }
 INLINE void send(float2* words, float a, float b, u32 tag)
 {
-    asm volatile("{\n.reg .b64 p, q;\nmov.b64 p, {%1, %3};\nmov.b64 q, {%2, %3};\nst.relaxed.gpu.v2.b64 [%0], {p, q};\n}"
-                 ::"l"(words), "f"(a), "f"(b), "r"(tag) : "memory");
+    asm volatile(
+        "{\n.reg .b64 p, q;\nmov.b64 p, {%1, %3};\nmov.b64 q, {%2, %3};\nst.relaxed.gpu.v2.b64 [%0], {p, q};\n}" ::"l"(
+            words),
+        "f"(a), "f"(b), "r"(tag)
+        : "memory");
 }
 INLINE float2 look(const float2* word)
 {
     float2 r;
     asm volatile("{\n.reg .b64 p;\nld.relaxed.gpu.b64 p, [%2];\nmov.b64 {%0, %1}, p;\n}"
-                 : "=f"(r.x), "=f"(r.y) : "l"(word) : "memory");
+                 : "=f"(r.x), "=f"(r.y)
+                 : "l"(word)
+                 : "memory");
     return r;
 }
 INLINE float4 look2(const float2* words)
 {
     float4 r;
-    asm volatile("{\n.reg .b64 p, q;\nld.relaxed.gpu.v2.b64 {p, q}, [%4];\nmov.b64 {%0, %1}, p;\nmov.b64 {%2, %3}, q;\n}"
-                 : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(words) : "memory");
+    asm volatile(
+        "{\n.reg .b64 p, q;\nld.relaxed.gpu.v2.b64 {p, q}, [%4];\nmov.b64 {%0, %1}, p;\nmov.b64 {%2, %3}, q;\n}"
+        : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w)
+        : "l"(words)
+        : "memory");
     return r;
 }
 // Two numbers rounded to bf16, packed
@@ -325,7 +355,7 @@ __device__ u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
-// -- Arithmetic -----------------------------------------------------------------------------------------------------------
+// -- Arithmetic -------------------------------------------------------------------------------------------------------
 
 // The bf16 parts of two numbers, packed. Three parts, cut off, are the whole number; two are rounded.
 INLINE void split(float low, float high, u32 (&part)[PARTS])
@@ -409,8 +439,9 @@ struct Rule {
 
     // factors: of the step
     INLINE Rule(const Network& n, const float* factors)
-        : momentum(n.momentum), beta1(n.beta1), one_minus_beta1(n.one_minus_beta1), beta2(n.beta2), one_minus_beta2(n.one_minus_beta2),
-          l2(n.l2), l1(n.l1), step_size(factors[0]), epsilon(FACTORS > 1 ? factors[1] : 0), decay(FACTORS > 2 ? factors[2] : 0)
+        : momentum(n.momentum), beta1(n.beta1), one_minus_beta1(n.one_minus_beta1), beta2(n.beta2),
+          one_minus_beta2(n.one_minus_beta2), l2(n.l2), l1(n.l1), step_size(factors[0]),
+          epsilon(FACTORS > 1 ? factors[1] : 0), decay(FACTORS > 2 ? factors[2] : 0)
     {
     }
 
@@ -436,7 +467,8 @@ struct Rule {
     }
 };
 
-// Tensor cores cut sums off, so where a product takes six of theirs, they are summed apart, the largest last, and added.
+// Tensor cores cut sums off, so where a product takes six of theirs, they are summed apart, the largest last, and
+// added.
 INLINE void add(float* d, const float* other)
 {
     UNROLLED for (int k = 0; k < 4; k++) d[k] += other[k];
@@ -451,8 +483,7 @@ template <bool K_FIRST> INLINE float2 pair_of(const float* matrix, int stride, i
 
 // d[i][j] (16 x 8) += a b for M tiles of 16 rows of a, N of 8 columns of b and k summed, from float32 in shared memory
 template <int M, int N, bool A_K_FIRST, bool B_K_FIRST>
-INLINE void multiply(float (&d)[M][N][4], const float* a, int a_stride, const float* b, int b_stride, int k,
-                                         int lane)
+INLINE void multiply(float (&d)[M][N][4], const float* a, int a_stride, const float* b, int b_stride, int k, int lane)
 {
     int g = lane / 4, t = lane % 4;
     ROLLED for (int k0 = 0; k0 < k; k0 += 16) {
@@ -473,14 +504,15 @@ INLINE void multiply(float (&d)[M][N][4], const float* a, int a_stride, const fl
             float sum[M][4] = {};
             UNROLLED for (int order = PARTS - 1; order >= 0; order--)
                 UNROLLED for (int p = 0; p <= order; p++)
-                    UNROLLED for (int i = 0; i < M; i++) mma(sum[i], left[i][p], right[0][order - p], right[1][order - p]);
+                    UNROLLED for (int i = 0; i < M; i++)
+                        mma(sum[i], left[i][p], right[0][order - p], right[1][order - p]);
             UNROLLED for (int i = 0; i < M; i++) add(d[i][j], sum[i]);
         }
     }
 }
 
-// How many tiles a warp multiplies at a time of `tiles`, where there are `others` in the other dimension: at most `most`, a
-// power of two that divides them, and so few that every warp has some.
+// How many tiles a warp multiplies at a time of `tiles`, where there are `others` in the other dimension: at most
+// `most`, a power of two that divides them, and so few that every warp has some.
 constexpr __device__ int tiles_at_once(int tiles, int others, int most)
 {
     int n = most;
@@ -489,16 +521,18 @@ constexpr __device__ int tiles_at_once(int tiles, int others, int most)
 }
 
 INLINE bool arrived(const float2& word, u32 tag) { return __float_as_uint(word.y) == tag; }
-INLINE bool arrived(const float4& two, u32 tag) { return __float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag; }
+INLINE bool arrived(const float4& two, u32 tag)
+{
+    return __float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag;
+}
 INLINE void look(const float2* place, float2& word) { word = look(place); }
 INLINE void look(const float2* place, float4& two) { two = look2(place); }
 
-// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most AT_ONCE at a time, which are looked at
-// together: where(k) is the place of number k, or null, and put(k, word) takes it.
-template <int COUNT, int MOST, class Word, class Where, class Put>
-INLINE void receive(u32 tag, Where where, Put put)
+// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most AT_ONCE at a time, which are
+// looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
+template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
 {
-    constexpr int AT_ONCE = COUNT < MOST ? COUNT : MOST;
+    constexpr int AT_ONCE = smaller(COUNT, MOST);
     UNROLLED for (int first = 0; first < COUNT; first += AT_ONCE) {
         Word word[AT_ONCE];
         bool here;
@@ -517,7 +551,7 @@ INLINE void receive(u32 tag, Where where, Put put)
     }
 }
 
-// -- A thread's part of the training ----------------------------------------------------------------------------------------
+// -- A thread's part of the training ----------------------------------------------------------------------------------
 
 struct Worker {
     Shared& s;
@@ -532,8 +566,8 @@ struct Worker {
     u32 tag;          // of the turn's words
 
     INLINE Worker(Shared& shared, int thread, int block)
-        : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange), lane(thread % 32),
-          warp(thread / 32), g(thread % 32 / 4), t(thread % 4), me(block)
+        : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange),
+          lane(thread % 32), warp(thread / 32), g(thread % 32 / 4), t(thread % 4), me(block)
     {
     }
 
@@ -541,7 +575,8 @@ struct Worker {
     {
         batch = (int)min((i64)BATCH, network.stop - network.start - (i64)step * BATCH), rest = batch - turn_row();
         tag = turn + 1;
-        if (pass == 0 && thread() < FACTORS) s.factors[step & 1][thread()] = network.factors[(i64)step * FACTORS + thread()];
+        if (pass == 0 && thread() < FACTORS)
+            s.factors[step & 1][thread()] = network.factors[(i64)step * FACTORS + thread()];
     }
 
     __device__ void end_turn()
@@ -583,7 +618,8 @@ struct Worker {
         UNROLLED for (int i = 0; i < TILES_K; i++)
             UNROLLED for (int j = 0; j < TILES_N; j++)
                 UNROLLED for (int e = 0; e < 4; e++) {
-                    int input = tile_k(i) * 16 + e / 2 * 8 + 2 * t + e % 2, own = tile_n(j) * 8 + g, unit = me * UNITS1 + own;
+                    int input = tile_k(i) * 16 + e / 2 * 8 + 2 * t + e % 2, own = tile_n(j) * 8 + g,
+                        unit = me * UNITS1 + own;
                     bool there = tile_k(i) < K16 && input < INPUTS && own < UNITS1 && unit < HIDDEN1;
                     if (!WRITE) {
                         weight[i][j][e] = 0;
@@ -610,7 +646,8 @@ struct Worker {
             if (unit < width(layer)) move_one(BIASES + k, network.bias_offset[layer - 1] + unit);
         }
         if (!WRITE || me == 0)  // each block has the biases of the outputs
-            for (int k = thread(); k < OUTPUTS; k += THREADS) move_one(OUTPUT_BIASES + k, network.bias_offset[LAYERS] + k);
+            for (int k = thread(); k < OUTPUTS; k += THREADS)
+                move_one(OUTPUT_BIASES + k, network.bias_offset[LAYERS] + k);
     }
     template <int LAYER, bool WRITE> __device__ void move_middle()
     {
@@ -619,8 +656,9 @@ struct Worker {
             int row = k / M::ACROSS, column = k % M::ACROSS, at = row * M::STRIDE + column;
             int below = me / M::COLUMNS * M::HEIGHT + row, unit = me % M::COLUMNS * M::ACROSS + column;
             if (below < M::BELOW && unit < M::WIDTH)
-                move_parameter<WRITE>(network.weight_offset[LAYER - 1] + (i64)below * M::WIDTH + unit, s.middle[M::BEGIN + at],
-                                      &s.middle[M::STATE + at], &s.middle[M::STATE + (STATES > 1) * M::SIZE + at]);
+                move_parameter<WRITE>(network.weight_offset[LAYER - 1] + (i64)below * M::WIDTH + unit,
+                                      s.middle[M::BEGIN + at], &s.middle[M::STATE + at],
+                                      &s.middle[M::STATE + (STATES > 1) * M::SIZE + at]);
         }
     }
     template <bool WRITE> INLINE void move_all()
@@ -640,9 +678,11 @@ struct Worker {
             constexpr int BLOCKS_OF_ROW = ceil_div(width(LAYER), 8);
             for (int k = thread(); k < units(LAYER) / 8 * SAMPLES; k += THREADS) {
                 int tile = k / SAMPLES, b = k % SAMPLES, block = me * units(LAYER) / 8 + tile;
-                u32 bits = block >= BLOCKS_OF_ROW ? 0 : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken(),
-                                                                   (u64)(turn_row() + b) * BLOCKS_OF_ROW + block,
-                                                                   network.dropout_threshold[LAYER]);
+                u32 bits =
+                    block >= BLOCKS_OF_ROW
+                        ? 0
+                        : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken(),
+                                     (u64)(turn_row() + b) * BLOCKS_OF_ROW + block, network.dropout_threshold[LAYER]);
                 s.kept[first_of(LAYER) / 8 + tile][b] = (u8)bits;
             }
         }
@@ -662,8 +702,9 @@ struct Worker {
         constexpr int BLOCKS_OF_ROW = ceil_div(INPUTS, 8);
         for (int k = thread(); k < 32 * BLOCKS_OF_ROW; k += THREADS) {
             int row = k / BLOCKS_OF_ROW, block = k % BLOCKS_OF_ROW;
-            u32 bits = kept_units(network.seed, network.dropout_layer[0], steps_taken(),
-                                  (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
+            u32 bits =
+                kept_units(network.seed, network.dropout_layer[0], steps_taken(),
+                           (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
             UNROLLED for (int p = 0; p < PLANES; p++)
                 UNROLLED for (int j = 0; j < 8; j++)
                     if (!(bits >> j & 1)) ((u16*)s.x[slot][p][row])[block * 8 + j] = 0;
@@ -672,7 +713,10 @@ struct Worker {
         __syncthreads();
     }
 
-    __device__ float input_scale() const { return DROPOUT & 1 ? network.scale * network.dropout_scale[0] : network.scale; }
+    __device__ float input_scale() const
+    {
+        return DROPOUT & 1 ? network.scale * network.dropout_scale[0] : network.scale;
+    }
 
     // -- Forward
 
@@ -699,12 +743,13 @@ struct Worker {
         UNROLLED for (int h = 0; h < 2; h++) split(weight[i][j][2 * h], weight[i][j][2 * h + 1], part[h]);
     }
 
-    // Sums over the warp's inputs for a chunk and its units, to shared memory: to Shared::unit where no other warp has a part of
-    // them. Without branches inside, so that loads of the next tile overlap: a warp without a last tile has zeros as weights.
-    // part: of the weights, if KEEP_PARTS
+    // Sums over the warp's inputs for a chunk and its units, to shared memory: to Shared::unit where no other warp has
+    // a part of them. Without branches inside, so that loads of the next tile overlap: a warp without a last tile has
+    // zeros as weights. part: of the weights, if KEEP_PARTS
     INLINE void first_products(int slot, int chunk, u32 (&part)[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS])
     {
-        constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2, CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
+        constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2;
+        constexpr int CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
         u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
         UNROLLED for (int first = 0; first < TILES_N; first += AT_ONCE) {
             float sum[CHAINS][AT_ONCE][2][4] = {};
@@ -720,7 +765,8 @@ struct Worker {
                     UNROLLED for (int order = PARTS - 1; order >= 0; order--)
                         UNROLLED for (int p = 0; p < PLANES && p <= order; p++)
                             UNROLLED for (int m = 0; m < 2; m++)
-                                mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p], own[1][order - p]);
+                                mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p],
+                                    own[1][order - p]);
                     if (PLANES > 1) add(sum[i % CHAINS][j][0], small[0]), add(sum[i % CHAINS][j][1], small[1]);
                 }
             }
@@ -731,7 +777,8 @@ struct Worker {
                     UNROLLED for (int h = 0; h < 2; h++) {
                         int sample = m * 16 + h * 8 + g;
                         float2 two = make_float2(sum[0][j][m][2 * h], sum[0][j][m][2 * h + 1]);
-                        if (CHAINS == 2) two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
+                        if (CHAINS == 2)
+                            two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
                         if (WARPS_K > 1) *(float2*)&s.sums[chunk & 1][warp % WARPS_K][sample][own] = two;
                         else s.unit[own][chunk * 32 + sample] = two.x, s.unit[own + 1][chunk * 32 + sample] = two.y;
                     }
@@ -748,8 +795,8 @@ struct Worker {
         return sum;
     }
 
-    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where they are
-    // needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
+    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where
+    // they are needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
     template <int LAYER, class Get> INLINE void finish(int chunk, Get get)
     {
         constexpr int TILES = units(LAYER) / 8;
@@ -766,12 +813,15 @@ struct Worker {
                 ROLLED for (int n = 0; n < TILES; n++) {
                     float a = output(n);
                     int unit = me * units(LAYER) + n * 8 + u;
-                    if (unit < up(width(LAYER), 8)) send(words + Words<LAYER + 1>::ACTIVATIONS + (i64)unit * SAMPLES + b, a, tag);
+                    if (unit < up(width(LAYER), 8))
+                        send(words + Words<LAYER + 1>::ACTIVATIONS + (i64)unit * SAMPLES + b, a, tag);
                 }
             } else {
                 send_outputs(0, b, output);
                 ROLLED for (int first = GROUP; first < OUTPUTS; first += GROUP)
-                    send_outputs(first, b, [&](int n) { return output_of<LAYER>(s.unit[first_of(LAYER) + n * 8 + u][b], n * 8 + u, b); });
+                    send_outputs(first, b, [&](int n) {
+                        return output_of<LAYER>(s.unit[first_of(LAYER) + n * 8 + u][b], n * 8 + u, b);
+                    });
             }
         }
     }
@@ -798,7 +848,8 @@ struct Worker {
         else send(place, z[0], tag);
     }
 
-    // The activations or error terms of COUNT units from `first` on, as (unit, sample), from the words of all units below `limit`
+    // The activations or error terms of COUNT units from `first` on, as (unit, sample), from the words of all units
+    // below `limit`
     template <int COUNT> INLINE void receive_units(const float2* from, int first, int limit, float* to)
     {
         constexpr int HALF = SAMPLES / 2;
@@ -823,24 +874,26 @@ struct Worker {
         ROLLED for (int task = warp; task < TILES / N * (ROWS / M); task += WARPS) {
             int n = task % (TILES / N) * N, m = task / (TILES / N) * M;
             float d[M][N][4] = {};
-            multiply<M, N, true, B_K_FIRST>(d, a + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride), b_stride, k, lane);
+            multiply<M, N, true, B_K_FIRST>(d, a + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride),
+                                            b_stride, k, lane);
             UNROLLED for (int j = 0; j < N; j++) {
                 int column = first + (n + j) * 8 + 2 * t;
                 if (column >= limit) continue;
                 UNROLLED for (int i = 0; i < M; i++)
                     UNROLLED for (int h = 0; h < 2; h++)
-                        send(to + (i64)((m + i) * 16 + h * 8 + g) * limit + column, d[i][j][2 * h], d[i][j][2 * h + 1], tag);
+                        send(to + (i64)((m + i) * 16 + h * 8 + g) * limit + column, d[i][j][2 * h], d[i][j][2 * h + 1],
+                             tag);
             }
         }
     }
 
-    // For own units n * 8 + lane % 8 of a layer and all samples of a thread: take(unit, sample, sum), with the sum of COUNT
-    // parts of a (part, sample, unit) array, in this order. Parts of padding samples are not read: the argument above needs
-    // that a block that has sent its parts of all outputs has read these words.
-    template <int LAYER, int COUNT, class Take>
-    INLINE void sum_parts(const float2* from, int limit, int n, Take take)
+    // For own units n * 8 + lane % 8 of a layer and all samples of a thread: take(unit, sample, sum), with the sum of
+    // COUNT parts of a (part, sample, unit) array, in this order. Parts of padding samples are not read: the argument
+    // above needs that a block that has sent its parts of all outputs has read these words.
+    template <int LAYER, int COUNT, class Take> INLINE void sum_parts(const float2* from, int limit, int n, Take take)
     {
-        constexpr int ROUNDS = ceil_div(8 * SAMPLES, THREADS), AT_ONCE = COUNT >= 16 ? 1 : ROUNDS < 16 / COUNT ? ROUNDS : 16 / COUNT;
+        constexpr int ROUNDS = ceil_div(8 * SAMPLES, THREADS);
+        constexpr int AT_ONCE = COUNT >= 16 ? 1 : smaller(ROUNDS, 16 / COUNT);
         int own = n * 8 + lane % 8, unit = me * units(LAYER) + own;
         ROLLED for (int first = 0; first < ROUNDS; first += AT_ONCE) {
             float sum[AT_ONCE] = {};
@@ -866,12 +919,14 @@ struct Worker {
         receive_units<M::HEIGHT>(words + W::ACTIVATIONS, row * M::HEIGHT, W::BELOW, s.middle + M::INPUT);
         __syncthreads();
         send_products<M::ACROSS / 8, true>(s.middle + M::INPUT, s.middle + M::BEGIN, M::STRIDE, M::HEIGHT,
-                                           words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS, W::WIDTH);
+                                           words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS,
+                                           W::WIDTH);
         ROLLED for (int n = 0; n < units(LAYER) / 8; n++)
             sum_parts<LAYER, M::ROWS>(words + W::FORWARD, W::WIDTH, n,
                                       [&](int own, int b, float sum) { s.unit[first_of(LAYER) + own][b] = sum; });
         // The same thread has the same unit and sample there.
-        ROLLED for (int c = 0; c < CHUNKS; c++) finish<LAYER>(c, [&](int own, int b) { return s.unit[first_of(LAYER) + own][b]; });
+        ROLLED for (int c = 0; c < CHUNKS; c++)
+            finish<LAYER>(c, [&](int own, int b) { return s.unit[first_of(LAYER) + own][b]; });
     }
 
     // -- The loss
@@ -906,13 +961,17 @@ struct Worker {
             if constexpr (LOSS == SOFTMAX) label = there ? (int)((const i64*)network.targets)[sample] : 0;
             UNROLLED for (int i = 0; i < EACH; i++) {
                 int c = i * LANES + l;
-                y[i] = LOSS != SOFTMAX && there && c < OUTPUTS ? ((const float*)network.targets)[sample * OUTPUTS + c] : 0.f;
+                y[i] = LOSS != SOFTMAX && there && c < OUTPUTS ? ((const float*)network.targets)[sample * OUTPUTS + c]
+                                                               : 0.f;
             }
             UNROLLED for (int i = 0; i < EACH; i++) {
                 int c = i * LANES + l;
                 z[i] = c < OUTPUTS ? s.small[OUTPUT_BIASES + c] : 0.f;
                 receive<BLOCKS, 32, float2>(
-                    tag, [&](int k) { return mine && c < OUT2 ? words + ((me * BLOCKS + k) * OWNED + j) * OUT2 + c : nullptr; },
+                    tag,
+                    [&](int k) {
+                        return mine && c < OUT2 ? words + ((me * BLOCKS + k) * OWNED + j) * OUT2 + c : nullptr;
+                    },
                     [&](int k, float2 word) { z[i] += word.x; });
             }
             float delta[EACH], loss, eps = network.label_smoothing, share = 1.f / batch;
@@ -931,7 +990,8 @@ struct Worker {
                     z[i] = expf(shifted);
                     total += z[i];
                 }
-                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES), best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
+                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES),
+                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
                 if (eps != 0) expected = expected * (1 - eps) + lanes_sum(sum, LANES) * (eps / OUTPUTS);
                 loss = logf(total) - expected;
                 float divisor = total * batch;
@@ -947,7 +1007,8 @@ struct Worker {
                     float each = loss_of(z[i], y[i], eps, delta[i]);
                     if (there && c < OUTPUTS) {
                         sum += each;
-                        if (LOSS == LOGISTIC) ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
+                        if (LOSS == LOGISTIC)
+                            ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
                         else ((float*)network.scores)[sample * OUTPUTS + c] = delta[i];
                     }
                     delta[i] *= share;
@@ -992,8 +1053,8 @@ struct Worker {
         rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
-    // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights, from
-    // output FIRST on, if FIRST is not negative. Lanes are samples.
+    // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights,
+    // from output FIRST on, if FIRST is not negative. Lanes are samples.
     template <int FIRST, bool ERRORS> INLINE void last_unit(int own, float (&values)[VALUES])
     {
         float* row = s.unit[first_of(LAYERS) + own];
@@ -1012,7 +1073,8 @@ struct Worker {
                 if (FIRST >= 0) {
                     float each[4] = {d.x, d.y, d.z, d.w};
                     UNROLLED for (int k = 0; k < 4; k++)
-                        if (n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS) values[(n + k - FIRST) & (VALUES - 1)] += a * each[k];
+                        if (n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS)
+                            values[(n + k - FIRST) & (VALUES - 1)] += a * each[k];
                 }
             }
             if (ERRORS) {
@@ -1021,7 +1083,8 @@ struct Worker {
                 values[FIRST < 0 ? 0 : OUTPUTS & (VALUES - 1)] += delta;
                 if constexpr (LAYERS > 1) {
                     int unit = me * LAST_UNITS + own;
-                    if (unit < Words<LAYERS>::WIDTH) send(words + Words<LAYERS>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
+                    if (unit < Words<LAYERS>::WIDTH)
+                        send(words + Words<LAYERS>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
                 }
             }
         }
@@ -1047,7 +1110,8 @@ struct Worker {
         if constexpr (FIRST + VALUES < OUTPUTS) many_outputs<FIRST + VALUES>(own, total);
     }
 
-    // Error terms of the own units of the last hidden layer, and the update of their weights to the outputs and of biases
+    // Error terms of the own units of the last hidden layer, and the update of their weights to the outputs and of
+    // biases
     INLINE void outputs_backward()
     {
         ROLLED for (int own = warp; own < LAST_UNITS; own += WARPS) {
@@ -1066,7 +1130,8 @@ struct Worker {
                 float bias_total = lanes_sum(values[0], 32);
                 __syncwarp();
                 UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
-                    if (lane < VALUES && n + column < OUTPUTS) update_small(own * OUT4 + n + column, total[n / VALUES], true);
+                    if (lane < VALUES && n + column < OUTPUTS)
+                        update_small(own * OUT4 + n + column, total[n / VALUES], true);
                 if (lane == 0) update_small(bias, bias_total, false);
             }
         }
@@ -1089,18 +1154,19 @@ struct Worker {
         }
     }
 
-    // A middle layer: partial sums for the units below, gradients and update of this block's part of the weights, and the
-    // error terms of the own units below
+    // A middle layer: partial sums for the units below, gradients and update of this block's part of the weights, and
+    // the error terms of the own units below
     template <int LAYER> INLINE void middle_backward()
     {
         typedef Middle<LAYER> M;
         typedef Words<LAYER> W;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
-        float* errors = s.errors_across[0];
+        float* errors = s.errors_across;
         receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors);
         __syncthreads();
         send_products<M::HEIGHT / 8, false>(errors, s.middle + M::BEGIN, M::STRIDE, M::ACROSS,
-                                            words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT, W::BELOW);
+                                            words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT,
+                                            W::BELOW);
         __syncthreads();  // all products have read the weights
         const Rule rule = this->rule();
         constexpr int ROWS = M::HEIGHT / 16, COLUMNS = M::ACROSS / 8;
@@ -1108,8 +1174,8 @@ struct Worker {
         ROLLED for (int task = warp; task < ROWS / HIGH * (COLUMNS / WIDE); task += WARPS) {
             int n = task % (COLUMNS / WIDE) * WIDE * 8, m = task / (COLUMNS / WIDE) * HIGH * 16;
             float d[HIGH][WIDE][4] = {};
-            multiply<HIGH, WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE, errors + n * SAMPLE_STRIDE,
-                                               SAMPLE_STRIDE, SAMPLES, lane);
+            multiply<HIGH, WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE,
+                                               errors + n * SAMPLE_STRIDE, SAMPLE_STRIDE, SAMPLES, lane);
             UNROLLED for (int i = 0; i < HIGH; i++)
                 UNROLLED for (int j = 0; j < WIDE; j++)
                     UNROLLED for (int e = 0; e < 4; e++) {
@@ -1131,8 +1197,8 @@ struct Worker {
         update_biases<LAYER - 1>();
     }
 
-    // The gradient of the first weights from a chunk. Rows 0 to 7 and 8 to 15 of a product are the units of two tiles; with one
-    // tile, they are two parts of the error terms of its units, and both halves are added in the end.
+    // The gradient of the first weights from a chunk. Rows 0 to 7 and 8 to 15 of a product are the units of two tiles;
+    // with one tile, they are two parts of the error terms of its units, and both halves are added in the end.
     INLINE void first_gradients(int slot, int chunk)
     {
         u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
@@ -1142,7 +1208,8 @@ struct Worker {
                 UNROLLED for (int j = 0; j < (TILES_N == 1 ? 1 : 2); j++)
                     UNROLLED for (int k = 0; k < 2; k++) {
                         int tile = tile_n(2 * q + j);
-                        float2 two = *(float2*)&s.unit[min(tile, UNIT_TILES - 1) * 8 + g][chunk * 32 + h * 16 + k * 8 + 2 * t];
+                        float2 two =
+                            *(float2*)&s.unit[min(tile, UNIT_TILES - 1) * 8 + g][chunk * 32 + h * 16 + k * 8 + 2 * t];
                         if (tile >= UNIT_TILES) two = make_float2(0, 0);
                         split(two.x, two.y, part[j][k]);
                     }
@@ -1157,7 +1224,8 @@ struct Worker {
                             bool two = TILES_N > 1 || r + 1 < PARTS - p;
                             int next = TILES_N == 1 && two ? r + 1 : r;
                             constexpr int OTHER = TILES_N == 1 ? 0 : 1;
-                            u32 a[4] = {part[0][0][r], two ? part[OTHER][0][next] : 0, part[0][1][r], two ? part[OTHER][1][next] : 0};
+                            u32 a[4] = {part[0][0][r], two ? part[OTHER][0][next] : 0, part[0][1][r],
+                                        two ? part[OTHER][1][next] : 0};
                             mma(PLANES > 1 ? small[0] : gradient[i][q][0], a, b[0], b[1]);
                             mma(PLANES > 1 ? small[1] : gradient[i][q][1], a, b[2], b[3]);
                         }
@@ -1190,10 +1258,11 @@ struct Worker {
     }
 };
 
-// -- Rows of samples --------------------------------------------------------------------------------------------------------
+// -- Rows of samples --------------------------------------------------------------------------------------------------
 
-// Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that have been
-// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a row; else, all lanes.
+// Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that
+// have been overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a
+// row; else, all lanes.
 struct Rows {
     Shared& s;
     const int lane, warp, steps;
@@ -1202,8 +1271,7 @@ struct Rows {
     int base_slot = 0;  // where the first chunk of a turn lies
     u32 base_phase = 0;
 
-    INLINE Rows(Shared& shared, int thread, int count)
-        : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
+    INLINE Rows(Shared& shared, int thread, int count) : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
     {
     }
 
@@ -1335,7 +1403,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         }
         if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
-        if (SLOTS == 1) {  // the next turn waits for its first chunk before anything else, so this cannot wait for that turn
+        // The next turn waits for its first chunk before anything else, so this cannot wait for that turn.
+        if (SLOTS == 1) {
             __syncthreads();
             rows.issue();
         }
