@@ -33,7 +33,7 @@ from tests.strict_device import StrictBackend
 
 SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
 EPOCHS = 2
-TOLERANCES = {3: 5e-6, 2: 5e-5}  # by bfloat16 parts: the largest difference, relative to the largest value
+TOLERANCES = {3: 1e-5, 2: 1e-4}  # by bfloat16 parts: the largest difference, relative to the largest value
 
 
 class Case(NamedTuple):

@@ -1,34 +1,42 @@
-// Many training steps of one or several networks with one to three hidden layers in one launch. plan.py defines the sizes
-// (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source.
+// Many training steps of one or several networks with one to three hidden layers in one launch. plan.py defines the
+// sizes (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source.
 //
-// A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch.
-//   1. s1, a1 of its units: their columns of W1 and the optimizer's state stay in registers (the state in shared memory, if
-//      need be); rows of samples come by asynchronous copies, 32 at a time, as bf16 (pixels are exact, float32 samples are 3 parts).
-//   2. Each further hidden layer: a block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads the
-//      activations of its rows, and sends partial sums of s_l to the owners of the units.
-//   3. Partial sums of the outputs, from the last hidden layer's own units, go to the owners of the samples, who compute
-//      losses and output errors and send the errors to all blocks.
-//   4. Backward, the same ways: errors of own units of the last layer; of the layers below by partial sums; gradients and
-//      update where the parameters are.
-// Products are by tensor cores: a float32 is the sum of three bf16 numbers, and the products of parts that matter are summed
-// in float32. The outputs, few, are plain float32.
+// A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch:
 //
-// Blocks exchange numbers through global memory: a number and a tag, the number of the turn (a step, or a pass of it), are
-// one 64-bit word, which the reader loads until the tag is right. There are no fences and no barriers between blocks, but all
-// blocks have to be resident. Why no word is overwritten before its readers have it:
-//   - "Forward words" are activations, partial sums of s and of the outputs; "backward words" are output errors, error terms
-//     and their partial sums. A block does a turn's phases in the order of the list above, with a barrier of the block between
-//     reading words and sending those of the next phase.
-//   - A block sends forward words of turn t + 1 after it has the output errors of all samples of turn t. The owner of a sample
-//     sends them when it has parts of its outputs from every block, and a block sends these for all samples after it has read
-//     all other forward words of turn t, while the owner has read the parts themselves. So all have been read.
-//   - A block sends backward words of turn t + 1 after it, or the sender of the errors it has, has parts of the outputs of turn
-//     t + 1 from every block, which a block sends after it has read all backward words of turn t.
-// For this, parts of outputs and output errors are sent by all blocks for all samples of a full batch, also where a short last
-// batch has none. `exchange` is zero at the launch, and tags begin with 1.
+//   1. s1 and a1 of its units. Their columns of W1 stay in registers, with the optimizer's state (or that is in shared
+//      memory). Rows of samples come by asynchronous copies, 32 at a time, as bf16: pixels are exact, float32 samples
+//      are the sum of three.
+//   2. Each further hidden layer. A block has one of ROWSl x (BLOCKS / ROWSl) parts of W_l in shared memory. It reads
+//      the activations of the part's rows and sends partial sums of s_l to the owners of the units. (With a part of
+//      the rows or of the columns only, the partial sums would be BLOCKS times as many as the activations.)
+//   3. The outputs. Partial sums from the own units of the last hidden layer go to the owners of the samples, who
+//      compute losses and output errors and send the errors to all blocks.
+//   4. The same ways back: error terms of the own units of the last hidden layer, of those below by partial sums;
+//      gradients and updates where the parameters are.
 //
-// No sum depends on the order in which threads run, and a step depends only on parameters, state and batch: the result is the
-// same, bit for bit, for any division of an epoch into launches.
+// Products are by tensor cores: a float32 is the sum of three bf16 numbers, and of the products of parts those that
+// matter are summed in float32. The sums of the outputs, which are few, are plain float32.
+//
+// Blocks exchange numbers through global memory. A number and a tag, the number of the turn (a step, or a pass of it),
+// are one 64-bit word, and a reader loads it until the tag is right: there are no fences and no barriers between
+// blocks, but all blocks have to be resident. Why no word is overwritten before its readers have it:
+//
+//   - Call activations, partial sums of s and parts of the outputs forward words; output errors, error terms and their
+//     partial sums backward words. A block has its phases in the order above, and between the reading of words and the
+//     sending of those of a later phase a barrier, or the sending thread has read all of its own.
+//   - A block sends forward words of turn t + 1 when it has the output errors of all samples of turn t. The owner of a
+//     sample sends them when it has parts of the outputs from every block; and a block has sent these for all samples
+//     only when it has read all other forward words of turn t.
+//   - A block sends backward words of turn t + 1 when it has output errors of turn t + 1 (or parts of the outputs from
+//     every block, if they are these errors). Parts of the outputs of turn t + 1 are sent by a block that has read all
+//     backward words of turn t.
+//
+// For this, all blocks send parts of the outputs, and the owners output errors, for all samples of a full batch, also
+// where a short last batch has none. `exchange` is zero at the launch, and tags begin with 1. That a load is complete
+// before what depends on it is sent is how hardware works; PTX's memory model has no formal chain of releases here.
+//
+// No sum depends on the order in which threads run, and a step depends on parameters, state and batch only: the result
+// is the same, bit for bit, for any division of an epoch into launches.
 
 #ifdef GPUMLP_HOST  // on a CPU, in tests
 #include "cuda_emulator.h"
@@ -63,6 +71,10 @@ struct Network {
     int dropout_layer[4];
 };
 
+#define INLINE __device__ __forceinline__
+#define UNROLLED _Pragma("unroll")  // arrays that are indexed in such loops are registers
+#define ROLLED _Pragma("unroll 1")
+
 #define SOFTMAX 0
 #define LOGISTIC 1
 #define SQUARED 2
@@ -74,6 +86,8 @@ struct Network {
 
 constexpr __device__ int up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 constexpr __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr __device__ int larger(int a, int b) { return a > b ? a : b; }
+constexpr __device__ int smaller(int a, int b) { return a < b ? a : b; }
 constexpr __device__ int power_of_two(int least, int most)
 {
     int p = 1;
@@ -88,12 +102,12 @@ constexpr int STATE_ROWS = STATES == 0 ? 1 : STATES;
 constexpr int FACTORS = OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER == ADAMW ? 3 : 2;
 
 // Samples. A turn is a pass of a step.
-constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;        // of 32 samples, in a turn
-constexpr int SAMPLES = 32 * CHUNKS;                        // of a turn, with padding
-constexpr int TURN = BATCH < SAMPLES ? BATCH : SAMPLES;     // samples of a full turn
-constexpr int OWNED = ceil_div(TURN, BLOCKS);               // samples of a block
+constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;                 // of 32 samples, in a turn
+constexpr int SAMPLES = 32 * CHUNKS;                                 // of a turn, with padding
+constexpr int TURN = smaller(BATCH, SAMPLES);                        // samples of a full turn
+constexpr int OWNED = ceil_div(TURN, BLOCKS);                        // samples of a block
 constexpr int LOADS = CHUNKS > SLOTS ? 2 * CHUNKS - SLOTS : CHUNKS;  // chunks read in a turn
-constexpr int SAMPLE_STRIDE = SAMPLES + 4;                  // of arrays (unit, sample)
+constexpr int SAMPLE_STRIDE = SAMPLES + 4;                           // of arrays (unit, sample)
 
 // The first layer. Warps divide the tiles of 16 inputs by WARPS_K and those of 8 units by WARPS_N.
 constexpr int K16 = ceil_div(INPUTS, 16);
@@ -118,9 +132,9 @@ constexpr int LAST_UNITS = units(LAYERS);
 // Outputs.
 constexpr int OUT2 = up(OUTPUTS, 2), OUT4 = up(OUTPUTS, 4);
 constexpr int ERROR_STRIDE = OUT4 + (OUT4 % 8 == 0 ? 4 : 0);
-constexpr int LANES = power_of_two(OUT2, 32);      // of a sample, for its loss
-constexpr int EACH = ceil_div(OUT2, LANES);        // outputs of a lane
-constexpr int GROUP = OUTPUTS <= 8 ? 8 : 16;       // outputs that are summed over lanes at a time
+constexpr int LANES = power_of_two(OUT2, 32);          // of a sample, for its loss
+constexpr int EACH = ceil_div(OUT2, LANES);            // outputs of a lane
+constexpr int GROUP = OUTPUTS <= 8 ? 8 : 16;           // outputs that are summed over lanes at a time
 constexpr int VALUES = power_of_two(OUTPUTS + 1, 16);  // gradients of a unit that are: of its weights, and of its bias
 
 // Small parameters: the own rows of the last weights (stride OUT4), biases of own units, biases of the outputs.
@@ -139,18 +153,19 @@ template <int LAYER> struct Middle {
 template <> struct Middle<1> {
     static constexpr int END = 0, ACROSS = 0;
 };
-constexpr __device__ int larger(int a, int b) { return a > b ? a : b; }
 constexpr int MIDDLE = Middle<LAYERS>::END;
-constexpr int ERRORS_ACROSS = LAYERS == 1 ? 0 : larger(Middle<LAYERS>::ACROSS, Middle<LAYERS == 3 ? 2 : LAYERS>::ACROSS);
+constexpr int ERRORS_ACROSS =
+    LAYERS == 1 ? 0 : larger(Middle<LAYERS>::ACROSS, Middle<LAYERS == 3 ? 2 : LAYERS>::ACROSS);
 
-// Where words lie in `exchange`.
-constexpr int OUTPUT_ERRORS = BLOCKS * BLOCKS * OWNED * OUT2;  // after the parts of the outputs: (owner, from, sample, output)
+// Where words lie in `exchange`: parts of the outputs, (owner, from, sample, output); output errors, (sample, output);
+// and those of each middle layer.
+constexpr int OUTPUT_ERRORS = BLOCKS * BLOCKS * OWNED * OUT2;
 template <int LAYER> struct Words {
     static constexpr int BELOW = up(width(LAYER - 1), 8), WIDTH = up(width(LAYER), 8);
-    static constexpr int ACTIVATIONS = Words<LAYER - 1>::END;                            // (unit below, sample)
-    static constexpr int FORWARD = ACTIVATIONS + SAMPLES * BELOW;                        // (row part, sample, unit)
-    static constexpr int ERRORS = FORWARD + Middle<LAYER>::ROWS * SAMPLES * WIDTH;       // (unit, sample)
-    static constexpr int BACKWARD = ERRORS + SAMPLES * WIDTH;                            // (column part, sample, unit below)
+    static constexpr int ACTIVATIONS = Words<LAYER - 1>::END;                       // (unit below, sample)
+    static constexpr int FORWARD = ACTIVATIONS + SAMPLES * BELOW;                   // (row part, sample, unit)
+    static constexpr int ERRORS = FORWARD + Middle<LAYER>::ROWS * SAMPLES * WIDTH;  // (unit, sample)
+    static constexpr int BACKWARD = ERRORS + SAMPLES * WIDTH;                       // (column part, sample, unit below)
     static constexpr int END = BACKWARD + Middle<LAYER>::COLUMNS * SAMPLES * BELOW;
 };
 template <> struct Words<1> {
@@ -161,9 +176,9 @@ struct Shared {
     alignas(128) u8 x[SLOTS][PLANES][32][ROW_BYTES];
     union {
         alignas(16) float sums[2][WARPS_K][WARPS_K > 1 ? 32 : 1][SUM_STRIDE];  // of the first layer, of each warp
-        float errors_across[LAYERS > 1 ? ERRORS_ACROSS : 1][LAYERS > 1 ? SAMPLE_STRIDE : 1];     // of the columns of a part of middle weights
+        float errors_across[larger(ERRORS_ACROSS * SAMPLE_STRIDE, 1)];  // error terms of the columns of middle weights
     };
-    alignas(16) float unit[UNITS][SAMPLE_STRIDE];  // s of own units, then their error terms
+    alignas(16) float unit[UNITS][SAMPLE_STRIDE];    // s of own units, then their error terms
     alignas(16) float error[SAMPLES][ERROR_STRIDE];  // of the outputs
     alignas(16) float small[SMALL];
     float small_state[STATE_ROWS][SMALL], small_gradient[PASSES > 1 ? SMALL : 1];
@@ -177,8 +192,9 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "too little shared memory");
 static_assert(Words<LAYERS>::END <= EXCHANGE, "too few words to exchange");
+static_assert(LAYERS == 1 || THREADS <= 256, "own units of a middle layer need threads that have each a row");
 
-// -- What depends on the machine ------------------------------------------------------------------------------------------
+// -- What depends on the machine --------------------------------------------------------------------------------------
 
 #ifdef GPUMLP_HOST
 __device__ u32 address(const void* p) { return cuda_host::shared_address(p); }
@@ -229,22 +245,27 @@ __device__ u64 high_product(u64 a, u64 b) { return (u64)((unsigned __int128)a * 
 #else
 __device__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // d (16 x 8) += a (16 x 16) b (16 x 8) of a warp, in float32
-__device__ __forceinline__ void mma(float* d, const u32* a, u32 b0, u32 b1)
+INLINE void mma(float* d, const u32* a, u32 b0, u32 b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // Four 8 x 8 matrices of bf16; lane i gives the address of row i % 8 of matrix i / 8
-__device__ __forceinline__ void load_matrices(u32* r, u32 a)
+INLINE void load_matrices(u32* r, u32 a)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
 }
-__device__ __forceinline__ void load_transposed(u32* r, u32 a)
+INLINE void load_transposed(u32* r, u32 a)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
 }
 __device__ void copy16(u32 to, const void* from)
 {
@@ -258,8 +279,9 @@ __device__ void copies_arrive(void* barrier)
 // A whole row; the barrier counts its bytes
 __device__ void copy_row(u32 to, const void* from, int bytes, void* barrier)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(address(barrier)) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(address(barrier))
+                 : "memory");
 }
 __device__ void expect(void* barrier, u32 bytes)
 {
@@ -279,34 +301,47 @@ __device__ void init(void* barrier, int count)
 __device__ void wait(void* barrier, u32 parity)
 {
     u32 done;
-    do asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                    : "=r"(done) : "r"(address(barrier)), "r"(parity) : "memory");
+    do
+        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(address(barrier)), "r"(parity)
+                     : "memory");
     while (!done);
 }
-// A word is one 64-bit scalar: only of a scalar does the memory model promise that it is seen whole. Of vectors it says that
-// their elements are accessed one by one, in any order. Addresses are generic, since the words of one block are in shared memory.
-__device__ __forceinline__ void send(float2* word, float value, u32 tag)
+// A word is one 64-bit scalar: only of a scalar does the memory model promise that it is seen whole. Of vectors it
+// says that their elements are accessed one by one, in any order. Addresses are generic, since the words of one block
+// are in shared memory.
+INLINE void send(float2* word, float value, u32 tag)
 {
-    asm volatile("{\n.reg .b64 p;\nmov.b64 p, {%1, %2};\nst.relaxed.gpu.b64 [%0], p;\n}" ::"l"(word), "f"(value), "r"(tag)
+    asm volatile("{\n.reg .b64 p;\nmov.b64 p, {%1, %2};\nst.relaxed.gpu.b64 [%0], p;\n}" ::"l"(word), "f"(value),
+                 "r"(tag)
                  : "memory");
 }
-__device__ __forceinline__ void send(float2* words, float a, float b, u32 tag)
+INLINE void send(float2* words, float a, float b, u32 tag)
 {
-    asm volatile("{\n.reg .b64 p, q;\nmov.b64 p, {%1, %3};\nmov.b64 q, {%2, %3};\nst.relaxed.gpu.v2.b64 [%0], {p, q};\n}"
-                 ::"l"(words), "f"(a), "f"(b), "r"(tag) : "memory");
+    asm volatile(
+        "{\n.reg .b64 p, q;\nmov.b64 p, {%1, %3};\nmov.b64 q, {%2, %3};\nst.relaxed.gpu.v2.b64 [%0], {p, q};\n}" ::"l"(
+            words),
+        "f"(a), "f"(b), "r"(tag)
+        : "memory");
 }
-__device__ __forceinline__ float2 look(const float2* word)
+INLINE float2 look(const float2* word)
 {
     float2 r;
     asm volatile("{\n.reg .b64 p;\nld.relaxed.gpu.b64 p, [%2];\nmov.b64 {%0, %1}, p;\n}"
-                 : "=f"(r.x), "=f"(r.y) : "l"(word) : "memory");
+                 : "=f"(r.x), "=f"(r.y)
+                 : "l"(word)
+                 : "memory");
     return r;
 }
-__device__ __forceinline__ float4 look2(const float2* words)
+INLINE float4 look2(const float2* words)
 {
     float4 r;
-    asm volatile("{\n.reg .b64 p, q;\nld.relaxed.gpu.v2.b64 {p, q}, [%4];\nmov.b64 {%0, %1}, p;\nmov.b64 {%2, %3}, q;\n}"
-                 : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(words) : "memory");
+    asm volatile(
+        "{\n.reg .b64 p, q;\nld.relaxed.gpu.v2.b64 {p, q}, [%4];\nmov.b64 {%0, %1}, p;\nmov.b64 {%2, %3}, q;\n}"
+        : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w)
+        : "l"(words)
+        : "memory");
     return r;
 }
 // Two numbers rounded to bf16, packed
@@ -320,13 +355,12 @@ __device__ u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
-// -- Arithmetic -----------------------------------------------------------------------------------------------------------
+// -- Arithmetic -------------------------------------------------------------------------------------------------------
 
 // The bf16 parts of two numbers, packed. Three parts, cut off, are the whole number; two are rounded.
-__device__ __forceinline__ void split(float low, float high, u32 (&part)[PARTS])
+INLINE void split(float low, float high, u32 (&part)[PARTS])
 {
-#pragma unroll
-    for (int r = 0; r < PARTS; r++) {
+    UNROLLED for (int r = 0; r < PARTS; r++) {
         if (PARTS == 3) {
             part[r] = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
         } else {
@@ -338,36 +372,24 @@ __device__ __forceinline__ void split(float low, float high, u32 (&part)[PARTS])
 }
 
 // Half of the values: sums with the lane that differs by DISTANCE, which keeps the other half.
-template <int COUNT, int DISTANCE> __device__ __forceinline__ void halve(float* values, int lane)
+template <int COUNT, int DISTANCE> INLINE void halve(float* values, int lane)
 {
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
+    UNROLLED for (int k = 0; k < COUNT; k++) {
         float low = values[k], high = values[k + COUNT];
         values[k] = (lane & DISTANCE ? high : low) + __shfl_xor_sync(~0u, lane & DISTANCE ? low : high, DISTANCE);
     }
 }
 
-// The sum over groups of `count` lanes, in each of them.
-__device__ __forceinline__ float lanes_sum(float v, int count)
+// A sum, or what `combine` gives, over groups of `count` lanes, in each of them
+template <class T, class Combine> INLINE T lanes_combine(T v, int count, Combine combine)
 {
-#pragma unroll
-    for (int o = 16; o; o /= 2)
-        if (o < count) v += __shfl_xor_sync(~0u, v, o);
+    UNROLLED for (int o = 16; o; o /= 2)
+        if (o < count) v = combine(v, __shfl_xor_sync(~0u, v, o));
     return v;
 }
-__device__ __forceinline__ float lanes_max(float v, int count)
+INLINE float lanes_sum(float v, int count)
 {
-#pragma unroll
-    for (int o = 16; o; o /= 2)
-        if (o < count) v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
-    return v;
-}
-__device__ __forceinline__ int lanes_min(int v, int count)
-{
-#pragma unroll
-    for (int o = 16; o; o /= 2)
-        if (o < count) v = min(v, __shfl_xor_sync(~0u, v, o));
-    return v;
+    return lanes_combine(v, count, [](float a, float b) { return a + b; });
 }
 
 #ifndef FORWARD2
@@ -380,7 +402,7 @@ __device__ __forceinline__ int lanes_min(int v, int count)
 #endif
 
 // h(s) of a hidden layer
-template <int LAYER> __device__ __forceinline__ real activate(real s)
+template <int LAYER> INLINE real activate(real s)
 {
     if constexpr (LAYER == 1) return (real)(FORWARD1);
     if constexpr (LAYER == 2) return (real)(FORWARD2);
@@ -388,7 +410,7 @@ template <int LAYER> __device__ __forceinline__ real activate(real s)
 }
 
 // h'(s), from a = h(s) or from s
-template <int LAYER> __device__ __forceinline__ real derivative(real a, real s)
+template <int LAYER> INLINE real derivative(real a, real s)
 {
     (void)a, (void)s;
     if constexpr (LAYER == 1) return (real)(DERIVATIVE1);
@@ -400,16 +422,14 @@ template <int LAYER> __device__ __forceinline__ real derivative(real a, real s)
 __device__ u32 kept_units(u64 seed, u64 layer, u64 step, u64 block, u32 threshold)
 {
     u64 x[4] = {block, layer, step, 0}, key0 = seed, key1 = 1;
-#pragma unroll 1
-    for (int round = 0; round < 10; round++) {
+    ROLLED for (int round = 0; round < 10; round++) {
         u64 high0 = high_product(0xD2E7470EE14C6C93ULL, x[0]), low0 = 0xD2E7470EE14C6C93ULL * x[0];
         u64 high1 = high_product(0xCA5A826395121157ULL, x[2]), low1 = 0xCA5A826395121157ULL * x[2];
         x[0] = high1 ^ x[1] ^ key0, x[1] = low1, x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
         key0 += 0x9E3779B97F4A7C15ULL, key1 += 0xBB67AE8584CAA73BULL;
     }
     u32 bits = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++) bits |= (u32)((u32)(x[j / 2] >> j % 2 * 32) >= threshold) << j;
+    UNROLLED for (int j = 0; j < 8; j++) bits |= (u32)((u32)(x[j / 2] >> j % 2 * 32) >= threshold) << j;
     return bits;
 }
 
@@ -418,14 +438,15 @@ struct Rule {
     float momentum, beta1, one_minus_beta1, beta2, one_minus_beta2, l2, l1, step_size, epsilon, decay;
 
     // factors: of the step
-    __device__ __forceinline__ Rule(const Network& n, const float* factors)
-        : momentum(n.momentum), beta1(n.beta1), one_minus_beta1(n.one_minus_beta1), beta2(n.beta2), one_minus_beta2(n.one_minus_beta2),
-          l2(n.l2), l1(n.l1), step_size(factors[0]), epsilon(FACTORS > 1 ? factors[1] : 0), decay(FACTORS > 2 ? factors[2] : 0)
+    INLINE Rule(const Network& n, const float* factors)
+        : momentum(n.momentum), beta1(n.beta1), one_minus_beta1(n.one_minus_beta1), beta2(n.beta2),
+          one_minus_beta2(n.one_minus_beta2), l2(n.l2), l1(n.l1), step_size(factors[0]),
+          epsilon(FACTORS > 1 ? factors[1] : 0), decay(FACTORS > 2 ? factors[2] : 0)
     {
     }
 
     // One parameter with its gradient g and its state, as the optimizers of nn/optimizers.py do it
-    __device__ __forceinline__ void update(float& p, float g, float* first, float* second, bool weight) const
+    INLINE void update(float& p, float g, float* first, float* second, bool weight) const
     {
         if (weight) {
             g += p * l2;
@@ -446,112 +467,91 @@ struct Rule {
     }
 };
 
-// Tensor cores cut sums off, so where a product takes six of theirs, they are summed apart, the largest last, and added.
-__device__ __forceinline__ void add(float* d, const float* other)
+// Tensor cores cut sums off, so where a product takes six of theirs, they are summed apart, the largest last, and
+// added.
+INLINE void add(float* d, const float* other)
 {
-#pragma unroll
-    for (int k = 0; k < 4; k++) d[k] += other[k];
+    UNROLLED for (int k = 0; k < 4; k++) d[k] += other[k];
 }
 
 // A pair of neighbours in the summed dimension k of a matrix in shared memory: (k, m) if K_FIRST, else (m, k).
-template <bool K_FIRST> __device__ __forceinline__ float2 pair_of(const float* matrix, int stride, int m, int k)
+template <bool K_FIRST> INLINE float2 pair_of(const float* matrix, int stride, int m, int k)
 {
     if (K_FIRST) return make_float2(matrix[k * stride + m], matrix[(k + 1) * stride + m]);
     return *(const float2*)&matrix[m * stride + k];
 }
 
-// d[i] (16 x 8) += a b for COUNT tiles of 16 rows of a, 8 columns of b and K summed, from float32 in shared memory
-template <int COUNT, bool A_K_FIRST, bool B_K_FIRST>
-__device__ __forceinline__ void multiply(float (&d)[COUNT][4], const float* a, int a_stride, const float* b, int b_stride, int k,
-                                         int lane)
+// d[i][j] (16 x 8) += a b for M tiles of 16 rows of a, N of 8 columns of b and k summed, from float32 in shared memory
+template <int M, int N, bool A_K_FIRST, bool B_K_FIRST>
+INLINE void multiply(float (&d)[M][N][4], const float* a, int a_stride, const float* b, int b_stride, int k, int lane)
 {
     int g = lane / 4, t = lane % 4;
-#pragma unroll 1
-    for (int k0 = 0; k0 < k; k0 += 16) {
-        u32 right[2][PARTS];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float2 two = pair_of<B_K_FIRST>(b, b_stride, g, k0 + 2 * t + 8 * h);
-            split(two.x, two.y, right[h]);
-        }
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            u32 left[4][PARTS];
-#pragma unroll
-            for (int q = 0; q < 4; q++) {
+    ROLLED for (int k0 = 0; k0 < k; k0 += 16) {
+        u32 left[M][PARTS][4];
+        UNROLLED for (int i = 0; i < M; i++)
+            UNROLLED for (int q = 0; q < 4; q++) {
                 float2 two = pair_of<A_K_FIRST>(a, a_stride, 16 * i + g + q % 2 * 8, k0 + 2 * t + q / 2 * 8);
-                split(two.x, two.y, left[q]);
+                u32 part[PARTS];
+                split(two.x, two.y, part);
+                UNROLLED for (int p = 0; p < PARTS; p++) left[i][p][q] = part[p];
             }
-            float sum[4] = {};
-#pragma unroll
-            for (int order = PARTS - 1; order >= 0; order--)
-#pragma unroll
-                for (int p = 0; p <= order; p++) {
-                    u32 part[4] = {left[0][p], left[1][p], left[2][p], left[3][p]};
-                    mma(sum, part, right[0][order - p], right[1][order - p]);
-                }
-            add(d[i], sum);
+        UNROLLED for (int j = 0; j < N; j++) {
+            u32 right[2][PARTS];
+            UNROLLED for (int h = 0; h < 2; h++) {
+                float2 two = pair_of<B_K_FIRST>(b, b_stride, 8 * j + g, k0 + 2 * t + 8 * h);
+                split(two.x, two.y, right[h]);
+            }
+            float sum[M][4] = {};
+            UNROLLED for (int order = PARTS - 1; order >= 0; order--)
+                UNROLLED for (int p = 0; p <= order; p++)
+                    UNROLLED for (int i = 0; i < M; i++)
+                        mma(sum[i], left[i][p], right[0][order - p], right[1][order - p]);
+            UNROLLED for (int i = 0; i < M; i++) add(d[i][j], sum[i]);
         }
     }
 }
 
-// How many row tiles a warp takes at a time: at most 4, a divisor of all, and so few that every warp has work.
-constexpr __device__ int tiles_at_once(int all, int others)
+// How many tiles a warp multiplies at a time of `tiles`, where there are `others` in the other dimension: at most
+// `most`, a power of two that divides them, and so few that every warp has some.
+constexpr __device__ int tiles_at_once(int tiles, int others, int most)
 {
-    for (int n = 4; n > 1; n--)
-        if (all % n == 0 && all / n * others >= WARPS) return n;
-    return 1;
+    int n = most;
+    while (n > 1 && (tiles % n != 0 || tiles / n * others < WARPS)) n /= 2;
+    return n;
 }
 
-// Wait for COUNT words, or pairs of words, of a thread, all looked at together: where(k) is the
-// place of number k, or null, and put(k, value) takes it.
-template <int COUNT, class Where, class Put> __device__ __forceinline__ void receive(u32 tag, Where where, Put put)
+INLINE bool arrived(const float2& word, u32 tag) { return __float_as_uint(word.y) == tag; }
+INLINE bool arrived(const float4& two, u32 tag)
 {
-    constexpr int AT_ONCE = COUNT < 16 ? COUNT : 16;
-#pragma unroll
-    for (int first = 0; first < COUNT; first += AT_ONCE) {
-        float2 word[AT_ONCE];
+    return __float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag;
+}
+INLINE void look(const float2* place, float2& word) { word = look(place); }
+INLINE void look(const float2* place, float4& two) { two = look2(place); }
+
+// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most AT_ONCE at a time, which are
+// looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
+template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
+{
+    constexpr int AT_ONCE = smaller(COUNT, MOST);
+    UNROLLED for (int first = 0; first < COUNT; first += AT_ONCE) {
+        Word word[AT_ONCE];
         bool here;
         do {
             here = true;
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
+            UNROLLED for (int k = 0; k < AT_ONCE; k++) {
                 const float2* place = first + k < COUNT ? where(first + k) : nullptr;
-                word[k] = place ? look(place) : make_float2(0, __uint_as_float(tag));
+                word[k] = Word{};
+                if (place) look(place, word[k]);
             }
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) here = here && __float_as_uint(word[k].y) == tag;
+            UNROLLED for (int k = 0; k < AT_ONCE; k++)
+                here = here && (first + k >= COUNT || !where(first + k) || arrived(word[k], tag));
         } while (!here);
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (first + k < COUNT) put(first + k, word[k].x);
-    }
-}
-template <int COUNT, class Where, class Put> __device__ __forceinline__ void receive_pairs(u32 tag, Where where, Put put)
-{
-    constexpr int AT_ONCE = COUNT < 8 ? COUNT : 8;
-#pragma unroll
-    for (int first = 0; first < COUNT; first += AT_ONCE) {
-        float4 two[AT_ONCE];
-        bool here;
-        do {
-            here = true;
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
-                const float2* place = first + k < COUNT ? where(first + k) : nullptr;
-                float done = __uint_as_float(tag);
-                two[k] = place ? look2(place) : make_float4(0, done, 0, done);
-            }
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) here = here && __float_as_uint(two[k].y) == tag && __float_as_uint(two[k].w) == tag;
-        } while (!here);
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (first + k < COUNT) put(first + k, two[k].x, two[k].z);
+        UNROLLED for (int k = 0; k < AT_ONCE; k++)
+            if (first + k < COUNT) put(first + k, word[k]);
     }
 }
 
-// -- A thread's part of the training ----------------------------------------------------------------------------------------
+// -- A thread's part of the training ----------------------------------------------------------------------------------
 
 struct Worker {
     Shared& s;
@@ -565,17 +565,18 @@ struct Worker {
     int batch, rest;  // samples of the batch; those of this turn, 0 or less if there are none
     u32 tag;          // of the turn's words
 
-    __device__ __forceinline__ Worker(Shared& shared, int thread, int block)
-        : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange), lane(thread % 32),
-          warp(thread / 32), g(thread % 32 / 4), t(thread % 4), me(block)
+    INLINE Worker(Shared& shared, int thread, int block)
+        : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange),
+          lane(thread % 32), warp(thread / 32), g(thread % 32 / 4), t(thread % 4), me(block)
     {
     }
 
-    __device__ __forceinline__ void begin_turn(int turn)
+    INLINE void begin_turn(int turn)
     {
         batch = (int)min((i64)BATCH, network.stop - network.start - (i64)step * BATCH), rest = batch - turn_row();
         tag = turn + 1;
-        if (pass == 0 && thread() < FACTORS) s.factors[step & 1][thread()] = network.factors[(i64)step * FACTORS + thread()];
+        if (pass == 0 && thread() < FACTORS)
+            s.factors[step & 1][thread()] = network.factors[(i64)step * FACTORS + thread()];
     }
 
     __device__ void end_turn()
@@ -592,7 +593,7 @@ struct Worker {
     __device__ int tile_n(int j) const { return warp / WARPS_K * TILES_N + j; }
 
     // The state of a weight
-    __device__ __forceinline__ float* state_of(int number, int i, int j, int e)
+    INLINE float* state_of(int number, int i, int j, int e)
     {
         if constexpr (STATES == 0) return nullptr;
         if (number >= STATES) return nullptr;
@@ -601,7 +602,7 @@ struct Worker {
     }
 
     // Read all parameters and their state, or write them
-    template <bool WRITE> __device__ __forceinline__ void move(float* flat, float& value)
+    template <bool WRITE> INLINE void move(float* flat, float& value)
     {
         if (WRITE) *flat = value;
         else value = *flat;
@@ -612,20 +613,17 @@ struct Worker {
         if constexpr (STATES > 0) move<WRITE>(network.buffers[0] + place, *first);
         if constexpr (STATES > 1) move<WRITE>(network.buffers[1] + place, *second);
     }
-    template <bool WRITE> __device__ __forceinline__ void move_first_weights()
+    template <bool WRITE> INLINE void move_first_weights()
     {
-#pragma unroll
-        for (int i = 0; i < TILES_K; i++)
-#pragma unroll
-            for (int j = 0; j < TILES_N; j++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    int input = tile_k(i) * 16 + e / 2 * 8 + 2 * t + e % 2, own = tile_n(j) * 8 + g, unit = me * UNITS1 + own;
+        UNROLLED for (int i = 0; i < TILES_K; i++)
+            UNROLLED for (int j = 0; j < TILES_N; j++)
+                UNROLLED for (int e = 0; e < 4; e++) {
+                    int input = tile_k(i) * 16 + e / 2 * 8 + 2 * t + e % 2, own = tile_n(j) * 8 + g,
+                        unit = me * UNITS1 + own;
                     bool there = tile_k(i) < K16 && input < INPUTS && own < UNITS1 && unit < HIDDEN1;
                     if (!WRITE) {
                         weight[i][j][e] = 0;
-#pragma unroll
-                        for (int n = 0; n < STATES; n++) *state_of(n, i, j, e) = 0;
+                        UNROLLED for (int n = 0; n < STATES; n++) *state_of(n, i, j, e) = 0;
                     }
                     if (there)
                         move_parameter<WRITE>(network.weight_offset[0] + (i64)input * HIDDEN1 + unit, weight[i][j][e],
@@ -648,7 +646,8 @@ struct Worker {
             if (unit < width(layer)) move_one(BIASES + k, network.bias_offset[layer - 1] + unit);
         }
         if (!WRITE || me == 0)  // each block has the biases of the outputs
-            for (int k = thread(); k < OUTPUTS; k += THREADS) move_one(OUTPUT_BIASES + k, network.bias_offset[LAYERS] + k);
+            for (int k = thread(); k < OUTPUTS; k += THREADS)
+                move_one(OUTPUT_BIASES + k, network.bias_offset[LAYERS] + k);
     }
     template <int LAYER, bool WRITE> __device__ void move_middle()
     {
@@ -657,11 +656,12 @@ struct Worker {
             int row = k / M::ACROSS, column = k % M::ACROSS, at = row * M::STRIDE + column;
             int below = me / M::COLUMNS * M::HEIGHT + row, unit = me % M::COLUMNS * M::ACROSS + column;
             if (below < M::BELOW && unit < M::WIDTH)
-                move_parameter<WRITE>(network.weight_offset[LAYER - 1] + (i64)below * M::WIDTH + unit, s.middle[M::BEGIN + at],
-                                      &s.middle[M::STATE + at], &s.middle[M::STATE + (STATES > 1) * M::SIZE + at]);
+                move_parameter<WRITE>(network.weight_offset[LAYER - 1] + (i64)below * M::WIDTH + unit,
+                                      s.middle[M::BEGIN + at], &s.middle[M::STATE + at],
+                                      &s.middle[M::STATE + (STATES > 1) * M::SIZE + at]);
         }
     }
-    template <bool WRITE> __device__ __forceinline__ void move_all()
+    template <bool WRITE> INLINE void move_all()
     {
         move_first_weights<WRITE>();
         move_small<WRITE>();
@@ -678,9 +678,11 @@ struct Worker {
             constexpr int BLOCKS_OF_ROW = ceil_div(width(LAYER), 8);
             for (int k = thread(); k < units(LAYER) / 8 * SAMPLES; k += THREADS) {
                 int tile = k / SAMPLES, b = k % SAMPLES, block = me * units(LAYER) / 8 + tile;
-                u32 bits = block >= BLOCKS_OF_ROW ? 0 : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken(),
-                                                                   (u64)(turn_row() + b) * BLOCKS_OF_ROW + block,
-                                                                   network.dropout_threshold[LAYER]);
+                u32 bits =
+                    block >= BLOCKS_OF_ROW
+                        ? 0
+                        : kept_units(network.seed, network.dropout_layer[LAYER], steps_taken(),
+                                     (u64)(turn_row() + b) * BLOCKS_OF_ROW + block, network.dropout_threshold[LAYER]);
                 s.kept[first_of(LAYER) / 8 + tile][b] = (u8)bits;
             }
         }
@@ -688,7 +690,7 @@ struct Worker {
     }
 
     // 0 or 1 / (1 - p) for an own unit; 1 without dropout
-    template <int LAYER> __device__ __forceinline__ float kept(int own, int b) const
+    template <int LAYER> INLINE float kept(int own, int b) const
     {
         if constexpr ((DROPOUT >> LAYER & 1) == 0) return 1;
         else return s.kept[(first_of(LAYER) + own) / 8][b] >> own % 8 & 1 ? network.dropout_scale[LAYER] : 0.f;
@@ -700,90 +702,83 @@ struct Worker {
         constexpr int BLOCKS_OF_ROW = ceil_div(INPUTS, 8);
         for (int k = thread(); k < 32 * BLOCKS_OF_ROW; k += THREADS) {
             int row = k / BLOCKS_OF_ROW, block = k % BLOCKS_OF_ROW;
-            u32 bits = kept_units(network.seed, network.dropout_layer[0], steps_taken(),
-                                  (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
-#pragma unroll
-            for (int p = 0; p < PLANES; p++)
-#pragma unroll
-                for (int j = 0; j < 8; j++)
+            u32 bits =
+                kept_units(network.seed, network.dropout_layer[0], steps_taken(),
+                           (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
+            UNROLLED for (int p = 0; p < PLANES; p++)
+                UNROLLED for (int j = 0; j < 8; j++)
                     if (!(bits >> j & 1)) ((u16*)s.x[slot][p][row])[block * 8 + j] = 0;
         }
         fence_copies();
         __syncthreads();
     }
 
-    __device__ float input_scale() const { return DROPOUT & 1 ? network.scale * network.dropout_scale[0] : network.scale; }
+    __device__ float input_scale() const
+    {
+        return DROPOUT & 1 ? network.scale * network.dropout_scale[0] : network.scale;
+    }
 
     // -- Forward
 
     // Whether an own unit and a sample are there, not padding
-    template <int LAYER> __device__ __forceinline__ bool exists(int own, int b) const
+    template <int LAYER> INLINE bool exists(int own, int b) const
     {
         return me * units(LAYER) + own < width(LAYER) && b < rest;
     }
 
     // The output of an own unit after dropout, from s
-    template <int LAYER> __device__ __forceinline__ float output_of(float sum, int own, int b) const
+    template <int LAYER> INLINE float output_of(float sum, int own, int b) const
     {
         return exists<LAYER>(own, b) ? activate<LAYER>(sum) * kept<LAYER>(own, b) : 0.f;
     }
 
     // The error term of an own unit, dC/ds, from s and dC/d(its output)
-    template <int LAYER> __device__ __forceinline__ float error_of(float sum, float slope, int own, int b) const
+    template <int LAYER> INLINE float error_of(float sum, float slope, int own, int b) const
     {
         return exists<LAYER>(own, b) ? slope * derivative<LAYER>(activate<LAYER>(sum), sum) * kept<LAYER>(own, b) : 0.f;
     }
 
-    __device__ __forceinline__ void split_weight(int i, int j, u32 (&part)[2][PARTS])
+    INLINE void split_weight(int i, int j, u32 (&part)[2][PARTS])
     {
-#pragma unroll
-        for (int h = 0; h < 2; h++) split(weight[i][j][2 * h], weight[i][j][2 * h + 1], part[h]);
+        UNROLLED for (int h = 0; h < 2; h++) split(weight[i][j][2 * h], weight[i][j][2 * h + 1], part[h]);
     }
 
-    // Sums over the warp's inputs for a chunk and its units, to shared memory: to Shared::unit where no other warp has a part of
-    // them. Without branches inside, so that loads of the next tile overlap: a warp without a last tile has zeros as weights.
-    // part: of the weights, if KEEP_PARTS
-    __device__ __forceinline__ void first_products(int slot, int chunk, u32 (&part)[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS])
+    // Sums over the warp's inputs for a chunk and its units, to shared memory: to Shared::unit where no other warp has
+    // a part of them. Without branches inside, so that loads of the next tile overlap: a warp without a last tile has
+    // zeros as weights. part: of the weights, if KEEP_PARTS
+    INLINE void first_products(int slot, int chunk, u32 (&part)[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS])
     {
-        constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2, CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
+        constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2;
+        constexpr int CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
         u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
-#pragma unroll
-        for (int first = 0; first < TILES_N; first += AT_ONCE) {
+        UNROLLED for (int first = 0; first < TILES_N; first += AT_ONCE) {
             float sum[CHAINS][AT_ONCE][2][4] = {};
-#pragma unroll
-            for (int i = 0; i < TILES_K; i++) {
+            UNROLLED for (int i = 0; i < TILES_K; i++) {
                 u32 x = row + min(tile_k(i), K16 - 1) * 32;
                 u32 a[PLANES][2][4];
-#pragma unroll
-                for (int p = 0; p < PLANES; p++)
-#pragma unroll
-                    for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + (p * 32 + m * 16) * ROW_BYTES);
-#pragma unroll
-                for (int j = 0; j < AT_ONCE; j++) {
+                UNROLLED for (int p = 0; p < PLANES; p++)
+                    UNROLLED for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + (p * 32 + m * 16) * ROW_BYTES);
+                UNROLLED for (int j = 0; j < AT_ONCE; j++) {
                     u32(&own)[2][PARTS] = part[KEEP_PARTS ? i : 0][first + j];
                     if (!KEEP_PARTS) split_weight(i, first + j, own);
                     float small[2][4] = {};
-#pragma unroll
-                    for (int order = PARTS - 1; order >= 0; order--)
-#pragma unroll
-                        for (int p = 0; p < PLANES && p <= order; p++)
-#pragma unroll
-                            for (int m = 0; m < 2; m++)
-                                mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p], own[1][order - p]);
+                    UNROLLED for (int order = PARTS - 1; order >= 0; order--)
+                        UNROLLED for (int p = 0; p < PLANES && p <= order; p++)
+                            UNROLLED for (int m = 0; m < 2; m++)
+                                mma(PLANES > 1 ? small[m] : sum[i % CHAINS][j][m], a[p][m], own[0][order - p],
+                                    own[1][order - p]);
                     if (PLANES > 1) add(sum[i % CHAINS][j][0], small[0]), add(sum[i % CHAINS][j][1], small[1]);
                 }
             }
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) {
+            UNROLLED for (int j = 0; j < AT_ONCE; j++) {
                 if (tile_n(first + j) >= UNIT_TILES) continue;
                 int own = tile_n(first + j) * 8 + 2 * t;
-#pragma unroll
-                for (int m = 0; m < 2; m++)
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
+                UNROLLED for (int m = 0; m < 2; m++)
+                    UNROLLED for (int h = 0; h < 2; h++) {
                         int sample = m * 16 + h * 8 + g;
                         float2 two = make_float2(sum[0][j][m][2 * h], sum[0][j][m][2 * h + 1]);
-                        if (CHAINS == 2) two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
+                        if (CHAINS == 2)
+                            two.x += sum[CHAINS - 1][j][m][2 * h], two.y += sum[CHAINS - 1][j][m][2 * h + 1];
                         if (WARPS_K > 1) *(float2*)&s.sums[chunk & 1][warp % WARPS_K][sample][own] = two;
                         else s.unit[own][chunk * 32 + sample] = two.x, s.unit[own + 1][chunk * 32 + sample] = two.y;
                     }
@@ -792,23 +787,21 @@ struct Worker {
     }
 
     // The sum over all inputs of an own unit, from the parts that the warps have left in shared memory
-    __device__ __forceinline__ float first_sum(int chunk, int own, int b) const
+    INLINE float first_sum(int chunk, int own, int b) const
     {
         if (WARPS_K == 1) return s.unit[own][b];
         float sum = 0;
-#pragma unroll
-        for (int k = 0; k < WARPS_K; k++) sum += s.sums[chunk & 1][k][b % 32][own];
+        UNROLLED for (int k = 0; k < WARPS_K; k++) sum += s.sums[chunk & 1][k][b % 32][own];
         return sum;
     }
 
-    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where they are
-    // needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
-    template <int LAYER, class Get> __device__ __forceinline__ void finish(int chunk, Get get)
+    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where
+    // they are needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
+    template <int LAYER, class Get> INLINE void finish(int chunk, Get get)
     {
         constexpr int TILES = units(LAYER) / 8;
         int u = lane % 8;
-#pragma unroll 1
-        for (int row = thread() / 8; row < 32; row += THREADS / 8) {
+        ROLLED for (int row = thread() / 8; row < 32; row += THREADS / 8) {
             int b = chunk * 32 + row;
             auto output = [&](int n) {
                 int own = n * 8 + u;
@@ -817,30 +810,29 @@ struct Worker {
                 return output_of<LAYER>(sum, own, b);
             };
             if constexpr (LAYER < LAYERS) {
-#pragma unroll 1
-                for (int n = 0; n < TILES; n++) {
+                ROLLED for (int n = 0; n < TILES; n++) {
                     float a = output(n);
                     int unit = me * units(LAYER) + n * 8 + u;
-                    if (unit < up(width(LAYER), 8)) send(words + Words<LAYER + 1>::ACTIVATIONS + (i64)unit * SAMPLES + b, a, tag);
+                    if (unit < up(width(LAYER), 8))
+                        send(words + Words<LAYER + 1>::ACTIVATIONS + (i64)unit * SAMPLES + b, a, tag);
                 }
             } else {
                 send_outputs(0, b, output);
-#pragma unroll 1
-                for (int first = GROUP; first < OUTPUTS; first += GROUP)
-                    send_outputs(first, b, [&](int n) { return output_of<LAYER>(s.unit[first_of(LAYER) + n * 8 + u][b], n * 8 + u, b); });
+                ROLLED for (int first = GROUP; first < OUTPUTS; first += GROUP)
+                    send_outputs(first, b, [&](int n) {
+                        return output_of<LAYER>(s.unit[first_of(LAYER) + n * 8 + u][b], n * 8 + u, b);
+                    });
             }
         }
     }
 
     // This block's part of outputs first, ..., first + GROUP - 1 of a sample, to its owner
-    template <class Get> __device__ __forceinline__ void send_outputs(int first, int b, Get get)
+    template <class Get> INLINE void send_outputs(int first, int b, Get get)
     {
         float z[GROUP] = {};
-#pragma unroll 1
-        for (int n = 0; n < LAST_UNITS / 8; n++) {
+        ROLLED for (int n = 0; n < LAST_UNITS / 8; n++) {
             float a = get(n);
-#pragma unroll
-            for (int k = 0; k < GROUP; k += 4)
+            UNROLLED for (int k = 0; k < GROUP; k += 4)
                 if (first + k < OUT4) {
                     float4 w = *(float4*)&s.small[(n * 8 + lane % 8) * OUT4 + first + k];
                     z[k] += a * w.x, z[k + 1] += a * w.y, z[k + 2] += a * w.z, z[k + 3] += a * w.w;
@@ -856,78 +848,90 @@ struct Worker {
         else send(place, z[0], tag);
     }
 
-    // The activations (errors: the error terms) of `count` units from `first` on of a chunk, as (unit, sample) in `to`
-    template <int COUNT> __device__ __forceinline__ void receive_units(const float2* from, int first, int limit, float* to, int chunk)
+    // The activations or error terms of COUNT units from `first` on, as (unit, sample), from the words of all units
+    // below `limit`
+    template <int COUNT> INLINE void receive_units(const float2* from, int first, int limit, float* to)
     {
-        receive_pairs<ceil_div(COUNT * 16, THREADS)>(
+        constexpr int HALF = SAMPLES / 2;
+        receive<ceil_div(COUNT * HALF, THREADS), 8, float4>(
             tag,
             [&](int k) {
-                int at = thread() + k * THREADS, unit = first + at / 16;
-                return at < COUNT * 16 && unit < limit ? from + (i64)unit * SAMPLES + chunk * 32 + at % 16 * 2 : nullptr;
+                int at = thread() + k * THREADS, unit = first + at / HALF;
+                return at < COUNT * HALF && unit < limit ? from + (i64)unit * SAMPLES + at % HALF * 2 : nullptr;
             },
-            [&](int k, float x, float y) {
+            [&](int k, float4 two) {
                 int at = thread() + k * THREADS;
-                if (at < COUNT * 16) *(float2*)&to[at / 16 * SAMPLE_STRIDE + chunk * 32 + at % 16 * 2] = make_float2(x, y);
+                if (at < COUNT * HALF)
+                    *(float2*)&to[at / HALF * SAMPLE_STRIDE + at % HALF * 2] = make_float2(two.x, two.z);
             });
     }
 
-    // Partial sums of a chunk, a (32 samples x K) times b (K x 8 TILES), sent as (sample, column)
+    // Partial sums, a (SAMPLES x k) times b (k x 8 TILES), sent as (sample, column), where columns begin at `first`
     template <int TILES, bool B_K_FIRST>
-    __device__ __forceinline__ void send_products(const float* a, const float* b, int b_stride, int k, float2* to, int first, int limit,
-                                                  int chunk)
+    INLINE void send_products(const float* a, const float* b, int b_stride, int k, float2* to, int first, int limit)
     {
-        constexpr int COUNT = TILES >= WARPS ? 2 : 1;
-        for (int task = warp; task < TILES * 2 / COUNT; task += WARPS) {
-            int n = task % TILES, m = task / TILES;
-            float d[COUNT][4] = {};
-            multiply<COUNT, true, B_K_FIRST>(d, a + chunk * 32 + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride),
-                                             b_stride, k, lane);
-            int column = first + n * 8 + 2 * t;
-            if (column >= limit) continue;
-#pragma unroll
-            for (int i = 0; i < COUNT; i++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    int sample = chunk * 32 + (m + i) * 16 + h * 8 + g;
-                    send(to + (i64)sample * limit + column, d[i][2 * h], d[i][2 * h + 1], tag);
-                }
+        constexpr int ROWS = 2 * CHUNKS, M = tiles_at_once(ROWS, TILES, 2), N = tiles_at_once(TILES, ROWS / M, 4);
+        ROLLED for (int task = warp; task < TILES / N * (ROWS / M); task += WARPS) {
+            int n = task % (TILES / N) * N, m = task / (TILES / N) * M;
+            float d[M][N][4] = {};
+            multiply<M, N, true, B_K_FIRST>(d, a + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride),
+                                            b_stride, k, lane);
+            UNROLLED for (int j = 0; j < N; j++) {
+                int column = first + (n + j) * 8 + 2 * t;
+                if (column >= limit) continue;
+                UNROLLED for (int i = 0; i < M; i++)
+                    UNROLLED for (int h = 0; h < 2; h++)
+                        send(to + (i64)((m + i) * 16 + h * 8 + g) * limit + column, d[i][j][2 * h], d[i][j][2 * h + 1],
+                             tag);
+            }
         }
     }
 
-    // The sum of PARTS_OF parts of one number of a (part, sample, unit) array,
-    // in this order. Not of padding samples: the argument above needs that who has sent parts of all outputs has read these words
-    template <int PARTS_OF> __device__ __forceinline__ float sum_parts(const float2* from, int unit, int limit, int b)
+    // For own units n * 8 + lane % 8 of a layer and all samples of a thread: take(unit, sample, sum), with the sum of
+    // COUNT parts of a (part, sample, unit) array, in this order. Parts of padding samples are not read: the argument
+    // above needs that a block that has sent its parts of all outputs has read these words.
+    template <int LAYER, int COUNT, class Take> INLINE void sum_parts(const float2* from, int limit, int n, Take take)
     {
-        float sum = 0;
-        receive<PARTS_OF>(
-            tag, [&](int k) { return unit < limit && b < TURN ? from + ((i64)k * SAMPLES + b) * limit + unit : nullptr; },
-            [&](int k, float part) { sum += part; });
-        return sum;
+        constexpr int ROUNDS = ceil_div(8 * SAMPLES, THREADS);
+        constexpr int AT_ONCE = COUNT >= 16 ? 1 : smaller(ROUNDS, 16 / COUNT);
+        int own = n * 8 + lane % 8, unit = me * units(LAYER) + own;
+        ROLLED for (int first = 0; first < ROUNDS; first += AT_ONCE) {
+            float sum[AT_ONCE] = {};
+            auto sample = [&](int round) { return (first + round) * (THREADS / 8) + thread() / 8; };
+            receive<COUNT * AT_ONCE, 32, float2>(
+                tag,
+                [&](int k) {
+                    int b = sample(k / COUNT);
+                    return unit < limit && b < TURN ? from + ((i64)(k % COUNT) * SAMPLES + b) * limit + unit : nullptr;
+                },
+                [&](int k, float2 word) { sum[k / COUNT] += word.x; });
+            UNROLLED for (int round = 0; round < AT_ONCE; round++)
+                if (sample(round) < SAMPLES) take(own, sample(round), sum[round]);
+        }
     }
 
     // A middle layer: partial sums of this block's part of the weights, then the own units
-    template <int LAYER> __device__ __forceinline__ void middle_forward()
+    template <int LAYER> INLINE void middle_forward()
     {
         typedef Middle<LAYER> M;
         typedef Words<LAYER> W;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
-            receive_units<M::HEIGHT>(words + W::ACTIVATIONS, row * M::HEIGHT, W::BELOW, s.middle + M::INPUT, c);
-            __syncthreads();
-            send_products<M::ACROSS / 8, true>(s.middle + M::INPUT, s.middle + M::BEGIN, M::STRIDE, M::HEIGHT,
-                                               words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS, W::WIDTH, c);
-        }
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++)
-            finish<LAYER>(c, [&](int own, int b) {
-                return sum_parts<M::ROWS>(words + W::FORWARD, me * units(LAYER) + own, W::WIDTH, b);
-            });
+        receive_units<M::HEIGHT>(words + W::ACTIVATIONS, row * M::HEIGHT, W::BELOW, s.middle + M::INPUT);
+        __syncthreads();
+        send_products<M::ACROSS / 8, true>(s.middle + M::INPUT, s.middle + M::BEGIN, M::STRIDE, M::HEIGHT,
+                                           words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS,
+                                           W::WIDTH);
+        ROLLED for (int n = 0; n < units(LAYER) / 8; n++)
+            sum_parts<LAYER, M::ROWS>(words + W::FORWARD, W::WIDTH, n,
+                                      [&](int own, int b, float sum) { s.unit[first_of(LAYER) + own][b] = sum; });
+        // The same thread has the same unit and sample there.
+        ROLLED for (int c = 0; c < CHUNKS; c++)
+            finish<LAYER>(c, [&](int own, int b) { return s.unit[first_of(LAYER) + own][b]; });
     }
 
     // -- The loss
 
-    __device__ __forceinline__ float loss_of(float z, float y, float eps, float& delta) const
+    INLINE float loss_of(float z, float y, float eps, float& delta) const
     {
         if constexpr (LOSS == LOGISTIC) {
             y = y * (1 - eps) + eps / 2;
@@ -945,10 +949,9 @@ struct Worker {
     }
 
     // Losses, scores and output errors of the own samples; the errors go to all blocks
-    __device__ __forceinline__ void output_errors()
+    INLINE void output_errors()
     {
-#pragma unroll 1
-        for (int first = warp * (32 / LANES); first < OWNED; first += WARPS * (32 / LANES)) {
+        ROLLED for (int first = warp * (32 / LANES); first < OWNED; first += WARPS * (32 / LANES)) {
             int j = first + lane / LANES, b = me * OWNED + j, l = lane % LANES;
             bool mine = j < OWNED && b < TURN, there = mine && b < rest;
             i64 sample = turn_sample() + (there ? b : 0);
@@ -956,29 +959,29 @@ struct Worker {
             int label = 0;
             if (WEIGHTED && there) weight_of_sample = network.sample_weights[sample];
             if constexpr (LOSS == SOFTMAX) label = there ? (int)((const i64*)network.targets)[sample] : 0;
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
+            UNROLLED for (int i = 0; i < EACH; i++) {
                 int c = i * LANES + l;
-                y[i] = LOSS != SOFTMAX && there && c < OUTPUTS ? ((const float*)network.targets)[sample * OUTPUTS + c] : 0.f;
+                y[i] = LOSS != SOFTMAX && there && c < OUTPUTS ? ((const float*)network.targets)[sample * OUTPUTS + c]
+                                                               : 0.f;
             }
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
+            UNROLLED for (int i = 0; i < EACH; i++) {
                 int c = i * LANES + l;
                 z[i] = c < OUTPUTS ? s.small[OUTPUT_BIASES + c] : 0.f;
-                receive<BLOCKS>(
-                    tag, [&](int k) { return mine && c < OUT2 ? words + ((me * BLOCKS + k) * OWNED + j) * OUT2 + c : nullptr; },
-                    [&](int k, float part) { z[i] += part; });
+                receive<BLOCKS, 32, float2>(
+                    tag,
+                    [&](int k) {
+                        return mine && c < OUT2 ? words + ((me * BLOCKS + k) * OWNED + j) * OUT2 + c : nullptr;
+                    },
+                    [&](int k, float2 word) { z[i] += word.x; });
             }
             float delta[EACH], loss, eps = network.label_smoothing, share = 1.f / batch;
             if constexpr (LOSS == SOFTMAX) {
                 float most = -__uint_as_float(0x7f800000u), total = 0, sum = 0, expected = 0;
                 int best = OUTPUTS;
-#pragma unroll
-                for (int i = 0; i < EACH; i++)
+                UNROLLED for (int i = 0; i < EACH; i++)
                     if (i * LANES + l < OUTPUTS) most = fmaxf(most, z[i]);
-                most = lanes_max(most, LANES);
-#pragma unroll
-                for (int i = EACH - 1; i >= 0; i--) {
+                most = lanes_combine(most, LANES, [](float a, float b) { return fmaxf(a, b); });
+                UNROLLED for (int i = EACH - 1; i >= 0; i--) {
                     int c = i * LANES + l;
                     if (c >= OUTPUTS) continue;
                     if (z[i] == most) best = c;  // of several equal logits, the first is the prediction
@@ -987,25 +990,25 @@ struct Worker {
                     z[i] = expf(shifted);
                     total += z[i];
                 }
-                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES), best = lanes_min(best, LANES);
+                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES),
+                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
                 if (eps != 0) expected = expected * (1 - eps) + lanes_sum(sum, LANES) * (eps / OUTPUTS);
                 loss = logf(total) - expected;
                 float divisor = total * batch;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) {
+                UNROLLED for (int i = 0; i < EACH; i++) {
                     delta[i] = z[i] / divisor - (i * LANES + l == label ? (1 - eps) * share : 0.f);
                     if (eps != 0) delta[i] -= eps / OUTPUTS * share;
                 }
                 if (there && l == 0) ((bool*)network.scores)[sample] = best == label;
             } else {
                 float sum = 0;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) {
+                UNROLLED for (int i = 0; i < EACH; i++) {
                     int c = i * LANES + l;
                     float each = loss_of(z[i], y[i], eps, delta[i]);
                     if (there && c < OUTPUTS) {
                         sum += each;
-                        if (LOSS == LOGISTIC) ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
+                        if (LOSS == LOGISTIC)
+                            ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
                         else ((float*)network.scores)[sample * OUTPUTS + c] = delta[i];
                     }
                     delta[i] *= share;
@@ -1013,8 +1016,7 @@ struct Worker {
                 loss = lanes_sum(sum, LANES);
             }
             if (there && l == 0) network.losses[sample] = loss * weight_of_sample;
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
+            UNROLLED for (int i = 0; i < EACH; i++) {
                 int c = i * LANES + l;
                 float error = there && c < OUTPUTS ? delta[i] * weight_of_sample : 0.f;
                 if (mine && c < OUT2) send(words + OUTPUT_ERRORS + b * OUT2 + c, error, tag);
@@ -1023,25 +1025,25 @@ struct Worker {
     }
 
     // The output errors of all samples, to shared memory
-    __device__ __forceinline__ void receive_errors()
+    INLINE void receive_errors()
     {
         constexpr int COUNT = TURN * OUT2 / 2;
-        receive_pairs<ceil_div(COUNT, THREADS)>(
+        receive<ceil_div(COUNT, THREADS), 8, float4>(
             tag,
             [&](int k) {
                 int at = thread() + k * THREADS;
                 return at < COUNT ? words + OUTPUT_ERRORS + at * 2 : nullptr;
             },
-            [&](int k, float x, float y) {
+            [&](int k, float4 two) {
                 int at = (thread() + k * THREADS) * 2;
-                if (at < COUNT * 2) *(float2*)&s.error[at / OUT2][at % OUT2] = make_float2(x, y);
+                if (at < COUNT * 2) *(float2*)&s.error[at / OUT2][at % OUT2] = make_float2(two.x, two.z);
             });
     }
 
     // -- Backward
 
     // The update of a small parameter, at the end of the last pass
-    __device__ __forceinline__ void update_small(int k, float g, bool is_weight)
+    INLINE void update_small(int k, float g, bool is_weight)
     {
         if constexpr (PASSES > 1) {
             g += s.small_gradient[k];
@@ -1051,20 +1053,17 @@ struct Worker {
         rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
-    // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights, from
-    // output FIRST on, if FIRST is not negative. Lanes are samples.
-    template <int FIRST, bool ERRORS> __device__ __forceinline__ void last_unit(int own, float (&values)[VALUES])
+    // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights,
+    // from output FIRST on, if FIRST is not negative. Lanes are samples.
+    template <int FIRST, bool ERRORS> INLINE void last_unit(int own, float (&values)[VALUES])
     {
         float* row = s.unit[first_of(LAYERS) + own];
         const float* w = &s.small[own * OUT4];
-#pragma unroll
-        for (int n = 0; n < VALUES; n++) values[n] = 0;
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
+        UNROLLED for (int n = 0; n < VALUES; n++) values[n] = 0;
+        ROLLED for (int c = 0; c < CHUNKS; c++) {
             int b = c * 32 + lane;
             float sum = row[b], a = output_of<LAYERS>(sum, own, b), slope = 0;
-#pragma unroll
-            for (int n = 0; n < OUT4; n += 4) {
+            UNROLLED for (int n = 0; n < OUT4; n += 4) {
                 if (!ERRORS && (n < FIRST || n >= FIRST + VALUES)) continue;
                 float4 d = *(float4*)&s.error[b][n];
                 if (ERRORS) {
@@ -1073,9 +1072,9 @@ struct Worker {
                 }
                 if (FIRST >= 0) {
                     float each[4] = {d.x, d.y, d.z, d.w};
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-                        if (n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS) values[(n + k - FIRST) & (VALUES - 1)] += a * each[k];
+                    UNROLLED for (int k = 0; k < 4; k++)
+                        if (n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS)
+                            values[(n + k - FIRST) & (VALUES - 1)] += a * each[k];
                 }
             }
             if (ERRORS) {
@@ -1084,26 +1083,26 @@ struct Worker {
                 values[FIRST < 0 ? 0 : OUTPUTS & (VALUES - 1)] += delta;
                 if constexpr (LAYERS > 1) {
                     int unit = me * LAST_UNITS + own;
-                    if (unit < Words<LAYERS>::WIDTH) send(words + Words<LAYERS>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
+                    if (unit < Words<LAYERS>::WIDTH)
+                        send(words + Words<LAYERS>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
                 }
             }
         }
     }
 
     // The totals of VALUES values over the lanes: lane n has that of value n % VALUES
-    __device__ __forceinline__ float total_of(float (&values)[VALUES])
+    INLINE float total_of(float (&values)[VALUES])
     {
         if constexpr (VALUES > 8) halve<8, 8>(values, lane);
         if constexpr (VALUES > 4) halve<4, 4>(values, lane);
         if constexpr (VALUES > 2) halve<2, 2>(values, lane);
         halve<1, 1>(values, lane);
         float sum = values[0];
-#pragma unroll
-        for (int o = VALUES; o < 32; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
+        UNROLLED for (int o = VALUES; o < 32; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
         return sum;
     }
 
-    template <int FIRST> __device__ __forceinline__ void many_outputs(int own, float (&total)[ceil_div(OUTPUTS, VALUES)])
+    template <int FIRST> INLINE void many_outputs(int own, float (&total)[ceil_div(OUTPUTS, VALUES)])
     {
         float values[VALUES];
         last_unit<FIRST, false>(own, values);
@@ -1111,11 +1110,11 @@ struct Worker {
         if constexpr (FIRST + VALUES < OUTPUTS) many_outputs<FIRST + VALUES>(own, total);
     }
 
-    // Error terms of the own units of the last hidden layer, and the update of their weights to the outputs and of biases
-    __device__ __forceinline__ void outputs_backward()
+    // Error terms of the own units of the last hidden layer, and the update of their weights to the outputs and of
+    // biases
+    INLINE void outputs_backward()
     {
-#pragma unroll 1
-        for (int own = warp; own < LAST_UNITS; own += WARPS) {
+        ROLLED for (int own = warp; own < LAST_UNITS; own += WARPS) {
             float values[VALUES];
             int bias = BIASES + first_of(LAYERS) + own, column = lane & (VALUES - 1);
             if constexpr (OUTPUTS < VALUES) {
@@ -1130,115 +1129,103 @@ struct Worker {
                 last_unit<-1, true>(own, values);
                 float bias_total = lanes_sum(values[0], 32);
                 __syncwarp();
-#pragma unroll
-                for (int n = 0; n < OUTPUTS; n += VALUES)
-                    if (lane < VALUES && n + column < OUTPUTS) update_small(own * OUT4 + n + column, total[n / VALUES], true);
+                UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
+                    if (lane < VALUES && n + column < OUTPUTS)
+                        update_small(own * OUT4 + n + column, total[n / VALUES], true);
                 if (lane == 0) update_small(bias, bias_total, false);
             }
         }
-#pragma unroll 1
-        for (int output = warp; output < OUTPUTS; output += WARPS) {
+        ROLLED for (int output = warp; output < OUTPUTS; output += WARPS) {
             float sum = 0;
-#pragma unroll 1
-            for (int c = 0; c < CHUNKS; c++) sum += s.error[c * 32 + lane][output];
+            ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.error[c * 32 + lane][output];
             sum = lanes_sum(sum, 32);
             if (lane == 0) update_small(OUTPUT_BIASES + output, sum, false);
         }
     }
 
     // Update of the biases of own units of a layer below the last, from their error terms
-    template <int LAYER> __device__ __forceinline__ void update_biases()
+    template <int LAYER> INLINE void update_biases()
     {
-#pragma unroll 1
-        for (int own = warp; own < units(LAYER); own += WARPS) {
+        ROLLED for (int own = warp; own < units(LAYER); own += WARPS) {
             float sum = 0;
-#pragma unroll 1
-            for (int c = 0; c < CHUNKS; c++) sum += s.unit[first_of(LAYER) + own][c * 32 + lane];
+            ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.unit[first_of(LAYER) + own][c * 32 + lane];
             sum = lanes_sum(sum, 32);
             if (lane == 0) update_small(BIASES + first_of(LAYER) + own, sum, false);
         }
     }
 
-    // A middle layer: partial sums for the units below, gradients and update of this block's part of the weights, and the
-    // error terms of the own units below
-    template <int LAYER> __device__ __forceinline__ void middle_backward()
+    // A middle layer: partial sums for the units below, gradients and update of this block's part of the weights, and
+    // the error terms of the own units below
+    template <int LAYER> INLINE void middle_backward()
     {
         typedef Middle<LAYER> M;
         typedef Words<LAYER> W;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
-        float* errors = s.errors_across[0];
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
-            receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors, c);
-            __syncthreads();
-            send_products<M::HEIGHT / 8, false>(errors, s.middle + M::BEGIN, M::STRIDE, M::ACROSS,
-                                                words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT, W::BELOW, c);
-        }
+        float* errors = s.errors_across;
+        receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors);
+        __syncthreads();
+        send_products<M::HEIGHT / 8, false>(errors, s.middle + M::BEGIN, M::STRIDE, M::ACROSS,
+                                            words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT,
+                                            W::BELOW);
         __syncthreads();  // all products have read the weights
         const Rule rule = this->rule();
-        constexpr int ROW_TILES = M::HEIGHT / 16, COUNT = tiles_at_once(ROW_TILES, M::ACROSS / 8);
-#pragma unroll 1
-        for (int task = warp; task < ROW_TILES / COUNT * (M::ACROSS / 8); task += WARPS) {
-            int n = task % (M::ACROSS / 8) * 8, m = task / (M::ACROSS / 8) * COUNT * 16;
-            float d[COUNT][4] = {};
-            multiply<COUNT, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE, errors + n * SAMPLE_STRIDE,
-                                          SAMPLE_STRIDE, SAMPLES, lane);
-#pragma unroll
-            for (int i = 0; i < COUNT; i++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + 2 * t + e % 2;
-                    rule.update(s.middle[M::BEGIN + at], d[i][e], &s.middle[M::STATE + at],
-                                &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
-                }
+        constexpr int ROWS = M::HEIGHT / 16, COLUMNS = M::ACROSS / 8;
+        constexpr int HIGH = tiles_at_once(ROWS, COLUMNS, 2), WIDE = tiles_at_once(COLUMNS, ROWS / HIGH, 4);
+        ROLLED for (int task = warp; task < ROWS / HIGH * (COLUMNS / WIDE); task += WARPS) {
+            int n = task % (COLUMNS / WIDE) * WIDE * 8, m = task / (COLUMNS / WIDE) * HIGH * 16;
+            float d[HIGH][WIDE][4] = {};
+            multiply<HIGH, WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE,
+                                               errors + n * SAMPLE_STRIDE, SAMPLE_STRIDE, SAMPLES, lane);
+            UNROLLED for (int i = 0; i < HIGH; i++)
+                UNROLLED for (int j = 0; j < WIDE; j++)
+                    UNROLLED for (int e = 0; e < 4; e++) {
+                        int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + j * 8 + 2 * t + e % 2;
+                        rule.update(s.middle[M::BEGIN + at], d[i][j][e], &s.middle[M::STATE + at],
+                                    &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
+                    }
         }
-#pragma unroll 1
-        for (int k = thread(); k < units(LAYER - 1) * SAMPLES; k += THREADS) {
-            int own = k % 8 + k / (8 * SAMPLES) * 8, b = k / 8 % SAMPLES, unit = me * units(LAYER - 1) + own;
-            float& at = s.unit[first_of(LAYER - 1) + own][b];
-            float delta = error_of<LAYER - 1>(at, sum_parts<M::COLUMNS>(words + W::BACKWARD, unit, W::BELOW, b), own, b);
-            at = delta;
-            if constexpr (LAYER > 2)
-                if (unit < W::BELOW) send(words + Words<LAYER - 1>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
-        }
+        ROLLED for (int n = 0; n < units(LAYER - 1) / 8; n++)
+            sum_parts<LAYER - 1, M::COLUMNS>(words + W::BACKWARD, W::BELOW, n, [&](int own, int b, float slope) {
+                float& at = s.unit[first_of(LAYER - 1) + own][b];
+                float delta = error_of<LAYER - 1>(at, slope, own, b);
+                int unit = me * units(LAYER - 1) + own;
+                at = delta;
+                if constexpr (LAYER > 2)
+                    if (unit < W::BELOW) send(words + Words<LAYER - 1>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
+            });
         __syncthreads();
         update_biases<LAYER - 1>();
     }
 
-    // The gradient of the first weights from a chunk. Rows 0 to 7 and 8 to 15 of a product are the units of two tiles; with one
-    // tile, they are two parts of the error terms of its units, and both halves are added in the end.
-    __device__ __forceinline__ void first_gradients(int slot, int chunk)
+    // The gradient of the first weights from a chunk. Rows 0 to 7 and 8 to 15 of a product are the units of two tiles;
+    // with one tile, they are two parts of the error terms of its units, and both halves are added in the end.
+    INLINE void first_gradients(int slot, int chunk)
     {
         u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int q = 0; q < PAIRS; q++) {
+        UNROLLED for (int h = 0; h < 2; h++)
+            UNROLLED for (int q = 0; q < PAIRS; q++) {
                 u32 part[TILES_N == 1 ? 1 : 2][2][PARTS];  // of a tile, of samples 2t, 2t + 1 (+ 8)
-#pragma unroll
-                for (int j = 0; j < (TILES_N == 1 ? 1 : 2); j++)
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
+                UNROLLED for (int j = 0; j < (TILES_N == 1 ? 1 : 2); j++)
+                    UNROLLED for (int k = 0; k < 2; k++) {
                         int tile = tile_n(2 * q + j);
-                        float2 two = *(float2*)&s.unit[min(tile, UNIT_TILES - 1) * 8 + g][chunk * 32 + h * 16 + k * 8 + 2 * t];
+                        float2 two =
+                            *(float2*)&s.unit[min(tile, UNIT_TILES - 1) * 8 + g][chunk * 32 + h * 16 + k * 8 + 2 * t];
                         if (tile >= UNIT_TILES) two = make_float2(0, 0);
                         split(two.x, two.y, part[j][k]);
                     }
-#pragma unroll
-                for (int i = 0; i < TILES_K; i++) {
+                UNROLLED for (int i = 0; i < TILES_K; i++) {
                     u32 x = row + min(tile_k(i), K16 - 1) * 32 + h * 16 * ROW_BYTES;
                     float small[2][4] = {};
-#pragma unroll
-                    for (int p = PLANES - 1; p >= 0; p--) {
+                    UNROLLED for (int p = PLANES - 1; p >= 0; p--) {
                         u32 b[4];
                         load_transposed(b, x + p * 32 * ROW_BYTES);
                         constexpr int STEP = TILES_N == 1 ? 2 : 1;
-#pragma unroll
-                        for (int r = (PARTS - 1 - p) / STEP * STEP; r >= 0; r -= STEP) {
+                        UNROLLED for (int r = (PARTS - 1 - p) / STEP * STEP; r >= 0; r -= STEP) {
                             bool two = TILES_N > 1 || r + 1 < PARTS - p;
                             int next = TILES_N == 1 && two ? r + 1 : r;
                             constexpr int OTHER = TILES_N == 1 ? 0 : 1;
-                            u32 a[4] = {part[0][0][r], two ? part[OTHER][0][next] : 0, part[0][1][r], two ? part[OTHER][1][next] : 0};
+                            u32 a[4] = {part[0][0][r], two ? part[OTHER][0][next] : 0, part[0][1][r],
+                                        two ? part[OTHER][1][next] : 0};
                             mma(PLANES > 1 ? small[0] : gradient[i][q][0], a, b[0], b[1]);
                             mma(PLANES > 1 ? small[1] : gradient[i][q][1], a, b[2], b[3]);
                         }
@@ -1248,27 +1235,21 @@ struct Worker {
             }
     }
 
-    __device__ __forceinline__ void clear_gradients()
+    INLINE void clear_gradients()
     {
-#pragma unroll
-        for (int i = 0; i < TILES_K; i++)
-#pragma unroll
-            for (int q = 0; q < PAIRS; q++)
-#pragma unroll
-                for (int e = 0; e < 8; e++) gradient[i][q][e / 4][e % 4] = 0;
+        UNROLLED for (int i = 0; i < TILES_K; i++)
+            UNROLLED for (int q = 0; q < PAIRS; q++)
+                UNROLLED for (int e = 0; e < 8; e++) gradient[i][q][e / 4][e % 4] = 0;
     }
 
-    __device__ __forceinline__ void update_first_weights()
+    INLINE void update_first_weights()
     {
         const Rule rule = this->rule();
         const float scale = input_scale();
-#pragma unroll
-        for (int i = 0; i < TILES_K; i++) {
+        UNROLLED for (int i = 0; i < TILES_K; i++) {
             if (i + 1 == TILES_K && tile_k(i) >= K16) break;
-#pragma unroll
-            for (int j = 0; j < TILES_N; j++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
+            UNROLLED for (int j = 0; j < TILES_N; j++)
+                UNROLLED for (int e = 0; e < 4; e++) {
                     const float* d = gradient[i][j / 2][e / 2];
                     float sum = TILES_N == 1 ? d[e % 2] + d[e % 2 + 2] : d[e % 2 + j % 2 * 2];
                     rule.update(weight[i][j][e], scale * sum, state_of(0, i, j, e), state_of(1, i, j, e), true);
@@ -1277,10 +1258,11 @@ struct Worker {
     }
 };
 
-// -- Rows of samples --------------------------------------------------------------------------------------------------------
+// -- Rows of samples --------------------------------------------------------------------------------------------------
 
-// Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that have been
-// overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a row; else, all lanes.
+// Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that
+// have been overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a
+// row; else, all lanes.
 struct Rows {
     Shared& s;
     const int lane, warp, steps;
@@ -1289,13 +1271,12 @@ struct Rows {
     int base_slot = 0;  // where the first chunk of a turn lies
     u32 base_phase = 0;
 
-    __device__ __forceinline__ Rows(Shared& shared, int thread, int count)
-        : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
+    INLINE Rows(Shared& shared, int thread, int count) : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
     {
     }
 
     // Samples of the batch from the next chunk on; none after the last step
-    __device__ __forceinline__ int remaining(int& in_batch) const
+    INLINE int remaining(int& in_batch) const
     {
         in_batch = pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32;
         if (step >= steps) return 0;
@@ -1303,14 +1284,14 @@ struct Rows {
     }
 
     // The number of a row of the next chunk in each lane that needs one; -1 beyond the samples
-    __device__ __forceinline__ void look_up()
+    INLINE void look_up()
     {
         int in_batch, left = remaining(in_batch), number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
         bool there = number < 32 / WARPS && row < left;
         next_row = there ? (int)s.network.order[s.network.start + (i64)step * BATCH + in_batch + row] : -1;
     }
 
-    __device__ __forceinline__ void issue()
+    INLINE void issue()
     {
         if (step >= steps) return;
         if (BULK) {
@@ -1321,16 +1302,13 @@ struct Rows {
             int in_batch, left = remaining(in_batch);
             if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, left)) * PLANES * 2 * ROW);
         } else {
-#pragma unroll
-            for (int r = 0; r < 32 / WARPS; r++) {
+            UNROLLED for (int r = 0; r < 32 / WARPS; r++) {
                 i64 row = __shfl_sync(~0u, next_row, r);
                 if (row < 0) continue;
-#pragma unroll
-                for (int p = 0; p < PLANES; p++) {
+                UNROLLED for (int p = 0; p < PLANES; p++) {
                     const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
                     u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
-#pragma unroll
-                    for (int k = 0; k < ROW / 8; k += 32)
+                    UNROLLED for (int k = 0; k < ROW / 8; k += 32)
                         if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
                 }
             }
@@ -1345,7 +1323,7 @@ struct Rows {
     }
 
     // Wait for a load of this turn; its slot
-    __device__ __forceinline__ int await(int number)
+    INLINE int await(int number)
     {
         int at = base_slot + number % SLOTS;
         u32 phase = base_phase ^ (number / SLOTS & 1);
@@ -1354,7 +1332,7 @@ struct Rows {
         return at;
     }
 
-    __device__ __forceinline__ void end_turn()
+    INLINE void end_turn()
     {
         base_slot += LOADS % SLOTS, base_phase ^= LOADS / SLOTS & 1;
         if (base_slot >= SLOTS) base_slot -= SLOTS, base_phase ^= 1;
@@ -1382,20 +1360,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     w.move_all<false>();
     __syncthreads();
 
-#pragma unroll 1
-    for (int turn = 0; turn < steps * PASSES; turn++) {
+    ROLLED for (int turn = 0; turn < steps * PASSES; turn++) {
         w.begin_turn(turn);
         if constexpr (DROPOUT >> 1) w.draw_units<1>();
 
         u32 part[KEEP_PARTS ? TILES_K : 1][TILES_N][2][PARTS];
         if (KEEP_PARTS) {
-#pragma unroll
-            for (int i = 0; i < TILES_K; i++)
-#pragma unroll
-                for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
+            UNROLLED for (int i = 0; i < TILES_K; i++)
+                UNROLLED for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
+        ROLLED for (int c = 0; c < CHUNKS; c++) {
             int slot = rows.await(c);
             if (DROPOUT & 1) w.drop_inputs(slot, c);
             w.first_products(slot, c, part);
@@ -1416,8 +1390,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         if constexpr (LAYERS > 1) w.middle_backward<2>();
         else __syncthreads();
         if (w.pass == 0) w.clear_gradients();
-#pragma unroll 1
-        for (int k = 0; k < CHUNKS; k++) {
+        ROLLED for (int k = 0; k < CHUNKS; k++) {
             if (k > 0) {
                 __syncthreads();
                 rows.issue();
@@ -1430,7 +1403,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         }
         if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
-        if (SLOTS == 1) {  // the next turn waits for its first chunk before anything else, so this cannot wait for that turn
+        // The next turn waits for its first chunk before anything else, so this cannot wait for that turn.
+        if (SLOTS == 1) {
             __syncthreads();
             rows.issue();
         }
