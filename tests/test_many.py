@@ -34,11 +34,12 @@ from gpumlp import (
     fit,
     fit_many,
 )
-from gpumlp.backends import Step, StepRun
+from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
 from gpumlp.training.jobs import worker_count
 from gpumlp.training.many import run_jobs, run_together
+from tests.test_fused_training import fused_backend, samples
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -90,10 +91,17 @@ def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
     assert str(error) in ("Odd: 0 and 2", "Odd: 1 and 2")
 
 
-def test_a_worker_that_dies_is_an_error_and_the_next_jobs_run() -> None:
-    with pytest.raises(RuntimeError, match="worker process died"):
-        list(run_jobs(lambda job: os._exit(1), range(2), n_jobs=2))
-    assert dict(run_jobs(abs, [-1, -2], n_jobs=2)) == {0: 1, 1: 2}
+def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> None:
+    def square(job: int) -> int:
+        if job == 0:
+            os._exit(1)
+        return job**2
+
+    results = dict(run_jobs(square, range(9), n_jobs=2))
+    assert isinstance(results[0], RuntimeError)
+    assert "worker process" in str(results[0])
+    assert sorted(results) == list(range(9))
+    assert [results[job] for job in range(3, 9)] == [job**2 for job in range(3, 9)]
 
 
 def test_an_interrupt_reaches_jobs_that_run_and_no_other_begins(tmp_path: Path) -> None:
@@ -225,6 +233,24 @@ def test_networks_whose_backends_are_equal_are_trained_together(blobs: Dataset) 
     assert [backend.runs for backend in backends] == [[3, 3], [], []]
     assert [network.backend for network in networks] == backends
     assert all(layer.backend is network.backend for network in networks for layer in network.layers)
+
+
+def test_networks_on_a_gpu_have_the_bits_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(seed: int, backend: Backend) -> MLP:
+        return MLP([20, 16, 4], seed=seed, device=backend)
+
+    backend, data = fused_backend(2), samples()
+    networks = [network(seed, backend) for seed in range(3)]
+    options: dict[str, Any] = {"optimizer": SGD(0.1, momentum=0.9), "batch_size": 16, "validation": 0.2}
+    run_many, at_once = backend.run_many, list[int]()
+    monkeypatch.setattr(backend, "run_many", lambda runs: (at_once.append(len(runs)), run_many(runs)))
+    histories = fit_many(networks, data, epochs=[2, 1, 3], callbacks=lambda index: lambda trainer: None, **options)
+    for seed, together in enumerate(networks):
+        alone = network(seed, fused_backend(2))
+        history = fit(alone, data, epochs=[2, 1, 3][seed], **options)
+        assert weights(together) == weights(alone)
+        assert histories[seed]["validation_loss"] == history["validation_loss"]
+    assert (max(at_once), at_once[-1]) == (3, 1)
 
 
 def test_an_error_of_one_network_in_lockstep_is_its_own(blobs: Dataset) -> None:

@@ -9,11 +9,12 @@ import signal
 import tempfile
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ def run_jobs(
             KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        The index of a job and its result, or the Exception that it raised.
+        The index of a job and its result, or the Exception that it raised; a RuntimeError for those that were
+        running when a worker process died.
 
     Raises:
         ValueError: `n_jobs` is neither None, -1 nor a number of 1 or more.
         KeyboardInterrupt: after an interrupt.
-        RuntimeError: a worker process died.
     """
     jobs = list(jobs)
     workers = min(worker_count(n_jobs), len(jobs))
@@ -100,27 +101,25 @@ def _run_in_workers(
 ) -> Iterator[tuple[int, Any]]:
     from joblib.externals.loky import get_reusable_executor
 
-    executor = get_reusable_executor(
-        max_workers=workers, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts
+    # The workers of the last call, if they are still there.
+    executor = partial(
+        get_reusable_executor, workers, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts
     )
     with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
         shared, stop = Path(folder, "function"), Path(folder, "stop")
         write_shared(function, shared)
-        waiting = iter(enumerate(jobs))
-        running: dict[Future[Any], int] = {}
-        interrupted = False
+        waiting, running, interrupted = deque(enumerate(jobs)), dict[Future[Any], int](), False
         try:
-            while True:
+            while running or (waiting and not interrupted):
                 try:
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
-                    while len(running) <= workers and not interrupted:
-                        index, job = next(waiting, (-1, None))
-                        if index < 0:
-                            break
+                    while waiting and len(running) <= workers and not interrupted:
+                        index, job = waiting[0]
                         with _interrupts_blocked():
-                            running[executor.submit(_call, shared, stop, job)] = index
-                    done = wait(running, POLL, FIRST_COMPLETED).done if running else set()
+                            running[executor().submit(_call, shared, stop, job)] = index
+                        waiting.popleft()
+                    done = wait(running, POLL, FIRST_COMPLETED).done
                     if not interrupted:
                         watch()
                 except KeyboardInterrupt:
@@ -129,28 +128,29 @@ def _run_in_workers(
                     interrupted = True
                     stop.touch()
                     continue
+                except BrokenProcessPool:  # just now; there are new workers for the next try
+                    continue
                 for future in done:
-                    index = running.pop(future)
                     try:
                         result = future.result()
-                    except BrokenProcessPool:
-                        raise
+                    except BrokenProcessPool as error:
+                        result = _NotRun() if interrupted else _died(error)
                     except Exception as error:  # of pickling
                         result = error
+                    index = running.pop(future)
                     if not isinstance(result, _NotRun):
                         yield index, result
-                if not running:
-                    break
-        except BrokenProcessPool as error:
-            if interrupted:
-                raise KeyboardInterrupt from error
-            raise RuntimeError(f"a worker process died, perhaps for lack of memory: {error}") from error
         finally:
             if running:  # an error, or the caller wants no more
                 stop.touch()
-                executor.shutdown(kill_workers=True)
+                executor().shutdown(kill_workers=True)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _died(error: Exception) -> RuntimeError:
+    """The result of a job after the end of a worker, which takes the others with it."""
+    return RuntimeError(f"its worker process, or one beside it, died, perhaps for lack of memory: {error}")
 
 
 @contextmanager
