@@ -77,6 +77,15 @@ def test_worker_processes_train_the_same_networks(tmp_path: Path) -> None:
     same_sweep(tmp_path / "one", tmp_path / "two")
 
 
+def test_worker_processes_follow_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("joblib")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert run("sweep", *SMALL[:-2], "--grid", "hidden=4,5", "--jobs", 2, "--quiet", "--out", "s") == 0
+        assert len(list(Path("s").glob("*/metrics.json"))) == 2
+
+
 def test_other_commands_read_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sweep", *SMALL, "--grid", "hidden=4,5", "--quiet", "--out", tmp_path / "s") == 0
     assert capsys.readouterr() == ("", "")

@@ -376,7 +376,7 @@ def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int
         try:
             _wait_for_workers([sweep.path / run.folder for run in missing])
             if backend.name == "cpu":
-                train = functools.partial(_train_in_worker, data, sweep, os.getpid())
+                train = functools.partial(_train_in_worker, data, sweep, os.getpid(), Path.cwd())
                 jobs = run_jobs(train, missing, n_jobs=n_jobs)
             else:
                 jobs = _train_together(shared, sweep, missing)
@@ -413,8 +413,20 @@ def _is_orphan(parent: int) -> bool:
     return os.name != "nt" and parent not in (os.getpid(), os.getppid())
 
 
-def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, run: PlannedRun) -> None:
-    """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same."""
+def _train_in_worker(
+    data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, folder: Path, run: PlannedRun
+) -> None:
+    """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same.
+
+    Args:
+        data: training and test set.
+        sweep: that of the run.
+        parent: the process of the sweep, which may be this one.
+        folder: its current folder. A worker process may have begun in another one.
+        run: which one.
+    """
+    if os.getpid() != parent:
+        os.chdir(folder)
     try:
         with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
             _require_end(prepare(sweep.config_of(run), Shared(data), _Silent(parent)).train())
