@@ -251,7 +251,7 @@ def test_clip_gradient(backend: Backend, limit: float) -> None:
 
 def test_add_squares(backend: Backend) -> None:
     values = normal(500)
-    out = backend.asarray(np.array(2.0))
+    out = backend.asarray(np.array([2.0]))
     with backend.activate():
         backend.add_squares(backend.asarray(values), out, backend.asarray(normal(500)))
     expected = 2 + np.square(values.astype("float64")).sum()

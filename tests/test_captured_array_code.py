@@ -62,7 +62,7 @@ class Whole:
         self.parameters = put(rng.normal(0, 0.3, PARTS[-1]).astype(dtype))
         self.gradient = put(np.zeros(PARTS[-1], dtype))
         self.average, self.decay = put(np.zeros(PARTS[-1], dtype)), 0.9
-        self.squares = put(np.zeros(()))
+        self.squares = put(np.zeros(1))
         self.weights = slice(0, PARTS[2])
         self.state = self.optimizer.init(self.parameters)
         self.state.weights = self.weights

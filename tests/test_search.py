@@ -93,12 +93,14 @@ def assert_same_results(found: Any, expected: Any) -> None:
             MLPClassifier((8,), random_state=0, dtype="float64", learning_rate_init=0.01, device=ManyAtOnce()),
             {"alpha": [1e-4, 1e-2]},
             cv=2,
+            error_score="raise",
         ),
         ours.RandomizedSearchCV(
-            MLPRegressor("squared_error", (8,), random_state=0, dtype="float64", max_iter=100, device="cpu"),
-            {"learning_rate_init": [0.01, 0.02]},
+            MLPRegressor("squared_error", (8,), random_state=0, dtype="float64", max_iter=60, device=ManyAtOnce()),
+            {"learning_rate_init": [0.02, 0.03]},
             n_iter=2,
             cv=2,
+            error_score="raise",
         ),
     ]
 )

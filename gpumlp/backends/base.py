@@ -182,7 +182,8 @@ class Step(Protocol):
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
         average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
-        squares: ``()`` float64, to which each step adds the sum of the squared weights before it, or None.
+        squares: ``(n,)`` float64, to whose elements, whichever, each step adds the squares of all weights before
+            it, or None.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
             methods of network, layers and batches; only then can a device run them in another way.
@@ -509,7 +510,7 @@ class Backend:
 
         Args:
             values: v ``(size,)``.
-            out: ``()`` float64, overwritten.
+            out: ``(1,)`` float64, overwritten.
             scratch: of v's shape and dtype, overwritten.
         """
         self.xp.multiply(values, values, out=scratch)

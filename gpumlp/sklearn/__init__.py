@@ -1,4 +1,4 @@
-"""Estimators for scikit-learn, with the parameters and attributes of its own MLPs, trained by gpumlp.
+"""Estimators and searches for scikit-learn, with the parameters and attributes of its own, trained by gpumlp.
 
 >>> from sklearn.datasets import load_breast_cancer
 >>> from sklearn.pipeline import make_pipeline

@@ -25,6 +25,7 @@ from ..training.step import TrainingStep
 from .together import run_steps
 
 ROWS = 256  # samples of a forward pass outside training
+PARTS = 256  # of a sum of squares; a device with more multiprocessors for a network runs steps in another way
 
 
 def draw_tensors(sizes: list[int], activation: str, random: np.random.RandomState) -> dict[str, HostArray]:
@@ -143,13 +144,13 @@ class Epochs:
         with backend.activate():
             # Sample weights change the penalty from batch to batch, and a batch without weight is skipped.
             varies = weights is not None and (alpha > 0 or not backend.to_numpy(weights).all())
-            # Of each batch, or one sum for all.
-            self._squares = backend.xp.zeros(count if varies else 1, dtype="float64") if alpha > 0 else None
+            # Of each batch; or, of all, any number of parts, which a device may add to at the same time.
+            self._squares = backend.xp.zeros(count if varies else PARTS, dtype="float64") if alpha > 0 else None
             if varies:
                 self._step: TrainingStep = PenalisedStep(*arguments, self._penalties(), self._squares)
             else:
                 self._step = TrainingStep(*arguments)
-                self._step.squares = None if self._squares is None else self._squares.reshape(())
+                self._step.squares = self._squares
         # Batches with one penalty, which can be run together, and it: only a smaller last batch has another.
         full = samples // size if alpha > 0 and not varies else count
         parts = ((range(full), size), (range(full, count), samples % size))
@@ -195,9 +196,11 @@ class Epochs:
         # A batch has alpha / 2 |W|^2, divided by the sum of its weights and, in this mean, times its samples.
         value = sum(squares)
         if isinstance(step, PenalisedStep):
-            sizes = (batch.stop - batch.start for batch in batches.slices)
-            totals = zip(squares, sizes, batches.batch_weights, strict=True)
-            value = sum(square * size / total for square, size, total in totals if total > 0)
+            value = sum(
+                square * (batch.stop - batch.start) / weight
+                for square, batch, weight in zip(squares, batches.slices, batches.batch_weights, strict=True)
+                if weight > 0
+            )
         return total / batches.samples, self._alpha / 2 * value / batches.samples
 
 
@@ -245,7 +248,7 @@ class PenalisedStep(TrainingStep):
             self.losses[batch] = 0
             return
         if self._sums is not None:
-            self.squares = self._sums[index : index + 1].reshape(())
+            self.squares = self._sums[index : index + 1]
         self.penalty = penalty
         super().__call__(batch, learning_rate)
 

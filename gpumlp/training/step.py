@@ -42,7 +42,7 @@ class TrainingStep:
             weights times its weight, which has a mean of 1 in each batch.
         scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
-        squares: ``()`` float64, to which each step adds the sum of the squared weights before it; None unless set.
+        squares: float64, to whose sum each step adds that of the squared weights before it; None unless set.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class TrainingStep:
                 layer.weight_gradient[...] = math.nan  # poison stale gradients
         if self.squares is not None:
             weights = parameters.weights
-            backend.add_squares(parameters.data[weights], self.squares, self.state.scratch[weights])
+            backend.add_squares(parameters.data[weights], self.squares[:1], self.state.scratch[weights])
         if self.draws is not None:
             self.draws = self.draws._replace(step=self.state.steps)
         if self._in_parts and batch.stop - batch.start > self.workspace.batch_size:
