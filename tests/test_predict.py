@@ -23,22 +23,22 @@ def prices(times: list[Time]) -> Prices:
 
 
 def test_the_formula_reproduces_every_time_of_the_prototypes(times: list[Time], prices: Prices) -> None:
-    assert len(times) == 13
+    assert len(times) == 25
     for time in times:
-        assert prices.microseconds(time.plan) == pytest.approx(time.measured, rel=0.07), time
+        assert prices.microseconds(time.plan) == pytest.approx(time.measured, rel=0.085), time
     assert min(prices) > 0
 
 
 def test_a_time_that_the_formula_was_not_fitted_to_is_predicted(times: list[Time]) -> None:
     for index, time in enumerate(times):
         others = fit(times[:index] + times[index + 1 :])
-        assert others.microseconds(time.plan) == pytest.approx(time.measured, rel=0.16), time
+        assert others.microseconds(time.plan) == pytest.approx(time.measured, rel=0.11), time
 
 
 def test_work_by_hand(times: list[Time]) -> None:
     plans = {(time.kernel, time.plan.shape.batch, time.plan.shape.parts): time.plan for time in times}
     # 784-128-10 at batch 128 on 16 multiprocessors: 8 units each, 49 tiles of 16 inputs, 7 of them for a warp.
-    plan = plans["wide.cu", 128, 3]
+    plan = plans["wide.cu, H100", 128, 3]
     forward, gradient = (
         7 * 2 * 3,
         7 * 4 * 2,
@@ -49,9 +49,11 @@ def test_work_by_hand(times: list[Time]) -> None:
         products=4 * (forward + gradient) * 2,  # four chunks, two warps a tensor core
         instructions=4 * (8 * 50 + 8 * 12 * 10) + 6 * 7 * 128 * 8 / 32,
         bytes=4 * 32 * 1568 + 3 * 8 * 128 * 12,
+        copies=4 * 32 * 1568 / 512,
     )
+    assert work(plans["wide.cu, bulk copies, H200", 128, 3]) == work(plan)._replace(copies=0)
     # At 256 three chunks of eight stay in shared memory, and the other five are read again.
-    assert work(plans["wide.cu", 256, 3]).bytes == 13 * 32 * 1568 + 3 * 8 * 256 * 12
+    assert work(plans["wide.cu, H100", 256, 3]).bytes == 13 * 32 * 1568 + 3 * 8 * 256 * 12
 
 
 def test_hidden_layers_above_the_first_cost_waits_and_numbers_sent() -> None:
