@@ -177,6 +177,7 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "too little shared memory");
 static_assert(Words<LAYERS>::END <= EXCHANGE, "too few words to exchange");
+static_assert(LAYERS == 1 || THREADS <= 256, "own units of a middle layer need threads that have each a row");
 
 // -- What depends on the machine ------------------------------------------------------------------------------------------
 
@@ -460,54 +461,60 @@ template <bool K_FIRST> __device__ __forceinline__ float2 pair_of(const float* m
     return *(const float2*)&matrix[m * stride + k];
 }
 
-// d[i] (16 x 8) += a b for COUNT tiles of 16 rows of a, 8 columns of b and K summed, from float32 in shared memory
-template <int COUNT, bool A_K_FIRST, bool B_K_FIRST>
-__device__ __forceinline__ void multiply(float (&d)[COUNT][4], const float* a, int a_stride, const float* b, int b_stride, int k,
+// d[i][j] (16 x 8) += a b for M tiles of 16 rows of a, N of 8 columns of b and k summed, from float32 in shared memory
+template <int M, int N, bool A_K_FIRST, bool B_K_FIRST>
+__device__ __forceinline__ void multiply(float (&d)[M][N][4], const float* a, int a_stride, const float* b, int b_stride, int k,
                                          int lane)
 {
     int g = lane / 4, t = lane % 4;
 #pragma unroll 1
     for (int k0 = 0; k0 < k; k0 += 16) {
-        u32 right[2][PARTS];
+        u32 left[M][PARTS][4];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float2 two = pair_of<B_K_FIRST>(b, b_stride, g, k0 + 2 * t + 8 * h);
-            split(two.x, two.y, right[h]);
-        }
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            u32 left[4][PARTS];
+        for (int i = 0; i < M; i++)
 #pragma unroll
             for (int q = 0; q < 4; q++) {
                 float2 two = pair_of<A_K_FIRST>(a, a_stride, 16 * i + g + q % 2 * 8, k0 + 2 * t + q / 2 * 8);
-                split(two.x, two.y, left[q]);
+                u32 part[PARTS];
+                split(two.x, two.y, part);
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) left[i][p][q] = part[p];
             }
-            float sum[4] = {};
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            u32 right[2][PARTS];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float2 two = pair_of<B_K_FIRST>(b, b_stride, 8 * j + g, k0 + 2 * t + 8 * h);
+                split(two.x, two.y, right[h]);
+            }
+            float sum[M][4] = {};
 #pragma unroll
             for (int order = PARTS - 1; order >= 0; order--)
 #pragma unroll
-                for (int p = 0; p <= order; p++) {
-                    u32 part[4] = {left[0][p], left[1][p], left[2][p], left[3][p]};
-                    mma(sum, part, right[0][order - p], right[1][order - p]);
-                }
-            add(d[i], sum);
+                for (int p = 0; p <= order; p++)
+#pragma unroll
+                    for (int i = 0; i < M; i++) mma(sum[i], left[i][p], right[0][order - p], right[1][order - p]);
+#pragma unroll
+            for (int i = 0; i < M; i++) add(d[i][j], sum[i]);
         }
     }
 }
 
-// How many row tiles a warp takes at a time: at most 4, a divisor of all, and so few that every warp has work.
-constexpr __device__ int tiles_at_once(int all, int others)
+// How many tiles a warp multiplies at a time of `tiles`, where there are `others` in the other dimension: at most `most`, a
+// power of two that divides them, and so few that every warp has some.
+constexpr __device__ int tiles_at_once(int tiles, int others, int most)
 {
-    for (int n = 4; n > 1; n--)
-        if (all % n == 0 && all / n * others >= WARPS) return n;
-    return 1;
+    int n = most;
+    while (n > 1 && (tiles % n != 0 || tiles / n * others < WARPS)) n /= 2;
+    return n;
 }
 
 // Wait for COUNT words, or pairs of words, of a thread, all looked at together: where(k) is the
 // place of number k, or null, and put(k, value) takes it.
 template <int COUNT, class Where, class Put> __device__ __forceinline__ void receive(u32 tag, Where where, Put put)
 {
-    constexpr int AT_ONCE = COUNT < 16 ? COUNT : 16;
+    constexpr int AT_ONCE = COUNT < 32 ? COUNT : 32;
 #pragma unroll
     for (int first = 0; first < COUNT; first += AT_ONCE) {
         float2 word[AT_ONCE];
@@ -856,53 +863,68 @@ struct Worker {
         else send(place, z[0], tag);
     }
 
-    // The activations (errors: the error terms) of `count` units from `first` on of a chunk, as (unit, sample) in `to`
-    template <int COUNT> __device__ __forceinline__ void receive_units(const float2* from, int first, int limit, float* to, int chunk)
+    // The activations or error terms of COUNT units from `first` on, as (unit, sample), from the words of all units below `limit`
+    template <int COUNT> __device__ __forceinline__ void receive_units(const float2* from, int first, int limit, float* to)
     {
-        receive_pairs<ceil_div(COUNT * 16, THREADS)>(
+        constexpr int HALF = SAMPLES / 2;
+        receive_pairs<ceil_div(COUNT * HALF, THREADS)>(
             tag,
             [&](int k) {
-                int at = thread() + k * THREADS, unit = first + at / 16;
-                return at < COUNT * 16 && unit < limit ? from + (i64)unit * SAMPLES + chunk * 32 + at % 16 * 2 : nullptr;
+                int at = thread() + k * THREADS, unit = first + at / HALF;
+                return at < COUNT * HALF && unit < limit ? from + (i64)unit * SAMPLES + at % HALF * 2 : nullptr;
             },
             [&](int k, float x, float y) {
                 int at = thread() + k * THREADS;
-                if (at < COUNT * 16) *(float2*)&to[at / 16 * SAMPLE_STRIDE + chunk * 32 + at % 16 * 2] = make_float2(x, y);
+                if (at < COUNT * HALF) *(float2*)&to[at / HALF * SAMPLE_STRIDE + at % HALF * 2] = make_float2(x, y);
             });
     }
 
-    // Partial sums of a chunk, a (32 samples x K) times b (K x 8 TILES), sent as (sample, column)
+    // Partial sums, a (SAMPLES x k) times b (k x 8 TILES), sent as (sample, column), where columns begin at `first`
     template <int TILES, bool B_K_FIRST>
-    __device__ __forceinline__ void send_products(const float* a, const float* b, int b_stride, int k, float2* to, int first, int limit,
-                                                  int chunk)
+    __device__ __forceinline__ void send_products(const float* a, const float* b, int b_stride, int k, float2* to, int first, int limit)
     {
-        constexpr int COUNT = TILES >= WARPS ? 2 : 1;
-        for (int task = warp; task < TILES * 2 / COUNT; task += WARPS) {
-            int n = task % TILES, m = task / TILES;
-            float d[COUNT][4] = {};
-            multiply<COUNT, true, B_K_FIRST>(d, a + chunk * 32 + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride),
-                                             b_stride, k, lane);
-            int column = first + n * 8 + 2 * t;
-            if (column >= limit) continue;
+        constexpr int ROWS = 2 * CHUNKS, M = tiles_at_once(ROWS, TILES, 2), N = tiles_at_once(TILES, ROWS / M, 4);
+#pragma unroll 1
+        for (int task = warp; task < TILES / N * (ROWS / M); task += WARPS) {
+            int n = task % (TILES / N) * N, m = task / (TILES / N) * M;
+            float d[M][N][4] = {};
+            multiply<M, N, true, B_K_FIRST>(d, a + m * 16, SAMPLE_STRIDE, b + n * 8 * (B_K_FIRST ? 1 : b_stride), b_stride, k, lane);
 #pragma unroll
-            for (int i = 0; i < COUNT; i++)
+            for (int j = 0; j < N; j++) {
+                int column = first + (n + j) * 8 + 2 * t;
+                if (column >= limit) continue;
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    int sample = chunk * 32 + (m + i) * 16 + h * 8 + g;
-                    send(to + (i64)sample * limit + column, d[i][2 * h], d[i][2 * h + 1], tag);
-                }
+                for (int i = 0; i < M; i++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++)
+                        send(to + (i64)((m + i) * 16 + h * 8 + g) * limit + column, d[i][j][2 * h], d[i][j][2 * h + 1], tag);
+            }
         }
     }
 
-    // The sum of PARTS_OF parts of one number of a (part, sample, unit) array,
-    // in this order. Not of padding samples: the argument above needs that who has sent parts of all outputs has read these words
-    template <int PARTS_OF> __device__ __forceinline__ float sum_parts(const float2* from, int unit, int limit, int b)
+    // For own units n * 8 + lane % 8 of a layer and all samples of a thread: take(unit, sample, sum), with the sum of COUNT
+    // parts of a (part, sample, unit) array, in this order. Parts of padding samples are not read: the argument above needs
+    // that a block that has sent its parts of all outputs has read these words.
+    template <int LAYER, int COUNT, class Take>
+    __device__ __forceinline__ void sum_parts(const float2* from, int limit, int n, Take take)
     {
-        float sum = 0;
-        receive<PARTS_OF>(
-            tag, [&](int k) { return unit < limit && b < TURN ? from + ((i64)k * SAMPLES + b) * limit + unit : nullptr; },
-            [&](int k, float part) { sum += part; });
-        return sum;
+        constexpr int ROUNDS = ceil_div(8 * SAMPLES, THREADS), AT_ONCE = COUNT >= 16 ? 1 : ROUNDS < 16 / COUNT ? ROUNDS : 16 / COUNT;
+        int own = n * 8 + lane % 8, unit = me * units(LAYER) + own;
+#pragma unroll 1
+        for (int first = 0; first < ROUNDS; first += AT_ONCE) {
+            float sum[AT_ONCE] = {};
+            auto sample = [&](int round) { return (first + round) * (THREADS / 8) + thread() / 8; };
+            receive<COUNT * AT_ONCE>(
+                tag,
+                [&](int k) {
+                    int b = sample(k / COUNT);
+                    return unit < limit && b < TURN ? from + ((i64)(k % COUNT) * SAMPLES + b) * limit + unit : nullptr;
+                },
+                [&](int k, float part) { sum[k / COUNT] += part; });
+#pragma unroll
+            for (int round = 0; round < AT_ONCE; round++)
+                if (sample(round) < SAMPLES) take(own, sample(round), sum[round]);
+        }
     }
 
     // A middle layer: partial sums of this block's part of the weights, then the own units
@@ -911,18 +933,17 @@ struct Worker {
         typedef Middle<LAYER> M;
         typedef Words<LAYER> W;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
+        receive_units<M::HEIGHT>(words + W::ACTIVATIONS, row * M::HEIGHT, W::BELOW, s.middle + M::INPUT);
+        __syncthreads();
+        send_products<M::ACROSS / 8, true>(s.middle + M::INPUT, s.middle + M::BEGIN, M::STRIDE, M::HEIGHT,
+                                           words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS, W::WIDTH);
 #pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
-            receive_units<M::HEIGHT>(words + W::ACTIVATIONS, row * M::HEIGHT, W::BELOW, s.middle + M::INPUT, c);
-            __syncthreads();
-            send_products<M::ACROSS / 8, true>(s.middle + M::INPUT, s.middle + M::BEGIN, M::STRIDE, M::HEIGHT,
-                                               words + W::FORWARD + (i64)row * SAMPLES * W::WIDTH, column * M::ACROSS, W::WIDTH, c);
-        }
+        for (int n = 0; n < units(LAYER) / 8; n++)
+            sum_parts<LAYER, M::ROWS>(words + W::FORWARD, W::WIDTH, n,
+                                      [&](int own, int b, float sum) { s.unit[first_of(LAYER) + own][b] = sum; });
+        // The same thread has the same unit and sample there.
 #pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++)
-            finish<LAYER>(c, [&](int own, int b) {
-                return sum_parts<M::ROWS>(words + W::FORWARD, me * units(LAYER) + own, W::WIDTH, b);
-            });
+        for (int c = 0; c < CHUNKS; c++) finish<LAYER>(c, [&](int own, int b) { return s.unit[first_of(LAYER) + own][b]; });
     }
 
     // -- The loss
@@ -1167,40 +1188,41 @@ struct Worker {
         typedef Words<LAYER> W;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
         float* errors = s.errors_across[0];
-#pragma unroll 1
-        for (int c = 0; c < CHUNKS; c++) {
-            receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors, c);
-            __syncthreads();
-            send_products<M::HEIGHT / 8, false>(errors, s.middle + M::BEGIN, M::STRIDE, M::ACROSS,
-                                                words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT, W::BELOW, c);
-        }
+        receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors);
+        __syncthreads();
+        send_products<M::HEIGHT / 8, false>(errors, s.middle + M::BEGIN, M::STRIDE, M::ACROSS,
+                                            words + W::BACKWARD + (i64)column * SAMPLES * W::BELOW, row * M::HEIGHT, W::BELOW);
         __syncthreads();  // all products have read the weights
         const Rule rule = this->rule();
-        constexpr int ROW_TILES = M::HEIGHT / 16, COUNT = tiles_at_once(ROW_TILES, M::ACROSS / 8);
+        constexpr int ROWS = M::HEIGHT / 16, COLUMNS = M::ACROSS / 8;
+        constexpr int HIGH = tiles_at_once(ROWS, COLUMNS, 2), WIDE = tiles_at_once(COLUMNS, ROWS / HIGH, 4);
 #pragma unroll 1
-        for (int task = warp; task < ROW_TILES / COUNT * (M::ACROSS / 8); task += WARPS) {
-            int n = task % (M::ACROSS / 8) * 8, m = task / (M::ACROSS / 8) * COUNT * 16;
-            float d[COUNT][4] = {};
-            multiply<COUNT, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE, errors + n * SAMPLE_STRIDE,
-                                          SAMPLE_STRIDE, SAMPLES, lane);
+        for (int task = warp; task < ROWS / HIGH * (COLUMNS / WIDE); task += WARPS) {
+            int n = task % (COLUMNS / WIDE) * WIDE * 8, m = task / (COLUMNS / WIDE) * HIGH * 16;
+            float d[HIGH][WIDE][4] = {};
+            multiply<HIGH, WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE, errors + n * SAMPLE_STRIDE,
+                                               SAMPLE_STRIDE, SAMPLES, lane);
 #pragma unroll
-            for (int i = 0; i < COUNT; i++)
+            for (int i = 0; i < HIGH; i++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + 2 * t + e % 2;
-                    rule.update(s.middle[M::BEGIN + at], d[i][e], &s.middle[M::STATE + at],
-                                &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
-                }
+                for (int j = 0; j < WIDE; j++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + j * 8 + 2 * t + e % 2;
+                        rule.update(s.middle[M::BEGIN + at], d[i][j][e], &s.middle[M::STATE + at],
+                                    &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
+                    }
         }
 #pragma unroll 1
-        for (int k = thread(); k < units(LAYER - 1) * SAMPLES; k += THREADS) {
-            int own = k % 8 + k / (8 * SAMPLES) * 8, b = k / 8 % SAMPLES, unit = me * units(LAYER - 1) + own;
-            float& at = s.unit[first_of(LAYER - 1) + own][b];
-            float delta = error_of<LAYER - 1>(at, sum_parts<M::COLUMNS>(words + W::BACKWARD, unit, W::BELOW, b), own, b);
-            at = delta;
-            if constexpr (LAYER > 2)
-                if (unit < W::BELOW) send(words + Words<LAYER - 1>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
-        }
+        for (int n = 0; n < units(LAYER - 1) / 8; n++)
+            sum_parts<LAYER - 1, M::COLUMNS>(words + W::BACKWARD, W::BELOW, n, [&](int own, int b, float slope) {
+                float& at = s.unit[first_of(LAYER - 1) + own][b];
+                float delta = error_of<LAYER - 1>(at, slope, own, b);
+                int unit = me * units(LAYER - 1) + own;
+                at = delta;
+                if constexpr (LAYER > 2)
+                    if (unit < W::BELOW) send(words + Words<LAYER - 1>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
+            });
         __syncthreads();
         update_biases<LAYER - 1>();
     }
