@@ -39,6 +39,7 @@ from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
 from gpumlp.training.jobs import worker_count
 from gpumlp.training.many import run_jobs, run_together
+from tests.test_fused_training import fused_backend, samples
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -225,6 +226,20 @@ def test_networks_whose_backends_are_equal_are_trained_together(blobs: Dataset) 
     assert [backend.runs for backend in backends] == [[3, 3], [], []]
     assert [network.backend for network in networks] == backends
     assert all(layer.backend is network.backend for network in networks for layer in network.layers)
+
+
+def test_networks_on_a_gpu_have_the_bits_of_each_alone() -> None:
+    def network(seed: int) -> MLP:
+        return MLP([20, 16, 4], seed=seed, device=fused_backend(2))
+
+    networks, data = [network(seed) for seed in range(3)], samples()
+    options: dict[str, Any] = {"optimizer": SGD(0.1, momentum=0.9), "batch_size": 16, "validation": 0.2}
+    histories = fit_many(networks, data, epochs=[2, 1, 3], callbacks=lambda index: lambda trainer: None, **options)
+    for seed, together in enumerate(networks):
+        alone = network(seed)
+        history = fit(alone, data, epochs=[2, 1, 3][seed], **options)
+        assert weights(together) == weights(alone)
+        assert histories[seed]["validation_loss"] == history["validation_loss"]
 
 
 def test_an_error_of_one_network_in_lockstep_is_its_own(blobs: Dataset) -> None:

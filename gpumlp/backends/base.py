@@ -260,6 +260,7 @@ class Backend:
         accumulates_products: whether `dense_backward` with an `Accumulation` costs no more than without.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
+        options: what it was made with beside the device: with the same, one backend can run the steps of another.
 
     There is no global current backend: it is passed as an argument. On a GPU, operations are asynchronous; only
     `to_numpy`, `all_finite` and `synchronize` wait for it.
@@ -273,6 +274,7 @@ class Backend:
     accumulates_products: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
+    options: tuple[Any, ...] = ()
 
     # -- Transfers between host and device ----------------------------------------------------------
 

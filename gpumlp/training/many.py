@@ -410,10 +410,11 @@ class _Fits:
     def run(self, workers: int) -> list[History]:
         groups: dict[Any, list[int]] = {}
         for index, model in enumerate(self.models):
-            groups.setdefault(_options_of(model.backend), []).append(index)
+            backend = model.backend
+            groups.setdefault((type(backend), backend.name, backend.options), []).append(index)
         ways = [
             self._on_cpu(indices, workers) if kind is NumpyBackend else self._together(indices)
-            for (kind, _), indices in groups.items()
+            for (kind, *_), indices in groups.items()
         ]
         try:
             for index, outcome in chain.from_iterable(ways):
@@ -474,12 +475,6 @@ class _Fits:
             for index, error in run_together(backend, pairs, watch=self._watch):
                 trainer = trainers.pop(index, None)
                 yield index, _Outcome(History() if trainer is None else trainer.history, error)
-
-
-def _options_of(backend: Backend) -> Any:
-    """What tells the backends of networks apart that cannot be trained together."""
-    options = {name: value for name, value in vars(backend).items() if isinstance(value, str | int | None)}
-    return type(backend), tuple(sorted(options.items()))
 
 
 @contextmanager

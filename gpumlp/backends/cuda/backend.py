@@ -131,6 +131,7 @@ class CudaBackend(Backend):
         self.xp = cupy
         self.tf32 = False
         self.wanted_execution = execution
+        self.options = matmul_precision, execution, multiprocessors
         self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
         self.fused = fused.FusedRunner(self, 2 if matmul_precision == "high" else 3, multiprocessors)
         self._runners: dict[str, PersistentRunner | fused.FusedRunner | GraphRunner] = {
