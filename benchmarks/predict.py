@@ -1,13 +1,13 @@
 """What a step of the fused kernel should take on an H100, before one has run it: ``python -m benchmarks.predict``.
 
 The kernel (``gpumlp/backends/cuda/fused.cu``) has not run on a card. Two prototypes of it have, one with 8 and one
-with 16 multiprocessors for 784-128-10, at several batch sizes and with two and three bf16 parts. The work of one
-multiprocessor is counted from the kernel's plan (`Work`), and a step is the sum of it, each kind at its own price
-(`Prices`):
+with 16 multiprocessors for 784-128-10, at several batch sizes, with two and three bf16 parts, with bulk copies and
+without. The work of one multiprocessor is counted from the kernel's plan (`Work`), and a step is the sum of it,
+each kind at a price of its own (`Prices`):
 
-    clocks = exchanges + passes + products + instructions + bytes
+    clocks = exchanges + passes + products + instructions + bytes + copies
 
-The prices are those with the least squares of relative differences from the 13 times measured. The assumptions are
+The prices are those with the least squares of relative differences from the 25 times measured. The assumptions are
 in `ASSUMPTIONS`. Prints the fit and the goals in Markdown.
 """
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from gpumlp.nn.activations import ReLU
 from .markdown import table, three_digits
 
 ASSUMPTIONS = """\
-- A clock is 1 / 1.85 GHz: the prototypes' own counts of clocks gave 1.77 to 1.89 GHz.
+- A clock is 1 / 1.85 GHz, on an H100 and an H200: the prototypes' own counts of clocks gave 1.77 to 1.89 GHz.
 - The parts of a step do not overlap: in the prototypes the warps of a block meet at a barrier after each of them.
 - Several multiprocessors of a network wait for each other twice in a step with one hidden layer, six times with
   two, ten times with three; the price of a wait includes the softmax. One alone passes a barrier instead.
@@ -59,6 +59,7 @@ class Work(NamedTuple):
     products: float  # mma.sync m16n8k16, of each of the four tensor cores
     instructions: float  # of warps, outside of the products
     bytes: float  # through the L2 cache: rows of samples, and numbers exchanged
+    copies: float  # of 512 bytes of rows, by a warp; none where rows come by bulk copies
 
     def plus(self, other: Work) -> Work:
         """Both."""
@@ -73,6 +74,7 @@ class Prices(NamedTuple):
     product: float
     instruction: float
     byte: float
+    copy: float
 
     def parts(self, plan: Plan) -> list[float]:
         """Microseconds of a step that each kind of work takes."""
@@ -132,6 +134,7 @@ def work(plan: Plan) -> Work:
         products=chunks * of_a_warp * plan.warps / 4,
         instructions=8 / plan.warps * (chunks * elementwise + UPDATE[shape.optimizer] * weights / 32),
         bytes=loads * CHUNK * row + (0 if alone else 3 * 8 * shape.batch * outputs),
+        copies=0 if plan.bulk else loads * CHUNK * row / 512,
     )
     for index in range(len(shape.hidden) - 1):
         total = total.plus(_middle(plan, index))
@@ -158,6 +161,7 @@ def _middle(plan: Plan, index: int) -> Work:
         instructions=chunks * (plan.warps * SPLIT * fragments + own_above * UNIT + EXCHANGE * (sent + received))
         + UPDATE[shape.optimizer] * below * above / 32,
         bytes=chunks * CHUNK * 8 * (sent + received),
+        copies=0,
     )
 
 
@@ -170,25 +174,36 @@ def _products(parts: int) -> int:
 
 
 def prototypes() -> list[Time]:
-    """The times of both prototypes on an H100."""
+    """The times of both prototypes: on an H100, and of one of them on an H200."""
     portable = json.loads((RESULTS / "h100-0.2.0" / "prototypes.json").read_text())["portable"]
     runs = json.loads((RESULTS / "prototype-wide" / "results.json").read_text())["runs"]
-    wide = next(run for run in runs if run["kernel"] == "wide")["us_per_step"]
+    times = []
 
-    def plan(batch: int, parts: int, blocks: int, slots: int) -> Plan:
-        shape = Shape(784, (128,), 10, (ReLU.cuda,), batch, parts=parts)
-        return Plan(shape, blocks, 8, 8, slots, (), False, False, 1)
+    def add(kernel: str, batch: int, parts: int, time: float, **of_plan: Any) -> None:
+        plan = planned((784, 128, 10), batch)
+        shape = plan.shape._replace(parts=parts)
+        times.append(
+            Time(
+                kernel, plan._replace(**{"shape": shape, "warps": 8, "warps_k": 8, "bulk": False} | of_plan), time
+            )
+        )
 
-    times = [
-        Time("portable.cu", plan(int(batch), parts, 8, slots=3), time)
-        for key, parts in (("us_per_step", 3), ("us_per_step_two_parts", 2))
-        for batch, time in portable[key].items()
-    ]
-    for name, time in wide.items():
-        words = name.replace(",", "").split()  # batch 32 two parts
-        if "networks" not in words:
-            batch, parts = int(words[1]), 2 if "two" in words else 3
-            times.append(Time("wide.cu", plan(batch, parts, 16, slots=4 if batch <= 128 else 3), time))
+    for key, parts in (("us_per_step", 3), ("us_per_step_two_parts", 2)):
+        for batch, time in portable[key].items():
+            add("portable.cu, H100", int(batch), parts, time, blocks=8, slots=3)
+    for kernel, hardware in (
+        ("wide", "H100"),
+        ("wide (again on the other card)", "H200"),
+        ("wide, -DBULK", "H200"),
+    ):
+        (run,) = (run for run in runs if run["kernel"] == kernel)
+        bulk = {"bulk": True} if "BULK" in kernel else {}
+        name = f"wide.cu{', bulk copies' if bulk else ''}, {hardware}"
+        for words, time in run["us_per_step"].items():  # "batch 32, two parts"
+            if "networks" not in words:
+                batch = int(words.split()[1].rstrip(","))
+                slots = 4 if batch <= 128 else 3
+                add(name, batch, 2 if "two" in words else 3, time, blocks=16, slots=slots, **bulk)
     return times
 
 
@@ -214,7 +229,8 @@ def fitted(times: Sequence[Time], prices: Prices) -> Iterator[str]:
     yield (
         f"\nPrices in clocks: {prices.exchange:,.0f} for a wait for other multiprocessors, {prices.one_pass:,.0f} "
         f"for a pass over 32 samples, {prices.product:.1f} for a product (mma.sync m16n8k16) of a tensor core, "
-        f"{prices.instruction:.2f} for an instruction of a warp, {prices.byte:.3f} for a byte through L2."
+        f"{prices.instruction:.2f} for an instruction of a warp, {prices.byte:.3f} for a byte through L2, "
+        f"{prices.copy:.1f} for a warp's copy of 512 bytes, which bulk copies save."
     )
 
 
@@ -222,28 +238,32 @@ def goals(prices: Prices) -> Iterator[str]:
     """What is predicted for each goal, beside what was measured with other kernels."""
     compared = json.loads((RESULTS / "h100-0.2.0" / "compare.json").read_text())["results"]
     others = {(row["peer"], row["batch_size"]): row["microseconds_per_step"] for row in compared}
-    wide = {
-        plan.shape.batch: f"wide.cu {time:.2f} µs"
-        for kernel, plan, time in prototypes()
-        if kernel == "wide.cu" and plan.shape.parts == 3
-    }
+    wide: dict[int, str] = {}
+    for kernel, plan, time in prototypes():
+        if kernel.startswith("wide.cu") and plan.shape.parts == 3 and (plan.bulk or "H100" in kernel):
+            wide[plan.shape.batch] = "; ".join(
+                filter(None, (wide.get(plan.shape.batch), f"{kernel}: {time:.2f} µs"))
+            )
     rows = []
     for batch, wanted in ((16, 5), (32, 5), (64, 5), (128, 5), (256, 5), (1024, 1.2)):
         ours, jax = prices.microseconds(planned((784, 128, 10), batch)), others.get(("jax", batch))
         goal, found = f"{wanted:g} times JAX", f"{three_digits(ours)} µs"
         if jax is not None:
             goal, found = f"{goal}: {three_digits(jax / wanted)} µs", f"{found}, {jax / ours:.1f} times JAX"
-        by_graphs = f"graphs {three_digits(others['gpumlp', batch])} µs" if batch == 1024 else ""
+        by_graphs = f"graphs: {three_digits(others['gpumlp', batch])} µs" if batch == 1024 else ""
         rows.append([f"784-128-10, batch {batch:,}", goal, found, wide.get(batch, by_graphs)])
     refused = make_plan(shape_of((784, 128, 10), 8192), CARD)
-    measured = f"graphs {three_digits(others['gpumlp', 8192])} µs"
+    measured = f"graphs: {three_digits(others['gpumlp', 8192])} µs"
     rows.append(["784-128-10, batch 8,192", "1.5 times JAX", "not possible" * isinstance(refused, str), measured])
 
     deep = planned((784, 512, 512, 10), 128)
     name = f"784-512-512-10, batch 128, on {deep.blocks} multiprocessors"
-    rows.append([name, "30 µs", f"{three_digits(prices.microseconds(deep))} µs", "graphs 75.8 µs"])
+    rows.append([name, "30 µs", f"{three_digits(prices.microseconds(deep))} µs", "graphs: 75.8 µs"])
 
-    for count, each, found in ((14, 8, "portable.cu 19.6 µs, 91 million"), (8, 16, "wide.cu 13.7 µs, 75 million")):
+    for count, each, found in (
+        (14, 8, "portable.cu: 19.6 µs, 91 million"),
+        (8, 16, "wide.cu: 13.7 µs, 75 million"),
+    ):
         time = FULL_CARD * prices.microseconds(planned((784, 128, 10), 128, multiprocessors=each))
         rows.append(
             [
@@ -254,13 +274,20 @@ def goals(prices: Prices) -> Iterator[str]:
             ]
         )
     small = planned((30, 100, 2), 200, pixels=False, optimizer="adam")
-    at_once = small.resident * CARD.multiprocessors // small.blocks
-    found = f"{three_digits(prices.microseconds(small))} µs, as one has a multiprocessor; {at_once} at once"
+    at_once = CARD.multiprocessors // small.blocks
+    found = f"{three_digits(prices.microseconds(small))} µs for up to {at_once}, each with a multiprocessor"
     rows.append(["30-100-2, Adam, batch 200", "100 networks in the time of one", found, ""])
 
     steps = 20 * math.ceil(60_000 / 128)
     total = f"{steps * prices.microseconds(planned((784, 128, 10), 128)) / 1000:.0f} ms in {steps:,} steps"
-    rows.append(["98 % on MNIST: 20 epochs of batch 128", "100 ms", total, "wide.cu 117 ms"])
+    rows.append(
+        [
+            "98 % on MNIST: 20 epochs of batch 128",
+            "100 ms",
+            total,
+            "wide.cu, H100: 117 ms; bulk copies, H200: 109 ms",
+        ]
+    )
     yield from table(["what, H100", "goal", "predicted", "measured"], rows)
 
 
@@ -275,7 +302,7 @@ def parts(prices: Prices) -> Iterator[str]:
     yield from table(
         ["µs a step", "multiprocessors", "waits", "passes", "products", "other instructions", "bytes"],
         (
-            [name, str(plan.blocks), *(f"{time:.1f}" for time in prices.parts(plan))]
+            [name, str(plan.blocks), *(f"{time:.1f}" for time in prices.parts(plan)[:5])]
             for name, plan in plans.items()
         ),
     )
