@@ -12,7 +12,7 @@ from gpumlp.training.callbacks import Callback
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
-OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
+OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
 
 
 class Listener(Callback):
@@ -180,6 +180,17 @@ def test_more_steps_than_the_buffer_of_factors_holds(blobs: Dataset, monkeypatch
     for trainer in (graph, eager):
         trainer.run(3)
     same_bits(graph, eager)
+
+
+def test_a_graph_has_the_launches_of_its_steps_only(blobs: Dataset) -> None:
+    trainer = trainer_on(host_cuda_backend(cublaslt=True), blobs, SGD(momentum=0.9))
+    trainer.run(1)
+    names = [name for name, _ in trainer.model.backend.graphs._captured[trainer._step].graphs[1].nodes]
+    assert names == [
+        *("gather_pixels", "lt-RELU_BIAS", "lt-RELU_BIAS", "narrow_forward", "softmax_cross_entropy"),
+        *("narrow_backward", "activation_backward", "lt-DEFAULT", "lt-DEFAULT", "activation_backward"),
+        *("lt-DEFAULT", "sgd_step"),
+    ]
 
 
 def test_graphs_are_freed_with_their_trainer(blobs: Dataset) -> None:

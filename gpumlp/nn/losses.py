@@ -131,6 +131,7 @@ class SoftmaxCrossEntropy(Loss):
     least_outputs = 2
     task = "classes"
     label_smoothing = 0.0  # for subclasses with arguments of their own
+    smoothed_kernel = "softmax_cross_entropy"  # of devices whose kernel has `label_smoothing` too
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)

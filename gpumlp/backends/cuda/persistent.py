@@ -25,7 +25,6 @@ import numpy as np
 from ..base import PIXEL_SCALE, CudaActivation, Step
 from .graphs import StepKey
 from .kernels import (
-    MOST_CLASSES,
     Device,
     cuda_activation,
     has_loss_kernel,
@@ -38,7 +37,8 @@ from .kernels import (
     sgd_code,
 )
 
-SOURCES = ("persistent_block.cuh", "persistent.cu")
+SOURCES = ("blocks.cuh", "persistent_block.cuh", "persistent.cu")
+MOST_CLASSES = 64  # since one thread processes a row of logits
 UNITS = 4  # the units of a block are a multiple of it
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 _ALIGNMENT = 16  # bytes, of the rows that the kernel reads
