@@ -33,7 +33,7 @@ from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.own_rules import Scaled
 
-FEATURES, HIDDEN, OUTPUTS, SAMPLES = 20, 16, 4, 150
+FEATURES, HIDDEN, OUTPUTS, SAMPLES = 20, 24, 4, 150
 SHAPES = [(FEATURES, HIDDEN), (HIDDEN, OUTPUTS), (HIDDEN,), (OUTPUTS,)]  # weights, then biases
 PARTS = np.cumsum([0, *(64 * -(-int(np.prod(shape)) // 64) for shape in SHAPES)]).tolist()
 

@@ -104,7 +104,7 @@ def test_each_layer_has_its_own_bias_though_shapes_are_equal() -> None:
 def test_unsupported_products_are_computed_by_cupy(blobs: Dataset, unknown: tuple[str, ...]) -> None:
     weights = []
     for device in ("cpu", host_cuda_backend(cublaslt=True, unknown=unknown)):
-        model = MLP([20, 16, 12, 4], device=device)
+        model = MLP([20, 32, 24, 20], device=device)
         Trainer(model, blobs, batch_size=64).run(2)
         weights.append(model.state_dict())
     assert not {f"lt-{name}" for name in unknown} & set(device.xp.launches)
@@ -116,7 +116,7 @@ def test_unsupported_products_are_computed_by_cupy(blobs: Dataset, unknown: tupl
 def test_a_product_whose_launch_fails_is_computed_by_cupy(blobs: Dataset, epilogue: str) -> None:
     backend = host_cuda_backend(cublaslt=True)
     backend.products()._lt.refused.add(epilogue)
-    model, expected = MLP([20, 16, 4], device=backend), MLP([20, 16, 4], device="cpu")
+    model, expected = MLP([20, 24, 4], device=backend), MLP([20, 24, 4], device="cpu")
     with pytest.warns(UserWarning, match="cuBLASLt failed for .* CuPy's product is used: CUBLAS_STATUS"):
         Trainer(model, blobs, batch_size=64).run(2)
     Trainer(expected, blobs, batch_size=64).run(2)
@@ -165,7 +165,7 @@ def test_in_a_capture_only_algorithms_that_were_chosen_before_are_used() -> None
 
 
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adam()])
-@pytest.mark.parametrize(("sizes", "count"), [([20, 4], 5), ([20, 16, 4], 8), ([20, 16, 12, 4], 12)])
+@pytest.mark.parametrize(("sizes", "count"), [([20, 4], 5), ([20, 16, 4], 8), ([20, 32, 24, 4], 12)])
 def test_a_step_is_four_launches_a_layer(
     blobs: Dataset, sizes: list[int], count: int, optimizer: SGD | Adam
 ) -> None:

@@ -21,7 +21,7 @@ class Listener(Callback):
 
 def trainer_on(backend: object, data: Dataset, optimizer: object = None, **options: object) -> Trainer:
     model = MLP(
-        [data.features, 16, 12, data.classes], activation=options.pop("activation", "relu"), device=backend
+        [data.features, 32, 20, data.classes], activation=options.pop("activation", "relu"), device=backend
     )
     options = {"batch_size": 16, "schedule": ExponentialDecay(0.3), "penalty": Penalty(l2=1e-3)} | options
     return Trainer(model, data, optimizer=optimizer or Adam(0.01), **options)
@@ -145,7 +145,7 @@ def test_a_graph_continues_from_loaded_weights(blobs: Dataset) -> None:
     graph, eager = pair(blobs)
     for trainer in (graph, eager):
         trainer.run(3)
-        trainer.model.load_state_dict(MLP([20, 16, 12, 4], seed=8, device="cpu").state_dict())
+        trainer.model.load_state_dict(MLP([20, 32, 20, 4], seed=8, device="cpu").state_dict())
         trainer.run(4)
     same_bits(graph, eager)
 

@@ -15,11 +15,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Activation, Adam, AdamW, Dataset, Penalty, ReLU, SoftmaxCrossEntropy, Trainer
+from gpumlp import (
+    MLP,
+    SGD,
+    Activation,
+    Adam,
+    AdamW,
+    Dataset,
+    LogisticCrossEntropy,
+    Loss,
+    Penalty,
+    PoissonDeviance,
+    ReLU,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    Trainer,
+)
 from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws, reference_backend
 from gpumlp.backends.cuda import kernels
 from gpumlp.backends.cuda.kernels import cuda_activation, is_narrow, kernel_source, optimizer_kernel
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
+from gpumlp.nn.metrics import new_scores
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
@@ -213,6 +229,31 @@ def test_softmax_cross_entropy(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "loss", [LogisticCrossEntropy(), LogisticCrossEntropy(0.1), SquaredError(), PoissonDeviance()]
+)
+@pytest.mark.parametrize("shape", [(1, 1), (300, 3), (33, 70)])
+def test_the_other_losses(device: Backend, shape: tuple[int, int], loss: Loss, dtype: str) -> None:
+    targets = (RNG.random(shape) < 0.5).astype(dtype)  # 0 and 1, which each of them supports
+    outputs = normal(dtype, *shape) * (30 if loss.task == "labels" else 2)
+    outputs[0, 0] = 0
+    want = [outputs, targets, np.zeros(shape[0], dtype), new_scores(np, loss.task, *shape, dtype)]
+    pairs = [guarded(device, array) for array in want]
+    watch(device)
+    device.output_error(loss, *[inside for inside, _ in pairs])
+    assert launched(device) in (None, ["independent_outputs"])
+    reference_backend(np).output_error(loss, *want)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    for (inside, whole), expected in zip(pairs, want, strict=True):
+        np.testing.assert_allclose(device.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
+        edges = device.to_numpy(whole)
+        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+    broken = [device.asarray(array) for array in (np.full(shape, np.nan, dtype), *want[1:])]
+    device.output_error(loss, *broken)
+    assert np.isnan(device.to_numpy(broken[2])).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.1), Penalty(l1=0.01), Penalty(l2=0.1, l1=0.01)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_update(device: Backend, optimizer: SGD | Adam, penalty: Penalty, dtype: str) -> None:
@@ -322,6 +363,7 @@ def test_a_small_grid_processes_the_whole_array(device: Backend, monkeypatch: py
     test_dropout(device, (300, 13), 0.5, "float32")
     test_weigh(device, (130, 200), "float32")
     test_softmax_cross_entropy(device, (300, 10), LOSS, 1, "float32")
+    test_the_other_losses(device, (300, 3), SquaredError(), "float32")
     test_update(device, Adam(), Penalty(l2=0.1), "float32")
 
 
@@ -408,7 +450,7 @@ def test_a_layer_that_is_not_narrow_is_a_product() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "launches"), [([20, 4], 5), ([20, 16, 4], 9), ([20, 16, 12, 4], 14), ([20, 16, 17], 12)]
+    ("sizes", "launches"), [([20, 4], 5), ([20, 16, 4], 9), ([20, 32, 24, 4], 14), ([20, 16, 17], 12)]
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_the_launches_of_a_step(blobs: Dataset, sizes: list[int], launches: int, optimizer: SGD | Adam) -> None:
@@ -481,7 +523,8 @@ def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
 def test_python_and_cuda_number_the_rules_alike() -> None:
     source = kernel_source("blocks.cuh", "kernels.cu")
     defined = {name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)", source)}
-    assert {name.upper(): code for name, code in kernels._SGD_CODES.items()}.items() <= defined.items()
+    for codes in (kernels._SGD_CODES, kernels._LOSS_CODES):
+        assert {name.upper(): code for name, code in codes.items()}.items() <= defined.items()
     assert (defined["SUM_COLUMNS"], defined["SUM_ROWS"]) == kernels._SUM_BLOCK
     assert (32, defined["NARROW_ROWS"]) == kernels._NARROW_BLOCK
     assert (defined["NARROW"], defined["AT_ONCE"]) == (kernels.NARROW, kernels._AT_ONCE)

@@ -101,7 +101,7 @@ CHANGES = [half_backward, half_inputs, other_loss, other_penalty, other_optimize
 
 
 def trainer_on(backend: Backend, data: Dataset, optimizer: Any) -> Trainer:
-    model = MLP([data.features, 10, data.classes], seed=1, device=backend, dtype="float64")
+    model = MLP([data.features, 20, data.classes], seed=1, device=backend, dtype="float64")
     return Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=0.01), batch_size=16, diagnostics=False)
 
 

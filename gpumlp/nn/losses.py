@@ -17,12 +17,13 @@ from .registry import Registry
 class Loss:
     """Base class of losses. To add one, subclass and implement `output_error`, `check` and `predictions`.
 
-    A subclass that overrides `output_error` does not inherit `kernel`. To save networks with it, `register` it.
+    A subclass that overrides `output_error` inherits neither kernel. To save networks with it, `register` it.
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
         kernel: the name by which a device recognizes the loss and selects its own implementation; None for array
             code.
+        cuda_kernel: the same for kernels of CUDA, which have `label_smoothing` too.
         output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
             ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
@@ -32,6 +33,7 @@ class Loss:
 
     name: ClassVar[str]
     kernel: ClassVar[str | None] = None
+    cuda_kernel: ClassVar[str | None] = None
     output: ClassVar[str] = "identity"
     least_outputs: ClassVar[int] = 1
     task: ClassVar[Task] = "numbers"
@@ -131,7 +133,7 @@ class SoftmaxCrossEntropy(Loss):
     least_outputs = 2
     task = "classes"
     label_smoothing = 0.0  # for subclasses with arguments of their own
-    smoothed_kernel = "softmax_cross_entropy"  # of devices whose kernel has `label_smoothing` too
+    cuda_kernel = "softmax_cross_entropy"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
@@ -192,6 +194,7 @@ class LogisticCrossEntropy(Loss):
     """
 
     name = "logistic_cross_entropy"
+    cuda_kernel = "logistic"
     output = "sigmoid"
     task = "labels"
     label_smoothing = 0.0
@@ -243,6 +246,7 @@ class PoissonDeviance(Loss):
     """
 
     name = "poisson_deviance"
+    cuda_kernel = "poisson"
     output = "exp"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
@@ -277,6 +281,7 @@ class SquaredError(Loss):
     """
 
     name = "squared_error"
+    cuda_kernel = "squared"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         xp = backend.xp

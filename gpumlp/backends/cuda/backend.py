@@ -2,13 +2,13 @@
 
 A step of a network with L layers, of which the last has up to 16 units, takes 5 L - 1 launches including matrix
 products, 9 for 784-128-10 (tests count them): one to gather and scale the batch; per hidden layer two forward
-(product, bias with activation) and two or three backward (activation with the bias gradient, weight gradient; above
-the first layer also the error term below); one forward and one backward for the last layer, whose products are too
-small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt
+(product, bias with activation) and two or three backward (activation with the bias gradient, weight gradient;
+above the first layer also the error term below); one forward and one backward for the last layer, whose products
+are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt
 (``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for 784-128-10. With
-momentum, its products add the weight gradients to the velocity. A last layer with more units takes two launches more
-without cuBLASLt. An override calls the reference for arguments that its kernel does not support: custom rules, or
-arrays that are not contiguous.
+momentum, its products add the weight gradients to the velocity. A last layer with more than 16 units takes two or
+three launches more. An override calls the reference for arguments that its kernel does not support: custom rules,
+or arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
 step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. A graph
@@ -55,8 +55,8 @@ from .kernels import (
     has_penalty_kernel,
     is_c_contiguous,
     is_narrow,
+    loss_kernel,
     optimizer_kernel,
-    softmax_smoothing,
 )
 from .persistent import PersistentRunner
 
@@ -311,7 +311,7 @@ class CudaBackend(Backend):
         arrays = [x, weight, delta, gradient, bias_gradient, input_delta]
         given = [array for array in arrays if array is not None]
         alike = all(array.dtype == delta.dtype for array in given) and is_c_contiguous(*given)
-        if scale == 1 and bias_gradient is not None and alike and is_narrow(weight):
+        if scale == 1 and alike and is_narrow(weight):
             kernels = self.kernels(delta.dtype)
             return kernels.narrow_backward(x, weight, delta, weight_gradient, bias_gradient, input_delta)
         if input_delta is not None:
@@ -343,14 +343,15 @@ class CudaBackend(Backend):
             super().dropout(x, rate, draws, kept, out)
 
     def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
-        smoothing = softmax_smoothing(loss)
-        same = losses.dtype == outputs.dtype and targets.dtype == np.int64 and scores.dtype == np.bool_
-        if smoothing is None or not same or not is_c_contiguous(outputs, targets, losses, scores):
+        name, real = loss_kernel(loss), outputs.dtype
+        classes = name == "softmax_cross_entropy"
+        expected = (np.int64 if classes else real, real, np.bool_ if classes or name == "logistic" else real)
+        same = (targets.dtype, losses.dtype, scores.dtype) == expected
+        if name is None or not same or not is_c_contiguous(outputs, targets, losses, scores):
             with self._at_fixed_addresses(targets, losses, scores) as arrays:
                 return super().output_error(loss, outputs, *arrays)
         offsets = self._offsets(targets, losses, scores)
-        kernels = self.kernels(outputs.dtype)
-        return kernels.softmax_cross_entropy(outputs, targets, smoothing, offsets, losses, scores)
+        return self.kernels(real).output_error(loss, outputs, targets, offsets, losses, scores)
 
     def weigh(self, delta: Array, losses: Array, weights: Array) -> None:
         if not delta.dtype == losses.dtype == weights.dtype or not is_c_contiguous(delta, losses, weights):

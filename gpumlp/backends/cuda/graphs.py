@@ -27,8 +27,8 @@ from .kernels import (
     GraphOffsets,
     cuda_activation,
     has_penalty_kernel,
+    loss_kernel,
     optimizer_kernel,
-    softmax_smoothing,
 )
 
 LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
@@ -242,7 +242,7 @@ def step_key(step: Step) -> StepKey:
         *(_description(rule) for rule in (*rules, *activations)),
         _comparable(state),
         *(cuda_activation(activation) for activation in activations),
-        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), softmax_smoothing(step.loss)),
+        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
         *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
     )

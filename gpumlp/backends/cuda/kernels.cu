@@ -177,8 +177,8 @@ __device__ void backward_of_samples(const real* x, const real* weight, const rea
     __syncthreads();
 }
 
-// The gradients of a layer of up to NARROW units: dW = keep dW + x^T delta, db = the sum of delta, and, unless it is
-// null, input_delta = delta W^T. The bias is treated as the weight of one more input, which is 1. Blocks of 32 x
+// The gradients of a layer of up to NARROW units: dW = keep dW + x^T delta, db = the sum of delta, and input_delta =
+// delta W^T; the latter two unless they are null. The bias is treated as the weight of one more input, which is 1. Blocks of 32 x
 // NARROW_ROWS threads; blocks of one column of the grid divide the samples, and the last one adds their sums in order.
 // `partials` has 32 NARROW numbers for each block.
 extern "C" __global__ __launch_bounds__(32 * NARROW_ROWS) void narrow_backward(
@@ -215,9 +215,10 @@ extern "C" __global__ __launch_bounds__(32 * NARROW_ROWS) void narrow_backward(
             for (unsigned y = 0; y < gridDim.y; y++)
                 totals[k] += __ldcg(own + (y * NARROW + j) * 32);
         }
-        if (unit == units)
-            bias_gradient[j] = totals[k];
-        else if (keep == (real)0)
+        if (unit == units) {
+            if (bias_gradient)
+                bias_gradient[j] = totals[k];
+        } else if (keep == (real)0)
             weight_gradient[unit * outputs + j] = totals[k];
         else
             weight_gradient[unit * outputs + j] = weight_gradient[unit * outputs + j] * keep + totals[k];
@@ -276,6 +277,48 @@ extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labe
             losses[shift + i] = log(total) - expected;
             correct[shift + i] = best == label;
         }
+    }
+}
+
+// The losses of outputs that are independent of each other, numbered as in kernels.py; their classes in losses.py have
+// the formulas. The sum over outputs is the loss of a sample, and the error term overwrites the outputs. `lanes` threads
+// per sample, a power of two up to 32. Scores are written to `right` (LOGISTIC) or to `differences`.
+#define LOGISTIC 0
+#define SQUARED 1
+#define POISSON 2
+extern "C" __global__ void independent_outputs(real* outputs, const real* targets, int64 batch, int64 count, int loss,
+                                               real smoothing, int lanes, const int64* position, real* losses,
+                                               bool* right, real* differences)
+{
+    int64 shift = position ? position[0] : 0, each = blockDim.x / lanes;
+    int lane = threadIdx.x % lanes;
+    for (int64 first = blockIdx.x * each; first < batch; first += gridDim.x * each) {  // the same for a whole warp
+        int64 i = first + threadIdx.x / lanes;
+        real sum = 0;
+        for (int64 j = lane; j < count && i < batch; j += lanes) {
+            int64 place = (shift + i) * count + j;
+            real s = outputs[i * count + j], y = targets[place], difference;
+            if (loss == LOGISTIC) {
+                right[place] = (s > 0) == (y > (real)0.5);
+                y = y * (1 - smoothing) + smoothing / 2;
+                real small = exp(-fabs(s));  // cannot overflow
+                sum += (s > 0 ? s : 0) + log1p(small) - y * s;
+                difference = (s > 0 ? 1 : small) / (1 + small) - y;
+            } else if (loss == SQUARED) {
+                difference = s - y;
+                sum += difference * difference / 2;
+            } else {
+                real mean = exp(s);
+                difference = mean - y;
+                sum += (log(y > 0 ? y : 1) - s - 1) * y + mean;
+            }
+            if (differences)
+                differences[place] = difference;
+            outputs[i * count + j] = difference * (1 / (real)batch);
+        }
+        sum = sum_over_lanes(sum, lanes);
+        if (i < batch && lane == 0)
+            losses[shift + i] = sum;
     }
 }
 

@@ -29,6 +29,7 @@ _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each mul
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
+_LOSS_CODES = {"logistic": 0, "squared": 1, "poisson": 2}  # numbered as in kernels.cu
 _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in rules.cuh
 
 
@@ -94,10 +95,10 @@ def has_loss_kernel(loss: Any) -> bool:
     return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
 
 
-def softmax_smoothing(loss: Any) -> float | None:
-    """The label smoothing of the softmax with cross-entropy; None for a loss that has no kernel."""
-    known = stated(loss, "smoothed_kernel", "output_error") == "softmax_cross_entropy"
-    return float(loss.label_smoothing) if known else None
+def loss_kernel(loss: Any) -> str | None:
+    """The name of a loss's kernel, ``"softmax_cross_entropy"`` or one of `_LOSS_CODES`; None if there is none."""
+    found: str | None = stated(loss, "cuda_kernel", "output_error")
+    return found
 
 
 def accumulates_in_velocity(optimizer: Any, penalty: Any) -> bool:
@@ -150,6 +151,7 @@ class Kernels:
         self._narrow_forward = module.get_function("narrow_forward")
         self._narrow_backward = module.get_function("narrow_backward")
         self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
+        self._independent_outputs = module.get_function("independent_outputs")
         self._sgd_step = module.get_function("sgd_step")
         self._adam_step = module.get_function("adam_step")
         self._set_position = module.get_function("set_position")
@@ -212,7 +214,7 @@ class Kernels:
         weight: Array,
         delta: Array,
         weight_gradient: Accumulation,
-        bias_gradient: Array,
+        bias_gradient: Array | None,
         input_delta: Array | None,
     ) -> None:
         """`Backend.dense_backward` for a layer that `is_narrow`, with a scale of 1."""
@@ -221,7 +223,8 @@ class Kernels:
         arguments = (
             *(x, weight, delta, np.int64(batch), np.int32(units), np.int32(outputs)),
             *(self._real(weight_gradient.keep), self._partials, self._arrived),
-            *(weight_gradient.out, bias_gradient, self._null if input_delta is None else input_delta),
+            *(weight_gradient.out, self._null if bias_gradient is None else bias_gradient),
+            self._null if input_delta is None else input_delta,
         )
         self._narrow_backward((across, _blocks_down(batch, across)), _NARROW_BLOCK, arguments)
 
@@ -281,21 +284,29 @@ class Kernels:
         sizes = (np.int64(rows), np.int64(columns))
         return (across, _blocks_down(rows, across)), sizes, (self._partials, self._arrived)
 
-    def softmax_cross_entropy(
+    def output_error(
         self,
-        logits: Array,
-        labels: Array,
-        smoothing: float,
+        loss: Any,
+        outputs: Array,
+        targets: Array,
         offsets: GraphOffsets | None,
         losses: Array,
-        correct: Array,
+        scores: Array,
     ) -> None:
-        """See `SoftmaxCrossEntropy.output_error`."""
-        batch, classes = logits.shape
-        lanes = min(32, 1 << (classes - 1).bit_length())
-        sizes = (np.int64(batch), np.int64(classes), self._real(smoothing), np.int32(lanes))
-        arguments = (logits, labels, *sizes, self._position(offsets), losses, correct)
-        self._softmax_cross_entropy(_grid(batch * lanes, _ROW_THREADS), (_ROW_THREADS,), arguments)
+        """See `Backend.output_error`, for a loss with a `loss_kernel`."""
+        (batch, count), name = outputs.shape, loss_kernel(loss)
+        lanes = min(32, 1 << (count - 1).bit_length())
+        smoothing, position = self._real(getattr(loss, "label_smoothing", 0)), self._position(offsets)
+        common = (outputs, targets, np.int64(batch), np.int64(count))
+        arguments: tuple[Any, ...]
+        if name == "softmax_cross_entropy":
+            kernel = self._softmax_cross_entropy
+            arguments = (*common, smoothing, np.int32(lanes), position, losses, scores)
+        else:
+            kernel, code = self._independent_outputs, np.int32(_LOSS_CODES[str(name)])
+            places = (scores, self._null) if scores.dtype == np.bool_ else (self._null, scores)
+            arguments = (*common, code, smoothing, np.int32(lanes), position, losses, *places)
+        kernel(_grid(batch * lanes, _ROW_THREADS), (_ROW_THREADS,), arguments)
 
     def update(
         self,
