@@ -78,7 +78,7 @@ class HostLt:
         self.launched, self.unknown = launched, unknown
         self.things: list[Any] = [None]
         self.wrong: set[str] = set()  # epilogues with wrong results
-        self.refused: set[str] = set()  # epilogues whose launch fails
+        self.refused: set[str] = set()  # epilogues whose launch fails, and "beta" for any other than 0
         self.nan_to_zero = False  # a ReLU by the hardware's maximum: max(NaN, 0) is 0
         self.compute_types: list[int] = []
 
@@ -128,10 +128,10 @@ class HostLt:
         wanted = dict(self.things[operation])  # a copy: a launch does not refer to the description
         real, epilogue = wanted["real"], Epilogue(wanted[MatmulDescAttribute.EPILOGUE])
         scalar = {np.float32: ctypes.c_float, np.float64: ctypes.c_double}[real]
-        if epilogue.name in self.refused:
-            raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
         assert scalar.from_address(alpha).value == 1
         keep = real(scalar.from_address(beta).value)  # read at the launch: a graph repeats the value
+        if epilogue.name in self.refused or (keep and "beta" in self.refused):
+            raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
         assert self.things[handle] == "handle"
         assert ctypes.c_uint64.from_address(algorithm).value == 7
         assert workspace

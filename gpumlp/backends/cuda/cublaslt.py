@@ -81,13 +81,13 @@ class Products:
             return False
         if not out.flags.c_contiguous or (bias is not None and out.dtype != np.float32):
             return False
-        key = (epilogue, out.dtype.char, x.shape, y.shape, transposed)
+        key = (epilogue, out.dtype.char, x.shape, y.shape, transposed, keep != 0)
         if key not in self._plans:
             if self.capturing:
                 raise NotCapturableError(f"no algorithm was selected for the product {key} before the capture")
             plan = self._plan(epilogue, x, y, out, transposed, bias)
-            trial = self._cupy.empty_like(out) if keep else out  # what `out` has is needed
-            self._plans[key] = self._checked(key, plan, x, y, trial, bias)
+            trial = self._cupy.zeros_like(out) if keep else out  # which overwrites it
+            self._plans[key] = self._checked(key, plan, x, y, trial, bias, keep)
         plan = self._plans[key]
         if plan is None:
             return False
@@ -95,13 +95,20 @@ class Products:
         return True
 
     def _checked(
-        self, key: tuple[Any, ...], plan: Plan | None, x: Array, y: Array, out: Array, bias: Array | None
+        self,
+        key: tuple[Any, ...],
+        plan: Plan | None,
+        x: Array,
+        y: Array,
+        out: Array,
+        bias: Array | None,
+        keep: float,
     ) -> Plan | None:
         """The plan; None if its launch fails or its ReLU does not propagate NaN, by GPU and shape."""
         if plan is None:
             return None
         try:
-            self._launch(plan, x, y, out, bias)
+            self._launch(plan, x, y, out, bias, keep)
         except self._lt.cuBLASLtError as error:  # despite the heuristic
             warnings.warn(f"cuBLASLt failed for {key}, CuPy's product is used: {error}", stacklevel=5)
             return None
