@@ -111,7 +111,7 @@ extern "C" __global__ void narrow_forward(const real* x, const real* weight, con
 {
     extern __shared__ Four weights[];
     int groups = (outputs + 3) / 4, padded = 4 * groups;
-#pragma unroll 4
+#pragma unroll 8
     for (int k = threadIdx.y * 32 + threadIdx.x; k < units * padded; k += 32 * NARROW_ROWS) {
         int unit = k / padded, output = k % padded;
         weights[output / 4 * units + unit].at[output % 4] = output < outputs ? weight[unit * outputs + output] : 0;
