@@ -33,7 +33,7 @@ class MatmulPreferenceAttribute(enum.IntEnum):
 
 
 class Epilogue(enum.IntEnum):
-    DEFAULT, RELU_BIAS, BIAS, BGRADA = 1, 6, 4, 256
+    DEFAULT, RELU_BIAS, BIAS = 1, 6, 4
 
 
 ATTRIBUTE_TYPES = {
@@ -78,7 +78,7 @@ class HostLt:
         self.launched, self.unknown = launched, unknown
         self.things: list[Any] = [None]
         self.wrong: set[str] = set()  # epilogues with wrong results
-        self.refused: set[str] = set()  # epilogues whose launch fails
+        self.refused: set[str] = set()  # epilogues whose launch fails, and "beta" for any other than 0
         self.nan_to_zero = False  # a ReLU by the hardware's maximum: max(NaN, 0) is 0
         self.compute_types: list[int] = []
 
@@ -128,9 +128,10 @@ class HostLt:
         wanted = dict(self.things[operation])  # a copy: a launch does not refer to the description
         real, epilogue = wanted["real"], Epilogue(wanted[MatmulDescAttribute.EPILOGUE])
         scalar = {np.float32: ctypes.c_float, np.float64: ctypes.c_double}[real]
-        if epilogue.name in self.refused:
+        assert scalar.from_address(alpha).value == 1
+        keep = real(scalar.from_address(beta).value)  # read at the launch: a graph repeats the value
+        if epilogue.name in self.refused or (keep and "beta" in self.refused):
             raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
-        assert (scalar.from_address(alpha).value, scalar.from_address(beta).value) == (1, 0)
         assert self.things[handle] == "handle"
         assert ctypes.c_uint64.from_address(algorithm).value == 7
         assert workspace
@@ -151,15 +152,14 @@ class HostLt:
             out = matrices["d"]
             assert (left.shape[0], right.shape[1]) == out.shape, "the layouts contradict each other"
             result = left @ right
+            if keep:  # with a beta of 0, cuBLASLt does not read C
+                result = result + keep * matrices["c"]
             if epilogue is not Epilogue.DEFAULT:
                 assert real is np.float32
                 vector = column_major(wanted[MatmulDescAttribute.BIAS_POINTER], real, len(out), 1, len(out))
-                if epilogue is Epilogue.BGRADA:
-                    vector[:, 0] = left.sum(axis=1)
-                else:
-                    result = result + vector
-                    if epilogue is Epilogue.RELU_BIAS:
-                        result = np.fmax(result, 0) if self.nan_to_zero else np.maximum(result, 0)
+                result = result + vector
+                if epilogue is Epilogue.RELU_BIAS:
+                    result = np.fmax(result, 0) if self.nan_to_zero else np.maximum(result, 0)
             out[...] = result + (1 if epilogue.name in self.wrong else 0)
 
         self.launched(f"lt-{epilogue.name}", run)

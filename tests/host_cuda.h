@@ -27,7 +27,7 @@ static Extent gridDim, blockDim, blockIdx, threadIdx;
 
 namespace host {
 
-const size_t STACK = 65536;
+const size_t STACK = 65536 + 64 * 7;  // no power of two: the tops of stacks would share one set of the cache
 const int PATIENCE = 20000;  // rounds without progress that count as a deadlock
 const int SPELL = 64;  // rounds for which the same blocks are paused, so that the others advance
 
@@ -56,7 +56,7 @@ struct Fiber {
     unsigned number;  // in the block
     Block* block;
     bool started = false, done = false;
-    std::unique_ptr<char[]> stack{new char[STACK]};
+    char* stack;
     ucontext_t context;
     jmp_buf place;
 };
@@ -86,7 +86,7 @@ static void resume(Fiber& fiber)
         _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, enter, 0);
     swapcontext(&first_scheduler, &fiber.context);
@@ -114,7 +114,9 @@ static void meet(Meeting& meeting, unsigned threads)
 // Run the threads of these blocks in turns until all have finished.
 static void run(std::vector<Block>& blocks)
 {
+    static std::vector<std::unique_ptr<char[]>> stacks;  // kept, since new ones take longer than most kernels
     std::vector<Fiber> fibers;
+    fibers.reserve(blocks.size() * blockDim.x * blockDim.y * blockDim.z);
     for (Block& block : blocks) {
         block.threads = blockDim.x * blockDim.y * blockDim.z;
         block.warps.resize((block.threads + 31) / 32);
@@ -123,6 +125,9 @@ static void run(std::vector<Block>& blocks)
             fibers.back().index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
             fibers.back().number = i;
             fibers.back().block = &block;
+            if (stacks.size() < fibers.size())
+                stacks.emplace_back(new char[STACK]);
+            fibers.back().stack = stacks[fibers.size() - 1].get();
         }
     }
     std::vector<Fiber*> waiting;

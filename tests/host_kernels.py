@@ -39,6 +39,8 @@ TYPES = {
     "unsigned char": np.uint8,
     "u8": np.uint8,
 }
+# what makes threads wait for each other, by itself or within a function of blocks.cuh
+WAITING = re.compile(r"__syncthreads|__shfl|sum_column\(|sum_over_\w+\(|is_last_block\(")
 UNASKED_SHARED_BYTES = 48 * 1024
 
 
@@ -77,7 +79,7 @@ def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
     wrappers = []
     for name, words in re.findall(KERNEL, source):
         names = ", ".join(word.split()[-1] for word in words.split(","))
-        barriers = "true" if "__syncthreads" in body_of(source, name) else "false"
+        barriers = "true" if WAITING.search(body_of(source, name)) else "false"
         wrappers.append(
             f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, bool cooperative, '
             f"unsigned shared, {words}) {{ host::launch(grid, block, {barriers}, cooperative, shared, "

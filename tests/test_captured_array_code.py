@@ -17,6 +17,7 @@ from gpumlp import (
     Dataset,
     Dense,
     Dropout,
+    LogisticCrossEntropy,
     OneCycle,
     Penalty,
     ReLU,
@@ -28,12 +29,13 @@ from gpumlp import (
 )
 from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws
 from gpumlp.backends.cuda.graphs import CapturedStep, NotCapturableError
+from gpumlp.nn.metrics import new_scores
 from gpumlp.nn.optimizers import Optimizer, OptimizerState
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.own_rules import Scaled
 
-FEATURES, HIDDEN, OUTPUTS, SAMPLES = 20, 16, 4, 150
+FEATURES, HIDDEN, OUTPUTS, SAMPLES = 20, 24, 4, 150
 SHAPES = [(FEATURES, HIDDEN), (HIDDEN, OUTPUTS), (HIDDEN,), (OUTPUTS,)]  # weights, then biases
 PARTS = np.cumsum([0, *(64 * -(-int(np.prod(shape)) // 64) for shape in SHAPES)]).tolist()
 
@@ -82,12 +84,12 @@ class Whole:
         ]
         self.images = put(rng.integers(0, 255, (SAMPLES, FEATURES), dtype=np.uint8))
         self.order = put(rng.permutation(SAMPLES).astype(self.order_type))
-        numbers = isinstance(self.loss, SquaredError)
-        targets = rng.normal(size=(SAMPLES, OUTPUTS)).astype(dtype)
-        self.targets = put(targets if numbers else rng.integers(0, OUTPUTS, SAMPLES))
+        floats = self.loss.task != "classes"
+        targets = rng.random(size=(SAMPLES, OUTPUTS)).astype(dtype)
+        self.targets = put(targets if floats else rng.integers(0, OUTPUTS, SAMPLES))
         self.sample_weights = put(rng.random(SAMPLES).astype(dtype)) if self.weighted else None
         self.losses = put(np.zeros(SAMPLES, dtype))
-        self.scores = put(np.zeros((SAMPLES, OUTPUTS), dtype) if numbers else np.zeros(SAMPLES, bool))
+        self.scores = put(new_scores(np, self.loss.task, SAMPLES, OUTPUTS, dtype))
         self.slices = [slice(i, min(i + batch_size, SAMPLES)) for i in range(0, SAMPLES, batch_size)]
         widths = [FEATURES, HIDDEN, HIDDEN, HIDDEN, OUTPUTS]
         self.work = [put(np.zeros((batch_size, width), dtype)) for width in widths]
@@ -249,6 +251,8 @@ RULES = {
     "without weights": {"weighted": False},
     "array loss": {"loss": ArrayLoss()},
     "numbers": {"loss": SquaredError()},
+    "labels": {"loss": LogisticCrossEntropy(0.1)},
+    "label smoothing": {"loss": SoftmaxCrossEntropy(0.1)},
     "array activation": {"activation": Softsign()},
     "array activation, from the input": {"activation": Cubic()},
     "activation from the input": {"activation": FastCubic()},

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Adam, Dataset, Trainer
+from gpumlp import MLP, SGD, Adam, Dataset, ExponentialDecay, Penalty, Trainer
 from gpumlp.backends import Accumulation
 from gpumlp.backends.cuda.cublaslt import Products
 from gpumlp.backends.cuda.graphs import NotCapturableError
@@ -49,7 +49,8 @@ def test_products_of_matrices_and_their_transposes(turned: str, sizes: tuple[int
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_bias_and_relu_are_part_of_the_forward_product(activation: str) -> None:
     backend, rule = host_cuda_backend(cublaslt=True), get_activation(activation)
-    x, weight, bias, s, a = (normal("float32", *shape) for shape in ((9, 5), (5, 4), (4,), (9, 4), (9, 4)))
+    shapes = ((9, 5), (5, 20), (20,), (9, 20), (9, 20))
+    x, weight, bias, s, a = (normal("float32", *shape) for shape in shapes)
     device = [backend.asarray(array) for array in (x, weight, bias, s, a)]
     for _ in range(2):
         backend.xp.launches.clear()
@@ -58,18 +59,35 @@ def test_bias_and_relu_are_part_of_the_forward_product(activation: str) -> None:
     assert launches(backend) == ["lt-RELU_BIAS" if activation == "relu" else "lt-BIAS"]
 
 
-def test_both_gradients_are_one_call() -> None:
-    backend = host_cuda_backend(cublaslt=True)
-    x, weight, delta = normal("float32", 9, 5), normal("float32", 5, 4), normal("float32", 9, 4)
-    device = [
-        backend.asarray(array) for array in (x, weight, delta, np.zeros_like(weight), np.zeros(4, np.float32))
-    ]
-    for _ in range(2):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_weight_gradient_is_added_where_an_accumulation_says(known: bool, dtype: str) -> None:
+    backend = host_cuda_backend(cublaslt=True, unknown=() if known else ("DEFAULT",))
+    x, delta, start = normal(dtype, 9, 5), normal(dtype, 9, 20), normal(dtype, 5, 20)
+    device = [backend.asarray(array) for array in (x, np.zeros_like(start), delta)]
+    out, expected = backend.asarray(start), start
+    for keep in (0.9, 0.5, 0.9, 0.0, 1.0):  # also the first product, of which there is a trial
         backend.xp.launches.clear()
-        backend.dense_backward(*device[:3], Accumulation(device[3]), device[4], None)
-        np.testing.assert_allclose(backend.to_numpy(device[3]), x.T @ delta, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(backend.to_numpy(device[4]), delta.sum(axis=0), rtol=1e-5, atol=1e-5)
-    assert launches(backend) == ["lt-BGRADA"]
+        backend.dense_backward(*device, Accumulation(out, keep=keep), None, None)
+        expected = keep * expected + x.T @ delta
+        np.testing.assert_allclose(backend.to_numpy(out), expected, rtol=1e-5, atol=1e-5)
+    if known:
+        assert launches(backend) == ["lt-DEFAULT"]
+
+
+def test_momentum_is_part_of_the_product_and_other_rules_read_the_gradient(blobs: Dataset) -> None:
+    optimizers = [SGD(momentum=0.9), SGD(), SGD(momentum=0.9, nesterov=True), Adam()]
+    for number, optimizer in enumerate(optimizers):
+        trainers = []
+        for device in (host_cuda_backend(cublaslt=True), "cpu"):
+            model = MLP([20, 30, 20, 4], seed=1, device=device, dtype="float64")
+            options = {"optimizer": optimizer, "penalty": Penalty(l2=1e-3, l1=1e-4), "batch_size": 64}
+            trainers.append(Trainer(model, blobs, schedule=ExponentialDecay(0.5), **options))
+            trainers[-1].run(3)
+        gradients = trainers[0].model.backend.to_numpy(trainers[0].model.layers[0].weight_gradient)
+        assert np.isnan(gradients).all() == (number == 0)  # the others are stored
+        for name, expected in trainers[1].model.state_dict().items():
+            np.testing.assert_allclose(trainers[0].model.state_dict()[name], expected, rtol=1e-9, atol=1e-11)
 
 
 def test_each_layer_has_its_own_bias_though_shapes_are_equal() -> None:
@@ -82,11 +100,11 @@ def test_each_layer_has_its_own_bias_though_shapes_are_equal() -> None:
         np.testing.assert_allclose(backend.to_numpy(a), x._data + value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("unknown", [("RELU_BIAS",), ("BIAS", "BGRADA"), ("DEFAULT",)])
+@pytest.mark.parametrize("unknown", [("RELU_BIAS",), ("BIAS",), ("DEFAULT",)])
 def test_unsupported_products_are_computed_by_cupy(blobs: Dataset, unknown: tuple[str, ...]) -> None:
     weights = []
     for device in ("cpu", host_cuda_backend(cublaslt=True, unknown=unknown)):
-        model = MLP([20, 16, 12, 4], device=device)
+        model = MLP([20, 32, 24, 20], device=device)
         Trainer(model, blobs, batch_size=64).run(2)
         weights.append(model.state_dict())
     assert not {f"lt-{name}" for name in unknown} & set(device.xp.launches)
@@ -94,14 +112,14 @@ def test_unsupported_products_are_computed_by_cupy(blobs: Dataset, unknown: tupl
         np.testing.assert_allclose(weights[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("epilogue", ["DEFAULT", "RELU_BIAS", "BGRADA"])
+@pytest.mark.parametrize("epilogue", ["DEFAULT", "RELU_BIAS", "beta"])
 def test_a_product_whose_launch_fails_is_computed_by_cupy(blobs: Dataset, epilogue: str) -> None:
     backend = host_cuda_backend(cublaslt=True)
     backend.products()._lt.refused.add(epilogue)
-    model, expected = MLP([20, 16, 4], device=backend), MLP([20, 16, 4], device="cpu")
+    model, expected = MLP([20, 24, 4], device=backend), MLP([20, 24, 4], device="cpu")
     with pytest.warns(UserWarning, match="cuBLASLt failed for .* CuPy's product is used: CUBLAS_STATUS"):
-        Trainer(model, blobs, batch_size=64).run(2)
-    Trainer(expected, blobs, batch_size=64).run(2)
+        Trainer(model, blobs, optimizer=SGD(momentum=0.9), batch_size=64).run(2)
+    Trainer(expected, blobs, optimizer=SGD(momentum=0.9), batch_size=64).run(2)
     for name, values in expected.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], values, rtol=1e-4, atol=1e-5)
 
@@ -146,10 +164,13 @@ def test_in_a_capture_only_algorithms_that_were_chosen_before_are_used() -> None
     assert products.matmul(square, square, out)
 
 
-@pytest.mark.parametrize(("sizes", "count"), [([20, 4], 5), ([20, 16, 4], 9), ([20, 16, 12, 4], 13)])
-def test_a_step_is_four_launches_a_layer_and_one(blobs: Dataset, sizes: list[int], count: int) -> None:
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adam()])
+@pytest.mark.parametrize(("sizes", "count"), [([20, 4], 5), ([20, 16, 4], 8), ([20, 32, 24, 4], 12)])
+def test_a_step_is_four_launches_a_layer(
+    blobs: Dataset, sizes: list[int], count: int, optimizer: SGD | Adam
+) -> None:
     backend = host_cuda_backend(cublaslt=True)
-    trainer = Trainer(MLP(sizes, device=backend), blobs, optimizer=Adam(), batch_size=32)
+    trainer = Trainer(MLP(sizes, device=backend), blobs, optimizer=optimizer, batch_size=32)
     trainer.run(1)
     for batch in trainer.batches.slices:
         backend.xp.launches.clear()
@@ -183,15 +204,15 @@ def test_the_bindings_are_found_where_they_are_installed(monkeypatch: pytest.Mon
 def test_on_a_gpu_training_uses_cublaslt(blobs: Dataset, precision: str) -> None:
     backend = gpu_backend(matmul_precision=precision, execution="eager")
     pytest.importorskip("nvmath", reason="nvmath-python is not installed")
-    model, expected = MLP([20, 16, 12, 4], device=backend), MLP([20, 16, 12, 4], device="cpu")
+    sizes = [20, 16, 12, 20]  # more outputs than a narrow layer has
+    model, expected = MLP(sizes, device=backend), MLP(sizes, device="cpu")
     for network in (model, expected):
         Trainer(network, blobs, batch_size=64, validation=50).run(2)
     plans = backend.products()._plans
-    assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS", "BGRADA"}
+    assert {key[0] for key in plans} == {"DEFAULT", "BIAS", "RELU_BIAS"}
     left = {key[0] for key, plan in plans.items() if plan is None}
-    # RELU_BIAS is not used if it does not propagate NaN, and BGRADA may not support float32 for such small shapes.
-    # Products with and without a bias must be supported.
-    assert left <= {"RELU_BIAS", "BGRADA"}
+    # RELU_BIAS is not used if it does not propagate NaN. Products with and without a bias must be supported.
+    assert left <= {"RELU_BIAS"}
     tolerance = 1e-3 if precision == "highest" else 0.1
     for name, values in expected.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], values, rtol=tolerance, atol=tolerance)

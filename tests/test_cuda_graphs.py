@@ -12,7 +12,7 @@ from gpumlp.training.callbacks import Callback
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
-OPTIMIZERS = [SGD(), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
+OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam(0.01)]
 
 
 class Listener(Callback):
@@ -21,7 +21,7 @@ class Listener(Callback):
 
 def trainer_on(backend: object, data: Dataset, optimizer: object = None, **options: object) -> Trainer:
     model = MLP(
-        [data.features, 16, 12, data.classes], activation=options.pop("activation", "relu"), device=backend
+        [data.features, 32, 20, data.classes], activation=options.pop("activation", "relu"), device=backend
     )
     options = {"batch_size": 16, "schedule": ExponentialDecay(0.3), "penalty": Penalty(l2=1e-3)} | options
     return Trainer(model, data, optimizer=optimizer or Adam(0.01), **options)
@@ -145,7 +145,7 @@ def test_a_graph_continues_from_loaded_weights(blobs: Dataset) -> None:
     graph, eager = pair(blobs)
     for trainer in (graph, eager):
         trainer.run(3)
-        trainer.model.load_state_dict(MLP([20, 16, 12, 4], seed=8, device="cpu").state_dict())
+        trainer.model.load_state_dict(MLP([20, 32, 20, 4], seed=8, device="cpu").state_dict())
         trainer.run(4)
     same_bits(graph, eager)
 
@@ -180,6 +180,17 @@ def test_more_steps_than_the_buffer_of_factors_holds(blobs: Dataset, monkeypatch
     for trainer in (graph, eager):
         trainer.run(3)
     same_bits(graph, eager)
+
+
+def test_a_graph_has_the_launches_of_its_steps_only(blobs: Dataset) -> None:
+    trainer = trainer_on(host_cuda_backend(cublaslt=True), blobs, SGD(momentum=0.9))
+    trainer.run(1)
+    names = [name for name, _ in trainer.model.backend.graphs._captured[trainer._step].graphs[1].nodes]
+    assert names == [
+        *("gather_pixels", "lt-RELU_BIAS", "lt-RELU_BIAS", "narrow_forward", "softmax_cross_entropy"),
+        *("narrow_backward", "activation_backward", "lt-DEFAULT", "lt-DEFAULT", "activation_backward"),
+        *("lt-DEFAULT", "sgd_step"),
+    ]
 
 
 def test_graphs_are_freed_with_their_trainer(blobs: Dataset) -> None:

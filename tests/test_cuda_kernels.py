@@ -15,11 +15,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Activation, Adam, AdamW, Dataset, Penalty, ReLU, SoftmaxCrossEntropy, Trainer
+from gpumlp import (
+    MLP,
+    SGD,
+    Activation,
+    Adam,
+    AdamW,
+    Dataset,
+    LogisticCrossEntropy,
+    Loss,
+    Penalty,
+    PoissonDeviance,
+    ReLU,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    Trainer,
+)
 from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws, reference_backend
 from gpumlp.backends.cuda import kernels
-from gpumlp.backends.cuda.kernels import cuda_activation, kernel_source, optimizer_kernel
+from gpumlp.backends.cuda.kernels import cuda_activation, is_narrow, kernel_source, optimizer_kernel
+from gpumlp.backends.cuda.plan import LOSSES
 from gpumlp.nn.activations import ACTIVATIONS, get_activation
+from gpumlp.nn.metrics import new_scores
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
@@ -37,7 +54,11 @@ def normal(dtype: str, *shape: int) -> np.ndarray:
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Backend:
     """The kernels on the CPU, and on a GPU if there is one."""
-    return host_cuda_backend() if request.param == "host" else gpu_backend()
+    backend = host_cuda_backend() if request.param == "host" else gpu_backend()
+    with backend.activate():
+        for dtype in DTYPES:
+            backend.kernels(np.dtype(dtype))  # to be compiled before launches are counted
+    return backend
 
 
 def watch(backend: Backend) -> None:
@@ -90,7 +111,8 @@ def test_dense_forward(device: Backend, shape: tuple[int, int], activation: str,
     watch(backend)
     backend.dense_forward(*arrays[:3], rule, *arrays[3:])
     kernel = "bias_activation" if rule.derivative_from == "output" else "bias_activation_apart"
-    assert launched(backend) in (None, ["matmul", kernel])
+    narrow = activation == "identity" and units <= 16
+    assert launched(backend) in (None, ["narrow_forward"] if narrow else ["matmul", kernel])
     reference_backend(np).dense_forward(x, weight, bias, rule, s, a)
     tolerance = 3e-6 if dtype == "float32" else 1e-13
     np.testing.assert_allclose(backend.to_numpy(arrays[4]), a, rtol=tolerance, atol=tolerance)
@@ -103,13 +125,18 @@ def test_activation_backward(device: Backend, shape: tuple[int, int], activation
     rule = get_activation(activation)
     s, delta = normal(dtype, *shape), normal(dtype, *shape)
     saved = s if rule.derivative_from == "input" else rule(s)
-    got = [device.asarray(array.copy()) for array in (saved, delta)]
-    watch(device)
-    device.activation_backward(rule, *got)
-    assert launched(device) in (None, [] if activation == "identity" else ["activation_backward"])
-    reference_backend(np).activation_backward(rule, saved, delta)
-    tolerance = 3e-6 if dtype == "float32" else 1e-13
-    np.testing.assert_allclose(device.to_numpy(got[1]), delta, rtol=tolerance, atol=tolerance)
+    sums = np.zeros(shape[1], dtype)
+    tolerance = 3e-5 if dtype == "float32" else 1e-13
+    for last in ((), (sums,)):  # without and with the gradient of the bias
+        got = [device.asarray(array.copy()) for array in (saved, delta, *last)]
+        watch(device)
+        device.activation_backward(rule, *got)
+        unchanged = ["column_sums"] if last else []
+        assert launched(device) in (None, unchanged if activation == "identity" else ["activation_backward"])
+        want = [saved, delta.copy(), *last]
+        reference_backend(np).activation_backward(rule, *want)
+        for value, expected in zip(got[1:], want[1:], strict=True):
+            np.testing.assert_allclose(device.to_numpy(value), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,7 +149,8 @@ def test_dense_backward(device: Backend, shape: tuple[int, int], dtype: str) -> 
     got = [backend.asarray(array.copy()) for array in want]
     watch(backend)
     backend.dense_backward(*got[:3], Accumulation(got[3]), *got[4:])
-    assert launched(backend) in (None, ["matmul", "column_sums", "matmul"])
+    narrow = ["narrow_backward"]
+    assert launched(backend) in (None, narrow if units <= 16 else ["matmul", "column_sums", "matmul"])
     reference_backend(np).dense_backward(*want[:3], Accumulation(want[3]), *want[4:])
     tolerance = 3e-5 if dtype == "float32" else 1e-12
     for value, expected in zip(got[3:], want[3:], strict=True):
@@ -130,9 +158,59 @@ def test_dense_backward(device: Backend, shape: tuple[int, int], dtype: str) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", [0, 7])  # the order of threads
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (65, 31, 4), (130, 32, 5), (300, 33, 10), (257, 70, 16), (64, 7, 13)]
+)
+def test_a_narrow_layer(device: Backend, sizes: tuple[int, int, int], seed: int, dtype: str) -> None:
+    batch, units, outputs = sizes
+    device.xp.thread_order = seed
+    arrays = [normal(dtype, *shape) for shape in ((batch, units), (units, outputs), (outputs,), (batch, outputs))]
+    got = [device.asarray(array) for array in arrays]
+    tolerance = {"float32": 1e-4, "float64": 1e-12}[dtype]
+    inside, whole = guarded(device, np.zeros((batch, outputs), dtype))
+    device.dense_forward(*got[:3], get_activation("identity"), inside, inside)
+    x, weight, bias, delta = arrays
+    np.testing.assert_allclose(device.to_numpy(inside), x @ weight + bias, rtol=tolerance, atol=tolerance)
+    assert (device.to_numpy(whole) == 77).sum() == 32
+    for keep in (0.0, 0.9):
+        before = normal(dtype, units, outputs) if keep else np.full((units, outputs), np.nan, dtype)
+        results = [(before, keep * np.nan_to_num(before) + x.T @ delta), (bias, delta.sum(axis=0))]
+        results += [(x, delta @ weight.T)] * (keep == 0)  # without it, the third array is None
+        pairs = [guarded(device, array) for array, _ in results]
+        gradient, sums, below = [inside for inside, _ in pairs] + [None] * (keep != 0)
+        watch(device)
+        device.dense_backward(got[0], got[1], got[3], Accumulation(gradient, keep=keep), sums, below)
+        assert launched(device) in (None, ["narrow_backward"])
+        for (inside, whole), (_, expected) in zip(pairs, results, strict=True):
+            np.testing.assert_allclose(device.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
+            assert (device.to_numpy(whole) == 77).sum() == 32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(300, 10), (600, 65)])
+def test_sums_have_the_same_bits_in_any_order_of_threads(sizes: tuple[int, int], dtype: str) -> None:
+    backend, rule, found = host_cuda_backend(), get_activation("tanh"), set()
+    delta, saved, x = normal(dtype, *sizes), normal(dtype, *sizes), normal(dtype, sizes[0], 5)
+    weight = normal(dtype, 5, sizes[1])
+    for seed in range(4):
+        backend.xp.thread_order = seed
+        got = [backend.asarray(array) for array in (x, weight, delta, saved)]
+        sums = [backend.asarray(np.zeros(sizes[1], dtype)) for _ in range(2)]
+        gradient = backend.asarray(np.zeros_like(weight))
+        backend.dense_backward(*got[:3], Accumulation(gradient), sums[0], None)
+        backend.activation_backward(rule, got[3], got[2], sums[1])
+        found.add(tuple(backend.to_numpy(array).tobytes() for array in (gradient, *sums)))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 1e4])
-@pytest.mark.parametrize("shape", [(1, 2), (64, 10), (65, 64), (300, 3)])
-def test_softmax_cross_entropy(device: Backend, shape: tuple[int, int], scale: float, dtype: str) -> None:
+@pytest.mark.parametrize("loss", [LOSS, SoftmaxCrossEntropy(label_smoothing=0.1)])
+@pytest.mark.parametrize("shape", [(1, 2), (64, 10), (65, 64), (300, 3), (9, 200)])
+def test_softmax_cross_entropy(
+    device: Backend, shape: tuple[int, int], loss: SoftmaxCrossEntropy, scale: float, dtype: str
+) -> None:
     batch, classes = shape
     logits = np.round(normal(dtype, batch, classes), 1) * np.dtype(dtype).type(
         scale
@@ -141,14 +219,39 @@ def test_softmax_cross_entropy(device: Backend, shape: tuple[int, int], scale: f
     backend = device
     pairs = [guarded(backend, array) for array in want]
     watch(backend)
-    backend.output_error(LOSS, *[inside for inside, _ in pairs])
+    backend.output_error(loss, *[inside for inside, _ in pairs])
     assert launched(backend) in (None, ["softmax_cross_entropy"])
-    reference_backend(np).output_error(LOSS, *want)
+    reference_backend(np).output_error(loss, *want)
     tolerance = 3e-6 if dtype == "float32" else 1e-13
     for (inside, whole), expected in zip(pairs, want, strict=True):
         np.testing.assert_allclose(backend.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
         edges = backend.to_numpy(whole)
         np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "loss", [LogisticCrossEntropy(), LogisticCrossEntropy(0.1), SquaredError(), PoissonDeviance()]
+)
+@pytest.mark.parametrize("shape", [(1, 1), (300, 3), (33, 70)])
+def test_the_other_losses(device: Backend, shape: tuple[int, int], loss: Loss, dtype: str) -> None:
+    targets = (RNG.random(shape) < 0.5).astype(dtype)  # 0 and 1, which each of them supports
+    outputs = normal(dtype, *shape) * (30 if loss.task == "labels" else 2)
+    outputs[0, 0] = 0
+    want = [outputs, targets, np.zeros(shape[0], dtype), new_scores(np, loss.task, *shape, dtype)]
+    pairs = [guarded(device, array) for array in want]
+    watch(device)
+    device.output_error(loss, *[inside for inside, _ in pairs])
+    assert launched(device) in (None, ["independent_outputs"])
+    reference_backend(np).output_error(loss, *want)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    for (inside, whole), expected in zip(pairs, want, strict=True):
+        np.testing.assert_allclose(device.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
+        edges = device.to_numpy(whole)
+        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+    broken = [device.asarray(array) for array in (np.full(shape, np.nan, dtype), *want[1:])]
+    device.output_error(loss, *broken)
+    assert np.isnan(device.to_numpy(broken[2])).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -251,6 +354,8 @@ def test_a_nan_loss_stays_nan(device: Backend) -> None:
 
 def test_a_small_grid_processes_the_whole_array(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_MOST_BLOCKS", 2)
+    monkeypatch.setattr(kernels, "_SUMMING_BLOCKS", 2)
+    test_a_narrow_layer(device, (300, 33, 10), 0, "float32")
     test_gather(device, (130, 200), "float32")
     test_dense_forward(device, (130, 200), "tanh", "float32")
     test_dense_backward(device, (130, 200), "float32")
@@ -258,7 +363,8 @@ def test_a_small_grid_processes_the_whole_array(device: Backend, monkeypatch: py
     test_an_activation_with_its_derivative_from_the_input(device, (130, 200), "float32")
     test_dropout(device, (300, 13), 0.5, "float32")
     test_weigh(device, (130, 200), "float32")
-    test_softmax_cross_entropy(device, (300, 10), 1, "float32")
+    test_softmax_cross_entropy(device, (300, 10), LOSS, 1, "float32")
+    test_the_other_losses(device, (300, 3), SquaredError(), "float32")
     test_update(device, Adam(), Penalty(l2=0.1), "float32")
 
 
@@ -328,23 +434,27 @@ def test_custom_rules_are_computed_as_defined(blobs: Dataset) -> None:
         np.testing.assert_allclose(weights[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_more_classes_than_the_kernel_supports_use_the_reference() -> None:
-    backend, logits = host_cuda_backend(), normal("float32", 5, 100)
-    labels = RNG.integers(0, 100, 5)
-    arrays = [backend.asarray(a) for a in (logits, labels, np.empty(5, np.float32), np.zeros(5, bool))]
-    backend.xp.launches.clear()
-    backend.output_error(LOSS, *arrays)
-    assert "softmax_cross_entropy" not in backend.xp.launches
+def test_a_layer_that_is_not_narrow_is_a_product() -> None:
+    backend = host_cuda_backend()
+    assert is_narrow(backend.asarray(np.zeros((1024, 12), np.float32)))
+    for sizes in ((1025, 12), (5, 17)):  # the first does not fit into shared memory
+        weight = backend.asarray(np.zeros(sizes, np.float32))
+        x, bias, s = (
+            backend.asarray(np.zeros(shape, np.float32)) for shape in ((3, sizes[0]), sizes[1], (3, sizes[1]))
+        )
+        watch(backend)
+        backend.dense_forward(x, weight, bias, get_activation("identity"), s, s)
+        assert launched(backend) == ["matmul", "bias_activation"]
 
 
 # -- What a step launches ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sizes", "launches"), [([20, 4], 7), ([20, 16, 4], 13), ([20, 16, 12, 4], 19)])
+@pytest.mark.parametrize(
+    ("sizes", "launches"), [([20, 4], 5), ([20, 16, 4], 9), ([20, 32, 24, 4], 14), ([20, 16, 17], 12)]
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-def test_a_step_is_six_launches_a_layer_and_one(
-    blobs: Dataset, sizes: list[int], launches: int, optimizer: SGD | Adam
-) -> None:
+def test_the_launches_of_a_step(blobs: Dataset, sizes: list[int], launches: int, optimizer: SGD | Adam) -> None:
     backend = host_cuda_backend()
     trainer = Trainer(
         MLP(sizes, device=backend), blobs, optimizer=optimizer, penalty=Penalty(l2=1e-4), batch_size=32
@@ -394,29 +504,32 @@ def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> No
 
 def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
     backend = host_cuda_backend()
-    kernel = backend.xp.RawModule(code=kernel_source("kernels.cu"), options=("-DREAL=float",)).get_function(
-        "column_sums"
-    )
+    code = kernel_source("blocks.cuh", "kernels.cu")
+    kernel = backend.xp.RawModule(code=code, options=("-DREAL=float",)).get_function("column_sums")
     values, sums = backend.asarray(np.ones((2, 3), np.float32)), backend.asarray(np.zeros(3, np.float32))
-    kernel((1,), (32, 32), (values, np.int64(2), np.int64(3), sums))
+    unused = (sums, np.uint64(0))  # by a single block
+    kernel((1,), (32, 32), (values, np.int64(2), np.int64(3), *unused, sums))
     assert backend.to_numpy(sums).tolist() == [2, 2, 2]
     for arguments in (
-        (values, np.int32(2), np.int64(3), sums),
-        (values, 2, np.int64(3), sums),
-        (values, np.int64(2), np.int64(3)),
-        (values, np.int64(2), np.int64(3), backend.asarray(np.zeros(3))),
-        (values.T, np.int64(2), np.int64(3), sums),
+        (values, np.int32(2), np.int64(3), *unused, sums),
+        (values, 2, np.int64(3), *unused, sums),
+        (values, np.int64(2), np.int64(3), *unused),
+        (values, np.int64(2), np.int64(3), *unused, backend.asarray(np.zeros(3))),
+        (values.T, np.int64(2), np.int64(3), *unused, sums),
     ):
         with pytest.raises(AssertionError):
             kernel((1,), (32, 32), arguments)
 
 
 def test_python_and_cuda_number_the_rules_alike() -> None:
-    defined = {
-        name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)\n", kernel_source("kernels.cu"))
-    }
-    assert {name.upper(): code for name, code in kernels._SGD_CODES.items()}.items() <= defined.items()
+    source = kernel_source("blocks.cuh", "kernels.cu")
+    defined = {name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)", source)}
+    losses = {name.partition("_")[0]: code for code, name in enumerate(LOSSES) if name != "softmax_cross_entropy"}
+    for codes in (kernels._SGD_CODES, losses):
+        assert {name.upper(): code for name, code in codes.items()}.items() <= defined.items()
     assert (defined["SUM_COLUMNS"], defined["SUM_ROWS"]) == kernels._SUM_BLOCK
+    assert (32, defined["NARROW_ROWS"]) == kernels._NARROW_BLOCK
+    assert (defined["NARROW"], defined["AT_ONCE"]) == (kernels.NARROW, kernels._AT_ONCE)
 
 
 def test_a_subclass_or_object_that_changes_a_rule_does_not_use_its_kernel() -> None:
@@ -458,7 +571,9 @@ def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> No
     if compiler is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     source = tmp_path / "kernels.cu"
-    source.write_text(kernel_source("kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda))
+    source.write_text(
+        kernel_source("blocks.cuh", "kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda)
+    )
     command = [
         compiler,
         "-cubin",

@@ -115,7 +115,7 @@ CHANGES = [half_backward, half_inputs, other_loss, other_penalty, other_optimize
 
 
 def trainer_on(backend: Backend, data: Dataset, optimizer: Any, dtype: str = "float64") -> Trainer:
-    model = MLP([data.features, 10, data.classes], seed=1, device=backend, dtype=dtype)
+    model = MLP([data.features, 20, data.classes], seed=1, device=backend, dtype=dtype)
     return Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=0.01), batch_size=16, diagnostics=False)
 
 

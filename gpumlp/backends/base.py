@@ -394,7 +394,9 @@ class Backend:
         xp.add(s, bias, out=s)
         activation.forward(xp, s, a)
 
-    def activation_backward(self, activation: ActivationRule, saved: Array, delta: Array) -> None:
+    def activation_backward(
+        self, activation: ActivationRule, saved: Array, delta: Array, bias_gradient: Array | None = None
+    ) -> None:
         """``delta <- delta * h'`` in place, from the derivative by a layer's output to that by its pre-activation.
 
         Args:
@@ -402,8 +404,12 @@ class Backend:
             saved: ``(batch, units)``, the output or the pre-activation, as ``activation.derivative_from`` says;
                 may be overwritten.
             delta: ``(batch, units)``, overwritten.
+            bias_gradient: ``(units,)``, overwritten with the sum of the new delta over the batch; None if it is
+                not needed.
         """
         activation.backward(self.xp, saved, delta)
+        if bias_gradient is not None:
+            self.column_sums(delta, bias_gradient)
 
     def dense_backward(
         self,
@@ -411,7 +417,7 @@ class Backend:
         weight: Array,
         delta: Array,
         weight_gradient: Accumulation,
-        bias_gradient: Array,
+        bias_gradient: Array | None,
         input_delta: Array | None,
     ) -> None:
         """The gradients of a dense layer and the derivative of the loss by its input.
@@ -423,13 +429,14 @@ class Backend:
             weight: ``(in_features, out_features)``.
             delta: ``(batch, out_features)``, the error term dC/ds of this layer.
             weight_gradient: where dW is added; may be `weight` itself, which is read first.
-            bias_gradient: ``(out_features,)``, overwritten.
+            bias_gradient: ``(out_features,)``, overwritten; None if `activation_backward` has computed it.
             input_delta: ``(batch, in_features)``, overwritten; None if it is not needed.
         """
         if input_delta is not None:
             self.xp.matmul(delta, weight.T, out=input_delta)
         self.accumulate_product(x, delta, weight_gradient)
-        self.column_sums(delta, bias_gradient)
+        if bias_gradient is not None:
+            self.column_sums(delta, bias_gradient)
 
     def dropout(self, x: Array, rate: float, draws: Draws, kept: Array | None, out: Array) -> None:
         """``out = x * keep / (1 - rate)``, where each unit of each sample is kept with probability 1 - rate.
@@ -457,6 +464,10 @@ class Backend:
         else:
             self.xp.multiply(delta, kept, out=delta)
             self.xp.multiply(delta, 1 / (1 - rate), out=delta)
+
+    def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
+        """Whether `dense_backward` can add weight gradients where the optimizer's `accumulation` says."""
+        return self.accumulates_products
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``; `out` may be uninitialized if keep is 0 and scale is 1."""

@@ -262,11 +262,12 @@ class Dense(Layer):
         layer's `weight_gradient`.
         """
         saved = cache.output if cache.saved is None else cache.saved
-        backend = self.backend
+        backend, bias_gradient = self.backend, self.bias_gradient
         if cache.output is not cache.delta:  # the outputs of a network have no activation
-            backend.activation_backward(self.activation, saved, cache.delta)
+            backend.activation_backward(self.activation, saved, cache.delta, bias_gradient)
+            bias_gradient = None
         target = weight_gradient or Accumulation(self.weight_gradient)
-        backend.dense_backward(x, self.weight, cache.delta, target, self.bias_gradient, input_delta)
+        backend.dense_backward(x, self.weight, cache.delta, target, bias_gradient, input_delta)
 
     def __call__(self, x: Array) -> Array:
         """The output for ``x`` of shape ``(batch, in_features)``, as a new array. Does not wait for the device.

@@ -21,8 +21,8 @@ class Loss:
 
     Attributes:
         name: as in ``MLP(..., loss=name)``.
-        kernel: the name by which a device recognizes the loss and selects its own implementation; None for array
-            code.
+        kernel: the name by which a device recognizes the loss, with its `label_smoothing` if it has one, and
+            selects its own implementation; None for array code.
         output: the function that maps outputs to predictions: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
             ``"exp"``.
         least_outputs: the minimum number of outputs of a network.
@@ -126,7 +126,7 @@ class SoftmaxCrossEntropy(Loss):
             onehot(y). C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
     """
 
-    name = "softmax_cross_entropy"
+    name = kernel = "softmax_cross_entropy"
     output = "softmax"
     least_outputs = 2
     task = "classes"
@@ -134,10 +134,6 @@ class SoftmaxCrossEntropy(Loss):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1, open_high=True)
-
-    @property
-    def kernel(self) -> str:  # type: ignore[override]
-        return "smoothed_softmax_cross_entropy" if self.label_smoothing else "softmax_cross_entropy"
 
     def output_error(self, backend: Backend, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
         # argmax: of several equal logits, the first is the prediction.

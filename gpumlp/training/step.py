@@ -80,9 +80,7 @@ class TrainingStep:
         self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
         # All parts of a batch use the same weights, so these must not change before the last part.
         self._in_parts = rows < batches.batch_size
-        self._may_accumulate = (
-            model.backend.accumulates_products and not self._in_parts and clip_norm is None and known
-        )
+        self._may_accumulate = not self._in_parts and clip_norm is None and known
         self.gradient_wanted = False
         self.squares: Array | None = None
         weights = [layer.weight for layer in model.dense_layers[:-1]]
@@ -186,7 +184,8 @@ class TrainingStep:
         if batch.start == 0:
             self._accumulated = None  # arrays may have been replaced since the last epoch
         targets = self._accumulations(learning_rate) if self._may_accumulate else None
-        if targets is not None and batch.start == 0:
+        captured = not isinstance(self.state.steps, int)  # a graph does not repeat what an epoch begins with
+        if targets is not None and batch.start == 0 and not captured:
             for layer in self.model.dense_layers:
                 layer.weight_gradient[...] = math.nan  # poison stale gradients
         if self.squares is not None:
@@ -221,7 +220,9 @@ class TrainingStep:
         """Where to add each layer's weight gradient; None if the optimizer needs it as an array."""
         known, optimizer, penalty = self._accumulated, self.optimizer, self.penalty
         if known is None or known[0] != learning_rate or known[1] is not optimizer or known[2] is not penalty:
-            flat = optimizer.accumulation(self.parameters, self.state, penalty, learning_rate)
+            flat = None
+            if self.model.backend.accumulates(optimizer, penalty):
+                flat = optimizer.accumulation(self.parameters, self.state, penalty, learning_rate)
             if flat is not None and flat.out is not self._viewed:
                 self._viewed, self._views = flat.out, self.model.dense_weights(flat.out)
             self._weight_gradients = flat and [Accumulation(view, flat.scale, flat.keep) for view in self._views]

@@ -1,27 +1,72 @@
-// The kernels of an activation; preceded by rules.cuh and activation.cuh.
+// The kernels of an activation; preceded by rules.cuh, blocks.cuh and activation.cuh.
+
+// s = s + bias, a = h(s), WIDTH columns at a time; `a` may be `s`
+template <int WIDTH>
+__device__ void add_bias(real* s, const real* bias, int64 batch, int64 units, bool stored, real* a)
+{
+    typedef Pack<real, WIDTH> Values;
+    int64 count = units / WIDTH;
+    for (int64 j = global_x(); j < count; j += threads_x()) {
+        Values b = ((const Values*)bias)[j];
+        for (int64 i = global_y(); i < batch; i += threads_y()) {
+            Values sum = ((const Values*)s)[i * count + j], h;
+#pragma unroll
+            for (int k = 0; k < WIDTH; k++) {
+                sum.at[k] += b.at[k];
+                h.at[k] = activate(sum.at[k]);
+            }
+            if (stored)
+                ((Values*)s)[i * count + j] = sum;
+            ((Values*)a)[i * count + j] = h;
+        }
+    }
+}
 
 // s = h(s + bias), in place
-extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units)
+extern "C" __global__ void bias_activation(real* s, const real* bias, int64 batch, int64 units, int width)
 {
-    for (int64 i = global_y(); i < batch; i += threads_y())
-        for (int64 j = global_x(); j < units; j += threads_x())
-            s[i * units + j] = activate(s[i * units + j] + bias[j]);
+    if (width == 4)
+        add_bias<4>(s, bias, batch, units, false, s);
+    else
+        add_bias<1>(s, bias, batch, units, false, s);
 }
 
 // s = s + bias, a = h(s)
-extern "C" __global__ void bias_activation_apart(real* s, const real* bias, int64 batch, int64 units, real* a)
+extern "C" __global__ void bias_activation_apart(real* s, const real* bias, int64 batch, int64 units, int width,
+                                                 real* a)
 {
-    for (int64 i = global_y(); i < batch; i += threads_y())
-        for (int64 j = global_x(); j < units; j += threads_x()) {
-            real sum = s[i * units + j] + bias[j];
-            s[i * units + j] = sum;
-            a[i * units + j] = activate(sum);
-        }
+    if (width == 4)
+        add_bias<4>(s, bias, batch, units, true, a);
+    else
+        add_bias<1>(s, bias, batch, units, true, a);
 }
 
-// delta = delta * h', with h' from a = h(s) or from s
-extern "C" __global__ void activation_backward(real* delta, const real* saved, int64 size)
+// delta = delta * h', with h' from a = h(s) or from s, and sums[j] = sum over i of delta[i, j],
+// unless `sums` is null
+extern "C" __global__ __launch_bounds__(SUM_COLUMNS * SUM_ROWS) void activation_backward(
+    real* delta, const real* saved, int64 batch, int64 units, real* partials, unsigned* arrived, real* sums)
 {
-    for (int64 i = global_x(); i < size; i += threads_x())
-        delta[i] *= derivative(saved[i]);
+    int64 column = global_x();
+    real sum = 0;
+    if (column < units) {
+        int64 each = threads_y();
+        for (int64 first = global_y(); first < batch; first += AT_ONCE * each) {
+            real errors[AT_ONCE], read[AT_ONCE];
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                int64 i = min(first + r * each, batch - 1) * units + column;
+                errors[r] = delta[i];
+                read[r] = saved[i];
+            }
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++)
+                if (first + r * each < batch) {
+                    errors[r] *= derivative(read[r]);
+                    sum += errors[r];
+                    delta[(first + r * each) * units + column] = errors[r];
+                }
+        }
+    }
+    if (sums)
+        sum_column(sum, units, partials, arrived, sums);
 }

@@ -1,12 +1,14 @@
 """NVIDIA GPUs, by CuPy. This is the only module that imports it, and it is imported only if a GPU is requested.
 
-A step of a network with L layers takes 6 L + 1 launches including matrix products, 13 for 784-128-10 (a test
-counts them): one to gather and scale the batch; per layer two forward (product, bias with activation) and two or
-four backward (weight and bias gradient; above the first layer also the error term below and its activation); one
-for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt (``cublaslt.py``) bias and ReLU
-are part of the forward product, and both gradients are one call: 4 L + 1 launches with the ReLU, 9 for 784-128-10.
-An override calls the reference for arguments that its kernel does not support: custom rules, more than 64 classes,
-arrays that are not contiguous.
+A step of a network with L layers, of which the last has up to 16 units, takes 5 L - 1 launches including matrix
+products, 9 for 784-128-10 (tests count them): one to gather and scale the batch; per hidden layer two forward
+(product, bias with activation) and two or three backward (activation with the bias gradient, weight gradient;
+above the first layer also the error term below); one forward and one backward for the last layer, whose products
+are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt
+(``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for 784-128-10. With
+momentum, its products add the weight gradients to the velocity. A last layer with more than 16 units takes two or
+three launches more. An override calls the reference for arguments that its kernel does not support: custom rules,
+or arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
 step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. Networks that
@@ -49,13 +51,14 @@ from . import fused
 from .cublaslt import Products
 from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
-    MOST_CLASSES,
     GraphOffsets,
     Kernels,
+    accumulates_in_velocity,
     cuda_activation,
-    has_loss_kernel,
     has_penalty_kernel,
     is_c_contiguous,
+    is_narrow,
+    loss_kernel,
     optimizer_kernel,
 )
 from .persistent import PersistentRunner
@@ -318,6 +321,9 @@ class CudaBackend(Backend):
             self.matmul(x, weight, s)
             self.xp.add(s, bias, out=s)
             return activation.forward(self.xp, s, a)
+        alike = x.dtype == weight.dtype == a.dtype and is_c_contiguous(x, weight)
+        if cuda.epilogue == "BIAS" and alike and is_narrow(weight):
+            return self.kernels(a.dtype).narrow_forward(x, weight, bias, a)
         if cuda.derivative_from == "input":
             self.matmul(x, weight, s)
             return self.kernels(a.dtype).bias_activation(s, bias, cuda, a)
@@ -327,12 +333,16 @@ class CudaBackend(Backend):
         self.matmul(x, weight, a)
         return self.kernels(a.dtype).bias_activation(a, bias, cuda)
 
-    def activation_backward(self, activation: ActivationRule, saved: Array, delta: Array) -> None:
+    def activation_backward(
+        self, activation: ActivationRule, saved: Array, delta: Array, bias_gradient: Array | None = None
+    ) -> None:
         cuda = cuda_activation(activation)
         if cuda is None or saved.dtype != delta.dtype or not is_c_contiguous(saved, delta):
-            super().activation_backward(activation, saved, delta)
+            super().activation_backward(activation, saved, delta, bias_gradient)
         elif cuda.derivative != "1":
-            self.kernels(delta.dtype).activation_backward(delta, saved, cuda)
+            self.kernels(delta.dtype).activation_backward(delta, saved, cuda, bias_gradient)
+        elif bias_gradient is not None:
+            self._bias_gradient(delta, bias_gradient)
 
     def dense_backward(
         self,
@@ -340,21 +350,34 @@ class CudaBackend(Backend):
         weight: Array,
         delta: Array,
         weight_gradient: Accumulation,
-        bias_gradient: Array,
+        bias_gradient: Array | None,
         input_delta: Array | None,
     ) -> None:
-        if weight_gradient.scale != 1 or weight_gradient.keep != 0:
-            return super().dense_backward(x, weight, delta, weight_gradient, bias_gradient, input_delta)
-        products = self.products()
-        if products is None or not products.gradients(x, delta, weight_gradient.out, bias_gradient):
-            self.matmul(x.T, delta, weight_gradient.out)
-            if bias_gradient.dtype == delta.dtype and is_c_contiguous(delta, bias_gradient):
-                self.kernels(delta.dtype).column_sums(delta, bias_gradient)
-            else:
-                self.column_sums(delta, bias_gradient)
+        gradient, scale, keep = weight_gradient
+        arrays = [x, weight, delta, gradient, bias_gradient, input_delta]
+        given = [array for array in arrays if array is not None]
+        alike = all(array.dtype == delta.dtype for array in given) and is_c_contiguous(*given)
+        if scale == 1 and alike and is_narrow(weight):
+            kernels = self.kernels(delta.dtype)
+            return kernels.narrow_backward(x, weight, delta, weight_gradient, bias_gradient, input_delta)
         if input_delta is not None:
-            self.matmul(delta, weight.T, input_delta)
-        return None
+            self.matmul(delta, weight.T, input_delta)  # first, since dW may be added to the weights
+        if bias_gradient is not None:
+            self._bias_gradient(delta, bias_gradient)
+        products = self.products()
+        if scale == 1 and products is not None and products.matmul(x.T, delta, gradient, keep):
+            return None
+        return self.accumulate_product(x, delta, weight_gradient)
+
+    def _bias_gradient(self, delta: Array, out: Array) -> None:
+        if out.dtype == delta.dtype and is_c_contiguous(delta, out):
+            self.kernels(delta.dtype).column_sums(delta, out)
+        else:
+            self.column_sums(delta, out)
+
+    def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
+        # A graph does not change the factors of its products, so the learning rate cannot be one.
+        return self.products() is not None and accumulates_in_velocity(optimizer, penalty)
 
     def dropout(self, x: Array, rate: float, draws: Draws, kept: Array | None, out: Array) -> None:
         step, slot, offsets = draws.step, 0, None
@@ -366,13 +389,19 @@ class CudaBackend(Backend):
             super().dropout(x, rate, draws, kept, out)
 
     def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
-        known = has_loss_kernel(loss) and outputs.shape[1] <= MOST_CLASSES
-        same = losses.dtype == outputs.dtype and targets.dtype == np.int64 and scores.dtype == np.bool_
-        if not known or not same or not is_c_contiguous(outputs, targets, losses, scores):
+        name, real = loss_kernel(loss), outputs.dtype
+        classes = name == "softmax_cross_entropy"
+        expected = (
+            np.int64 if classes else real,
+            real,
+            np.bool_ if classes or name == "logistic_cross_entropy" else real,
+        )
+        same = (targets.dtype, losses.dtype, scores.dtype) == expected
+        if name is None or not same or not is_c_contiguous(outputs, targets, losses, scores):
             with self._at_fixed_addresses(targets, losses, scores) as arrays:
                 return super().output_error(loss, outputs, *arrays)
         offsets = self._offsets(targets, losses, scores)
-        return self.kernels(outputs.dtype).softmax_cross_entropy(outputs, targets, offsets, losses, scores)
+        return self.kernels(real).output_error(loss, outputs, targets, offsets, losses, scores)
 
     def weigh(self, delta: Array, losses: Array, weights: Array) -> None:
         if not delta.dtype == losses.dtype == weights.dtype or not is_c_contiguous(delta, losses, weights):
@@ -400,17 +429,20 @@ class CudaBackend(Backend):
         learning_rate: float,
         accumulated: bool = False,
     ) -> None:
-        known = optimizer_kernel(optimizer) is not None and has_penalty_kernel(penalty) and not accumulated
+        known = optimizer_kernel(optimizer) is not None and has_penalty_kernel(penalty)
+        known = known and (not accumulated or accumulates_in_velocity(optimizer, penalty))
         if not known or not is_c_contiguous(parameters, gradient, *state.buffers.values()):
             return super().update(
                 optimizer, penalty, parameters, gradient, weights, state, learning_rate, accumulated
             )
-        capture, kernels = self._capture, self.kernels(parameters.dtype)
+        capture, factors, slot, offsets = self._capture, (), 0, None
         if capture is None:
             factors = self._next_factors(optimizer, state, learning_rate)
-            return kernels.update(optimizer, penalty, parameters, gradient, weights, state, factors, 0, None)
-        slot, offsets = capture.next_slot(), capture.offsets
-        return kernels.update(optimizer, penalty, parameters, gradient, weights, state, (), slot, offsets)
+        else:
+            slot, offsets = capture.next_slot(), capture.offsets
+        return self.kernels(parameters.dtype).update(
+            optimizer, penalty, parameters, gradient, weights, state, factors, slot, offsets, accumulated
+        )
 
     def _next_factors(self, optimizer: OptimizerRule, state: Any, learning_rate: float) -> tuple[Any, ...]:
         if self._capture is None:

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, through NVIDIA's bindings, with bias, ReLU or bias gradient in the same launch.
+"""Matrix products by cuBLASLt, through NVIDIA's bindings, with bias and ReLU, or added to their output.
 
 Used if ``nvmath-python`` is installed (the extra ``nvmath``); otherwise CuPy's products, by cuBLAS, are used. CUDA
 graphs require it, since CuPy does not support the capture of its own products.
@@ -8,8 +8,9 @@ its transpose in column-major order, so ``C = X Y`` is computed as ``C^T = Y^T X
 of D are the columns of C. A factor is transposed only if its array is the transposed view of a row-major matrix.
 The bias of cuBLASLt applies to the rows of D, which are the columns of C, the units of a layer.
 
-The epilogues for bias, bias with ReLU, and the bias gradient are used. The epilogue for the derivative of the ReLU
-is not: it needs a bit mask of each layer from the forward pass and saves one of 9 launches.
+The epilogues for bias and for bias with ReLU are used. Those for the backward pass are not: BGRADA is a kernel of
+its own on the GPU, and DRELU needs a bit mask from RELU_AUX_BIAS, which is not offered for all shapes and may not
+keep NaN. ``activation_backward`` in ``activation.cu`` computes both in one pass.
 """
 
 from __future__ import annotations
@@ -54,28 +55,24 @@ class Products:
         self._workspace = cupy.empty(WORKSPACE_BYTES, dtype="uint8")
         reals: dict[int, Any] = {_REAL_32: np.float32, _REAL_64: np.float64}
         self._ones = {real: np.ones(1, dtype) for real, dtype in reals.items()}
-        self._zeros = {real: np.zeros(1, dtype) for real, dtype in reals.items()}
+        self._keeps: dict[tuple[int, float], Any] = {}  # beta in the memory of the host, where cuBLASLt reads it
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self.alignment = ALIGNMENT
         self.capturing = False
 
-    def matmul(self, x: Array, y: Array, out: Array) -> bool:
-        """``out = x y``; returns False, with `out` unspecified, if unsupported.
+    def matmul(self, x: Array, y: Array, out: Array, keep: float = 0.0) -> bool:
+        """``out = keep out + x y``; returns False if unsupported. Then `out` is unspecified if `keep` is 0.
 
-        `x` and `y` are row-major or transposed views of row-major matrices, `out` is row-major.
+        `x` and `y` are row-major or transposed views of row-major matrices, `out` is row-major. A graph captures
+        the value of `keep`.
         """
-        return self._run("DEFAULT", x, y, out, None)
+        return self._run("DEFAULT", x, y, out, None, keep)
 
     def dense(self, epilogue: str, x: Array, weight: Array, bias: Array, out: Array) -> bool:
         """``out = x W + b`` (BIAS) or ``max(0, x W + b)`` (RELU_BIAS) in one launch; False if unsupported."""
         return self._run(epilogue, x, weight, out, bias)
 
-    def gradients(self, x: Array, delta: Array, weight_gradient: Array, bias_gradient: Array) -> bool:
-        """``dW = x^T delta`` and ``db = sum of delta over the batch`` in one call; False if unsupported."""
-        # BGRADA sums A, the second factor, over the inner dimension: delta over the batch.
-        return self._run("BGRADA", x.T, delta, weight_gradient, bias_gradient)
-
-    def _run(self, epilogue: str, x: Array, y: Array, out: Array, bias: Array | None) -> bool:
+    def _run(self, epilogue: str, x: Array, y: Array, out: Array, bias: Array | None, keep: float = 0.0) -> bool:
         arrays = (x, y, out) if bias is None else (x, y, out, bias)
         if any(array.dtype != out.dtype or array.data.ptr % self.alignment for array in arrays):
             return False
@@ -84,26 +81,34 @@ class Products:
             return False
         if not out.flags.c_contiguous or (bias is not None and out.dtype != np.float32):
             return False
-        key = (epilogue, out.dtype.char, x.shape, y.shape, transposed)
+        key = (epilogue, out.dtype.char, x.shape, y.shape, transposed, keep != 0)
         if key not in self._plans:
             if self.capturing:
                 raise NotCapturableError(f"no algorithm was selected for the product {key} before the capture")
             plan = self._plan(epilogue, x, y, out, transposed, bias)
-            self._plans[key] = self._checked(key, plan, x, y, out, bias)
+            trial = self._cupy.zeros_like(out) if keep else out  # which overwrites it
+            self._plans[key] = self._checked(key, plan, x, y, trial, bias, keep)
         plan = self._plans[key]
         if plan is None:
             return False
-        self._launch(plan, x, y, out, bias)
+        self._launch(plan, x, y, out, bias, keep)
         return True
 
     def _checked(
-        self, key: tuple[Any, ...], plan: Plan | None, x: Array, y: Array, out: Array, bias: Array | None
+        self,
+        key: tuple[Any, ...],
+        plan: Plan | None,
+        x: Array,
+        y: Array,
+        out: Array,
+        bias: Array | None,
+        keep: float,
     ) -> Plan | None:
         """The plan; None if its launch fails or its ReLU does not propagate NaN, by GPU and shape."""
         if plan is None:
             return None
         try:
-            self._launch(plan, x, y, out, bias)
+            self._launch(plan, x, y, out, bias, keep)
         except self._lt.cuBLASLtError as error:  # despite the heuristic
             warnings.warn(f"cuBLASLt failed for {key}, CuPy's product is used: {error}", stacklevel=5)
             return None
@@ -168,10 +173,12 @@ class Products:
             self._set(plan.operation, self._lt.MatmulDescAttribute.BIAS_POINTER, address)
             plan.bias_address = bias.data.ptr
 
-    def _launch(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array | None) -> None:
+    def _launch(self, plan: Plan, x: Array, y: Array, out: Array, bias: Array | None, keep: float = 0.0) -> None:
         if bias is not None:
             self._set_bias(plan, bias)
         real = _REAL_32 if out.dtype == np.float32 else _REAL_64
+        if (real, keep) not in self._keeps:
+            self._keeps[real, keep] = np.array([keep], dtype=out.dtype)
         a, b, d = plan.layouts
         self._lt.matmul(
             self._handle,
@@ -181,7 +188,7 @@ class Products:
             a,
             x.data.ptr,
             b,
-            self._zeros[real].ctypes.data,
+            self._keeps[real, keep].ctypes.data,
             out.data.ptr,
             d,
             out.data.ptr,

@@ -32,10 +32,11 @@ from .kernels import (
     has_penalty_kernel,
     is_c_contiguous,
     is_dense,
+    loss_kernel,
     optimizer_kernel,
     sgd_rule,
 )
-from .plan import FACTORS, LOSSES, NETWORK, OPTIMIZERS, Facts, Plan, Shape, make_plan
+from .plan import FACTORS, NETWORK, OPTIMIZERS, Facts, Plan, Shape, make_plan
 
 # Whether a card has shown that this way is right and faster than the others; until then ``auto`` takes it for
 # networks that are trained together only, and it says so.
@@ -191,7 +192,7 @@ class FusedRunner:
             activations=tuple(found for layer in dense[:-1] if (found := cuda_activation(layer.activation))),
             batch=step.batch_size,
             pixels=bool(step.images.dtype == np.uint8),
-            loss=str(_loss_kernel(step.loss)),
+            loss=str(loss_kernel(step.loss)),
             optimizer=str(_optimizer_rule(step.optimizer)),
             weighted=step.sample_weights is not None,
             dropout=tuple(_dropout_layers(step)),
@@ -384,12 +385,6 @@ def _dropout_layers(step: Step) -> dict[int, int]:
     return found
 
 
-def _loss_kernel(loss: Any) -> str | None:
-    """The name of a loss in `LOSSES`, with or without label smoothing; None if the kernel does not compute it."""
-    name = str(stated(loss, "kernel", "output_error")).removeprefix("smoothed_")
-    return name if name in LOSSES else None
-
-
 def _optimizer_rule(optimizer: Any) -> str | None:
     """The name of an optimizer in `OPTIMIZERS`; None if the kernel does not compute it."""
     name = optimizer_kernel(optimizer)
@@ -427,7 +422,7 @@ def _unsupported_rule(step: Step) -> str | None:
         "it supports one dropout after the inputs and each hidden layer only": twice,
         "it does not support an activation of the outputs": cuda_activation(dense[-1].activation)
         != CudaActivation("s", "1", "BIAS"),
-        f"it does not support the loss {loss!r}": _loss_kernel(loss) is None,
+        f"it does not support the loss {loss!r}": loss_kernel(loss) is None,
         f"it does not support the optimizer {optimizer!r}": _optimizer_rule(optimizer) is None,
         f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
         "it does not clip gradients": step.clip_norm is not None,

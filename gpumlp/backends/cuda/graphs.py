@@ -26,8 +26,8 @@ from .kernels import (
     Device,
     GraphOffsets,
     cuda_activation,
-    has_loss_kernel,
     has_penalty_kernel,
+    loss_kernel,
     optimizer_kernel,
 )
 
@@ -242,7 +242,7 @@ def step_key(step: Step) -> StepKey:
         *(_description(rule) for rule in (*rules, *activations)),
         _comparable(state),
         *(cuda_activation(activation) for activation in activations),
-        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), has_loss_kernel(step.loss)),
+        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
         *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
     )

@@ -12,17 +12,25 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..base import Array, CudaActivation, Memory, stated
+from ..base import Accumulation, Array, CudaActivation, Memory, stated
 from ..philox import Draws, threshold
+from .plan import LOSSES
 
-MOST_CLASSES = 64  # since one thread processes a row of logits
+NARROW = 16  # the most units of a layer that is computed by the kernels for narrow layers
 
 _THREADS = 256
 _MATRIX_BLOCK = (32, 8)  # columns, rows
-_ROW_THREADS = 64
-_SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of kernels.cu
+_GATHER_BLOCK = (64, 4)
+_ROW_THREADS = 128
+_SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of blocks.cuh
+_NARROW_BLOCK = (32, 8)  # NARROW_ROWS of kernels.cu
+_NARROW_BYTES = 48 * 1024  # of shared memory for the weights of a narrow layer, which any GPU has
 _MOST_BLOCKS = 65_535  # CUDA's limit in y; the kernels loop over larger arrays
-_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2}  # numbered as in rules.cuh
+_SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each multiprocessor
+_ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
+_AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
+_VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
+_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in rules.cuh
 
 
 class Device(Protocol):
@@ -83,9 +91,16 @@ def has_penalty_kernel(penalty: Any) -> bool:
     return bool(stated(penalty, "kernel", "add_gradient") == "l2_l1")
 
 
-def has_loss_kernel(loss: Any) -> bool:
-    """Whether there is a kernel for this loss."""
-    return bool(stated(loss, "kernel", "output_error") == "softmax_cross_entropy")
+def loss_kernel(loss: Any) -> str | None:
+    """The name of a loss in `LOSSES`, with or without label smoothing; None if it is computed by array code."""
+    name = stated(loss, "kernel", "output_error")
+    return name if name in LOSSES else None
+
+
+def accumulates_in_velocity(optimizer: Any, penalty: Any) -> bool:
+    """Whether the optimizer's step can begin with products that add the weights' gradient to the velocity."""
+    known = stated(optimizer, "kernel", "update", "accumulation", "complete") == "sgd"
+    return bool(known and has_penalty_kernel(penalty) and optimizer.momentum and not optimizer.nesterov)
 
 
 def sgd_rule(optimizer: Any) -> str:
@@ -93,9 +108,9 @@ def sgd_rule(optimizer: Any) -> str:
     return "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
 
 
-def sgd_code(optimizer: Any) -> np.int32:
+def sgd_code(optimizer: Any, accumulated: bool = False) -> np.int32:
     """The number of SGD's variant, as in rules.cuh."""
-    code: np.int32 = np.int32(_SGD_CODES[sgd_rule(optimizer)])
+    code: np.int32 = np.int32(_SGD_CODES["accumulated" if accumulated else sgd_rule(optimizer)])
     return code
 
 
@@ -122,14 +137,20 @@ class Kernels:
 
     def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
         self._cupy, self._options = cupy, (f"-DREAL={real_name(dtype)}",)
-        module = cupy.RawModule(code=kernel_source("kernels.cu"), options=self._options)
+        module = cupy.RawModule(code=kernel_source("blocks.cuh", "kernels.cu"), options=self._options)
+        # What blocks tell each other; kernels run one after the other, so that all can use the same.
+        self._partials = cupy.empty(_SUMMING_BLOCKS * NARROW * _NARROW_BLOCK[0], dtype=dtype)
+        self._arrived = cupy.zeros(_SUMMING_BLOCKS, dtype="uint32")
         self._real = dtype.type
         self._null = np.uint64(0)
         self._activations: dict[CudaActivation, dict[str, Any]] = {}
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
         self._column_sums = module.get_function("column_sums")
+        self._narrow_forward = module.get_function("narrow_forward")
+        self._narrow_backward = module.get_function("narrow_backward")
         self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
+        self._independent_outputs = module.get_function("independent_outputs")
         self._sgd_step = module.get_function("sgd_step")
         self._adam_step = module.get_function("adam_step")
         self._set_position = module.get_function("set_position")
@@ -140,7 +161,7 @@ class Kernels:
     def _activation(self, activation: CudaActivation, name: str) -> Any:
         """A kernel of an activation, compiled when first used."""
         if activation not in self._activations:
-            code = kernel_source("activation.cu", activation=activation)
+            code = kernel_source("blocks.cuh", "activation.cu", activation=activation)
             module = self._cupy.RawModule(code=code, options=self._options)
             names = ("bias_activation", "bias_activation_apart", "activation_backward")
             self._activations[activation] = {name: module.get_function(name) for name in names}
@@ -151,25 +172,60 @@ class Kernels:
     ) -> None:
         """``out = source[rows] * scale`` for pixels, ``out = source[rows]`` if `scale` is None."""
         batch, features = out.shape
-        sizes = (np.int64(batch), np.int64(features))
-        grid = _matrix_grid(batch, features)
+        width = _vector_width(features, source, out)
+        sizes, vector = (np.int64(batch), np.int64(features)), np.int32(width)
+        grid = _matrix_grid(batch, -(-features // (width * _AT_ONCE)), _GATHER_BLOCK)
         if scale is None:
-            self._gather_rows(grid, _MATRIX_BLOCK, (source, rows, *sizes, self._position(offsets), out))
+            self._gather_rows(grid, _GATHER_BLOCK, (source, rows, *sizes, vector, self._position(offsets), out))
         else:
-            arguments = (source, rows, *sizes, self._real(scale), self._position(offsets), out)
-            self._gather_pixels(grid, _MATRIX_BLOCK, arguments)
+            arguments = (source, rows, *sizes, self._real(scale), vector, self._position(offsets), out)
+            self._gather_pixels(grid, _GATHER_BLOCK, arguments)
 
     def bias_activation(self, s: Array, bias: Array, activation: CudaActivation, a: Array | None = None) -> None:
         """``s = h(s + bias)`` in place; with `a`, ``s = s + bias`` and ``a = h(s)``."""
         batch, units = s.shape
-        arguments = (s, bias, np.int64(batch), np.int64(units), *([] if a is None else [a]))
+        width = _vector_width(units, s, bias, *([] if a is None else [a]))
+        arguments = (s, bias, np.int64(batch), np.int64(units), np.int32(width), *([] if a is None else [a]))
         kernel = self._activation(activation, "bias_activation" if a is None else "bias_activation_apart")
-        kernel(_matrix_grid(batch, units), _MATRIX_BLOCK, arguments)
+        kernel(_matrix_grid(batch, units // width), _MATRIX_BLOCK, arguments)
 
-    def activation_backward(self, delta: Array, saved: Array, activation: CudaActivation) -> None:
-        """``delta = delta * h'`` in place, with h' computed from the output or the pre-activation."""
+    def activation_backward(
+        self, delta: Array, saved: Array, activation: CudaActivation, sums: Array | None = None
+    ) -> None:
+        """``delta = delta * h'`` in place, with h' computed from the output or the pre-activation.
+
+        With `sums`, also ``sums = delta.sum(axis=0)``.
+        """
         kernel = self._activation(activation, "activation_backward")
-        kernel(_grid(delta.size), (_THREADS,), (delta, saved, np.int64(delta.size)))
+        grid, sizes, shared = self._summing(delta)
+        kernel(grid, _SUM_BLOCK, (delta, saved, *sizes, *shared, self._null if sums is None else sums))
+
+    def narrow_forward(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
+        """``out = x W + b`` for a layer that `is_narrow`."""
+        batch, (units, outputs) = len(x), weight.shape
+        grid = (1, min(-(-batch // _NARROW_BLOCK[1]), _SUMMING_BLOCKS))
+        arguments = (x, weight, bias, np.int64(batch), np.int32(units), np.int32(outputs), out)
+        self._narrow_forward(grid, _NARROW_BLOCK, arguments, shared_mem=_narrow_bytes(weight))
+
+    def narrow_backward(
+        self,
+        x: Array,
+        weight: Array,
+        delta: Array,
+        weight_gradient: Accumulation,
+        bias_gradient: Array | None,
+        input_delta: Array | None,
+    ) -> None:
+        """`Backend.dense_backward` for a layer that `is_narrow`, with a scale of 1."""
+        batch, (units, outputs) = len(x), weight.shape
+        across = -(-(units + 1) // _NARROW_BLOCK[0])
+        arguments = (
+            *(x, weight, delta, np.int64(batch), np.int32(units), np.int32(outputs)),
+            *(self._real(weight_gradient.keep), self._partials, self._arrived),
+            *(weight_gradient.out, self._null if bias_gradient is None else bias_gradient),
+            self._null if input_delta is None else input_delta,
+        )
+        self._narrow_backward((across, _blocks_down(batch, across)), _NARROW_BLOCK, arguments)
 
     def dropout(
         self, x: Array, rate: float, draws: Draws, slot: int, offsets: GraphOffsets | None, out: Array
@@ -217,18 +273,39 @@ class Kernels:
 
     def column_sums(self, values: Array, sums: Array) -> None:
         """``sums = values.sum(axis=0)``."""
-        rows, columns = values.shape
-        grid = (-(-columns // _SUM_BLOCK[0]),)
-        self._column_sums(grid, _SUM_BLOCK, (values, np.int64(rows), np.int64(columns), sums))
+        grid, sizes, shared = self._summing(values)
+        self._column_sums(grid, _SUM_BLOCK, (values, *sizes, *shared, sums))
 
-    def softmax_cross_entropy(
-        self, logits: Array, labels: Array, offsets: GraphOffsets | None, losses: Array, correct: Array
+    def _summing(self, values: Array) -> tuple[Any, ...]:
+        """The grid of a kernel that sums columns, the sizes of the matrix, and memory for the blocks' sums."""
+        rows, columns = values.shape
+        across = -(-columns // _SUM_BLOCK[0])
+        sizes = (np.int64(rows), np.int64(columns))
+        return (across, _blocks_down(rows, across)), sizes, (self._partials, self._arrived)
+
+    def output_error(
+        self,
+        loss: Any,
+        outputs: Array,
+        targets: Array,
+        offsets: GraphOffsets | None,
+        losses: Array,
+        scores: Array,
     ) -> None:
-        """See `SoftmaxCrossEntropy.output_error`; for up to `MOST_CLASSES` classes."""
-        batch, classes = logits.shape
-        sizes = (np.int64(batch), np.int64(classes))
-        arguments = (logits, labels, *sizes, self._position(offsets), losses, correct)
-        self._softmax_cross_entropy(_grid(batch, _ROW_THREADS), (_ROW_THREADS,), arguments)
+        """See `Backend.output_error`, for a loss with a `loss_kernel`."""
+        (batch, count), name = outputs.shape, loss_kernel(loss)
+        lanes = min(32, 1 << (count - 1).bit_length())
+        smoothing, position = self._real(getattr(loss, "label_smoothing", 0)), self._position(offsets)
+        common = (outputs, targets, np.int64(batch), np.int64(count))
+        arguments: tuple[Any, ...]
+        if name == "softmax_cross_entropy":
+            kernel = self._softmax_cross_entropy
+            arguments = (*common, smoothing, np.int32(lanes), position, losses, scores)
+        else:
+            kernel, code = self._independent_outputs, np.int32(LOSSES.index(str(name)))
+            places = (scores, self._null) if scores.dtype == np.bool_ else (self._null, scores)
+            arguments = (*common, code, smoothing, np.int32(lanes), position, losses, *places)
+        kernel(_grid(batch * lanes, _ROW_THREADS), (_ROW_THREADS,), arguments)
 
     def update(
         self,
@@ -241,6 +318,7 @@ class Kernels:
         step_factors: Sequence[float],
         slot: int,
         offsets: GraphOffsets | None,
+        accumulated: bool = False,
     ) -> None:
         """Penalty and optimizer step in one pass; see `Backend.update`.
 
@@ -257,7 +335,7 @@ class Kernels:
         grid = _grid(parameters.size)
         if name == "sgd":
             velocity = state.buffers["velocity"] if optimizer.momentum else self._null
-            rule = (sgd_code(optimizer), real(optimizer.momentum), step_size)
+            rule = (sgd_code(optimizer, accumulated), real(optimizer.momentum), step_size)
             self._sgd_step(grid, (_THREADS,), (parameters, gradient, velocity, *common, *rule, *factors))
         else:
             means = (state.buffers["mean"], state.buffers["mean_square"])
@@ -278,6 +356,28 @@ def _grid(size: int, threads: int = _THREADS) -> tuple[int]:
     return (max(1, min(-(-size // threads), _MOST_BLOCKS)),)
 
 
-def _matrix_grid(rows: int, columns: int) -> tuple[int, int]:
-    across, down = _MATRIX_BLOCK
+def _matrix_grid(rows: int, columns: int, block: tuple[int, int] = _MATRIX_BLOCK) -> tuple[int, int]:
+    across, down = block
     return max(1, min(-(-columns // across), _MOST_BLOCKS)), max(1, min(-(-rows // down), _MOST_BLOCKS))
+
+
+def _blocks_down(rows: int, across: int) -> int:
+    """How many blocks divide the rows of column sums, if `across` blocks divide the columns."""
+    return max(1, min(-(-rows // _ROWS_PER_BLOCK), _SUMMING_BLOCKS // across))
+
+
+def _vector_width(columns: int, *arrays: Array) -> int:
+    """How many neighbouring numbers of each row can be read at once from all arrays: 4 or 1."""
+    aligned = all(array.data.ptr % _VECTOR_BYTES == 0 for array in arrays)
+    return _AT_ONCE if aligned and columns % _AT_ONCE == 0 else 1
+
+
+def _narrow_bytes(weight: Array) -> int:
+    """The shared memory of `Kernels.narrow_forward`, which has columns of weights in groups of four."""
+    units, outputs = weight.shape
+    return int(units * -(-outputs // 4) * 4 * weight.dtype.itemsize)
+
+
+def is_narrow(weight: Array) -> bool:
+    """Whether the kernels for narrow layers compute a layer with these weights."""
+    return weight.shape[1] <= NARROW and _narrow_bytes(weight) <= _NARROW_BYTES

@@ -25,20 +25,20 @@ import numpy as np
 from ..base import PIXEL_SCALE, CudaActivation, Step
 from .graphs import StepKey
 from .kernels import (
-    MOST_CLASSES,
     Device,
     cuda_activation,
-    has_loss_kernel,
     has_penalty_kernel,
     is_c_contiguous,
     is_dense,
     kernel_source,
+    loss_kernel,
     optimizer_kernel,
     real_name,
     sgd_code,
 )
 
-SOURCES = ("persistent_block.cuh", "persistent.cu")
+SOURCES = ("blocks.cuh", "persistent_block.cuh", "persistent.cu")
+MOST_CLASSES = 64  # since one thread processes a row of logits
 UNITS = 4  # the units of a block are a multiple of it
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 _ALIGNMENT = 16  # bytes, of the rows that the kernel reads
@@ -232,7 +232,8 @@ def _unsupported_rule(step: Step) -> str | None:
         "its rules change from batch to batch, or a method of it is overridden": not step.same_rules,
         f"it does not support the layer {', '.join(others)}": bool(others),
         "it does not support sample weights": step.sample_weights is not None,
-        f"it does not support the loss {loss!r}": not has_loss_kernel(loss),
+        f"it does not support the loss {loss!r}": loss_kernel(loss) != "softmax_cross_entropy"
+        or loss.label_smoothing,
         f"it supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
         f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
         f"it does not keep the pre-activation, for {', '.join(from_input)}": bool(from_input),

@@ -95,26 +95,6 @@ __device__ void gather(value (*rows)[STRIDE], const value* __restrict__ source, 
     }
 }
 
-// Add the values of the lane that differs in bit COUNT of its index; each of the two lanes keeps one half of the sums.
-template <int COUNT> __device__ void halve(real* values, int lane)
-{
-#pragma unroll
-    for (int k = 0; k < COUNT / 2; k++) {
-        real low = values[k], high = values[k + COUNT / 2];
-        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
-    }
-}
-
-// Lane l of a warp gets the sum of value l / 2 over all lanes, in 16 shuffles; separate sums would need 80.
-__device__ real sum_over_warp(real (&values)[16], int lane)
-{
-    halve<16>(values, lane);
-    halve<8>(values, lane);
-    halve<4>(values, lane);
-    halve<2>(values, lane);
-    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
-}
-
 // A grid-wide barrier in two parts, between which a block can do other work. `arrived` starts at 0 in every launch. The
 // fences make writes of any thread before `arrive` visible to all threads after `wait`.
 __device__ void arrive(unsigned* arrived)

@@ -13,6 +13,7 @@ __device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 #define PLAIN 0
 #define MOMENTUM 1
 #define NESTEROV 2
+#define ACCUMULATED 3  // momentum, with the velocities of the weights written by matrix products
 
 // Loss, correctness and error term of one sample; the error term overwrites its logits s.
 __device__ void softmax_of_sample(real* s, int64 label, int64 batch, int64 classes, real* loss, bool* correct)

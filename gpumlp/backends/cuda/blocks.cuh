@@ -1,0 +1,86 @@
+// What the threads of a warp, of a block or of several blocks do together; preceded by rules.cuh.
+
+// The block size of kernels that sum columns, as in kernels.py.
+#define SUM_COLUMNS 32
+#define SUM_ROWS 32
+
+#define AT_ONCE 4  // concurrent reads of a thread, in loops that also write
+
+// WIDTH consecutive numbers, which a thread reads or writes with as few accesses as possible
+template <typename T, int WIDTH> struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Pack { T at[WIDTH]; };
+
+// The sum of the values of `lanes` neighbouring threads, a power of two up to 32; each of them gets the same bits.
+__device__ real sum_over_lanes(real value, int lanes)
+{
+    for (int mask = lanes / 2; mask > 0; mask /= 2)
+        value += __shfl_xor_sync(0xffffffff, value, mask);
+    return value;
+}
+
+// Add the values of the lane that differs in bit COUNT of its index; each of the two lanes keeps one half of the sums.
+template <int COUNT> __device__ void halve(real* values, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < COUNT / 2; k++) {
+        real low = values[k], high = values[k + COUNT / 2];
+        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
+    }
+}
+
+// Lane l of a warp gets the sum of value l / 2 over all lanes, in 16 shuffles; separate sums would need 80.
+__device__ real sum_over_warp(real (&values)[16], int lane)
+{
+    halve<16>(values, lane);
+    halve<8>(values, lane);
+    halve<4>(values, lane);
+    halve<2>(values, lane);
+    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
+}
+
+// Whether all other blocks of this column of the grid have got here before, so that this one sees what they have
+// written to global memory. `arrived` has a counter for each column, which is 0 before and after a launch.
+__device__ bool is_last_block(unsigned* arrived)
+{
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        last = atomicAdd(arrived + blockIdx.x, 1u) == gridDim.y - 1;
+        if (last)
+            arrived[blockIdx.x] = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// sums[column] = the sum of `value` over the rows of threads of all blocks of this column of the grid, for blocks of
+// SUM_COLUMNS x SUM_ROWS threads. The order of additions is fixed: the last block adds the blocks' sums one by one.
+// `partials` has SUM_COLUMNS numbers for each block.
+__device__ void sum_column(real value, int64 columns, real* partials, unsigned* arrived, real* sums)
+{
+    __shared__ real of_rows[SUM_ROWS][SUM_COLUMNS];
+    int64 column = (int64)blockIdx.x * SUM_COLUMNS + threadIdx.x;
+    of_rows[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    if (threadIdx.y == 0) {
+#pragma unroll 8
+        for (int y = 1; y < SUM_ROWS; y++)
+            value += of_rows[y][threadIdx.x];
+    }
+    if (gridDim.y > 1) {
+        real* own = partials + (int64)blockIdx.x * gridDim.y * SUM_COLUMNS + threadIdx.x;
+        if (threadIdx.y == 0)
+            own[blockIdx.y * SUM_COLUMNS] = value;
+        if (!is_last_block(arrived))
+            return;
+        if (threadIdx.y == 0) {
+            value = 0;
+#pragma unroll 8
+            for (unsigned y = 0; y < gridDim.y; y++)
+                value += __ldcg(own + y * SUM_COLUMNS);
+        }
+    }
+    if (threadIdx.y == 0 && column < columns)
+        sums[column] = value;
+}
