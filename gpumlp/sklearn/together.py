@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from joblib.parallel import ParallelBackendBase, SequentialBackend
 
-from ..backends import Array, Backend, StepRun, get_backend
+from ..backends import Array, Backend, Step, StepRun, get_backend
 
 MOST = 1 << 16  # fits that joblib hands over at a time
 
@@ -68,6 +68,7 @@ class Fit:
         self, function: Callable[[], Any], backends: dict[Any, Backend], callback: Callable[[Any], object] | None
     ) -> None:
         self.function, self.backends, self.callback, self.ended = function, backends, callback, False
+        self._step: Step | None = None
         self._result: Any = None
         self._error: BaseException | None = None
         self._go: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -107,7 +108,8 @@ class Fit:
 
     def wait_for(self, backend: Backend, run: StepRun) -> None:
         """Return when the steps have been run."""
-        self.at_once = backend.networks_at_once(run.step)
+        if run.step is not self._step:
+            self.at_once, self._step = backend.networks_at_once(run.step), run.step
         self.backend, self.run = backend, run
         self._paused.put(None)
         self._wait()
