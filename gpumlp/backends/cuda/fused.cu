@@ -528,8 +528,8 @@ INLINE bool arrived(const float4& two, u32 tag)
 INLINE void look(const float2* place, float2& word) { word = look(place); }
 INLINE void look(const float2* place, float4& two) { two = look2(place); }
 
-// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most AT_ONCE at a time, which are
-// looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
+// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most MOST at a time, which are looked
+// at together: where(k) is the place of number k, or null, and put(k, word) takes it.
 template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
 {
     constexpr int AT_ONCE = smaller(COUNT, MOST);
@@ -601,7 +601,7 @@ struct Worker {
         else return &state[number][i][j][e];
     }
 
-    // Read all parameters and their state, or write them
+    // Read parameters and their state from the flat buffers, or write them there
     template <bool WRITE> INLINE void move(float* flat, float& value)
     {
         if (WRITE) *flat = value;
@@ -1090,7 +1090,7 @@ struct Worker {
         }
     }
 
-    // The totals of VALUES values over the lanes: lane n has that of value n % VALUES
+    // Totals over the lanes: lane n has that of value n % VALUES
     INLINE float total_of(float (&values)[VALUES])
     {
         if constexpr (VALUES > 8) halve<8, 8>(values, lane);
@@ -1242,6 +1242,7 @@ struct Worker {
                 UNROLLED for (int e = 0; e < 8; e++) gradient[i][q][e / 4][e % 4] = 0;
     }
 
+    // The update of the weights in registers
     INLINE void update_first_weights()
     {
         const Rule rule = this->rule();
@@ -1403,11 +1404,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         }
         if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
-        // The next turn waits for its first chunk before anything else, so this cannot wait for that turn.
-        if (SLOTS == 1) {
-            __syncthreads();
-            rows.issue();
-        }
+        // Before its first barrier, the next turn overwrites the only slot, or own units that other warps still read.
+        if (SLOTS == 1 || WARPS_K == 1) __syncthreads();
+        if (SLOTS == 1) rows.issue();
         w.end_turn();
     }
     __syncthreads();
