@@ -1370,14 +1370,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             UNROLLED for (int i = 0; i < TILES_K; i++)
                 UNROLLED for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
-        ROLLED for (int c = 0; c < CHUNKS; c++) {
-            int slot = rows.await(c);
-            if (DROPOUT & 1) w.drop_inputs(slot, c);
-            w.first_products(slot, c, part);
-            __syncthreads();
-            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
-            if (c < CHUNKS - SLOTS) rows.issue();
+        // Between two barriers, half of the warps finish a chunk before the products of the next and half after them, so
+        // that tensor cores have work all the time.
+        const bool early = CHUNKS == 1 || thread < THREADS / 2;
+        auto finish = [&](int c) {
             w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
+        };
+        ROLLED for (int c = -1; c < CHUNKS; c++) {
+            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
+            if (c >= 0 && c < CHUNKS - SLOTS) rows.issue();
+            if (c >= 0 && early) finish(c);
+            if (c + 1 < CHUNKS) {
+                int slot = rows.await(c + 1);
+                if (DROPOUT & 1) w.drop_inputs(slot, c + 1);
+                w.first_products(slot, c + 1, part);
+            }
+            if (c >= 0 && !early) finish(c);
+            if (c + 1 < CHUNKS) __syncthreads();
         }
         if constexpr (LAYERS > 1) w.middle_forward<2>();
         if constexpr (LAYERS > 2) w.middle_forward<3>();
