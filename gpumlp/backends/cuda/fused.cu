@@ -528,8 +528,8 @@ INLINE bool arrived(const float4& two, u32 tag)
 INLINE void look(const float2* place, float2& word) { word = look(place); }
 INLINE void look(const float2* place, float4& two) { two = look2(place); }
 
-// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most MOST at a time, which are looked
-// at together: where(k) is the place of number k, or null, and put(k, word) takes it.
+// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most MOST at a time, which are
+// looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
 template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
 {
     constexpr int AT_ONCE = smaller(COUNT, MOST);
@@ -974,53 +974,56 @@ struct Worker {
                     },
                     [&](int k, float2 word) { z[i] += word.x; });
             }
-            float delta[EACH], loss, eps = network.label_smoothing, share = 1.f / batch;
+            float loss, eps = network.label_smoothing, share = 1.f / batch;
+            // Errors are sent as soon as they are there; other blocks wait for them.
+            auto send_error = [&](int i, float delta) {
+                int c = i * LANES + l;
+                float error = there && c < OUTPUTS ? delta * weight_of_sample : 0.f;
+                if (mine && c < OUT2) send(words + OUTPUT_ERRORS + b * OUT2 + c, error, tag);
+            };
             if constexpr (LOSS == SOFTMAX) {
-                float most = -__uint_as_float(0x7f800000u), total = 0, sum = 0, expected = 0;
+                float most = -__uint_as_float(0x7f800000u), total = 0, sum = 0, expected = 0, power[EACH];
                 int best = OUTPUTS;
                 UNROLLED for (int i = 0; i < EACH; i++)
                     if (i * LANES + l < OUTPUTS) most = fmaxf(most, z[i]);
                 most = lanes_combine(most, LANES, [](float a, float b) { return fmaxf(a, b); });
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    power[i] = i * LANES + l < OUTPUTS ? expf(z[i] - most) : 0.f;
+                    total += power[i];
+                }
+                total = lanes_sum(total, LANES);
+                float divisor = total * batch;
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    float delta = power[i] / divisor - (i * LANES + l == label ? (1 - eps) * share : 0.f);
+                    send_error(i, eps != 0 ? delta - eps / OUTPUTS * share : delta);
+                }
                 UNROLLED for (int i = EACH - 1; i >= 0; i--) {
                     int c = i * LANES + l;
                     if (c >= OUTPUTS) continue;
                     if (z[i] == most) best = c;  // of several equal logits, the first is the prediction
-                    float shifted = z[i] - most;
-                    sum += shifted, expected += c == label ? shifted : 0.f;
-                    z[i] = expf(shifted);
-                    total += z[i];
+                    sum += z[i] - most, expected += c == label ? z[i] - most : 0.f;
                 }
-                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES),
-                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
+                expected = lanes_sum(expected, LANES);
                 if (eps != 0) expected = expected * (1 - eps) + lanes_sum(sum, LANES) * (eps / OUTPUTS);
+                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
                 loss = logf(total) - expected;
-                float divisor = total * batch;
-                UNROLLED for (int i = 0; i < EACH; i++) {
-                    delta[i] = z[i] / divisor - (i * LANES + l == label ? (1 - eps) * share : 0.f);
-                    if (eps != 0) delta[i] -= eps / OUTPUTS * share;
-                }
                 if (there && l == 0) ((bool*)network.scores)[sample] = best == label;
             } else {
-                float sum = 0;
+                float sum = 0, delta[EACH];
                 UNROLLED for (int i = 0; i < EACH; i++) {
-                    int c = i * LANES + l;
                     float each = loss_of(z[i], y[i], eps, delta[i]);
-                    if (there && c < OUTPUTS) {
-                        sum += each;
-                        if (LOSS == LOGISTIC)
-                            ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
-                        else ((float*)network.scores)[sample * OUTPUTS + c] = delta[i];
-                    }
-                    delta[i] *= share;
+                    if (there && i * LANES + l < OUTPUTS) sum += each;
+                    send_error(i, delta[i] * share);
                 }
                 loss = lanes_sum(sum, LANES);
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    i64 at = sample * OUTPUTS + i * LANES + l;
+                    if (!there || i * LANES + l >= OUTPUTS) continue;
+                    if (LOSS == LOGISTIC) ((bool*)network.scores)[at] = (z[i] > 0) == (y[i] > 0.5f);
+                    else ((float*)network.scores)[at] = delta[i];
+                }
             }
             if (there && l == 0) network.losses[sample] = loss * weight_of_sample;
-            UNROLLED for (int i = 0; i < EACH; i++) {
-                int c = i * LANES + l;
-                float error = there && c < OUTPUTS ? delta[i] * weight_of_sample : 0.f;
-                if (mine && c < OUT2) send(words + OUTPUT_ERRORS + b * OUT2 + c, error, tag);
-            }
         }
     }
 
@@ -1370,14 +1373,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             UNROLLED for (int i = 0; i < TILES_K; i++)
                 UNROLLED for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
-        ROLLED for (int c = 0; c < CHUNKS; c++) {
-            int slot = rows.await(c);
-            if (DROPOUT & 1) w.drop_inputs(slot, c);
-            w.first_products(slot, c, part);
-            __syncthreads();
-            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
-            if (c < CHUNKS - SLOTS) rows.issue();
+        // Between two barriers, half of the warps finish a chunk before the products of the next and half after them,
+        // so that tensor cores have work all the time.
+        const bool early = CHUNKS == 1 || thread < THREADS / 2;
+        auto finish = [&](int c) {
             w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
+        };
+        ROLLED for (int c = -1; c < CHUNKS; c++) {
+            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
+            if (c >= 0 && c < CHUNKS - SLOTS) rows.issue();
+            if (c >= 0 && early) finish(c);
+            if (c + 1 < CHUNKS) {
+                int slot = rows.await(c + 1);
+                if (DROPOUT & 1) w.drop_inputs(slot, c + 1);
+                w.first_products(slot, c + 1, part);
+            }
+            if (c >= 0 && !early) finish(c);
+            if (c + 1 < CHUNKS) __syncthreads();
         }
         if constexpr (LAYERS > 1) w.middle_forward<2>();
         if constexpr (LAYERS > 2) w.middle_forward<3>();
