@@ -286,10 +286,7 @@ MISTAKES = {
     ),
     "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
     "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
-    "no barrier before sums are added": (
-        CHUNKS,
-        without_barrier("w.first_products(slot, c, part);\n            "),
-    ),
+    "no barrier before sums are added": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
     "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
     "a single slot is replaced too early": (ONE_SLOT, {"SLOTS == 1 || WARPS_K == 1": "WARPS_K == 1"}),
@@ -371,8 +368,10 @@ STANDARD = {
     "784-512-512-10 at 128": Shape(784, (512, 512), 10, (RELU, RELU), 128),
     "30-100-2 at 200": Shape(30, (100,), 2, (RELU,), 200, pixels=False, optimizer="adam"),
 }
-# Bytes that a thread spills (stores and loads), where it spills at all; they must not grow.
-SPILLS: dict[tuple[str, str], int] = {}
+# 100 KiB of shared memory for a multiprocessor are too few.
+DO_NOT_FIT = {(architecture, "784-512-512-10 at 128") for architecture in ("sm_86", "sm_89", "sm_120")}
+# Bytes that a thread spills (stores and loads) where it spills at all, with nvcc 13.0; they must not grow.
+SPILLS = {("sm_80", "784-512-512-10 at 128"): 352}
 
 
 class Usage(NamedTuple):
@@ -415,11 +414,13 @@ def usage(plan: Plan, architecture: str) -> Usage:
 def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
-    plans = {
+    planned = {
         (architecture, name): make_plan(shape, device)
         for architecture, device in ARCHITECTURES.items()
         for name, shape in STANDARD.items()
     }
+    plans = {key: plan for key, plan in planned.items() if isinstance(plan, Plan)}
+    assert planned.keys() - plans.keys() == DO_NOT_FIT
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(plans, pool.map(usage, plans.values(), (key[0] for key in plans)), strict=True))
     for key, (registers, spills) in found.items():
