@@ -1364,6 +1364,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     w.move_all<false>();
     __syncthreads();
 
+    const bool early = CHUNKS == 1 || thread < THREADS / 2;
     ROLLED for (int turn = 0; turn < steps * PASSES; turn++) {
         w.begin_turn(turn);
         if constexpr (DROPOUT >> 1) w.draw_units<1>();
@@ -1374,14 +1375,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
                 UNROLLED for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
         // Between two barriers, half of the warps finish a chunk before the products of the next and half after them,
-        // so that tensor cores have work all the time.
-        const bool early = CHUNKS == 1 || thread < THREADS / 2;
+        // so that tensor cores have work all the time. Rows are issued last, since others wait for what `finish` sends,
+        // unless the next products wait for them.
+        auto issue = [&](int c) {
+            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
+            if (c < CHUNKS - SLOTS) rows.issue();
+        };
         auto finish = [&](int c) {
             w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
+            if (SLOTS > 2) issue(c);
         };
         ROLLED for (int c = -1; c < CHUNKS; c++) {
-            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
-            if (c >= 0 && c < CHUNKS - SLOTS) rows.issue();
+            if (c >= 0 && SLOTS <= 2) issue(c);
             if (c >= 0 && early) finish(c);
             if (c + 1 < CHUNKS) {
                 int slot = rows.await(c + 1);
@@ -1404,15 +1409,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         else __syncthreads();
         if (w.pass == 0) w.clear_gradients();
         ROLLED for (int k = 0; k < CHUNKS; k++) {
-            if (k > 0) {
-                __syncthreads();
-                rows.issue();
-            }
+            if (k > 0) __syncthreads();
+            if (k > 0 && (early || SLOTS == 1)) rows.issue();
             int c = CHUNKS <= SLOTS ? k : k < SLOTS ? CHUNKS - SLOTS + k : k - SLOTS;  // those still there first
             bool again = CHUNKS > SLOTS && k >= SLOTS;
             int slot = rows.await(again ? CHUNKS + c : c);
             if ((DROPOUT & 1) && again) w.drop_inputs(slot, c);
             w.first_gradients(slot, c);
+            if (k > 0 && !early && SLOTS > 1) rows.issue();
         }
         if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
