@@ -140,7 +140,7 @@ CASES = [
 def data_of(case: Case) -> Dataset:
     """Random samples, which are learned slowly, so that gradients stay large."""
     rng = np.random.default_rng(case.sizes[0])
-    shape, outputs = (case.samples + 10, case.sizes[0]), case.sizes[-1]
+    shape, outputs = (case.samples, case.sizes[0]), case.sizes[-1]
     images: Any = rng.integers(0, 256, shape, dtype=np.uint8)
     if not case.pixels:
         images = rng.normal(size=shape).astype(np.float32)
@@ -263,6 +263,7 @@ def without_barrier(before: str, after: str = "") -> dict[str, str]:
 
 CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
 ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+ONE_WARP = Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4)  # has all inputs of a unit
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
 SHORT = Case((20, 18, 24, 4))
 INPUTS = CHUNKS._replace(input_dropout=0.3)
@@ -271,7 +272,7 @@ USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
     "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
-    "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two[k].w) == tag": ""}),
+    "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
 }
 MISTAKES = {
     "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
@@ -285,13 +286,10 @@ MISTAKES = {
     ),
     "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
     "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
-    "no barrier before sums are added": (
-        CHUNKS,
-        without_barrier("w.first_products(slot, c, part);\n            "),
-    ),
+    "no barrier before sums are added": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
     "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
-    "a single slot is replaced too early": (ONE_SLOT, without_barrier("cannot wait for that turn\n            ")),
+    "a single slot is replaced too early": (ONE_SLOT, {"SLOTS == 1 || WARPS_K == 1": "WARPS_K == 1"}),
     "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
     "no barrier after inputs are dropped": (
         INPUTS,
@@ -302,17 +300,15 @@ MISTAKES = {
         MIDDLE,
         {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
     ),
-    "no wait for words": (
-        CHUNKS,
-        {"word[k].y) == tag;\n        } while (!here);": "word[k].y) == tag;\n        } while (0);"},
-    ),
+    "no wait for words": (CHUNKS, {"__float_as_uint(word.y) == tag": "true"}),
     "no wait for pairs of words": (
         CHUNKS,
-        {"two[k].w) == tag;\n        } while (!here);": "two[k].w) == tag;\n        } while (0);"},
+        {"__float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag": "true"},
     ),
+    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
     "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
-    "no barrier after activations": (MIDDLE, without_barrier("s.middle + M::INPUT, c);\n            ")),
-    "no barrier after error terms": (MIDDLE, without_barrier("errors, c);\n            ")),
+    "no barrier after activations": (MIDDLE, without_barrier("W::BELOW, s.middle + M::INPUT);\n        ")),
+    "no barrier after error terms": (MIDDLE, without_barrier("W::WIDTH, errors);\n        ")),
     "weights are updated too early": (MIDDLE, {"__syncthreads();  // all products have read the weights": ""}),
     "no barrier before bias gradients": (
         MIDDLE,
@@ -359,9 +355,9 @@ def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str
 
 # Devices of each architecture: multiprocessors, KiB of shared memory of a block and of a multiprocessor.
 ARCHITECTURES = {
-    "sm_80": Facts(108, 163 * 1024, 164 * 1024),
-    "sm_86": Facts(82, 99 * 1024, 100 * 1024),
-    "sm_89": Facts(128, 99 * 1024, 100 * 1024),
+    "sm_80": Facts(108, 163 * 1024, 164 * 1024, bulk_copies=False),
+    "sm_86": Facts(82, 99 * 1024, 100 * 1024, bulk_copies=False),
+    "sm_89": Facts(128, 99 * 1024, 100 * 1024, bulk_copies=False),
     "sm_90a": Facts(132, 227 * 1024, 228 * 1024),
     "sm_100": Facts(148, 227 * 1024, 228 * 1024),
     "sm_120": Facts(170, 99 * 1024, 100 * 1024),
@@ -372,8 +368,10 @@ STANDARD = {
     "784-512-512-10 at 128": Shape(784, (512, 512), 10, (RELU, RELU), 128),
     "30-100-2 at 200": Shape(30, (100,), 2, (RELU,), 200, pixels=False, optimizer="adam"),
 }
-# Bytes that a thread spills (stores and loads), where it spills at all; they must not grow.
-SPILLS: dict[tuple[str, str], int] = {}
+# 100 KiB of shared memory for a multiprocessor are too few.
+DO_NOT_FIT = {(architecture, "784-512-512-10 at 128") for architecture in ("sm_86", "sm_89", "sm_120")}
+# Bytes that a thread spills (stores and loads) where it spills at all, with nvcc 13.0; they must not grow.
+SPILLS = {("sm_80", "784-512-512-10 at 128"): 352}
 
 
 class Usage(NamedTuple):
@@ -416,11 +414,13 @@ def usage(plan: Plan, architecture: str) -> Usage:
 def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
-    plans = {
+    planned = {
         (architecture, name): make_plan(shape, device)
         for architecture, device in ARCHITECTURES.items()
         for name, shape in STANDARD.items()
     }
+    plans = {key: plan for key, plan in planned.items() if isinstance(plan, Plan)}
+    assert planned.keys() - plans.keys() == DO_NOT_FIT
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(plans, pool.map(usage, plans.values(), (key[0] for key in plans)), strict=True))
     for key, (registers, spills) in found.items():

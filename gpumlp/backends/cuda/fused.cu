@@ -135,7 +135,9 @@ constexpr int ERROR_STRIDE = OUT4 + (OUT4 % 8 == 0 ? 4 : 0);
 constexpr int LANES = power_of_two(OUT2, 32);          // of a sample, for its loss
 constexpr int EACH = ceil_div(OUT2, LANES);            // outputs of a lane
 constexpr int GROUP = OUTPUTS <= 8 ? 8 : 16;           // outputs that are summed over lanes at a time
-constexpr int VALUES = power_of_two(OUTPUTS + 1, 16);  // gradients of a unit that are: of its weights, and of its bias
+constexpr int VALUES = power_of_two(OUTPUTS + 1, 16);  // gradients of a unit, of its weights to them and its bias
+// Own units of a warp that are summed over lanes at once
+constexpr int TOGETHER = OUTPUTS < VALUES ? larger(1, smaller(smaller(16 / VALUES, 4), LAST_UNITS / WARPS)) : 1;
 
 // Small parameters: the own rows of the last weights (stride OUT4), biases of own units, biases of the outputs.
 constexpr int BIASES = LAST_UNITS * OUT4, OUTPUT_BIASES = BIASES + UNITS, SMALL = OUTPUT_BIASES + OUTPUTS;
@@ -528,7 +530,7 @@ INLINE bool arrived(const float4& two, u32 tag)
 INLINE void look(const float2* place, float2& word) { word = look(place); }
 INLINE void look(const float2* place, float4& two) { two = look2(place); }
 
-// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most AT_ONCE at a time, which are
+// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most MOST at a time, which are
 // looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
 template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
 {
@@ -601,7 +603,7 @@ struct Worker {
         else return &state[number][i][j][e];
     }
 
-    // Read all parameters and their state, or write them
+    // Read parameters and their state from the flat buffers, or write them there
     template <bool WRITE> INLINE void move(float* flat, float& value)
     {
         if (WRITE) *flat = value;
@@ -795,55 +797,58 @@ struct Worker {
         return sum;
     }
 
-    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where
-    // they are needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
+    // Outputs of own units of a layer for a chunk, from get(own unit, sample), their s without bias; sent to where they
+    // are needed. Eight lanes have a sample; lane u of them has units u, u + 8, ...
     template <int LAYER, class Get> INLINE void finish(int chunk, Get get)
     {
-        constexpr int TILES = units(LAYER) / 8;
         int u = lane % 8;
         ROLLED for (int row = thread() / 8; row < 32; row += THREADS / 8) {
             int b = chunk * 32 + row;
-            auto output = [&](int n) {
-                int own = n * 8 + u;
-                float sum = get(own, b) + s.small[BIASES + first_of(LAYER) + own];
-                s.unit[first_of(LAYER) + own][b] = sum;
-                return output_of<LAYER>(sum, own, b);
+            auto sum = [&](int n) { return get(n * 8 + u, b) + s.small[BIASES + first_of(LAYER) + n * 8 + u]; };
+            auto output = [&](int n, float sum) {
+                s.unit[first_of(LAYER) + n * 8 + u][b] = sum;
+                return output_of<LAYER>(sum, n * 8 + u, b);
             };
             if constexpr (LAYER < LAYERS) {
-                ROLLED for (int n = 0; n < TILES; n++) {
-                    float a = output(n);
+                ROLLED for (int n = 0; n < units(LAYER) / 8; n++) {
+                    float a = output(n, sum(n));
                     int unit = me * units(LAYER) + n * 8 + u;
                     if (unit < up(width(LAYER), 8))
                         send(words + Words<LAYER + 1>::ACTIVATIONS + (i64)unit * SAMPLES + b, a, tag);
                 }
             } else {
-                send_outputs(0, b, output);
-                ROLLED for (int first = GROUP; first < OUTPUTS; first += GROUP)
-                    send_outputs(first, b, [&](int n) {
-                        return output_of<LAYER>(s.unit[first_of(LAYER) + n * 8 + u][b], n * 8 + u, b);
-                    });
+                send_outputs(0, b, sum, output);
+                auto same = [&](int n) { return s.unit[first_of(LAYER) + n * 8 + u][b]; };
+                ROLLED for (int first = GROUP; first < OUTPUTS; first += GROUP) send_outputs(first, b, same, output);
             }
         }
     }
 
-    // This block's part of outputs first, ..., first + GROUP - 1 of a sample, to its owner
-    template <class Get> INLINE void send_outputs(int first, int b, Get get)
+    // This block's part of outputs first, ..., first + GROUP - 1 of a sample, to its owner, from the units'
+    // output(n, sum(n)). Several sums are read at once, since each takes long.
+    template <class Sum, class Output> INLINE void send_outputs(int first, int b, Sum sum, Output output)
     {
+        constexpr int TILES = LAST_UNITS / 8, AT_ONCE = smaller(TILES, 4);
         float z[GROUP] = {};
-        ROLLED for (int n = 0; n < LAST_UNITS / 8; n++) {
-            float a = get(n);
-            UNROLLED for (int k = 0; k < GROUP; k += 4)
-                if (first + k < OUT4) {
-                    float4 w = *(float4*)&s.small[(n * 8 + lane % 8) * OUT4 + first + k];
-                    z[k] += a * w.x, z[k + 1] += a * w.y, z[k + 2] += a * w.z, z[k + 3] += a * w.w;
-                }
+        ROLLED for (int n = 0; n < TILES; n += AT_ONCE) {
+            float sums[AT_ONCE];
+            UNROLLED for (int j = 0; j < AT_ONCE; j++) sums[j] = n + j < TILES ? sum(n + j) : 0.f;
+            UNROLLED for (int j = 0; j < AT_ONCE; j++) {
+                if (n + j >= TILES) continue;
+                float a = output(n + j, sums[j]);
+                UNROLLED for (int k = 0; k < GROUP; k += 4)
+                    if (first + k < OUT4) {
+                        float4 w = *(float4*)&s.small[((n + j) * 8 + lane % 8) * OUT4 + first + k];
+                        z[k] += a * w.x, z[k + 1] += a * w.y, z[k + 2] += a * w.z, z[k + 3] += a * w.w;
+                    }
+            }
         }
         halve<GROUP / 2, 4>(z, lane);
         halve<GROUP / 4, 2>(z, lane);
         halve<GROUP / 8, 1>(z, lane);
-        int output = first + lane % 8 * (GROUP / 8);
-        if (b >= TURN || output >= OUT2) return;
-        float2* place = words + ((b / OWNED * BLOCKS + me) * OWNED + b % OWNED) * OUT2 + output;
+        int column = first + lane % 8 * (GROUP / 8);
+        if (b >= TURN || column >= OUT2) return;
+        float2* place = words + ((b / OWNED * BLOCKS + me) * OWNED + b % OWNED) * OUT2 + column;
         if (GROUP == 16) send(place, z[0], z[GROUP == 16], tag);
         else send(place, z[0], tag);
     }
@@ -974,53 +979,56 @@ struct Worker {
                     },
                     [&](int k, float2 word) { z[i] += word.x; });
             }
-            float delta[EACH], loss, eps = network.label_smoothing, share = 1.f / batch;
+            float loss, eps = network.label_smoothing, share = 1.f / batch;
+            // Errors are sent as soon as they are there; other blocks wait for them.
+            auto send_error = [&](int i, float delta) {
+                int c = i * LANES + l;
+                float error = there && c < OUTPUTS ? delta * weight_of_sample : 0.f;
+                if (mine && c < OUT2) send(words + OUTPUT_ERRORS + b * OUT2 + c, error, tag);
+            };
             if constexpr (LOSS == SOFTMAX) {
-                float most = -__uint_as_float(0x7f800000u), total = 0, sum = 0, expected = 0;
+                float most = -__uint_as_float(0x7f800000u), total = 0, sum = 0, expected = 0, power[EACH];
                 int best = OUTPUTS;
                 UNROLLED for (int i = 0; i < EACH; i++)
                     if (i * LANES + l < OUTPUTS) most = fmaxf(most, z[i]);
                 most = lanes_combine(most, LANES, [](float a, float b) { return fmaxf(a, b); });
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    power[i] = i * LANES + l < OUTPUTS ? expf(z[i] - most) : 0.f;
+                    total += power[i];
+                }
+                total = lanes_sum(total, LANES);
+                float divisor = total * batch;
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    float delta = power[i] / divisor - (i * LANES + l == label ? (1 - eps) * share : 0.f);
+                    send_error(i, eps != 0 ? delta - eps / OUTPUTS * share : delta);
+                }
                 UNROLLED for (int i = EACH - 1; i >= 0; i--) {
                     int c = i * LANES + l;
                     if (c >= OUTPUTS) continue;
                     if (z[i] == most) best = c;  // of several equal logits, the first is the prediction
-                    float shifted = z[i] - most;
-                    sum += shifted, expected += c == label ? shifted : 0.f;
-                    z[i] = expf(shifted);
-                    total += z[i];
+                    sum += z[i] - most, expected += c == label ? z[i] - most : 0.f;
                 }
-                total = lanes_sum(total, LANES), expected = lanes_sum(expected, LANES),
-                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
+                expected = lanes_sum(expected, LANES);
                 if (eps != 0) expected = expected * (1 - eps) + lanes_sum(sum, LANES) * (eps / OUTPUTS);
+                best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
                 loss = logf(total) - expected;
-                float divisor = total * batch;
-                UNROLLED for (int i = 0; i < EACH; i++) {
-                    delta[i] = z[i] / divisor - (i * LANES + l == label ? (1 - eps) * share : 0.f);
-                    if (eps != 0) delta[i] -= eps / OUTPUTS * share;
-                }
                 if (there && l == 0) ((bool*)network.scores)[sample] = best == label;
             } else {
-                float sum = 0;
+                float sum = 0, delta[EACH];
                 UNROLLED for (int i = 0; i < EACH; i++) {
-                    int c = i * LANES + l;
                     float each = loss_of(z[i], y[i], eps, delta[i]);
-                    if (there && c < OUTPUTS) {
-                        sum += each;
-                        if (LOSS == LOGISTIC)
-                            ((bool*)network.scores)[sample * OUTPUTS + c] = (z[i] > 0) == (y[i] > 0.5f);
-                        else ((float*)network.scores)[sample * OUTPUTS + c] = delta[i];
-                    }
-                    delta[i] *= share;
+                    if (there && i * LANES + l < OUTPUTS) sum += each;
+                    send_error(i, delta[i] * share);
                 }
                 loss = lanes_sum(sum, LANES);
+                UNROLLED for (int i = 0; i < EACH; i++) {
+                    i64 at = sample * OUTPUTS + i * LANES + l;
+                    if (!there || i * LANES + l >= OUTPUTS) continue;
+                    if (LOSS == LOGISTIC) ((bool*)network.scores)[at] = (z[i] > 0) == (y[i] > 0.5f);
+                    else ((float*)network.scores)[at] = delta[i];
+                }
             }
             if (there && l == 0) network.losses[sample] = loss * weight_of_sample;
-            UNROLLED for (int i = 0; i < EACH; i++) {
-                int c = i * LANES + l;
-                float error = there && c < OUTPUTS ? delta[i] * weight_of_sample : 0.f;
-                if (mine && c < OUT2) send(words + OUTPUT_ERRORS + b * OUT2 + c, error, tag);
-            }
         }
     }
 
@@ -1053,36 +1061,37 @@ struct Worker {
         rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
-    // Over the samples: error terms of an own unit of the last hidden layer, if ERRORS, and gradients of its weights,
-    // from output FIRST on, if FIRST is not negative. Lanes are samples.
-    template <int FIRST, bool ERRORS> INLINE void last_unit(int own, float (&values)[VALUES])
+    // Over the samples: error terms of own units (own, own + WARPS, ...) of the last hidden layer, if ERRORS, and
+    // gradients of their weights, from output FIRST on, if FIRST is not negative. Lanes are samples.
+    template <int COUNT, int FIRST, bool ERRORS> INLINE void last_units(int own, float (&values)[COUNT][VALUES])
     {
-        float* row = s.unit[first_of(LAYERS) + own];
-        const float* w = &s.small[own * OUT4];
-        UNROLLED for (int n = 0; n < VALUES; n++) values[n] = 0;
+        constexpr int BIAS = FIRST < 0 ? 0 : OUTPUTS & (VALUES - 1);
+        UNROLLED for (int j = 0; j < COUNT; j++)
+            UNROLLED for (int n = 0; n < VALUES; n++) values[j][n] = 0;
         ROLLED for (int c = 0; c < CHUNKS; c++) {
             int b = c * 32 + lane;
-            float sum = row[b], a = output_of<LAYERS>(sum, own, b), slope = 0;
+            float sum[COUNT], a[COUNT], slope[COUNT] = {};
+            UNROLLED for (int j = 0; j < COUNT; j++) sum[j] = s.unit[first_of(LAYERS) + own + j * WARPS][b];
+            UNROLLED for (int j = 0; j < COUNT; j++) a[j] = output_of<LAYERS>(sum[j], own + j * WARPS, b);
             UNROLLED for (int n = 0; n < OUT4; n += 4) {
                 if (!ERRORS && (n < FIRST || n >= FIRST + VALUES)) continue;
                 float4 d = *(float4*)&s.error[b][n];
-                if (ERRORS) {
-                    float4 y = *(float4*)&w[n];
-                    slope += d.x * y.x + d.y * y.y + d.z * y.z + d.w * y.w;
-                }
-                if (FIRST >= 0) {
-                    float each[4] = {d.x, d.y, d.z, d.w};
+                float each[4] = {d.x, d.y, d.z, d.w};
+                UNROLLED for (int j = 0; j < COUNT; j++) {
+                    float4 w = *(float4*)&s.small[(own + j * WARPS) * OUT4 + n];
+                    if (ERRORS) slope[j] += d.x * w.x + d.y * w.y + d.z * w.z + d.w * w.w;
                     UNROLLED for (int k = 0; k < 4; k++)
-                        if (n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS)
-                            values[(n + k - FIRST) & (VALUES - 1)] += a * each[k];
+                        if (FIRST >= 0 && n + k - FIRST >= 0 && n + k - FIRST < VALUES && n + k < OUTPUTS)
+                            values[j][(n + k - FIRST) & (VALUES - 1)] += a[j] * each[k];
                 }
             }
-            if (ERRORS) {
-                float delta = error_of<LAYERS>(sum, slope, own, b);
-                row[b] = delta;
-                values[FIRST < 0 ? 0 : OUTPUTS & (VALUES - 1)] += delta;
+            UNROLLED for (int j = 0; j < COUNT; j++) {
+                if (!ERRORS) continue;
+                float delta = error_of<LAYERS>(sum[j], slope[j], own + j * WARPS, b);
+                s.unit[first_of(LAYERS) + own + j * WARPS][b] = delta;
+                values[j][BIAS] += delta;
                 if constexpr (LAYERS > 1) {
-                    int unit = me * LAST_UNITS + own;
+                    int unit = me * LAST_UNITS + own + j * WARPS;
                     if (unit < Words<LAYERS>::WIDTH)
                         send(words + Words<LAYERS>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
                 }
@@ -1090,50 +1099,69 @@ struct Worker {
         }
     }
 
-    // The totals of VALUES values over the lanes: lane n has that of value n % VALUES
-    INLINE float total_of(float (&values)[VALUES])
+    // Totals over the lanes: lane n has that of value n % VALUES
+    template <int COUNT> INLINE void totals_of(float (&values)[COUNT][VALUES], float (&total)[COUNT])
     {
-        if constexpr (VALUES > 8) halve<8, 8>(values, lane);
-        if constexpr (VALUES > 4) halve<4, 4>(values, lane);
-        if constexpr (VALUES > 2) halve<2, 2>(values, lane);
-        halve<1, 1>(values, lane);
-        float sum = values[0];
-        UNROLLED for (int o = VALUES; o < 32; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-        return sum;
+        if constexpr (VALUES > 8) halve_each<COUNT, 8>(values);
+        if constexpr (VALUES > 4) halve_each<COUNT, 4>(values);
+        if constexpr (VALUES > 2) halve_each<COUNT, 2>(values);
+        halve_each<COUNT, 1>(values);
+        UNROLLED for (int j = 0; j < COUNT; j++) total[j] = values[j][0];
+        UNROLLED for (int o = VALUES; o < 32; o *= 2)
+            UNROLLED for (int j = 0; j < COUNT; j++) total[j] += __shfl_xor_sync(~0u, total[j], o);
+    }
+    template <int COUNT, int HALF> INLINE void halve_each(float (&values)[COUNT][VALUES])
+    {
+        UNROLLED for (int j = 0; j < COUNT; j++) halve<HALF, HALF>(values[j], lane);
     }
 
-    template <int FIRST> INLINE void many_outputs(int own, float (&total)[ceil_div(OUTPUTS, VALUES)])
+    // For COUNT own units of a warp, error terms and the update of their weights to the outputs and of their biases
+    template <int COUNT> INLINE void units_backward(int own)
     {
-        float values[VALUES];
-        last_unit<FIRST, false>(own, values);
-        total[FIRST / VALUES] = total_of(values);
-        if constexpr (FIRST + VALUES < OUTPUTS) many_outputs<FIRST + VALUES>(own, total);
+        int column = lane & (VALUES - 1);
+        float values[COUNT][VALUES], total[COUNT];
+        last_units<COUNT, 0, true>(own, values);
+        totals_of(values, total);  // after it, all lanes have read the weights
+        __syncwarp();
+        UNROLLED for (int j = 0; j < COUNT; j++) {
+            int unit = own + j * WARPS, bias = BIASES + first_of(LAYERS) + unit;
+            if (lane < VALUES && column <= OUTPUTS)
+                update_small(column < OUTPUTS ? unit * OUT4 + column : bias, total[j], column < OUTPUTS);
+        }
     }
 
-    // Error terms of the own units of the last hidden layer, and the update of their weights to the outputs and of
-    // biases
+    // The same for one unit, where the gradients of its weights are too many for one pass over the samples
+    template <int FIRST> INLINE void unit_gradients(int own, float (&total)[ceil_div(OUTPUTS, VALUES)])
+    {
+        float values[1][VALUES], each[1];
+        last_units<1, FIRST, false>(own, values);
+        totals_of(values, each);
+        total[FIRST / VALUES] = each[0];
+        if constexpr (FIRST + VALUES < OUTPUTS) unit_gradients<FIRST + VALUES>(own, total);
+    }
+    INLINE void unit_backward(int own)
+    {
+        float total[ceil_div(OUTPUTS, VALUES)], errors[1][VALUES];
+        unit_gradients<0>(own, total);
+        last_units<1, -1, true>(own, errors);
+        float bias = lanes_sum(errors[0][0], 32);
+        __syncwarp();
+        UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
+            if (lane < VALUES && n + lane < OUTPUTS) update_small(own * OUT4 + n + lane, total[n / VALUES], true);
+        if (lane == 0) update_small(BIASES + first_of(LAYERS) + own, bias, false);
+    }
+
+    // Error terms of the own units of the last hidden layer, the update of their weights and biases, and that of the
+    // biases of the outputs
     INLINE void outputs_backward()
     {
-        ROLLED for (int own = warp; own < LAST_UNITS; own += WARPS) {
-            float values[VALUES];
-            int bias = BIASES + first_of(LAYERS) + own, column = lane & (VALUES - 1);
-            if constexpr (OUTPUTS < VALUES) {
-                last_unit<0, true>(own, values);
-                float total = total_of(values);  // after it, all lanes have read the weights
-                __syncwarp();
-                if (lane < VALUES && column <= OUTPUTS)
-                    update_small(column < OUTPUTS ? own * OUT4 + column : bias, total, column < OUTPUTS);
-            } else {
-                float total[ceil_div(OUTPUTS, VALUES)];
-                many_outputs<0>(own, total);
-                last_unit<-1, true>(own, values);
-                float bias_total = lanes_sum(values[0], 32);
-                __syncwarp();
-                UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
-                    if (lane < VALUES && n + column < OUTPUTS)
-                        update_small(own * OUT4 + n + column, total[n / VALUES], true);
-                if (lane == 0) update_small(bias, bias_total, false);
-            }
+        int own = warp;
+        if constexpr (TOGETHER > 1)
+            ROLLED for (; own + (TOGETHER - 1) * WARPS < LAST_UNITS; own += TOGETHER * WARPS)
+                units_backward<TOGETHER>(own);
+        ROLLED for (; own < LAST_UNITS; own += WARPS) {
+            if constexpr (OUTPUTS < VALUES) units_backward<1>(own);
+            else unit_backward(own);
         }
         ROLLED for (int output = warp; output < OUTPUTS; output += WARPS) {
             float sum = 0;
@@ -1242,6 +1270,7 @@ struct Worker {
                 UNROLLED for (int e = 0; e < 8; e++) gradient[i][q][e / 4][e % 4] = 0;
     }
 
+    // The update of the weights in registers
     INLINE void update_first_weights()
     {
         const Rule rule = this->rule();
@@ -1360,6 +1389,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     w.move_all<false>();
     __syncthreads();
 
+    const bool early = CHUNKS == 1 || thread < THREADS / 2;
     ROLLED for (int turn = 0; turn < steps * PASSES; turn++) {
         w.begin_turn(turn);
         if constexpr (DROPOUT >> 1) w.draw_units<1>();
@@ -1369,14 +1399,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             UNROLLED for (int i = 0; i < TILES_K; i++)
                 UNROLLED for (int j = 0; j < TILES_N; j++) w.split_weight(i, j, part[KEEP_PARTS ? i : 0][j]);
         }
-        ROLLED for (int c = 0; c < CHUNKS; c++) {
-            int slot = rows.await(c);
-            if (DROPOUT & 1) w.drop_inputs(slot, c);
-            w.first_products(slot, c, part);
-            __syncthreads();
+        // Between two barriers, half of the warps finish a chunk before the products of the next and half after them,
+        // so that tensor cores have work all the time. Rows are issued last, since others wait for what `finish` sends,
+        // unless the next products wait for them.
+        auto issue = [&](int c) {
             if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
             if (c < CHUNKS - SLOTS) rows.issue();
+        };
+        auto finish = [&](int c) {
             w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
+            if (SLOTS > 2) issue(c);
+        };
+        ROLLED for (int c = -1; c < CHUNKS; c++) {
+            if (c >= 0 && SLOTS <= 2) issue(c);
+            if (c >= 0 && early) finish(c);
+            if (c + 1 < CHUNKS) {
+                int slot = rows.await(c + 1);
+                if (DROPOUT & 1) w.drop_inputs(slot, c + 1);
+                w.first_products(slot, c + 1, part);
+            }
+            if (c >= 0 && !early) finish(c);
+            if (c + 1 < CHUNKS) __syncthreads();
         }
         if constexpr (LAYERS > 1) w.middle_forward<2>();
         if constexpr (LAYERS > 2) w.middle_forward<3>();
@@ -1391,23 +1434,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         else __syncthreads();
         if (w.pass == 0) w.clear_gradients();
         ROLLED for (int k = 0; k < CHUNKS; k++) {
-            if (k > 0) {
-                __syncthreads();
-                rows.issue();
-            }
+            if (k > 0) __syncthreads();
+            if (k > 0 && (early || SLOTS == 1)) rows.issue();
             int c = CHUNKS <= SLOTS ? k : k < SLOTS ? CHUNKS - SLOTS + k : k - SLOTS;  // those still there first
             bool again = CHUNKS > SLOTS && k >= SLOTS;
             int slot = rows.await(again ? CHUNKS + c : c);
             if ((DROPOUT & 1) && again) w.drop_inputs(slot, c);
             w.first_gradients(slot, c);
+            if (k > 0 && !early && SLOTS > 1) rows.issue();
         }
         if (w.pass == PASSES - 1) w.update_first_weights();
         rows.end_turn();
-        // The next turn waits for its first chunk before anything else, so this cannot wait for that turn.
-        if (SLOTS == 1) {
-            __syncthreads();
-            rows.issue();
-        }
+        // Before its first barrier, the next turn overwrites the only slot, or own units that other warps still read.
+        if (SLOTS == 1 || WARPS_K == 1) __syncthreads();
+        if (SLOTS == 1) rows.issue();
         w.end_turn();
     }
     __syncthreads();
