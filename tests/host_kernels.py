@@ -240,7 +240,7 @@ class Field(NamedTuple):
 
 C_TYPES = {"u16": "u2", "u32": "u4", "u64": "u8", "i64": "i8", "int": "i4", "float": "f4"}
 # The types of the arrays that a field may point to; a pair of floats is one uint64.
-POINTED = {"u16": ("u2",), "i64": ("i8",), "float": ("f4",), "float2": ("u8",)}
+POINTED = {"u16": ("u2",), "i64": ("i8",), "float": ("f4",), "float2": ("u8",), "double": ("f8",)}
 ANY_TARGETS_OR_SCORES = {"targets": ("i8", "f4"), "scores": ("?", "f4")}
 MARGIN = 512  # bytes before and after the copy of an array; a multiple of the alignment of CuPy's allocations
 

@@ -88,7 +88,7 @@ def test_activations_are_defined_for_each_hidden_layer():
 
 def test_a_network_is_laid_out_as_by_a_compiler():
     pointer, i64, f32, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-    types = [*[pointer] * 5, pointer * 2, *[pointer] * 4, i64 * 4, i64 * 4, *[i64] * 4, *[f32] * 9]
+    types = [*[pointer] * 5, pointer * 2, *[pointer] * 5, i64 * 4, i64 * 4, *[i64] * 4, *[f32] * 9]
     types += [i32 * 4, f32 * 4, i32 * 4]
 
     class Network(ctypes.Structure):

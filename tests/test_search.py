@@ -250,20 +250,37 @@ def test_each_fold_is_copied_to_the_device_once(monkeypatch: pytest.MonkeyPatch)
     assert X.flags.writeable
 
 
+def test_the_fused_kernel_trains_several_networks_in_one_launch() -> None:
+    backends = [host_cuda_backend(execution="fused", multiprocessors=2) for _ in range(2)]
+    searches = []
+    for backend, library in zip(backends, (ours, theirs), strict=True):
+        backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 12}
+        model = classifier(backend, batch_size=50, max_iter=2)
+        with backend.activate():
+            search = library.GridSearchCV(model, {"alpha": [0.1, 1.0]}, cv=2, refit=False).fit(X, Y)
+        searches.append(search)
+    assert_same_results(*searches)
+    # Two launches an epoch: the smaller last batch has another penalty.
+    assert [backend.xp.launches.count("train_networks") for backend in backends] == [2 * 2, 4 * 2 * 2]
+
+
+@pytest.mark.parametrize("hidden", [8, (18, 9), (17, 8, 12)])
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_every_way_of_running_reports_the_penalty(execution: str) -> None:
+def test_every_way_of_running_reports_the_penalty(execution: str, hidden: Any) -> None:
     models = []
     for way in ("eager", execution):
         backend = host_cuda_backend(cublaslt=True, execution=way)
-        backend.xp.attributes["CooperativeLaunch"] = 1
-        models.append(classifier(backend, solver="sgd", alpha=10.0, batch_size=50))
+        backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 12}
+        options: dict[str, Any] = {"solver": "sgd", "alpha": 10.0, "batch_size": 50, "hidden_layer_sizes": hidden}
+        models.append(classifier(backend).set_params(**options))
     expected = models[0].fit(X, Y).loss_curve_
     try:
         found = models[1].fit(X, Y).loss_curve_
     except ExecutionError as error:
         pytest.skip(str(error))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert classifier(alpha=0, solver="sgd", batch_size=50).fit(X, Y).loss_curve_[0] < 0.9 * expected[0]
+    without = classifier().set_params(**options | {"alpha": 0}).fit(X, Y).loss_curve_
+    assert without[0] < 0.9 * expected[0]
 
 
 # -- What goes wrong ---------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ struct Network {
     void* scores;
     const float* factors;  // (steps, FACTORS)
     float2* exchange;
+    double* squares;  // a number for each block, to which its squared weights before each step are added; used if SQUARES
     i64 weight_offset[4], bias_offset[4];  // of each dense layer in the flat buffers
     i64 start, stop;                       // samples of the epoch
     i64 steps_taken;                       // before this launch
@@ -566,6 +567,7 @@ struct Worker {
     int step = 0, pass = 0;
     int batch, rest;  // samples of the batch; those of this turn, 0 or less if there are none
     u32 tag;          // of the turn's words
+    float squares = 0;  // of the weights it has updated
 
     INLINE Worker(Shared& shared, int thread, int block)
         : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange),
@@ -1050,6 +1052,23 @@ struct Worker {
 
     // -- Backward
 
+    INLINE void add_square(float weight)
+    {
+        if (SQUARES) squares += weight * weight;
+    }
+
+    // Add those of all threads to the block's number.
+    __device__ void write_squares()
+    {
+        float sum = lanes_sum(squares, 32);
+        if (lane == 0) s.unit[0][warp] = sum;
+        __syncthreads();
+        if (thread() > 0) return;
+        double total = 0;
+        for (int w = 0; w < WARPS; w++) total += s.unit[0][w];
+        network.squares[me] += total;
+    }
+
     // The update of a small parameter, at the end of the last pass
     INLINE void update_small(int k, float g, bool is_weight)
     {
@@ -1058,6 +1077,7 @@ struct Worker {
             s.small_gradient[k] = pass == PASSES - 1 ? 0.f : g;
             if (pass < PASSES - 1) return;
         }
+        if (is_weight) add_square(s.small[k]);
         rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
@@ -1208,6 +1228,7 @@ struct Worker {
                 UNROLLED for (int j = 0; j < WIDE; j++)
                     UNROLLED for (int e = 0; e < 4; e++) {
                         int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + j * 8 + 2 * t + e % 2;
+                        add_square(s.middle[M::BEGIN + at]);
                         rule.update(s.middle[M::BEGIN + at], d[i][j][e], &s.middle[M::STATE + at],
                                     &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
                     }
@@ -1281,6 +1302,7 @@ struct Worker {
                 UNROLLED for (int e = 0; e < 4; e++) {
                     const float* d = gradient[i][j / 2][e / 2];
                     float sum = TILES_N == 1 ? d[e % 2] + d[e % 2 + 2] : d[e % 2 + j % 2 * 2];
+                    add_square(weight[i][j][e]);
                     rule.update(weight[i][j][e], scale * sum, state_of(0, i, j, e), state_of(1, i, j, e), true);
                 }
         }
@@ -1451,5 +1473,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         w.end_turn();
     }
     __syncthreads();
+    if (SQUARES) w.write_squares();
     w.move_all<true>();
 }

@@ -109,6 +109,8 @@ class FusedRunner:
         plan = self._plan(step)
         if isinstance(plan, str):
             return plan
+        if step.squares is not None and step.squares.size < plan.blocks:
+            return f"it sums squares of weights in {plan.blocks} parts, and the step has {step.squares.size}"
         compiled = self._compile(plan)
         if isinstance(compiled, str):
             return compiled
@@ -195,6 +197,7 @@ class FusedRunner:
             loss=str(loss_kernel(step.loss)),
             optimizer=str(_optimizer_rule(step.optimizer)),
             weighted=step.sample_weights is not None,
+            squares=step.squares is not None,
             dropout=tuple(_dropout_layers(step)),
             parts=self._parts,
         )
@@ -285,6 +288,7 @@ class FusedRunner:
             "parameters": step.parameters,
             "losses": step.losses,
             "scores": step.scores,
+            "squares": step.squares,
         }
         for name, array in arrays.items():
             network[name] = 0 if array is None else array.data.ptr

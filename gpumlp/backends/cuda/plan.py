@@ -39,7 +39,7 @@ NETWORK = np.dtype(
     [
         *((name, _u64) for name in ("images", "order", "targets", "sample_weights", "parameters")),
         ("buffers", _u64, 2),
-        *((name, _u64) for name in ("losses", "scores", "factors", "exchange")),
+        *((name, _u64) for name in ("losses", "scores", "factors", "exchange", "squares")),
         *(("weight_offset", _i64, 4), ("bias_offset", _i64, 4)),
         *((name, _i64) for name in ("start", "stop", "steps_taken")),
         ("seed", _u64),
@@ -63,6 +63,7 @@ class Shape(NamedTuple):
         loss: one of `LOSSES`.
         optimizer: one of `OPTIMIZERS`.
         weighted: whether samples have weights.
+        squares: whether the squares of the weights are summed.
         dropout: the positions with dropout: 0 for the inputs, l for hidden layer l.
         parts: bf16 numbers that a float32 is multiplied as, 3 or 2.
     """
@@ -76,6 +77,7 @@ class Shape(NamedTuple):
     loss: str = "softmax_cross_entropy"
     optimizer: str = "momentum"
     weighted: bool = False
+    squares: bool = False
     dropout: tuple[int, ...] = ()
     parts: int = 3
 
@@ -223,6 +225,7 @@ class Plan(NamedTuple):
             "WARPS": self.warps, "WARPS_K": self.warps_k, "SLOTS": self.slots, "PASSES": self.passes,
             "PARTS": shape.parts, "PLANES": 1 if shape.pixels else 3, "LOSS": LOSSES.index(shape.loss),
             "OPTIMIZER": OPTIMIZERS.index(shape.optimizer), "WEIGHTED": int(shape.weighted),
+            "SQUARES": int(shape.squares),
             "DROPOUT": sum(1 << position for position in shape.dropout), "KEEP_PARTS": int(self.keep_parts),
             "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "BULK": int(self.bulk),
             "EXCHANGE": self.exchange, "SHARED_BYTES": self.shared_bytes,
