@@ -582,3 +582,12 @@ def test_one_line_shows_the_progress_of_all(
         lines[-1],
     )
     assert len(lines) <= 11
+
+
+def test_joblib_has_workers_of_its_own() -> None:
+    """loky's reusable executor is one for a process, and joblib expects to be its only user."""
+    import joblib
+
+    assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == [(0, 1), (1, 2)]
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(number) for number in (-3, -4)) == [3, 4]
+    assert sorted(run_jobs(abs, [-5, -6], n_jobs=2)) == [(0, 5), (1, 6)]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ _ALIGNMENT = 64  # bytes; of arrays in a file
 # What a worker process starts with. A job in it that runs jobs of its own runs them there, one after another.
 _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "BLIS", "VECLIB")}
 _ENVIRONMENT["LOKY_MAX_CPU_COUNT"] = "1"
+
+_pool: Any = None  # see `_worker_pool`
 
 
 def run_jobs(
@@ -99,12 +101,6 @@ def _run_here(
 def _run_in_workers(
     function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
 ) -> Iterator[tuple[int, Any]]:
-    from joblib.externals.loky import get_reusable_executor
-
-    # The workers of the last call, if they are still there.
-    executor = partial(
-        get_reusable_executor, workers, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts
-    )
     with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
         shared, stop = Path(folder, "function"), Path(folder, "stop")
         write_shared(function, shared)
@@ -117,7 +113,7 @@ def _run_in_workers(
                     while waiting and len(running) <= workers and not interrupted:
                         index, job = waiting[0]
                         with _interrupts_blocked():
-                            running[executor().submit(_call, shared, stop, job)] = index
+                            running[_worker_pool(workers).submit(_call, shared, stop, job)] = index
                         waiting.popleft()
                     done = wait(running, POLL, FIRST_COMPLETED).done
                     if not interrupted:
@@ -143,9 +139,22 @@ def _run_in_workers(
         finally:
             if running:  # an error, or the caller wants no more
                 stop.touch()
-                executor().shutdown(kill_workers=True)
+                _worker_pool(workers).shutdown(kill_workers=True)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _worker_pool(count: int) -> Any:
+    """The worker processes of the last call, if there are as many and they are still there; otherwise new ones."""
+    # Not loky's `get_reusable_executor`, of which joblib expects to be the only user in a process.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    global _pool
+    if _pool is None or _pool._max_workers != count or _pool._flags.broken or _pool._flags.shutdown:
+        if _pool is not None:
+            _pool.shutdown()
+        _pool = ProcessPoolExecutor(count, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts)
+    return _pool
 
 
 def _died(error: Exception) -> RuntimeError:
