@@ -77,6 +77,10 @@ USUAL = [  # a sample of all
     Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), **EVERYTHING),
     Case((40, 33, 24, 5), batch=33, samples=80, blocks=4, activation="gelu", **EVERYTHING),
 ]
+OPTIMIZERS = [
+    *(SGD(0.01), SGD(0.01, momentum=0.9), SGD(0.01, momentum=0.9, nesterov=True)),
+    *(kind(0.01, epsilon=1e-3) for kind in (Adam, AdamW)),
+]
 SHAPES = [
     Case((1, 1, 1), batch=1, samples=5, blocks=1, loss="squared_error"),
     Case((16, 1, 2), batch=1, samples=12, blocks=1),
@@ -116,12 +120,7 @@ RULES = [
     *(
         Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
         for sizes in ((20, 18, 4), (20, 18, 24, 4))
-        for optimizer in (
-            SGD(0.1),
-            SGD(0.1, momentum=0.9, nesterov=True),
-            Adam(0.01, epsilon=1e-3),
-            AdamW(0.01, epsilon=1e-3),
-        )
+        for optimizer in OPTIMIZERS
     ),
     Case(penalty=Penalty(l2=1e-2)),
     Case(penalty=Penalty(l1=1e-3)),
@@ -131,9 +130,41 @@ RULES = [
     Case((20, 18, 12, 4), batch=33, samples=80, blocks=3, dropout=0.3, input_dropout=0.3, pixels=False),
     *(Case((20, 18, 12, 4), blocks=2, parts=2, pixels=pixels) for pixels in (True, False)),
 ]
+
+
+def random_case(seed: int) -> Case:
+    """A network and a way of training it, drawn at random."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.integers(1, 60, rng.integers(1, 4)).tolist()
+    wide = len(hidden) == 1 and bool(rng.integers(2))  # few slots for rows
+    sizes = (400 if wide else int(rng.integers(1, 80)), *hidden, int(rng.choice([1, 2, 3, 10, 17, 40])))
+    batch = int(rng.choice([1, 3, 16, 31, 32, 33, 64, 100, 160]))
+    losses = [name for name in LOSSES if sizes[-1] > 1 or "softmax" not in name]
+    loss = str(rng.choice(losses))
+    return Case(
+        sizes,
+        batch,
+        samples=2 * batch + int(rng.integers(1, batch + 1)),
+        blocks=int(rng.integers(1 if len(hidden) == 1 else 4, 9)),
+        networks=int(rng.integers(1, 3)),
+        activation=str(rng.choice([name for name in ACTIVATIONS if name != "identity"])),
+        loss=loss,
+        optimizer=OPTIMIZERS[rng.integers(len(OPTIMIZERS))],
+        penalty=Penalty(l2=1e-2 * int(rng.integers(2)), l1=1e-3 * int(rng.integers(2))),
+        weighted=bool(rng.integers(2)),
+        dropout=float(rng.choice([0, 0.3])),
+        input_dropout=float(rng.choice([0, 0.2])),
+        pixels=bool(rng.integers(2)),
+        parts=3 if loss == "poisson_deviance" else int(rng.choice([3, 3, 3, 2])),  # exp makes differences larger
+        shared=99 if wide else 227,
+        capability=int(rng.choice([8, 9])),
+    )
+
+
 CASES = [
     *(pytest.param(case, id=str(case)) for case in USUAL),
     *(pytest.param(case, id=str(case), marks=pytest.mark.emulator) for case in (*SHAPES, *RULES)),
+    *(pytest.param(random_case(n), id=f"random {n}", marks=pytest.mark.emulator) for n in range(20)),
 ]
 
 
@@ -270,7 +301,7 @@ INPUTS = CHUNKS._replace(input_dropout=0.3)
 BULK = CHUNKS._replace(capability=9)
 USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
-    "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
+    "rows are replaced too early": (CHUNKS, {"if (k > 0) __syncthreads();": ""}),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
 }
