@@ -74,8 +74,14 @@ class Case(NamedTuple):
 
 EVERYTHING = {"penalty": Penalty(l2=1e-2, l1=1e-3), "weighted": True, "dropout": 0.3, "input_dropout": 0.2}
 USUAL = [  # a sample of all
-    Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), **EVERYTHING),
+    Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), capability=8, **EVERYTHING),
     Case((40, 33, 24, 5), batch=33, samples=80, blocks=4, activation="gelu", **EVERYTHING),
+    Case((784, 128, 10), batch=32, samples=75, blocks=None),
+    Case(
+        (30, 100, 2), batch=200, samples=500, blocks=None, networks=3, loss="logistic_cross_entropy", pixels=False
+    ),
+    Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2, parts=2),
+    Case((20, 18, 3), batch=100, samples=250, loss="squared_error", optimizer=AdamW(0.01, epsilon=1e-3)),
 ]
 OPTIMIZERS = [
     *(SGD(0.01), SGD(0.01, momentum=0.9), SGD(0.01, momentum=0.9, nesterov=True)),
@@ -90,7 +96,6 @@ SHAPES = [
     Case((20, 50, 10), batch=256, samples=600, blocks=7),
     Case((48, 30, 64), batch=33, blocks=4),
     Case((20, 70, 127), batch=16, blocks=3),
-    Case((784, 128, 10), batch=32, samples=75, blocks=None),
     Case((784, 128, 10), batch=100, samples=250, blocks=8),
     Case((784, 64, 10), batch=100, samples=250, blocks=8, shared=99),
     Case(
@@ -108,7 +113,6 @@ SHAPES = [
     Case((100, 64, 48, 10), batch=128, samples=300, blocks=8, networks=2),
     Case((33, 30, 20, 40, 5), batch=7, blocks=6),
     Case((20, 50, 33, 17, 10), batch=256, samples=600, blocks=8),
-    Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2),
     Case((784, 256, 128, 10), batch=32, samples=75, blocks=24),
 ]
 RULES = [
@@ -305,6 +309,8 @@ USUAL_MISTAKES = {
     "rows are replaced too early": (CHUNKS, {"if (k > 0) __syncthreads();": ""}),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
+    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
+    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
 }
 MISTAKES = {
     "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
@@ -327,7 +333,6 @@ MISTAKES = {
         INPUTS,
         without_barrier("        }\n        fence_copies();\n        "),
     ),
-    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
     "pairs are vectors of floats": (
         MIDDLE,
         {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
@@ -337,7 +342,6 @@ MISTAKES = {
         CHUNKS,
         {"__float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag": "true"},
     ),
-    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
     "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
     "no barrier after activations": (MIDDLE, without_barrier("W::BELOW, s.middle + M::INPUT);\n        ")),
     "no barrier after error terms": (MIDDLE, without_barrier("W::WIDTH, errors);\n        ")),
