@@ -59,7 +59,7 @@ uint32_t ballot(uint32_t mask, bool predicate);
 void ldmatrix(uint32_t* r, uint32_t address, int count, bool transposed);       // .m8n8.x1, .x2, .x4, .b16
 void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);  // float32 sums, d += a b
 
-void cp_async(uint32_t to, const void* from, int bytes, int bytes_read = -1);
+void cp_async(uint32_t to, const void* from, int bytes);
 void cp_async_commit_group();
 void cp_async_wait_group(int groups);  // -1: wait_all
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
@@ -104,8 +104,6 @@ template <class To, class From> inline To bits_as(From value)
 }
 inline uint32_t __float_as_uint(float f) { return bits_as<uint32_t>(f); }
 inline float __uint_as_float(uint32_t u) { return bits_as<float>(u); }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline uint64_t __umul64hi(uint64_t x, uint64_t y) { return (uint64_t)((unsigned __int128)x * y >> 64); }
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector)
 {
     uint64_t both = (uint64_t)b << 32 | a;
@@ -116,7 +114,6 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector)
     }
     return r;
 }
-template <class T> inline T __ldg(const T* p) { return *p; }
 
 struct __nv_bfloat16 { uint16_t x; };
 inline __nv_bfloat16 __float2bfloat16_rn(float f)  // to nearest, ties to even; any NaN becomes 0x7fff
@@ -227,7 +224,7 @@ struct Item {  // of a thread's queue of asynchronous copies
     Operation operation;
     uint32_t to;
     const char* from;
-    int bytes, bytes_read;
+    int bytes;
 };
 struct Look { uint64_t key, version; };
 struct Fiber {
@@ -607,9 +604,7 @@ void deliver_copy(Fiber* f, bool in_order)
     }
     g->issuer = f;
     if (i.operation == COPY) {
-        char* to = shared_pointer(f->block, i.to, i.bytes, i.bytes);
-        memcpy(to, i.from, i.bytes_read);
-        memset(to + i.bytes_read, 0, i.bytes - i.bytes_read);
+        memcpy(shared_pointer(f->block, i.to, i.bytes, i.bytes), i.from, i.bytes);
     } else if (i.operation == COPY_ARRIVE) {
         arrive(f->block, i.to);
     }
@@ -938,12 +933,12 @@ void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1)
     part(m);
 }
 
-void cp_async(uint32_t to, const void* from, int bytes, int bytes_read)
+void cp_async(uint32_t to, const void* from, int bytes)
 {
     CUDA_HOST_ENTER(COPY);
     shared_pointer(self->block, to, bytes, bytes);
     if ((uintptr_t)from % bytes) fail(text("global %p is not a multiple of %d bytes", from, bytes));
-    enqueue({COPY, to, (const char*)from, bytes, bytes_read < 0 ? bytes : bytes_read});
+    enqueue({COPY, to, (const char*)from, bytes});
 }
 
 void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier)
@@ -961,7 +956,7 @@ void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier)
 void cp_async_commit_group()
 {
     CUDA_HOST_ENTER(COMMIT);
-    enqueue({COMMIT, 0, nullptr, 0, 0});
+    enqueue({COMMIT, 0, nullptr, 0});
 }
 
 void cp_async_wait_group(int groups)
@@ -980,7 +975,7 @@ void cp_async_mbarrier_arrive_noinc(uint32_t barrier)
 {
     CUDA_HOST_ENTER(COPY_ARRIVE);
     mbarrier_at(self->block, barrier);
-    enqueue({COPY_ARRIVE, barrier, nullptr, 0, 0});
+    enqueue({COPY_ARRIVE, barrier, nullptr, 0});
 }
 
 void mbarrier_init(uint32_t barrier, uint32_t count)

@@ -74,8 +74,18 @@ class Case(NamedTuple):
 
 EVERYTHING = {"penalty": Penalty(l2=1e-2, l1=1e-3), "weighted": True, "dropout": 0.3, "input_dropout": 0.2}
 USUAL = [  # a sample of all
-    Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), **EVERYTHING),
+    Case((13, 9, 3), batch=7, networks=2, optimizer=Adam(0.01, epsilon=1e-3), capability=8, **EVERYTHING),
     Case((40, 33, 24, 5), batch=33, samples=80, blocks=4, activation="gelu", **EVERYTHING),
+    Case((784, 128, 10), batch=32, samples=75, blocks=None),
+    Case(
+        (30, 100, 2), batch=200, samples=500, blocks=None, networks=3, loss="logistic_cross_entropy", pixels=False
+    ),
+    Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2, parts=2),
+    Case((20, 18, 3), batch=100, samples=250, loss="squared_error", optimizer=AdamW(0.01, epsilon=1e-3)),
+]
+OPTIMIZERS = [
+    *(SGD(0.01), SGD(0.01, momentum=0.9), SGD(0.01, momentum=0.9, nesterov=True)),
+    *(kind(0.01, epsilon=1e-3) for kind in (Adam, AdamW)),
 ]
 SHAPES = [
     Case((1, 1, 1), batch=1, samples=5, blocks=1, loss="squared_error"),
@@ -86,7 +96,6 @@ SHAPES = [
     Case((20, 50, 10), batch=256, samples=600, blocks=7),
     Case((48, 30, 64), batch=33, blocks=4),
     Case((20, 70, 127), batch=16, blocks=3),
-    Case((784, 128, 10), batch=32, samples=75, blocks=None),
     Case((784, 128, 10), batch=100, samples=250, blocks=8),
     Case((784, 64, 10), batch=100, samples=250, blocks=8, shared=99),
     Case(
@@ -104,7 +113,6 @@ SHAPES = [
     Case((100, 64, 48, 10), batch=128, samples=300, blocks=8, networks=2),
     Case((33, 30, 20, 40, 5), batch=7, blocks=6),
     Case((20, 50, 33, 17, 10), batch=256, samples=600, blocks=8),
-    Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2),
     Case((784, 256, 128, 10), batch=32, samples=75, blocks=24),
 ]
 RULES = [
@@ -116,12 +124,7 @@ RULES = [
     *(
         Case(sizes, blocks=3, optimizer=optimizer, penalty=Penalty(l2=1e-2, l1=1e-3))
         for sizes in ((20, 18, 4), (20, 18, 24, 4))
-        for optimizer in (
-            SGD(0.1),
-            SGD(0.1, momentum=0.9, nesterov=True),
-            Adam(0.01, epsilon=1e-3),
-            AdamW(0.01, epsilon=1e-3),
-        )
+        for optimizer in OPTIMIZERS
     ),
     Case(penalty=Penalty(l2=1e-2)),
     Case(penalty=Penalty(l1=1e-3)),
@@ -131,9 +134,42 @@ RULES = [
     Case((20, 18, 12, 4), batch=33, samples=80, blocks=3, dropout=0.3, input_dropout=0.3, pixels=False),
     *(Case((20, 18, 12, 4), blocks=2, parts=2, pixels=pixels) for pixels in (True, False)),
 ]
+
+
+def random_case(seed: int) -> Case:
+    """A network and a way of training it, drawn at random."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.integers(1, 60, rng.integers(1, 4)).tolist()
+    wide = len(hidden) == 1 and bool(rng.integers(2))  # few slots for rows
+    sizes = (400 if wide else int(rng.integers(1, 80)), *hidden, int(rng.choice([1, 2, 3, 10, 17, 40])))
+    batch = int(rng.choice([1, 3, 16, 31, 32, 33, 64, 100, 160]))
+    losses = [name for name in LOSSES if sizes[-1] > 1 or "softmax" not in name]
+    loss = str(rng.choice(losses))
+    exponential = loss == "poisson_deviance"  # which makes differences larger
+    return Case(
+        sizes,
+        batch,
+        samples=2 * batch + int(rng.integers(1, batch + 1)),
+        blocks=None if wide else int(rng.integers(1 if len(hidden) == 1 else 4, 9)),
+        networks=int(rng.integers(1, 3)),
+        activation=str(rng.choice([name for name in ACTIVATIONS if name != "identity"])),
+        loss=loss,
+        optimizer=SGD(0.001) if exponential else OPTIMIZERS[rng.integers(len(OPTIMIZERS))],
+        penalty=Penalty(l2=1e-2 * int(rng.integers(2)), l1=1e-3 * int(rng.integers(2))),
+        weighted=bool(rng.integers(2)),
+        dropout=float(rng.choice([0, 0.3])),
+        input_dropout=float(rng.choice([0, 0.2])),
+        pixels=wide or bool(rng.integers(2)),
+        parts=3 if exponential else int(rng.choice([3, 3, 3, 2])),
+        shared=99 if wide else 227,
+        capability=int(rng.choice([8, 9])),
+    )
+
+
 CASES = [
     *(pytest.param(case, id=str(case)) for case in USUAL),
     *(pytest.param(case, id=str(case), marks=pytest.mark.emulator) for case in (*SHAPES, *RULES)),
+    *(pytest.param(random_case(n), id=f"random {n}", marks=pytest.mark.emulator) for n in range(20)),
 ]
 
 
@@ -270,9 +306,11 @@ INPUTS = CHUNKS._replace(input_dropout=0.3)
 BULK = CHUNKS._replace(capability=9)
 USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
-    "rows are replaced too early": (CHUNKS, without_barrier("                ", "                rows.issue();")),
+    "rows are replaced too early": (CHUNKS, {"if (k > 0) __syncthreads();": ""}),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
+    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
+    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
 }
 MISTAKES = {
     "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
@@ -295,7 +333,6 @@ MISTAKES = {
         INPUTS,
         without_barrier("        }\n        fence_copies();\n        "),
     ),
-    "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
     "pairs are vectors of floats": (
         MIDDLE,
         {"store(words, v, 8, 2)": "store(words, v, 4, 4)", "load(words, &r, 8, 2)": "load(words, &r, 4, 4)"},
@@ -305,7 +342,6 @@ MISTAKES = {
         CHUNKS,
         {"__float_as_uint(two.y) == tag && __float_as_uint(two.w) == tag": "true"},
     ),
-    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
     "padding is not sent": (CHUNKS, {"b >= TURN ||": "b >= rest ||"}),
     "no barrier after activations": (MIDDLE, without_barrier("W::BELOW, s.middle + M::INPUT);\n        ")),
     "no barrier after error terms": (MIDDLE, without_barrier("W::WIDTH, errors);\n        ")),

@@ -63,6 +63,14 @@ def test_units_suffice_on_any_number_of_multiprocessors(multiprocessors):
         assert all(plan.blocks % rows == 0 for rows in plan.rows)
 
 
+@pytest.mark.parametrize(
+    "sizes", [(784, 128, 10), (784, 500, 10), (30, 100, 2), (784, 300, 100, 10), (64, 9, 9, 3)]
+)
+def test_a_number_of_multiprocessors_that_is_recorded_gives_the_same_plan(sizes):
+    plan = planned(shape(*sizes))
+    assert planned(shape(*sizes), multiprocessors=plan.blocks) == plan
+
+
 def test_what_does_not_fit_has_a_reason():
     assert make_plan(shape(784, 128, 10, batch=8192), H100) == (
         "on 16 multiprocessors it would need 707 KiB of shared memory on each, and they have 227 KiB"
