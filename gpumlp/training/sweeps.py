@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib.util
 import io
-import itertools
 import json
 import os
 import re
@@ -444,41 +443,18 @@ def _train_together(
     Yields:
         The index of a run that has ended, and the Exception that ended it, or None.
     """
-    waiting = sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index]))
-    while waiting:
-        others: list[int] = []
-        yield from _train_some(shared, sweep, runs, waiting, others)
-        waiting = others
-
-
-def _train_some(
-    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun], indices: Sequence[int], others: list[int]
-) -> Iterator[tuple[int, Exception | None]]:
-    """Train those runs that have the same backend as the first one, and append the indices of the others.
-
-    A run that is resumed keeps its way of running steps, which may be that of another backend than new runs have.
-    """
-    backend: Backend | None = None
     failed: list[tuple[int, Exception]] = []
 
-    def prepared() -> Iterator[tuple[int, PreparedRun]]:
-        for index in indices:
+    def prepared() -> Iterator[tuple[int, Backend, Generator[StepRun, None, None]]]:
+        for index in sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index])):
             try:
                 run = prepare(sweep.config_of(runs[index]), shared, _Silent(os.getpid()))
             except Exception as error:
                 failed.append((index, error))
-                continue
-            if backend in (None, run.trainer.model.backend):
-                yield index, run
-            else:
-                run.folder.release()
-                others.append(index)
+            else:  # the backend of a resumed run may be another one, which runs steps as before
+                yield index, run.trainer.model.backend, _steps(run)
 
-    these = prepared()
-    first = next(these, None)
-    if first is not None:
-        backend = first[1].trainer.model.backend
-        yield from run_together(backend, ((index, _steps(run)) for index, run in itertools.chain([first], these)))
+    yield from run_together(prepared())
     yield from failed
 
 
