@@ -37,8 +37,8 @@ from gpumlp import (
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
-from gpumlp.training.jobs import worker_count
-from gpumlp.training.many import run_jobs, run_together
+from gpumlp.training.jobs import run_jobs, worker_count
+from gpumlp.training.many import run_together
 from tests.test_fused_training import fused_backend, samples
 
 

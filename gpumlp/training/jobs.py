@@ -62,8 +62,10 @@ def run_jobs(
         KeyboardInterrupt: after an interrupt.
     """
     jobs = list(jobs)
-    workers = min(worker_count(n_jobs), len(jobs))
-    return (_run_here if workers <= 1 else _run_in_workers)(function, jobs, watch or (lambda: None), workers)
+    workers, watch = min(worker_count(n_jobs), len(jobs)), watch or (lambda: None)
+    if workers <= 1:
+        return _run_here(function, jobs, watch)
+    return _run_in_workers(function, jobs, watch, workers)
 
 
 def worker_count(n_jobs: int | None) -> int:
@@ -87,7 +89,7 @@ def worker_count(n_jobs: int | None) -> int:
 
 
 def _run_here(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
+    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object]
 ) -> Iterator[tuple[int, Any]]:
     for index, job in enumerate(jobs):
         try:

@@ -30,7 +30,7 @@ from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
 from .trainer import Callback, CallbackLike, Trainer, as_callbacks, as_dataset
 
-__all__ = ["FitManyError", "fit_many", "run_jobs", "run_together"]
+__all__ = ["FitManyError", "fit_many", "run_together"]
 
 Training = Generator[StepRun, None, None]
 
