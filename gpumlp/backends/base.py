@@ -260,7 +260,6 @@ class Backend:
         xp: the array library, with NumPy's functions.
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
-        accumulates_products: whether `dense_backward` with an `Accumulation` costs no more than without.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
         options: what it was made with beside the device: with the same, one backend can run the steps of another.
@@ -274,7 +273,6 @@ class Backend:
     xp: Any
     logits_order: Literal["C", "F"] = "C"
     stores_masks: bool = True
-    accumulates_products: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
     options: tuple[Any, ...] = ()
@@ -466,8 +464,8 @@ class Backend:
             self.xp.multiply(delta, 1 / (1 - rate), out=delta)
 
     def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
-        """Whether `dense_backward` can add weight gradients where the optimizer's `accumulation` says."""
-        return self.accumulates_products
+        """Whether `dense_backward` adds weight gradients where the optimizer's `accumulation` says at no cost."""
+        return False
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``; `out` may be uninitialized if keep is 0 and scale is 1."""
