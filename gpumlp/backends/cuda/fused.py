@@ -36,7 +36,7 @@ from .kernels import (
     optimizer_kernel,
     sgd_rule,
 )
-from .plan import FACTORS, NETWORK, OPTIMIZERS, Facts, Plan, Shape, make_plan
+from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, make_plan
 
 # Whether a card has shown that this way is right and faster than the others; until then ``auto`` takes it for
 # networks that are trained together only, and it says so.
@@ -201,14 +201,14 @@ class FusedRunner:
             dropout=tuple(_dropout_layers(step)),
             parts=self._parts,
         )
-        facts = Facts(
+        device = DeviceProperties(
             multiprocessors=self._attribute("MultiProcessorCount"),
             shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
             shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
             bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
-        return make_plan(shape, facts, multiprocessors=self._multiprocessors)
+        return make_plan(shape, device, multiprocessors=self._multiprocessors)
 
     def _capability(self) -> int:
         """The compute capability, 80 for 8.0."""
