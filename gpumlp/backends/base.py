@@ -182,8 +182,8 @@ class Step(Protocol):
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
         average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
-        squares: ``(n,)`` float64, to whose elements, whichever, each step adds the squares of all weights before
-            it, or None.
+        squares: ``(n,)`` float64, or None. Each step adds the squares of all weights before its update to one or
+            more elements; only the sum of all elements is defined.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
             methods of network, layers and batches; only then can a device run them in another way.
@@ -262,7 +262,8 @@ class Backend:
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
-        options: what it was made with beside the device: with the same, one backend can run the steps of another.
+        options: with which it was made. A backend can run the steps of another one with the same device and
+            options.
 
     There is no global current backend: it is passed as an argument. On a GPU, operations are asynchronous; only
     `to_numpy`, `all_finite` and `synchronize` wait for it.
@@ -331,11 +332,11 @@ class Backend:
             step(step.slices[number], learning_rate)
 
     def networks_at_once(self, step: Step) -> int:
-        """How many networks like this one `run_many` trains at the same time; 1: one after another.
+        """How many networks like this one `run_many` trains at the same time; 1 if one after another.
 
-        If it is more than 1, the step belongs to a set that is trained together from then on: it is run in the
-        way that serves several at once, also where it is the last one left, so that its results do not depend on
-        the others.
+        If it is more than 1, the backend notes that the step is trained together with others: from then on it
+        runs the step in the way that serves several at once, even when no other network is left, so that results
+        do not depend on the others.
 
         Raises:
             ExecutionError: as for `execution`.
@@ -347,7 +348,7 @@ class Backend:
 
         Args:
             runs: of different steps, which share nothing that a step writes; their lengths, rules and data may
-                differ. A GPU runs those at the same time that it can, see `networks_at_once`.
+                differ. How many run at the same time is said by `networks_at_once`.
 
         Raises:
             ExecutionError: as for `execution`.

@@ -96,13 +96,13 @@ def run_together(
     it ends are yielded, no other begins, and then KeyboardInterrupt is raised.
 
     Args:
-        trainings: anything that tells networks apart, the network's backend, and `Trainer.training` or another
-            generator that yields steps, for each network. Networks with the same backend and shape should be
-            neighbours. They are asked for one after another, as there is room for them.
+        trainings: for each network a key of the caller's choice, its backend, and a generator of its steps, such
+            as `Trainer.training`. Networks with the same backend and shape should be neighbours. The next one is
+            asked for when there is room for it.
         watch: called between steps; if it raises KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        What tells the network apart, when it has ended, and the Exception that ended it, or None.
+        The key of each network that has ended, and the Exception that ended it, or None.
 
     Raises:
         KeyboardInterrupt: after an interrupt.

@@ -1,7 +1,7 @@
 """The fused kernel, ``fused.cu``: many steps of one or of several small networks in one launch.
 
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
-memory for all steps; their blocks exchange activations and errors through global memory. The other multiprocessors
+memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
 train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
 they differ from those of other executions, which add in another order.
 
@@ -100,7 +100,7 @@ class FusedRunner:
     def unsupported_reason(self, step: Step) -> str | None:
         """Why the kernel does not support this step on this device; None if it does. Compiles it.
 
-        To be asked again whenever the `step_key` has changed: until then, everything else is kept.
+        It must be called again when the `step_key` has changed; until then, the step's rules are not read again.
         """
         self._structures.pop(step, None)
         reason = _unsupported_rule(step) or self._unsupported_device(step)
