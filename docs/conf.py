@@ -49,7 +49,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what arguments are, with shapes and units
 autodoc_default_options = {
     "members": True,
-    "inherited-members": "BaseEstimator, CallbackSupportMixin, Exception, tuple",
+    "inherited-members": "BaseEstimator, BaseSearchCV, CallbackSupportMixin, Exception, tuple",
 }
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
