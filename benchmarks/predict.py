@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumlp import command
-from gpumlp.backends.cuda.plan import Facts, Plan, Shape, make_plan
+from gpumlp.backends.cuda.plan import DeviceProperties, Plan, Shape, make_plan
 from gpumlp.nn.activations import ReLU
 
 from .markdown import table, three_digits
@@ -43,7 +43,7 @@ PROGRAM = "predict"
 RESULTS = Path(__file__).parent / "results"
 CLOCKS_PER_MICROSECOND = 1850
 FULL_CARD = 1.08
-CARD = Facts()  # an H100
+CARD = DeviceProperties()  # an H100
 CHUNK = 32  # samples that are read and multiplied at a time
 # Instructions of a warp, counted in the wide prototype's source: for a hidden unit and 32 samples, for each output
 # of it, to split 32 values into bf16 parts, to exchange 32 numbers, and to update 32 weights.

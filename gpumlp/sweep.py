@@ -69,7 +69,7 @@ class Options(Config):
     search_seed: int | None = option(None, whole_numbers(0), per_call=True)
     """Seed of what --random draws (0)."""
     seeds: int = option(1, whole_numbers(1), per_call=True)
-    """Train each network with so many seeds: --seed, and those after it."""
+    """Number of seeds that each network is trained with: --seed and the numbers after it."""
     metric: str | None = option(
         None,
         Range(lambda value: value in HIGHER_IS_BETTER, f"one of {', '.join(HIGHER_IS_BETTER)}"),
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_options(words: Sequence[str]) -> None:
-    """Say why an option of `train` is none of a sweep. Raises ConfigError if one is given."""
+    """Raise ConfigError, with the reason, for an option of `train` that a sweep does not have."""
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in _REFUSED:

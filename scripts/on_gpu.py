@@ -151,36 +151,26 @@ def _many(device: str, sizes: tuple[int, ...], batch_size: int, networks: int) -
     """The same for one step of each of some networks, which share the samples."""
     import numpy as np
 
-    from gpumlp import MLP, SGD, Adam, Dataset, Trainer, get_backend
-    from gpumlp.backends import StepRun
+    from benchmarks.many import seconds_of
+    from benchmarks.peers.many import TogetherOnGpu, Workload
+    from gpumlp import SGD, Adam, Dataset
 
-    backend, rng = get_backend(device), np.random.default_rng(0)
-    pixels = sizes[0] == 784
+    rng, pixels = np.random.default_rng(0), sizes[0] == 784
     images = rng.integers(0, 256, (TIMED_SAMPLES, sizes[0]), dtype=np.uint8)
-    optimizer = SGD(0.01, momentum=0.9) if pixels else Adam()
-    with backend.activate():
-        rows = backend.asarray(images if pixels else (images / 255).astype(np.float32))  # one copy for all
-        data = Dataset(rows, rng.integers(0, sizes[-1], TIMED_SAMPLES), classes=sizes[-1])
-        trainers = [
-            Trainer(MLP(list(sizes), seed=seed, device=backend), data, optimizer=optimizer, batch_size=batch_size)
-            for seed in range(networks)
-        ]
-        at_once = backend.networks_at_once(trainers[0]._step)  # says, too, that they are trained together
-        steps = len(trainers[0].batches.slices)
-        runs = [StepRun(each._step, range(steps), [optimizer.learning_rate] * steps) for each in trainers]
-        seconds = []
-        for _ in range(4):
-            backend.synchronize()
-            start = time.perf_counter()
-            backend.run_many(runs)
-            backend.synchronize()
-            seconds.append(time.perf_counter() - start)
-    best = min(seconds[1:])
+    data = Dataset(
+        images if pixels else (images / 255).astype(np.float32),
+        rng.integers(0, sizes[-1], TIMED_SAMPLES),
+        classes=sizes[-1],
+    )
+    work = Workload(sizes, batch_size, SGD(0.01, momentum=0.9) if pixels else Adam())
+    together = TogetherOnGpu(work, data, networks, device)
+    together.train(1)
+    best, first = min(seconds_of(together, together.repeat_steps) for _ in range(3)), together.trainers[0]
     return {
-        "networks_at_once": at_once,
-        "microseconds_per_step": 1e6 * best / steps,
+        "networks_at_once": together.backend.networks_at_once(first._step),
+        "microseconds_per_step": 1e6 * best / len(first.batches.slices),
         "samples_per_second": networks * TIMED_SAMPLES / best,
-        "ran": str(trainers[0].execution),
+        "ran": str(first.execution),
     }
 
 

@@ -204,6 +204,19 @@ def test_sums_have_the_same_bits_in_any_order_of_threads(sizes: tuple[int, int],
     assert len(found) == 1
 
 
+def check_output_error(device: Backend, loss: Loss, want: list[np.ndarray], kernel: str, tolerance: float) -> None:
+    """Assert that a device computes what the reference does, in one launch, and writes nothing else."""
+    pairs = [guarded(device, array) for array in want]
+    watch(device)
+    device.output_error(loss, *[inside for inside, _ in pairs])
+    assert launched(device) in (None, [kernel])
+    reference_backend(np).output_error(loss, *want)
+    for (inside, whole), expected in zip(pairs, want, strict=True):
+        np.testing.assert_allclose(device.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
+        edges = device.to_numpy(whole)
+        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 1e4])
 @pytest.mark.parametrize("loss", [LOSS, SoftmaxCrossEntropy(label_smoothing=0.1)])
@@ -212,21 +225,10 @@ def test_softmax_cross_entropy(
     device: Backend, shape: tuple[int, int], loss: SoftmaxCrossEntropy, scale: float, dtype: str
 ) -> None:
     batch, classes = shape
-    logits = np.round(normal(dtype, batch, classes), 1) * np.dtype(dtype).type(
-        scale
-    )  # rounded, so that some are equal
+    logits = np.round(normal(dtype, batch, classes), 1)  # rounded, so that some are equal
+    logits *= np.dtype(dtype).type(scale)
     want = [logits, RNG.integers(0, classes, batch), np.zeros(batch, dtype), np.zeros(batch, bool)]
-    backend = device
-    pairs = [guarded(backend, array) for array in want]
-    watch(backend)
-    backend.output_error(loss, *[inside for inside, _ in pairs])
-    assert launched(backend) in (None, ["softmax_cross_entropy"])
-    reference_backend(np).output_error(loss, *want)
-    tolerance = 3e-6 if dtype == "float32" else 1e-13
-    for (inside, whole), expected in zip(pairs, want, strict=True):
-        np.testing.assert_allclose(backend.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
-        edges = backend.to_numpy(whole)
-        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+    check_output_error(device, loss, want, "softmax_cross_entropy", 3e-6 if dtype == "float32" else 1e-13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -239,16 +241,7 @@ def test_the_other_losses(device: Backend, shape: tuple[int, int], loss: Loss, d
     outputs = normal(dtype, *shape) * (30 if loss.task == "labels" else 2)
     outputs[0, 0] = 0
     want = [outputs, targets, np.zeros(shape[0], dtype), new_scores(np, loss.task, *shape, dtype)]
-    pairs = [guarded(device, array) for array in want]
-    watch(device)
-    device.output_error(loss, *[inside for inside, _ in pairs])
-    assert launched(device) in (None, ["independent_outputs"])
-    reference_backend(np).output_error(loss, *want)
-    tolerance = 1e-5 if dtype == "float32" else 1e-13
-    for (inside, whole), expected in zip(pairs, want, strict=True):
-        np.testing.assert_allclose(device.to_numpy(inside), expected, rtol=tolerance, atol=tolerance)
-        edges = device.to_numpy(whole)
-        np.testing.assert_array_equal(np.r_[edges[:16], edges[-16:]], np.full(32, 77, edges.dtype))
+    check_output_error(device, loss, want, "independent_outputs", 1e-5 if dtype == "float32" else 1e-13)
     broken = [device.asarray(array) for array in (np.full(shape, np.nan, dtype), *want[1:])]
     device.output_error(loss, *broken)
     assert np.isnan(device.to_numpy(broken[2])).all()

@@ -22,7 +22,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import Backend, StepRun
-from gpumlp.backends.cuda.plan import NETWORK, Facts, Plan, Shape, make_plan
+from gpumlp.backends.cuda.plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
 from gpumlp.nn.losses import LOSSES, get_loss
 from tests.emulator import COMPILED, SCHEDULES, EmulationError
@@ -391,12 +391,12 @@ def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str
 
 # Devices of each architecture: multiprocessors, KiB of shared memory of a block and of a multiprocessor.
 ARCHITECTURES = {
-    "sm_80": Facts(108, 163 * 1024, 164 * 1024, bulk_copies=False),
-    "sm_86": Facts(82, 99 * 1024, 100 * 1024, bulk_copies=False),
-    "sm_89": Facts(128, 99 * 1024, 100 * 1024, bulk_copies=False),
-    "sm_90a": Facts(132, 227 * 1024, 228 * 1024),
-    "sm_100": Facts(148, 227 * 1024, 228 * 1024),
-    "sm_120": Facts(170, 99 * 1024, 100 * 1024),
+    "sm_80": DeviceProperties(108, 163 * 1024, 164 * 1024, bulk_copies=False),
+    "sm_86": DeviceProperties(82, 99 * 1024, 100 * 1024, bulk_copies=False),
+    "sm_89": DeviceProperties(128, 99 * 1024, 100 * 1024, bulk_copies=False),
+    "sm_90a": DeviceProperties(132, 227 * 1024, 228 * 1024),
+    "sm_100": DeviceProperties(148, 227 * 1024, 228 * 1024),
+    "sm_120": DeviceProperties(170, 99 * 1024, 100 * 1024),
 }
 RELU = ReLU.cuda
 STANDARD = {

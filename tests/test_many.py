@@ -37,8 +37,8 @@ from gpumlp import (
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
-from gpumlp.training.jobs import worker_count
-from gpumlp.training.many import run_jobs, run_together
+from gpumlp.training.jobs import run_jobs, worker_count
+from gpumlp.training.many import run_together
 from tests.test_fused_training import fused_backend, samples
 
 
@@ -305,7 +305,7 @@ def test_an_interrupt_in_lockstep_leaves_every_network_after_its_last_epoch(blob
 def test_what_is_no_longer_wanted_in_lockstep_is_undone(blobs: Dataset) -> None:
     backend, networks = three(2)
     trainers = [Trainer(network, blobs) for network in networks]
-    together = run_together(backend, [(i, trainers[i].training(1 + i)) for i in range(2)])
+    together = run_together([(i, backend, trainers[i].training(1 + i)) for i in range(2)])
     assert next(together) == (0, None)
     together.close()
     assert [trainer.epoch for trainer in trainers] == [1, 1]

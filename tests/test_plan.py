@@ -7,10 +7,10 @@ import ctypes
 import pytest
 
 from gpumlp import ReLU
-from gpumlp.backends.cuda.plan import NETWORK, Facts, Plan, Shape, make_plan
+from gpumlp.backends.cuda.plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 
-H100 = Facts()
-CONSUMER = Facts(multiprocessors=28, shared_per_block=99 * 1024, shared_per_multiprocessor=100 * 1024)
+H100 = DeviceProperties()
+CONSUMER = DeviceProperties(multiprocessors=28, shared_per_block=99 * 1024, shared_per_multiprocessor=100 * 1024)
 
 
 def shape(*sizes: int, batch: int = 128, **rules: object) -> Shape:
@@ -18,7 +18,7 @@ def shape(*sizes: int, batch: int = 128, **rules: object) -> Shape:
     return Shape(inputs, tuple(hidden), outputs, (ReLU().cuda,) * len(hidden), batch, **rules)
 
 
-def planned(shape: Shape, device: Facts = H100, multiprocessors: int | None = None) -> Plan:
+def planned(shape: Shape, device: DeviceProperties = H100, multiprocessors: int | None = None) -> Plan:
     plan = make_plan(shape, device, multiprocessors=multiprocessors)
     assert isinstance(plan, Plan), plan
     return plan

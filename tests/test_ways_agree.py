@@ -159,7 +159,7 @@ def test_a_gradient_that_another_optimizer_left_is_not_taken_for_that_of_the_las
     Trainer(model, blobs, optimizer=Adam(), batch_size=32).run(1)
     trainer.run(2)
     for layer in model.layers:
-        assert np.isnan(layer.weight_gradient).all() or not model.backend.accumulates_products
+        assert np.isnan(layer.weight_gradient).all() or not model.backend.accumulates(SGD(), Penalty())
 
 
 def test_a_method_that_a_class_gets_later_takes_effect(blobs: Dataset) -> None:

@@ -7,7 +7,7 @@ same order of samples, so that their losses agree.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -120,7 +120,7 @@ class OneByOne(Networks):
                     self.backend.run_steps(*run)
         return self.losses()
 
-    def training(self, index: int, epochs: int) -> Iterator[StepRun]:
+    def training(self, index: int, epochs: int) -> Generator[StepRun, None, None]:
         """The steps of some more epochs of a network."""
         trainer = self.trainers[index]
         for self.runs[index] in trainer.training(trainer.epoch + epochs):
@@ -153,8 +153,8 @@ class TogetherOnGpu(OneByOne):
         super().__init__(work, data, count, device, multiprocessors=work.multiprocessors)
 
     def train(self, epochs: int) -> list[float]:
-        trainings = ((index, self.training(index, epochs)) for index in range(self.count))
-        for _, error in run_together(self.backend, trainings):
+        trainings = ((index, self.backend, self.training(index, epochs)) for index in range(self.count))
+        for _, error in run_together(trainings):
             if error is not None:
                 raise error
         return self.losses()

@@ -100,13 +100,13 @@ def get_backend(
             ``"high"`` is TF32, faster, with 10 mantissa bits in the factors (in the execution ``"fused"`` 15, two
             bfloat16 parts). No effect on the CPU.
         execution: how training steps are run on a GPU. ``"persistent"`` runs many steps of a small network in one
-            kernel launch; ``"fused"`` does so for more kinds of small networks, and for many at once, but no card
-            has measured it yet; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches every
-            operation. ``"auto"`` selects the first of these that supports the step; ``"fused"`` only for networks
-            that are trained together. Results of ``"persistent"`` and ``"fused"`` differ from the others' by
-            rounding. No effect on the CPU.
-        multiprocessors: how many a network has in the execution ``"fused"``, each number with results of its own
-            up to rounding; None: as many as it needs.
+            kernel launch; ``"fused"`` does so for more kinds of small networks, and for many at once, but has not
+            been measured on a card yet; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches
+            every operation. ``"auto"`` selects the first of these that supports the step; ``"fused"`` only for
+            networks that are trained together. Results of ``"persistent"`` and ``"fused"`` differ from the others'
+            by rounding. No effect on the CPU.
+        multiprocessors: how many of a GPU's a network gets in the execution ``"fused"``; results with different
+            numbers differ by rounding. None: as many as the network needs.
 
     Raises:
         ValueError: the name or an option is invalid.

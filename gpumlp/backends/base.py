@@ -182,8 +182,8 @@ class Step(Protocol):
         clip_norm: the limit of `Backend.clip_gradient`, or None.
         max_norm: the limit of `Backend.limit_norms`, or None.
         average, decay: ``(size,)``, the average of the parameters, or None; see `Backend.average`.
-        squares: ``(n,)`` float64, to whose elements, whichever, each step adds the squares of all weights before
-            it, or None.
+        squares: ``(n,)`` float64, or None. Each step adds the squares of all weights before its update to one or
+            more elements; only the sum of all elements is defined.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
             methods of network, layers and batches; only then can a device run them in another way.
@@ -260,10 +260,10 @@ class Backend:
         xp: the array library, with NumPy's functions.
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
-        accumulates_products: whether `dense_backward` with an `Accumulation` costs no more than without.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
-        options: what it was made with beside the device: with the same, one backend can run the steps of another.
+        options: with which it was made. A backend can run the steps of another one with the same device and
+            options.
 
     There is no global current backend: it is passed as an argument. On a GPU, operations are asynchronous; only
     `to_numpy`, `all_finite` and `synchronize` wait for it.
@@ -274,7 +274,6 @@ class Backend:
     xp: Any
     logits_order: Literal["C", "F"] = "C"
     stores_masks: bool = True
-    accumulates_products: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
     options: tuple[Any, ...] = ()
@@ -333,11 +332,11 @@ class Backend:
             step(step.slices[number], learning_rate)
 
     def networks_at_once(self, step: Step) -> int:
-        """How many networks like this one `run_many` trains at the same time; 1: one after another.
+        """How many networks like this one `run_many` trains at the same time; 1 if one after another.
 
-        If it is more than 1, the step belongs to a set that is trained together from then on: it is run in the
-        way that serves several at once, also where it is the last one left, so that its results do not depend on
-        the others.
+        If it is more than 1, the backend notes that the step is trained together with others: from then on it
+        runs the step in the way that serves several at once, even when no other network is left, so that results
+        do not depend on the others.
 
         Raises:
             ExecutionError: as for `execution`.
@@ -349,7 +348,7 @@ class Backend:
 
         Args:
             runs: of different steps, which share nothing that a step writes; their lengths, rules and data may
-                differ. A GPU runs those at the same time that it can, see `networks_at_once`.
+                differ. How many run at the same time is said by `networks_at_once`.
 
         Raises:
             ExecutionError: as for `execution`.
@@ -466,8 +465,8 @@ class Backend:
             self.xp.multiply(delta, 1 / (1 - rate), out=delta)
 
     def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
-        """Whether `dense_backward` can add weight gradients where the optimizer's `accumulation` says."""
-        return self.accumulates_products
+        """Whether `dense_backward` adds weight gradients where the optimizer's `accumulation` says at no cost."""
+        return False
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         """``out <- keep out + scale x^T delta``; `out` may be uninitialized if keep is 0 and scale is 1."""

@@ -53,8 +53,7 @@ class NumpyBackend(Backend):
         self.device_name = processor_name()
         self.xp = np
         self._openblas = numpy_openblas()
-        self.accumulates_products = self._openblas is not None
-        self.rows_at_a_time = ROWS_AT_A_TIME if self.accumulates_products else None
+        self.rows_at_a_time = None if self._openblas is None else ROWS_AT_A_TIME
 
     def activate(self) -> AbstractContextManager[Any]:
         # The trainer detects and reports overflow and NaN once, instead of a warning in each step.
@@ -93,6 +92,9 @@ class NumpyBackend(Backend):
             part = out[start : start + ROWS_TO_CONVERT]
             np.copyto(part, staging[start : start + ROWS_TO_CONVERT])
             np.multiply(part, PIXEL_SCALE, out=part)
+
+    def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
+        return self._openblas is not None
 
     def accumulate_product(self, x: Array, delta: Array, target: Accumulation) -> None:
         if (target.scale == 1 and target.keep == 0) or self._openblas is None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_PANELS = 12
 _MOST_TICKS = 8  # values of an option that each have a name at the axis
-_WORST = 4  # times as far from the best network as the median one: what is worse is a triangle at the edge
+_WORST = 4  # a network this many times as far from the best one as the median is drawn at the edge
 
 
 @in_house_style

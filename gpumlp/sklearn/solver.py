@@ -25,7 +25,7 @@ from ..training.step import TrainingStep
 from .together import run_steps
 
 ROWS = 256  # samples of a forward pass outside training
-PARTS = 256  # of a sum of squares; a device with more multiprocessors for a network runs steps in another way
+PARTS = 256  # of the sum of squares; the fused kernel does not support a network on more multiprocessors
 
 
 def draw_tensors(sizes: list[int], activation: str, random: np.random.RandomState) -> dict[str, HostArray]:
@@ -144,14 +144,14 @@ class Epochs:
         with backend.activate():
             # Sample weights change the penalty from batch to batch, and a batch without weight is skipped.
             varies = weights is not None and (alpha > 0 or not backend.to_numpy(weights).all())
-            # Of each batch; or, of all, any number of parts, which a device may add to at the same time.
+            # One sum for each batch; or parts of one sum, since each block of a kernel adds to a part of its own.
             self._squares = backend.xp.zeros(count if varies else PARTS, dtype="float64") if alpha > 0 else None
             if varies:
                 self._step: TrainingStep = PenalisedStep(*arguments, self._penalties(), self._squares)
             else:
                 self._step = TrainingStep(*arguments)
                 self._step.squares = self._squares
-        # Batches with one penalty, which can be run together, and it: only a smaller last batch has another.
+        # Batches that are run in one call, and their penalty: only that of a smaller last batch differs.
         full = samples // size if alpha > 0 and not varies else count
         parts = ((range(full), size), (range(full, count), samples % size))
         self._parts = [(part, Penalty(l2=alpha / number)) for part, number in parts if part]

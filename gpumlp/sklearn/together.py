@@ -2,8 +2,8 @@
 
 joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but
 only one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one until it has
-some, and then one ``Backend.run_many`` runs the steps of all. So a fit need not know that there are others, be it
-that of an estimator, of a pipeline or of an ensemble, and no two of them use the device at the same time.
+some, and then one ``Backend.run_many`` runs the steps of all. A fit, whether an estimator's, a pipeline's or an
+ensemble's, does not know of the others, and no two of them use the device at the same time.
 """
 
 from __future__ import annotations

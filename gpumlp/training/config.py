@@ -238,7 +238,8 @@ class Config:
     epoch of a small network in one launch), fused (the same for more kinds of networks; not measured on a card
     yet), graphs (many steps in one launch) or eager (one by one); no effect on the CPU."""
     multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution fused", on_resume=True)
-    """How many multiprocessors of a GPU the network gets (as many as it needs); others give other rounding."""
+    """Multiprocessors of a GPU for the network (as many as it needs); results with another number differ by
+    rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of very short ones), to find what is wrong with training:
     on or off; the results are the same."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import threadpoolctl
 
-POLL = 0.1  # seconds between two looks at an interrupt and at the progress
+POLL = 0.1  # seconds between checks for an interrupt, and between calls of `watch`
 IDLE = 300  # seconds after which a worker process without a job ends
 _ALIGNMENT = 64  # bytes; of arrays in a file
 # What a worker process starts with. A job in it that runs jobs of its own runs them there, one after another.
@@ -62,8 +62,10 @@ def run_jobs(
         KeyboardInterrupt: after an interrupt.
     """
     jobs = list(jobs)
-    workers = min(worker_count(n_jobs), len(jobs))
-    return (_run_here if workers <= 1 else _run_in_workers)(function, jobs, watch or (lambda: None), workers)
+    workers, watch = min(worker_count(n_jobs), len(jobs)), watch or (lambda: None)
+    if workers <= 1:
+        return _run_here(function, jobs, watch)
+    return _run_in_workers(function, jobs, watch, workers)
 
 
 def worker_count(n_jobs: int | None) -> int:
@@ -87,7 +89,7 @@ def worker_count(n_jobs: int | None) -> int:
 
 
 def _run_here(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
+    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object]
 ) -> Iterator[tuple[int, Any]]:
     for index, job in enumerate(jobs):
         try:
@@ -240,7 +242,7 @@ def _interrupted_by(stop: Path) -> Iterator[None]:
 
 
 def sendable(error: Exception) -> Exception:
-    """The error itself, if it can be pickled, otherwise one with its text; both with the traceback as a note."""
+    """The error if it can be pickled, otherwise a RuntimeError with its text; the traceback is added as a note."""
     note = "".join(traceback.format_exception(error)).rstrip()
     try:
         pickle.loads(pickle.dumps(error))

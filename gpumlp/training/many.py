@@ -30,7 +30,7 @@ from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
 from .trainer import Callback, CallbackLike, Trainer, as_callbacks, as_dataset
 
-__all__ = ["FitManyError", "fit_many", "run_jobs", "run_together"]
+__all__ = ["FitManyError", "fit_many", "run_together"]
 
 Training = Generator[StepRun, None, None]
 
@@ -66,8 +66,8 @@ class FitManyError(RuntimeError):
 class _Running:
     """A network whose steps are run with those of others; `run` is None once it has ended."""
 
-    def __init__(self, key: Any, training: Training) -> None:
-        self.key, self.training = key, training
+    def __init__(self, key: Any, backend: Backend, training: Training) -> None:
+        self.key, self.backend, self.training = key, backend, training
         self.run: StepRun | None = None
         self.share = 1.0  # of the device
         self.error: Exception | None = None
@@ -75,7 +75,8 @@ class _Running:
     def go_on(self, error: BaseException | None = None) -> None:
         """Go on to the next steps, or throw what the last ones raised into the training."""
         try:
-            self.run = next(self.training) if error is None else self.training.throw(error)
+            with self.backend.activate():
+                self.run = next(self.training) if error is None else self.training.throw(error)
         except StopIteration:
             self.run = None
         except Exception as raised:
@@ -87,7 +88,7 @@ class _Running:
 
 
 def run_together(
-    backend: Backend, trainings: Iterable[tuple[Any, Training]], *, watch: Callable[[], object] | None = None
+    trainings: Iterable[tuple[Any, Backend, Training]], *, watch: Callable[[], object] | None = None
 ) -> Iterator[tuple[Any, Exception | None]]:
     """Train networks in lockstep, as many at a time as `Backend.networks_at_once` says.
 
@@ -95,14 +96,13 @@ def run_together(
     it ends are yielded, no other begins, and then KeyboardInterrupt is raised.
 
     Args:
-        backend: of all networks; activated where a training runs.
-        trainings: pairs of anything that tells networks apart, and `Trainer.training`, or another generator that
-            yields steps. Networks with the same shape should be neighbours. They are asked for one after another,
-            as there is place for them.
+        trainings: for each network a key of the caller's choice, its backend, and a generator of its steps, such
+            as `Trainer.training`. Networks with the same backend and shape should be neighbours. The next one is
+            asked for when there is room for it.
         watch: called between steps; if it raises KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        What tells the network apart, when it has ended, and the Exception that ended it, or None.
+        The key of each network that has ended, and the Exception that ended it, or None.
 
     Raises:
         KeyboardInterrupt: after an interrupt.
@@ -110,19 +110,18 @@ def run_together(
     waiting, running, interrupted = iter(trainings), list[_Running](), False
     try:
         while True:
-            with backend.activate():
-                try:
-                    if not interrupted:
-                        _fill(backend, waiting, running)
-                        if watch is not None:
-                            watch()
-                        _run_steps(backend, running)
-                except KeyboardInterrupt as interrupt:
-                    if interrupted:
-                        raise
-                    interrupted = True
-                    for each in running:
-                        each.go_on(interrupt)
+            try:
+                if not interrupted:
+                    _fill(waiting, running)
+                    if watch is not None:
+                        watch()
+                    _run_steps(running)
+            except KeyboardInterrupt as interrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+                for each in running:
+                    each.go_on(interrupt)
             ended = [each for each in running if each.run is None]
             running[:] = [each for each in running if each.run is not None]
             for each in ended:
@@ -130,40 +129,45 @@ def run_together(
             if not ended and not running:
                 break
     finally:
-        with backend.activate():
-            for each in running:
+        for each in running:
+            with each.backend.activate():
                 each.training.close()
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _fill(backend: Backend, waiting: Iterator[tuple[Any, Training]], running: list[_Running]) -> None:
+def _fill(waiting: Iterator[tuple[Any, Backend, Training]], running: list[_Running]) -> None:
     """Begin networks until the device is full."""
     while sum(each.share for each in running if each.run is not None) < 1 - 1e-6:
-        key, training = next(waiting, (None, None))
-        if training is None:
+        following = next(waiting, None)
+        if following is None:
             return
-        each = _Running(key, training)
+        each = _Running(*following)
         running.append(each)
         each.go_on()
         if each.run is not None:
             try:
-                each.share = 1 / backend.networks_at_once(each.run.step)
+                with each.backend.activate():
+                    each.share = 1 / each.backend.networks_at_once(each.run.step)
             except Exception as error:
                 each.go_on(error)
 
 
-def _run_steps(backend: Backend, running: Sequence[_Running]) -> None:
-    """Run the next steps of each network."""
-    going = [each for each in running if each.run is not None]
-    error: Exception | None = None
-    try:
-        if going:
-            backend.run_many([each.run for each in going if each.run is not None])
-    except Exception as raised:  # whose steps they were is unknown
-        error = raised
-    for each in going:
-        each.go_on(error)
+def _run_steps(running: Sequence[_Running]) -> None:
+    """Run the next steps of each network, those of one backend together."""
+    groups: dict[Backend, list[tuple[_Running, StepRun]]] = {}
+    for each in running:
+        if each.run is not None:
+            groups.setdefault(each.backend, []).append((each, each.run))
+    for backend, group in groups.items():
+        error: Exception | None = None
+        try:
+            with backend.activate():
+                backend.run_many([run for _, run in group])
+        except Exception as raised:  # whose steps they were is unknown
+            error = raised
+        for each, _ in group:
+            each.go_on(error)
 
 
 # -- fit_many ----------------------------------------------------------------------------------------------
@@ -471,8 +475,8 @@ class _Fits:
         # Those that may share a launch are neighbours.
         order = sorted(indices, key=lambda index: (self.models[index].sizes, repr(self.models[index].layers)))
         with _one_backend([self.models[index] for index in indices]) as backend:
-            pairs = ((index, training(index)) for index in order)
-            for index, error in run_together(backend, pairs, watch=self._watch):
+            trainings = ((index, backend, training(index)) for index in order)
+            for index, error in run_together(trainings, watch=self._watch):
                 trainer = trainers.pop(index, None)
                 yield index, _Outcome(History() if trainer is None else trainer.history, error)
 

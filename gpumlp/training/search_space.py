@@ -24,7 +24,7 @@ Values = dict[str, Any]  # of options, by their names in `Config`
 
 _DIGITS = 4  # significant digits of a number that is drawn, so that names of folders say exactly what it is
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
-# What a network is ranked by, or what does not change it.
+# Options that change how networks are ranked, or that do not change a network.
 _NOT_VARIED = {
     *("device", "dataset", "task", "data_dir", "validation", "monitor", "seed", "diagnostics"),
     *("execution", "multiprocessors"),
@@ -44,7 +44,7 @@ class Choice(NamedTuple):
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """What has to be allowed for everything that is drawn to be so."""
+        """The extreme values: if they are allowed, every value that may be drawn is."""
         return self.values
 
     @property
@@ -232,7 +232,7 @@ def _values(name: str, text: str) -> tuple[Any, ...]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A value as the command line of `train` has it. What is no number stays text, for `Config.check`."""
+    """A value as the command line of `train` reads it. Other text than a number is left to `Config.check`."""
     kinds, several = _kinds(name)
     if text == "none" and (type(None) in kinds or name == "hidden"):
         return () if name == "hidden" else None
@@ -242,7 +242,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def _of_config(name: str, value: Any) -> Any:
-    """A value as a configuration has it: one of several that stands alone, names in one spelling."""
+    """A value as `Config` keeps it: without the tuple around a single one, and with one spelling of a name."""
     return getattr(Config(**{name: value}), name)
 
 

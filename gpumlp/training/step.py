@@ -42,7 +42,7 @@ class TrainingStep:
             weights times its weight, which has a mean of 1 in each batch.
         scores: ``(samples, ...)``, in this epoch's order, see `gpumlp.nn.losses.Loss.output_error`.
         gradient_wanted: see `keep_gradient`.
-        squares: float64, to whose sum each step adds that of the squared weights before it; None unless set.
+        squares: ``(n,)`` float64, see `gpumlp.backends.Step`; None unless it is set.
     """
 
     def __init__(

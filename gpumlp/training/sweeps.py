@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib.util
 import io
-import itertools
 import json
 import os
 import re
@@ -236,7 +235,7 @@ class Sweep:
         return list(dict.fromkeys(name for values in self.networks for name in values))
 
     def config_of(self, run: PlannedRun) -> Config:
-        """What trains a run from where it is: the configuration with which `train` makes or resumes it.
+        """The configuration with which `train` starts a run, or resumes it if its folder is there.
 
         Raises:
             CheckpointError: the run is damaged.
@@ -252,7 +251,7 @@ class Sweep:
         """How each run has ended, from its folder.
 
         Args:
-            failures: why runs failed, by the names of their folders, which do not tell that.
+            failures: why runs failed, by the names of their folders, which do not record that.
         """
         return [self.row(run, failures) for run in self.runs]
 
@@ -270,7 +269,7 @@ class Sweep:
         return Row(planned, "not started", "", {})
 
     def ranking(self, rows: Sequence[Row]) -> list[Result]:
-        """The networks, the best one first; those of whose runs some have no result come after all others."""
+        """The networks, the best one first; those with a run that has no result come after all others."""
         results = [self._result(index, rows) for index in range(len(self.networks))]
         sign = -1 if HIGHER_IS_BETTER[self.metric] else 1
 
@@ -390,14 +389,14 @@ def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int
 
 
 def _without_joblib(workers: int) -> str:
-    """What to say of one worker on many cores, if joblib could change that."""
+    """The words that say how to train more runs at once, if only joblib is missing for that."""
     if workers == 1 and (os.cpu_count() or 1) > 1 and importlib.util.find_spec("joblib") is None:
         return "; more need joblib: pip install '.[sklearn]'"
     return ""
 
 
 class _Silent(Progress):
-    """Shows nothing, and interrupts a run in a worker process whose parent has been killed; it is saved."""
+    """Shows nothing. In a worker process whose parent was killed, it interrupts the run, which is then saved."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(quiet=True)
@@ -416,7 +415,7 @@ def _is_orphan(parent: int) -> bool:
 def _train_in_worker(
     data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, folder: Path, run: PlannedRun
 ) -> None:
-    """Train a run, with one BLAS thread whatever the number of worker processes, so that its bits are the same.
+    """Train a run with one BLAS thread, so that its bits do not depend on the number of worker processes.
 
     Args:
         data: training and test set.
@@ -432,7 +431,7 @@ def _train_in_worker(
             _require_end(prepare(sweep.config_of(run), Shared(data), _Silent(parent)).train())
     except KeyboardInterrupt:
         if _is_orphan(parent):
-            os._exit(1)  # nobody wants the worker any more
+            os._exit(1)  # the sweep was killed, and no other job will come
         raise
 
 
@@ -444,41 +443,18 @@ def _train_together(
     Yields:
         The index of a run that has ended, and the Exception that ended it, or None.
     """
-    waiting = sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index]))
-    while waiting:
-        others: list[int] = []
-        yield from _train_some(shared, sweep, runs, waiting, others)
-        waiting = others
-
-
-def _train_some(
-    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun], indices: Sequence[int], others: list[int]
-) -> Iterator[tuple[int, Exception | None]]:
-    """Train those runs that have the same backend as the first one, and append the indices of the others.
-
-    A run that is resumed keeps its way of running steps, which may be that of another backend than new runs have.
-    """
-    backend: Backend | None = None
     failed: list[tuple[int, Exception]] = []
 
-    def prepared() -> Iterator[tuple[int, PreparedRun]]:
-        for index in indices:
+    def prepared() -> Iterator[tuple[int, Backend, Generator[StepRun, None, None]]]:
+        for index in sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index])):
             try:
                 run = prepare(sweep.config_of(runs[index]), shared, _Silent(os.getpid()))
             except Exception as error:
                 failed.append((index, error))
-                continue
-            if backend in (None, run.trainer.model.backend):
-                yield index, run
-            else:
-                run.folder.release()
-                others.append(index)
+            else:  # the backend of a resumed run may be another one, which runs steps as before
+                yield index, run.trainer.model.backend, _steps(run)
 
-    these = prepared()
-    first = next(these, None)
-    if first is not None:
-        backend = first[1].trainer.model.backend
-        yield from run_together(backend, ((index, _steps(run)) for index, run in itertools.chain([first], these)))
+    yield from run_together(prepared())
     yield from failed
 
 
@@ -489,20 +465,20 @@ def _shape(sweep: Sweep, run: PlannedRun) -> str:
 
 
 def _steps(run: PreparedRun) -> Generator[StepRun, None, None]:
-    """The steps of a run to its end, that of a divergence included."""
+    """The steps of a run until it has finished or diverged."""
     with suppress(DivergenceError):
         yield from run.steps()
         _require_end(run.outcome)
 
 
 def _require_end(outcome: Outcome | None) -> None:
-    """Raise KeyboardInterrupt if a run was interrupted: it is saved, and not at its end."""
+    """Raise KeyboardInterrupt if a run was interrupted before its last epoch; it is saved."""
     if outcome is None or outcome.metrics is None:
         raise KeyboardInterrupt
 
 
 def _reason(failure: Exception) -> str:
-    """An error in a line; of one that no user can cause, also its kind."""
+    """An error in one line, with its type unless users can cause it."""
     text = " ".join(str(failure).split())
     if isinstance(failure, ValueError | OSError | RuntimeError | MemoryError) and text:
         return text

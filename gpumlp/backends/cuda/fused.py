@@ -1,7 +1,7 @@
 """The fused kernel, ``fused.cu``: many steps of one or of several small networks in one launch.
 
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
-memory for all steps; their blocks exchange activations and errors through global memory. The other multiprocessors
+memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
 train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
 they differ from those of other executions, which add in another order.
 
@@ -36,7 +36,7 @@ from .kernels import (
     optimizer_kernel,
     sgd_rule,
 )
-from .plan import FACTORS, NETWORK, OPTIMIZERS, Facts, Plan, Shape, make_plan
+from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, make_plan
 
 # Whether a card has shown that this way is right and faster than the others; until then ``auto`` takes it for
 # networks that are trained together only, and it says so.
@@ -100,7 +100,7 @@ class FusedRunner:
     def unsupported_reason(self, step: Step) -> str | None:
         """Why the kernel does not support this step on this device; None if it does. Compiles it.
 
-        To be asked again whenever the `step_key` has changed: until then, everything else is kept.
+        It must be called again when the `step_key` has changed; until then, the step's rules are not read again.
         """
         self._structures.pop(step, None)
         reason = _unsupported_rule(step) or self._unsupported_device(step)
@@ -201,14 +201,14 @@ class FusedRunner:
             dropout=tuple(_dropout_layers(step)),
             parts=self._parts,
         )
-        facts = Facts(
+        device = DeviceProperties(
             multiprocessors=self._attribute("MultiProcessorCount"),
             shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
             shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
             bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
-        return make_plan(shape, facts, multiprocessors=self._multiprocessors)
+        return make_plan(shape, device, multiprocessors=self._multiprocessors)
 
     def _capability(self) -> int:
         """The compute capability, 80 for 8.0."""

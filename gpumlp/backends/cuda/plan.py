@@ -82,8 +82,8 @@ class Shape(NamedTuple):
     parts: int = 3
 
 
-class Facts(NamedTuple):
-    """What a plan depends on of a device. The defaults are those of an H100.
+class DeviceProperties(NamedTuple):
+    """The properties of a device that plans depend on. The defaults are those of an H100.
 
     Attributes:
         multiprocessors: of the device.
@@ -241,7 +241,7 @@ class Plan(NamedTuple):
         return lines
 
 
-def make_plan(shape: Shape, device: Facts, *, multiprocessors: int | None = None) -> Plan | str:
+def make_plan(shape: Shape, device: DeviceProperties, *, multiprocessors: int | None = None) -> Plan | str:
     """The plan for a network on a device; or why there is none, as a sentence without a full stop.
 
     Args:
@@ -270,7 +270,7 @@ def make_plan(shape: Shape, device: Facts, *, multiprocessors: int | None = None
     return f"on {least.blocks} multiprocessors its weights would not fit into the registers"
 
 
-def _block_counts(shape: Shape, device: Facts, multiprocessors: int | None) -> Sequence[int]:
+def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int | None) -> Sequence[int]:
     """Numbers of blocks to try: as many as the network is worth, then more."""
     tiles, most = -(-shape.hidden[0] // 8), multiprocessors or device.multiprocessors
     widths = (_up(shape.inputs, 16), *(_up(width, 8) for width in shape.hidden), shape.outputs)
@@ -287,7 +287,7 @@ def _block_counts(shape: Shape, device: Facts, multiprocessors: int | None) -> S
     return [*counts, most][:64]
 
 
-def _plans(shape: Shape, device: Facts, blocks: int) -> Iterator[Plan]:
+def _plans(shape: Shape, device: DeviceProperties, blocks: int) -> Iterator[Plan]:
     """The plans with these blocks, the best first: small ones share a multiprocessor."""
     rows = []
     for below, width in pairwise(shape.hidden):
@@ -313,11 +313,11 @@ def _products(plan: Plan) -> tuple[int, int]:
     return inputs * (2 * units * parts + 4 * -(-units * parts // 2)), plan.warps_k
 
 
-def _fits(plan: Plan, device: Facts) -> bool:
+def _fits(plan: Plan, device: DeviceProperties) -> bool:
     return plan.shared_bytes <= _shared_limit(plan, device) and plan.registers <= _register_limit(plan, device)
 
 
-def _extended(plan: Plan, device: Facts) -> Plan:
+def _extended(plan: Plan, device: DeviceProperties) -> Plan:
     """A plan that fits, with as many slots as fit too, and the parts of weights in registers if they fit."""
     for slots in range(2, _MOST_SLOTS + 1):
         more = plan._replace(slots=slots)
@@ -327,11 +327,11 @@ def _extended(plan: Plan, device: Facts) -> Plan:
     return kept if kept.registers <= _register_limit(plan, device) else plan
 
 
-def _shared_limit(plan: Plan, device: Facts) -> int:
+def _shared_limit(plan: Plan, device: DeviceProperties) -> int:
     return min(device.shared_per_block, device.shared_per_multiprocessor // plan.resident - _RESERVED)
 
 
-def _register_limit(plan: Plan, device: Facts) -> int:
+def _register_limit(plan: Plan, device: DeviceProperties) -> int:
     return min(255, device.registers // (plan.threads * plan.resident))
 
 
