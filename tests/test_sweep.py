@@ -432,6 +432,21 @@ def test_the_figure_shows_every_network_over_every_option(tmp_path: Path) -> Non
         assert len(axes.containers[-1].lines[2][0].get_segments()) == len(best), "a bar for each"
 
 
+def test_numbers_that_are_drawn_have_a_plain_axis_and_no_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from gpumlp.figures.sweep import sweep_results
+
+    words = ("--random", "learning-rate=log:0.02:0.08", "momentum=0:0.9", "--trials", 4)
+    assert run("sweep", *SMALL, *words, "--quiet", "--out", tmp_path / "s") == 0
+    sweep = Sweep.open(tmp_path / "s")
+    figure, _ = sweep_results(sweep, sweep.ranking(sweep.rows({})))
+    assert not any("line joins" in text.get_text() for text in figure.texts)
+    rate, momentum = (axes for axes in figure.axes if axes.get_visible())
+    assert [axes.get_xscale() for axes in (rate, momentum)] == ["log", "linear"]
+    assert {"0.02", "0.05"} & {text.get_text() for text in rate.get_xticklabels()}
+    assert len(rate.containers) == len(momentum.containers) == 1, "points only"
+
+
 def test_without_matplotlib_there_is_a_ranking_and_no_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
