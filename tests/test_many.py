@@ -468,7 +468,9 @@ def test_networks_that_fail_are_named_and_all_others_are_trained(blobs: Dataset,
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_an_interrupt_of_one_network_is_one_of_all(blobs: Dataset, n_jobs: int) -> None:
+def test_an_interrupt_of_one_network_is_one_of_all(
+    blobs: Dataset, n_jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(trainer: Trainer) -> None:
         if trainer.epoch == 2:
             raise KeyboardInterrupt
@@ -480,7 +482,9 @@ def test_an_interrupt_of_one_network_is_one_of_all(blobs: Dataset, n_jobs: int) 
         epochs=100_000,
         n_jobs=n_jobs,
         callbacks=lambda index: [interrupt] if index == 0 else [],
+        progress=True,
     )
+    assert ", networks 0/5, " in capsys.readouterr().out.splitlines()[-1], "none is finished"
     assert all(history.interrupted for history in histories)
     assert len(histories[0]) == 2
     assert len(histories[4]) == 0
@@ -584,6 +588,16 @@ def test_one_line_shows_the_progress_of_all(
         lines[-1],
     )
     assert len(lines) <= 11
+
+
+def test_on_a_narrow_terminal_the_line_of_progress_ends_with_the_metric(
+    blobs: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "75")
+    fit_many([model(), model(1)], blobs, epochs=2, validation=0.1, n_jobs=1, progress=True)
+    line = capsys.readouterr().out.rpartition("\r")[2]
+    assert re.fullmatch(r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % *\n", line)
 
 
 def test_joblib_has_workers_of_its_own() -> None:

@@ -439,8 +439,10 @@ class _Fits:
         self.histories[index] = history
         if error is not None:
             self.errors[index] = error
-        self.missing.discard(index)
-        self._interrupted |= history.interrupted
+        if history.interrupted:
+            self._interrupted = True
+        else:
+            self.missing.discard(index)
 
     def _watch(self) -> None:
         """Show the progress; raise KeyboardInterrupt, once, after one network was interrupted: it is for all."""
@@ -558,6 +560,8 @@ class _Line:
         )
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
+            if len(text) > width:
+                text = text.rpartition(" (")[0]  # without the number of the network
             print(f"\r{text[:width]:<{min(len(self._shown), width)}}", end="\n" if last else "", flush=True)
         elif text != self._shown:
             print(text, flush=True)
