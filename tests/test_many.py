@@ -600,6 +600,19 @@ def test_on_a_narrow_terminal_the_line_of_progress_ends_with_the_metric(
     assert re.fullmatch(r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % *\n", line)
 
 
+def test_a_range_is_one_value_for_each_network(blobs: Dataset) -> None:
+    networks = [model() for seed in range(2)]
+    fit_many(networks, blobs, epochs=1, seed=range(2), n_jobs=1)
+    expected = model()
+    fit(expected, blobs, epochs=1, seed=1)
+    assert weights(networks[1]) == weights(expected)
+
+
+def test_when_all_networks_fail_the_error_speaks_of_no_others(blobs: Dataset) -> None:
+    with pytest.raises(FitManyError, match=r"^1 of 1 networks failed \(histories are in"):
+        fit_many([model()], blobs, callbacks=lambda index: [lambda trainer: 1 / 0])
+
+
 def test_joblib_has_workers_of_its_own() -> None:
     """loky's reusable executor is one for a process, and joblib expects to be its only user."""
     import joblib

@@ -50,9 +50,10 @@ class FitManyError(RuntimeError):
     def __init__(self, errors: dict[int, Exception], histories: list[History]) -> None:
         first = [f"network {index}: {type(each).__name__}: {each}" for index, each in sorted(errors.items())]
         more = f"; and {len(first) - _SHOWN_ERRORS} more" if len(first) > _SHOWN_ERRORS else ""
+        others = ", the others are trained" if len(errors) < len(histories) else ""
         super().__init__(
-            f"{len(errors)} of {len(histories)} networks failed, the others are trained (histories are in this "
-            f"error's histories): {'; '.join(first[:_SHOWN_ERRORS])}{more}"
+            f"{len(errors)} of {len(histories)} networks failed{others} (histories are in this error's "
+            f"histories): {'; '.join(first[:_SHOWN_ERRORS])}{more}"
         )
         self.errors, self.histories = errors, histories
 
@@ -200,8 +201,8 @@ def fit_many(
     thread, which each worker process has; on a GPU bit for bit as in the same way of running alone, on as many
     multiprocessors.
 
-    Arguments are those of `fit`, each one value for all networks, or a list, a tuple or a one-dimensional array
-    with one for each. Only the following differ.
+    Arguments are those of `fit`, each one value for all networks, or a list, a tuple, a range or a one-dimensional
+    array with one for each. Only the following differ.
 
     Args:
         models: the networks, of any shapes and devices. Those on a GPU are trained in this process, as many at a
@@ -263,7 +264,8 @@ def fit_many(
         "pixels": pixels,
     }
     count = len(networks)
-    columns = {name: _for_each(name, value, count, list | tuple | np.ndarray) for name, value in given.items()}
+    lists: Any = list | tuple | range | np.ndarray
+    columns = {name: _for_each(name, value, count, lists) for name, value in given.items()}
     if isinstance(rows, np.ndarray) and rows.ndim == 2:
         rows = list(rows)
     columns["rows"] = _for_each("rows", rows, count, list | tuple)
@@ -561,7 +563,7 @@ class _Line:
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
             if len(text) > width:
-                text = text.rpartition(" (")[0]  # without the number of the network
+                text = text.rpartition(" (")[0] or text  # without the number of the network
             print(f"\r{text[:width]:<{min(len(self._shown), width)}}", end="\n" if last else "", flush=True)
         elif text != self._shown:
             print(text, flush=True)
