@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,7 +38,7 @@ from gpumlp import (
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
-from gpumlp.training.jobs import worker_count
+from gpumlp.training.jobs import worker_count, write_shared
 from gpumlp.training.many import run_jobs, run_together
 from tests.test_fused_training import fused_backend, samples
 
@@ -91,6 +92,25 @@ def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
     assert str(error) in ("Odd: 0 and 2", "Odd: 1 and 2")
 
 
+def test_a_function_that_cannot_be_pickled_is_refused_with_a_way_out() -> None:
+    lock = threading.Lock()
+    message = "need functions and objects that can be pickled, but cannot pickle .*lock.*n_jobs=1"
+    with pytest.raises(TypeError, match=message):
+        list(run_jobs(lambda job: lock.locked(), range(2), n_jobs=2))
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    full = tmp_path / "function"
+    try:
+        full.symlink_to("/dev/full")
+        full.open("wb").close()
+    except OSError:
+        pytest.skip("needs /dev/full")
+    with pytest.raises(OSError, match="No space left") as e:
+        write_shared(np.zeros(100_000), full)
+    assert e.value.filename == str(full)
+
+
 def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> None:
     def square(job: int) -> int:
         if job == 0:
@@ -99,7 +119,8 @@ def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> N
 
     results = dict(run_jobs(square, range(9), n_jobs=2))
     assert isinstance(results[0], RuntimeError)
-    assert "worker process" in str(results[0])
+    message = r"its worker process, or one beside it, died \(exit codes \{.+\}\), perhaps for lack of memory"
+    assert re.fullmatch(message, str(results[0]))
     assert sorted(results) == list(range(9))
     failed = [job for job, result in results.items() if isinstance(result, RuntimeError)]
     assert len(failed) <= 3, "two ran, and one was waiting for a worker"

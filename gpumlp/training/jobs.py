@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import operator
 import pickle
+import re
 import signal
 import tempfile
 import threading
@@ -159,7 +160,9 @@ def _worker_pool(count: int) -> Any:
 
 def _died(error: Exception) -> RuntimeError:
     """The result of a job after the end of a worker, which takes the others with it."""
-    return RuntimeError(f"its worker process, or one beside it, died, perhaps for lack of memory: {error}")
+    codes = re.search(r"\{.*?\}", str(error))  # of joblib's six lines
+    end = f" (exit codes {codes[0]})" if codes else ""
+    return RuntimeError(f"its worker process, or one beside it, died{end}, perhaps for lack of memory")
 
 
 @contextmanager
@@ -262,17 +265,27 @@ def write_shared(value: Any, path: Path) -> None:
         from joblib.externals import cloudpickle
 
     buffers: list[pickle.PickleBuffer] = []
-    pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    with open(path, "wb") as file:
-        parts = []
-        for buffer in buffers:
-            with buffer.raw() as raw:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                parts.append((file.tell(), raw.nbytes))
-                file.write(raw)
-        file.write(pickled)
-    with open(path.with_suffix(".parts"), "wb") as file:
-        pickle.dump((parts, len(pickled)), file)
+    try:
+        pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    except (TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"worker processes need functions and objects that can be pickled, but {error}; leave it out, or work "
+            "in this process with n_jobs=1"
+        ) from error
+    try:
+        with open(path, "wb") as file:
+            parts = []
+            for buffer in buffers:
+                with buffer.raw() as raw:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    parts.append((file.tell(), raw.nbytes))
+                    file.write(raw)
+            file.write(pickled)
+        with open(path.with_suffix(".parts"), "wb") as file:
+            pickle.dump((parts, len(pickled)), file)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a full disk does not tell
+        raise
 
 
 @lru_cache(maxsize=1)
