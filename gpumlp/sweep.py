@@ -164,11 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_options(words: Sequence[str]) -> None:
-    """Say why an option of `train` is none of a sweep. Raises ConfigError if one is given."""
-    for word in words:
+    """Say why an option of `train` is none of a sweep, or has no values. Raises ConfigError if there is one."""
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in _REFUSED:
             raise ConfigError(f"{name}: not for a sweep; {_REFUSED[name]}")
+        if word in ("--grid", "--random") and after.startswith("--"):
+            raise ConfigError(f"{name}: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got none")
 
 
 def _starting_point(words: Sequence[str]) -> Options:
