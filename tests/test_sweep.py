@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -186,6 +187,15 @@ def test_a_run_that_cannot_be_trained_is_a_row_and_a_line(
     assert run("sweep", "--resume", tmp_path / "s", "--quiet", "--jobs", 1) == 1
     assert f"gpumlp-sweep: {folder} failed: {folder / 'checkpoint.safetensors'}" in capsys.readouterr().err
     assert [row["state"] for row in rows(tmp_path / "s")] == ["finished", "failed"]
+
+
+def test_a_full_disk_is_a_reason_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.safetensors")
+
+    monkeypatch.setattr("gpumlp.training.sweeps.prepare", full)
+    assert run("sweep", *SMALL, "--grid", "hidden=4", "--quiet", "--jobs", 1, "--out", tmp_path / "s") == 1
+    assert [row["reason"] for row in rows(tmp_path / "s")] == ["checkpoint.safetensors: No space left on device"]
 
 
 # -- Validation --------------------------------------------------------------------------------------------

@@ -504,6 +504,8 @@ def _require_end(outcome: Outcome | None) -> None:
 def _reason(failure: Exception) -> str:
     """An error in a line; of one that no user can cause, also its kind."""
     text = " ".join(str(failure).split())
+    if isinstance(failure, OSError) and failure.filename and failure.strerror:
+        return f"{failure.filename}: {failure.strerror}"
     if isinstance(failure, ValueError | OSError | RuntimeError | MemoryError) and text:
         return text
     return f"{type(failure).__name__}: {text}"
