@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 done = sum(row.state in ("finished", "diverged") for row in rows)
                 print(
                     f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved as "
-                    f"far as they are. Go on with: python -m gpumlp.sweep --resume {sweep.path}",
+                    f"far as they are. Go on with: python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
                     file=sys.stderr,
                 )
                 return command.INTERRUPTED

@@ -352,7 +352,7 @@ def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Pat
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> None:
     pytest.importorskip("joblib")
-    out = tmp_path / "s"
+    out = tmp_path / "a sweep"
     process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out)
     wait_until(lambda: lines(out / FIRST) >= 5, process)
     process.send_signal(signal.SIGINT)
@@ -361,7 +361,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
     ended = len(list(out.glob("*/metrics.json")))
     assert err == (
         f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved as far as they are. "
-        f"Go on with: python -m gpumlp.sweep --resume {out}\n"
+        f"Go on with: python -m gpumlp.sweep --resume '{out}'\n"
     )
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
     assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
