@@ -160,6 +160,32 @@ def test_jobs_that_nobody_wants_any_more_are_ended() -> None:
     assert time.monotonic() - start < 30
 
 
+def test_a_process_that_is_a_worker_itself_has_no_workers(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "def work(job):\n"
+        "    return dict(run_jobs(abs, [-1, -job], n_jobs=2))\n"
+        "if __name__ == '__main__':\n"
+        "    print(work(2))\n"
+        "    for method in multiprocessing.get_all_start_methods():\n"
+        "        with multiprocessing.get_context(method).Pool(1) as pool:\n"
+        "            print(pool.map(work, [3]))\n"
+        "        process = multiprocessing.get_context(method).Process(target=work, args=(4,))\n"
+        "        process.start()\n"
+        "        process.join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        env=os.environ | {"PYTHONPATH": str(Path(many.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.splitlines()[:2] == ["{0: 1, 1: 2}", "[{0: 1, 1: 3}]"], done.stderr
+
+
 def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(3) == 3
     assert worker_count(None) == worker_count(-1) >= 1

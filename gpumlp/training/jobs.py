@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import operator
 import pickle
 import re
@@ -50,7 +51,8 @@ def run_jobs(
         function: of a job. What it raises is yielded in place of a result.
         jobs: pickled by cloudpickle, so that functions of a notebook are no problem.
         n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, or without
-            joblib, jobs run in this process, one after another, with as many BLAS threads as it has.
+            joblib, or in a process of `multiprocessing`, jobs run in this process, one after another, with as many
+            BLAS threads as it has.
         watch: called in this process several times a second while workers run, and after each job; if it raises
             KeyboardInterrupt, that is an interrupt.
 
@@ -68,7 +70,7 @@ def run_jobs(
 
 
 def worker_count(n_jobs: int | None) -> int:
-    """How many worker processes `run_jobs` may use; 1 without joblib."""
+    """How many worker processes `run_jobs` may use; 1 without joblib, and in a process that is a worker itself."""
     try:
         number = -1 if n_jobs is None else operator.index(n_jobs)
     except TypeError:
@@ -83,6 +85,8 @@ def worker_count(n_jobs: int | None) -> int:
                 f"n_jobs={number} needs joblib, which is not installed; install it with pip install joblib, or "
                 "leave n_jobs out"
             ) from None
+        return 1
+    if multiprocessing.parent_process() is not None:  # it may not have any, or would wait for their end at its own
         return 1
     return number if number > 0 else int(joblib.cpu_count())
 
