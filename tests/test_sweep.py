@@ -93,6 +93,8 @@ def test_other_commands_read_the_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("history", tmp_path / "s") == 0
     assert capsys.readouterr().out.count(f"{tmp_path / 's'}/hidden=") == 2
     assert run("evaluate", tmp_path / "s" / "hidden=4,seed=0") == 0
+    assert run("evaluate", tmp_path / "s") == 2
+    assert "s holds a sweep; name one of the runs in its folder\n" in capsys.readouterr().err
 
 
 def test_long_names_of_folders_are_numbers(tmp_path: Path) -> None:
