@@ -146,8 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if interrupted:
                 done = sum(row.state in ("finished", "diverged") for row in rows)
                 print(
-                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved as "
-                    f"far as they are. Go on with: python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
+                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved up "
+                    "to their last epoch. Go on with: "
+                    f"python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
                     file=sys.stderr,
                 )
                 return command.INTERRUPTED

@@ -362,7 +362,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
     assert code == 130
     ended = len(list(out.glob("*/metrics.json")))
     assert err == (
-        f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved as far as they are. "
+        f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved up to their last epoch. "
         f"Go on with: python -m gpumlp.sweep --resume '{out}'\n"
     )
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
