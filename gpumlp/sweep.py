@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -145,8 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if interrupted:
                 done = sum(row.state in ("finished", "diverged") for row in rows)
                 print(
-                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved as "
-                    f"far as they are. Go on with: python -m gpumlp.sweep --resume {sweep.path}",
+                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved up "
+                    "to their last epoch. Go on with: "
+                    f"python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
                     file=sys.stderr,
                 )
                 return command.INTERRUPTED
@@ -164,11 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_options(words: Sequence[str]) -> None:
-    """Raise ConfigError, with the reason, for an option of `train` that a sweep does not have."""
-    for word in words:
+    """Raise ConfigError, with the reason, for an option of `train` that a sweep does not have, or without values."""
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in _REFUSED:
             raise ConfigError(f"{name}: not for a sweep; {_REFUSED[name]}")
+        if word in ("--grid", "--random") and after.startswith("--"):
+            raise ConfigError(f"{name}: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got none")
 
 
 def _starting_point(words: Sequence[str]) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"{PROGRAM}: interrupted; the run is saved after epoch {len(outcome.history)} of "
                 f"{outcome.folder.config.epochs}. "
-                f"Resume it with: python -m gpumlp.train --resume {outcome.folder.path}",
+                f"Resume it with: python -m gpumlp.train --resume {shlex.quote(str(outcome.folder.path))}",
                 file=sys.stderr,
             )
             _report_unfinished(open_run(outcome.folder.path))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,7 +38,7 @@ from gpumlp import (
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
-from gpumlp.training.jobs import run_jobs, worker_count
+from gpumlp.training.jobs import run_jobs, worker_count, write_shared
 from gpumlp.training.many import run_together
 from tests.test_fused_training import fused_backend, samples
 
@@ -91,6 +92,25 @@ def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
     assert str(error) in ("Odd: 0 and 2", "Odd: 1 and 2")
 
 
+def test_a_function_that_cannot_be_pickled_is_refused_with_a_way_out() -> None:
+    lock = threading.Lock()
+    message = "need functions and objects that can be pickled, but cannot pickle .*lock.*n_jobs=1"
+    with pytest.raises(TypeError, match=message):
+        list(run_jobs(lambda job: lock.locked(), range(2), n_jobs=2))
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    full = tmp_path / "function"
+    try:
+        full.symlink_to("/dev/full")
+        full.open("wb").close()
+    except OSError:
+        pytest.skip("needs /dev/full")
+    with pytest.raises(OSError, match="No space left") as e:
+        write_shared(np.zeros(100_000), full)
+    assert e.value.filename == str(full)
+
+
 def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> None:
     def square(job: int) -> int:
         if job == 0:
@@ -99,7 +119,8 @@ def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> N
 
     results = dict(run_jobs(square, range(9), n_jobs=2))
     assert isinstance(results[0], RuntimeError)
-    assert "worker process" in str(results[0])
+    message = r"its worker process, or one beside it, died \(exit codes \{.+\}\), perhaps for lack of memory"
+    assert re.fullmatch(message, str(results[0]))
     assert sorted(results) == list(range(9))
     failed = [job for job, result in results.items() if isinstance(result, RuntimeError)]
     assert len(failed) <= 3, "two ran, and one was waiting for a worker"
@@ -137,6 +158,32 @@ def test_jobs_that_nobody_wants_any_more_are_ended() -> None:
     start = time.monotonic()
     jobs.close()
     assert time.monotonic() - start < 30
+
+
+def test_a_process_that_is_a_worker_itself_has_no_workers(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "def work(job):\n"
+        "    return dict(run_jobs(abs, [-1, -job], n_jobs=2))\n"
+        "if __name__ == '__main__':\n"
+        "    print(work(2))\n"
+        "    for method in multiprocessing.get_all_start_methods():\n"
+        "        with multiprocessing.get_context(method).Pool(1) as pool:\n"
+        "            print(pool.map(work, [3]))\n"
+        "        process = multiprocessing.get_context(method).Process(target=work, args=(4,))\n"
+        "        process.start()\n"
+        "        process.join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        env=os.environ | {"PYTHONPATH": str(Path(many.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.splitlines()[:2] == ["{0: 1, 1: 2}", "[{0: 1, 1: 3}]"], done.stderr
 
 
 def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +515,9 @@ def test_networks_that_fail_are_named_and_all_others_are_trained(blobs: Dataset,
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_an_interrupt_of_one_network_is_one_of_all(blobs: Dataset, n_jobs: int) -> None:
+def test_an_interrupt_of_one_network_is_one_of_all(
+    blobs: Dataset, n_jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(trainer: Trainer) -> None:
         if trainer.epoch == 2:
             raise KeyboardInterrupt
@@ -480,7 +529,9 @@ def test_an_interrupt_of_one_network_is_one_of_all(blobs: Dataset, n_jobs: int) 
         epochs=100_000,
         n_jobs=n_jobs,
         callbacks=lambda index: [interrupt] if index == 0 else [],
+        progress=True,
     )
+    assert ", networks 0/5, " in capsys.readouterr().out.splitlines()[-1], "none is finished"
     assert all(history.interrupted for history in histories)
     assert len(histories[0]) == 2
     assert len(histories[4]) == 0
@@ -533,7 +584,8 @@ def test_wrong_arguments_are_refused_before_any_network_is_trained(blobs: Datase
         ({"epochs": [1, 0]}, "network 1: epochs is expected"),
         ({"optimizer": [SGD(), "adam"]}, "network 1: optimizer"),
         ({"rows": [None, [0, 400_000]]}, "rows is expected to hold row numbers from 0 to"),
-        ({"rows": [None, np.ones(3, bool)]}, "rows is expected to be an array of one or more row numbers"),
+        ({"rows": [None, np.ones(3, bool)]}, "row numbers, got shape (3,) of bool; numpy.flatnonzero makes them"),
+        ({"rows": [0, 1]}, "network 0: rows is expected to be an array of one or more row numbers, got shape ()"),
         ({"rows": [None, []]}, "rows is expected to be an array of one or more row numbers"),
         ({"validation": np.arange(len(blobs))}, "validation is expected to leave some training samples"),
         ({"callbacks": [EarlyStopping()]}, "callbacks is expected to be a function"),
@@ -584,6 +636,29 @@ def test_one_line_shows_the_progress_of_all(
         lines[-1],
     )
     assert len(lines) <= 11
+
+
+def test_on_a_narrow_terminal_the_line_of_progress_ends_with_the_metric(
+    blobs: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "75")
+    fit_many([model(), model(1)], blobs, epochs=2, validation=0.1, n_jobs=1, progress=True)
+    line = capsys.readouterr().out.rpartition("\r")[2]
+    assert re.fullmatch(r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % *\n", line)
+
+
+def test_a_range_is_one_value_for_each_network(blobs: Dataset) -> None:
+    networks = [model() for seed in range(2)]
+    fit_many(networks, blobs, epochs=1, seed=range(2), n_jobs=1)
+    expected = model()
+    fit(expected, blobs, epochs=1, seed=1)
+    assert weights(networks[1]) == weights(expected)
+
+
+def test_when_all_networks_fail_the_error_speaks_of_no_others(blobs: Dataset) -> None:
+    with pytest.raises(FitManyError, match=r"^1 of 1 networks failed \(histories are in"):
+        fit_many([model()], blobs, callbacks=lambda index: [lambda trainer: 1 / 0])
 
 
 def test_joblib_has_workers_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -92,6 +93,8 @@ def test_other_commands_read_the_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("history", tmp_path / "s") == 0
     assert capsys.readouterr().out.count(f"{tmp_path / 's'}/hidden=") == 2
     assert run("evaluate", tmp_path / "s" / "hidden=4,seed=0") == 0
+    assert run("evaluate", tmp_path / "s") == 2
+    assert "s holds a sweep; name one of the runs in its folder\n" in capsys.readouterr().err
 
 
 def test_long_names_of_folders_are_numbers(tmp_path: Path) -> None:
@@ -188,6 +191,15 @@ def test_a_run_that_cannot_be_trained_is_a_row_and_a_line(
     assert [row["state"] for row in rows(tmp_path / "s")] == ["finished", "failed"]
 
 
+def test_a_full_disk_is_a_reason_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.safetensors")
+
+    monkeypatch.setattr("gpumlp.training.sweeps.prepare", full)
+    assert run("sweep", *SMALL, "--grid", "hidden=4", "--quiet", "--jobs", 1, "--out", tmp_path / "s") == 1
+    assert [row["reason"] for row in rows(tmp_path / "s")] == ["checkpoint.safetensors: No space left on device"]
+
+
 # -- Validation --------------------------------------------------------------------------------------------
 
 
@@ -213,6 +225,10 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
     [
         (["--grid", "learning-rate=0.1,-1"], "learning_rate: expected a number above 0, got -1.0"),
         (["--grid", "hidden=3", "--random", "l2=0:1"], "random: expected without grid, got both"),
+        (["--grid"], "grid: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got none"),
+        (["--random", "--trials", 3], "random: expected NAME=VALUE,VALUE"),
+        (["--grid", "activation=relu,max"], "one for each hidden layer, got 'max'"),
+        (["--grid", "hidden=64x,32"], "hidden: expected whole numbers of 1 or more, or none, got ('64x',)"),
         (["--trials", 3], "trials: expected only with random"),
         (["--random", "l2=0:1", "--trials", 0], "trials: expected a whole number of 1 or more, got 0"),
         (["--seeds", "x"], "seeds: expected a whole number of 1 or more, got 'x'"),
@@ -338,7 +354,7 @@ def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Pat
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> None:
     pytest.importorskip("joblib")
-    out = tmp_path / "s"
+    out = tmp_path / "a sweep"
     process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out)
     wait_until(lambda: lines(out / FIRST) >= 5, process)
     process.send_signal(signal.SIGINT)
@@ -346,8 +362,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
     assert code == 130
     ended = len(list(out.glob("*/metrics.json")))
     assert err == (
-        f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved as far as they are. "
-        f"Go on with: python -m gpumlp.sweep --resume {out}\n"
+        f"gpumlp-sweep: interrupted; {ended} of 4 runs have ended, the others are saved up to their last epoch. "
+        f"Go on with: python -m gpumlp.sweep --resume '{out}'\n"
     )
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
     assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
@@ -430,6 +446,21 @@ def test_the_figure_shows_every_network_over_every_option(tmp_path: Path) -> Non
             best.setdefault(result.values[name], result.mean)
         assert sorted(line.get_ydata()) == sorted(best.values())
         assert len(axes.containers[-1].lines[2][0].get_segments()) == len(best), "a bar for each"
+
+
+def test_numbers_that_are_drawn_have_a_plain_axis_and_no_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from gpumlp.figures.sweep import sweep_results
+
+    words = ("--random", "learning-rate=log:0.02:0.08", "momentum=0:0.9", "--trials", 4)
+    assert run("sweep", *SMALL, *words, "--quiet", "--out", tmp_path / "s") == 0
+    sweep = Sweep.open(tmp_path / "s")
+    figure, _ = sweep_results(sweep, sweep.ranking(sweep.rows({})))
+    assert not any("line joins" in text.get_text() for text in figure.texts)
+    rate, momentum = (axes for axes in figure.axes if axes.get_visible())
+    assert [axes.get_xscale() for axes in (rate, momentum)] == ["log", "linear"]
+    assert {"0.02", "0.05"} & {text.get_text() for text in rate.get_xticklabels()}
+    assert len(rate.containers) == len(momentum.containers) == 1, "points only"
 
 
 def test_without_matplotlib_there_is_a_ranking_and_no_figure(

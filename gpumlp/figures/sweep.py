@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _MOST_PANELS = 12
 _MOST_TICKS = 8  # values of an option that each have a name at the axis
+_LEAST_GAP = 0.05  # between two values with names, of the width of all panels
+_RING = 0.06  # room for the ring beyond the best network, of the height of a panel
+_SHORT_AXIS = 30  # ratio of the ends of a logarithmic axis that has too few powers of ten
 _WORST = 4  # a network this many times as far from the best one as the median is drawn at the edge
 
 
@@ -67,7 +71,7 @@ def _caption(sweep: Sweep, results: Sequence[Result], triangles: bool) -> str:
     if seeds > 1:
         text += f", its mean over {seeds:,} seeds, and a bar the standard deviation"
     text += f"; the best of {len(results):,} is ringed."
-    if any(len({net[name] for net in sweep.networks}) <= _MOST_TICKS for name in sweep.options):
+    if any(_is_joined(sweep, name) for name in sweep.options[:_MOST_PANELS]):
         text += " A line joins the best ones at each value."
     missing = sum(result.mean is None for result in results)
     if missing:
@@ -79,22 +83,42 @@ def _is_worse(sweep: Sweep, mean: float, limit: float) -> bool:
     return mean < limit if HIGHER_IS_BETTER[sweep.metric] else mean > limit
 
 
+def _is_joined(sweep: Sweep, name: str) -> bool:
+    """Whether a line joins the best network at each value of an option.
+
+    There are few, which several networks have, or nothing else varies. Numbers that are drawn are not joined.
+    """
+    counts = {option: len({net[option] for net in sweep.networks}) for option in sweep.options}
+    alone = all(count == 1 for option, count in counts.items() if option != name)
+    return counts[name] <= _MOST_TICKS and (alone or counts[name] < len(sweep.networks))
+
+
+def _is_crowded(axes: Axes, values: Sequence[float]) -> bool:
+    """Whether the names of some values would overlap on a logarithmic axis."""
+    gaps = [math.log(high / low) for low, high in itertools.pairwise(values)]
+    columns = axes.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    return bool(gaps) and min(gaps) < _LEAST_GAP * columns * sum(gaps)
+
+
 def _panel(axes: Axes, sweep: Sweep, results: Sequence[Result], name: str, limit: float) -> None:
     """Every network at its value of an option, and a line through the best one at each of a few values."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     found = [result.values[name] for result in results]
     values = list(dict.fromkeys(net[name] for net in sweep.networks if net[name] in found))
     numeric = all(as_number(value) is not None for value in values)
     if numeric:
         values.sort()
-    log, few = name in sweep.logarithmic, len(values) <= _MOST_TICKS
+    log, few = name in sweep.logarithmic, _is_joined(sweep, name)
     scaled = log or (numeric and not few)
     places = {value: float(as_number(value) or 0) if scaled else place for place, value in enumerate(values)}
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if few or not scaled:
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if max(places.values()) < _SHORT_AXIS * min(places.values()):
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if (few or not scaled) and not (log and _is_crowded(axes, sorted(places.values()))):
         axes.set_xticks([places[value] for value in values], list(map(value_text, values)))
         axes.minorticks_off()
     if not scaled:
@@ -116,7 +140,8 @@ def _panel(axes: Axes, sweep: Sweep, results: Sequence[Result], name: str, limit
     beyond = [places[result.values[name]] for result in results if result not in shown]
     if beyond:
         higher = HIGHER_IS_BETTER[sweep.metric]
-        axes.set_ylim(limit if higher else None, None if higher else limit)
+        end, room = axes.get_ylim()[higher], mean + _RING * (mean - limit)
+        axes.set_ylim(limit if higher else min(end, room), max(end, room) if higher else limit)
         style: dict[str, Any] = {
             "marker": "v" if higher else "^",
             "color": GREY,

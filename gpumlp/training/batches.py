@@ -129,9 +129,10 @@ def checked_rows(name: str, rows: Any, samples: int) -> HostArray:
     """
     found = np.asarray(rows)
     if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
+        hint = "; numpy.flatnonzero makes them from True and False" if found.dtype.kind == "b" else ""
         raise ValueError(
             f"{name} is expected to be an array of one or more row numbers, got shape {found.shape} of "
-            f"{found.dtype}; numpy.flatnonzero makes them from True and False"
+            f"{found.dtype}{hint}"
         )
     if not 0 <= found.min() <= found.max() < samples:
         raise ValueError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import operator
 import pickle
+import re
 import signal
 import tempfile
 import threading
@@ -49,7 +51,8 @@ def run_jobs(
         function: of a job. What it raises is yielded in place of a result.
         jobs: pickled by cloudpickle, so that functions of a notebook are no problem.
         n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, or without
-            joblib, jobs run in this process, one after another, with as many BLAS threads as it has.
+            joblib, or in a process of `multiprocessing`, jobs run in this process, one after another, with as many
+            BLAS threads as it has.
         watch: called in this process several times a second while workers run, and after each job; if it raises
             KeyboardInterrupt, that is an interrupt.
 
@@ -69,7 +72,7 @@ def run_jobs(
 
 
 def worker_count(n_jobs: int | None) -> int:
-    """How many worker processes `run_jobs` may use; 1 without joblib."""
+    """How many worker processes `run_jobs` may use; 1 without joblib, and in a process that is a worker itself."""
     try:
         number = -1 if n_jobs is None else operator.index(n_jobs)
     except TypeError:
@@ -84,6 +87,8 @@ def worker_count(n_jobs: int | None) -> int:
                 f"n_jobs={number} needs joblib, which is not installed; install it with pip install joblib, or "
                 "leave n_jobs out"
             ) from None
+        return 1
+    if multiprocessing.parent_process() is not None:  # it may not have any, or would wait for their end at its own
         return 1
     return number if number > 0 else int(joblib.cpu_count())
 
@@ -161,7 +166,9 @@ def _worker_pool(count: int) -> Any:
 
 def _died(error: Exception) -> RuntimeError:
     """The result of a job after the end of a worker, which takes the others with it."""
-    return RuntimeError(f"its worker process, or one beside it, died, perhaps for lack of memory: {error}")
+    codes = re.search(r"\{.*?\}", str(error))  # of joblib's six lines
+    end = f" (exit codes {codes[0]})" if codes else ""
+    return RuntimeError(f"its worker process, or one beside it, died{end}, perhaps for lack of memory")
 
 
 @contextmanager
@@ -264,17 +271,27 @@ def write_shared(value: Any, path: Path) -> None:
         from joblib.externals import cloudpickle
 
     buffers: list[pickle.PickleBuffer] = []
-    pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    with open(path, "wb") as file:
-        parts = []
-        for buffer in buffers:
-            with buffer.raw() as raw:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                parts.append((file.tell(), raw.nbytes))
-                file.write(raw)
-        file.write(pickled)
-    with open(path.with_suffix(".parts"), "wb") as file:
-        pickle.dump((parts, len(pickled)), file)
+    try:
+        pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    except (TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"worker processes need functions and objects that can be pickled, but {error}; leave it out, or work "
+            "in this process with n_jobs=1"
+        ) from error
+    try:
+        with open(path, "wb") as file:
+            parts = []
+            for buffer in buffers:
+                with buffer.raw() as raw:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    parts.append((file.tell(), raw.nbytes))
+                    file.write(raw)
+            file.write(pickled)
+        with open(path.with_suffix(".parts"), "wb") as file:
+            pickle.dump((parts, len(pickled)), file)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a full disk does not tell
+        raise
 
 
 @lru_cache(maxsize=1)

@@ -50,9 +50,10 @@ class FitManyError(RuntimeError):
     def __init__(self, errors: dict[int, Exception], histories: list[History]) -> None:
         first = [f"network {index}: {type(each).__name__}: {each}" for index, each in sorted(errors.items())]
         more = f"; and {len(first) - _SHOWN_ERRORS} more" if len(first) > _SHOWN_ERRORS else ""
+        others = ", the others are trained" if len(errors) < len(histories) else ""
         super().__init__(
-            f"{len(errors)} of {len(histories)} networks failed, the others are trained (histories are in this "
-            f"error's histories): {'; '.join(first[:_SHOWN_ERRORS])}{more}"
+            f"{len(errors)} of {len(histories)} networks failed{others} (histories are in this error's "
+            f"histories): {'; '.join(first[:_SHOWN_ERRORS])}{more}"
         )
         self.errors, self.histories = errors, histories
 
@@ -204,8 +205,8 @@ def fit_many(
     thread, which each worker process has; on a GPU bit for bit as in the same way of running alone, on as many
     multiprocessors.
 
-    Arguments are those of `fit`, each one value for all networks, or a list, a tuple or a one-dimensional array
-    with one for each. Only the following differ.
+    Arguments are those of `fit`, each one value for all networks, or a list, a tuple, a range or a one-dimensional
+    array with one for each. Only the following differ.
 
     Args:
         models: the networks, of any shapes and devices. Those on a GPU are trained in this process, as many at a
@@ -215,8 +216,8 @@ def fit_many(
         rows: which samples a network is trained on: a list with an array of row numbers, or None for all samples,
             for each; or one array for all networks. A row may occur several times.
         n_jobs: the number of worker processes for networks on the CPU; None or -1 for as many as there are cores.
-            With 1, or without joblib (part of scikit-learn's installation), they are trained in this process, one
-            after another.
+            With 1, without joblib (part of scikit-learn's installation), or in a process of `multiprocessing`,
+            they are trained in this process, one after another.
         validation: as for `fit`; for each network, a list. An array holds row numbers of `data`, which are not
             trained on: the folds of a cross-validation are ``validation=[fold, ...]``.
         callbacks: a function that is given the number of a network, counted from 0, and returns its callbacks, new
@@ -267,7 +268,8 @@ def fit_many(
         "pixels": pixels,
     }
     count = len(networks)
-    columns = {name: _for_each(name, value, count, list | tuple | np.ndarray) for name, value in given.items()}
+    lists: Any = list | tuple | range | np.ndarray
+    columns = {name: _for_each(name, value, count, lists) for name, value in given.items()}
     if isinstance(rows, np.ndarray) and rows.ndim == 2:
         rows = list(rows)
     columns["rows"] = _for_each("rows", rows, count, list | tuple)
@@ -443,8 +445,10 @@ class _Fits:
         self.histories[index] = history
         if error is not None:
             self.errors[index] = error
-        self.missing.discard(index)
-        self._interrupted |= history.interrupted
+        if history.interrupted:
+            self._interrupted = True
+        else:
+            self.missing.discard(index)
 
     def _watch(self) -> None:
         """Show the progress; raise KeyboardInterrupt, once, after one network was interrupted: it is for all."""
@@ -562,6 +566,8 @@ class _Line:
         )
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
+            if len(text) > width:
+                text = text.rpartition(" (")[0] or text  # without the number of the network
             print(f"\r{text[:width]:<{min(len(self._shown), width)}}", end="\n" if last else "", flush=True)
         elif text != self._shown:
             print(text, flush=True)

@@ -44,6 +44,7 @@ T = TypeVar("T")
 METRICS, DIVERGED = "metrics.json", "diverged.json"
 REPORT = "report.html"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
+SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
 
 _TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
@@ -165,6 +166,8 @@ class Run:
         """Raise CheckpointError if there is no run in the folder."""
         if not self.path.is_dir():
             raise CheckpointError(f"there is no run {self.path}: no such folder")
+        if (self.path / SWEEP).exists():
+            raise CheckpointError(f"{self.path} holds a sweep; name one of the runs in its folder")
         if not is_run(self.path):
             raise CheckpointError(
                 f"there is no run in {self.path}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}"

@@ -237,6 +237,8 @@ def _value(name: str, text: str) -> Any:
     if text == "none" and (type(None) in kinds or name == "hidden"):
         return () if name == "hidden" else None
     parts = text.split("x") if several and name != "class_weight" else [text]  # a class may have any name
+    if "" in parts:  # a wrong value
+        parts = [text]
     values = tuple(_part(kinds, part) for part in parts)
     return _of_config(name, values if several else values[0])
 

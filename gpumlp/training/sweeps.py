@@ -36,12 +36,12 @@ from .jobs import run_jobs, worker_count
 from .lock import LOCK, RunLock
 from .many import run_together
 from .progress import Progress, metric
-from .run import Run, is_run, new_folder
+from .run import SWEEP, Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
 from .trainer import Trainer
 
-SWEEP, TABLE = "sweep.json", "sweep.csv"
+TABLE = "sweep.csv"
 
 _LONGEST_NAME = 60  # characters of a run's folder, without the seed
 _PATIENCE = 30.0  # seconds to wait for the worker processes of a sweep that was killed
@@ -480,6 +480,8 @@ def _require_end(outcome: Outcome | None) -> None:
 def _reason(failure: Exception) -> str:
     """An error in one line, with its type unless users can cause it."""
     text = " ".join(str(failure).split())
+    if isinstance(failure, OSError) and failure.filename and failure.strerror:
+        return f"{failure.filename}: {failure.strerror}"
     if isinstance(failure, ValueError | OSError | RuntimeError | MemoryError) and text:
         return text
     return f"{type(failure).__name__}: {text}"
