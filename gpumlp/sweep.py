@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_options(words: Sequence[str]) -> None:
-    """Raise ConfigError, with the reason, for an option of `train` that a sweep does not have, or without values."""
+    """Raise ConfigError, with the reason, for an option that a sweep does not have, or one without values."""
     for word, after in zip(words, [*words[1:], "--"], strict=True):
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in _REFUSED:
