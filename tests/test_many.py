@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +41,7 @@ from gpumlp import (
 )
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
-from gpumlp.training import many
+from gpumlp.training import jobs, many
 from gpumlp.training.jobs import worker_count
 from gpumlp.training.many import run_jobs, run_together
 from tests.test_fused_training import fused_backend, samples
@@ -139,12 +144,142 @@ def test_jobs_that_nobody_wants_any_more_are_ended() -> None:
     assert time.monotonic() - start < 30
 
 
+def test_every_call_has_workers_of_its_own() -> None:
+    """Calls in several threads, or within one another, do not end each other's workers."""
+
+    def call(number: int) -> list[tuple[int, int]]:
+        return sorted(run_jobs(abs, range(-number, 0), n_jobs=2 + number % 2))
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(call, range(4, 12)))
+    assert found == [[(index, number - index) for index in range(number)] for number in range(4, 12)]
+    outer = run_jobs(abs, range(-9, 0), n_jobs=2)
+    assert [next(outer) and call(3) for _ in range(2)] == [[(0, 3), (1, 2), (2, 1)]] * 2
+    assert len(list(outer)) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_by_fork_has_workers_of_its_own() -> None:
+    program = (
+        "import os, signal\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "expected = [(0, 1), (1, 2)]\n"
+        "assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == expected\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(sorted(run_jobs(abs, [-1, -2], n_jobs=2)) != expected)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == expected\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_process_that_may_have_no_children_runs_jobs_itself() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # of daemons
+        assert pool.apply(worker_count, (2,)) == 1
+
+
+def test_jobs_run_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(job: int) -> str:
+        return os.getcwd()
+
+    for path in (tmp_path, tmp_path.parent):  # workers stay where they were
+        monkeypatch.chdir(path)
+        assert dict(run_jobs(folder, range(2), n_jobs=2)) == {0: str(path), 1: str(path)}
+
+
+def test_what_cannot_be_pickled_fails_alone(tmp_path: Path) -> None:
+    class Bad:
+        def __reduce__(self) -> Any:
+            return os.path.getsize, (str(tmp_path / "nothing"),)
+
+    def result(job: Any) -> Any:
+        return {"lock": threading.Lock(), "bad": Bad()}.get(job, job)
+
+    results = dict(run_jobs(result, ["lock", "bad", threading.Lock(), Bad(), "good", "other"], n_jobs=2))
+    assert [type(results[index]) for index in range(4)] == [TypeError, FileNotFoundError] * 2
+    assert (results[4], results[5]) == ("good", "other")
+    with pytest.raises(TypeError, match=r"n_jobs=1 needs none.*cannot pickle '_thread.lock'"):
+        list(run_jobs(partial(print, threading.Lock()), range(2), n_jobs=2))
+
+
+def test_a_job_that_interrupts_itself_interrupts_all() -> None:
+    def interrupt(job: int) -> int:
+        if job == 1:
+            raise KeyboardInterrupt
+        return job
+
+    results = []
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(run_jobs(interrupt, range(100), n_jobs=2))
+    assert len(results) < 10
+
+
+def test_without_place_for_the_file_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(jobs, "write_shared", full)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        list(run_jobs(abs, range(2), n_jobs=2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell who is an orphan")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_workers_end_with_a_parent_that_is_killed(name: str, tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, time\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "def work(job):\n"
+        "    pathlib.Path('begun', str(os.getpid())).touch()\n"
+        "    while True: pathlib.Path('alive').touch(); time.sleep(0.05)\n"
+        "list(run_jobs(work, range(3), n_jobs=2))\n"
+    )
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path / "temporary"),
+        "PYTHONPATH": str(Path(many.__file__).parents[2]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(list((tmp_path / "begun").iterdir())) == 2)
+    process.send_signal(getattr(signal, name))
+    process.wait()
+    wait_for(lambda: not list((tmp_path / "temporary").glob("gpumlp-*")))
+    wait_for(lambda: time.time() - (tmp_path / "alive").stat().st_mtime > 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_only_the_parent_is_asked_about_an_interrupt() -> None:
+    """Where it ignores Ctrl-C, as in the background of a shell, its workers do, too."""
+
+    def work(job: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return job
+
+    assert dict(run_jobs(work, range(4), n_jobs=2)) == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(3) == 3
     assert worker_count(None) == worker_count(-1) >= 1
     for wrong in (0, -2, 1.5, "2"):
         with pytest.raises(ValueError, match="n_jobs is expected to be a number of 1 or more"):
             worker_count(wrong)  # type: ignore[arg-type]
+    joblib = pytest.importorskip("joblib")
+    inside = joblib.Parallel(n_jobs=2)(joblib.delayed(worker_count)(number) for number in (None, -1, 2))
+    assert inside == [1, 1, 2]  # each core has a worker of joblib already
     monkeypatch.setitem(sys.modules, "joblib", None)
     assert worker_count(None) == 1
     with pytest.raises(ValueError, match="needs joblib"):
