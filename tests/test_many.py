@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -539,6 +540,19 @@ def test_samples_are_shared_by_all_networks_of_a_device(blobs: Dataset) -> None:
         first, second, other = (seen[index][place] for index in range(3))
         assert first is second
         assert first.dtype != other.dtype
+
+
+def test_samples_are_not_kept_after_calls_that_overlap() -> None:
+    data = Dataset(np.zeros((8, 3)), np.arange(8) % 2)
+    with ExitStack() as first, ExitStack() as second:  # as in two threads
+        first.enter_context(data.placed_once())
+        second.enter_context(data.placed_once())
+        fit(MLP([3, 2], device="cpu"), data, epochs=1)
+        first.close()
+        fit(MLP([3, 2], device="cpu"), data, epochs=1)
+    data.images[:] = 1
+    placed = data.batches(8, MLP([3, 2], device="cpu").backend, np.float32).images
+    assert (placed == 1).all()
 
 
 def test_workers_map_the_samples_into_memory(blobs: Dataset, tmp_path: Path) -> None:
