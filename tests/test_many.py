@@ -145,6 +145,17 @@ def test_jobs_that_nobody_wants_any_more_are_ended() -> None:
     assert time.monotonic() - start < 30
 
 
+def test_memory_that_arrays_have_in_common_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    data = np.arange(1000.0)
+    jobs.write_shared([data, data.reshape(10, 100), data[:0], "x"], path)
+    assert path.stat().st_size < 1.5 * data.nbytes
+    flat, square, empty, text = jobs.read_shared(path)
+    assert (flat == data).all()
+    assert (square == data.reshape(10, 100)).all()
+    assert (empty.shape, text) == ((0,), "x")
+
+
 def test_every_call_has_workers_of_its_own() -> None:
     """Calls in several threads, or within one another, do not end each other's workers."""
 

@@ -22,6 +22,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import threadpoolctl
 
 POLL = 0.1  # seconds between two looks at an interrupt and at the progress
@@ -121,7 +122,7 @@ def _run_in_workers(
         shared, stop = Path(folder, "function"), Path(folder, "stop")
         _share(function, shared)
         call = partial(_call, shared, stop, os.getcwd())
-        pool = _take_workers(workers)
+        pool = _take_workers(workers, Path(folder))
         waiting, running, interrupted = deque(enumerate(jobs)), dict[Future[Any], int](), False
         try:
             while running or (waiting and not interrupted):
@@ -143,7 +144,7 @@ def _run_in_workers(
                     stop.touch()
                     continue
                 except BrokenProcessPool:
-                    pool = _take_workers(workers)
+                    pool = _take_workers(workers, Path(folder))
                     continue
                 for future in done:
                     try:
@@ -180,8 +181,13 @@ def _share(function: Callable[[Any], Any], path: Path) -> None:
         ) from error
 
 
-def _take_workers(count: int) -> Any:
-    """Worker processes for one call alone: those of an earlier one, if there are as many, otherwise new ones."""
+def _take_workers(count: int, folder: Path) -> Any:
+    """Worker processes for one call alone: those of an earlier one, if there are as many, otherwise new ones.
+
+    Args:
+        count: of processes.
+        folder: of the call's files.
+    """
     # Not loky's `get_reusable_executor`, of which joblib expects to be the only user in a process.
     from joblib.externals.loky import ProcessPoolExecutor
 
@@ -190,7 +196,7 @@ def _take_workers(count: int) -> Any:
         if pool._max_workers == count and not pool._flags.broken:
             return pool
         pool.shutdown()
-    start = partial(_start_worker, os.getpid())
+    start = partial(_start_worker, os.getpid(), folder)
     return ProcessPoolExecutor(count, timeout=IDLE, env=_ENVIRONMENT, initializer=start)
 
 
@@ -249,7 +255,7 @@ class _NotRun:
 # -- In a worker process -----------------------------------------------------------------------------------
 
 
-_folder: Path | None = None  # of the files of the last job
+_folder: Path  # of the files of the last call
 
 
 def _call(shared: Path, stop: Path, current: str, job: bytes) -> bytes:
@@ -275,8 +281,10 @@ def _result(shared: Path, stop: Path, current: str, job: bytes) -> Any:
         return sendable(error)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, folder: Path) -> None:
     """Ctrl-C reaches every process of a terminal, but the parent alone decides what ends by it."""
+    global _folder
+    _folder = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -287,8 +295,7 @@ def _end_with(parent: int) -> None:
     """End this process when its parent has ended; that has removed the files, unless it was killed."""
     while os.getppid() == parent:
         time.sleep(POLL)
-    if _folder is not None:
-        shutil.rmtree(_folder, ignore_errors=True)
+    shutil.rmtree(_folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -345,12 +352,15 @@ def write_shared(value: Any, path: Path) -> None:
     buffers: list[pickle.PickleBuffer] = []
     pickled = _cloudpickle().dumps(value, protocol=5, buffer_callback=buffers.append)
     with open(path, "wb") as file:
-        parts = []
+        parts, written = [], dict[tuple[int, int], int]()  # the same memory, seen by several arrays, once
         for buffer in buffers:
             with buffer.raw() as raw:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                parts.append((file.tell(), raw.nbytes))
-                file.write(raw)
+                memory = np.frombuffer(raw, np.uint8).ctypes.data, raw.nbytes
+                if memory not in written:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    written[memory] = file.tell()
+                    file.write(raw)
+                parts.append((written[memory], raw.nbytes))
         file.write(pickled)
     with open(path.with_suffix(".parts"), "wb") as file:
         pickle.dump((parts, len(pickled)), file)
