@@ -62,8 +62,8 @@ def run_jobs(
             KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        The index of a job and its result, or the Exception that it raised; a RuntimeError for those that were
-        running when a worker process died.
+        The index of a job and its result, or the Exception that it raised; a RuntimeError for one whose worker
+        process died. That takes the other workers with it: all jobs in progress are run again, one at a time.
 
     Raises:
         ValueError: `n_jobs` is neither None, -1 nor a number of 1 or more.
@@ -123,17 +123,19 @@ def _run_in_workers(
         _share(function, shared)
         call = partial(_call, shared, stop, os.getcwd())
         pool = _take_workers(workers, Path(folder))
-        waiting, running, interrupted = deque(enumerate(jobs)), dict[Future[Any], int](), False
+        waiting, running, interrupted = deque(range(len(jobs))), dict[Future[Any], int](), False
+        suspects = deque[int]()  # in progress when a worker died: each is run again, alone, to see if it was it
         try:
-            while running or (waiting and not interrupted):
+            while running or ((waiting or suspects) and not interrupted):
                 try:
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
-                    while waiting and len(running) <= workers and not interrupted:
-                        index, job = waiting[0]
+                    queue, most = (suspects, 0) if suspects else (waiting, workers)
+                    while queue and len(running) <= most and not interrupted:
                         with _interrupts_blocked():
-                            running[_submit(pool, call, job)] = index
-                        waiting.popleft()
+                            running[_submit(pool, call, jobs[queue[0]])] = queue[0]
+                        if queue is waiting:
+                            queue.popleft()
                     done = wait(running, POLL, FIRST_COMPLETED).done
                     if not interrupted:
                         watch()
@@ -144,16 +146,23 @@ def _run_in_workers(
                     stop.touch()
                     continue
                 except BrokenProcessPool:
+                    pool.shutdown(kill_workers=True)  # waits until they hold no locks or files
                     pool = _take_workers(workers, Path(folder))
                     continue
                 for future in done:
+                    index = running.pop(future)
+                    alone = index in suspects
                     try:
                         result = pickle.loads(future.result())
                     except BrokenProcessPool as error:
+                        if not (alone or interrupted):
+                            suspects.append(index)
+                            continue
                         result = _NotRun() if interrupted else _died(error)
                     except Exception as error:  # of pickling
                         result = error
-                    index = running.pop(future)
+                    if alone:
+                        suspects.popleft()
                     if not isinstance(result, _NotRun):
                         yield index, result
                     elif not interrupted:  # the job has raised it
@@ -228,8 +237,8 @@ def _cloudpickle() -> Any:
 
 
 def _died(error: Exception) -> RuntimeError:
-    """The result of a job after the end of a worker, which takes the others with it."""
-    return RuntimeError(f"its worker process, or one beside it, died, perhaps for lack of memory: {error}")
+    """The result of a job with which a worker has died twice, the second time alone."""
+    return RuntimeError(f"its worker process died, perhaps for lack of memory: {error}")
 
 
 @contextmanager
