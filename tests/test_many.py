@@ -317,6 +317,40 @@ def test_the_caller_of_a_training_run_runs_its_steps(blobs: Dataset) -> None:
     assert len(trainer.history) == 3
 
 
+def test_a_trainer_trains_one_epoch_at_a_time(blobs: Dataset) -> None:
+    network = model()
+    trainer = Trainer(network, blobs)
+    steps = trainer.training(2)
+    network.backend.run_steps(*next(steps))
+    with pytest.raises(RuntimeError, match="an epoch of this trainer is in progress"):
+        trainer.run(2)
+    steps.close()
+    trainer.run(2)
+    expected = model()
+    fit(expected, blobs, epochs=2)
+    assert weights(network) == weights(expected)
+
+
+def test_a_second_interrupt_undoes_the_epoch_too(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the end of a step and what the trainer does about the first interrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    network = model()
+    trainer = Trainer(network, blobs)
+    with monkeypatch.context() as patch:
+        patch.setattr(network.backend, "run_steps", interrupt)
+        patch.setattr("gpumlp.training.trainer.suppress", interrupt)
+        with pytest.raises(KeyboardInterrupt) as first:  # which holds on to the generator
+            trainer.run(2)
+    trainer.run(2)
+    expected = model()
+    fit(expected, blobs, epochs=2)
+    assert weights(network) == weights(expected)
+    assert first.value is not None
+
+
 @pytest.mark.parametrize("way", ["interrupt", "error", "close"])
 def test_what_stops_the_steps_undoes_the_epoch_and_ends_the_training(blobs: Dataset, way: str) -> None:
     ended = []
