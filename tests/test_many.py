@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,8 @@ from gpumlp import (
 )
 from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
-from gpumlp.training import many
-from gpumlp.training.jobs import run_jobs, worker_count, write_shared
+from gpumlp.training import jobs, many
+from gpumlp.training.jobs import run_jobs, worker_count
 from gpumlp.training.many import run_together
 from tests.test_fused_training import fused_backend, samples
 
@@ -99,32 +103,24 @@ def test_a_function_that_cannot_be_pickled_is_refused_with_a_way_out() -> None:
         list(run_jobs(lambda job: lock.locked(), range(2), n_jobs=2))
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    full = tmp_path / "function"
-    try:
-        full.symlink_to("/dev/full")
-        full.open("wb").close()
-    except OSError:
-        pytest.skip("needs /dev/full")
-    with pytest.raises(OSError, match="No space left") as e:
-        write_shared(np.zeros(100_000), full)
-    assert e.value.filename == str(full)
-
-
-def test_a_worker_that_dies_fails_what_was_running_and_the_other_jobs_run() -> None:
+def test_a_job_with_which_its_worker_dies_fails_alone(tmp_path: Path) -> None:
     def square(job: int) -> int:
-        if job == 0:
+        if job == 2:
             os._exit(1)
+        if job == 6:  # dies once, as if there had been too little memory for two
+            try:
+                (tmp_path / "died").mkdir()
+            except FileExistsError:
+                return job**2
+            os._exit(1)
+        time.sleep(0.1)
         return job**2
 
     results = dict(run_jobs(square, range(9), n_jobs=2))
-    assert isinstance(results[0], RuntimeError)
-    message = r"its worker process, or one beside it, died \(exit codes \{.+\}\), perhaps for lack of memory"
-    assert re.fullmatch(message, str(results[0]))
-    assert sorted(results) == list(range(9))
-    failed = [job for job, result in results.items() if isinstance(result, RuntimeError)]
-    assert len(failed) <= 3, "two ran, and one was waiting for a worker"
-    assert all(results[job] == job**2 for job in range(9) if job not in failed)
+    error = results.pop(2)
+    assert isinstance(error, RuntimeError)
+    assert re.fullmatch(r"its worker process died \(exit code \{.+\}\), perhaps for lack of memory", str(error))
+    assert results == {job: job**2 for job in range(9) if job != 2}
 
 
 def test_an_interrupt_reaches_jobs_that_run_and_no_other_begins(tmp_path: Path) -> None:
@@ -186,12 +182,147 @@ def test_a_process_that_is_a_worker_itself_has_no_workers(tmp_path: Path) -> Non
     assert done.stdout.splitlines()[:2] == ["{0: 1, 1: 2}", "[{0: 1, 1: 3}]"], done.stderr
 
 
+def test_memory_that_arrays_have_in_common_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    data = np.arange(1000.0)
+    jobs.write_shared([data, data.reshape(10, 100), data[:0], "x"], path)
+    assert path.stat().st_size < 1.5 * data.nbytes
+    flat, square, empty, text = jobs.read_shared(path)
+    assert (flat == data).all()
+    assert (square == data.reshape(10, 100)).all()
+    assert (empty.shape, text) == ((0,), "x")
+
+
+def test_every_call_has_workers_of_its_own() -> None:
+    """Calls in several threads, or within one another, do not end each other's workers."""
+
+    def call(number: int) -> list[tuple[int, int]]:
+        return sorted(run_jobs(abs, range(-number, 0), n_jobs=2 + number % 2))
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(call, range(4, 12)))
+    assert found == [[(index, number - index) for index in range(number)] for number in range(4, 12)]
+    outer = run_jobs(abs, range(-9, 0), n_jobs=2)
+    assert [next(outer) and call(3) for _ in range(2)] == [[(0, 3), (1, 2), (2, 1)]] * 2
+    assert len(list(outer)) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_by_fork_has_workers_of_its_own() -> None:
+    program = (
+        "import os, signal\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "expected = [(0, 1), (1, 2)]\n"
+        "assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == expected\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(sorted(run_jobs(abs, [-1, -2], n_jobs=2)) != expected)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == expected\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_jobs_run_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(job: int) -> str:
+        return os.getcwd()
+
+    for path in (tmp_path, tmp_path.parent):  # workers stay where they were
+        monkeypatch.chdir(path)
+        assert dict(run_jobs(folder, range(2), n_jobs=2)) == {0: str(path), 1: str(path)}
+
+
+def test_what_cannot_be_pickled_fails_alone(tmp_path: Path) -> None:
+    class Bad:
+        def __reduce__(self) -> Any:
+            return os.path.getsize, (str(tmp_path / "nothing"),)
+
+    def result(job: Any) -> Any:
+        return {"lock": threading.Lock(), "bad": Bad()}.get(job, job)
+
+    results = dict(run_jobs(result, ["lock", "bad", threading.Lock(), Bad(), "good", "other"], n_jobs=2))
+    assert [type(results[index]) for index in range(4)] == [TypeError, FileNotFoundError] * 2
+    assert (results[4], results[5]) == ("good", "other")
+
+
+def test_a_job_that_interrupts_itself_interrupts_all() -> None:
+    def interrupt(job: int) -> int:
+        if job == 1:
+            raise KeyboardInterrupt
+        return job
+
+    results = []
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(run_jobs(interrupt, range(100), n_jobs=2))
+    assert len(results) < 10
+
+
+def test_without_place_for_the_file_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(jobs, "write_shared", full)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        list(run_jobs(abs, range(2), n_jobs=2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell who is an orphan")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_workers_end_with_a_parent_that_is_killed(name: str, tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, time\n"
+        "from gpumlp.training.jobs import run_jobs\n"
+        "def work(job):\n"
+        "    pathlib.Path('begun', str(os.getpid())).touch()\n"
+        "    while True: pathlib.Path('alive').touch(); time.sleep(0.05)\n"
+        "list(run_jobs(work, range(3), n_jobs=2))\n"
+    )
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path / "temporary"),
+        "PYTHONPATH": str(Path(many.__file__).parents[2]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(list((tmp_path / "begun").iterdir())) == 2)
+    process.send_signal(getattr(signal, name))
+    process.wait()
+    wait_for(lambda: not list((tmp_path / "temporary").glob("gpumlp-*")))
+    wait_for(lambda: time.time() - (tmp_path / "alive").stat().st_mtime > 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_only_the_parent_is_asked_about_an_interrupt() -> None:
+    """Where it ignores Ctrl-C, as in the background of a shell, its workers do, too."""
+
+    def work(job: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return job
+
+    assert dict(run_jobs(work, range(4), n_jobs=2)) == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(3) == 3
     assert worker_count(None) == worker_count(-1) >= 1
     for wrong in (0, -2, 1.5, "2"):
         with pytest.raises(ValueError, match="n_jobs is expected to be a number of 1 or more"):
             worker_count(wrong)  # type: ignore[arg-type]
+    joblib = pytest.importorskip("joblib")
+    for backend, expected in (("loky", [1, 1, 1]), ("threading", [1, 1, 2])):  # each core has a worker already
+        parallel = joblib.Parallel(n_jobs=2, backend=backend)
+        assert parallel(joblib.delayed(worker_count)(number) for number in (None, -1, 2)) == expected
     monkeypatch.setitem(sys.modules, "joblib", None)
     assert worker_count(None) == 1
     with pytest.raises(ValueError, match="needs joblib"):
@@ -210,6 +341,40 @@ def test_the_caller_of_a_training_run_runs_its_steps(blobs: Dataset) -> None:
         trainer.model.backend.run_steps(*run)
     assert weights(networks[0]) == weights(networks[1])
     assert len(trainer.history) == 3
+
+
+def test_a_trainer_trains_one_epoch_at_a_time(blobs: Dataset) -> None:
+    network = model()
+    trainer = Trainer(network, blobs)
+    steps = trainer.training(2)
+    network.backend.run_steps(*next(steps))
+    with pytest.raises(RuntimeError, match="an epoch of this trainer is in progress"):
+        trainer.run(2)
+    steps.close()
+    trainer.run(2)
+    expected = model()
+    fit(expected, blobs, epochs=2)
+    assert weights(network) == weights(expected)
+
+
+def test_a_second_interrupt_undoes_the_epoch_too(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the end of a step and what the trainer does about the first interrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    network = model()
+    trainer = Trainer(network, blobs)
+    with monkeypatch.context() as patch:
+        patch.setattr(network.backend, "run_steps", interrupt)
+        patch.setattr("gpumlp.training.trainer.suppress", interrupt)
+        with pytest.raises(KeyboardInterrupt) as first:  # which holds on to the generator
+            trainer.run(2)
+    trainer.run(2)
+    expected = model()
+    fit(expected, blobs, epochs=2)
+    assert weights(network) == weights(expected)
+    assert first.value is not None
 
 
 @pytest.mark.parametrize("way", ["interrupt", "error", "close"])
@@ -451,6 +616,19 @@ def test_samples_are_shared_by_all_networks_of_a_device(blobs: Dataset) -> None:
         first, second, other = (seen[index][place] for index in range(3))
         assert first is second
         assert first.dtype != other.dtype
+
+
+def test_samples_are_not_kept_after_calls_that_overlap() -> None:
+    data = Dataset(np.zeros((8, 3)), np.arange(8) % 2)
+    with ExitStack() as first, ExitStack() as second:  # as in two threads
+        first.enter_context(data.placed_once())
+        second.enter_context(data.placed_once())
+        fit(MLP([3, 2], device="cpu"), data, epochs=1)
+        first.close()
+        fit(MLP([3, 2], device="cpu"), data, epochs=1)
+    data.images[:] = 1
+    placed = data.batches(8, MLP([3, 2], device="cpu").backend, np.float32).images
+    assert (placed == 1).all()
 
 
 def test_workers_map_the_samples_into_memory(blobs: Dataset, tmp_path: Path) -> None:

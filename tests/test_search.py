@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import gpumlp.sklearn as ours
 from gpumlp.backends import ExecutionError, StepRun, get_backend
 from gpumlp.sklearn import MLPClassifier, MLPRegressor
+from gpumlp.sklearn.together import Fit
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
@@ -323,6 +324,27 @@ def test_steps_that_cannot_be_run(
     with pytest.raises(raised, match=words):
         search.fit(X, Y)
     assert len(device.rounds) == 2
+    assert threading.active_count() == threads
+
+
+def test_a_second_interrupt_leaves_no_fits_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, threads, closed = ManyAtOnce(), threading.active_count(), []
+
+    def interrupt(runs: Sequence[StepRun]) -> None:
+        raise KeyboardInterrupt
+
+    def close(fit: Fit) -> None:
+        closed.append(fit)
+        if len(closed) == 2:
+            raise KeyboardInterrupt
+        original(fit)
+
+    original = Fit.close
+    monkeypatch.setattr(device, "run_many", interrupt)
+    monkeypatch.setattr(Fit, "close", close)
+    with pytest.raises(KeyboardInterrupt):
+        ours.GridSearchCV(classifier(device), {"alpha": [0.0, 1.0]}, cv=2, refit=False).fit(X, Y)
+    assert len(closed) == 5
     assert threading.active_count() == threads
 
 

@@ -208,11 +208,12 @@ class Dataset:
             pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
         """
         kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
-        images = None if self._placed is None else self._placed.get((backend.name, kept.name))
+        placed = {} if self._placed is None else self._placed
+        images = placed.get((backend.name, kept.name))
         if images is None:
-            images = backend.asarray(self.images.reshape(len(self), -1), dtype=kept)
-            if self._placed is not None:
-                self._placed[backend.name, kept.name] = images
+            images = placed[backend.name, kept.name] = backend.asarray(
+                self.images.reshape(len(self), -1), dtype=kept
+            )
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
@@ -225,16 +226,24 @@ class Dataset:
 
     @contextmanager
     def placed_once(self) -> Iterator[None]:
-        """Within the context, all `batches` on a device share the samples there, converted once for each dtype."""
-        before, self._placed = self._placed, {} if self._placed is None else self._placed
+        """Within the context, all `batches` on a device share the samples there, converted once for each dtype.
+
+        Contexts may overlap in several threads; the end of the first one ends the sharing.
+        """
+        first = self._placed is None
+        if first:
+            self._placed = {}
         try:
             yield
         finally:
-            self._placed = before
+            if first:
+                self._placed = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The state, without copies of the samples on a device."""
-        placed = self._placed and {key: own for key, own in self._placed.items() if not is_device_array(own)}
+        placed = self._placed
+        if placed is not None:
+            placed = {key: own for key, own in placed.copy().items() if not is_device_array(own)}
         return {**self.__dict__, "_placed": placed}
 
     def fingerprint(self) -> str:

@@ -182,10 +182,10 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
         return SequentialBackend(nesting_level=1), None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        active, self._active = self._active, []
         self._waiting.clear()
-        for fit in active:
-            fit.close()
+        while self._active:  # joblib calls this twice after an error: what a second interrupt left is closed then
+            self._active[-1].close()
+            self._active.pop()
 
     def terminate(self) -> None:
         """After the search, nothing else runs here, such as a refit."""

@@ -5,21 +5,25 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import operator
+import os
 import pickle
 import re
+import shutil
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import threadpoolctl
 
 POLL = 0.1  # seconds between checks for an interrupt, and between calls of `watch`
@@ -29,7 +33,8 @@ _ALIGNMENT = 64  # bytes; of arrays in a file
 _ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "BLIS", "VECLIB")}
 _ENVIRONMENT["LOKY_MAX_CPU_COUNT"] = "1"
 
-_pool: Any = None  # see `_worker_pool`
+# Workers that wait for the next call, by the process that they belong to: a child by fork cannot use them.
+_idle: dict[int, Any] = {}
 
 
 def run_jobs(
@@ -42,26 +47,29 @@ def run_jobs(
     """Call a function with each job, in worker processes, and yield the results as they come.
 
     Workers have one BLAS thread each. Arrays that `function` holds (give a ``functools.partial``) are written to a
-    temporary file once, which the workers map into their memory, read only; so put there what jobs share.
+    temporary file once, which the workers map into their memory, read only; so put there what jobs share. Workers
+    stay for the next call, and end soon after this process, however that ends. Jobs run in its current folder.
 
     An interrupt is raised as KeyboardInterrupt in every job that runs, and no other job begins; what the
-    interrupted ones return is yielded, and then KeyboardInterrupt is raised.
+    interrupted ones return is yielded, and then KeyboardInterrupt is raised. A job that raises it interrupts all.
 
     Args:
         function: of a job. What it raises is yielded in place of a result.
         jobs: pickled by cloudpickle, so that functions of a notebook are no problem.
-        n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, or without
-            joblib, or in a process of `multiprocessing`, jobs run in this process, one after another, with as many
-            BLAS threads as it has.
+        n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, without joblib,
+            or in a process that is a worker itself, jobs run in this process, one after another, with as many BLAS
+            threads as it has.
         watch: called in this process several times a second while workers run, and after each job; if it raises
             KeyboardInterrupt, that is an interrupt.
 
     Yields:
-        The index of a job and its result, or the Exception that it raised; a RuntimeError for those that were
-        running when a worker process died.
+        The index of a job and its result, or the Exception that it raised; a RuntimeError for one whose worker
+        process died. That takes the other workers with it: all jobs in progress are run again, one at a time.
 
     Raises:
         ValueError: `n_jobs` is neither None, -1 nor a number of 1 or more.
+        TypeError: `function` cannot be pickled.
+        OSError: there is no place for the temporary file.
         KeyboardInterrupt: after an interrupt.
     """
     jobs = list(jobs)
@@ -72,7 +80,10 @@ def run_jobs(
 
 
 def worker_count(n_jobs: int | None) -> int:
-    """How many worker processes `run_jobs` may use; 1 without joblib, and in a process that is a worker itself."""
+    """How many worker processes `run_jobs` may use; 1 without joblib, and in a process that is a worker itself.
+
+    None is also 1 in a thread of joblib, beside which there are others.
+    """
     try:
         number = -1 if n_jobs is None else operator.index(n_jobs)
     except TypeError:
@@ -90,7 +101,9 @@ def worker_count(n_jobs: int | None) -> int:
         return 1
     if multiprocessing.parent_process() is not None:  # it may not have any, or would wait for their end at its own
         return 1
-    return number if number > 0 else int(joblib.cpu_count())
+    if number > 0:
+        return number
+    return 1 if joblib.parallel.get_active_backend()[0].nesting_level else int(joblib.cpu_count())
 
 
 def _run_here(
@@ -110,18 +123,22 @@ def _run_in_workers(
 ) -> Iterator[tuple[int, Any]]:
     with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
         shared, stop = Path(folder, "function"), Path(folder, "stop")
-        write_shared(function, shared)
-        waiting, running, interrupted = deque(enumerate(jobs)), dict[Future[Any], int](), False
+        _share(function, shared)
+        call = partial(_call, shared, stop, os.getcwd())
+        pool = _take_workers(workers, Path(folder))
+        waiting, running, interrupted = deque(range(len(jobs))), dict[Future[Any], int](), False
+        suspects = deque[int]()  # in progress when a worker died: each is run again, alone, to see if it was it
         try:
-            while running or (waiting and not interrupted):
+            while running or ((waiting or suspects) and not interrupted):
                 try:
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
-                    while waiting and len(running) <= workers and not interrupted:
-                        index, job = waiting[0]
+                    queue, most = (suspects, 0) if suspects else (waiting, workers)
+                    while queue and len(running) <= most and not interrupted:
                         with _interrupts_blocked():
-                            running[_worker_pool(workers).submit(_call, shared, stop, job)] = index
-                        waiting.popleft()
+                            running[_submit(pool, call, jobs[queue[0]])] = queue[0]
+                        if queue is waiting:
+                            queue.popleft()
                     done = wait(running, POLL, FIRST_COMPLETED).done
                     if not interrupted:
                         watch()
@@ -131,44 +148,104 @@ def _run_in_workers(
                     interrupted = True
                     stop.touch()
                     continue
-                except BrokenProcessPool:  # just now; there are new workers for the next try
+                except BrokenProcessPool:
+                    pool.shutdown(kill_workers=True)  # waits until they hold no locks or files
+                    pool = _take_workers(workers, Path(folder))
                     continue
                 for future in done:
+                    index = running.pop(future)
+                    alone = index in suspects
                     try:
-                        result = future.result()
+                        result = pickle.loads(future.result())
                     except BrokenProcessPool as error:
+                        if not (alone or interrupted):
+                            suspects.append(index)
+                            continue
                         result = _NotRun() if interrupted else _died(error)
                     except Exception as error:  # of pickling
                         result = error
-                    index = running.pop(future)
+                    if alone:
+                        suspects.popleft()
                     if not isinstance(result, _NotRun):
                         yield index, result
+                    elif not interrupted:  # the job has raised it
+                        interrupted = True
+                        stop.touch()
         finally:
             if running:  # an error, or the caller wants no more
                 stop.touch()
-                _worker_pool(workers).shutdown(kill_workers=True)
+                pool.shutdown(kill_workers=True)
+            else:
+                _keep_workers(pool)
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _worker_pool(count: int) -> Any:
-    """The worker processes of the last call, if there are as many and they are still there; otherwise new ones."""
+def _share(function: Callable[[Any], Any], path: Path) -> None:
+    """Write the function for the workers, or say what is wrong."""
+    try:
+        write_shared(function, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        raise TypeError(
+            f"worker processes need functions and objects that can be pickled, but {error}; leave it out, or work "
+            "in this process with n_jobs=1"
+        ) from error
+
+
+def _take_workers(count: int, folder: Path) -> Any:
+    """Worker processes for one call alone: those of an earlier one, if there are as many, otherwise new ones.
+
+    Args:
+        count: of processes.
+        folder: of the call's files.
+    """
     # Not loky's `get_reusable_executor`, of which joblib expects to be the only user in a process.
     from joblib.externals.loky import ProcessPoolExecutor
 
-    global _pool
-    if _pool is None or _pool._max_workers != count or _pool._flags.broken or _pool._flags.shutdown:
-        if _pool is not None:
-            _pool.shutdown()
-        _pool = ProcessPoolExecutor(count, timeout=IDLE, env=_ENVIRONMENT, initializer=_ignore_interrupts)
-    return _pool
+    pool = _idle.pop(os.getpid(), None)
+    if pool is not None:
+        if pool._max_workers == count and not pool._flags.broken:
+            return pool
+        pool.shutdown()
+    start = partial(_start_worker, os.getpid(), folder)
+    return ProcessPoolExecutor(count, timeout=IDLE, env=_ENVIRONMENT, initializer=start)
+
+
+def _keep_workers(pool: Any) -> None:
+    """Keep worker processes for the next call, in place of others."""
+    other = _idle.pop(os.getpid(), None)
+    if other is not None:
+        other.shutdown()
+    _idle[os.getpid()] = pool
+
+
+def _submit(pool: Any, call: Callable[[bytes], bytes], job: Any) -> Future[bytes]:
+    """Give a job to the workers. It is pickled here, since an error in the pool itself would end all workers."""
+    try:
+        pickled = _cloudpickle().dumps(job)
+    except Exception as error:
+        failed = Future[bytes]()
+        failed.set_exception(error)
+        return failed
+    return pool.submit(call, pickled)  # type: ignore[no-any-return]
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle
+    except ImportError:  # part of joblib before 1.6
+        from joblib.externals import cloudpickle
+    return cloudpickle
 
 
 def _died(error: Exception) -> RuntimeError:
-    """The result of a job after the end of a worker, which takes the others with it."""
+    """The result of a job with which a worker has died twice, the second time alone."""
     codes = re.search(r"\{.*?\}", str(error))  # of joblib's six lines
-    end = f" (exit codes {codes[0]})" if codes else ""
-    return RuntimeError(f"its worker process, or one beside it, died{end}, perhaps for lack of memory")
+    return RuntimeError(
+        f"its worker process died{f' (exit code {codes[0]})' if codes else ''}, perhaps for lack of memory"
+    )
 
 
 @contextmanager
@@ -194,35 +271,58 @@ class _NotRun:
 # -- In a worker process -----------------------------------------------------------------------------------
 
 
-def _call(shared: Path, stop: Path, job: Any) -> Any:
-    """Run a job; an Exception is a result like any other."""
-    if stop.exists():
-        return _NotRun()
+_folder: Path  # of the files of the last call
+
+
+def _call(shared: Path, stop: Path, current: str, job: bytes) -> bytes:
+    """Run a pickled job in a current folder, and pickle its result; an Exception is a result like any other."""
+    global _folder
+    _folder = shared.parent
+    result = _NotRun() if stop.exists() else _result(shared, stop, current, job)
     try:
+        return bytes(_cloudpickle().dumps(result))
+    except Exception as error:
+        return pickle.dumps(sendable(error))
+
+
+def _result(shared: Path, stop: Path, current: str, job: bytes) -> Any:
+    try:
+        os.chdir(current)
         function = read_shared(shared)
         with threadpoolctl.threadpool_limits(1), _interrupted_by(stop):
-            return function(job)
+            return function(pickle.loads(job))
     except KeyboardInterrupt:
         return _NotRun()
     except Exception as error:
         return sendable(error)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal, but a worker without a job must not end by it."""
+def _start_worker(parent: int, folder: Path) -> None:
+    """Ctrl-C reaches every process of a terminal, but the parent alone decides what ends by it."""
+    global _folder
+    _folder = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended; that has removed the files, unless it was killed."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    shutil.rmtree(_folder, ignore_errors=True)
+    os._exit(1)
 
 
 @contextmanager
 def _interrupted_by(stop: Path) -> Iterator[None]:
-    """Within the context, KeyboardInterrupt is raised once: by a signal, or when the file `stop` appears."""
+    """Within the context, KeyboardInterrupt is raised once, when the file `stop` appears."""
     seen = False
 
     def interrupt(*_: object) -> None:
         nonlocal seen
-        if not seen:
+        if not seen and stop.exists():
             seen = True
             raise KeyboardInterrupt
 
@@ -265,33 +365,21 @@ def sendable(error: Exception) -> Exception:
 
 def write_shared(value: Any, path: Path) -> None:
     """Write an object to a file that `read_shared` maps, with its contiguous arrays as they are in memory."""
-    try:
-        import cloudpickle
-    except ImportError:  # part of joblib before 1.6
-        from joblib.externals import cloudpickle
-
     buffers: list[pickle.PickleBuffer] = []
-    try:
-        pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    except (TypeError, pickle.PicklingError) as error:
-        raise TypeError(
-            f"worker processes need functions and objects that can be pickled, but {error}; leave it out, or work "
-            "in this process with n_jobs=1"
-        ) from error
-    try:
-        with open(path, "wb") as file:
-            parts = []
-            for buffer in buffers:
-                with buffer.raw() as raw:
+    pickled = _cloudpickle().dumps(value, protocol=5, buffer_callback=buffers.append)
+    with open(path, "wb") as file:
+        parts, written = [], dict[tuple[int, int], int]()  # the same memory, seen by several arrays, once
+        for buffer in buffers:
+            with buffer.raw() as raw:
+                memory = np.frombuffer(raw, np.uint8).ctypes.data, raw.nbytes
+                if memory not in written:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
-                    parts.append((file.tell(), raw.nbytes))
+                    written[memory] = file.tell()
                     file.write(raw)
-            file.write(pickled)
-        with open(path.with_suffix(".parts"), "wb") as file:
-            pickle.dump((parts, len(pickled)), file)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # which a full disk does not tell
-        raise
+                parts.append((written[memory], raw.nbytes))
+        file.write(pickled)
+    with open(path.with_suffix(".parts"), "wb") as file:
+        pickle.dump((parts, len(pickled)), file)
 
 
 @lru_cache(maxsize=1)

@@ -216,8 +216,8 @@ def fit_many(
         rows: which samples a network is trained on: a list with an array of row numbers, or None for all samples,
             for each; or one array for all networks. A row may occur several times.
         n_jobs: the number of worker processes for networks on the CPU; None or -1 for as many as there are cores.
-            With 1, without joblib (part of scikit-learn's installation), or in a process of `multiprocessing`,
-            they are trained in this process, one after another.
+            With 1, for a single network, without joblib (part of scikit-learn's installation), or in a process
+            that is itself a worker, they are trained in this process, one after another, with its BLAS threads.
         validation: as for `fit`; for each network, a list. An array holds row numbers of `data`, which are not
             trained on: the folds of a cross-validation are ``validation=[fold, ...]``.
         callbacks: a function that is given the number of a network, counted from 0, and returns its callbacks, new
@@ -234,6 +234,7 @@ def fit_many(
         ValueError, TypeError: as for `fit`, before any network is trained; also a list of another length, or a
             network that is in `models` twice.
         FitManyError: some networks failed, such as by divergence. All others are trained first.
+        OSError: there is no place for the temporary file that worker processes read.
 
     >>> from gpumlp import MLP, SGD, fit_many, load_digits
     >>> train, test = load_digits()

@@ -39,7 +39,6 @@ from .progress import Progress, metric
 from .run import SWEEP, Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
-from .trainer import Trainer
 
 TABLE = "sweep.csv"
 
@@ -375,7 +374,7 @@ def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int
         try:
             _wait_for_workers([sweep.path / run.folder for run in missing])
             if backend.name == "cpu":
-                train = functools.partial(_train_in_worker, data, sweep, os.getpid(), Path.cwd())
+                train = functools.partial(_train_one, data, sweep)
                 jobs = run_jobs(train, missing, n_jobs=n_jobs)
             else:
                 jobs = _train_together(shared, sweep, missing)
@@ -395,44 +394,16 @@ def _without_joblib(workers: int) -> str:
     return ""
 
 
-class _Silent(Progress):
-    """Shows nothing. In a worker process whose parent was killed, it interrupts the run, which is then saved."""
-
-    def __init__(self, parent: int) -> None:
-        super().__init__(quiet=True)
-        self._parent = parent
-
-    def on_progress(self, trainer: Trainer, samples: int) -> None:
-        if _is_orphan(self._parent):
-            raise KeyboardInterrupt
-
-
-def _is_orphan(parent: int) -> bool:
-    """Whether the parent of this process, if it is a worker, is gone; Windows does not tell."""
-    return os.name != "nt" and parent not in (os.getpid(), os.getppid())
-
-
-def _train_in_worker(
-    data: tuple[Dataset, Dataset], sweep: Sweep, parent: int, folder: Path, run: PlannedRun
-) -> None:
+def _train_one(data: tuple[Dataset, Dataset], sweep: Sweep, run: PlannedRun) -> None:
     """Train a run with one BLAS thread, so that its bits do not depend on the number of worker processes.
 
     Args:
         data: training and test set.
         sweep: that of the run.
-        parent: the process of the sweep, which may be this one.
-        folder: its current folder. A worker process may have begun in another one.
         run: which one.
     """
-    if os.getpid() != parent:
-        os.chdir(folder)
-    try:
-        with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
-            _require_end(prepare(sweep.config_of(run), Shared(data), _Silent(parent)).train())
-    except KeyboardInterrupt:
-        if _is_orphan(parent):
-            os._exit(1)  # the sweep was killed, and no other job will come
-        raise
+    with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
+        _require_end(prepare(sweep.config_of(run), Shared(data), Progress(quiet=True)).train())
 
 
 def _train_together(
@@ -448,7 +419,7 @@ def _train_together(
     def prepared() -> Iterator[tuple[int, Backend, Generator[StepRun, None, None]]]:
         for index in sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index])):
             try:
-                run = prepare(sweep.config_of(runs[index]), shared, _Silent(os.getpid()))
+                run = prepare(sweep.config_of(runs[index]), shared, Progress(quiet=True))
             except Exception as error:
                 failed.append((index, error))
             else:  # the backend of a resumed run may be another one, which runs steps as before

@@ -181,7 +181,7 @@ class Trainer:
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.history = History()
         self.epochs = 0
-        self._stop = False
+        self._stop = self._in_epoch = False
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
         limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
@@ -281,6 +281,7 @@ class Trainer:
 
         Raises:
             DivergenceError: as for `run`, by the generator.
+            RuntimeError: by the generator, if another one is within an epoch.
         """
         called = as_callbacks(callbacks)
         return self._training(whole("epochs", epochs, 0), called)
@@ -314,9 +315,12 @@ class Trainer:
                 callback.on_train_end(self)
 
     def _run_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
+        if self._in_epoch:
+            raise RuntimeError("an epoch of this trainer is in progress: finish or close its generator")
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
         self._copy(self._buffers(), self._snapshot)
         try:
+            self._in_epoch = True
             record = yield from self._train_epoch(callbacks)
             if record is not None:
                 self.history.append(record)
@@ -332,6 +336,8 @@ class Trainer:
                 self._orders.state = order_state
                 self.optimizer_state.steps = steps
             raise
+        finally:
+            self._in_epoch = False
 
     def _train_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, EpochRecord | None]:
         """One epoch; None if the loss or a parameter is no longer finite."""
@@ -578,6 +584,8 @@ def drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
     except BaseException as error:  # if the generator raised it, it has ended, and only raises it again
         with suppress(StopIteration):
             training.throw(error)
+    finally:
+        training.close()  # after a second interrupt
 
 
 # -- Checks of arguments ---------------------------------------------------------------------------------
