@@ -185,7 +185,8 @@ def _run_tests(job: Job, *paths: str) -> None:
         raise NotPossibleError(f"{' and '.join(missing)} not installed; {INSTALL} brings it")
     file = job.work / "tests.xml"
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={file}", *workers]
+    # Each test is named when it starts: the last one, if the kernel hangs and the part is ended at its limit.
+    options = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={file}", *workers]
     done = job.run("-m", "pytest", *options, *paths, GPUMLP_REQUIRE_GPU="1")
     if not file.exists():
         raise RuntimeError(f"pytest ended with exit code {done.returncode} and without a report")

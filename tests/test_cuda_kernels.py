@@ -201,6 +201,7 @@ def test_sums_have_the_same_bits_in_any_order_of_threads(sizes: tuple[int, int],
         backend.dense_backward(*got[:3], Accumulation(gradient), sums[0], None)
         backend.activation_backward(rule, got[3], got[2], sums[1])
         found.add(tuple(backend.to_numpy(array).tobytes() for array in (gradient, *sums)))
+        np.testing.assert_allclose(backend.to_numpy(sums[0]), delta.sum(axis=0), rtol=1e-4, atol=1e-4)
     assert len(found) == 1
 
 

@@ -327,6 +327,13 @@ def test_a_device_without_cooperative_launches_or_room(blobs: Dataset) -> None:
 # -- What the kernel is given -----------------------------------------------------------------------------------
 
 
+def rows_of(xp: Any, samples: StrictArray) -> np.ndarray:
+    count, inputs = samples.shape
+    out = xp.zeros((count, 1 if samples.dtype == np.uint8 else 3, -(-inputs // 16) * 16), dtype="uint16")
+    bfloat16_rows(xp, samples, out)
+    return out._data
+
+
 @pytest.mark.parametrize("inputs", [1, 16, 20])
 def test_samples_in_bfloat16_are_exact(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_ROWS", 7)  # of 30 rows, so that the last chunk is smaller
@@ -335,7 +342,7 @@ def test_samples_in_bfloat16_are_exact(inputs: int, monkeypatch: pytest.MonkeyPa
     scales = np.exp(rng.uniform(-20, 20, (30, inputs)))
     numbers = (rng.normal(size=(30, inputs)) * scales).astype("float32")
     for samples, planes in ((pixels, 1), (numbers, 3)):
-        got = bfloat16_rows(xp, xp.asarray(samples))._data
+        got = rows_of(xp, xp.asarray(samples))
         assert (got.shape, got.dtype) == ((30, planes, -(-inputs // 16) * 16), np.uint16)
         parts = (got.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         np.testing.assert_array_equal(parts.sum(axis=1)[:, :inputs], samples)
@@ -364,7 +371,7 @@ def test_the_structure_of_a_network(blobs: Dataset) -> None:
         assert first.struct[name] == second.struct[name] == array.data.ptr, name
     buffers = [step.state.buffers[name].data.ptr for name in ("mean", "mean_square")]
     assert first.struct["buffers"].tolist() == buffers
-    samples = bfloat16_rows(backend.xp, step.images)._data
+    samples = rows_of(backend.xp, step.images)
     np.testing.assert_array_equal(values(first.struct["images"], np.uint16, *samples.shape), samples)
 
     dense = [layer for layer in step.layers if isinstance(layer, Dense)]
@@ -461,6 +468,18 @@ def test_samples_that_are_replaced_are_read(blobs: Dataset) -> None:
     first, second = (each[0].sample for each in trainer.model.backend.xp.kernels[0].networks)
     assert (first != second).any()
     assert len(trainer.model.backend.fused._rows) == 1
+
+
+def test_samples_that_were_changed_in_place_are_read_by_the_next_network(blobs: Dataset) -> None:
+    backend = recorder()
+    first, second = (trainer_on(backend, blobs, model_seed=seed) for seed in (1, 2))
+    second.batches.images = images = first.batches.images
+    train(first)
+    images[...] = backend.asarray(255 - blobs.images)
+    train(second)
+    before, after = (each[0].sample for each in backend.xp.kernels[0].networks)
+    assert (before != after).any()
+    assert len(backend.fused._rows) == 1
 
 
 # -- The choice -------------------------------------------------------------------------------------------------

@@ -282,6 +282,41 @@ def test_a_network_has_the_same_bits_alone_and_among_others() -> None:
     assert bits(alone)[0] == bits(trained(case, host_backend(case)))[0]
 
 
+@pytest.mark.parametrize("outputs", [4, 64])  # a lane has one or two outputs
+def test_of_equal_logits_the_first_is_the_prediction(outputs: int) -> None:
+    case = Case((20, 18, outputs), samples=16)
+    trainer = trainer_on(host_backend(case), case, data_of(case), 0, "float32")
+    backend, step = trainer.model.backend, trainer._step
+    trainer.model.parameters.data.fill(0)
+    backend.run_many([StepRun(step, range(1), [0.1])])
+    np.testing.assert_array_equal(backend.to_numpy(step.scores), backend.to_numpy(step.targets) == 0)
+
+
+@pytest.mark.parametrize("sizes", [(20, 18, 4), (20, 18, 24, 9, 4)])
+def test_the_squares_of_the_weights_before_each_step_are_summed(sizes: tuple[int, ...]) -> None:
+    case, sums = Case(sizes, blocks=3, penalty=Penalty(l2=1e-2)), []
+    for backend, dtype in ((host_backend(case), "float32"), (StrictBackend(), "float64")):
+        trainer = trainer_on(backend, case, data_of(case), 0, dtype)
+        trainer._step.squares = backend.xp.zeros(8, dtype="float64")
+        for batches in (range(1), range(1, 4)):  # launches
+            backend.run_many([StepRun(trainer._step, batches, [0.1] * len(batches))])
+        sums.append(backend.to_numpy(trainer._step.squares).sum())
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", [USUAL[1], USUAL[3], USUAL[5]], ids=str)
+def test_numbers_that_are_not_finite_stay_and_nobody_waits_for_ever(case: Case) -> None:
+    backend = host_backend(case)
+    trainer = trainer_on(backend, case, data_of(case), 0, "float32")
+    *_, bias = trainer.model.parameters.views(trainer.model.parameters.data).values()
+    bias[0] = np.nan
+    backend.run_many([StepRun(trainer._step, range(2), [0.1] * 2)])
+    for name, array in arrays(trainer).items():
+        if name.split()[0] == "parameters":
+            assert np.isnan(array).all(), name
+    assert np.isnan(backend.to_numpy(trainer._step.losses)[: 2 * case.batch]).all()
+
+
 def test_the_structure_of_a_network_is_that_of_the_source() -> None:
     assert network_dtype(network_fields(SOURCE)) == NETWORK
 

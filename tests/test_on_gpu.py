@@ -129,6 +129,17 @@ def test_training_is_timed_and_its_bits_are_compared(
     assert " % on digits; " in job.note
 
 
+def test_a_test_is_named_when_it_starts(
+    on_gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "test_small.py"
+    file.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_that_ends():\n    pass\n")
+    job = on_gpu.Job("cpu", tmp_path, tmp_path / "tests.json")
+    on_gpu._run_tests(job, str(file))
+    assert job.note == "1 of 1 passed, 0 skipped"
+    assert capfd.readouterr().out.count("::test_that_ends") >= 1
+
+
 def test_what_the_sanitizer_finds_is_a_failure(
     on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

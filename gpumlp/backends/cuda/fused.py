@@ -6,9 +6,9 @@ train other networks in the same launch. A network has the same plan alone and a
 they differ from those of other executions, which add in another order.
 
 The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
-are exact together. This copy is made once for each array of samples, however many networks use it, and takes twice
-the memory of pixels and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. Samples that
-are changed in place afterwards are not read again.
+are exact together. All networks that use an array of samples share this copy. It takes twice the memory of pixels
+and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. It is made anew when a network is
+about to be trained for the first time; samples that are changed in place while it is trained are not read again.
 """
 
 from __future__ import annotations
@@ -319,7 +319,9 @@ class FusedRunner:
         key = _sample_key(step.images)
         rows = self._rows.get(key)
         if rows is None:
-            rows = self._rows[key] = Rows(step.images, bfloat16_rows(self._backend.xp, step.images))
+            empty = self._backend.xp.zeros(_row_shape(step.images), dtype="uint16")
+            rows = self._rows[key] = Rows(step.images, empty)
+        bfloat16_rows(self._backend.xp, step.images, rows.values)
         self._held[step] = rows
         return rows
 
@@ -329,28 +331,25 @@ def fused_source(plan: Plan) -> str:
     return plan.definitions() + files(__package__).joinpath("fused.cu").read_text(encoding="utf-8")
 
 
-def bfloat16_rows(xp: Any, samples: Array) -> Array:
+def bfloat16_rows(xp: Any, samples: Array, out: Array) -> None:
     """Samples as the kernel reads them.
 
     Args:
         xp: the array library.
         samples: ``(rows, inputs)``, uint8 pixels or float32.
-
-    Returns:
-        ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers: one plane of pixels, or three planes
-        whose sum is the float32 number. Each part is the upper half of what the parts before it have left, cut
-        off. The columns beyond `inputs` are 0.
+        out: ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers: one plane of pixels, or three
+            planes whose sum is the float32 number. Each part is the upper half of what the parts before it have
+            left, cut off. The columns beyond `inputs` are not written.
     """
-    rows, planes, _ = shape = _row_shape(samples)
-    inputs, result = samples.shape[1], xp.zeros(shape, dtype="uint16")
+    rows, planes, _ = _row_shape(samples)
+    inputs = samples.shape[1]
     for first in range(0, rows, _ROWS):
         chunk = slice(first, min(first + _ROWS, rows))
         rest = samples[chunk].astype("float32")
         for plane in range(planes):
             bits = xp.bitwise_and(rest.view("uint32"), np.uint32(0xFFFF0000))
-            result[chunk, plane, :inputs] = xp.right_shift(bits, np.uint32(16)).astype("uint16")
+            out[chunk, plane, :inputs] = xp.right_shift(bits, np.uint32(16)).astype("uint16")
             rest = xp.subtract(rest, bits.view("float32"))  # exact
-    return result
 
 
 def _row_shape(samples: Array) -> tuple[int, int, int]:
