@@ -166,9 +166,9 @@ class Run:
         """Raise CheckpointError if there is no run in the folder."""
         if not self.path.is_dir():
             raise CheckpointError(f"there is no run {self.path}: no such folder")
-        if (self.path / SWEEP).exists():
-            raise CheckpointError(f"{self.path} holds a sweep; name one of the runs in its folder")
         if not is_run(self.path):
+            if (self.path / SWEEP).exists():
+                raise CheckpointError(f"{self.path} holds a sweep; name one of the runs in its folder")
             raise CheckpointError(
                 f"there is no run in {self.path}: it has neither {CONFIG}, {HISTORY} nor {CHECKPOINT}"
             )
