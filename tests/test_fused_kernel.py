@@ -363,7 +363,7 @@ MISTAKES = {
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
     "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
     "a single slot is replaced too early": (ONE_SLOT, {"SLOTS == 1 || WARPS_K == 1": "WARPS_K == 1"}),
-    "parameters are written too early": (SHORT, without_barrier("    ", "    w.move_all<true>();")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    if (SQUARES) w.write_squares();")),
     "no barrier after inputs are dropped": (
         INPUTS,
         without_barrier("        }\n        fence_copies();\n        "),
