@@ -260,6 +260,13 @@ class CudaBackend(Backend):
             if len(runs) > 1 and run.step not in self._together:
                 self.networks_at_once(run.step)
             (together if self.execution(run.step).name == "fused" else others).append(run)
+        if together and self.wanted_execution == "auto" and not fused.MEASURED:
+            warnings.warn(
+                "networks that are trained together run by the fused kernel, which has not been measured on a "
+                "card yet; get_backend('cuda', execution='graphs') trains them one after another",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.fused.run_many(together)
         for run in others:
             self.run_steps(*run)
