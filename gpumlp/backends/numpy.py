@@ -121,10 +121,8 @@ class NumpyBackend(Backend):
         np.multiply(out, 1 / (1 - rate), out=out)
 
     def output_error(self, loss: LossRule, outputs: Array, targets: Array, losses: Array, scores: Array) -> None:
-        softmax = stated(loss, "kernel", "output_error") == "softmax_cross_entropy" and not getattr(
-            loss, "label_smoothing", 0
-        )
-        if softmax and outputs.flags.f_contiguous:
+        softmax = stated(loss, "kernel", "output_error") == "softmax_cross_entropy"
+        if softmax and outputs.flags.f_contiguous and not getattr(loss, "label_smoothing", 0):
             self._softmax_cross_entropy(outputs, targets, losses, scores)
         else:
             super().output_error(loss, outputs, targets, losses, scores)
