@@ -32,6 +32,13 @@ TOTAL_SECONDS = 570  # no part starts or runs after this
 TIMED_SAMPLES = 16_384  # of an epoch, for the times of the fused kernel
 TIMED_BATCHES = (16, 32, 64, 128, 256)
 MANY = (1, 14, 64)  # networks at once
+# Their sizes, batch size and multiprocessors of each (None: as many as it needs).
+OF_MANY = (
+    ((784, 128, 10), 32, None),
+    ((784, 128, 10), 128, None),
+    ((784, 128, 10), 128, 8),
+    ((30, 100, 2), 200, None),
+)
 LOG_BYTES = 300_000  # of each part, its end
 WAYS = ("fused", "persistent", "graphs", "eager")
 EXPECTED_PEERS = ("torch", "torch-graph", "jax")  # other libraries that can train on a GPU
@@ -121,12 +128,12 @@ def fused_times(job: Job) -> None:
             except DeviceError as error:
                 row["error"] = str(error)
             job.save()
-    for sizes, batch_size in [((784, 128, 10), 32), ((784, 128, 10), 128), ((30, 100, 2), 200)]:
+    for sizes, batch_size, multiprocessors in OF_MANY:
         for networks in MANY:
             row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "networks": networks}
             job.result["many"].append(row)
             try:
-                row.update(_many(job.device, sizes, batch_size, networks))
+                row.update(_many(job.device, sizes, batch_size, multiprocessors, networks))
             except DeviceError as error:
                 row["error"] = str(error)
             job.save()
@@ -147,7 +154,9 @@ def _epoch_times(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _many(device: str, sizes: tuple[int, ...], batch_size: int, networks: int) -> dict[str, Any]:
+def _many(
+    device: str, sizes: tuple[int, ...], batch_size: int, multiprocessors: int | None, networks: int
+) -> dict[str, Any]:
     """The same for one step of each of some networks, which share the samples."""
     import numpy as np
 
@@ -162,7 +171,7 @@ def _many(device: str, sizes: tuple[int, ...], batch_size: int, networks: int) -
         rng.integers(0, sizes[-1], TIMED_SAMPLES),
         classes=sizes[-1],
     )
-    work = Workload(sizes, batch_size, SGD(0.01, momentum=0.9) if pixels else Adam())
+    work = Workload(sizes, batch_size, SGD(0.01, momentum=0.9) if pixels else Adam(), multiprocessors)
     together = TogetherOnGpu(work, data, networks, device)
     together.train(1)
     best, first = min(seconds_of(together, together.repeat_steps) for _ in range(3)), together.trainers[0]
@@ -170,6 +179,7 @@ def _many(device: str, sizes: tuple[int, ...], batch_size: int, networks: int) -
         "networks_at_once": together.backend.networks_at_once(first._step),
         "microseconds_per_step": 1e6 * best / len(first.batches.slices),
         "samples_per_second": networks * TIMED_SAMPLES / best,
+        "multiprocessors": first.execution.multiprocessors,
         "ran": str(first.execution),
     }
 
@@ -775,15 +785,16 @@ def _fused_times(result: dict[str, Any]) -> Iterator[str]:
     yield from table(["network", "batch", *ways], rows)
     yield "Many networks at once: a step of all of them.\n"
     yield from table(
-        ["network", "batch", "networks", "in a launch", "us a step", "samples/s together"],
+        ["network", "batch", "networks", "in a launch", "multiprocessors", "us a step", "samples/s together"],
         (
-            [row["network"], str(row["batch_size"]), str(row["networks"]), "-", "-", row["error"]]
+            [row["network"], str(row["batch_size"]), str(row["networks"]), "-", "-", "-", row["error"]]
             if "error" in row
             else [
                 row["network"],
                 str(row["batch_size"]),
                 str(row["networks"]),
                 str(row["networks_at_once"]),
+                str(row["multiprocessors"] or "-"),
                 f"{row['microseconds_per_step']:.2f}",
                 f"{row['samples_per_second']:,.0f}",
             ]
