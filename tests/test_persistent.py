@@ -10,11 +10,26 @@ import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, DivergenceError, LeakyReLU, Penalty, ReLU, SquaredError, Trainer
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Dataset,
+    DivergenceError,
+    LeakyReLU,
+    Loss,
+    Penalty,
+    ReLU,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    Trainer,
+    get_backend,
+)
 from gpumlp.backends import Backend, CudaActivation, ExecutionError
 from gpumlp.backends.cuda import persistent
 from gpumlp.backends.cuda.kernels import kernel_source
@@ -404,6 +419,22 @@ def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:
 def test_all_blocks_are_resident() -> None:
     hidden = {Sizes(20, hidden, 4, 8, units, 2, 4, True).blocks for hidden, units in ((24, 4), (25, 8), (48, 8))}
     assert hidden == {6, 4}
+
+
+def test_a_loss_of_the_users_that_states_the_kernel_needs_no_label_smoothing(blobs: Dataset) -> None:
+    class Own(Loss):
+        name, kernel, output, task, least_outputs = "own", "softmax_cross_entropy", "softmax", "classes", 2
+
+        def output_error(self, backend: Any, outputs: Any, targets: Any, losses: Any, scores: Any) -> None:
+            SoftmaxCrossEntropy().output_error(backend, outputs, targets, losses, scores)
+
+        def predictions(self, outputs: Any) -> Any:
+            return SoftmaxCrossEntropy().predictions(outputs)
+
+    for backend in (host_backend(), get_backend("cpu")):
+        found, expected = (trainer_on(backend, blobs, loss=loss) for loss in (Own(), SoftmaxCrossEntropy()))
+        assert found.execution.name == expected.execution.name
+        assert found.run(1)["train_loss"] == expected.run(1)["train_loss"]
 
 
 def test_a_nan_loss_ends_training(blobs: Dataset) -> None:

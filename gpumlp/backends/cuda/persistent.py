@@ -233,7 +233,7 @@ def _unsupported_rule(step: Step) -> str | None:
         f"it does not support the layer {', '.join(others)}": bool(others),
         "it does not support sample weights": step.sample_weights is not None,
         f"it does not support the loss {loss!r}": loss_kernel(loss) != "softmax_cross_entropy"
-        or loss.label_smoothing,
+        or getattr(loss, "label_smoothing", 0) > 0,
         f"it supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
         f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
         f"it does not keep the pre-activation, for {', '.join(from_input)}": bool(from_input),
