@@ -187,7 +187,7 @@ struct Shared {
     float small_state[STATE_ROWS][SMALL], small_gradient[PASSES > 1 ? SMALL : 1];
     alignas(16) float middle[MIDDLE + 4];
     float state[STATE_SHARED ? STATE_ROWS : 1][STATE_SHARED ? WEIGHTS : 1][STATE_SHARED ? THREADS : 1];
-    u8 kept[DROPOUT >> 1 ? UNITS / 8 : 1][SAMPLES];  // a bit for each of 8 units
+    u8 kept[UNITS / 8][DROPOUT >> 1 ? SAMPLES : 1];  // a bit for each of 8 units
     alignas(16) float2 exchange[BLOCKS == 1 ? EXCHANGE : 1];
     alignas(8) u64 full[SLOTS];
     float factors[2][3];  // of this step and the next
@@ -244,6 +244,7 @@ __device__ u32 rounded(float low, float high)
     return __float2bfloat16_rn(low).x | (u32)__float2bfloat16_rn(high).x << 16;
 }
 __device__ u64 high_product(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+__device__ u32 opaque(u32 x) { return x; }
 #define DYNAMIC_SHARED(type, name) type* name = (type*)cuda_host::dynamic_shared()
 #else
 __device__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -355,6 +356,13 @@ __device__ u32 rounded(float low, float high)
     return r;
 }
 __device__ u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
+// x, of which the compiler knows nothing. For a condition on the lane that is the same in each turn of a loop, it may
+// make two loops; then lanes come to shuffles apart, and each shuffle takes ten times as long.
+INLINE u32 opaque(u32 x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
@@ -374,12 +382,14 @@ INLINE void split(float low, float high, u32 (&part)[PARTS])
     }
 }
 
-// Half of the values: sums with the lane that differs by DISTANCE, which keeps the other half.
+// Half of the values: sums with the lane that differs by DISTANCE, which keeps the other half
 template <int COUNT, int DISTANCE> INLINE void halve(float* values, int lane)
 {
+    const u32 mask = opaque(lane & DISTANCE ? ~0u : 0);
     UNROLLED for (int k = 0; k < COUNT; k++) {
-        float low = values[k], high = values[k + COUNT];
-        values[k] = (lane & DISTANCE ? high : low) + __shfl_xor_sync(~0u, lane & DISTANCE ? low : high, DISTANCE);
+        u32 low = __float_as_uint(values[k]), high = __float_as_uint(values[k + COUNT]), differs = (low ^ high) & mask;
+        values[k] = __uint_as_float(low ^ differs) +
+                    __shfl_xor_sync(~0u, __uint_as_float(high ^ differs), DISTANCE);
     }
 }
 
@@ -453,7 +463,7 @@ struct Rule {
     {
         if (weight) {
             g += p * l2;
-            g += l1 * (float)((p > 0) - (p < 0));
+            if (l1 != 0) g += l1 * (float)((p > 0) - (p < 0));
             if (OPTIMIZER == ADAMW) p -= p * decay;
         }
         if constexpr (OPTIMIZER == PLAIN) {
@@ -1014,7 +1024,7 @@ struct Worker {
                 if (eps != 0) expected = expected * (1 - eps) + lanes_sum(sum, LANES) * (eps / OUTPUTS);
                 best = lanes_combine(best, LANES, [](int a, int b) { return min(a, b); });
                 loss = logf(total) - expected;
-                if (there && l == 0) ((bool*)network.scores)[sample] = best == label;
+                if (there && opaque(l) == 0) ((bool*)network.scores)[sample] = best == label;
             } else {
                 float sum = 0, delta[EACH];
                 UNROLLED for (int i = 0; i < EACH; i++) {
@@ -1030,7 +1040,7 @@ struct Worker {
                     else ((float*)network.scores)[at] = delta[i];
                 }
             }
-            if (there && l == 0) network.losses[sample] = loss * weight_of_sample;
+            if (there && opaque(l) == 0) network.losses[sample] = loss * weight_of_sample;
         }
     }
 
@@ -1145,7 +1155,7 @@ struct Worker {
         __syncwarp();
         UNROLLED for (int j = 0; j < COUNT; j++) {
             int unit = own + j * WARPS, bias = BIASES + first_of(LAYERS) + unit;
-            if (lane < VALUES && column <= OUTPUTS)
+            if (opaque(lane) < VALUES && column <= OUTPUTS)
                 update_small(column < OUTPUTS ? unit * OUT4 + column : bias, total[j], column < OUTPUTS);
         }
     }
@@ -1167,8 +1177,8 @@ struct Worker {
         float bias = lanes_sum(errors[0][0], 32);
         __syncwarp();
         UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
-            if (lane < VALUES && n + lane < OUTPUTS) update_small(own * OUT4 + n + lane, total[n / VALUES], true);
-        if (lane == 0) update_small(BIASES + first_of(LAYERS) + own, bias, false);
+            if (opaque(lane) < VALUES && n + lane < OUTPUTS) update_small(own * OUT4 + n + lane, total[n / VALUES], true);
+        if (opaque(lane) == 0) update_small(BIASES + first_of(LAYERS) + own, bias, false);
     }
 
     // Error terms of the own units of the last hidden layer, the update of their weights and biases, and that of the
@@ -1187,7 +1197,7 @@ struct Worker {
             float sum = 0;
             ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.error[c * 32 + lane][output];
             sum = lanes_sum(sum, 32);
-            if (lane == 0) update_small(OUTPUT_BIASES + output, sum, false);
+            if (opaque(lane) == 0) update_small(OUTPUT_BIASES + output, sum, false);
         }
     }
 
@@ -1198,7 +1208,7 @@ struct Worker {
             float sum = 0;
             ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.unit[first_of(LAYER) + own][c * 32 + lane];
             sum = lanes_sum(sum, 32);
-            if (lane == 0) update_small(BIASES + first_of(LAYER) + own, sum, false);
+            if (opaque(lane) == 0) update_small(BIASES + first_of(LAYER) + own, sum, false);
         }
     }
 
@@ -1316,42 +1326,43 @@ struct Worker {
 // row; else, all lanes.
 struct Rows {
     Shared& s;
-    const int lane, warp, steps;
-    int slot = 0, step = 0, pass = 0, load = 0;  // of the chunk that is read next
+    const int lane, warp, samples;  // of this launch
+    const i64* const order;         // their rows
+    int first = 0;                  // of the step's batch, in the launch
+    int slot = 0, pass = 0, load = 0;  // of the chunk that is read next
     int next_row = -1;
     int base_slot = 0;  // where the first chunk of a turn lies
     u32 base_phase = 0;
 
-    INLINE Rows(Shared& shared, int thread, int count) : s(shared), lane(thread % 32), warp(thread / 32), steps(count)
+    INLINE Rows(Shared& shared, int thread)
+        : s(shared), lane(thread % 32), warp(thread / 32), samples((int)(s.network.stop - s.network.start)),
+          order(s.network.order + s.network.start)
     {
     }
 
-    // Samples of the batch from the next chunk on; none after the last step
-    INLINE int remaining(int& in_batch) const
-    {
-        in_batch = pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32;
-        if (step >= steps) return 0;
-        return (int)min((i64)BATCH, s.network.stop - s.network.start - (i64)step * BATCH) - in_batch;
-    }
+    // Where the next chunk begins in its batch
+    INLINE int in_batch() const { return pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32; }
+
+    // Samples of the batch from the next chunk on; 0 or less after the last step
+    INLINE int remaining() const { return min(BATCH, samples - first) - in_batch(); }
 
     // The number of a row of the next chunk in each lane that needs one; -1 beyond the samples
     INLINE void look_up()
     {
-        int in_batch, left = remaining(in_batch), number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
-        bool there = number < 32 / WARPS && row < left;
-        next_row = there ? (int)s.network.order[s.network.start + (i64)step * BATCH + in_batch + row] : -1;
+        int number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
+        bool there = number < 32 / WARPS && row < remaining();
+        next_row = there ? (int)order[first + in_batch() + row] : -1;
     }
 
     INLINE void issue()
     {
-        if (step >= steps) return;
+        if (first >= samples) return;
         if (BULK) {
             int plane = lane % PLANES;
             if (next_row >= 0)
                 copy_row(address(&s.x[slot][plane][warp + WARPS * (lane / PLANES)][0]),
                          s.network.images + ((i64)next_row * PLANES + plane) * ROW, 2 * ROW, &s.full[slot]);
-            int in_batch, left = remaining(in_batch);
-            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, left)) * PLANES * 2 * ROW);
+            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, remaining())) * PLANES * 2 * ROW);
         } else {
             UNROLLED for (int r = 0; r < 32 / WARPS; r++) {
                 i64 row = __shfl_sync(~0u, next_row, r);
@@ -1368,7 +1379,7 @@ struct Rows {
         if (++slot == SLOTS) slot = 0;
         if (++load == LOADS) {
             load = 0;
-            if (++pass == PASSES) pass = 0, step++;
+            if (++pass == PASSES) pass = 0, first += BATCH;
         }
         look_up();
     }
@@ -1404,10 +1415,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     __syncthreads();
 
     const int steps = (int)((s.network.stop - s.network.start + BATCH - 1) / BATCH);
-    Rows rows(s, thread, steps);
+    Rows rows(s, thread);
     Worker w(s, thread, block % BLOCKS);
     rows.look_up();
-    for (int k = 0; k < SLOTS; k++) rows.issue();
+    ROLLED for (int k = 0; k < SLOTS; k++) rows.issue();
     w.move_all<false>();
     __syncthreads();
 

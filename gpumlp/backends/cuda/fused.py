@@ -42,6 +42,8 @@ from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, m
 # networks that are trained together only, and it says so.
 MEASURED = False
 
+# Quotients and roots to two units in the last place: exact ones would be half of an update by Adam.
+COMPILER = "--std=c++17", "--prec-div=false", "--prec-sqrt=false"
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
 BULK_COPIES_SINCE = 90
@@ -228,7 +230,7 @@ class FusedRunner:
         code = fused_source(plan)
         try:
             # As for the persistent kernel, only the launch is cooperative.
-            options = ("--std=c++17", *plan.options())
+            options = (*COMPILER, *plan.options())
             kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
             kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
             resident = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
