@@ -22,6 +22,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import Backend, StepRun
+from gpumlp.backends.cuda.fused import COMPILER
 from gpumlp.backends.cuda.plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
 from gpumlp.nn.losses import LOSSES, get_loss
@@ -108,6 +109,8 @@ SHAPES = [
         optimizer=Adam(0.01, epsilon=1e-3),
     ),
     Case((400, 50, 7), batch=40, blocks=4, networks=2, parts=2),
+    Case((300, 18, 4), batch=40, blocks=3, pixels=False),
+    Case((20, 18, 4), batch=560, samples=600, blocks=3),
     Case((20, 9, 7, 4), blocks=1),
     Case((20, 17, 40, 3), batch=100, samples=250, blocks=4),
     Case((100, 64, 48, 10), batch=128, samples=300, blocks=8, networks=2),
@@ -334,17 +337,17 @@ def without_barrier(before: str, after: str = "") -> dict[str, str]:
 
 CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
 ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
-ONE_WARP = Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4)  # has all inputs of a unit
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
+MIDDLE_OF_ONE_CHUNK = MIDDLE._replace(batch=32)
 SHORT = Case((20, 18, 24, 4))
 INPUTS = CHUNKS._replace(input_dropout=0.3)
-BULK = CHUNKS._replace(capability=9)
+BULK = CHUNKS._replace(sizes=(300, 18, 4), capability=9)
 USUAL_MISTAKES = {
     "no wait for the rows": (CHUNKS, {"        wait(&s.full[at], phase);\n": ""}),
     "rows are replaced too early": (CHUNKS, {"if (k > 0) __syncthreads();": ""}),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
-    "units are overwritten too early": (ONE_WARP, {"SLOTS == 1 || WARPS_K == 1": "SLOTS == 1"}),
+    "small parameters are updated too early": (MIDDLE_OF_ONE_CHUNK, without_barrier("w.middle_backward<2>();\n        ")),
     "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
 }
 MISTAKES = {
@@ -357,12 +360,12 @@ MISTAKES = {
         CHUNKS,
         without_barrier("BULK ? 1 : THREADS);\n    fence_copies();\n    "),
     ),
-    "bulk copies of a row are not expected": (BULK, {"min(32, left)": "min(31, left)"}),
-    "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, left))": "32"}),
+    "bulk copies of a row are not expected": (BULK, {"min(32, remaining())": "min(31, remaining())"}),
+    "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, remaining()))": "32"}),
     "no barrier before sums are added": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
-    "no barrier before error terms are read": (CHUNKS, {"        else __syncthreads();\n": ""}),
-    "a single slot is replaced too early": (ONE_SLOT, {"SLOTS == 1 || WARPS_K == 1": "WARPS_K == 1"}),
+    "no barrier before error terms are read": (CHUNKS, without_barrier("w.middle_backward<2>();\n        ")),
+    "a single slot is replaced too early": (ONE_SLOT, without_barrier("if constexpr (SLOTS == 1) {\n            ")),
     "parameters are written too early": (SHORT, without_barrier("    ", "    if (SQUARES) w.write_squares();")),
     "no barrier after inputs are dropped": (
         INPUTS,
@@ -383,7 +386,7 @@ MISTAKES = {
     "weights are updated too early": (MIDDLE, {"__syncthreads();  // all products have read the weights": ""}),
     "no barrier before bias gradients": (
         MIDDLE,
-        without_barrier("        ", "        update_biases<LAYER - 1>();"),
+        without_barrier("        ", "        bias_gradients<LAYER - 1>();"),
     ),
     "partial sums overwrite each other": (MIDDLE, {"(i64)row * SAMPLES * W::WIDTH": "0"}),
 }
@@ -463,6 +466,7 @@ def usage(plan: Plan, architecture: str) -> Usage:
         "all-warnings",
         "-Xptxas",
         "-v",
+        *COMPILER,
         *plan.options(),
     ]
     key = sha256("\0".join((code, *command)).encode()).hexdigest()[:16]

@@ -113,7 +113,7 @@ constexpr int SAMPLE_STRIDE = SAMPLES + 4;                           // of array
 // The first layer. Warps divide the tiles of 16 inputs by WARPS_K and those of 8 units by WARPS_N.
 constexpr int K16 = ceil_div(INPUTS, 16);
 constexpr int ROW = 16 * K16;
-constexpr int ROW_BYTES = 2 * ROW + 16;
+constexpr int ROW_BYTES = 2 * PLANES * ROW + 16;  // of a row's planes; an odd multiple of 16, for ldmatrix
 constexpr int WARPS_N = WARPS / WARPS_K;
 constexpr int TILES_K = ceil_div(K16, WARPS_K);
 constexpr int UNIT_TILES = UNITS1 / 8;
@@ -176,7 +176,7 @@ template <> struct Words<1> {
 };
 
 struct Shared {
-    alignas(128) u8 x[SLOTS][PLANES][32][ROW_BYTES];
+    alignas(128) u8 x[SLOTS][32][ROW_BYTES];
     union {
         alignas(16) float sums[2][WARPS_K][WARPS_K > 1 ? 32 : 1][SUM_STRIDE];  // of the first layer, of each warp
         float errors_across[larger(ERRORS_ACROSS * SAMPLE_STRIDE, 1)];  // error terms of the columns of middle weights
@@ -184,7 +184,7 @@ struct Shared {
     alignas(16) float unit[UNITS][SAMPLE_STRIDE];    // s of own units, then their error terms
     alignas(16) float error[SAMPLES][ERROR_STRIDE];  // of the outputs
     alignas(16) float small[SMALL];
-    float small_state[STATE_ROWS][SMALL], small_gradient[PASSES > 1 ? SMALL : 1];
+    float small_gradient[SMALL], small_state[STATE_ROWS][SMALL];
     alignas(16) float middle[MIDDLE + 4];
     float state[STATE_SHARED ? STATE_ROWS : 1][STATE_SHARED ? WEIGHTS : 1][STATE_SHARED ? THREADS : 1];
     u8 kept[UNITS / 8][DROPOUT >> 1 ? SAMPLES : 1];  // a bit for each of 8 units
@@ -721,7 +721,7 @@ struct Worker {
                            (u64)(turn_row() + chunk * 32 + row) * BLOCKS_OF_ROW + block, network.dropout_threshold[0]);
             UNROLLED for (int p = 0; p < PLANES; p++)
                 UNROLLED for (int j = 0; j < 8; j++)
-                    if (!(bits >> j & 1)) ((u16*)s.x[slot][p][row])[block * 8 + j] = 0;
+                    if (!(bits >> j & 1)) ((u16*)s.x[slot][row])[p * ROW + block * 8 + j] = 0;
         }
         fence_copies();
         __syncthreads();
@@ -764,14 +764,14 @@ struct Worker {
     {
         constexpr int AT_ONCE = TILES_N == 1 ? 1 : 2;
         constexpr int CHAINS = TILES_N == 1 ? 2 : 1;  // two sums by turns depend less on each other
-        u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
+        u32 row = address(&s.x[slot][lane & 15][(lane >> 4) * 16]);
         UNROLLED for (int first = 0; first < TILES_N; first += AT_ONCE) {
             float sum[CHAINS][AT_ONCE][2][4] = {};
             UNROLLED for (int i = 0; i < TILES_K; i++) {
                 u32 x = row + min(tile_k(i), K16 - 1) * 32;
                 u32 a[PLANES][2][4];
                 UNROLLED for (int p = 0; p < PLANES; p++)
-                    UNROLLED for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + (p * 32 + m * 16) * ROW_BYTES);
+                    UNROLLED for (int m = 0; m < 2; m++) load_matrices(a[p][m], x + 2 * p * ROW + m * 16 * ROW_BYTES);
                 UNROLLED for (int j = 0; j < AT_ONCE; j++) {
                     u32(&own)[2][PARTS] = part[KEEP_PARTS ? i : 0][first + j];
                     if (!KEEP_PARTS) split_weight(i, first + j, own);
@@ -1079,16 +1079,21 @@ struct Worker {
         network.squares[me] += total;
     }
 
-    // The update of a small parameter, at the end of the last pass
-    INLINE void update_small(int k, float g, bool is_weight)
+    // The gradient of a small parameter, from this pass; in each pass, the same thread has it
+    INLINE void add_gradient(int k, float g) { s.small_gradient[k] = PASSES > 1 ? s.small_gradient[k] + g : g; }
+
+    // The update of the small parameters
+    INLINE void update_small()
     {
-        if constexpr (PASSES > 1) {
-            g += s.small_gradient[k];
-            s.small_gradient[k] = pass == PASSES - 1 ? 0.f : g;
-            if (pass < PASSES - 1) return;
+        const Rule rule = this->rule();
+        ROLLED for (int k = thread(); k < SMALL; k += THREADS) {
+            bool is_weight = k < BIASES;
+            if (is_weight && k % OUT4 >= OUTPUTS) continue;  // padding
+            if (is_weight) add_square(s.small[k]);
+            rule.update(s.small[k], s.small_gradient[k], &s.small_state[0][k], &s.small_state[STATES > 1][k],
+                        is_weight);
+            if (PASSES > 1) s.small_gradient[k] = 0;
         }
-        if (is_weight) add_square(s.small[k]);
-        rule().update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
     }
 
     // Over the samples: error terms of own units (own, own + WARPS, ...) of the last hidden layer, if ERRORS, and
@@ -1145,18 +1150,17 @@ struct Worker {
         UNROLLED for (int j = 0; j < COUNT; j++) halve<HALF, HALF>(values[j], lane);
     }
 
-    // For COUNT own units of a warp, error terms and the update of their weights to the outputs and of their biases
+    // For COUNT own units of a warp, error terms, and the gradients of their weights to the outputs and of their biases
     template <int COUNT> INLINE void units_backward(int own)
     {
         int column = lane & (VALUES - 1);
         float values[COUNT][VALUES], total[COUNT];
         last_units<COUNT, 0, true>(own, values);
-        totals_of(values, total);  // after it, all lanes have read the weights
-        __syncwarp();
+        totals_of(values, total);
         UNROLLED for (int j = 0; j < COUNT; j++) {
             int unit = own + j * WARPS, bias = BIASES + first_of(LAYERS) + unit;
             if (opaque(lane) < VALUES && column <= OUTPUTS)
-                update_small(column < OUTPUTS ? unit * OUT4 + column : bias, total[j], column < OUTPUTS);
+                add_gradient(column < OUTPUTS ? unit * OUT4 + column : bias, total[j]);
         }
     }
 
@@ -1175,13 +1179,12 @@ struct Worker {
         unit_gradients<0>(own, total);
         last_units<1, -1, true>(own, errors);
         float bias = lanes_sum(errors[0][0], 32);
-        __syncwarp();
         UNROLLED for (int n = 0; n < OUTPUTS; n += VALUES)
-            if (opaque(lane) < VALUES && n + lane < OUTPUTS) update_small(own * OUT4 + n + lane, total[n / VALUES], true);
-        if (opaque(lane) == 0) update_small(BIASES + first_of(LAYERS) + own, bias, false);
+            if (opaque(lane) < VALUES && n + lane < OUTPUTS) add_gradient(own * OUT4 + n + lane, total[n / VALUES]);
+        if (opaque(lane) == 0) add_gradient(BIASES + first_of(LAYERS) + own, bias);
     }
 
-    // Error terms of the own units of the last hidden layer, the update of their weights and biases, and that of the
+    // Error terms of the own units of the last hidden layer, the gradients of their weights and biases, and those of the
     // biases of the outputs
     INLINE void outputs_backward()
     {
@@ -1197,18 +1200,18 @@ struct Worker {
             float sum = 0;
             ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.error[c * 32 + lane][output];
             sum = lanes_sum(sum, 32);
-            if (opaque(lane) == 0) update_small(OUTPUT_BIASES + output, sum, false);
+            if (opaque(lane) == 0) add_gradient(OUTPUT_BIASES + output, sum);
         }
     }
 
-    // Update of the biases of own units of a layer below the last, from their error terms
-    template <int LAYER> INLINE void update_biases()
+    // Gradients of the biases of own units of a layer below the last, from their error terms
+    template <int LAYER> INLINE void bias_gradients()
     {
         ROLLED for (int own = warp; own < units(LAYER); own += WARPS) {
             float sum = 0;
             ROLLED for (int c = 0; c < CHUNKS; c++) sum += s.unit[first_of(LAYER) + own][c * 32 + lane];
             sum = lanes_sum(sum, 32);
-            if (opaque(lane) == 0) update_small(BIASES + first_of(LAYER) + own, sum, false);
+            if (opaque(lane) == 0) add_gradient(BIASES + first_of(LAYER) + own, sum);
         }
     }
 
@@ -1253,14 +1256,14 @@ struct Worker {
                     if (unit < W::BELOW) send(words + Words<LAYER - 1>::ERRORS + (i64)unit * SAMPLES + b, delta, tag);
             });
         __syncthreads();
-        update_biases<LAYER - 1>();
+        bias_gradients<LAYER - 1>();
     }
 
     // The gradient of the first weights from a chunk. Rows 0 to 7 and 8 to 15 of a product are the units of two tiles;
     // with one tile, they are two parts of the error terms of its units, and both halves are added in the end.
     INLINE void first_gradients(int slot, int chunk)
     {
-        u32 row = address(&s.x[slot][0][lane & 15][(lane >> 4) * 16]);
+        u32 row = address(&s.x[slot][lane & 15][(lane >> 4) * 16]);
         UNROLLED for (int h = 0; h < 2; h++)
             UNROLLED for (int q = 0; q < PAIRS; q++) {
                 u32 part[TILES_N == 1 ? 1 : 2][2][PARTS];  // of a tile, of samples 2t, 2t + 1 (+ 8)
@@ -1277,7 +1280,7 @@ struct Worker {
                     float small[2][4] = {};
                     UNROLLED for (int p = PLANES - 1; p >= 0; p--) {
                         u32 b[4];
-                        load_transposed(b, x + p * 32 * ROW_BYTES);
+                        load_transposed(b, x + 2 * p * ROW);
                         constexpr int STEP = TILES_N == 1 ? 2 : 1;
                         UNROLLED for (int r = (PARTS - 1 - p) / STEP * STEP; r >= 0; r -= STEP) {
                             bool two = TILES_N > 1 || r + 1 < PARTS - p;
@@ -1322,8 +1325,8 @@ struct Worker {
 // -- Rows of samples --------------------------------------------------------------------------------------------------
 
 // Chunks are read ahead, into one slot after another; a turn reads each, and again in its backward pass those that
-// have been overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a plane of a
-// row; else, all lanes.
+// have been overwritten. A warp copies rows warp, warp + WARPS, ... of a chunk: if BULK, a lane copies a row;
+// else, all lanes.
 struct Rows {
     Shared& s;
     const int lane, warp, samples;  // of this launch
@@ -1349,8 +1352,8 @@ struct Rows {
     // The number of a row of the next chunk in each lane that needs one; -1 beyond the samples
     INLINE void look_up()
     {
-        int number = BULK ? lane / PLANES : lane, row = warp + WARPS * number;
-        bool there = number < 32 / WARPS && row < remaining();
+        int row = warp + WARPS * lane;
+        bool there = lane < 32 / WARPS && row < remaining();
         next_row = there ? (int)order[first + in_batch() + row] : -1;
     }
 
@@ -1358,21 +1361,18 @@ struct Rows {
     {
         if (first >= samples) return;
         if (BULK) {
-            int plane = lane % PLANES;
             if (next_row >= 0)
-                copy_row(address(&s.x[slot][plane][warp + WARPS * (lane / PLANES)][0]),
-                         s.network.images + ((i64)next_row * PLANES + plane) * ROW, 2 * ROW, &s.full[slot]);
-            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, remaining())) * PLANES * 2 * ROW);
+                copy_row(address(s.x[slot][warp + WARPS * lane]), s.network.images + (i64)next_row * PLANES * ROW,
+                         2 * PLANES * ROW, &s.full[slot]);
+            if (warp == 0 && lane == 0) expect(&s.full[slot], max(0, min(32, remaining())) * 2 * PLANES * ROW);
         } else {
             UNROLLED for (int r = 0; r < 32 / WARPS; r++) {
                 i64 row = __shfl_sync(~0u, next_row, r);
                 if (row < 0) continue;
-                UNROLLED for (int p = 0; p < PLANES; p++) {
-                    const u16* from = s.network.images + (row * PLANES + p) * ROW + lane * 8;
-                    u32 to = address(&s.x[slot][p][warp + WARPS * r][0]) + lane * 16;
-                    UNROLLED for (int k = 0; k < ROW / 8; k += 32)
-                        if (k + lane < ROW / 8) copy16(to + k * 16, from + k * 8);
-                }
+                const u16* from = s.network.images + row * PLANES * ROW + lane * 8;
+                u32 to = address(s.x[slot][warp + WARPS * r]) + lane * 16;
+                UNROLLED for (int k = 0; k < PLANES * ROW / 8; k += 32)
+                    if (k + lane < PLANES * ROW / 8) copy16(to + k * 16, from + k * 8);
             }
             copies_arrive(&s.full[slot]);
         }
@@ -1464,7 +1464,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         w.outputs_backward();
         if constexpr (LAYERS > 2) w.middle_backward<3>();
         if constexpr (LAYERS > 1) w.middle_backward<2>();
-        else __syncthreads();
+        __syncthreads();
         if (w.pass == 0) w.clear_gradients();
         ROLLED for (int k = 0; k < CHUNKS; k++) {
             if (k > 0) __syncthreads();
@@ -1476,11 +1476,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             w.first_gradients(slot, c);
             if (k > 0 && !early && SLOTS > 1) rows.issue();
         }
-        if (w.pass == PASSES - 1) w.update_first_weights();
+        if (w.pass == PASSES - 1) {
+            w.update_first_weights();
+            w.update_small();
+        }
         rows.end_turn();
-        // Before its first barrier, the next turn overwrites the only slot, or own units that other warps still read.
-        if (SLOTS == 1 || WARPS_K == 1) __syncthreads();
-        if (SLOTS == 1) rows.issue();
+        if constexpr (SLOTS == 1) {
+            __syncthreads();
+            rows.issue();
+        }
         w.end_turn();
     }
     __syncthreads();

@@ -20,15 +20,17 @@ OPTIMIZERS = "plain", "momentum", "nesterov", "adam", "adamw"
 FACTORS = 1, 1, 1, 2, 3  # how many numbers each optimizer's `step_factors` has
 MOST_HIDDEN_LAYERS = 3
 MOST_OUTPUTS = 128
+WARPS = 8  # of a block
 
 _BUFFERS = 0, 1, 1, 2, 2  # of each optimizer's state
 _CHUNK = 32  # samples that are multiplied at a time
 _MOST_SLOTS = 4
-_SMALL = 4, 4  # warps of a block and blocks on a multiprocessor, for the smallest
 # Work of a multiprocessor at which another one is worth the exchange: inputs x units of the first layer, and all
 # weights. With these, 784-128-10 gets 16 multiprocessors and 784-512-512-10 64.
 _FIRST_WEIGHTS, _WEIGHTS = 6_400, 10_600
-_FEW_TILES = 2  # of 16 inputs and 8 units, of each of four warps
+# A block has no more units of a hidden layer either: with few inputs, most work is for units.
+_UNITS = 32
+_SMALL_ROW = 512  # bytes; the 32 lanes of a warp copy such a row at once, faster than one lane a whole one
 _OTHER_REGISTERS = 72  # of a thread, beside weights, state and sums
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 
@@ -105,8 +107,7 @@ class Plan(NamedTuple):
     Attributes:
         shape: of the network.
         blocks: multiprocessors of a network, or parts of one, see `resident`.
-        warps: of a block.
-        warps_k: among how many of them the inputs are divided; the others divide the units.
+        warps_k: among how many of a block's `WARPS` the inputs are divided; the others divide the units.
         slots: chunks of samples in shared memory.
         rows: into how many parts the rows of each middle weight matrix are divided; their columns into ``blocks /
             rows``.
@@ -118,7 +119,6 @@ class Plan(NamedTuple):
 
     shape: Shape
     blocks: int
-    warps: int
     warps_k: int
     slots: int
     rows: tuple[int, ...]
@@ -130,7 +130,7 @@ class Plan(NamedTuple):
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.warps
+        return 32 * WARPS
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ class Plan(NamedTuple):
     def tiles(self) -> tuple[int, int]:
         """Tiles of 16 inputs and of 8 units of a warp: an even number, or one."""
         inputs, units = -(-self.shape.inputs // 16), self.units[0] // 8
-        across = -(-units // (self.warps // self.warps_k))
+        across = -(-units // (WARPS // self.warps_k))
         return -(-inputs // self.warps_k), across if across == 1 else _up(across, 2)
 
     @property
@@ -192,14 +192,12 @@ class Plan(NamedTuple):
         """Bytes of shared memory of a block, for ``struct Shared``; the compiler checks that they suffice."""
         shape, samples, units = self.shape, _CHUNK * self.chunks, sum(self.units)
         stride = samples + 4
-        row_bytes = 2 * _up(shape.inputs, 16) + 16
-        planes = 1 if shape.pixels else 3
         first = self.units[0]
         sums = 2 * self.warps_k * (_CHUNK if self.warps_k > 1 else 1) * (first + (8 if first % 16 == 0 else 0))
         errors = _up(shape.outputs, 4)
         small = self.units[-1] * errors + units + shape.outputs
         values = units * stride + samples * (errors + (4 if errors % 8 == 0 else 0))
-        values += small * (1 + max(1, self.buffers) + (self.passes > 1)) + 64
+        values += small * (2 + max(1, self.buffers)) + 64
         widest = 0
         for (below, width), rows in zip(pairwise(shape.hidden), self.rows, strict=True):
             height, across = _part(below, rows), _part(width, self.blocks // rows)
@@ -210,7 +208,8 @@ class Plan(NamedTuple):
             values += self.buffers * 4 * math.prod(self.tiles) * self.threads
         masks = units // 8 * samples if any(shape.dropout) else 0
         pairs = self.exchange if self.blocks == 1 else 0
-        return self.slots * (planes * _CHUNK * row_bytes + 8) + 4 * values + masks + 8 * pairs + 512
+        rows = _CHUNK * (_row_bytes(shape) + 16) + 8
+        return self.slots * rows + 4 * values + masks + 8 * pairs + 512
 
     def options(self) -> tuple[str, ...]:
         """The options of the compiler."""
@@ -222,7 +221,7 @@ class Plan(NamedTuple):
             **{f"HIDDEN{layer}": width for layer, width in enumerate(hidden, 1)},
             **{f"UNITS{layer}": count for layer, count in enumerate(units, 1)},
             **{f"ROWS{layer}": count for layer, count in enumerate(rows, 2)},
-            "WARPS": self.warps, "WARPS_K": self.warps_k, "SLOTS": self.slots, "PASSES": self.passes,
+            "WARPS": WARPS, "WARPS_K": self.warps_k, "SLOTS": self.slots, "PASSES": self.passes,
             "PARTS": shape.parts, "PLANES": 1 if shape.pixels else 3, "LOSS": LOSSES.index(shape.loss),
             "OPTIMIZER": OPTIMIZERS.index(shape.optimizer), "WEIGHTED": int(shape.weighted),
             "SQUARES": int(shape.squares),
@@ -275,7 +274,9 @@ def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int |
     tiles, most = -(-shape.hidden[0] // 8), multiprocessors or device.multiprocessors
     widths = (_up(shape.inputs, 16), *(_up(width, 8) for width in shape.hidden), shape.outputs)
     weights = [below * width for below, width in pairwise(widths)]
-    worth = max(-(-weights[0] // _FIRST_WEIGHTS), -(-sum(weights) // _WEIGHTS))
+    worth = max(
+        -(-weights[0] // _FIRST_WEIGHTS), -(-sum(weights) // _WEIGHTS), -(-max(shape.hidden) // _UNITS)
+    )
     wanted = multiprocessors or min(worth, most)
     if len(shape.hidden) == 1:  # each block has at least one tile of units, and all but the last equally many
         first = max(1, tiles // wanted, -(-tiles // most))
@@ -293,14 +294,12 @@ def _plans(shape: Shape, device: DeviceProperties, blocks: int) -> Iterator[Plan
     for below, width in pairwise(shape.hidden):
         divisors = [n for n in range(1, blocks + 1) if blocks % n == 0]
         rows.append(min(divisors, key=lambda n: n * _up(width, 16) + blocks // n * _up(below, 16)))
-    for warps, resident in _SMALL, (8, 2), (8, 1):
+    bulk = device.bulk_copies and _row_bytes(shape) > _SMALL_ROW
+    for resident in 2, 1:
         plans = [
-            Plan(shape, blocks, warps, 1 << bit, 1, tuple(rows), False, False, resident, device.bulk_copies)
-            for bit in range(warps.bit_length())
+            Plan(shape, blocks, warps_k, 1, tuple(rows), False, False, resident, bulk) for warps_k in (1, 2, 4, 8)
         ]
         plan = min(plans, key=_products)
-        if (warps, resident) == _SMALL and (math.prod(plan.tiles) > _FEW_TILES or len(shape.hidden) > 1):
-            continue
         yield plan
         if plan.buffers:
             yield plan._replace(state_shared=True)
@@ -333,6 +332,11 @@ def _shared_limit(plan: Plan, device: DeviceProperties) -> int:
 
 def _register_limit(plan: Plan, device: DeviceProperties) -> int:
     return min(255, device.registers // (plan.threads * plan.resident))
+
+
+def _row_bytes(shape: Shape) -> int:
+    """Bytes of a sample in bf16."""
+    return 2 * _up(shape.inputs, 16) * (1 if shape.pixels else 3)
 
 
 def _part(width: int, parts: int) -> int:
