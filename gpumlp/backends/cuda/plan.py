@@ -25,11 +25,10 @@ WARPS = 8  # of a block
 _BUFFERS = 0, 1, 1, 2, 2  # of each optimizer's state
 _CHUNK = 32  # samples that are multiplied at a time
 _MOST_SLOTS = 4
-# Work of a multiprocessor at which another one is worth the exchange: inputs x units of the first layer, and all
-# weights. With these, 784-128-10 gets 16 multiprocessors and 784-512-512-10 64.
-_FIRST_WEIGHTS, _WEIGHTS = 6_400, 10_600
-# A block has no more units of a hidden layer either: with few inputs, most work is for units.
-_UNITS = 32
+# Work of a multiprocessor beyond which another one is worth the exchange: inputs x units of the first layer, all
+# weights, and tiles of 8 units (with few inputs, most work is for units). With these, 784-128-10 gets 16
+# multiprocessors, 784-512-512-10 64, and 30-100-2 two.
+_FIRST_WEIGHTS, _WEIGHTS, _TILES = 784 * 8, 10_600, 7
 _SMALL_ROW = 512  # bytes; the 32 lanes of a warp copy such a row at once, faster than one lane a whole one
 _OTHER_REGISTERS = 72  # of a thread, beside weights, state and sums
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block
@@ -275,11 +274,11 @@ def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int |
     widths = (_up(shape.inputs, 16), *(_up(width, 8) for width in shape.hidden), shape.outputs)
     weights = [below * width for below, width in pairwise(widths)]
     worth = max(
-        -(-weights[0] // _FIRST_WEIGHTS), -(-sum(weights) // _WEIGHTS), -(-max(shape.hidden) // _UNITS)
+        -(-weights[0] // _FIRST_WEIGHTS), -(-sum(weights) // _WEIGHTS), -(-max(shape.hidden) // (8 * _TILES))
     )
     wanted = multiprocessors or min(worth, most)
     if len(shape.hidden) == 1:  # each block has at least one tile of units, and all but the last equally many
-        first = max(1, tiles // wanted, -(-tiles // most))
+        first = -(-tiles // wanted)
         each = [first] if multiprocessors else range(first, 0, -1)
         return [count for count in dict.fromkeys(-(-tiles // n) for n in each) if count <= most]
     if multiprocessors:
