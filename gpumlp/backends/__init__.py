@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 MATMUL_PRECISIONS = ("highest", "high")
-EXECUTIONS = ("auto", "persistent", "fused", "graphs", "eager")
+EXECUTIONS = ("auto", "fused", "graphs", "eager")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 

@@ -61,7 +61,6 @@ from .kernels import (
     loss_kernel,
     optimizer_kernel,
 )
-from .persistent import PersistentRunner
 
 _TF32_SINCE = 80  # compute capability 8.0
 _DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose exceptions mean that the device failed
@@ -106,7 +105,7 @@ class CudaBackend(Backend):
         index: of the GPU.
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, regardless of CUPY_TF32;
             ``"high"`` is TF32, on GPUs with compute capability 8.0 or higher.
-        execution: ``"auto"``, ``"persistent"``, ``"fused"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
+        execution: ``"auto"``, ``"fused"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
         multiprocessors: of a network in the execution ``"fused"``; None: as many as it needs.
 
     Raises:
@@ -135,10 +134,9 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.options = matmul_precision, execution, multiprocessors
-        self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
+        self.graphs = GraphRunner(self)
         self.fused = fused.FusedRunner(self, 2 if matmul_precision == "high" else 3, multiprocessors)
-        self._runners: dict[str, PersistentRunner | fused.FusedRunner | GraphRunner] = {
-            "persistent": self.persistent,
+        self._runners: dict[str, fused.FusedRunner | GraphRunner] = {
             "fused": self.fused,
             "graphs": self.graphs,
         }

@@ -229,7 +229,8 @@ class FusedRunner:
         cuda, start = self._backend.xp.cuda, time.perf_counter()
         code = fused_source(plan)
         try:
-            # As for the persistent kernel, only the launch is cooperative.
+            # CuPy's `enable_cooperative_groups` is not needed, since only the launch is cooperative; before CuPy
+            # 14.2 it links with a library that the wheels lack.
             options = (*COMPILER, *plan.options())
             kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
             kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
