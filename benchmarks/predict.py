@@ -1,7 +1,7 @@
-"""What a step of the fused kernel should take on an H100, before one has run it: ``python -m benchmarks.predict``.
+"""What a step of the persistent kernel should take on an H100: ``python -m benchmarks.predict``.
 
-The kernel (``gpumlp/backends/cuda/fused.cu``) has not run on a card. Two prototypes of it have, one with 8 and one
-with 16 multiprocessors for 784-128-10, at several batch sizes, with two and three bf16 parts, with bulk copies and
+Two prototypes of the kernel (``gpumlp/backends/cuda/persistent.cu``) were measured, one with 8 and one with 16
+multiprocessors for 784-128-10, at several batch sizes, with two and three bf16 parts, with bulk copies and
 without. The work of one multiprocessor is counted from the kernel's plan (`Work`), and a step is the sum of it,
 each kind at a price of its own (`Prices`):
 
@@ -95,7 +95,7 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """Predict a step of the fused kernel on an H100, by a formula fitted to two prototypes."""
+    """Predict a step of the persistent kernel on an H100, by a formula fitted to two prototypes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 570  # no part starts or runs after this
-TIMED_SAMPLES = 16_384  # of an epoch, for the times of the fused kernel
+TIMED_SAMPLES = 16_384  # of an epoch, for the times of the persistent kernel
 TIMED_BATCHES = (16, 32, 64, 128, 256)
 MANY = (1, 14, 64)  # networks at once
 # Their sizes, batch size and multiprocessors of each (None: as many as it needs).
@@ -40,7 +40,7 @@ OF_MANY = (
     ((30, 100, 2), 200, None),
 )
 LOG_BYTES = 300_000  # of each part, its end
-WAYS = ("fused", "persistent", "graphs", "eager")
+WAYS = ("persistent", "graphs", "eager")
 EXPECTED_PEERS = ("torch", "torch-graph", "jax")  # other libraries that can train on a GPU
 INSTALL = "pip install '.[cuda13,nvmath,test]'"
 NOT_POSSIBLE = "not possible"
@@ -100,18 +100,20 @@ def machine(job: Job) -> None:
     job.note = device.description
 
 
-def fused_tests(job: Job) -> None:
-    """The tests of the fused kernel that are marked gpu."""
-    _run_tests(job, *(f"tests/test_{name}.py" for name in ("fused_kernel", "fused_training", "fused")))
+def persistent_tests(job: Job) -> None:
+    """The tests of the persistent kernel that are marked gpu."""
+    _run_tests(
+        job, *(f"tests/test_{name}.py" for name in ("persistent_kernel", "persistent_training", "persistent"))
+    )
 
 
-def fused_sanitizer(job: Job) -> None:
-    """`compute-sanitizer` on a small training run by the fused kernel: memory errors, races."""
-    _sanitize(job, [("memcheck", "fused"), ("racecheck", "fused")])
+def persistent_sanitizer(job: Job) -> None:
+    """`compute-sanitizer` on a small training run by the persistent kernel: memory errors, races."""
+    _sanitize(job, [("memcheck", "persistent"), ("racecheck", "persistent")])
 
 
-def fused_times(job: Job) -> None:
-    """Microseconds of a step: the fused kernel beside the other ways, and many networks at once."""
+def persistent_times(job: Job) -> None:
+    """Microseconds of a step: the persistent kernel beside graphs, and many networks at once."""
     from benchmarks import common
     from gpumlp import DeviceError, available_devices, get_backend
 
@@ -119,7 +121,7 @@ def fused_times(job: Job) -> None:
     job.result = {**common.circumstances(devices, [], "scripts/on_gpu.sh"), "steps": [], "many": []}
     data = common.generate(TIMED_SAMPLES)
     for sizes, batch_size in [*(((784, 128, 10), batch) for batch in TIMED_BATCHES), ((784, 512, 512, 10), 128)]:
-        for way in WAYS[:3]:
+        for way in WAYS[:2]:
             row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "execution": way}
             job.result["steps"].append(row)
             try:
@@ -434,8 +436,8 @@ def _kernels(trainer: Any, steps: int) -> list[dict[str, Any]]:
 
 
 def sanitizer(job: Job) -> None:
-    """The same for the other ways, and races of the persistent kernel."""
-    _sanitize(job, [*(("memcheck", way) for way in WAYS[1:]), ("racecheck", "persistent")])
+    """Memory errors in the same training run by the other ways."""
+    _sanitize(job, [("memcheck", way) for way in WAYS[1:]])
 
 
 def _sanitize(job: Job, wanted: Sequence[tuple[str, str]]) -> None:
@@ -479,9 +481,9 @@ class Part(NamedTuple):
 # In this order, the most important first. The limits are below ten minutes together.
 PARTS = {
     "machine": Part(machine, 20),
-    "fused-tests": Part(fused_tests, 80),
-    "fused-sanitizer": Part(fused_sanitizer, 40),
-    "fused-times": Part(fused_times, 70, "fused.json"),
+    "persistent-tests": Part(persistent_tests, 80),
+    "persistent-sanitizer": Part(persistent_sanitizer, 40),
+    "persistent-times": Part(persistent_times, 70, "persistent.json"),
     "tests": Part(tests, 80),
     "training": Part(training, 50, "training.json"),
     "compare": Part(compare, 100, "compare.json"),
@@ -771,13 +773,13 @@ def _sanitizer(result: dict[str, Any], title: str = "compute-sanitizer") -> Iter
     yield ""
 
 
-def _fused_times(result: dict[str, Any]) -> Iterator[str]:
-    yield "## The fused kernel, microseconds a step\n"
+def _persistent_times(result: dict[str, Any]) -> Iterator[str]:
+    yield "## The persistent kernel, microseconds a step\n"
     by_setting: dict[tuple[str, int], dict[str, str]] = {}
     for row in result["steps"]:
         time = f"{row['microseconds_per_step']:.2f}" if "error" not in row else "-"
         by_setting.setdefault((row["network"], row["batch_size"]), {})[row["execution"]] = time
-    ways = WAYS[:3]
+    ways = WAYS[:2]
     rows = (
         [network, str(batch), *(times.get(way, "-") for way in ways)]
         for (network, batch), times in by_setting.items()
@@ -810,9 +812,9 @@ def _fused_times(result: dict[str, Any]) -> Iterator[str]:
 
 
 _SECTIONS = {
-    "fused-tests": lambda result: _tests(result, "Tests of the fused kernel"),
-    "fused-sanitizer": lambda result: _sanitizer(result, "compute-sanitizer on the fused kernel"),
-    "fused-times": _fused_times,
+    "persistent-tests": lambda result: _tests(result, "Tests of the persistent kernel"),
+    "persistent-sanitizer": lambda result: _sanitizer(result, "compute-sanitizer on the persistent kernel"),
+    "persistent-times": _persistent_times,
     "training": _training,
     "compare": _compare,
     "differences": _differences,

@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: CuPy's `RawModule` with g++ instead of NVRTC.
 
-Tests run the source of ``kernels.cu`` and ``fused.cu`` with the code that launches them on a
+Tests run the source of ``kernels.cu`` and ``persistent.cu`` with the code that launches them on a
 GPU. The fake is stricter than a GPU, which does not check arguments: a scalar or an array of another type, an
 array that is not contiguous, a wrong number of arguments, or an address of memory that has been freed is an error.
 
@@ -206,7 +206,7 @@ class HostFunction:
         return ctypes.c_void_p(data.ctypes.data)
 
 
-# -- The fused kernel, whose argument is an array of `struct Network` ---------------------------------------
+# -- The persistent kernel, whose argument is an array of `struct Network` ---------------------------------------
 
 
 class Pointer(NamedTuple):

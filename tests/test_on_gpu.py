@@ -153,32 +153,32 @@ def test_what_the_sanitizer_finds_is_a_failure(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     job = on_gpu.Job("cuda", tmp_path, tmp_path / "sanitizer.json")
     with pytest.raises(RuntimeError, match="racecheck of persistent: RACECHECK SUMMARY: 2 hazards"):
-        on_gpu.sanitizer(job)
-    assert [row["clean"] for row in job.result["rows"]] == [True, True, True, False]
-    assert job.note == "3 of 4 checks are clean"
+        on_gpu.persistent_sanitizer(job)
+    assert [row["clean"] for row in job.result["rows"]] == [True, False]
+    assert job.note == "1 of 2 checks are clean"
 
 
-def test_the_fused_kernel_is_timed_beside_the_other_ways_and_with_many_networks(
+def test_the_persistent_kernel_is_timed_beside_graphs_and_with_many_networks(
     on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_gpu, "TIMED_SAMPLES", 512)
     monkeypatch.setattr(on_gpu, "TIMED_BATCHES", (128, 256))
     monkeypatch.setattr(on_gpu, "MANY", (1, 3))
-    job = on_gpu.Job("cpu", tmp_path, tmp_path / "fused.json")
-    on_gpu.fused_times(job)
-    settings = [(row["network"], row["batch_size"]) for row in job.result["steps"][::3]]
+    job = on_gpu.Job("cpu", tmp_path, tmp_path / "persistent.json")
+    on_gpu.persistent_times(job)
+    settings = [(row["network"], row["batch_size"]) for row in job.result["steps"][::2]]
     assert settings == [("784-128-10", 128), ("784-128-10", 256), ("784-512-512-10", 128)]
-    assert [row["execution"] for row in job.result["steps"][:3]] == ["fused", "persistent", "graphs"]
+    assert [row["execution"] for row in job.result["steps"][:2]] == ["persistent", "graphs"]
     assert [row["networks"] for row in job.result["many"]] == 4 * [1, 3]
     assert all(row["microseconds_per_step"] > 0 for row in (*job.result["steps"], *job.result["many"]))
     assert {"hardware", "versions"} <= job.result.keys()
     assert re.fullmatch(r"[13] networks: [\d,]+ samples/s together", job.note)
     job.result["steps"][0] = {**job.result["steps"][0], "error": "it does not fit"}
     job.result["many"][-1] = {**job.result["many"][-1], "error": "no memory"}
-    lines = [*on_gpu._fused_times(job.result)]
-    assert any(re.fullmatch(r"\| 784-128-10 \| 128 \| - \| [\d.]+ \| [\d.]+ \|", line) for line in lines)
+    lines = [*on_gpu._persistent_times(job.result)]
+    assert any(re.fullmatch(r"\| 784-128-10 \| 128 \| - \| [\d.]+ \|", line) for line in lines)
     assert "| 30-100-2 | 200 | 3 | - | - | - | no memory |" in lines
-    assert "- 784-128-10, batch 128, fused: it does not fit" in lines
+    assert "- 784-128-10, batch 128, persistent: it does not fit" in lines
 
 
 def test_the_time_limits_are_below_ten_minutes_together(on_gpu: ModuleType) -> None:
@@ -201,6 +201,6 @@ def test_unknown_parts_are_refused(on_gpu: ModuleType, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="2"):
         on_gpu.main(["--parts", "tests nonsense"])
     assert (
-        "parts: expected some of machine fused-tests fused-sanitizer fused-times tests training"
+        "parts: expected some of machine persistent-tests persistent-sanitizer persistent-times tests training"
         in capsys.readouterr().err
     )

@@ -223,10 +223,10 @@ def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
-        if config.execution != "fused":  # perhaps no longer
+        if config.execution != "persistent":  # perhaps no longer
             if config.multiprocessors != saved.multiprocessors:
                 raise ConfigError(
-                    f"multiprocessors: expected only with execution fused, got execution {config.execution}"
+                    f"multiprocessors: expected only with execution persistent, got execution {config.execution}"
                 )
             config = dataclasses.replace(config, multiprocessors=None)
         if not config.early_stopping:  # perhaps no longer
@@ -324,10 +324,9 @@ def _trainer_as_before(
 
 
 def _from(way: str) -> tuple[str, ...]:
-    """A way of running steps, and those to try after it, as ``"auto"`` would; none for ``"auto"``."""
+    """A way of running steps, and those to try after it; none for ``"auto"``."""
     ways = EXECUTIONS[1:]
-    after = ways[ways.index(way) + 1 :] if way in ways else ()
-    return (way, *(name for name in after if name != "fused")) if way in ways else ()
+    return ways[ways.index(way) :] if way in ways else ()
 
 
 def _trainer_for(

@@ -34,7 +34,7 @@ _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # num
 
 
 class Device(Protocol):
-    """The part of `CudaBackend` that `GraphRunner`, `PersistentRunner` and `FusedRunner` use."""
+    """The part of `CudaBackend` that `GraphRunner` and `PersistentRunner` use."""
 
     xp: Any
 

@@ -1,4 +1,4 @@
-"""The formula for the fused kernel's steps reproduces what its prototypes took; the docs show its figures."""
+"""The formula for the persistent kernel's steps reproduces what its prototypes took; the docs show its figures."""
 
 from __future__ import annotations
 

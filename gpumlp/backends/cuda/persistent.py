@@ -1,4 +1,4 @@
-"""The fused kernel, ``fused.cu``: many steps of one or of several small networks in one launch.
+"""The persistent kernel, ``persistent.cu``: many steps of one or of several small networks in one launch.
 
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
 memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
@@ -37,10 +37,6 @@ from .kernels import (
     sgd_rule,
 )
 from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, make_plan
-
-# Whether a card has shown that this way is right and faster than the others; until then ``auto`` takes it for
-# networks that are trained together only, and it says so.
-MEASURED = False
 
 # Quotients and roots to two units in the last place: exact ones would be half of an update by Adam.
 COMPILER = "--std=c++17", "--prec-div=false", "--prec-sqrt=false"
@@ -82,8 +78,8 @@ class Compiled:
     seconds: float
 
 
-class FusedRunner:
-    """Runs the steps of a backend by the fused kernel.
+class PersistentRunner:
+    """Runs the steps of a backend by the persistent kernel.
 
     Args:
         backend: the backend.
@@ -130,7 +126,7 @@ class FusedRunner:
             f"float32 as {self._parts} bfloat16 parts",
             f"compiled in {compiled.seconds:.1f} s",
         ]
-        return ", ".join(parts) + ("" if MEASURED else "; this way has not been measured on a card yet")
+        return ", ".join(parts)
 
     def multiprocessors(self, step: Step) -> int:
         """How many multiprocessors the network of a supported step has."""
@@ -227,7 +223,7 @@ class FusedRunner:
 
     def _compile_now(self, plan: Plan) -> Compiled | str:
         cuda, start = self._backend.xp.cuda, time.perf_counter()
-        code = fused_source(plan)
+        code = persistent_source(plan)
         try:
             # CuPy's `enable_cooperative_groups` is not needed, since only the launch is cooperative; before CuPy
             # 14.2 it links with a library that the wheels lack.
@@ -278,7 +274,7 @@ class FusedRunner:
             run.step.state.steps += len(run.batches)
 
     def _structure(self, step: Step) -> Any:
-        """The network's ``struct Network``, see fused.cu, without what changes from launch to launch."""
+        """The network's ``struct Network``, see persistent.cu, without what changes from launch to launch."""
         network = self._structures.get(step)
         if network is not None:
             return network
@@ -329,9 +325,9 @@ class FusedRunner:
         return rows
 
 
-def fused_source(plan: Plan) -> str:
-    """``fused.cu`` with the expressions of a plan's activations."""
-    return plan.definitions() + files(__package__).joinpath("fused.cu").read_text(encoding="utf-8")
+def persistent_source(plan: Plan) -> str:
+    """``persistent.cu`` with the expressions of a plan's activations."""
+    return plan.definitions() + files(__package__).joinpath("persistent.cu").read_text(encoding="utf-8")
 
 
 def bfloat16_rows(xp: Any, samples: Array, out: Array) -> None:

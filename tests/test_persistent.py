@@ -1,4 +1,4 @@
-"""The runner of the fused kernel: what it supports, what it gives the kernel, and networks trained together."""
+"""The persistent kernel's runner: what it supports, what it gives the kernel, and networks trained together."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gpumlp import (
     Trainer,
 )
 from gpumlp.backends import Backend, ExecutionError, StepRun
-from gpumlp.backends.cuda import fused
-from gpumlp.backends.cuda.fused import bfloat16_rows
+from gpumlp.backends.cuda import persistent
+from gpumlp.backends.cuda.persistent import bfloat16_rows
 from gpumlp.backends.cuda.plan import FACTORS, NETWORK
 from gpumlp.backends.philox import threshold
 from gpumlp.nn.activations import ACTIVATIONS, LeakyReLU
@@ -89,7 +89,7 @@ class RecordedKernel:
 
 
 class Recording(HostCupy):
-    """The fake of CuPy with `RecordedKernel` in place of the fused one; `kernels` are those that were compiled."""
+    """The fake of CuPy with `RecordedKernel` for the persistent kernel; `kernels` are those that were compiled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,9 +102,12 @@ class Recording(HostCupy):
         return self.kernels[-1]
 
 
-def recorder(execution: str = "fused", multiprocessors: int | None = None, **attributes: int) -> Backend:
-    """A backend whose fused kernel is only recorded."""
-    backend = host_cuda_backend(cupy=Recording(), execution=execution, multiprocessors=multiprocessors)
+def recorder(
+    execution: str = "persistent", multiprocessors: int | None = None, *, graphs: bool = False, **attributes: int
+) -> Backend:
+    """A backend whose persistent kernel is only recorded; `graphs`: whether graphs are possible."""
+    options = {"execution": execution, "multiprocessors": multiprocessors}
+    backend = host_cuda_backend(cupy=Recording(), cublaslt=graphs, **options)
     backend.xp.attributes |= H100 | attributes
     return backend
 
@@ -139,7 +142,7 @@ def train(trainer: Trainer) -> None:
 
 
 def reason_of(trainer: Trainer) -> str | None:
-    return trainer.model.backend.fused.unsupported_reason(trainer._step)
+    return trainer.model.backend.persistent.unsupported_reason(trainer._step)
 
 
 # -- What it supports -------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def test_one_to_three_hidden_layers_of_every_activation(
 ) -> None:
     trainer = trainer_on(recorder(), blobs, hidden, activation=activation)
     assert reason_of(trainer) is None
-    assert str(trainer.execution).startswith("fused: ")
+    assert str(trainer.execution).startswith("persistent: ")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_an_unsupported_step_is_an_error_with_the_reason(
     trainer = trainer_on(recorder(), blobs, **options)
     with pytest.raises(ExecutionError) as caught:
         _ = trainer.execution
-    assert str(caught.value).startswith(f"execution fused is not possible: {reason}")
+    assert str(caught.value).startswith(f"execution persistent is not possible: {reason}")
 
 
 class Overridden(MLP):
@@ -307,7 +310,7 @@ def test_bulk_copies_are_for_devices_that_have_them(
     monkeypatch.setattr(HostDevice, "compute_capability", capability)
     trainer = trainer_on(recorder(), blobs)
     assert reason_of(trainer) is None
-    assert trainer.model.backend.fused._networks[trainer._step].plan.bulk == bulk
+    assert trainer.model.backend.persistent._networks[trainer._step].plan.bulk == bulk
 
 
 def test_a_device_without_cooperative_launches_or_room(blobs: Dataset) -> None:
@@ -336,7 +339,7 @@ def rows_of(xp: Any, samples: StrictArray) -> np.ndarray:
 
 @pytest.mark.parametrize("inputs", [1, 16, 20])
 def test_samples_in_bfloat16_are_exact(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_ROWS", 7)  # of 30 rows, so that the last chunk is smaller
+    monkeypatch.setattr(persistent, "_ROWS", 7)  # of 30 rows, so that the last chunk is smaller
     xp, rng = HostCupy(), np.random.default_rng(0)
     pixels = rng.integers(0, 256, (30, inputs), dtype=np.uint8)
     scales = np.exp(rng.uniform(-20, 20, (30, inputs)))
@@ -413,7 +416,7 @@ def test_pairs_of_an_exchange_are_zero_at_the_launch(blobs: Dataset) -> None:
         backend.run_many([run_of(trainer) for trainer in trainers])
     (kernel,) = backend.xp.kernels
     (networks,) = kernel.networks
-    pairs = backend.fused._networks[trainers[0]._step].plan.exchange_pairs
+    pairs = backend.persistent._networks[trainers[0]._step].plan.exchange_pairs
     assert pairs > 0
     places = [int(network.struct["exchange"]) for network in networks]
     assert np.diff(places).tolist() == [8 * pairs] * 2
@@ -421,7 +424,7 @@ def test_pairs_of_an_exchange_are_zero_at_the_launch(blobs: Dataset) -> None:
 
 
 def test_long_runs_are_several_launches(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "MOST_STEPS", 4)
+    monkeypatch.setattr(persistent, "MOST_STEPS", 4)
     backend = recorder()
     trainers = [trainer_on(backend, blobs, batch_size=size) for size in (30, 30, 30)]
     lengths = (10, 3, 8)
@@ -454,10 +457,10 @@ def test_networks_on_the_same_samples_share_their_copy(blobs: Dataset) -> None:
     other = trainer_on(backend, blobs)
     with backend.activate():
         backend.run_many([run_of(other)])
-    assert len(backend.fused._rows) == 2
+    assert len(backend.persistent._rows) == 2
     del trainers, trainer, other
     gc.collect()
-    assert len(backend.fused._rows) == 0
+    assert len(backend.persistent._rows) == 0
 
 
 def test_samples_that_are_replaced_are_read(blobs: Dataset) -> None:
@@ -467,7 +470,7 @@ def test_samples_that_are_replaced_are_read(blobs: Dataset) -> None:
     train(trainer)
     first, second = (each[0].sample for each in trainer.model.backend.xp.kernels[0].networks)
     assert (first != second).any()
-    assert len(trainer.model.backend.fused._rows) == 1
+    assert len(trainer.model.backend.persistent._rows) == 1
 
 
 def test_samples_that_were_changed_in_place_are_read_by_the_next_network(blobs: Dataset) -> None:
@@ -479,72 +482,66 @@ def test_samples_that_were_changed_in_place_are_read_by_the_next_network(blobs: 
     train(second)
     before, after = (each[0].sample for each in backend.xp.kernels[0].networks)
     assert (before != after).any()
-    assert len(backend.fused._rows) == 1
+    assert len(backend.persistent._rows) == 1
 
 
 # -- The choice -------------------------------------------------------------------------------------------------
 
 
-def test_auto_does_not_take_it_for_one_network_before_it_is_measured(
-    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = trainer_on(recorder("auto"), blobs, optimizer=Adam())
-    one.run(1)
-    assert one.execution.name == "eager"
-    assert not one.model.backend.xp.kernels
-    monkeypatch.setattr(fused, "MEASURED", True)
-    assert trainer_on(recorder("auto"), blobs, optimizer=Adam()).execution.name == "fused"
-
-
-def test_it_says_that_it_is_not_measured(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "this way has not been measured on a card yet"
-    trainer = trainer_on(recorder(), blobs)
+@pytest.mark.parametrize(
+    ("batch_size", "graphs", "name"),
+    [(256, True, "persistent"), (257, True, "graphs"), (257, False, "persistent")],
+)
+def test_auto_prefers_graphs_for_large_batches(batch_size: int, graphs: bool, name: str, blobs: Dataset) -> None:
+    trainer = trainer_on(recorder("auto", graphs=graphs), blobs, batch_size=batch_size)
+    assert trainer.execution.name == name
+    assert bool(trainer.model.backend.xp.kernels) == (name == "persistent")
+    words = "not graphs: CuPy's products cannot be captured" if not graphs else "float32 as 3 bfloat16 parts"
+    if name == "graphs":
+        words = "in one launch; not persistent: graphs are as fast for batches above 256"
     assert words in trainer.execution.reason
-    assert ", compiled in 0." in trainer.execution.reason
-    monkeypatch.setattr(fused, "MEASURED", True)
-    assert words not in trainer_on(recorder(), blobs).execution.reason
 
 
-def test_auto_takes_it_for_networks_that_are_trained_together_down_to_the_last(blobs: Dataset) -> None:
-    backend = recorder("auto")
-    trainers = [trainer_on(backend, blobs, optimizer=Adam(), model_seed=seed) for seed in range(3)]
+def test_networks_that_are_trained_together_are_its_own_for_any_batch_size_down_to_the_last(
+    blobs: Dataset,
+) -> None:
+    backend = recorder("auto", graphs=True)
+    trainers = [trainer_on(backend, blobs, batch_size=300, model_seed=seed) for seed in range(3)]
     with backend.activate():
-        with pytest.warns(RuntimeWarning, match="has not been measured on a card yet"):
-            backend.run_many([run_of(trainer) for trainer in trainers[:2]])
+        backend.run_many([run_of(trainer) for trainer in trainers[:2]])
         backend.run_many([run_of(trainers[0])])  # the last one left
         assert backend.networks_at_once(trainers[2]._step) > 1
         backend.run_many([run_of(trainers[2])])  # alone from the start
         assert [len(each) for each in backend.xp.kernels[0].networks] == [2, 1, 1]
         train(trainers[0])
-    assert {trainer.execution.name for trainer in trainers} == {"fused"}
+    assert {trainer.execution.name for trainer in trainers} == {"persistent"}
     assert len(backend.xp.kernels[0].networks) == 4
-    alone = trainer_on(backend, blobs, optimizer=Adam())
+    alone = trainer_on(backend, blobs, batch_size=300)
     with backend.activate():
         backend.run_many([run_of(alone)])
-    assert alone.execution.name == "eager"
+    assert alone.execution.name == "graphs"
 
 
-@pytest.mark.parametrize("execution", ["eager", "graphs", "persistent"])
+@pytest.mark.parametrize("execution", ["eager", "graphs"])
 def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: str, blobs: Dataset) -> None:
-    cupy = Recording()
-    backend = host_cuda_backend(cupy=cupy, execution=execution, cublaslt=True)
-    cupy.attributes |= H100
+    backend = recorder(execution, graphs=True)
     trainers = [trainer_on(backend, blobs, model_seed=seed) for seed in range(2)]
     with backend.activate():
         assert backend.networks_at_once(trainers[0]._step) == 1
         backend.run_many([run_of(trainer) for trainer in trainers])
-    assert not cupy.kernels
+    assert not backend.xp.kernels
     assert {trainer.execution.name for trainer in trainers} == {execution}
 
 
 def test_networks_for_which_there_is_room_once_only_are_trained_as_each_alone(blobs: Dataset) -> None:
-    backend = recorder("auto", multiprocessors=2, MultiProcessorCount=3, MaxThreadsPerMultiProcessor=128)
-    trainers = [trainer_on(backend, blobs, optimizer=Adam(), model_seed=seed) for seed in range(2)]
+    room = {"multiprocessors": 2, "MultiProcessorCount": 3, "MaxThreadsPerMultiProcessor": 128}
+    backend = recorder("auto", graphs=True, **room)
+    trainers = [trainer_on(backend, blobs, batch_size=300, model_seed=seed) for seed in range(2)]
     with backend.activate():
         assert backend.networks_at_once(trainers[0]._step) == 1
         backend.run_many([run_of(trainer) for trainer in trainers])
         assert backend.networks_at_once(trainers[0]._step) == 1
-    assert {trainer.execution.name for trainer in trainers} == {"eager"}
+    assert {trainer.execution.name for trainer in trainers} == {"graphs"}
     assert not any(kernel.networks for kernel in backend.xp.kernels)
 
 
@@ -560,7 +557,7 @@ def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does
     assert [trainer.optimizer_state.steps for trainer in trainers] == [10] * 3
     assert (trainers[1].model.state_dict()["layers.0.weight"] != before["layers.0.weight"]).any()
     assert trainers[1].execution.name == "eager"
-    assert "not fused: it does not support the optimizer RMSprop" in trainers[1].execution.reason
+    assert "not persistent: it does not support the optimizer RMSprop" in trainers[1].execution.reason
 
 
 def test_networks_of_one_plan_share_a_launch_and_others_do_not(blobs: Dataset) -> None:
@@ -595,7 +592,7 @@ def test_the_number_of_multiprocessors_is_recorded_and_gives_the_same_plan_again
             trainer = trainer_on(recorder(multiprocessors=asked), blobs, hidden)
             count = trainer.execution.multiprocessors
             again = trainer_on(recorder(multiprocessors=count), blobs, hidden)
-            plans = [t.model.backend.fused._plan(t._step) for t in (trainer, again)]
+            plans = [t.model.backend.persistent._plan(t._step) for t in (trainer, again)]
             assert plans[0] == plans[1]
             assert count == plans[0].blocks <= (asked or 132)
     assert trainer_on(recorder("eager"), blobs).execution.multiprocessors is None
@@ -603,6 +600,6 @@ def test_the_number_of_multiprocessors_is_recorded_and_gives_the_same_plan_again
 
 def test_high_precision_is_two_parts(blobs: Dataset) -> None:
     for precision, parts in (("highest", 3), ("high", 2)):
-        backend = host_cuda_backend(cupy=Recording(), execution="fused", matmul_precision=precision)
+        backend = host_cuda_backend(cupy=Recording(), execution="persistent", matmul_precision=precision)
         backend.xp.attributes |= H100
         assert f"float32 as {parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason

@@ -1,4 +1,4 @@
-"""The fused kernel agrees with the float64 reference, with the same bits in every order of its threads.
+"""The persistent kernel agrees with the float64 reference, with the same bits in every order of its threads.
 
 The kernel as shipped is run by the emulator (``emulator.py``), and on a GPU where there is one. The usual run
 takes a sample of the cases and of the deliberate mistakes; ``-m emulator`` takes all.
@@ -31,7 +31,7 @@ from tests.host_cuda import host_cuda_backend
 from tests.host_kernels import network_dtype, network_fields
 from tests.strict_device import StrictBackend
 
-SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
+SOURCE = files("gpumlp.backends.cuda").joinpath("persistent.cu").read_text(encoding="utf-8")
 EPOCHS = 2
 TOLERANCES = {3: 1e-5, 2: 1e-4}  # by bfloat16 parts: the largest difference, relative to the largest value
 
@@ -204,7 +204,7 @@ def host_backend(case: Case, seed: int = 0) -> Backend:
 
 def options_of(case: Case) -> dict[str, Any]:
     precision = {3: "highest", 2: "high"}[case.parts]
-    return {"execution": "fused", "multiprocessors": case.blocks, "matmul_precision": precision}
+    return {"execution": "persistent", "multiprocessors": case.blocks, "matmul_precision": precision}
 
 
 def trained(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
