@@ -178,6 +178,31 @@ def test_a_resumed_run_keeps_its_multiprocessors(tmp_path: Path, devices: Device
     assert Run(tmp_path / "run").checkpoint.execution["multiprocessors"] is None
 
 
+@pytest.mark.parametrize(
+    ("possible", "now", "line"),
+    [
+        (("persistent", "graphs"), "persistent", ", by a newer kernel than before"),
+        (("graphs", "persistent"), "persistent", ", by a newer kernel than before"),
+        (("graphs", "eager"), "graphs", " instead of persistent (persistent needs what is missing)"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "persistent"])
+def test_a_run_by_an_earlier_versions_persistent_kernel_goes_on(
+    tmp_path: Path, devices: Devices, capsys, asked: str, possible: tuple[str, ...], now: str, line: str
+) -> None:
+    devices("persistent")
+    start(tmp_path / "run", execution=asked)
+    as_version_0_2(tmp_path / "run")
+    devices(*possible)
+    resume(tmp_path / "run")
+    assert executions(tmp_path / "run") == (now, now)
+    shown = said(capsys)
+    assert shown[0].startswith(f"execution: {now}{line}: results differ by rounding")
+    assert shown[1:] == [f"execution: {Execution(now, 'as tested')}"]
+    resume(tmp_path / "run", epochs=3)
+    assert said(capsys) == [f"execution: {Execution(now, 'as tested')}"]
+
+
 def test_multiprocessors_are_only_those_of_persistent(tmp_path: Path, devices: Devices, capsys) -> None:
     devices("persistent", "graphs")
     words = ("--dataset", "digits", "--device", "cuda", "--multiprocessors", "4", "--out", tmp_path / "new")

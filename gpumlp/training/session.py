@@ -314,6 +314,8 @@ def _trainer_as_before(
         bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
         why = f" ({'; '.join(reasons)})" if reasons else ""
         display.say(f"execution: {now} instead of {was}{why}: {bits}")
+    elif now == was == "persistent" and before.get("multiprocessors") is None:  # by version 0.2 or 0.1
+        display.say("execution: persistent, by a newer kernel than before: results differ by rounding from now on")
     threads, had = trainer.execution.threads, before.get("threads")
     if None not in (threads, had) and threads != had:
         display.say(f"BLAS threads: {threads} instead of {had}: results may differ by rounding")
