@@ -307,7 +307,7 @@ def write_json(report: dict[str, Any], stem: Path) -> Path:
 
 
 def series(row: dict[str, Any]) -> str:
-    """The device of a result, and the execution where that is not the default: ``"cuda:0, fused"``."""
+    """The device of a result, and the execution where that is not the default: ``"cuda:0, persistent"``."""
     return ", ".join(filter(None, (row["device"], row.get("execution"))))
 
 

@@ -44,7 +44,7 @@ from . import common, figures, markdown
 from .agreement import EPOCHS, FEW_STEPS, SERIES, STEPS, TOLERANCES, Agreement, check_agreement
 from .limits import CPU_ORDER, bytes_per_step, cpu_limits, flops_per_sample, gpu_limits
 from .peers import NotMeantForError, Peer, Setting, first_line
-from .peers.gpumlp import Gpumlp, GpumlpFused, GpumlpGraphs
+from .peers.gpumlp import Gpumlp, GpumlpGraphs, GpumlpPersistent
 from .peers.jax import JaxScan
 from .peers.numpy import ScikitLearn, Textbook
 from .peers.torch import TorchCompiled, TorchEager, TorchGraph
@@ -60,7 +60,7 @@ ALL: tuple[type[Peer], ...] = (
     ScikitLearn,
     Textbook,
     GpumlpGraphs,
-    GpumlpFused,
+    GpumlpPersistent,
 )
 NAMES = tuple(peer.name for peer in ALL)
 NETWORKS = ("784-128-10", "784-512-512-10", "784-2048-2048-10")
@@ -76,8 +76,8 @@ class Options:
     devices: tuple[str, ...] = ()
     """cpu, cuda, cuda:1, ...; all there are by default."""
     peers: tuple[str, ...] = ()
-    """gpumlp, torch, torch-compiled, torch-graph, jax, scikit-learn, numpy, gpumlp-graphs, gpumlp-fused; all by
-    default."""
+    """gpumlp, torch, torch-compiled, torch-graph, jax, scikit-learn, numpy, gpumlp-graphs, gpumlp-persistent; all
+    by default."""
     networks: tuple[str, ...] = NETWORKS
     """Units of each layer, inputs first."""
     batch_sizes: tuple[int, ...] = BATCH_SIZES

@@ -22,8 +22,7 @@ _DOT_DOT = (0, (4, 1, 1, 1, 1, 1))
 PEER_STYLES: dict[str, tuple[str, str, Any]] = {
     "gpumlp": ("#0072B2", "o", "-"),
     "gpumlp-graphs": ("#56B4E9", "P", "-"),
-    "gpumlp-fused": ("#000000", "*", "-"),
-    "gpumlp-persistent": ("#56B4E9", "P", "-"),  # in results of versions before 0.2
+    "gpumlp-persistent": ("#000000", "*", "-"),
     "torch": ("#D55E00", "s", "--"),
     "torch-compiled": ("#E69F00", "v", _DOT_DOT),
     "torch-graph": ("#E69F00", "v", _DOT_DOT),

@@ -2,7 +2,7 @@
 
 For each network, samples per second over batch sizes on every device, and from which batch size on a GPU is
 faster than the CPU, with the copy of the data set to the GPU counted and not counted. A GPU is measured as gpumlp
-uses it, and also by the fused kernel where that is possible and not the default.
+uses it, and also by the persistent kernel where that is possible and not the default.
 
 The benchmark is a shortened training run: the same `Trainer` that ``gpumlp.train`` uses, with the shuffling of
 each epoch and without validation. A repeat is one epoch, timed by the trainer itself from the start of the
@@ -136,8 +136,8 @@ def check(options: Options) -> None:
 
 
 def ways(devices: Sequence[str]) -> list[tuple[Backend, str | None]]:
-    """Each device by its default execution, which has no name here, and a GPU by the fused kernel too."""
-    pairs = [(device, execution) for device in devices for execution in (None, "fused")]
+    """Each device by its default execution, which has no name here, and a GPU by the persistent kernel too."""
+    pairs = [(device, execution) for device in devices for execution in (None, "persistent")]
     return [
         (get_backend(device, execution=execution or "auto"), execution)
         for device, execution in pairs

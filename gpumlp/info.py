@@ -76,8 +76,7 @@ def executions(backend: Backend, reason: str) -> Iterator[tuple[str, str]]:
     """
     on_gpu = backend.name != "cpu"
     graphs = "available" if version("nvmath-python") else "needs nvmath-python: pip install '.[nvmath]'"
-    for name in ("persistent", "fused"):
-        yield f"execution {name}", "available for small networks" if on_gpu else f"not available: {reason}"
+    yield "execution persistent", "available for small networks" if on_gpu else f"not available: {reason}"
     yield "execution graphs", graphs if on_gpu else f"not available: {reason}"
     yield "execution eager", "available"
 

@@ -29,19 +29,20 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 570  # no part starts or runs after this
-TIMED_SAMPLES = 16_384  # of an epoch, for the times of the fused kernel
+TIMED_SAMPLES = 16_384  # of an epoch, for the times of the persistent kernel
 TIMED_BATCHES = (16, 32, 64, 128, 256)
-MANY = (1, 14, 64)  # networks at once
+MANY = (1, 4, 14, 60, 100)  # networks at once
 # Their sizes, batch size and multiprocessors of each (None: as many as it needs).
 OF_MANY = (
-    ((784, 128, 10), 32, None),
     ((784, 128, 10), 128, None),
     ((784, 128, 10), 128, 8),
+    ((64, 64, 10), 32, None),
     ((30, 100, 2), 200, None),
 )
 LOG_BYTES = 300_000  # of each part, its end
-WAYS = ("fused", "persistent", "graphs", "eager")
-EXPECTED_PEERS = ("torch", "torch-graph", "jax")  # other libraries that can train on a GPU
+WAYS = ("persistent", "graphs", "eager")
+EXPECTED_PEERS = ("torch-graph", "jax")  # other libraries that can train on a GPU, each in its fastest way
+QUICK_RUN = ("--epochs", "12", "--schedule", "one_cycle", "--learning-rate", "0.3")  # to 98 % on MNIST
 INSTALL = "pip install '.[cuda13,nvmath,test]'"
 NOT_POSSIBLE = "not possible"
 
@@ -100,18 +101,8 @@ def machine(job: Job) -> None:
     job.note = device.description
 
 
-def fused_tests(job: Job) -> None:
-    """The tests of the fused kernel that are marked gpu."""
-    _run_tests(job, *(f"tests/test_{name}.py" for name in ("fused_kernel", "fused_training", "fused")))
-
-
-def fused_sanitizer(job: Job) -> None:
-    """`compute-sanitizer` on a small training run by the fused kernel: memory errors, races."""
-    _sanitize(job, [("memcheck", "fused"), ("racecheck", "fused")])
-
-
-def fused_times(job: Job) -> None:
-    """Microseconds of a step: the fused kernel beside the other ways, and many networks at once."""
+def times(job: Job) -> None:
+    """Microseconds of a step: the persistent kernel beside graphs, and many networks at once."""
     from benchmarks import common
     from gpumlp import DeviceError, available_devices, get_backend
 
@@ -119,7 +110,7 @@ def fused_times(job: Job) -> None:
     job.result = {**common.circumstances(devices, [], "scripts/on_gpu.sh"), "steps": [], "many": []}
     data = common.generate(TIMED_SAMPLES)
     for sizes, batch_size in [*(((784, 128, 10), batch) for batch in TIMED_BATCHES), ((784, 512, 512, 10), 128)]:
-        for way in WAYS[:3]:
+        for way in WAYS[:2]:
             row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "execution": way}
             job.result["steps"].append(row)
             try:
@@ -184,12 +175,8 @@ def _many(
     }
 
 
-def tests(job: Job) -> None:
+def gpu_tests(job: Job, path: str = "tests") -> None:
     """All tests marked gpu; a test that would skip without a GPU fails."""
-    _run_tests(job, "tests")
-
-
-def _run_tests(job: Job, *paths: str) -> None:
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         raise NotPossibleError(f"{' and '.join(missing)} not installed; {INSTALL} brings it")
@@ -197,7 +184,7 @@ def _run_tests(job: Job, *paths: str) -> None:
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
     # Each test is named when it starts: the last one, if the kernel hangs and the part is ended at its limit.
     options = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={file}", *workers]
-    done = job.run("-m", "pytest", *options, *paths, GPUMLP_REQUIRE_GPU="1")
+    done = job.run("-m", "pytest", *options, path, GPUMLP_REQUIRE_GPU="1")
     if not file.exists():
         raise RuntimeError(f"pytest ended with exit code {done.returncode} and without a report")
     suite = next(ElementTree.parse(file).iter("testsuite"))
@@ -216,12 +203,13 @@ def _run_tests(job: Job, *paths: str) -> None:
 
 def training(job: Job) -> None:
     """`python -m gpumlp.train` from beginning to end, with each way of running its steps."""
-    runs = {"auto, nothing compiled before": "auto", "auto": "auto", **{way: way for way in WAYS}}
+    runs = {"auto, nothing compiled before": ("auto",), "auto": ("auto",), **{way: (way,) for way in WAYS}}
+    runs[" ".join(QUICK_RUN)] = ("auto", *QUICK_RUN)
     rows = job.result["runs"] = []
     cache = str(job.work / "cupy")  # empty at first
-    for index, (name, way) in enumerate(runs.items()):
+    for index, (name, (way, *options)) in enumerate(runs.items()):
         folder = job.work / f"run{index}"
-        words = ["--device", job.device, "--execution", way, "--out", str(folder), "--quiet"]
+        words = ["--device", job.device, "--execution", way, "--out", str(folder), "--quiet", *options]
         start = time.perf_counter()
         done = job.run("-m", "gpumlp.train", *words, CUPY_CACHE_DIR=cache)
         seconds = time.perf_counter() - start
@@ -258,6 +246,7 @@ def _figures_of_run(folder: Path) -> dict[str, Any]:
         "reason": metrics.get("execution_reason"),
         "epochs": len(epochs),
         "first_epoch_seconds": epochs[0]["seconds"],
+        "training_seconds": sum(epoch["seconds"] for epoch in epochs),
         "samples_per_second": statistics.median(epoch["samples_per_second"] for epoch in epochs[1:] or epochs),
         "test_accuracy": metrics["test_accuracy"],
         "test_loss": metrics["test_loss"],
@@ -349,11 +338,20 @@ def _difference(state: dict[str, Any], expected: dict[str, Any]) -> dict[str, An
 
 def compare(job: Job) -> None:
     """`python -m benchmarks.compare`: microseconds a step beside other libraries."""
-    words = ["--networks", "784-128-10", "--batch-sizes", "32", "128", "1024", "8192", "--momenta", "0.9"]
-    _benchmark(job, "compare", "--devices", job.device, *words, "--seconds", "0.1")
+    words = ["--networks", "784-128-10", "784-512-512-10", "--momenta", "0.9", "--seconds", "0.05"]
+    words += ["--batch-sizes", "16", "32", "64", "128", "256", "1024", "8192"]
+    words += ["--peers", "gpumlp", "gpumlp-graphs", *EXPECTED_PEERS]
+    _benchmark(job, "compare", "--devices", job.device, *words)
     left_out = {entry["peer"]: entry["reason"] for entry in job.result["left_out"]}
     missing = [f"{name} ({left_out[name]})" for name in EXPECTED_PEERS if name in left_out]
     job.note = f"not measured: {'; '.join(missing)}" if missing else "all libraries measured"
+
+
+def many(job: Job) -> None:
+    """`python -m benchmarks.many`: many networks at once, beside one by one and JAX's vmap."""
+    _benchmark(job, "many", "--devices", job.device, "--networks", "1", "14", "64", "--seconds", "0.1")
+    left_out = [f"{entry['peer']}: {entry['reason']}" for entry in job.result["left_out"]]
+    job.note = f"not measured: {'; '.join(left_out)}" if left_out else "all peers measured"
 
 
 def throughput(job: Job) -> None:
@@ -386,13 +384,11 @@ def profile(job: Job) -> None:
     by_kernel = find_spec("torch") is not None and job.device != "cpu"
     data = generate(5 * 8192)
     settings = [
-        ((784, 128, 10), 32),
-        ((784, 128, 10), 128),
-        ((784, 512, 512, 10), 128),
-        ((784, 512, 512, 10), 8192),
+        *(((784, 128, 10), batch_size) for batch_size in (16, 128, 1024, 8192)),
+        *(((784, 512, 512, 10), batch_size) for batch_size in (128, 1024, 8192)),
     ]
     for sizes, batch_size in settings:
-        for way in WAYS if job.device != "cpu" else ("eager",):
+        for way in WAYS[:2] if job.device != "cpu" else ("eager",):
             network = "-".join(map(str, sizes))
             try:
                 one = trainer(sizes, data, get_backend(job.device, execution=way), batch_size)
@@ -434,12 +430,8 @@ def _kernels(trainer: Any, steps: int) -> list[dict[str, Any]]:
 
 
 def sanitizer(job: Job) -> None:
-    """The same for the other ways, and races of the persistent kernel."""
-    _sanitize(job, [*(("memcheck", way) for way in WAYS[1:]), ("racecheck", "persistent")])
-
-
-def _sanitize(job: Job, wanted: Sequence[tuple[str, str]]) -> None:
-    """Run tools of `compute-sanitizer` on an epoch of a small training run, each with a way of running it."""
+    """Tools of `compute-sanitizer` on an epoch of a small training run, by each way of running its steps."""
+    wanted = [*(("memcheck", way) for way in WAYS), ("racecheck", "persistent")]
     tool = shutil.which(
         "compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     )
@@ -479,16 +471,15 @@ class Part(NamedTuple):
 # In this order, the most important first. The limits are below ten minutes together.
 PARTS = {
     "machine": Part(machine, 20),
-    "fused-tests": Part(fused_tests, 80),
-    "fused-sanitizer": Part(fused_sanitizer, 40),
-    "fused-times": Part(fused_times, 70, "fused.json"),
-    "tests": Part(tests, 80),
+    "tests": Part(gpu_tests, 90),
+    "sanitizer": Part(sanitizer, 30),
+    "times": Part(times, 60, "times.json"),
     "training": Part(training, 50, "training.json"),
-    "compare": Part(compare, 100, "compare.json"),
-    "differences": Part(differences, 25, "differences.json"),
+    "compare": Part(compare, 120, "compare.json"),
+    "differences": Part(differences, 20),
+    "many": Part(many, 90, "many.json"),
+    "profile": Part(profile, 40),
     "throughput": Part(throughput, 50, "throughput.json"),
-    "profile": Part(profile, 30),
-    "sanitizer": Part(sanitizer, 25),
 }
 
 
@@ -669,16 +660,18 @@ def summary(outcomes: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def _training(result: dict[str, Any]) -> Iterator[str]:
     yield "## `python -m gpumlp.train`, from beginning to end\n"
-    names = ["--execution", "wall, s", "first epoch, s", "samples/s after it", "test accuracy", "ran as"]
+    names = ["--execution", "wall, s", "first epoch, s", "all epochs, s", "samples/s after the first"]
+    names += ["test accuracy", "ran as"]
     yield from table(
         names,
         (
-            [row["name"], f"{row['wall_seconds']:.1f}", "-", "-", "-", row["error"]]
+            [row["name"], f"{row['wall_seconds']:.1f}", "-", "-", "-", "-", row["error"]]
             if "error" in row
             else [
                 row["name"],
                 f"{row['wall_seconds']:.1f}",
                 f"{row['first_epoch_seconds']:.2f}",
+                f"{row['training_seconds']:.3f}",
                 f"{row['samples_per_second']:,.0f}",
                 f"{100 * row['test_accuracy']:.2f} % ({row['dataset']})",
                 f"{row['ran']}: {row['reason']}",
@@ -757,27 +750,27 @@ def _throughput(result: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _tests(result: dict[str, Any], title: str = "Tests") -> Iterator[str]:
-    yield f"## {title}\n"
+def _tests(result: dict[str, Any]) -> Iterator[str]:
+    yield "## Tests\n"
     counts = ", ".join(f"{result[name]} {name}" for name in ("tests", "failures", "errors", "skipped"))
     yield f"{counts}; {result['seconds']:.0f} s\n"
     yield from (f"- {name}" for name in result["failed"][:30])
     yield ""
 
 
-def _sanitizer(result: dict[str, Any], title: str = "compute-sanitizer") -> Iterator[str]:
-    yield f"## {title}\n"
+def _sanitizer(result: dict[str, Any]) -> Iterator[str]:
+    yield "## compute-sanitizer\n"
     yield from (f"- {row['tool']}, {row['execution']}: {row['summary'] or 'no summary'}" for row in result["rows"])
     yield ""
 
 
-def _fused_times(result: dict[str, Any]) -> Iterator[str]:
-    yield "## The fused kernel, microseconds a step\n"
+def _times(result: dict[str, Any]) -> Iterator[str]:
+    yield "## The persistent kernel, microseconds a step\n"
     by_setting: dict[tuple[str, int], dict[str, str]] = {}
     for row in result["steps"]:
         time = f"{row['microseconds_per_step']:.2f}" if "error" not in row else "-"
         by_setting.setdefault((row["network"], row["batch_size"]), {})[row["execution"]] = time
-    ways = WAYS[:3]
+    ways = WAYS[:2]
     rows = (
         [network, str(batch), *(times.get(way, "-") for way in ways)]
         for (network, batch), times in by_setting.items()
@@ -810,9 +803,7 @@ def _fused_times(result: dict[str, Any]) -> Iterator[str]:
 
 
 _SECTIONS = {
-    "fused-tests": lambda result: _tests(result, "Tests of the fused kernel"),
-    "fused-sanitizer": lambda result: _sanitizer(result, "compute-sanitizer on the fused kernel"),
-    "fused-times": _fused_times,
+    "times": _times,
     "training": _training,
     "compare": _compare,
     "differences": _differences,

@@ -92,7 +92,7 @@ def as_version_0_2(folder: Path) -> None:
         groups = {name: json.loads(text) for name, text in metadata.items() if name not in ("format", "checksum")}
         for name in NEW_OPTIONS:
             del groups["config"][name]
-        del groups["data"]["task"], groups["model"]["layers"]
+        del groups["data"]["task"], groups["model"]["layers"], groups["execution"]["multiprocessors"]
         state = {
             "sizes": groups["model"]["sizes"],
             "dataset": groups["data"],

@@ -1,6 +1,6 @@
 // The part of CUDA that the kernels use, on the CPU: the grid is a loop, and threads run in turns.
-// If a kernel has barriers, each thread is a fiber that continues after all have arrived. In a cooperative launch all
-// blocks are resident; otherwise they run one after the other. Fences have no effect: a missing one is not detected.
+// If a kernel has barriers, each thread is a fiber that continues after all have arrived. Blocks run one after the other.
+// Fences have no effect: a missing one is not detected.
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
@@ -28,8 +28,6 @@ static Extent gridDim, blockDim, blockIdx, threadIdx;
 namespace host {
 
 const size_t STACK = 65536 + 64 * 7;  // no power of two: the tops of stacks would share one set of the cache
-const int PATIENCE = 20000;  // rounds without progress that count as a deadlock
-const int SPELL = 64;  // rounds for which the same blocks are paused, so that the others advance
 
 // A barrier for a number of threads.
 struct Meeting {
@@ -44,7 +42,6 @@ struct Warp {
 struct alignas(64) Line { char bytes[64]; };
 
 struct Block {
-    Extent index;
     unsigned threads;
     Meeting barrier;
     std::vector<Warp> warps;
@@ -65,7 +62,7 @@ static ucontext_t first_scheduler;
 static jmp_buf scheduler;
 static Fiber* current;
 static const std::function<void()>* body;
-static unsigned order;  // 0: threads in order; otherwise a random order, with some blocks far ahead
+static unsigned order;  // 0: threads in order; otherwise a random order
 static bool progress;
 
 static void enter()
@@ -78,7 +75,6 @@ static void enter()
 static void resume(Fiber& fiber)
 {
     current = &fiber;
-    blockIdx = fiber.block->index;
     threadIdx = fiber.index;
     if (_setjmp(scheduler))
         return;
@@ -111,68 +107,54 @@ static void meet(Meeting& meeting, unsigned threads)
         pause();
 }
 
-// Run the threads of these blocks in turns until all have finished.
-static void run(std::vector<Block>& blocks)
+// Run the threads of a block in turns until all have finished.
+static void run(Block& block)
 {
     static std::vector<std::unique_ptr<char[]>> stacks;  // kept, since new ones take longer than most kernels
-    std::vector<Fiber> fibers;
-    fibers.reserve(blocks.size() * blockDim.x * blockDim.y * blockDim.z);
-    for (Block& block : blocks) {
-        block.threads = blockDim.x * blockDim.y * blockDim.z;
-        block.warps.resize((block.threads + 31) / 32);
-        for (unsigned i = 0; i < block.threads; i++) {
-            fibers.emplace_back();
-            fibers.back().index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
-            fibers.back().number = i;
-            fibers.back().block = &block;
-            if (stacks.size() < fibers.size())
-                stacks.emplace_back(new char[STACK]);
-            fibers.back().stack = stacks[fibers.size() - 1].get();
-        }
-    }
+    block.threads = blockDim.x * blockDim.y * blockDim.z;
+    block.warps.resize((block.threads + 31) / 32);
+    std::vector<Fiber> fibers(block.threads);
     std::vector<Fiber*> waiting;
-    for (Fiber& fiber : fibers)
-        waiting.push_back(&fiber);
+    for (unsigned i = 0; i < block.threads; i++) {
+        if (stacks.size() <= i)
+            stacks.emplace_back(new char[STACK]);
+        fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        fibers[i].number = i;
+        fibers[i].block = &block;
+        fibers[i].stack = stacks[i].get();
+        waiting.push_back(&fibers[i]);
+    }
     std::mt19937 random(order);
-    unsigned left_out = 0;  // one bit per block
-    for (int round = 0, idle = 0; !waiting.empty(); round++, idle = progress ? 0 : idle + 1) {
-        if (idle > PATIENCE) {
-            fprintf(stderr, "threads wait for others that do not come\n");
-            abort();
-        }
+    while (!waiting.empty()) {
         progress = false;
-        if (order != 0 && round % SPELL == 0)
-            left_out = random();
         if (order != 0)
             std::shuffle(waiting.begin(), waiting.end(), random);
         for (Fiber* fiber : waiting)
-            if (!(left_out >> (fiber->block - blocks.data()) % 32 & 1))
-                resume(*fiber);
+            resume(*fiber);
+        if (!progress) {
+            fprintf(stderr, "threads wait for others that do not come\n");
+            abort();
+        }
         auto done = [](Fiber* fiber) { return fiber->done; };
         waiting.erase(std::remove_if(waiting.begin(), waiting.end(), done), waiting.end());
     }
 }
 
-static void launch(const unsigned* grid, const unsigned* block, bool barriers, bool cooperative, unsigned shared_bytes,
+static void launch(const unsigned* grid, const unsigned* block, bool barriers, unsigned shared_bytes,
                    const std::function<void()>& kernel)
 {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     body = &kernel;
-    std::vector<Block> blocks;
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
                 if (barriers) {
-                    blocks.emplace_back();
-                    blocks.back().index = blockIdx;
-                    blocks.back().shared.resize(shared_bytes / sizeof(Line) + 1);
-                    memset(blocks.back().shared.data(), 0xff, shared_bytes);  // NaN
-                    if (!cooperative) {
-                        run(blocks);
-                        blocks.clear();
-                    }
+                    Block together;
+                    together.shared.resize(shared_bytes / sizeof(Line) + 1);
+                    memset(together.shared.data(), 0xff, shared_bytes);  // NaN
+                    run(together);
                     continue;
                 }
                 for (threadIdx.z = 0; threadIdx.z < block[2]; threadIdx.z++)
@@ -180,8 +162,6 @@ static void launch(const unsigned* grid, const unsigned* block, bool barriers, b
                         for (threadIdx.x = 0; threadIdx.x < block[0]; threadIdx.x++)
                             kernel();
             }
-    if (cooperative)
-        run(blocks);
 }
 
 static inline void* shared_memory() { return current->block->shared.data(); }
@@ -196,7 +176,6 @@ static inline unsigned long long __umul64hi(unsigned long long x, unsigned long 
     return (unsigned long long)((unsigned __int128)x * y >> 64);
 }
 static inline void __threadfence() {}
-static inline void __nanosleep(unsigned) { host::pause(); }
 template <typename T> static inline T __ldcg(const T* address) { return *address; }
 
 static inline unsigned atomicAdd(unsigned* address, unsigned value)

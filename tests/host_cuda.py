@@ -35,7 +35,7 @@ class HostCupy(StrictNamespace):
         self.pointers: dict[tuple[int, np.dtype], Pointer] = {}  # that the program has asked for
         self.functions: dict[int, HostFunction] = {}  # by their address
         self.attributes = {
-            "CooperativeLaunch": 0,  # 1 enables the persistent and the fused kernel
+            "CooperativeLaunch": 0,  # 1 enables the persistent and the persistent kernel
             "ComputeCapabilityMajor": 9,
             "ComputeCapabilityMinor": 0,
             "MultiProcessorCount": 6,

@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: CuPy's `RawModule` with g++ instead of NVRTC.
 
-Tests run the source of ``kernels.cu``, ``persistent.cu`` and ``fused.cu`` with the code that launches them on a
+Tests run the source of ``kernels.cu`` and ``persistent.cu`` with the code that launches them on a
 GPU. The fake is stricter than a GPU, which does not check arguments: a scalar or an array of another type, an
 array that is not contiguous, a wrong number of arguments, or an address of memory that has been freed is an error.
 
@@ -55,7 +55,7 @@ class Parameter(NamedTuple):
 def signatures(source: str, defined: dict[str, str]) -> dict[str, list[Parameter]]:
     """The parameters of each kernel in the source."""
     real = {"float": np.float32, "double": np.float64}[defined.get("REAL", "float")]
-    types = {**TYPES, "real": real, "value": np.uint8 if defined.get("PIXELS") == "1" else real}
+    types = {**TYPES, "real": real}
     found = {}
     for name, words in re.findall(KERNEL, source):
         parameters = []
@@ -72,7 +72,7 @@ def body_of(source: str, function: str) -> str:
 
 
 def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
-    """A library of the source, with ``run_KERNEL(grid, block, cooperative, shared_bytes, ...)`` per kernel."""
+    """A library of the source, with ``run_KERNEL(grid, block, shared_bytes, ...)`` per kernel."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA kernels cannot be run on the processor")
@@ -81,9 +81,8 @@ def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
         names = ", ".join(word.split()[-1] for word in words.split(","))
         barriers = "true" if WAITING.search(body_of(source, name)) else "false"
         wrappers.append(
-            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, bool cooperative, '
-            f"unsigned shared, {words}) {{ host::launch(grid, block, {barriers}, cooperative, shared, "
-            f"[=] {{ {name}({names}); }}); }}"
+            f'extern "C" void run_{name}(const unsigned* grid, const unsigned* block, unsigned shared, {words}) '
+            f"{{ host::launch(grid, block, {barriers}, shared, [=] {{ {name}({names}); }}); }}"
         )
     source = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = (\1*)host::shared_memory();", source)
     definitions = [f"#define {name} {value}" for name, value in defined.items()]
@@ -142,12 +141,11 @@ class HostKernel:
 class HostFunction:
     """CuPy's `Function`, the attribute ``kernel`` of a `RawKernel`: supports cooperative launches."""
 
-    __slots__ = ("_module", "_name", "_owner", "_parameters", "_waits", "ptr", "resident")
+    __slots__ = ("_module", "_name", "_owner", "_parameters", "ptr", "resident")
 
     def __init__(self, owner: HostKernel, module: HostModule, name: str) -> None:
         self._owner, self._module, self._name = owner, module, name
         self._parameters = module.signatures[name]
-        self._waits = " wait(" in body_of(module.code, name)
         self.ptr = 1 + len(module.xp.functions)
         self.resident = int(module.defined.get("RESIDENT", 1))  # blocks for which there are registers
         module.xp.functions[self.ptr] = self
@@ -168,7 +166,6 @@ class HostFunction:
         assert max(grid[1:], default=1) <= 65535
         assert min((*grid, *block)) >= 1
         assert shared_mem <= self._owner.max_dynamic_shared_size_bytes
-        assert enable_cooperative_groups or not self._waits, "blocks wait for others that need not be there"
         if enable_cooperative_groups:
             facts = xp.cuda.Device().attributes
             assert shared_mem <= facts["MaxSharedMemoryPerBlockOptin"]
@@ -183,6 +180,7 @@ class HostFunction:
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared: int, cooperative: bool
     ) -> Callable[[], None]:
         """The launch, as a function."""
+        assert not cooperative, "no block waits for another"
         pairs = zip(self._parameters, args, strict=True)
         values = [self._convert(parameter, value) for parameter, value in pairs]
         extents = [(ctypes.c_uint * 3)(*(*extent, 1, 1)[:3]) for extent in (grid, block)]
@@ -190,7 +188,7 @@ class HostFunction:
         library.set_order(self._module.xp.thread_order)
         function = getattr(library, f"run_{self._name}")
         function.restype = None
-        return lambda: function(*extents, ctypes.c_bool(cooperative), ctypes.c_uint(shared), *values)
+        return lambda: function(*extents, ctypes.c_uint(shared), *values)
 
     def _convert(self, parameter: Parameter, value: Any) -> Any:
         """Convert an argument for C; an error where a GPU would misread it silently."""
@@ -208,7 +206,7 @@ class HostFunction:
         return ctypes.c_void_p(data.ctypes.data)
 
 
-# -- The fused kernel, whose argument is an array of `struct Network` ---------------------------------------
+# -- The persistent kernel, whose argument is an array of `struct Network` ---------------------------------------
 
 
 class Pointer(NamedTuple):

@@ -185,7 +185,7 @@ extern "C" __global__ void {name}(const real* from, real* to, int64 count)
         (library.run_slope, saved_by(row.h, s), row.h.derivative(s)),
     ):
         found = np.full_like(x, np.nan)
-        function(one, one, False, 0, x.ctypes, found.ctypes, ctypes.c_longlong(len(x)))
+        function(one, one, 0, x.ctypes, found.ctypes, ctypes.c_longlong(len(x)))
         assert_close(found, expected)
 
 

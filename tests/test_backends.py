@@ -334,7 +334,7 @@ def test_an_invalid_device_name_is_refused(name: object) -> None:
 
 @pytest.mark.parametrize(
     ("option", "choices"),
-    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, fused, graphs, eager")],
+    [("matmul_precision", "highest, high"), ("execution", "auto, persistent, graphs, eager")],
 )
 def test_an_invalid_option_is_refused_on_every_device(option: str, choices: str) -> None:
     for device in ("cpu", "auto", NumpyBackend()):
@@ -356,7 +356,7 @@ def test_the_options_reach_the_gpu(monkeypatch: pytest.MonkeyPatch, device: str)
     assert (get_backend(device).tf32, get_backend(device).wanted_execution) == (False, "auto")
     chosen = get_backend(device, matmul_precision="high", execution="graphs", multiprocessors=3)
     assert (chosen.tf32, chosen.wanted_execution) == (True, "graphs")
-    assert (chosen.fused._parts, chosen.fused._multiprocessors) == (2, 3)
+    assert (chosen.persistent._parts, chosen.persistent._multiprocessors) == (2, 3)
     model = MLP([3, 2], device=chosen)
     assert model.backend is chosen
 

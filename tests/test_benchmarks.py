@@ -194,31 +194,35 @@ def test_a_gpu_has_two_epochs_of_warm_up(blobs: Dataset) -> None:
 
 
 def test_another_execution_is_measured_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fused(StrictBackend):
+    class Persistent(StrictBackend):
         def execution(self, step: Any) -> Execution:
             if len(step.layers) > 2:
                 raise ExecutionError("two hidden layers", "use another")
-            return Execution("fused", "as requested")
+            return Execution("persistent", "as requested")
 
     monkeypatch.setattr(common, "take_turns", lambda trainers, *_: [[0.5] * 5 for _ in trainers])
-    train, backends = generate(64), [(StrictBackend(), None), (Fused(), "fused"), (StrictBackend(), "fused")]
+    train, backends = (
+        generate(64),
+        [(StrictBackend(), None), (Persistent(), "persistent"), (StrictBackend(), "persistent")],
+    )
     rows = throughput.measure(train, "784-4-10", backends[:2], [16, 32], 5)
     assert [(common.series(row), row["batch_size"]) for row in rows] == [
-        ("strict", 16), ("strict", 32), ("strict, fused", 16), ("strict, fused", 32),
+        ("strict", 16), ("strict", 32), ("strict, persistent", 16), ("strict, persistent", 32),
     ]  # fmt: skip
     for network, ways in (("784-4-4-10", backends[:2]), ("784-4-10", [backends[0], backends[2]])):
         assert [common.series(row) for row in throughput.measure(train, network, ways, [16], 5)] == ["strict"]
     words = crossovers(rows, "784-4-10", copied=False)["copy not counted"]
     assert words == [
-        "strict is at least as fast as strict, fused at every batch size measured; at 16 by 1.0x, at 32 by 1.0x"
+        "strict is at least as fast as strict, persistent at every batch size measured; "
+        "at 16 by 1.0x, at 32 by 1.0x"
     ]
     assert len(throughput.ways(["cpu"])) == 1  # a CPU has one
 
 
 def test_a_crossover_is_of_the_batch_sizes_that_both_have() -> None:
-    table = {"cuda:0": dict.fromkeys(SIZES, 1000.0), "cuda:0, fused": {16: 5000.0, 64: 3000.0}}
+    table = {"cuda:0": dict.fromkeys(SIZES, 1000.0), "cuda:0, persistent": {16: 5000.0, 64: 3000.0}}
     assert crossover(table) == [
-        "cuda:0, fused is faster than cuda:0 at every batch size measured; at 16 by 5.0x, at 64 by 3.0x"
+        "cuda:0, persistent is faster than cuda:0 at every batch size measured; at 16 by 5.0x, at 64 by 3.0x"
     ]
 
 

@@ -19,7 +19,7 @@ from benchmarks import timing
 from benchmarks.agreement import EPOCHS, FEW_STEPS, STEPS, Agreement, check_agreement, initial_weights
 from benchmarks.compare import ALL
 from benchmarks.peers import NotMeantForError, Peer, Samples, Setting
-from benchmarks.peers.gpumlp import Gpumlp, GpumlpFused, GpumlpGraphs
+from benchmarks.peers.gpumlp import Gpumlp, GpumlpGraphs, GpumlpPersistent
 from benchmarks.peers.numpy import Textbook
 from benchmarks.peers.torch import TorchCompiled, TorchEager, TorchGraph, own_threads
 from gpumlp import Dataset
@@ -31,7 +31,7 @@ SETTING = Setting((20, 16, 8, 4), 16, 0.9, 0.05, "float32", "cpu")
 # JAX warns of every fork after it is loaded, and other tests fork: so it runs in a separate process.
 JAX_ALONE = "GPUMLP_TEST_JAX" in os.environ
 # torch-compiled takes seconds to compile; the others need a GPU and have separate tests below.
-NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs", "gpumlp-fused"}
+NOT_HERE = {"torch-compiled", "torch-graph", "gpumlp-graphs", "gpumlp-persistent"}
 PEERS = [peer for peer in ALL if peer.name not in NOT_HERE and (peer.name == "jax") == JAX_ALONE]
 
 
@@ -121,18 +121,18 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize(
-    ("peer", "sizes", "way"),
+    ("peer", "batch_size", "way"),
     [
-        (Gpumlp, (20, 16, 4), "persistent"),
-        (Gpumlp, (20, 16, 8, 4), "graphs"),
-        (GpumlpGraphs, (20, 16, 4), "graphs"),
-        (GpumlpFused, (20, 8, 4), "fused on 1 multiprocessor"),
+        (Gpumlp, 16, "persistent on 1 multiprocessor"),
+        (Gpumlp, 257, "graphs"),
+        (GpumlpGraphs, 16, "graphs"),
+        (GpumlpPersistent, 257, "persistent on 1 multiprocessor"),
     ],
 )
 def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
-    peer: type[Peer], sizes: tuple[int, ...], way: str, momentum: float, blobs: Dataset, host_cuda: None
+    peer: type[Peer], batch_size: int, way: str, momentum: float, blobs: Dataset, host_cuda: None
 ) -> None:
-    setting = replace(SETTING, sizes=sizes, momentum=momentum, device="cuda")
+    setting = replace(SETTING, sizes=(20, 8, 4), batch_size=batch_size, momentum=momentum, device="cuda")
     (result,) = check_agreement([peer], setting, blobs, threads=1)
     assert isinstance(result, Agreement), result
     assert result.agrees, result
@@ -140,18 +140,21 @@ def test_gpumlp_agrees_on_a_gpu_in_the_way_that_it_runs(
 
 
 def test_graphs_are_measured_only_in_addition_to_the_persistent_kernel(blobs: Dataset, host_cuda: None) -> None:
-    (result,) = check_agreement([GpumlpGraphs], replace(SETTING, device="cuda"), blobs, threads=1)
+    setting = replace(SETTING, device="cuda", dtype="float64")
+    (result,) = check_agreement([GpumlpGraphs], setting, blobs, threads=1)
     assert isinstance(result, NotMeantForError)
     assert str(result) == "gpumlp runs by CUDA graphs here"
     assert GpumlpGraphs.unsupported_reason("cpu", "float32") == "CUDA graphs need a GPU"
 
 
-def test_the_fused_kernel_is_measured_only_where_it_supports_the_network(blobs: Dataset, host_cuda: None) -> None:
+def test_the_persistent_kernel_is_measured_only_where_it_supports_the_network(
+    blobs: Dataset, host_cuda: None
+) -> None:
     setting = replace(SETTING, device="cuda", dtype="float64")
-    (result,) = check_agreement([GpumlpFused], setting, blobs, threads=1)
+    (result,) = check_agreement([GpumlpPersistent], setting, blobs, threads=1)
     assert isinstance(result, NotMeantForError)
-    assert "execution fused is not possible" in str(result)
-    assert GpumlpFused.unsupported_reason("cpu", "float32") == "the fused kernel needs a GPU"
+    assert "execution persistent is not possible" in str(result)
+    assert GpumlpPersistent.unsupported_reason("cpu", "float32") == "the persistent kernel needs a GPU"
 
 
 def test_unshuffled_epoch_leaves_the_next_one_shuffled(peer: type[Peer], blobs: Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gpumlp import Dataset
 from gpumlp.backends import StepRun
 from gpumlp.backends.cuda.cublaslt import Products
-from gpumlp.backends.cuda.fused import FusedRunner
+from gpumlp.backends.cuda.persistent import PersistentRunner
 from tests.command_helpers import assert_same_run, run
 from tests.host_cublaslt import host_bindings
 from tests.host_cuda import HostCupy, load_cupy_backend
@@ -74,40 +74,34 @@ def test_a_run_can_be_resumed_with_or_without_graphs(
     assert_same_run(whole, parts)
 
 
-def test_a_run_by_the_persistent_kernel_is_resumed_by_it(
-    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [(), ("--execution", "persistent", "--multiprocessors", 2)])
+def test_a_run_by_the_persistent_kernel_is_resumed_by_it_on_as_many_multiprocessors(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, options: tuple[object, ...], capsys
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     cupy.attributes["CooperativeLaunch"] = 1
-    words = (*words, "--optimizer", "sgd", "--hidden", "16")
-    assert run("train", *words, "--epochs", 4, "--out", whole) == 0
-    shown = "execution: persistent: 4 blocks of 256 threads, 4 hidden units"
-    assert shown in capsys.readouterr().out
-    assert run("train", *words, "--epochs", 2, "--out", parts) == 0
-    assert run("train", "--resume", parts, "--epochs", 4) == 0
-    assert_same_run(whole, parts)
-    with_adam = (*words, "--optimizer", "adam", "--epochs", 3, "--out", tmp_path / "adam")
-    capsys.readouterr()
-    assert run("train", *with_adam) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: "))
-    reason = "up to 16 steps in one launch; not persistent: it supports the optimizer SGD only"
-    assert line.startswith(f"execution: graphs: {reason}, not Adam(")
-
-
-def test_a_run_by_the_fused_kernel_is_resumed_by_it_on_as_many_multiprocessors(
-    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    cupy.attributes["CooperativeLaunch"] = 1
-    words = (*words, "--hidden", "32", "--dropout", "0.2", "--batch-size", "50", "--execution", "fused")
-    assert run("train", *words, "--multiprocessors", 2, "--epochs", 4, "--out", whole) == 0
-    shown = capsys.readouterr().out
-    assert "execution: fused: 2 blocks of " in shown
-    assert shown.count("not been measured on a card") == 1
-    assert run("train", *words, "--multiprocessors", 2, "--epochs", 2, "--out", parts) == 0
+    words = (*words, "--hidden", "32", "--dropout", "0.2", "--batch-size", "50")
+    assert run("train", *words, *options, "--epochs", 4, "--out", whole) == 0
+    assert f"execution: persistent: {2 if options else 1} block" in capsys.readouterr().out
+    assert run("train", *words, *options, "--epochs", 2, "--out", parts) == 0
     assert run("train", "--resume", parts, "--epochs", 4) == 0
     assert_same_run(whole, parts)
     assert cupy.compiled_reductions == []
+
+
+def test_the_execution_that_auto_takes_is_shown_with_the_reason(
+    cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cupy.attributes["CooperativeLaunch"] = 1
+    for number, (options, why) in enumerate(
+        (
+            (("--optimizer", "rmsprop"), "it does not support the optimizer RMSprop("),
+            (("--dtype", "float64"), "it computes in float32 only, not in float64"),
+        )
+    ):
+        assert run("train", *words, *options, "--epochs", 3, "--out", tmp_path / str(number)) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("execution: "))
+        assert line.startswith(f"execution: graphs: up to 16 steps in one launch; not persistent: {why}")
 
 
 def test_a_sweep_trains_networks_in_one_launch_and_resumes_them_so(
@@ -116,22 +110,32 @@ def test_a_sweep_trains_networks_in_one_launch_and_resumes_them_so(
     cupy.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 4}
     words = (*words, "--batch-size", "50", "--epochs", 4, "--quiet")
     grid, out = ("--grid", "hidden=8", "learning-rate=0.01,0.03"), tmp_path / "sweep"
-    run_many = FusedRunner.run_many
+    run_many = PersistentRunner.run_many
     launches: list[int] = []
 
-    def counting(self: FusedRunner, runs: Sequence[StepRun]) -> None:
+    def counting(self: PersistentRunner, runs: Sequence[StepRun]) -> None:
         launches.append(len(runs))
         if len(launches) == 3:
             raise KeyboardInterrupt
         run_many(self, runs)
 
-    monkeypatch.setattr(FusedRunner, "run_many", counting)
+    monkeypatch.setattr(PersistentRunner, "run_many", counting)
     assert run("sweep", *words, *grid, "--out", out) == 130
     assert run("sweep", "--resume", out) == 0
     assert set(launches) == {2}
-    assert capsys.readouterr().out.count("\nexecution of 2 runs: fused: ") == 1
+    assert capsys.readouterr().out.count("\nexecution of 2 runs: persistent: ") == 1
     for rate in ("0.01", "0.03"):
-        alone = (*words, "--hidden", 8, "--learning-rate", rate, "--execution", "fused", "--out", tmp_path / rate)
+        alone = (
+            *words,
+            "--hidden",
+            8,
+            "--learning-rate",
+            rate,
+            "--execution",
+            "persistent",
+            "--out",
+            tmp_path / rate,
+        )
         assert run("train", *alone) == 0
         assert_same_run(out / f"hidden=8,learning_rate={rate},seed=0", tmp_path / rate)
 
@@ -152,15 +156,16 @@ def test_options_for_a_gpu_are_checked(capsys: pytest.CaptureFixture[str]) -> No
     assert run("train", "--matmul-precision", "medium", "--execution", "fast") == 2
     message = capsys.readouterr().err
     assert "matmul_precision: expected one of highest, high, got 'medium'" in message
-    assert "execution: expected one of auto, persistent, fused, graphs, eager, got 'fast'" in message
+    assert "execution: expected one of auto, persistent, graphs, eager, got 'fast'" in message
 
 
 def test_an_unsupported_execution_is_an_error(
     cupy: HostCupy, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("train", *words, "--epochs", 2, "--execution", "persistent", "--out", tmp_path / "run") == 2
+    words = (*words, "--optimizer", "rmsprop", "--execution", "persistent")
+    assert run("train", *words, "--epochs", 2, "--out", tmp_path / "run") == 2
     message = capsys.readouterr().err
-    assert "execution persistent is not possible: it supports the optimizer SGD only" in message
+    assert "execution persistent is not possible: it does not support the optimizer RMSprop(" in message
     assert "Traceback" not in message
 
 

@@ -498,7 +498,7 @@ def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> No
 
 def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
     backend = host_cuda_backend()
-    code = kernel_source("blocks.cuh", "kernels.cu")
+    code = kernel_source("kernels.cu")
     kernel = backend.xp.RawModule(code=code, options=("-DREAL=float",)).get_function("column_sums")
     values, sums = backend.asarray(np.ones((2, 3), np.float32)), backend.asarray(np.zeros(3, np.float32))
     unused = (sums, np.uint64(0))  # by a single block
@@ -516,7 +516,7 @@ def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
 
 
 def test_python_and_cuda_number_the_rules_alike() -> None:
-    source = kernel_source("blocks.cuh", "kernels.cu")
+    source = kernel_source("kernels.cu")
     defined = {name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)", source)}
     losses = {name.partition("_")[0]: code for code, name in enumerate(LOSSES) if name != "softmax_cross_entropy"}
     for codes in (kernels._SGD_CODES, losses):
@@ -565,9 +565,7 @@ def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> No
     if compiler is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     source = tmp_path / "kernels.cu"
-    source.write_text(
-        kernel_source("blocks.cuh", "kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda)
-    )
+    source.write_text(kernel_source("kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda))
     command = [
         compiler,
         "-cubin",

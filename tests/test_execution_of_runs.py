@@ -32,7 +32,7 @@ class FakeGPU(NumpyBackend):
         if self.asked not in ("auto", *self.possible):
             raise ExecutionError(f"{self.asked} needs what is missing", "take another way")
         name = self.possible[0] if self.asked == "auto" else self.asked
-        return Execution(name, "as tested", multiprocessors=self.multiprocessors if name == "fused" else None)
+        return Execution(name, "as tested", multiprocessors=self.multiprocessors if name == "persistent" else None)
 
 
 Devices = Callable[..., None]
@@ -162,43 +162,58 @@ def test_a_run_resumed_on_another_device_uses_that_devices_execution(
 
 
 def test_a_resumed_run_keeps_its_multiprocessors(tmp_path: Path, devices: Devices, capsys) -> None:
-    devices("fused")
-    start(tmp_path / "run", execution="fused", multiprocessors=5)
-    start(tmp_path / "other", execution="fused")
+    devices("persistent")
+    start(tmp_path / "run", execution="persistent", multiprocessors=5)
+    start(tmp_path / "other", execution="persistent")
     assert [Run(tmp_path / name).metrics["multiprocessors"] for name in ("run", "other")] == [5, 8]
-    devices("persistent", "fused", multiprocessors=3)  # the number by the plan now
+    devices("graphs", "persistent", multiprocessors=3)  # the selection of "auto" and the number by the plan now
     for name, count in (("run", 5), ("other", 8)):
         resume(tmp_path / name)
-        assert executions(tmp_path / name) == ("fused", "fused")
+        assert executions(tmp_path / name) == ("persistent", "persistent")
         assert Run(tmp_path / name).checkpoint.execution["multiprocessors"] == count
-    assert said(capsys) == [f"execution: {Execution('fused', 'as tested')}"] * 2
+    assert said(capsys) == [f"execution: {Execution('persistent', 'as tested')}"] * 2
     resume(tmp_path / "run", epochs=3, multiprocessors=4)
     assert "multiprocessors: 4 instead of 5: results differ by rounding" in capsys.readouterr().out
-    resume(tmp_path / "run", epochs=4, execution="persistent", multiprocessors=4)
+    resume(tmp_path / "run", epochs=4, execution="graphs", multiprocessors=4)
     assert Run(tmp_path / "run").checkpoint.execution["multiprocessors"] is None
 
 
-def test_multiprocessors_are_only_those_of_fused(tmp_path: Path, devices: Devices, capsys) -> None:
-    devices("persistent", "fused")
-    words = ("--dataset", "digits", "--device", "cuda", "--multiprocessors", "4", "--out", tmp_path / "new")
-    assert run("train", *words) == 2
-    text = "multiprocessors: expected only with execution fused, got execution"
-    assert f"{text} auto" in capsys.readouterr().err
-    start(tmp_path / "run", execution="persistent")
-    with pytest.raises(ConfigError, match=f"{text} persistent"):
-        resume(tmp_path / "run", multiprocessors=4)
-    with pytest.raises(ConfigError, match="multiprocessors: expected a whole number of 1 or more, got 0"):
-        Config(execution="fused", multiprocessors=0).check()
-
-
-def test_a_run_that_cannot_go_on_takes_fused_only_if_it_was_its_own(
-    tmp_path: Path, devices: Devices, capsys
+@pytest.mark.parametrize(
+    ("possible", "now", "line"),
+    [
+        (("persistent", "graphs"), "persistent", ", by a newer kernel than before"),
+        (("graphs", "persistent"), "persistent", ", by a newer kernel than before"),
+        (("graphs", "eager"), "graphs", " instead of persistent (persistent needs what is missing)"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "persistent"])
+def test_a_run_by_an_earlier_versions_persistent_kernel_goes_on(
+    tmp_path: Path, devices: Devices, capsys, asked: str, possible: tuple[str, ...], now: str, line: str
 ) -> None:
     devices("persistent")
-    start(tmp_path / "run")
-    devices("graphs", "fused", "eager")
+    start(tmp_path / "run", execution=asked)
+    as_version_0_2(tmp_path / "run")
+    devices(*possible)
     resume(tmp_path / "run")
-    assert executions(tmp_path / "run") == ("graphs", "graphs")
+    assert executions(tmp_path / "run") == (now, now)
+    shown = said(capsys)
+    assert shown[0].startswith(f"execution: {now}{line}: results differ by rounding")
+    assert shown[1:] == [f"execution: {Execution(now, 'as tested')}"]
+    resume(tmp_path / "run", epochs=3)
+    assert said(capsys) == [f"execution: {Execution(now, 'as tested')}"]
+
+
+def test_multiprocessors_are_only_those_of_persistent(tmp_path: Path, devices: Devices, capsys) -> None:
+    devices("persistent", "graphs")
+    words = ("--dataset", "digits", "--device", "cuda", "--multiprocessors", "4", "--out", tmp_path / "new")
+    assert run("train", *words) == 2
+    text = "multiprocessors: expected only with execution persistent, got execution"
+    assert f"{text} auto" in capsys.readouterr().err
+    start(tmp_path / "run", execution="graphs")
+    with pytest.raises(ConfigError, match=f"{text} graphs"):
+        resume(tmp_path / "run", multiprocessors=4)
+    with pytest.raises(ConfigError, match="multiprocessors: expected a whole number of 1 or more, got 0"):
+        Config(execution="persistent", multiprocessors=0).check()
 
 
 @pytest.mark.parametrize(
@@ -259,10 +274,10 @@ def test_an_old_run_on_the_cpu_is_resumed_without_a_message(tmp_path: Path, caps
 def test_the_old_options_are_refused_with_the_new_one(old: str, form: str, capsys) -> None:
     assert run("train", *form.format(old).split()) == 2
     err = capsys.readouterr().err
-    assert "replaced by --execution auto|persistent|fused|graphs|eager" in err
+    assert "replaced by --execution auto|persistent|graphs|eager" in err
     assert len(err.splitlines()) == 1
 
 
 def test_an_unknown_execution_is_refused() -> None:
-    with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, fused, graphs, eager"):
+    with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, graphs, eager"):
         Config(execution="fast").check()

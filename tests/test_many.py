@@ -38,7 +38,7 @@ from gpumlp.backends import Backend, Step, StepRun
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
 from gpumlp.training.many import run_together
-from tests.test_fused_training import fused_backend, samples
+from tests.test_persistent_training import persistent_backend, samples
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -173,14 +173,14 @@ def test_networks_on_a_gpu_have_the_bits_of_each_alone(monkeypatch: pytest.Monke
     def network(seed: int, backend: Backend) -> MLP:
         return MLP([20, 16, 4], seed=seed, device=backend)
 
-    backend, data = fused_backend(2), samples()
+    backend, data = persistent_backend(2), samples()
     networks = [network(seed, backend) for seed in range(3)]
     options: dict[str, Any] = {"optimizer": SGD(0.1, momentum=0.9), "batch_size": 16, "validation": 0.2}
     run_many, at_once = backend.run_many, list[int]()
     monkeypatch.setattr(backend, "run_many", lambda runs: (at_once.append(len(runs)), run_many(runs)))
     histories = fit_many(networks, data, epochs=[2, 1, 3], callbacks=lambda index: lambda trainer: None, **options)
     for seed, together in enumerate(networks):
-        alone = network(seed, fused_backend(2))
+        alone = network(seed, persistent_backend(2))
         history = fit(alone, data, epochs=[2, 1, 3][seed], **options)
         assert weights(together) == weights(alone)
         assert histories[seed]["validation_loss"] == history["validation_loss"]

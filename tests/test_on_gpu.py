@@ -122,7 +122,7 @@ def test_training_is_timed_and_its_bits_are_compared(
     job = on_gpu.Job("cpu", tmp_path, tmp_path / "training.json")
     on_gpu.training(job)
     runs = job.result["runs"]
-    assert [row["execution"] for row in runs] == ["auto", "auto", *on_gpu.WAYS]
+    assert [row["execution"] for row in runs] == ["auto", "auto", *on_gpu.WAYS, "auto"]
     assert all(row["epochs"] == 2 and 0.9 < row["test_accuracy"] < 1 for row in runs)
     assert all(row["wall_seconds"] > row["first_epoch_seconds"] > 0 for row in runs)
     assert job.result["two_runs_have_the_same_bits"] is True
@@ -135,7 +135,7 @@ def test_a_test_is_named_when_it_starts(
     file = tmp_path / "test_small.py"
     file.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_that_ends():\n    pass\n")
     job = on_gpu.Job("cpu", tmp_path, tmp_path / "tests.json")
-    on_gpu._run_tests(job, str(file))
+    on_gpu.gpu_tests(job, str(file))
     assert job.note == "1 of 1 passed, 0 skipped"
     assert capfd.readouterr().out.count("::test_that_ends") >= 1
 
@@ -158,27 +158,27 @@ def test_what_the_sanitizer_finds_is_a_failure(
     assert job.note == "3 of 4 checks are clean"
 
 
-def test_the_fused_kernel_is_timed_beside_the_other_ways_and_with_many_networks(
+def test_the_persistent_kernel_is_timed_beside_graphs_and_with_many_networks(
     on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_gpu, "TIMED_SAMPLES", 512)
     monkeypatch.setattr(on_gpu, "TIMED_BATCHES", (128, 256))
     monkeypatch.setattr(on_gpu, "MANY", (1, 3))
-    job = on_gpu.Job("cpu", tmp_path, tmp_path / "fused.json")
-    on_gpu.fused_times(job)
-    settings = [(row["network"], row["batch_size"]) for row in job.result["steps"][::3]]
+    job = on_gpu.Job("cpu", tmp_path, tmp_path / "times.json")
+    on_gpu.times(job)
+    settings = [(row["network"], row["batch_size"]) for row in job.result["steps"][::2]]
     assert settings == [("784-128-10", 128), ("784-128-10", 256), ("784-512-512-10", 128)]
-    assert [row["execution"] for row in job.result["steps"][:3]] == ["fused", "persistent", "graphs"]
+    assert [row["execution"] for row in job.result["steps"][:2]] == ["persistent", "graphs"]
     assert [row["networks"] for row in job.result["many"]] == 4 * [1, 3]
     assert all(row["microseconds_per_step"] > 0 for row in (*job.result["steps"], *job.result["many"]))
     assert {"hardware", "versions"} <= job.result.keys()
     assert re.fullmatch(r"[13] networks: [\d,]+ samples/s together", job.note)
     job.result["steps"][0] = {**job.result["steps"][0], "error": "it does not fit"}
     job.result["many"][-1] = {**job.result["many"][-1], "error": "no memory"}
-    lines = [*on_gpu._fused_times(job.result)]
-    assert any(re.fullmatch(r"\| 784-128-10 \| 128 \| - \| [\d.]+ \| [\d.]+ \|", line) for line in lines)
+    lines = [*on_gpu._times(job.result)]
+    assert any(re.fullmatch(r"\| 784-128-10 \| 128 \| - \| [\d.]+ \|", line) for line in lines)
     assert "| 30-100-2 | 200 | 3 | - | - | - | no memory |" in lines
-    assert "- 784-128-10, batch 128, fused: it does not fit" in lines
+    assert "- 784-128-10, batch 128, persistent: it does not fit" in lines
 
 
 def test_the_time_limits_are_below_ten_minutes_together(on_gpu: ModuleType) -> None:
@@ -200,7 +200,4 @@ def test_the_summary_shows_the_tables_of_the_benchmarks(on_gpu: ModuleType) -> N
 def test_unknown_parts_are_refused(on_gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         on_gpu.main(["--parts", "tests nonsense"])
-    assert (
-        "parts: expected some of machine fused-tests fused-sanitizer fused-times tests training"
-        in capsys.readouterr().err
-    )
+    assert "parts: expected some of machine tests sanitizer times training" in capsys.readouterr().err

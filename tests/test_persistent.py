@@ -1,15 +1,10 @@
-"""The persistent kernel on the CPU agrees with the reference and is reproducible bit for bit.
-
-Also the steps that it supports, the reasons for others, and the compilation of its source.
-"""
+"""The persistent kernel's runner: what it supports, what it gives the kernel, and networks trained together."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from itertools import pairwise
-from pathlib import Path
+import ctypes
+import gc
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,574 +14,593 @@ from gpumlp import (
     MLP,
     SGD,
     Adam,
+    AdamW,
     Dataset,
-    DivergenceError,
-    LeakyReLU,
-    Loss,
+    Dense,
+    Dropout,
     Penalty,
-    ReLU,
+    PoissonDeviance,
+    RMSprop,
     SoftmaxCrossEntropy,
     SquaredError,
     Trainer,
-    get_backend,
 )
-from gpumlp.backends import Backend, CudaActivation, ExecutionError
-from gpumlp.backends.cuda import persistent
-from gpumlp.backends.cuda.kernels import kernel_source
-from gpumlp.backends.cuda.persistent import SOURCES, PersistentRunner, Sizes
-from gpumlp.nn.activations import ACTIVATIONS
-from gpumlp.training.callbacks import Callback
-from gpumlp.training.step import TrainingStep
-from tests.gpu_helpers import gpu_backend
-from tests.host_cuda import host_cuda_backend
-from tests.host_kernels import body_of
-from tests.strict_device import StrictArray, StrictBackend
+from gpumlp.backends import Backend, ExecutionError, StepRun
+from gpumlp.backends.cuda import persistent, plan
+from gpumlp.backends.cuda.persistent import bfloat16_rows
+from gpumlp.backends.cuda.plan import FACTORS, NETWORK
+from gpumlp.backends.philox import threshold
+from gpumlp.nn.activations import ACTIVATIONS, LeakyReLU
+from gpumlp.nn.losses import LOSSES
+from tests.host_cuda import HostCupy, HostDevice, host_cuda_backend
+from tests.host_kernels import HostModule
+from tests.own_rules import Scaled
+from tests.strict_device import StrictArray
 
-FROM_OUTPUT = [name for name in ACTIVATIONS if ACTIVATIONS[name].derivative_from == "output"]
-THREADS = 64  # of a block; fewer than on a GPU, because they run in turns
-MNIST = Sizes(
-    inputs=784, hidden=128, classes=10, batch=32, units=4, buffers=2, itemsize=4, pixels=True
-)  # the MNIST network
-OPTIMIZERS = [SGD(0.1), SGD(0.05, momentum=0.9), SGD(0.05, momentum=0.9, nesterov=True)]
-# After some steps: NumPy's tanh for AVX-512 differs from the C library's in the last digits.
-TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
-ORDERS = (1, 2, 3, 4)  # random orders
-MOMENTUM = {"optimizer": SGD(0.1, momentum=0.9), "penalty": Penalty(l2=1e-3)}
+H100 = {"CooperativeLaunch": 1, "MultiProcessorCount": 132}  # with the shared memory of the fake
 
 
-def host_backend(order: int = 0, execution: str = "auto", **attributes: int) -> Backend:
-    """The persistent kernel on the CPU.
+def values(address: int, dtype: Any, *shape: int) -> np.ndarray:
+    """A copy of what is in the memory of the fake device."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(ctypes.string_at(int(address), size), dtype=dtype).reshape(shape)
 
-    Args:
-        order: of the threads of all blocks, see ``HostCupy.thread_order``.
-        execution: as for `get_backend`.
-        attributes: of the device, in addition to the fake's.
+
+class RecordedKernel:
+    """A kernel that computes nothing, but keeps what it is launched with: the arguments, and each network.
+
+    Attributes:
+        grids: of each launch.
+        networks: of each launch: the structure of each network, the factors of its steps, and its first sample.
+        exchanges: the bytes of each launch's exchange.
     """
-    backend = host_cuda_backend(execution=execution)
-    backend.persistent._threads = THREADS
-    backend.xp.thread_order = order
-    backend.xp.attributes |= {"CooperativeLaunch": 1} | attributes
+
+    def __init__(self, xp: HostCupy, defined: dict[str, str]) -> None:
+        self.xp, self.kernel, self.batch = xp, self, int(defined["BATCH"])
+        self.factors = FACTORS[int(defined["OPTIMIZER"])]
+        self.pairs = int(defined["EXCHANGE"]) if int(defined["BLOCKS"]) > 1 else 0
+        self.ptr, self.max_dynamic_shared_size_bytes = 4096, 48 * 1024
+        self.grids: list[tuple[int, ...]] = []
+        self.networks: list[list[SimpleNamespace]] = []
+        self.exchanges: list[bytes] = []
+
+    def get_function(self, name: str) -> RecordedKernel:
+        assert name == "train_networks"
+        return self
+
+    def __call__(
+        self, grid: Any, block: Any, args: Any, *, shared_mem: int, enable_cooperative_groups: bool
+    ) -> None:
+        assert enable_cooperative_groups
+        assert shared_mem == self.max_dynamic_shared_size_bytes
+        (networks,) = args
+        assert isinstance(networks, StrictArray)
+        assert networks.dtype == np.uint8
+        self.grids.append(grid)
+        structs = networks._data.copy().view(NETWORK)
+        self.networks.append([self._network(struct) for struct in structs])
+        self.exchanges.append(ctypes.string_at(int(structs[0]["exchange"]), 8 * self.pairs * len(structs)))
+        self.xp.launched("train_networks", lambda: None)
+
+    def _network(self, struct: Any) -> SimpleNamespace:
+        steps = -(-int(struct["stop"] - struct["start"]) // self.batch)
+        factors = values(struct["factors"], np.float32, steps, self.factors)
+        return SimpleNamespace(struct=struct, factors=factors, sample=values(struct["images"], np.uint16, 16))
+
+
+class Recording(HostCupy):
+    """The fake of CuPy with `RecordedKernel` for the persistent kernel; `kernels` are those that were compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[RecordedKernel] = []
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
+        if "train_networks" not in code:
+            return HostModule(self, code=code, options=options)
+        self.kernels.append(RecordedKernel(self, dict(option[2:].split("=") for option in options)))
+        return self.kernels[-1]
+
+
+def recorder(
+    execution: str = "persistent", multiprocessors: int | None = None, *, graphs: bool = False, **attributes: int
+) -> Backend:
+    """A backend whose persistent kernel is only recorded; `graphs`: whether graphs are possible."""
+    options = {"execution": execution, "multiprocessors": multiprocessors}
+    backend = host_cuda_backend(cupy=Recording(), cublaslt=graphs, **options)
+    backend.xp.attributes |= H100 | attributes
     return backend
 
 
 def trainer_on(
     backend: Backend,
     data: Dataset,
-    hidden: tuple[int, ...] = (18,),
-    activation: str = "relu",
+    hidden: tuple[int, ...] = (16,),
+    *,
+    activation: Any = "relu",
+    loss: Any = "auto",
     dtype: str = "float32",
-    loss: str = "softmax_cross_entropy",
-    **options: object,
+    dropout: Any = 0.0,
+    input_dropout: float = 0.0,
+    model_seed: int = 1,
+    **options: Any,
 ) -> Trainer:
-    sizes = [data.features, *hidden, data.classes]
-    model = MLP(sizes, activation=activation, seed=1, device=backend, dtype=dtype, loss=loss)
-    return Trainer(model, data, **{"batch_size": 16, "diagnostics": False} | options)
+    sizes, rates = [data.features, *hidden, data.outputs], {"dropout": dropout, "input_dropout": input_dropout}
+    model = MLP(sizes, activation, loss=loss, dtype=dtype, seed=model_seed, device=backend, **rates)
+    return Trainer(model, data, **{"batch_size": 32, "diagnostics": False} | options)
 
 
-def ran(trainer: Trainer) -> bool:
-    """Whether the steps were run by the kernel."""
-    return trainer.execution.name == "persistent"
+def run_of(trainer: Trainer, batches: range | None = None, rate: float = 0.1) -> StepRun:
+    batches = range(len(trainer.batches.slices)) if batches is None else batches
+    return StepRun(trainer._step, batches, [rate] * len(batches))
 
 
-def arrays(trainer: Trainer) -> dict[str, np.ndarray]:
-    """Parameters, buffers and records after training."""
-    to_numpy, step = trainer.model.backend.to_numpy, trainer._step
-    buffers = {name: to_numpy(buffer) for name, buffer in trainer.optimizer_state.buffers.items()}
-    results = {"losses": to_numpy(step.losses), "scores": to_numpy(step.scores)}
-    return {"parameters": to_numpy(trainer.model.parameters.data)} | buffers | results
+def train(trainer: Trainer) -> None:
+    """An epoch's steps; the recorded kernel writes no losses, so that a whole epoch would seem to diverge."""
+    with trainer.model.backend.activate():
+        trainer.model.backend.run_steps(*run_of(trainer))
 
 
-def bits(trainer: Trainer) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in arrays(trainer).items()}
+def reason_of(trainer: Trainer) -> str | None:
+    return trainer.model.backend.persistent.unsupported_reason(trainer._step)
 
 
-def close(got: Trainer, want: Trainer, tolerance: float) -> None:
-    """Assert that both results agree up to rounding."""
-    for name, array in arrays(want).items():
-        np.testing.assert_allclose(arrays(got)[name], array, rtol=tolerance, atol=tolerance, err_msg=name)
-    for name in ("train_loss", "train_accuracy"):
-        np.testing.assert_allclose(got.history[name], want.history[name], rtol=tolerance, atol=tolerance)
-    assert got.optimizer_state.steps == want.optimizer_state.steps
+# -- What it supports -------------------------------------------------------------------------------------------
 
 
-def change_kernel(monkeypatch: pytest.MonkeyPatch, before: str, after: str, occurrence: int = 0) -> None:
-    """Run a kernel with a changed source."""
-
-    def changed_source(*names: str, activation: CudaActivation | None = None) -> str:
-        parts = kernel_source(*names, activation=activation).split(before)
-        assert len(parts) > occurrence + 1, f"{before} is not in the kernel so often"
-        return before.join(parts[: occurrence + 1]) + after + before.join(parts[occurrence + 1 :])
-
-    monkeypatch.setattr(persistent, "kernel_source", changed_source)
-
-
-def samples(features: int, classes: int, dtype: str = "uint8", count: int = 60) -> Dataset:
-    """Random samples, which are learned slowly, so that gradients stay large."""
-    rng = np.random.default_rng(features)
-    images = rng.integers(0, 256, (count, features), dtype=np.uint8)
-    if dtype != "uint8":
-        images = rng.normal(size=(count, features)).astype(dtype)
-    return Dataset(images, np.r_[np.arange(classes), rng.integers(0, classes, count - classes)], classes=classes)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-@pytest.mark.parametrize("activation", FROM_OUTPUT)
-def test_many_steps_are_those_of_the_reference(activation: str, optimizer: SGD, dtype: str) -> None:
-    # 60 = 3 x 16 + 12 samples, 18 = 4 x 4 + 2 hidden units: the last batch and the last block are smaller.
-    trainers = [
-        trainer_on(
-            backend, samples(20, 4), activation=activation, dtype=dtype, optimizer=optimizer,
-            penalty=Penalty(l2=1e-3, l1=1e-4),
-        )
-        for backend in (host_backend(), StrictBackend())
-    ]  # fmt: skip
-    for trainer in trainers:
-        trainer.run(5)
-    assert ran(trainers[0])
-    close(*trainers, TOLERANCES[dtype])
-
-
-@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.01), Penalty(l1=0.001)])
-def test_penalties(penalty: Penalty) -> None:
-    trainers = [
-        trainer_on(backend, samples(20, 4), dtype="float64", penalty=penalty, optimizer=SGD(0.1))
-        for backend in (host_backend(), StrictBackend())
-    ]
-    for trainer in trainers:
-        trainer.run(3)
-    assert ran(trainers[0])
-    close(*trainers, TOLERANCES["float64"])
-
-
-@pytest.mark.parametrize("images", ["uint8", "float64"])
-@pytest.mark.parametrize(
-    ("features", "hidden", "classes", "batch_size", "attributes"),
-    [
-        (13, 18, 3, 7, {}),  # rows that are not a multiple of 16 bytes; an odd batch
-        (16, 1, 2, 1, {}),  # fewer units than a block, one sample
-        (33, 24, 5, "full", {}),  # one step per epoch, the maximum number of blocks
-        (48, 30, 64, 33, {"MultiProcessorCount": 2}),  # 16 units in one block, 14 in the other
-        (150, 5, 10, 60, {"MaxSharedMemoryPerBlockOptin": 100_000}),  # more inputs than a warp reads at a time
-    ],
-)
-def test_shapes(
-    features: int, hidden: int, classes: int, batch_size: object, attributes: dict[str, int], images: str
+@pytest.mark.parametrize("hidden", [(1,), (30,), (128,), (64, 32), (30, 20, 10)])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "identity"])
+def test_one_to_three_hidden_layers_of_every_activation(
+    activation: str, hidden: tuple[int, ...], blobs: Dataset
 ) -> None:
-    data = samples(features, classes, images, count=70)
-    trainers = [
-        trainer_on(backend, data, (hidden,), "tanh", "float64", batch_size=batch_size, **MOMENTUM)
-        for backend in (host_backend(**attributes), StrictBackend())
-    ]
-    for trainer in trainers:
-        trainer.run(3)
-    assert ran(trainers[0])
-    close(*trainers, TOLERANCES["float64"])
+    trainer = trainer_on(recorder(), blobs, hidden, activation=activation)
+    assert reason_of(trainer) is None
+    assert str(trainer.execution).startswith("persistent: ")
 
 
-@pytest.mark.parametrize("buffers", [1, 2])
-def test_bits_do_not_depend_on_the_order_of_threads(buffers: int) -> None:
-    results = []
-    for order in (0, *ORDERS):
-        # 64 KiB hold the rows of one batch of 32, but not of two.
-        backend = host_backend(order, MaxSharedMemoryPerBlockOptin=64 * 1024 if buffers == 1 else 227 * 1024)
-        trainer = trainer_on(backend, samples(784, 10), batch_size=32, **MOMENTUM)
-        trainer.run(2)
-        assert [sizes.buffers for sizes, _ in backend.persistent._kernels] == [buffers]
-        results.append(bits(trainer))
-    assert all(one == other for one, other in pairwise(results))
+@pytest.mark.parametrize(
+    "loss", [*LOSSES.values(), lambda: SoftmaxCrossEntropy(label_smoothing=0.1)], ids=lambda kind: kind.__name__
+)
+def test_every_loss(loss: Any, blobs: Dataset) -> None:
+    targets = np.random.default_rng(0).integers(0, 2, (300, 3))
+    task = loss().task
+    data = blobs if task == "classes" else Dataset(blobs.images, targets.astype("float32"), task=task)
+    assert reason_of(trainer_on(recorder(), data, loss=loss())) is None
 
 
-class Listener(Callback):
-    """A callback for progress, so that an epoch is run in many parts."""
-
-
-def test_bits_do_not_depend_on_how_an_epoch_is_split(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, in_parts, short, by_hand = (trainer_on(host_backend(), blobs, **MOMENTUM) for _ in range(4))
-    for trainer in (whole, by_hand):
-        trainer.run(2)
-    launches = whole.model.backend.xp.launches
-    assert launches.count("train_steps") == 2
-    assert "matmul" not in launches
-    in_parts.model.backend.steps_at_a_time = 1
-    in_parts.run(2, [Listener()])
-    assert in_parts.model.backend.xp.launches.count("train_steps") == 2 * 19  # an epoch has 19 batches
-    monkeypatch.setattr(persistent, "MOST_STEPS", 7)
-    short.run(2)
-    assert short.model.backend.xp.launches.count("train_steps") == 2 * 3
-    for trainer in (in_parts, short):
-        assert bits(trainer) == bits(whole)
-        assert trainer.history["train_loss"] == whole.history["train_loss"]
-    for trainer, cuts in ((whole, (0, 19)), (by_hand, (0, 1, 12, 18, 19))):
-        for start, stop in pairwise(cuts):
-            trainer.model.backend.run_steps(trainer._step, range(start, stop), [0.1] * (stop - start))
-    assert bits(by_hand) == bits(whole)
-
-
-def test_a_restored_run_goes_on_with_the_same_bits(blobs: Dataset) -> None:
-    whole, before, after = (trainer_on(host_backend(), blobs, **MOMENTUM) for _ in range(3))
-    whole.run(4)
-    before.run(2)
-    after.model.load_state_dict(before.model.state_dict())
-    buffers = {name: array._data for name, array in before.optimizer_state.buffers.items()}
-    after.restore(buffers, before.optimizer_state.steps, before.random_state(), before.history)
-    after.run(4)
-    assert bits(after) == bits(whole)
-
-
-# -- The fake finds race conditions ---------------------------------------------------------------
-
-
-def end(order: int) -> dict[str, bytes] | None:
-    """The result of a changed kernel; None if training diverges."""
-    trainer = trainer_on(host_backend(order), samples(20, 4), **MOMENTUM)
-    try:
-        trainer.run(2)
-    except DivergenceError:
-        return None
-    assert ran(trainer)
-    return bits(trainer)
-
-
-def differs(order: int) -> bool:
-    """Whether the result differs from that with threads in order."""
-    return end(order) != end(0)
-
-
-STEP = "        __syncthreads();\n"  # the barriers of a step
-
-
-@pytest.mark.parametrize("occurrence", range(5))
-def test_a_missing_barrier_of_a_block_is_found(occurrence: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    change_kernel(monkeypatch, STEP, "", occurrence)
-    assert any(differs(order) for order in ORDERS)
-
-
-def test_a_missing_barrier_of_the_grid_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    change_kernel(monkeypatch, "wait(arrived, (step + 1) * BLOCKS);", "__syncthreads();")
-    assert any(differs(order) for order in ORDERS)
-
-
-def test_a_single_buffer_of_partial_logits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    change_kernel(monkeypatch, "(int64)(step % 2)", "(int64)(step % 1)")
-    assert any(differs(order) for order in ORDERS)
-
-
-# -- Supported steps -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9, nesterov=True), Adam(), AdamW()]
+)
+def test_optimizers_with_penalties_weights_and_dropout(optimizer: Any, blobs: Dataset) -> None:
+    trainer = trainer_on(
+        recorder(), blobs, (16, 8), dropout=(0.2, 0.5), input_dropout=0.1, optimizer=optimizer,
+        penalty=Penalty(l2=1e-3, l1=1e-4), class_weight="balanced",
+    )  # fmt: skip
+    assert reason_of(trainer) is None
 
 
 class MyReLU(LeakyReLU):
-    """A subclass with another function."""
+    def forward(self, xp: Any, s: Any, out: Any) -> None:
+        super().forward(xp, s, out)
 
-    name = "my_relu"
 
-    def forward(self, xp: object, s: object, out: object) -> None:
-        xp.multiply(s, 3, out=out)
+class MyLoss(SquaredError):
+    def output_error(self, *arguments: Any) -> None:
+        super().output_error(*arguments)
 
-    def backward(self, xp: object, a: object, delta: object) -> None:
-        xp.multiply(delta, 3, out=delta)
+
+class MySGD(SGD):
+    def update(self, *arguments: Any) -> None:
+        super().update(*arguments)
 
 
 class MyPenalty(Penalty):
-    """A subclass with another rule."""
-
-    def add_gradient(self, backend: object, weights: object, gradient: object, scratch: object) -> None:
-        pass
-
-
-class Changing(TrainingStep):
-    """A step whose rules change from batch to batch, as the estimators' penalty does."""
-
-    same_rules = False
-
-
-class Weighted(TrainingStep):
-    """A step with sample weights, as in the estimators."""
-
-    sample_weights = property(lambda self: self.losses)
-
-
-class Other:
-    """A layer that is not dense."""
-
-    def __repr__(self) -> str:
-        return "Other()"
-
-
-class Layered(TrainingStep):
-    """A step of a network with another layer."""
-
-    same_rules = True
-    layers = property(lambda self: [*self.model.layers, Other()])
+    def add_gradient(self, *arguments: Any) -> None:
+        super().add_gradient(*arguments)
 
 
 @pytest.mark.parametrize(
     ("reason", "options"),
     [
-        ("it supports networks with one hidden layer only, this one has 2", {"hidden": (8, 8)}),
-        ("it supports networks with one hidden layer only, this one has 0", {"hidden": ()}),
-        ("it supports the optimizer SGD only, not Adam(", {"optimizer": Adam()}),
+        ("it computes in float32 only, not in float64", {"dtype": "float64"}),
+        ("it supports one to three hidden layers, this network has 0", {"hidden": ()}),
+        ("it supports one to three hidden layers, this network has 4", {"hidden": (8, 8, 8, 8)}),
         ("the activation MyReLU(negative_slope=0.01) has no CUDA expression", {"activation": MyReLU()}),
-        ("it does not keep the pre-activation, for GELU()", {"activation": "gelu"}),
-        ("it does not support the penalty MyPenalty", {"penalty": MyPenalty()}),
-        ("a block would need 22 KiB of shared memory, for its weights and the rows", {"batch_size": 256}),
+        ("it does not support the optimizer RMSprop(", {"optimizer": RMSprop()}),
+        ("it does not support the optimizer MySGD(", {"optimizer": MySGD(0.1)}),
+        ("it does not support the penalty MyPenalty(", {"penalty": MyPenalty()}),
+        ("it does not clip gradients", {"clip_norm": 1.0}),
+        ("it does not limit the norms of weights", {"max_norm": 1.0}),
+        ("it does not average the parameters", {"ema": 0.9}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_unsupported_step_uses_the_next_execution_or_is_an_error(
-    reason: str, options: dict[str, object], blobs: Dataset
+def test_an_unsupported_step_is_an_error_with_the_reason(
+    reason: str, options: dict[str, Any], blobs: Dataset
 ) -> None:
-    auto, eager, named = (
-        trainer_on(host_backend(execution=way, MaxSharedMemoryPerBlockOptin=7 * 1024), blobs, **options)
-        for way in ("auto", "eager", "persistent")
-    )
-    for trainer in (auto, eager):
-        trainer.run(1)
-    assert not ran(auto)
-    assert "train_steps" not in auto.model.backend.xp.launches
-    assert auto.execution.reason.startswith(f"not persistent: {reason}"), auto.execution.reason
-    assert bits(auto) == bits(eager)
-    with pytest.raises(ExecutionError, match="execution persistent is not possible: ") as caught:
-        named.run(1)
-    assert reason in str(caught.value)
+    trainer = trainer_on(recorder(), blobs, **options)
+    with pytest.raises(ExecutionError) as caught:
+        _ = trainer.execution
+    assert str(caught.value).startswith(f"execution persistent is not possible: {reason}")
+
+
+class Overridden(MLP):
+    def forward_pass(self, *arguments: Any) -> None:
+        super().forward_pass(*arguments)
+
+
+def reason_for_layers(data: Dataset, *middle: Any, kind: type[MLP] = MLP) -> str | None:
+    model = kind([Dense(20, 8, "relu"), *middle, Dense(8, 4)], device=recorder(), seed=1)
+    return reason_of(Trainer(model, data, batch_size=32, diagnostics=False))
+
+
+def test_layers(blobs: Dataset) -> None:
+    twice = "it supports one dropout after the inputs and each hidden layer only"
+    overridden = "its rules change from batch to batch, or a method of it is overridden"
+    assert str(reason_for_layers(blobs, Scaled(8))).startswith("it does not support the layer Scaled(")
+    assert reason_for_layers(blobs, Dropout(8), Dropout(8, 0.1)) == twice
+    assert reason_for_layers(blobs, Dropout(8)) is None
+    assert reason_for_layers(blobs, kind=Overridden) == overridden
 
 
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("it does not support the loss SquaredError()", {"loss": SquaredError()}),
-        ("its rules change from batch to batch, or a method of it is overridden", {"__class__": Changing}),
-        ("it does not support sample weights", {"__class__": Weighted}),
-        ("it does not clip gradients", {"clip_norm": 1.0}),
-        ("it does not limit the norms of weights", {"max_norm": 1.0}),
-        ("it does not average the parameters", {"average": True}),
-        ("it does not support the layer Other()", {"__class__": Layered}),
+        ("it does not support the loss MyLoss()", {"loss": MyLoss()}),
         ("it does not store the gradients that a callback reads", {"gradient_wanted": True}),
+        ("the targets are not float32", {"loss": SquaredError()}),
     ],
 )
 def test_unsupported_attributes_of_a_step(reason: str, change: dict[str, object], blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    assert ran(trainer)
+    trainer = trainer_on(recorder(), blobs)
     for name, value in change.items():
         setattr(trainer._step, name, value)
-    assert trainer.model.backend.persistent.unsupported_reason(trainer._step) == reason
+    assert reason_of(trainer) == reason
 
 
-def test_many_classes(blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), Dataset(blobs.images, blobs.labels, classes=65))
-    assert "it supports 64 classes at most, not 65" in trainer.execution.reason
+@pytest.mark.parametrize("name", ["images", "order"])
+def test_arrays_with_gaps(name: str, blobs: Dataset) -> None:
+    trainer = trainer_on(recorder(), blobs)
+    setattr(trainer.batches, name, getattr(trainer.batches, name)[::2])
+    assert reason_of(trainer) == "an array is not C-contiguous"
 
 
-@pytest.mark.parametrize(("name", "gap"), [("images", slice(None, None, 2)), ("order", slice(None, None, 2))])
-def test_arrays_with_gaps(name: str, gap: slice, blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    array = getattr(trainer.batches, name)
-    setattr(trainer.batches, name, array[gap])
-    assert "an array is not C-contiguous" in trainer.execution.reason
+def test_parameters_elsewhere(blobs: Dataset) -> None:
+    trainer = trainer_on(recorder(), blobs)
+    layer = trainer.model.layers[0]
+    layer.weight = layer.weight.copy()
+    assert reason_of(trainer) == "a layer's parameters are not in the network's buffer"
 
 
-def test_rows_without_alignment(blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    images = np.zeros(300 * 20 + 1, np.uint8)[1:].reshape(300, 20)
-    trainer.batches.images = StrictArray(images, trainer.model.backend.xp)
-    assert "the samples are not aligned to 16 bytes" in trainer.execution.reason
+def capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostDevice, "compute_capability", "75")
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_device_without_cooperative_launches(told: bool, blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(CooperativeLaunch=0), blobs)
-    if not told:  # as in a CuPy without this attribute
-        del trainer.model.backend.xp.attributes["CooperativeLaunch"]
-    assert "the device does not support cooperative launches" in trainer.execution.reason
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostDevice, "mem_info", (300 * 32 * 2 - 1, 2**31))
 
 
-def test_the_threads_of_a_block_follow_the_batch(blobs: Dataset) -> None:
-    for batch_size, threads in ((32, 256), (63, 256), (64, 512), (300, 512)):
-        backend = host_backend()
-        backend.persistent._threads = None
-        trainer = trainer_on(backend, blobs, batch_size=batch_size)
-        assert str(trainer.execution).startswith(f"persistent: 5 blocks of {threads} threads, 4 hidden units")
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("nvrtc: error\nline 2")
 
-
-def test_a_learning_rate_for_every_step(blobs: Dataset) -> None:
-    kernel, eager = (trainer_on(host_backend(execution=way), blobs, **MOMENTUM) for way in ("auto", "eager"))
-    rates = np.linspace(0.001, 0.2, len(kernel.batches.slices)).tolist()
-    for trainer in (kernel, eager):
-        trainer.model.backend.run_steps(trainer._step, range(len(rates)), rates)
-    close(kernel, eager, 2e-5)
-
-
-def test_all_blocks_are_resident() -> None:
-    hidden = {Sizes(20, hidden, 4, 8, units, 2, 4, True).blocks for hidden, units in ((24, 4), (25, 8), (48, 8))}
-    assert hidden == {6, 4}
-
-
-def test_a_loss_of_the_users_that_states_the_kernel_needs_no_label_smoothing(blobs: Dataset) -> None:
-    class Own(Loss):
-        name, kernel, output, task, least_outputs = "own", "softmax_cross_entropy", "softmax", "classes", 2
-
-        def output_error(self, backend: Any, outputs: Any, targets: Any, losses: Any, scores: Any) -> None:
-            SoftmaxCrossEntropy().output_error(backend, outputs, targets, losses, scores)
-
-        def predictions(self, outputs: Any) -> Any:
-            return SoftmaxCrossEntropy().predictions(outputs)
-
-    for backend in (host_backend(), get_backend("cpu")):
-        found, expected = (trainer_on(backend, blobs, loss=loss) for loss in (Own(), SoftmaxCrossEntropy()))
-        assert found.execution.name == expected.execution.name
-        assert found.run(1)["train_loss"] == expected.run(1)["train_loss"]
-
-
-def test_a_nan_loss_ends_training(blobs: Dataset) -> None:
-    messages = []
-    for way in ("auto", "eager"):
-        trainer = trainer_on(host_backend(execution=way), blobs, optimizer=SGD(1e30), batch_size=32)
-        start = arrays(trainer)["parameters"]
-        with pytest.raises(DivergenceError) as caught:
-            trainer.run(3)
-        messages.append(str(caught.value))
-        np.testing.assert_array_equal(arrays(trainer)["parameters"], start)
-    assert messages[0] == messages[1]
-
-
-def test_gradients_that_are_not_stored_are_nan(blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    trainer.run(1)
-    parameters = trainer.model.parameters
-    for gradient in parameters.views(parameters.gradient).values():
-        assert np.isnan(gradient._data).all()
-    trainer.keep_gradients()
-    trainer.run(2)
-    assert "it does not store the gradients that a callback reads" in trainer.execution.reason
-    assert np.isfinite(parameters.data._data).all()  # the padding between tensors, too
-    for gradient in parameters.views(parameters.gradient).values():
-        assert np.isfinite(gradient._data).all()
-
-
-# -- Compilation and launch by CuPy -----------------------------------------------------------------------
-
-
-def test_only_the_launch_is_cooperative(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    xp, asked = trainer.model.backend.xp, []
-    compile_module = xp.RawModule
-    monkeypatch.setattr(
-        xp, "RawModule", lambda **options: asked.append(options) or compile_module(**options), raising=False
-    )
-    trainer.run(1)
-    assert ran(trainer)
-    (options,) = (options for options in asked if "-DUNITS=4" in options["options"])
-    assert set(options) == {"code", "options"}
-
-
-def test_the_fake_refuses_the_same_as_cupy_or_a_gpu(blobs: Dataset) -> None:
-    trainer = trainer_on(host_backend(), blobs)
-    trainer.run(1)
-    (kernel,) = trainer.model.backend.persistent._kernels.values()
-    with pytest.raises(AssertionError, match="blocks wait for others"):
-        kernel((1, 5), (64,), ())
-    with pytest.raises(AssertionError, match="blocks wait for others"):
-        kernel.kernel((1, 5), (64,), ())
-    with pytest.raises(TypeError, match="multiple values for keyword"):
-        kernel((1, 5), (64,), (), enable_cooperative_groups=True)
-    with pytest.raises(ValueError, match="exceeds the limit"):
-        kernel.kernel((1, 7), (64,), (), enable_cooperative_groups=True)
-    with pytest.raises(AttributeError):
-        kernel.kernel.max_dynamic_shared_size_bytes = 2**16
-    with pytest.raises(RuntimeError, match="cudadevrt"):
-        trainer.model.backend.xp.RawModule(code="", options=(), enable_cooperative_groups=True)
-
-
-# -- The source -------------------------------------------------------------------------------------------
-
-
-def test_the_source_contains_the_fences() -> None:
-    # Fences have no effect on the CPU, so no other test detects a missing one; this test checks the source. That
-    # blocks read the current partial logits can be tested only on a GPU.
-    source = kernel_source(*SOURCES, activation=ReLU.cuda)
-    assert re.search(r"__threadfence\(\);\s*atomicAdd\(arrived", body_of(source, "arrive"))
-    assert re.search(r"while \(.*arrived < expected\)[^}]*__threadfence\(\);", body_of(source, "wait"))
-    taken = body_of(source, "sum_partial_logits")
-    assert "__ldcg(parts + " in taken
-    assert len(re.findall(r"\bparts\b", taken)) == 2  # the parameter and one use
-
-
-# -- The compiler --------------------------------------------------------------------------------------
-
-COMPILED = [
-    MNIST,
-    MNIST._replace(batch=64),
-    MNIST._replace(batch=128, buffers=1),
-    MNIST._replace(batch=16, pixels=False),
-    Sizes(inputs=13, hidden=9, classes=3, batch=5, units=8, buffers=2, itemsize=4, pixels=True),
-]
+    monkeypatch.setattr(RecordedKernel, "get_function", fail)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "sizes"),
-    [("sm_80", COMPILED[0]), ("sm_80", COMPILED[2]), *(("sm_90", sizes) for sizes in COMPILED)],
-    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+    ("reason", "change"),
+    [
+        ("it needs compute capability 8.0, the device has 7.5", capability),
+        ("its copy of the samples takes 0.0 GiB, and 0.0 GiB are free", no_memory),
+        ("its kernel cannot be compiled: RuntimeError: nvrtc: error", no_compiler),
+    ],
 )
-@pytest.mark.parametrize("real", ["float", "double"])
-def test_the_source_compiles_and_spills_no_register(
-    tmp_path: Path, architecture: str, real: str, sizes: Sizes
+def test_devices_that_cannot_run_it(
+    reason: str, change: Any, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
-    sizes = sizes._replace(itemsize=4 if real == "float" else 8)
-    source = tmp_path / "persistent.cu"
-    source.write_text(kernel_source(*SOURCES, activation=ReLU.cuda))
-    command = [compiler, "-cubin", f"-arch={architecture}", "-Werror", "all-warnings", "--resource-usage"]
-    threads = PersistentRunner(None).threads(sizes.batch)
-    command += [*sizes.options(real, threads), "-o", str(tmp_path / "persistent.cubin"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = done.stdout + done.stderr
-    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-    registers = int(re.search(r"Used (\d+) registers", report)[1])
-    assert registers <= 65536 // threads
+    trainer = trainer_on(recorder(), blobs)
+    change(monkeypatch)
+    assert reason_of(trainer) == reason
 
 
-# -- A GPU ---------------------------------------------------------------------------------------------
-
-
-SMALL = {"dtype": "float32", "hidden": 128, "batch_size": 32}  # with MNIST's inputs: runs on every GPU
-
-
-def ran_or_skip(trainer: Trainer, setting: dict[str, object]) -> None:
-    """Skip if the GPU has too little shared memory, except for the small setting."""
-    if "of shared memory" in trainer.execution.reason and not ran(trainer) and setting != SMALL:
-        pytest.skip(trainer.execution.reason)
-    assert ran(trainer), trainer.execution
-
-
-def test_the_small_setting_has_room_in_64_kib() -> None:
-    assert MNIST._replace(buffers=1).shared_bytes <= 64 * 1024
-    assert {"hidden": MNIST.hidden, "batch_size": MNIST.batch, "dtype": "float32"} == SMALL
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("hidden", [128, 600])
-@pytest.mark.parametrize("batch_size", [32, 75, 1])
-@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_on_a_gpu_it_agrees_with_eager_training_and_is_reproducible(
-    activation: str, batch_size: int, hidden: int, dtype: str
+@pytest.mark.parametrize(("capability", "bulk"), [("80", False), ("89", False), ("90", True), ("120", True)])
+def test_bulk_copies_are_for_devices_that_have_them(
+    capability: str, bulk: bool, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(4)
-    data = Dataset(rng.integers(0, 256, (300, 784), dtype=np.uint8), rng.integers(0, 10, 300), classes=10)
-    trainers = []
-    for way in ("auto", "auto", "eager"):
-        backend = gpu_backend(execution=way)
-        model = MLP([784, hidden, 10], activation=activation, seed=1, device=backend, dtype=dtype)
-        optimizer = SGD(0.003, momentum=0.9, nesterov=True)
-        trainers.append(
-            Trainer(model, data, optimizer=optimizer, penalty=Penalty(l2=1e-3, l1=1e-5), batch_size=batch_size)
-        )
-        trainers[-1].run(3)
-    ran_or_skip(trainers[0], {"dtype": dtype, "hidden": hidden, "batch_size": batch_size})
-    assert bits(trainers[0]) == bits(trainers[1])
-    tolerance = 1e-4 if dtype == "float32" else 1e-9
-    for name, array in trainers[2].model.state_dict().items():
-        np.testing.assert_allclose(trainers[0].model.state_dict()[name], array, rtol=tolerance, atol=tolerance)
+    monkeypatch.setattr(HostDevice, "compute_capability", capability)
+    monkeypatch.setattr(plan, "_SMALL_ROW", 0)  # otherwise, rows of few inputs come without them
+    trainer = trainer_on(recorder(), blobs)
+    assert reason_of(trainer) is None
+    assert trainer.model.backend.persistent._networks[trainer._step].plan.bulk == bulk
+
+
+def test_a_device_without_cooperative_launches_or_room(blobs: Dataset) -> None:
+    assert reason_of(trainer_on(recorder(CooperativeLaunch=0), blobs)) == (
+        "the device does not support cooperative launches"
+    )
+    small = recorder(MaxSharedMemoryPerBlockOptin=4096)
+    assert "of shared memory" in str(reason_of(trainer_on(small, blobs, (64,))))
+    assert reason_of(trainer_on(recorder(MaxThreadsPerMultiProcessor=0), blobs)) == (
+        "its blocks (1) have to be resident at once, and the device has room for 0"
+    )
+    assert reason_of(trainer_on(recorder(multiprocessors=133), blobs)) == (
+        "the device has 132 multiprocessors, not 133"
+    )
+
+
+# -- What the kernel is given -----------------------------------------------------------------------------------
+
+
+def rows_of(xp: Any, samples: StrictArray) -> np.ndarray:
+    count, inputs = samples.shape
+    out = xp.zeros((count, 1 if samples.dtype == np.uint8 else 3, -(-inputs // 16) * 16), dtype="uint16")
+    bfloat16_rows(xp, samples, out)
+    return out._data
+
+
+@pytest.mark.parametrize("inputs", [1, 16, 20])
+def test_samples_in_bfloat16_are_exact(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistent, "_ROWS", 7)  # of 30 rows, so that the last chunk is smaller
+    xp, rng = HostCupy(), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, inputs), dtype=np.uint8)
+    scales = np.exp(rng.uniform(-20, 20, (30, inputs)))
+    numbers = (rng.normal(size=(30, inputs)) * scales).astype("float32")
+    for samples, planes in ((pixels, 1), (numbers, 3)):
+        got = rows_of(xp, xp.asarray(samples))
+        assert (got.shape, got.dtype) == ((30, planes, -(-inputs // 16) * 16), np.uint16)
+        parts = (got.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        np.testing.assert_array_equal(parts.sum(axis=1)[:, :inputs], samples)
+        assert not got[:, :, inputs:].any()
+    assert not xp.compiled_reductions
+
+
+def test_the_structure_of_a_network(blobs: Dataset) -> None:
+    trainer = trainer_on(
+        recorder(), blobs, (16, 8), dropout=(0.0, 0.25), input_dropout=0.5, class_weight="balanced",
+        optimizer=Adam(0.02, beta1=0.8, beta2=0.99), penalty=Penalty(l2=0.5, l1=0.25), seed=2**63 + 5,
+        loss=SoftmaxCrossEntropy(label_smoothing=0.125),
+    )  # fmt: skip
+    step, backend = trainer._step, trainer.model.backend
+    with backend.activate():
+        backend.run_steps(step, range(2), [0.02, 0.01])
+        backend.run_steps(step, range(2, 10), [0.02] * 8)
+    assert step.state.steps == 10
+    (kernel,) = backend.xp.kernels
+    (first,), (second,) = kernel.networks
+    arrays = {
+        "order": step.order, "targets": step.targets, "sample_weights": step.sample_weights,
+        "parameters": step.parameters, "losses": step.losses, "scores": step.scores,
+    }  # fmt: skip
+    for name, array in arrays.items():
+        assert first.struct[name] == second.struct[name] == array.data.ptr, name
+    buffers = [step.state.buffers[name].data.ptr for name in ("mean", "mean_square")]
+    assert first.struct["buffers"].tolist() == buffers
+    samples = rows_of(backend.xp, step.images)
+    np.testing.assert_array_equal(values(first.struct["images"], np.uint16, *samples.shape), samples)
+
+    dense = [layer for layer in step.layers if isinstance(layer, Dense)]
+    for number, layer in enumerate(dense):
+        for name, array in (("weight_offset", layer.weight), ("bias_offset", layer.bias)):
+            place = trainer.model.parameters.data._data[first.struct[name][number] :]
+            np.testing.assert_array_equal(place[: array.size], array._data.reshape(-1), err_msg=name)
+    assert [(each.struct["start"], each.struct["stop"]) for each in (first, second)] == [(0, 64), (64, 300)]
+    assert [each.struct["steps_taken"] for each in (first, second)] == [0, 2]
+    assert first.struct["seed"] == 2**63 + 5
+    expected = {
+        "scale": 1 / 255, "beta1": 0.8, "one_minus_beta1": 0.2, "beta2": 0.99, "one_minus_beta2": 0.01,
+        "l2": 0.5, "l1": 0.25, "label_smoothing": 0.125, "momentum": 0,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert first.struct[name] == np.float32(value), name
+    assert [type(step.layers[number]) for number in first.struct["dropout_layer"][[0, 2]]] == [Dropout, Dropout]
+    assert first.struct["dropout_threshold"].tolist() == [threshold(0.5), 0, threshold(0.25), 0]
+    np.testing.assert_array_equal(first.struct["dropout_scale"][[0, 2]], np.float32([2, 1 / 0.75]))
+    want = [trainer.optimizer.step_factors(1, 0.02), trainer.optimizer.step_factors(2, 0.01)]
+    np.testing.assert_array_equal(first.factors, np.float32(want))
+
+
+def test_unused_parts_of_a_network_are_null(blobs: Dataset) -> None:
+    numbers = Dataset(blobs.images.astype("float32"), np.ones((300, 2), "float32"), task="numbers")
+    trainer = trainer_on(recorder(), numbers, loss=PoissonDeviance(), optimizer=SGD(0.1))
+    train(trainer)
+    ((network,),) = trainer.model.backend.xp.kernels[0].networks
+    for name in ("sample_weights", "seed", "momentum", "label_smoothing", "beta1", "l2"):
+        assert network.struct[name] == 0, name
+    assert network.struct["buffers"].tolist() == [0, 0]
+    assert network.struct["scale"] == 1
+
+
+def test_pairs_of_an_exchange_are_zero_at_the_launch(blobs: Dataset) -> None:
+    backend = recorder(multiprocessors=2)
+    trainers = [trainer_on(backend, blobs, model_seed=seed) for seed in range(3)]
+    with backend.activate():
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    (kernel,) = backend.xp.kernels
+    (networks,) = kernel.networks
+    pairs = backend.persistent._networks[trainers[0]._step].plan.exchange_pairs
+    assert pairs > 0
+    places = [int(network.struct["exchange"]) for network in networks]
+    assert np.diff(places).tolist() == [8 * pairs] * 2
+    assert kernel.exchanges == [b"\0" * 8 * pairs * 3]
+
+
+def test_long_runs_are_several_launches(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistent, "MOST_STEPS", 4)
+    backend = recorder()
+    trainers = [trainer_on(backend, blobs, batch_size=size) for size in (30, 30, 30)]
+    lengths = (10, 3, 8)
+    with backend.activate():
+        backend.run_many([run_of(t, range(n)) for t, n in zip(trainers, lengths, strict=True)])
+    assert [t._step.state.steps for t in trainers] == list(lengths)
+    launches = [
+        [(n.struct["steps_taken"], n.struct["stop"]) for n in each] for each in backend.xp.kernels[0].networks
+    ]
+    assert launches == [[(0, 120), (0, 90), (0, 120)], [(4, 240), (4, 240)], [(8, 300)]]
+
+
+def test_gradients_that_are_not_stored_are_nan(blobs: Dataset) -> None:
+    trainer = trainer_on(recorder(), blobs)
+    train(trainer)
+    parameters = trainer.model.parameters
+    for gradient in parameters.views(parameters.gradient).values():
+        assert np.isnan(gradient._data).all()
+
+
+def test_networks_on_the_same_samples_share_their_copy(blobs: Dataset) -> None:
+    backend = recorder()
+    trainers = [trainer_on(backend, blobs, model_seed=seed) for seed in range(3)]
+    for trainer in trainers[1:]:
+        trainer.batches.images = trainers[0].batches.images[:]  # another object, the same memory
+    with backend.activate():
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    (networks,) = backend.xp.kernels[0].networks
+    assert len({int(network.struct["images"]) for network in networks}) == 1
+    other = trainer_on(backend, blobs)
+    with backend.activate():
+        backend.run_many([run_of(other)])
+    assert len(backend.persistent._rows) == 2
+    del trainers, trainer, other
+    gc.collect()
+    assert len(backend.persistent._rows) == 0
+
+
+def test_samples_that_are_replaced_are_read(blobs: Dataset) -> None:
+    trainer = trainer_on(recorder(), blobs)
+    train(trainer)
+    trainer.batches.images = trainer.model.backend.asarray(255 - blobs.images)
+    train(trainer)
+    first, second = (each[0].sample for each in trainer.model.backend.xp.kernels[0].networks)
+    assert (first != second).any()
+    assert len(trainer.model.backend.persistent._rows) == 1
+
+
+def test_samples_that_were_changed_in_place_are_read_by_the_next_network(blobs: Dataset) -> None:
+    backend = recorder()
+    first, second = (trainer_on(backend, blobs, model_seed=seed) for seed in (1, 2))
+    second.batches.images = images = first.batches.images
+    train(first)
+    images[...] = backend.asarray(255 - blobs.images)
+    train(second)
+    before, after = (each[0].sample for each in backend.xp.kernels[0].networks)
+    assert (before != after).any()
+    assert len(backend.persistent._rows) == 1
+
+
+# -- The choice -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "graphs", "name"),
+    [(256, True, "persistent"), (257, True, "graphs"), (257, False, "persistent")],
+)
+def test_auto_prefers_graphs_for_large_batches(batch_size: int, graphs: bool, name: str, blobs: Dataset) -> None:
+    trainer = trainer_on(recorder("auto", graphs=graphs), blobs, batch_size=batch_size)
+    assert trainer.execution.name == name
+    assert bool(trainer.model.backend.xp.kernels) == (name == "persistent")
+    words = "not graphs: CuPy's products cannot be captured" if not graphs else "float32 as 3 bfloat16 parts"
+    if name == "graphs":
+        words = "in one launch; not persistent: graphs are as fast for batches above 256"
+    assert words in trainer.execution.reason
+
+
+def test_networks_that_are_trained_together_are_its_own_for_any_batch_size_down_to_the_last(
+    blobs: Dataset,
+) -> None:
+    backend = recorder("auto", graphs=True)
+    trainers = [trainer_on(backend, blobs, batch_size=300, model_seed=seed) for seed in range(3)]
+    with backend.activate():
+        backend.run_many([run_of(trainer) for trainer in trainers[:2]])
+        backend.run_many([run_of(trainers[0])])  # the last one left
+        assert backend.networks_at_once(trainers[2]._step) > 1
+        backend.run_many([run_of(trainers[2])])  # alone from the start
+        assert [len(each) for each in backend.xp.kernels[0].networks] == [2, 1, 1]
+        train(trainers[0])
+    assert {trainer.execution.name for trainer in trainers} == {"persistent"}
+    assert len(backend.xp.kernels[0].networks) == 4
+    alone = trainer_on(backend, blobs, batch_size=300)
+    with backend.activate():
+        backend.run_many([run_of(alone)])
+    assert alone.execution.name == "graphs"
+
+
+@pytest.mark.parametrize("execution", ["eager", "graphs"])
+def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: str, blobs: Dataset) -> None:
+    backend = recorder(execution, graphs=True)
+    trainers = [trainer_on(backend, blobs, model_seed=seed) for seed in range(2)]
+    with backend.activate():
+        assert backend.networks_at_once(trainers[0]._step) == 1
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    assert not backend.xp.kernels
+    assert {trainer.execution.name for trainer in trainers} == {execution}
+
+
+def test_networks_for_which_there_is_room_once_only_are_trained_as_each_alone(blobs: Dataset) -> None:
+    room = {"multiprocessors": 2, "MultiProcessorCount": 3, "MaxThreadsPerMultiProcessor": 128}
+    backend = recorder("auto", graphs=True, **room)
+    trainers = [trainer_on(backend, blobs, batch_size=300, model_seed=seed) for seed in range(2)]
+    with backend.activate():
+        assert backend.networks_at_once(trainers[0]._step) == 1
+        backend.run_many([run_of(trainer) for trainer in trainers])
+        assert backend.networks_at_once(trainers[0]._step) == 1
+    assert {trainer.execution.name for trainer in trainers} == {"graphs"}
+    assert not any(kernel.networks for kernel in backend.xp.kernels)
+
+
+def test_networks_that_it_does_not_support_are_trained_beside_those_that_it_does(blobs: Dataset) -> None:
+    backend = recorder("auto")
+    rules = (SGD(0.1), RMSprop(), SGD(0.1))
+    trainers = [trainer_on(backend, blobs, optimizer=rule) for rule in rules]
+    before = trainers[1].model.state_dict()
+    with backend.activate():
+        assert [backend.networks_at_once(trainer._step) for trainer in trainers][1] == 1
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    assert len(backend.xp.kernels[0].networks[0]) == 2
+    assert [trainer.optimizer_state.steps for trainer in trainers] == [10] * 3
+    assert (trainers[1].model.state_dict()["layers.0.weight"] != before["layers.0.weight"]).any()
+    assert trainers[1].execution.name == "eager"
+    assert "not persistent: it does not support the optimizer RMSprop" in trainers[1].execution.reason
+
+
+def test_networks_of_one_plan_share_a_launch_and_others_do_not(blobs: Dataset) -> None:
+    backend = recorder()
+    same = [
+        {"optimizer": SGD(0.1, momentum=0.9), "seed": 1},
+        {"optimizer": SGD(0.2, momentum=0.5), "seed": 2, "penalty": Penalty(l2=0.1)},
+    ]
+    others = [{"optimizer": SGD(0.1)}, {"activation": "tanh"}, {"hidden": (17,)}, {"dropout": 0.5}]
+    momentum = {"optimizer": SGD(0.1, momentum=0.9)}
+    trainers = [trainer_on(backend, blobs, **options) for options in (*same, *({**momentum, **o} for o in others))]
+    with backend.activate():
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    assert sorted(len(each) for kernel in backend.xp.kernels for each in kernel.networks) == [1, 1, 1, 1, 2]
+
+
+def test_more_networks_than_fit_are_several_launches(blobs: Dataset) -> None:
+    backend = recorder(multiprocessors=2, MultiProcessorCount=5, MaxThreadsPerMultiProcessor=256)
+    trainers = [trainer_on(backend, blobs, model_seed=seed) for seed in range(5)]
+    with backend.activate():
+        at_once = backend.networks_at_once(trainers[0]._step)
+        backend.run_many([run_of(trainer) for trainer in trainers])
+    (kernel,) = backend.xp.kernels
+    assert at_once == 2
+    assert [len(each) for each in kernel.networks] == [2, 2, 1]
+    assert kernel.grids == [(1, 4), (1, 4), (1, 2)]
+
+
+def test_the_number_of_multiprocessors_is_recorded_and_gives_the_same_plan_again(blobs: Dataset) -> None:
+    for hidden in ((16,), (100,), (30, 50), (40, 40, 40)):
+        for asked in (None, 2, 3, 4):
+            trainer = trainer_on(recorder(multiprocessors=asked), blobs, hidden)
+            count = trainer.execution.multiprocessors
+            again = trainer_on(recorder(multiprocessors=count), blobs, hidden)
+            plans = [t.model.backend.persistent._plan(t._step) for t in (trainer, again)]
+            assert plans[0] == plans[1]
+            assert count == plans[0].blocks <= (asked or 132)
+    assert trainer_on(recorder("eager"), blobs).execution.multiprocessors is None
+
+
+def test_high_precision_is_two_parts(blobs: Dataset) -> None:
+    for precision, parts in (("highest", 3), ("high", 2)):
+        backend = host_cuda_backend(cupy=Recording(), execution="persistent", matmul_precision=precision)
+        backend.xp.attributes |= H100
+        assert f"float32 as {parts} bfloat16 parts" in trainer_on(backend, blobs).execution.reason

@@ -1,4 +1,4 @@
-"""How the fused kernel divides a network among multiprocessors."""
+"""How the persistent kernel divides a network among multiprocessors."""
 
 from __future__ import annotations
 

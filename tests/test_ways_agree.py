@@ -17,23 +17,10 @@ from tests.strict_device import StrictBackend
 
 
 def persistent() -> Backend:
+    """The persistent kernel for what it supports, and otherwise what ``auto`` takes."""
     backend = host_cuda_backend()
-    backend.persistent._threads = 64
     backend.xp.attributes["CooperativeLaunch"] = 1
     return backend
-
-
-def fused() -> Backend:
-    """The fused kernel for what it supports, and otherwise what ``auto`` takes."""
-    backend = host_cuda_backend()
-    del backend._runners["persistent"]
-    backend.xp.attributes["CooperativeLaunch"] = 1
-    return backend
-
-
-@pytest.fixture(autouse=True)
-def _fused_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpumlp.backends.cuda.fused.MEASURED", True)
 
 
 WAYS: dict[str, Callable[[], Backend]] = {
@@ -41,7 +28,6 @@ WAYS: dict[str, Callable[[], Backend]] = {
     "eager": host_cuda_backend,
     "graphs": lambda: host_cuda_backend(cublaslt=True),
     "persistent": persistent,
-    "fused": fused,
 }
 
 
@@ -121,7 +107,7 @@ def trainer_on(backend: Backend, data: Dataset, optimizer: Any, dtype: str = "fl
 
 def trainers_of(way: str, data: Dataset, optimizer: Any) -> tuple[Trainer, Trainer]:
     """A trainer whose steps run in a way, in the precision that it supports, and the reference."""
-    trainer = trainer_on(WAYS[way](), data, optimizer, "float32" if way == "fused" else "float64")
+    trainer = trainer_on(WAYS[way](), data, optimizer, "float32" if way == "persistent" else "float64")
     assert trainer.execution.name == ("eager" if way == "cpu" else way)
     return trainer, trainer_on(StrictBackend(), data, optimizer)
 

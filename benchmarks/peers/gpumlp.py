@@ -86,7 +86,7 @@ class Gpumlp(Peer):
 
 
 def way_of(execution: Execution) -> str:
-    """How gpumlp runs on a GPU: ``"graphs"``, or ``"fused on 16 multiprocessors"``."""
+    """How gpumlp runs on a GPU: ``"graphs"``, or ``"persistent on 16 multiprocessors"``."""
     count = execution.multiprocessors
     return f"{execution.name} on {count} multiprocessor{'s' * (count > 1)}" if count else execution.name
 
@@ -116,11 +116,11 @@ class GpumlpGraphs(Gpumlp):
             raise NotMeantForError(self.already)
 
 
-class GpumlpFused(GpumlpGraphs):
-    """The same by the fused kernel, in the settings that it supports and gpumlp runs in another way."""
+class GpumlpPersistent(GpumlpGraphs):
+    """The same by the persistent kernel, in the settings that it supports and gpumlp runs in another way."""
 
-    name = "gpumlp-fused"
-    title = "gpumlp, fused kernel"
-    execution = "fused"
-    needs = "the fused kernel needs a GPU"
-    already = "gpumlp runs by the fused kernel here"
+    name = "gpumlp-persistent"
+    title = "gpumlp, persistent kernel"
+    execution = "persistent"
+    needs = "the persistent kernel needs a GPU"
+    already = "gpumlp runs by the persistent kernel here"

@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 MATMUL_PRECISIONS = ("highest", "high")
-EXECUTIONS = ("auto", "persistent", "fused", "graphs", "eager")
+EXECUTIONS = ("auto", "persistent", "graphs", "eager")
 _FORM = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
@@ -97,16 +97,15 @@ def get_backend(
         device: ``"cpu"``; ``"cuda"`` (the first GPU), ``"cuda:1"``, ...; or ``"auto"``, a usable GPU, otherwise
             the CPU. A `Backend` is returned unchanged.
         matmul_precision: of float32 matrix products on a GPU, named as in PyTorch: ``"highest"`` is float32;
-            ``"high"`` is TF32, faster, with 10 mantissa bits in the factors (in the execution ``"fused"`` 15, two
-            bfloat16 parts). No effect on the CPU.
-        execution: how training steps are run on a GPU. ``"persistent"`` runs many steps of a small network in one
-            kernel launch; ``"fused"`` does so for more kinds of small networks, and for many at once, but has not
-            been measured on a card yet; ``"graphs"`` launches many steps as one CUDA graph; ``"eager"`` launches
-            every operation. ``"auto"`` selects the first of these that supports the step; ``"fused"`` only for
-            networks that are trained together. Results of ``"persistent"`` and ``"fused"`` differ from the others'
-            by rounding. No effect on the CPU.
-        multiprocessors: how many of a GPU's a network gets in the execution ``"fused"``; results with different
-            numbers differ by rounding. None: as many as the network needs.
+            ``"high"`` is TF32, faster, with 10 mantissa bits in the factors (in the execution ``"persistent"``
+            15, two bfloat16 parts). No effect on the CPU.
+        execution: how training steps are run on a GPU. ``"persistent"`` runs many steps of a small network, or of
+            many such networks, in one kernel launch; ``"graphs"`` launches many steps as one CUDA graph;
+            ``"eager"`` launches every operation. ``"auto"`` selects the first of these that supports the step,
+            with graphs first for batches of more than 256 samples of a network that is trained alone. Results of
+            ``"persistent"`` differ from the others' by rounding. No effect on the CPU.
+        multiprocessors: how many of a GPU's a network gets in the execution ``"persistent"``; results with
+            different numbers differ by rounding. None: as many as the network needs.
 
     Raises:
         ValueError: the name or an option is invalid.

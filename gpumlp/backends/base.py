@@ -53,10 +53,10 @@ class Execution(NamedTuple):
     """How a device runs the steps of a training run.
 
     Attributes:
-        name: ``"persistent"``, ``"fused"``, ``"graphs"`` or ``"eager"``.
+        name: ``"persistent"``, ``"graphs"`` or ``"eager"``.
         reason: details, or why this execution was selected.
         threads: BLAS threads of a step on the CPU; None on a GPU, or if NumPy's BLAS chooses the number.
-        multiprocessors: of a GPU that a network has in the execution ``"fused"``; None in all others.
+        multiprocessors: of a GPU that a network has in the execution ``"persistent"``; None in all others.
     """
 
     name: str
@@ -231,10 +231,6 @@ class Step(Protocol):
     def batch_size(self) -> int: ...
     @property
     def multiply_adds(self) -> int: ...
-
-    def buffer_views(self, name: str) -> Sequence[tuple[Array, Array]]:
-        """The parts of an optimizer's buffer that belong to the weight and the bias of each dense layer."""
-        ...
 
     def arrays(self) -> list[Array]:
         """Every array that a step reads or writes."""

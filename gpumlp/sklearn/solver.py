@@ -25,7 +25,7 @@ from ..training.step import TrainingStep
 from .together import run_steps
 
 ROWS = 256  # samples of a forward pass outside training
-PARTS = 256  # of the sum of squares; the fused kernel does not support a network on more multiprocessors
+PARTS = 256  # of the sum of squares; the persistent kernel does not support a network on more multiprocessors
 
 
 def draw_tensors(sizes: list[int], activation: str, random: np.random.RandomState) -> dict[str, HostArray]:

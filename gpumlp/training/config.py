@@ -234,12 +234,12 @@ class Config:
     matmul_precision: str = option("highest", _one_of(*MATMUL_PRECISIONS))
     """Precision of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
     execution: str = option("auto", _one_of(*EXECUTIONS), on_resume=True)
-    """How a GPU runs the steps: auto (the first of these that is possible; fused only in a sweep), persistent (a
-    whole epoch of a small network in one launch), fused (the same for more kinds of networks; not measured on a
-    card yet), graphs (many steps in one launch) or eager (one by one); no effect on the CPU."""
-    multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution fused", on_resume=True)
-    """With --execution fused, how many multiprocessors of a GPU the network gets (as many as it needs); results
-    with another number differ by rounding."""
+    """How a GPU runs the steps: auto (the first of these that is possible; graphs first for batches of more than
+    256), persistent (a whole epoch of a small network in one launch), graphs (many steps in one launch) or eager
+    (one by one); no effect on the CPU."""
+    multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution persistent", on_resume=True)
+    """With --execution persistent, how many multiprocessors of a GPU the network gets (as many as it needs);
+    results with another number differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of very short ones), to find what is wrong with training:
     on or off; the results are the same."""

@@ -223,10 +223,10 @@ def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
-        if config.execution != "fused":  # perhaps no longer
+        if config.execution != "persistent":  # perhaps no longer
             if config.multiprocessors != saved.multiprocessors:
                 raise ConfigError(
-                    f"multiprocessors: expected only with execution fused, got execution {config.execution}"
+                    f"multiprocessors: expected only with execution persistent, got execution {config.execution}"
                 )
             config = dataclasses.replace(config, multiprocessors=None)
         if not config.early_stopping:  # perhaps no longer
@@ -314,6 +314,8 @@ def _trainer_as_before(
         bits = "the results are the same" if {now, was} == {"graphs", "eager"} else "results differ by rounding"
         why = f" ({'; '.join(reasons)})" if reasons else ""
         display.say(f"execution: {now} instead of {was}{why}: {bits}")
+    elif now == was == "persistent" and before.get("multiprocessors") is None:  # by version 0.2 or 0.1
+        display.say("execution: persistent, by a newer kernel than before: results differ by rounding from now on")
     threads, had = trainer.execution.threads, before.get("threads")
     if None not in (threads, had) and threads != had:
         display.say(f"BLAS threads: {threads} instead of {had}: results may differ by rounding")
@@ -324,10 +326,9 @@ def _trainer_as_before(
 
 
 def _from(way: str) -> tuple[str, ...]:
-    """A way of running steps, and those to try after it, as ``"auto"`` would; none for ``"auto"``."""
+    """A way of running steps, and those to try after it; none for ``"auto"``."""
     ways = EXECUTIONS[1:]
-    after = ways[ways.index(way) + 1 :] if way in ways else ()
-    return (way, *(name for name in after if name != "fused")) if way in ways else ()
+    return ways[ways.index(way) :] if way in ways else ()
 
 
 def _trainer_for(

@@ -143,12 +143,6 @@ class TrainingStep:
     def batch_size(self) -> int:
         return self.batches.batch_size
 
-    def buffer_views(self, name: str) -> list[tuple[Array, Array]]:
-        """The parts of an optimizer's buffer that belong to the weight and the bias of each layer."""
-        views = self.model.parameters.views(self.state.buffers[name])
-        count = len(self.model.dense_layers)
-        return [(views[f"layers.{i}.weight"], views[f"layers.{i}.bias"]) for i in range(count)]
-
     def arrays(self) -> list[Array]:
         """Every array that a step reads or writes."""
         found = [

@@ -11,9 +11,9 @@ three launches more. An override calls the reference for arguments that its kern
 or arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
-step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. Networks that
-are trained together are run by the fused kernel (``fused.py``) if it supports them. A graph contains array code as
-well as kernels; parts of arrays at another address in each launch are copied for it.
+step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. For large
+batches of a network that is trained alone, graphs come first. A graph contains array code as well as kernels;
+parts of arrays at another address in each launch are copied for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ from ..base import (
     StepRun,
 )
 from ..philox import Draws
-from . import fused
 from .cublaslt import Products
 from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
 from .kernels import (
@@ -64,6 +63,9 @@ from .kernels import (
 from .persistent import PersistentRunner
 
 _TF32_SINCE = 80  # compute capability 8.0
+# Samples of a batch up to which `auto` prefers the persistent kernel. Measured on an H200: for larger batches
+# graphs are as fast or faster.
+PERSISTENT_BATCH = 256
 _DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose exceptions mean that the device failed
 
 
@@ -106,8 +108,8 @@ class CudaBackend(Backend):
         index: of the GPU.
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, regardless of CUPY_TF32;
             ``"high"`` is TF32, on GPUs with compute capability 8.0 or higher.
-        execution: ``"auto"``, ``"persistent"``, ``"fused"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
-        multiprocessors: of a network in the execution ``"fused"``; None: as many as it needs.
+        execution: ``"auto"``, ``"persistent"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
+        multiprocessors: of a network in the execution ``"persistent"``; None: as many as it needs.
 
     Raises:
         DeviceError: the GPU does not exist, or a first computation on it fails.
@@ -135,14 +137,13 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.options = matmul_precision, execution, multiprocessors
-        self.persistent, self.graphs = PersistentRunner(self), GraphRunner(self)
-        self.fused = fused.FusedRunner(self, 2 if matmul_precision == "high" else 3, multiprocessors)
-        self._runners: dict[str, PersistentRunner | fused.FusedRunner | GraphRunner] = {
+        parts = 2 if matmul_precision == "high" else 3
+        self.persistent, self.graphs = PersistentRunner(self, parts, multiprocessors), GraphRunner(self)
+        self._runners: dict[str, PersistentRunner | GraphRunner] = {
             "persistent": self.persistent,
-            "fused": self.fused,
             "graphs": self.graphs,
         }
-        # Of networks that are trained together: whether the fused kernel is to be tried first.
+        # Of networks that are trained together: whether the persistent kernel is tried first for any batch size.
         self._together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
@@ -222,36 +223,35 @@ class CudaBackend(Backend):
 
     def _first_supported(self, step: Step) -> Execution:
         """The first execution that supports the step, or the requested one."""
+        wanted = self.wanted_execution
         reasons: list[str] = []
-        for name in self._candidates(step):
+        names = [name for name in self._runners if wanted in ("auto", name)]
+        graphs_first = wanted == "auto" and step.batch_size > PERSISTENT_BATCH and not self._together.get(step)
+        if graphs_first:
+            names.reverse()
+        for name in names:
             runner = self._runners[name]
             reason = runner.unsupported_reason(step)
             if reason is None:
-                count = self.fused.multiprocessors(step) if name == "fused" else None
+                if graphs_first and name == "graphs":
+                    reasons.append(f"not persistent: graphs are as fast for batches above {PERSISTENT_BATCH}")
+                count = self.persistent.multiprocessors(step) if name == "persistent" else None
                 return Execution(name, "; ".join([runner.describe(step), *reasons]), multiprocessors=count)
-            if self.wanted_execution == name:
+            if wanted == name:
                 raise ExecutionError(f"execution {name} is not possible: {reason}", "use execution auto instead")
             reasons.append(f"not {name}: {reason}")
         return Execution("eager", "; ".join(reasons) or "as requested")
 
-    def _candidates(self, step: Step) -> list[str]:
-        """The executions to try before the eager one."""
-        if self.wanted_execution != "auto":
-            return [name for name in self._runners if name == self.wanted_execution]
-        if self._together.get(step):
-            return sorted(self._runners, key=lambda name: name != "fused")
-        return [name for name in self._runners if name != "fused" or fused.MEASURED]
-
     def networks_at_once(self, step: Step) -> int:
-        if self.wanted_execution not in ("auto", "fused"):
+        if self.wanted_execution not in ("auto", "persistent"):
             return 1
         if step not in self._together:
             self._together[step] = True
             self._chosen.pop(step, None)
-            if self.execution(step).name == "fused" and self.fused.networks_at_once(step) == 1:
+            if self.execution(step).name == "persistent" and self.persistent.networks_at_once(step) == 1:
                 self._together[step] = False  # one after another, as each would be alone
                 self._chosen.pop(step, None)
-        return self.fused.networks_at_once(step) if self.execution(step).name == "fused" else 1
+        return self.persistent.networks_at_once(step) if self.execution(step).name == "persistent" else 1
 
     def run_many(self, runs: Sequence[StepRun]) -> None:
         together: list[StepRun] = []
@@ -259,15 +259,8 @@ class CudaBackend(Backend):
         for run in runs:
             if len(runs) > 1 and run.step not in self._together:
                 self.networks_at_once(run.step)
-            (together if self.execution(run.step).name == "fused" else others).append(run)
-        if together and self.wanted_execution == "auto" and not fused.MEASURED:
-            warnings.warn(
-                "networks that are trained together run by the fused kernel, which has not been measured on a "
-                "card yet; get_backend('cuda', execution='graphs') trains them one after another",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.fused.run_many(together)
+            (together if self.execution(run.step).name == "persistent" else others).append(run)
+        self.persistent.run_many(together)
         for run in others:
             self.run_steps(*run)
 

@@ -1,4 +1,14 @@
-// What the threads of a warp, of a block or of several blocks do together; preceded by rules.cuh.
+// What kernels.cu and activation.cu share: types, and what the threads of a warp, of a block or of several blocks do
+// together.
+
+typedef REAL real;
+typedef long long int64;
+typedef unsigned long long uint64;
+
+__device__ int64 global_x() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ int64 global_y() { return (int64)blockIdx.y * blockDim.y + threadIdx.y; }
+__device__ int64 threads_x() { return (int64)gridDim.x * blockDim.x; }
+__device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 
 // The block size of kernels that sum columns, as in kernels.py.
 #define SUM_COLUMNS 32

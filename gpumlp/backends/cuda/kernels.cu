@@ -1,5 +1,4 @@
-// The CUDA kernels of the training operations; preceded by rules.cuh and blocks.cuh. base.py contains the reference
-// implementations.
+// The CUDA kernels of the training operations; preceded by blocks.cuh. base.py contains the reference implementations.
 //
 // Compiled with -DREAL=float or -DREAL=double by NVRTC when a GPU is first used. Without a GPU, tests compile this
 // source for sm_80 and sm_90, and as C++ for the CPU, where they run it.
@@ -15,6 +14,12 @@
 #define NARROW 16
 #define NARROW_ROWS 8  // of threads in a block
 #define NARROW_SAMPLES 64  // of which the error terms are in shared memory at a time
+
+// The variants of SGD, numbered as in kernels.py.
+#define PLAIN 0
+#define MOMENTUM 1
+#define NESTEROV 2
+#define ACCUMULATED 3  // momentum, with the velocities of the weights written by matrix products
 
 typedef Pack<real, 4> Four;
 
@@ -329,7 +334,9 @@ __device__ real penalised(real* gradient, const real* parameters, int64 i, int64
     real g = gradient[i];
     if (i < weights_start || i >= weights_stop || (l2 == (real)0 && l1 == (real)0))
         return g;
-    g = add_penalty(g, parameters[i], l2, l1);
+    real w = parameters[i];
+    g += w * l2;
+    g += l1 * (real)((w > (real)0) - (w < (real)0));
     gradient[i] = g;
     return g;
 }
@@ -362,7 +369,13 @@ extern "C" __global__ void sgd_step(real* parameters, real* gradient, real* velo
             continue;
         }
         real g = penalised(gradient, parameters, i, weights_start, weights_stop, l2, l1);
-        step_of_sgd(parameters + i, rule == PLAIN ? 0 : velocity + i, g, rule, momentum, step_size);
+        real direction = g;
+        if (rule != PLAIN) {
+            real v = velocity[i] * momentum + g;
+            velocity[i] = v;
+            direction = rule == NESTEROV ? v * momentum + g : v;
+        }
+        parameters[i] -= direction * step_size;
     }
 }
 

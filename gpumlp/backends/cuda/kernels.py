@@ -30,11 +30,11 @@ _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each mul
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
-_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in rules.cuh
+_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in kernels.cu
 
 
 class Device(Protocol):
-    """The part of `CudaBackend` that `GraphRunner`, `PersistentRunner` and `FusedRunner` use."""
+    """The part of `CudaBackend` that `GraphRunner` and `PersistentRunner` use."""
 
     xp: Any
 
@@ -59,13 +59,12 @@ class GraphOffsets(NamedTuple):
 
 
 def kernel_source(*names: str, activation: CudaActivation | None = None) -> str:
-    """``rules.cuh``, ``activation.cuh`` if there is an activation, and the named sources, as one text."""
-    parts = ["rules.cuh", *names]
+    """The expressions of an activation, if there is one, ``blocks.cuh`` and the named sources, as one text."""
     defined = ""
     if activation is not None:
         defined = f"#define FORWARD {activation.forward}\n#define DERIVATIVE {activation.derivative}\n"
-        parts.insert(1, "activation.cuh")
-    return defined + "\n".join(files(__package__).joinpath(part).read_text(encoding="utf-8") for part in parts)
+    parts = (files(__package__).joinpath(name) for name in ("blocks.cuh", *names))
+    return defined + "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
 
 def real_name(dtype: np.dtype[Any]) -> str:
@@ -109,7 +108,7 @@ def sgd_rule(optimizer: Any) -> str:
 
 
 def sgd_code(optimizer: Any, accumulated: bool = False) -> np.int32:
-    """The number of SGD's variant, as in rules.cuh."""
+    """The number of SGD's variant, as in kernels.cu."""
     code: np.int32 = np.int32(_SGD_CODES["accumulated" if accumulated else sgd_rule(optimizer)])
     return code
 
@@ -137,7 +136,7 @@ class Kernels:
 
     def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
         self._cupy, self._options = cupy, (f"-DREAL={real_name(dtype)}",)
-        module = cupy.RawModule(code=kernel_source("blocks.cuh", "kernels.cu"), options=self._options)
+        module = cupy.RawModule(code=kernel_source("kernels.cu"), options=self._options)
         # What blocks tell each other; kernels run one after the other, so that all can use the same.
         self._partials = cupy.empty(_SUMMING_BLOCKS * NARROW * _NARROW_BLOCK[0], dtype=dtype)
         self._arrived = cupy.zeros(_SUMMING_BLOCKS, dtype="uint32")
@@ -161,7 +160,7 @@ class Kernels:
     def _activation(self, activation: CudaActivation, name: str) -> Any:
         """A kernel of an activation, compiled when first used."""
         if activation not in self._activations:
-            code = kernel_source("blocks.cuh", "activation.cu", activation=activation)
+            code = kernel_source("activation.cu", activation=activation)
             module = self._cupy.RawModule(code=code, options=self._options)
             names = ("bias_activation", "bias_activation_apart", "activation_backward")
             self._activations[activation] = {name: module.get_function(name) for name in names}

@@ -1,28 +1,30 @@
-"""The persistent kernel, ``persistent.cu``: many steps of a small network in one launch.
+"""The persistent kernel, ``persistent.cu``: many steps of one or of several small networks in one launch.
 
-The cooperative launch has one block for every four hidden units, or a multiple of four, and keeps the weights in
-shared memory for all steps. Blocks exchange only their partial logits, with one grid-wide barrier per step.
+A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
+memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
+train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
+they differ from those of other executions, which add in another order.
 
-For 784-128-10 at batch 32 these are 32 blocks of 4 units. In each step a block reads 25 kB of pixels, writes 1.3
-kB of partial logits, and reads the 41 kB of all blocks (1.3 MB in total, from the L2 cache). It computes 200,704
-multiply-adds, for which the 128 FP32 cores of a multiprocessor need at least 1,568 cycles: the lower bound for
-this division of the work. On an H100 a step takes 7.2 us at batch 32 and 18.3 us at batch 128; ``docs/`` has all
-tables.
-
-Sums are computed in a different order than by the separate operations, so results differ by rounding. They are
-reproducible bit for bit.
+The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
+are exact together. All networks that use an array of samples share this copy. It takes twice the memory of pixels
+and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. It is made anew when a network is
+about to be trained for the first time; samples that are changed in place while it is trained are not read again.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
-from ..base import PIXEL_SCALE, CudaActivation, Step
+from ..base import PIXEL_SCALE, Array, CudaActivation, Step, StepRun, stated
+from ..philox import threshold
 from .graphs import StepKey
 from .kernels import (
     Device,
@@ -30,64 +32,50 @@ from .kernels import (
     has_penalty_kernel,
     is_c_contiguous,
     is_dense,
-    kernel_source,
     loss_kernel,
     optimizer_kernel,
-    real_name,
-    sgd_code,
+    sgd_rule,
 )
+from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, make_plan
 
-SOURCES = ("blocks.cuh", "persistent_block.cuh", "persistent.cu")
-MOST_CLASSES = 64  # since one thread processes a row of logits
-UNITS = 4  # the units of a block are a multiple of it
+# Quotients and roots to two units in the last place: exact ones would be half of an update by Adam.
+COMPILER = "--std=c++17", "--prec-div=false", "--prec-sqrt=false"
 MOST_STEPS = 65_536  # per launch, which cannot be interrupted
-_ALIGNMENT = 16  # bytes, of the rows that the kernel reads
-_PADDING = 5 * 31  # bytes, the maximum for the alignment of a block's arrays
+LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
+BULK_COPIES_SINCE = 90
+_ROWS = 8192  # samples that are converted at a time
+
+SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
 
 
-class Sizes(NamedTuple):
-    """The sizes that the kernel is compiled for.
+@dataclass(eq=False)
+class Rows:
+    """Samples as the kernel reads them.
 
     Attributes:
-        inputs, hidden, classes: of the network.
-        batch: samples of a full batch.
-        units: hidden units of a block; the last block may have fewer.
-        buffers: batches of rows in shared memory, 1 or 2; with 2, the next batch is prefetched.
-        itemsize: bytes of a parameter.
-        pixels: whether the inputs are uint8.
+        samples: ``(rows, inputs)``, from which they were made; the reference prevents the reuse of their address.
+        values: ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers.
     """
 
-    inputs: int
-    hidden: int
-    classes: int
-    batch: int
-    units: int
-    buffers: int
-    itemsize: int
-    pixels: bool
+    samples: Array
+    values: Array
 
-    @property
-    def blocks(self) -> int:
-        """The number of blocks."""
-        return math.ceil(self.hidden / self.units)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of shared memory of a block, for ``struct Block``; the compiler checks that they suffice."""
-        stride, rows = 16 * math.ceil(self.inputs / 16), 4 * math.ceil(self.batch / 4)
-        state = self.units * (stride + self.classes + 1) + self.classes
-        values = 2 * state + 2 * rows * self.units + self.batch * (self.classes | 1)
-        row_bytes = stride * (1 if self.pixels else self.itemsize)
-        return values * self.itemsize + self.buffers * rows * row_bytes + _PADDING
+@dataclass(eq=False)
+class Compiled:
+    """The kernel for the networks of one plan.
 
-    def options(self, real: str, threads: int) -> tuple[str, ...]:
-        """The options of the compiler."""
-        values = {
-            "REAL": real, "PIXELS": int(self.pixels), "INPUTS": self.inputs, "HIDDEN": self.hidden,
-            "CLASSES": self.classes, "BATCH": self.batch, "UNITS": self.units, "BLOCKS": self.blocks,
-            "BUFFERS": self.buffers, "THREADS": threads, "SHARED_BYTES": self.shared_bytes,
-        }  # fmt: skip
-        return tuple(f"-D{name}={value}" for name, value in values.items())
+    Attributes:
+        plan: of a network.
+        kernel: CuPy's `RawKernel`.
+        at_once: networks for which there is room at the same time.
+        seconds: that it took to compile or to load.
+    """
+
+    plan: Plan
+    kernel: Any
+    at_once: int
+    seconds: float
 
 
 class PersistentRunner:
@@ -95,157 +83,364 @@ class PersistentRunner:
 
     Args:
         backend: the backend.
-        threads: threads of a block, a multiple of 32; None selects by the batch size.
+        parts: bfloat16 numbers whose sum a float32 factor of a product is: 3, exact, or 2, faster.
+        multiprocessors: of a network; None: by its plan.
     """
 
-    def __init__(self, backend: Device, threads: int | None = None) -> None:
-        self._backend, self._threads = backend, threads
-        self._kernels: dict[tuple[Sizes, CudaActivation], Any] = {}
-        self._sizes: WeakKeyDictionary[Step, Sizes] = WeakKeyDictionary()
-
-    def threads(self, batch_size: int) -> int:
-        """Threads of a block; on an H100, 512 are 10 to 14 % faster than 256 from batch 64 on."""
-        return self._threads or (512 if batch_size >= 64 else 256)
+    def __init__(self, backend: Device, parts: int = 3, multiprocessors: int | None = None) -> None:
+        self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
+        self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
+        self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
+        self._structures: WeakKeyDictionary[Step, Any] = WeakKeyDictionary()
+        self._rows: WeakValueDictionary[SampleKey, Rows] = WeakValueDictionary()
+        self._held: WeakKeyDictionary[Step, Rows] = WeakKeyDictionary()  # as long as a step uses them
 
     def unsupported_reason(self, step: Step) -> str | None:
-        """Why the kernel does not support this step on this device; None if it does."""
-        reason = _unsupported_rule(step) or self._unsupported_shape(step)
+        """Why the kernel does not support this step on this device; None if it does. Compiles it.
+
+        It must be called again when the `step_key` has changed; until then, the step's rules are not read again.
+        """
+        self._structures.pop(step, None)
+        reason = _unsupported_rule(step) or self._unsupported_device(step)
         if reason is not None:
             return reason
-        self._sizes[step] = sizes = self._fit(step)
-        available = self._attribute("MaxSharedMemoryPerBlockOptin")
-        if sizes.shared_bytes <= available:
-            return None
-        return (
-            f"a block would need {sizes.shared_bytes / 1024:.0f} KiB of shared memory, for its weights and "
-            f"the rows of a batch, and the device has {available / 1024:.0f} KiB"
-        )
+        plan = self._plan(step)
+        if isinstance(plan, str):
+            return plan
+        if step.squares is not None and step.squares.size < plan.blocks:
+            return f"it sums squares of weights in {plan.blocks} parts, and the step has {step.squares.size}"
+        compiled = self._compile(plan)
+        if isinstance(compiled, str):
+            return compiled
+        self._networks[step] = compiled
+        return None
 
     def describe(self, step: Step) -> str:
         """Describe how the kernel runs a supported step."""
-        sizes = self._sizes[step]
-        return (
-            f"{sizes.blocks} blocks of {self.threads(sizes.batch)} threads, {sizes.units} hidden units and "
-            f"{sizes.shared_bytes / 1024:.0f} KiB of shared memory each"
-        )
+        compiled = self._networks[step]
+        plan, at_once = compiled.plan, compiled.at_once
+        parts = [
+            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
+            f"{at_once} network{'s' * (at_once > 1)} at once",
+            f"float32 as {self._parts} bfloat16 parts",
+            f"compiled in {compiled.seconds:.1f} s",
+        ]
+        return ", ".join(parts)
+
+    def multiprocessors(self, step: Step) -> int:
+        """How many multiprocessors the network of a supported step has."""
+        return self._networks[step].plan.blocks
+
+    def networks_at_once(self, step: Step) -> int:
+        """How many networks like that of a supported step are trained in one launch."""
+        return self._networks[step].at_once
 
     def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
         """Run the batches of a supported step; arguments as for `GraphRunner.run`. Returns their number."""
-        for first in range(0, len(batches), MOST_STEPS):
-            part = batches[first : first + MOST_STEPS]
-            self._launch(self._sizes[step], step, part, learning_rates[first : first + MOST_STEPS])
-            step.state.steps += len(part)
+        self.run_many([StepRun(step, batches, learning_rates)])
         return len(batches)
 
-    def _unsupported_shape(self, step: Step) -> str | None:
-        layers = len(step.layers)
-        if layers != 2:
-            return f"it supports networks with one hidden layer only, this one has {layers - 1}"
-        reasons = {
-            "it does not support an activation of the outputs": cuda_activation(step.layers[1].activation)
-            != CudaActivation("s", "1", "BIAS"),
-            "it does not store the gradients that a callback reads": step.gradient_wanted,
-            f"the samples are not aligned to {_ALIGNMENT} bytes": step.images.data.ptr % _ALIGNMENT != 0,
-            "the device does not support cooperative launches": not self._attribute("CooperativeLaunch"),
-        }
-        return next((reason for reason, applies in reasons.items() if applies), None)
+    def run_many(self, runs: Sequence[StepRun]) -> None:
+        """Run the batches of supported steps, those of one plan together, as many as there is room for."""
+        groups: dict[Compiled, list[StepRun]] = {}
+        for run in runs:
+            groups.setdefault(self._networks[run.step], []).append(run)
+        for compiled, group in groups.items():
+            for first in range(0, len(group), compiled.at_once):
+                self._run_together(compiled, group[first : first + compiled.at_once])
+        for run in runs:
+            for layer in filter(is_dense, run.step.layers):
+                for gradient in (layer.weight_gradient, layer.bias_gradient):
+                    gradient.fill(math.nan)  # poison stale gradients
 
-    def _fit(self, step: Step) -> Sizes:
-        """The sizes for this step and device, with two batches of rows if they fit."""
-        hidden_layer, output_layer = step.layers
-        inputs, hidden = hidden_layer.weight.shape
-        sizes = Sizes(
-            inputs=inputs,
-            hidden=hidden,
-            classes=output_layer.bias.size,
+    def _run_together(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
+        longest = max(len(run.batches) for run in runs)
+        for first in range(0, longest, MOST_STEPS):
+            part = slice(first, first + MOST_STEPS)
+            self._launch(
+                compiled,
+                [
+                    StepRun(run.step, run.batches[part], run.learning_rates[part])
+                    for run in runs
+                    if len(run.batches) > first
+                ],
+            )
+
+    # -- What fits --------------------------------------------------------------------------------------------
+
+    def _unsupported_device(self, step: Step) -> str | None:
+        capability = self._capability()
+        if capability < LEAST_CAPABILITY:
+            return f"it needs compute capability 8.0, the device has {capability // 10}.{capability % 10}"
+        if not self._attribute("CooperativeLaunch"):
+            return "the device does not support cooperative launches"
+        size, memory = math.prod(_row_shape(step.images)) * 2, self._backend.memory()
+        if memory is not None and _sample_key(step.images) not in self._rows and size > memory.free:
+            return (
+                f"its copy of the samples takes {size / 2**30:.1f} GiB, and {memory.free / 2**30:.1f} GiB are free"
+            )
+        return None
+
+    def _plan(self, step: Step) -> Plan | str:
+        """The plan for the network of a step; or why there is none."""
+        dense = _dense_layers(step)
+        shape = Shape(
+            inputs=dense[0].weight.shape[0],
+            hidden=tuple(layer.bias.size for layer in dense[:-1]),
+            outputs=dense[-1].bias.size,
+            activations=tuple(found for layer in dense[:-1] if (found := cuda_activation(layer.activation))),
             batch=step.batch_size,
-            units=UNITS * math.ceil(hidden / UNITS / self._attribute("MultiProcessorCount")),  # all resident
-            buffers=2,
-            itemsize=step.losses.dtype.itemsize,
             pixels=bool(step.images.dtype == np.uint8),
+            loss=str(loss_kernel(step.loss)),
+            optimizer=str(_optimizer_rule(step.optimizer)),
+            weighted=step.sample_weights is not None,
+            squares=step.squares is not None,
+            dropout=tuple(_dropout_layers(step)),
+            parts=self._parts,
         )
-        if sizes.shared_bytes > self._attribute("MaxSharedMemoryPerBlockOptin"):
-            sizes = sizes._replace(buffers=1)
-        return sizes
+        device = DeviceProperties(
+            multiprocessors=self._attribute("MultiProcessorCount"),
+            shared_per_block=self._attribute("MaxSharedMemoryPerBlockOptin"),
+            shared_per_multiprocessor=self._attribute("MaxSharedMemoryPerMultiprocessor"),
+            registers=self._attribute("MaxRegistersPerMultiprocessor"),
+            bulk_copies=self._capability() >= BULK_COPIES_SINCE,
+        )
+        return make_plan(shape, device, multiprocessors=self._multiprocessors)
+
+    def _capability(self) -> int:
+        """The compute capability, 80 for 8.0."""
+        return int(self._backend.xp.cuda.Device().compute_capability)
 
     def _attribute(self, name: str) -> int:
         return int(self._backend.xp.cuda.Device().attributes.get(name, 0))
 
-    def _kernel(self, sizes: Sizes, activation: CudaActivation, dtype: np.dtype[Any]) -> Any:
-        kernel = self._kernels.get((sizes, activation))
-        if kernel is None:
-            options = sizes.options(real_name(dtype), self.threads(sizes.batch))
+    def _compile(self, plan: Plan) -> Compiled | str:
+        """The kernel of a plan, or why there is none."""
+        if plan not in self._compiled:
+            self._compiled[plan] = self._compile_now(plan)
+        return self._compiled[plan]
+
+    def _compile_now(self, plan: Plan) -> Compiled | str:
+        cuda, start = self._backend.xp.cuda, time.perf_counter()
+        code = persistent_source(plan)
+        try:
             # CuPy's `enable_cooperative_groups` is not needed, since only the launch is cooperative; before CuPy
             # 14.2 it links with a library that the wheels lack.
-            code = kernel_source(*SOURCES, activation=activation)
-            kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_steps")
-            kernel.max_dynamic_shared_size_bytes = sizes.shared_bytes  # required above 48 KiB
-            self._kernels[sizes, activation] = kernel
-        return kernel
+            options = (*COMPILER, *plan.options())
+            kernel = self._backend.xp.RawModule(code=code, options=options).get_function("train_networks")
+            kernel.max_dynamic_shared_size_bytes = plan.shared_bytes  # required above 48 KiB
+            resident = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+                kernel.kernel.ptr, plan.threads, plan.shared_bytes
+            )
+        except Exception as error:  # of the compiler or the driver; the type depends on CuPy's version
+            first_line = (str(error).splitlines() or [""])[0]
+            return f"its kernel cannot be compiled: {type(error).__name__}: {first_line}"
+        blocks = resident * self._attribute("MultiProcessorCount")
+        if blocks < plan.blocks:
+            return f"its blocks ({plan.blocks}) have to be resident at once, and the device has room for {blocks}"
+        return Compiled(plan, kernel, blocks // plan.blocks, time.perf_counter() - start)
 
-    def _launch(self, sizes: Sizes, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        """Launch the kernel. Every scalar has the type of its parameter; see `Kernels`."""
-        xp, dtype, real = self._backend.xp, step.losses.dtype, step.losses.dtype.type
-        optimizer, penalty, activation = step.optimizer, step.penalty, cuda_activation(step.layers[0].activation)
-        assert activation is not None
-        null, first = np.uint64(0), step.state.steps + 1
-        pairs = zip(range(first, first + len(batches)), learning_rates, strict=True)
-        step_sizes = [optimizer.step_factors(number, rate)[0] for number, rate in pairs]
-        velocities = step.buffer_views("velocity") if optimizer.momentum else [(null, null)] * 2
-        arguments: tuple[Any, ...] = (
-            *(step.images, step.order, step.targets),
-            *(np.int64(step.slices[batches[0]].start), np.int64(step.slices[batches[-1]].stop)),
-            real(PIXEL_SCALE if sizes.pixels else 1.0),
-            *(sgd_code(optimizer), real(optimizer.momentum)),
-            self._backend.asarray(np.array(step_sizes, dtype=dtype)),
-            *(real(penalty.l2), real(penalty.l1)),
-            *(array for layer in step.layers for array in (layer.weight, layer.bias)),
-            *(array for views in velocities for array in views),
-            *(step.losses, step.scores),
-            xp.empty(2 * sizes.blocks * sizes.batch * sizes.classes, dtype=dtype),
-            xp.zeros(1, dtype=np.uint32),
-        )
-        function = self._kernel(sizes, activation, dtype).kernel  # supports cooperative launches
+    # -- The launch -------------------------------------------------------------------------------------------
+
+    def _launch(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
+        backend, plan = self._backend, compiled.plan
+        factors = [_step_factors(run) for run in runs]
+        all_factors = backend.asarray(np.concatenate(factors))
+        # Zero, so that no number seems to belong to a step of this launch.
+        exchange = backend.xp.zeros((len(runs), max(1, plan.exchange_pairs)), dtype="uint64")
+        networks = np.zeros(len(runs), dtype=NETWORK)
+        address = all_factors.data.ptr
+        for number, (run, own) in enumerate(zip(runs, factors, strict=True)):
+            networks[number] = self._structure(run.step)
+            network = networks[number]
+            network["start"] = run.step.slices[run.batches[0]].start
+            network["stop"] = run.step.slices[run.batches[-1]].stop
+            network["steps_taken"] = run.step.state.steps
+            network["factors"] = address
+            network["exchange"] = exchange[number].data.ptr
+            address += own.nbytes
+        function = compiled.kernel.kernel  # supports cooperative launches
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
         # once.
         function(
-            (1, sizes.blocks),
-            (self.threads(sizes.batch),),
-            arguments,
-            shared_mem=sizes.shared_bytes,
+            (1, plan.blocks * len(runs)),
+            (plan.threads,),
+            (backend.asarray(networks.view(np.uint8)),),
+            shared_mem=plan.shared_bytes,
             enable_cooperative_groups=True,
         )
-        for layer in step.layers:
-            for gradient in (layer.weight_gradient, layer.bias_gradient):
-                gradient.fill(math.nan)  # poison stale gradients
+        for run in runs:
+            run.step.state.steps += len(run.batches)
+
+    def _structure(self, step: Step) -> Any:
+        """The network's ``struct Network``, see persistent.cu, without what changes from launch to launch."""
+        network = self._structures.get(step)
+        if network is not None:
+            return network
+        network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
+        arrays = {
+            "images": self._rows_of(step).values,
+            "order": step.order,
+            "targets": step.targets,
+            "sample_weights": step.sample_weights,
+            "parameters": step.parameters,
+            "losses": step.losses,
+            "scores": step.scores,
+            "squares": step.squares,
+        }
+        for name, array in arrays.items():
+            network[name] = 0 if array is None else array.data.ptr
+        for number, name in enumerate(optimizer.active_buffers()):
+            network["buffers"][number] = step.state.buffers[name].data.ptr
+        for number, layer in enumerate(_dense_layers(step)):
+            network["weight_offset"][number] = _offset(step, layer.weight)
+            network["bias_offset"][number] = _offset(step, layer.bias)
+        network["scale"] = PIXEL_SCALE if step.images.dtype == np.uint8 else 1.0
+        if optimizer_kernel(optimizer) == "sgd":
+            network["momentum"] = optimizer.momentum
+        else:
+            network["beta1"], network["one_minus_beta1"] = optimizer.beta1, 1 - optimizer.beta1
+            network["beta2"], network["one_minus_beta2"] = optimizer.beta2, 1 - optimizer.beta2
+        network["l2"], network["l1"] = penalty.l2, penalty.l1
+        network["label_smoothing"] = getattr(step.loss, "label_smoothing", 0.0)
+        if step.draws is not None:
+            network["seed"] = step.draws.seed % 2**64
+        for position, number in _dropout_layers(step).items():
+            rate = step.layers[number].rate
+            network["dropout_threshold"][position] = threshold(rate)
+            network["dropout_scale"][position] = 1 / (1 - rate)
+            network["dropout_layer"][position] = number
+        self._structures[step] = network
+        return network
+
+    def _rows_of(self, step: Step) -> Rows:
+        key = _sample_key(step.images)
+        rows = self._rows.get(key)
+        if rows is None:
+            empty = self._backend.xp.zeros(_row_shape(step.images), dtype="uint16")
+            rows = self._rows[key] = Rows(step.images, empty)
+        bfloat16_rows(self._backend.xp, step.images, rows.values)
+        self._held[step] = rows
+        return rows
+
+
+def persistent_source(plan: Plan) -> str:
+    """``persistent.cu`` with the expressions of a plan's activations."""
+    return plan.definitions() + files(__package__).joinpath("persistent.cu").read_text(encoding="utf-8")
+
+
+def bfloat16_rows(xp: Any, samples: Array, out: Array) -> None:
+    """Samples as the kernel reads them.
+
+    Args:
+        xp: the array library.
+        samples: ``(rows, inputs)``, uint8 pixels or float32.
+        out: ``(rows, planes, inputs16)`` uint16, the bits of bfloat16 numbers: one plane of pixels, or three
+            planes whose sum is the float32 number. Each part is the upper half of what the parts before it have
+            left, cut off. The columns beyond `inputs` are not written.
+    """
+    rows, planes, _ = _row_shape(samples)
+    inputs = samples.shape[1]
+    for first in range(0, rows, _ROWS):
+        chunk = slice(first, min(first + _ROWS, rows))
+        rest = samples[chunk].astype("float32")
+        for plane in range(planes):
+            bits = xp.bitwise_and(rest.view("uint32"), np.uint32(0xFFFF0000))
+            out[chunk, plane, :inputs] = xp.right_shift(bits, np.uint32(16)).astype("uint16")
+            rest = xp.subtract(rest, bits.view("float32"))  # exact
+
+
+def _row_shape(samples: Array) -> tuple[int, int, int]:
+    rows, inputs = samples.shape
+    return rows, 1 if samples.dtype == np.uint8 else 3, 16 * math.ceil(inputs / 16)
+
+
+def _sample_key(samples: Array) -> SampleKey:
+    return samples.data.ptr, samples.shape, samples.dtype.char
+
+
+def _step_factors(run: StepRun) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What `Optimizer.step_factors` gives for each step, ``(steps, factors)``."""
+    optimizer, steps = run.step.optimizer, run.step.state.steps
+    count = FACTORS[OPTIMIZERS.index(str(_optimizer_rule(optimizer)))]
+    factors = [optimizer.step_factors(steps + n, rate)[:count] for n, rate in enumerate(run.learning_rates, 1)]
+    return np.array(factors, dtype=np.float32).reshape(len(run.batches), count)
+
+
+def _dense_layers(step: Step) -> list[Any]:
+    return [layer for layer in step.layers if is_dense(layer)]
+
+
+def _is_dropout(layer: Any) -> bool:
+    return bool(stated(layer, "kernel", "forward", "backward") == "dropout")
+
+
+def _dropout_layers(step: Step) -> dict[int, int]:
+    """The number of the dropout layer after each position: 0, the inputs, or l, the hidden layer l."""
+    position, found = 0, {}
+    for number, layer in enumerate(step.layers):
+        if is_dense(layer):
+            position += 1
+        else:
+            found[position] = number
+    return found
+
+
+def _optimizer_rule(optimizer: Any) -> str | None:
+    """The name of an optimizer in `OPTIMIZERS`; None if the kernel does not compute it."""
+    name = optimizer_kernel(optimizer)
+    return sgd_rule(optimizer) if name == "sgd" else name
+
+
+def _offset(step: Step, array: Array) -> int:
+    """Where a tensor is in the flat buffer of the parameters, in elements."""
+    distance = int(array.data.ptr - step.parameters.data.ptr)
+    return distance // int(step.parameters.dtype.itemsize)
 
 
 def _unsupported_rule(step: Step) -> str | None:
     """Which part of a step the kernel does not compute; None if it computes all of it."""
     dtype, loss, optimizer = step.losses.dtype, step.loss, step.optimizer
-    others = [repr(layer) for layer in step.layers if not is_dense(layer)]
-    activations = [layer.activation for layer in step.layers if is_dense(layer)]
-    unknown = [repr(activation) for activation in activations if cuda_activation(activation) is None]
-    from_input = [repr(rule) for rule in activations if getattr(rule, "derivative_from", "output") == "input"]
-    classes = 0 if others else step.layers[-1].bias.size
+    if not step.same_rules:
+        return "its rules change from batch to batch, or a method of it is overridden"
+    others = [repr(layer) for layer in step.layers if not (is_dense(layer) or _is_dropout(layer))]
+    if others:
+        return f"it does not support the layer {', '.join(others)}"
+    dense = _dense_layers(step)
+    unknown = [repr(layer.activation) for layer in dense if cuda_activation(layer.activation) is None]
+    if unknown:
+        return f"the activation {', '.join(unknown)} has no CUDA expression"
+    numbers = [number for number, layer in enumerate(step.layers) if not is_dense(layer)]
+    twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
+    targets = np.int64 if loss.task == "classes" else dtype
+    scores = dtype if loss.task == "numbers" else np.bool_
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
+    if step.sample_weights is not None:
+        arrays.append(step.sample_weights)
     reasons = {
-        "its rules change from batch to batch, or a method of it is overridden": not step.same_rules,
-        f"it does not support the layer {', '.join(others)}": bool(others),
-        "it does not support sample weights": step.sample_weights is not None,
-        f"it does not support the loss {loss!r}": loss_kernel(loss) != "softmax_cross_entropy"
-        or getattr(loss, "label_smoothing", 0) > 0,
-        f"it supports {MOST_CLASSES} classes at most, not {classes}": classes > MOST_CLASSES,
-        f"the activation {', '.join(unknown)} has no CUDA expression": bool(unknown),
-        f"it does not keep the pre-activation, for {', '.join(from_input)}": bool(from_input),
-        f"it supports the optimizer SGD only, not {optimizer!r}": optimizer_kernel(optimizer) != "sgd",
+        f"it computes in float32 only, not in {dtype}": dtype != np.float32,
+        f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
+        "it supports one dropout after the inputs and each hidden layer only": twice,
+        "it does not support an activation of the outputs": cuda_activation(dense[-1].activation)
+        != CudaActivation("s", "1", "BIAS"),
+        f"it does not support the loss {loss!r}": loss_kernel(loss) is None,
+        f"it does not support the optimizer {optimizer!r}": _optimizer_rule(optimizer) is None,
         f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
         "it does not clip gradients": step.clip_norm is not None,
         "it does not limit the norms of weights": step.max_norm is not None,
         "it does not average the parameters": step.average is not None,
-        "it does not sum the squares of the weights": step.squares is not None,
-        "the samples are neither uint8 nor of the network's dtype": step.images.dtype not in (np.uint8, dtype),
-        "the targets are not int64": step.targets.dtype != np.int64,
-        "the scores are not bool": step.scores.dtype != np.bool_,
-        "an array is not C-contiguous": not is_c_contiguous(step.images, step.order, step.targets),
+        "it does not store the gradients that a callback reads": step.gradient_wanted,
+        "the samples are neither uint8 nor float32": step.images.dtype not in (np.uint8, dtype),
+        f"the targets are not {np.dtype(targets)}": step.targets.dtype != targets,
+        f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
+        "the sample weights are not float32": step.sample_weights is not None
+        and step.sample_weights.dtype != dtype,
+        "an array is not C-contiguous": not is_c_contiguous(*arrays),
+        "a layer's parameters are not in the network's buffer": not all(
+            0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
+            for layer in dense
+            for array in (layer.weight, layer.bias)
+        ),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

@@ -1,4 +1,4 @@
-"""How the fused kernel, ``fused.cu``, divides a network among multiprocessors, and whether it fits.
+"""How the persistent kernel, ``persistent.cu``, divides a network among multiprocessors, and whether it fits.
 
 A plan depends on the network's shape and the device, and on nothing else: a network has the same plan alone and
 among many, and therefore the same bits. Nothing here needs a GPU.

@@ -1,4 +1,4 @@
-"""The fused kernel agrees with the float64 reference, with the same bits in every order of its threads.
+"""The persistent kernel agrees with the float64 reference, with the same bits in every order of its threads.
 
 The kernel as shipped is run by the emulator (``emulator.py``), and on a GPU where there is one. The usual run
 takes a sample of the cases and of the deliberate mistakes; ``-m emulator`` takes all.
@@ -22,7 +22,7 @@ import pytest
 
 from gpumlp import MLP, SGD, Adam, AdamW, Dataset, LogisticCrossEntropy, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import Backend, StepRun
-from gpumlp.backends.cuda.fused import COMPILER
+from gpumlp.backends.cuda.persistent import COMPILER
 from gpumlp.backends.cuda.plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
 from gpumlp.nn.losses import LOSSES, get_loss
@@ -32,7 +32,7 @@ from tests.host_cuda import host_cuda_backend
 from tests.host_kernels import network_dtype, network_fields
 from tests.strict_device import StrictBackend
 
-SOURCE = files("gpumlp.backends.cuda").joinpath("fused.cu").read_text(encoding="utf-8")
+SOURCE = files("gpumlp.backends.cuda").joinpath("persistent.cu").read_text(encoding="utf-8")
 EPOCHS = 2
 TOLERANCES = {3: 1e-5, 2: 1e-4}  # by bfloat16 parts: the largest difference, relative to the largest value
 
@@ -207,7 +207,7 @@ def host_backend(case: Case, seed: int = 0) -> Backend:
 
 def options_of(case: Case) -> dict[str, Any]:
     precision = {3: "highest", 2: "high"}[case.parts]
-    return {"execution": "fused", "multiprocessors": case.blocks, "matmul_precision": precision}
+    return {"execution": "persistent", "multiprocessors": case.blocks, "matmul_precision": precision}
 
 
 def trained(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
@@ -347,7 +347,10 @@ USUAL_MISTAKES = {
     "rows are replaced too early": (CHUNKS, {"if (k > 0) __syncthreads();": ""}),
     "no barrier after the output errors": (CHUNKS, without_barrier("w.receive_errors();\n        ")),
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
-    "small parameters are updated too early": (MIDDLE_OF_ONE_CHUNK, without_barrier("w.middle_backward<2>();\n        ")),
+    "small parameters are updated too early": (
+        MIDDLE_OF_ONE_CHUNK,
+        without_barrier("w.middle_backward<2>();\n        "),
+    ),
     "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
 }
 MISTAKES = {
@@ -365,7 +368,10 @@ MISTAKES = {
     "no barrier before sums are added": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
     "no barrier before error terms are read": (CHUNKS, without_barrier("w.middle_backward<2>();\n        ")),
-    "a single slot is replaced too early": (ONE_SLOT, without_barrier("if constexpr (SLOTS == 1) {\n            ")),
+    "a single slot is replaced too early": (
+        ONE_SLOT,
+        without_barrier("if constexpr (SLOTS == 1) {\n            "),
+    ),
     "parameters are written too early": (SHORT, without_barrier("    ", "    if (SQUARES) w.write_squares();")),
     "no barrier after inputs are dropped": (
         INPUTS,

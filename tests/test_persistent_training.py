@@ -1,4 +1,4 @@
-"""Training by the fused kernel, run by the emulator: the reference's results, the same bits for any division."""
+"""Training by the persistent kernel on the emulator: the reference's results, the same bits for any division."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, AdamW, Cosine, Dataset, Penalty, SoftmaxCrossEntropy, Trainer
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    AdamW,
+    Cosine,
+    Dataset,
+    DivergenceError,
+    Loss,
+    Penalty,
+    SoftmaxCrossEntropy,
+    Trainer,
+)
 from gpumlp.backends import Backend, ExecutionError, StepRun
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
@@ -38,9 +50,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], int | None]] = {
 }
 
 
-def fused_backend(multiprocessors: int | None = None, order: int = 0) -> Backend:
-    """The fused kernel on the CPU; `order` is the seed of the emulator's schedule."""
-    backend = host_cuda_backend(execution="fused", multiprocessors=multiprocessors)
+def persistent_backend(multiprocessors: int | None = None, order: int = 0) -> Backend:
+    """The persistent kernel on the CPU; `order` is the seed of the emulator's schedule."""
+    backend = host_cuda_backend(execution="persistent", multiprocessors=multiprocessors)
     backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 12}
     backend.xp.thread_order = order
     return backend
@@ -86,32 +98,32 @@ def arrays(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def bits(trainer: Trainer) -> dict[str, bytes]:
-    assert trainer.execution.name == "fused"
+    assert trainer.execution.name == "persistent"
     return {name: array.tobytes() for name, array in arrays(trainer).items()}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_epochs_are_those_of_the_reference(setting: str) -> None:
     network, options, multiprocessors = SETTINGS[setting]
-    fused = trainer_on(fused_backend(multiprocessors), **network, **options)
+    found = trainer_on(persistent_backend(multiprocessors), **network, **options)
     reference = trainer_on(StrictBackend(), dtype="float64", **network, **options)
-    for trainer in (fused, reference):
+    for trainer in (found, reference):
         trainer.run(3)
-    assert fused.execution.name == "fused"
-    got, want = arrays(fused), arrays(reference)
+    assert found.execution.name == "persistent"
+    got, want = arrays(found), arrays(reference)
     for name, array in want.items():
         scale = np.abs(array.astype("float64")).max()
         np.testing.assert_allclose(got[name], array, rtol=0, atol=2e-6 * scale, err_msg=name)
-    np.testing.assert_allclose(fused.history["train_loss"], reference.history["train_loss"], rtol=2e-6)
-    assert fused.optimizer_state.steps == reference.optimizer_state.steps
+    np.testing.assert_allclose(found.history["train_loss"], reference.history["train_loss"], rtol=2e-6)
+    assert found.optimizer_state.steps == reference.optimizer_state.steps
 
 
 @pytest.mark.parametrize("setting", ["two layers", "dropout"])
 def test_neither_the_division_of_a_run_nor_the_order_of_threads_changes_a_bit(setting: str) -> None:
     network, options, multiprocessors = SETTINGS[setting]
-    whole = trainer_on(fused_backend(multiprocessors), **network, **options)
+    whole = trainer_on(persistent_backend(multiprocessors), **network, **options)
     whole.run(2)
-    divided = trainer_on(fused_backend(multiprocessors, order=3), **network, **options)
+    divided = trainer_on(persistent_backend(multiprocessors, order=3), **network, **options)
     for batches in ((range(2), range(2, 4)), (range(1), range(1, 4))):
         divided.batches.reorder(divided._orders.draw())
         with divided.model.backend.activate():
@@ -123,7 +135,9 @@ def test_neither_the_division_of_a_run_nor_the_order_of_threads_changes_a_bit(se
 
 def test_a_restored_run_goes_on_with_the_same_bits() -> None:
     network, options, multiprocessors = SETTINGS["dropout"]
-    whole, first, second = (trainer_on(fused_backend(multiprocessors), **network, **options) for _ in range(3))
+    whole, first, second = (
+        trainer_on(persistent_backend(multiprocessors), **network, **options) for _ in range(3)
+    )
     whole.run(3)
     first.run(1)
     second.model.load_state_dict(first.model.state_dict())
@@ -133,6 +147,33 @@ def test_a_restored_run_goes_on_with_the_same_bits() -> None:
     assert bits(second) == bits(whole)
 
 
+class Own(Loss):
+    """A loss of the user's that names the kernel, but has no label smoothing."""
+
+    name, kernel, output, task, least_outputs = "own", "softmax_cross_entropy", "softmax", "classes", 2
+
+    def output_error(self, backend: Any, outputs: Any, targets: Any, losses: Any, scores: Any) -> None:
+        SoftmaxCrossEntropy().output_error(backend, outputs, targets, losses, scores)
+
+    def predictions(self, outputs: Any) -> Any:
+        return SoftmaxCrossEntropy().predictions(outputs)
+
+
+def test_a_loss_of_the_users_that_names_the_kernel_is_computed_by_it() -> None:
+    own, built_in = (trainer_on(persistent_backend(), loss=loss) for loss in (Own(), SoftmaxCrossEntropy()))
+    for trainer in (own, built_in):
+        trainer.run(1)
+    assert bits(own) == bits(built_in)
+
+
+def test_a_loss_that_is_not_a_number_ends_training() -> None:
+    trainer = trainer_on(persistent_backend(), optimizer=SGD(1e30))
+    before = arrays(trainer)["parameters"]
+    with pytest.raises(DivergenceError):
+        trainer.run(3)
+    np.testing.assert_array_equal(arrays(trainer)["parameters"], before)
+
+
 def test_networks_in_one_launch_are_those_alone() -> None:
     shared = {"hidden": (18, 9), "dropout": 0.2}
     each = [
@@ -140,10 +181,10 @@ def test_networks_in_one_launch_are_those_alone() -> None:
         {"optimizer": SGD(0.1, momentum=0.5), "network_seed": 2, "seed": 2, "penalty": Penalty(l2=0.01)},
         {"optimizer": SGD(0.2, momentum=0.9), "network_seed": 3, "seed": 3, "data": samples(seed=5)},
     ]
-    alone = [trainer_on(fused_backend(4), **shared, **options) for options in each]
+    alone = [trainer_on(persistent_backend(4), **shared, **options) for options in each]
     for trainer in alone:
         trainer.run(1)
-    backend = fused_backend(4, order=5)
+    backend = persistent_backend(4, order=5)
     together = [trainer_on(backend, **shared, **options) for options in each]
     for trainer in together:
         trainer.batches.reorder(trainer._orders.draw())
@@ -157,9 +198,9 @@ def test_networks_in_one_launch_are_those_alone() -> None:
 
 
 def test_networks_in_one_launch_may_train_for_different_numbers_of_steps() -> None:
-    backend = fused_backend()
+    backend = persistent_backend()
     trainers = [trainer_on(backend, network_seed=seed, optimizer=SGD(0.1)) for seed in (1, 2)]
-    alone = [trainer_on(fused_backend(), network_seed=seed, optimizer=SGD(0.1)) for seed in (1, 2)]
+    alone = [trainer_on(persistent_backend(), network_seed=seed, optimizer=SGD(0.1)) for seed in (1, 2)]
     parts = (range(3), range(1, 2))
     with backend.activate():
         backend.run_many([StepRun(t._step, p, [0.1] * len(p)) for t, p in zip(trainers, parts, strict=True)])
@@ -190,13 +231,15 @@ def on_a_gpu(backend: Backend, sizes: list[int], batch_size: int, seed: int, **o
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", [SGD(0.01, momentum=0.9), Adam(0.001, epsilon=1e-3)], ids=["momentum", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.01, momentum=0.9), Adam(0.001, epsilon=1e-3)], ids=["momentum", "adam"]
+)
 @pytest.mark.parametrize(("sizes", "batch_size"), SHAPES)
 def test_on_a_gpu_it_agrees_with_eager_training_alone_and_together(
     sizes: list[int], batch_size: int, optimizer: Any
 ) -> None:
     options = {"optimizer": optimizer, "penalty": Penalty(l2=1e-4)}
-    backend = gpu_backend(execution="fused")
+    backend = gpu_backend(execution="persistent")
     try:
         alone = [on_a_gpu(backend, sizes, batch_size, seed, **options) for seed in range(3)]
         _ = alone[0].execution
