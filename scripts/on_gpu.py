@@ -338,7 +338,7 @@ def _difference(state: dict[str, Any], expected: dict[str, Any]) -> dict[str, An
 
 def compare(job: Job) -> None:
     """`python -m benchmarks.compare`: microseconds a step beside other libraries."""
-    words = ["--networks", "784-128-10", "784-512-512-10", "--momenta", "0.9", "--seconds", "0.05"]
+    words = ["--networks", "784-128-10", "--momenta", "0.9", "--seconds", "0.1"]
     words += ["--batch-sizes", "16", "32", "64", "128", "256", "1024", "8192"]
     words += ["--peers", "gpumlp", "gpumlp-graphs", *EXPECTED_PEERS]
     _benchmark(job, "compare", "--devices", job.device, *words)
