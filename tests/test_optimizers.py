@@ -308,3 +308,12 @@ class OneTooFew(Averaged):
 def test_an_optimizer_that_breaks_the_rules_is_refused(kind: type[Optimizer], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         checked_optimizer(kind(0.1))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.1, momentum=0.9), Adam(), AdamW(), RMSprop()], ids=lambda rule: type(rule).__name__
+)
+def test_the_factors_of_many_steps_are_those_of_each(optimizer: Optimizer) -> None:
+    rates = [0.1, 0.05, 0.2]
+    each = [optimizer.step_factors(number, rate) for number, rate in enumerate(rates, 8)]
+    assert [*optimizer.factors_of_steps(8, rates)] == each

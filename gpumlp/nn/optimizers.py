@@ -10,6 +10,7 @@ can be saved.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -111,6 +112,17 @@ class Optimizer:
             learning_rate: of this step.
         """
         return (learning_rate,)
+
+    def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> Sequence[tuple[float, ...]]:
+        """`step_factors` of consecutive steps.
+
+        Args:
+            first: the number of the first of them.
+            learning_rates: of each.
+        """
+        if type(self).step_factors is Optimizer.step_factors:
+            return [*zip(learning_rates)]  # a call for each of many steps may take longer than a GPU for them
+        return [self.step_factors(number, rate) for number, rate in enumerate(learning_rates, first)]
 
     def update(
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, learning_rate: Any

@@ -217,10 +217,7 @@ class GraphRunner:
         """Run at most `CAPACITY` full batches."""
         backend, state, offsets = self._backend, step.state, found.offsets
         kernels = backend.kernels(offsets.factors.dtype)
-        factors = [
-            step.optimizer.step_factors(state.steps + number, rate)
-            for number, rate in enumerate(learning_rates, 1)
-        ]
+        factors = step.optimizer.factors_of_steps(state.steps + 1, learning_rates)
         host = np.array(factors, dtype=offsets.factors.dtype)
         backend.xp.copyto(offsets.factors[: len(batches)], backend.asarray(host))
         done = 0

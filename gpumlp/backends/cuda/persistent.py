@@ -149,10 +149,6 @@ class PersistentRunner:
         for compiled, group in groups.items():
             for first in range(0, len(group), compiled.at_once):
                 self._run_together(compiled, group[first : first + compiled.at_once])
-        for run in runs:
-            for layer in filter(is_dense, run.step.layers):
-                for gradient in (layer.weight_gradient, layer.bias_gradient):
-                    gradient.fill(math.nan)  # poison stale gradients
 
     def _run_together(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
         longest = max(len(run.batches) for run in runs)
@@ -278,6 +274,9 @@ class PersistentRunner:
         network = self._structures.get(step)
         if network is not None:
             return network
+        for layer in _dense_layers(step):
+            layer.weight_gradient.fill(math.nan)  # poison stale gradients
+            layer.bias_gradient.fill(math.nan)
         network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
         arrays = {
             "images": self._rows_of(step).values,
@@ -362,10 +361,10 @@ def _sample_key(samples: Array) -> SampleKey:
 
 def _step_factors(run: StepRun) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What `Optimizer.step_factors` gives for each step, ``(steps, factors)``."""
-    optimizer, steps = run.step.optimizer, run.step.state.steps
+    optimizer = run.step.optimizer
     count = FACTORS[OPTIMIZERS.index(str(_optimizer_rule(optimizer)))]
-    factors = [optimizer.step_factors(steps + n, rate)[:count] for n, rate in enumerate(run.learning_rates, 1)]
-    return np.array(factors, dtype=np.float32).reshape(len(run.batches), count)
+    factors = optimizer.factors_of_steps(run.step.state.steps + 1, run.learning_rates)
+    return np.array(factors, dtype=np.float32)[:, :count]
 
 
 def _dense_layers(step: Step) -> list[Any]:
