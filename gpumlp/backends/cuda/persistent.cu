@@ -1086,7 +1086,7 @@ struct Worker {
     INLINE void update_small()
     {
         const Rule rule = this->rule();
-        ROLLED for (int k = thread(); k < SMALL; k += THREADS) {
+        ROLLED for (int k = threadIdx.x; k < SMALL; k += THREADS) {
             bool is_weight = k < BIASES;
             if (is_weight && k % OUT4 >= OUTPUTS) continue;  // padding
             if (is_weight) add_square(s.small[k]);
