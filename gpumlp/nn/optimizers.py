@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from ..backends import Accumulation, Array, Backend, array_namespace, stated
+from ..backends import Accumulation, Array, Backend, HostArray, array_namespace, stated
 from ..words import shown
 from .hyperparameters import flag, instance, number, require_arguments, require_in_place, set_number
 
@@ -113,15 +115,15 @@ class Optimizer:
         """
         return (learning_rate,)
 
-    def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> Sequence[tuple[float, ...]]:
-        """`step_factors` of consecutive steps.
+    def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> npt.ArrayLike:
+        """`step_factors` of consecutive steps, ``(steps, factors)``.
 
         Args:
             first: the number of the first of them.
             learning_rates: of each.
         """
         if type(self).step_factors is Optimizer.step_factors:
-            return [*zip(learning_rates)]  # a call for each of many steps may take longer than a GPU for them
+            return np.array(learning_rates)[:, np.newaxis]  # a GPU may take less time for a step than a call
         return [self.step_factors(number, rate) for number, rate in enumerate(learning_rates, first)]
 
     def update(
@@ -289,6 +291,16 @@ class Adam(Optimizer):
         epsilon = self.epsilon * root_correction if self.correct_epsilon else self.epsilon
         return learning_rate * root_correction / mean_correction, epsilon
 
+    def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> npt.ArrayLike:
+        if type(self).step_factors is not Adam.step_factors:
+            return super().factors_of_steps(first, learning_rates)
+        # As above; the corrections are the same for all networks that are at these steps.
+        mean_corrections, root_corrections = _corrections(self.beta1, self.beta2, first, len(learning_rates))
+        epsilons = np.full(len(learning_rates), self.epsilon)
+        if self.correct_epsilon:
+            epsilons *= root_corrections
+        return np.stack([np.array(learning_rates) * root_corrections / mean_corrections, epsilons], axis=1)
+
     def update(  # type: ignore[override]  # one argument for each of `step_factors`
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any, epsilon: Any
     ) -> None:
@@ -301,6 +313,13 @@ class Adam(Optimizer):
         xp.divide(mean, step, out=step)
         xp.multiply(step, step_size, out=step)
         xp.subtract(parameters, step, out=parameters)
+
+
+@lru_cache(maxsize=16)
+def _corrections(beta1: float, beta2: float, first: int, count: int) -> tuple[HostArray, HostArray]:
+    """The corrections of both means at consecutive steps, ``(count,)``, by Python's power as in `step_factors`."""
+    steps = range(first, first + count)
+    return np.array([1 - beta1**step for step in steps]), np.sqrt([1 - beta2**step for step in steps])
 
 
 @dataclass(frozen=True)
