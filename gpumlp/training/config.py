@@ -229,6 +229,8 @@ class Config:
     is validated, tested and saved."""
     seed: int = option(0, whole_numbers(0))
     """Seed of the initial weights, the held-out samples, the batch order and dropout."""
+    shards: int | None = option(None, whole_numbers(1))
+    """Parts that a batch is cut into, whose gradients are summed in a fixed order (1)."""
     dtype: str = option("float32", _one_of("float32", "float64"))
     """Precision of the network: float32 or float64."""
     matmul_precision: str = option("highest", _one_of(*MATMUL_PRECISIONS))
@@ -290,6 +292,7 @@ class Config:
             "epochs": 50 if small else 20,
             "validation": min(5000, training_samples // 10),
             "learning_rate": optimizer.learning_rate,
+            "shards": 1,
         }
         if task == "numbers" and self.optimizer == "sgd":
             defaults["learning_rate"] = SGD_RATE_OF_NUMBERS

@@ -551,6 +551,7 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             ema=config.ema,
             seed=config.seed,
             diagnostics=config.diagnostics == "on",
+            shards=config.shards or 1,  # runs of earlier versions have none
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -138,6 +138,7 @@ class Trainer:
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
         seed: of the held-out samples, of the batch order and of dropout.
+        shards: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -146,6 +147,7 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
+        shards: parts that a batch is cut into.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
             parameters `model` has the moving average.
 
@@ -172,6 +174,7 @@ class Trainer:
         diagnostics: bool = True,
         pixels: bool | None = None,
         rows: HostArray | None = None,
+        shards: int = 1,
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
@@ -201,6 +204,7 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
+        self.shards = _checked_shards(shards, self.batches.batch_size)
         self.history.setting = self._setting
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
@@ -216,6 +220,7 @@ class Trainer:
                 average=None if decay is None else model.parameters.data,
                 decay=decay or 0.0,
                 seed=self.seed,
+                shards=self.shards,
             )
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
@@ -497,6 +502,7 @@ def fit(
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
     pixels: bool | None = None,
+    shards: int = 1,
 ) -> History:
     """Train a network in place.
 
@@ -537,6 +543,9 @@ def fit(
             predictions of each class at the end, for ``history.findings()``; the results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
+        shards: cut each batch into this many parts of consecutive samples, and sum their gradients pairwise in a
+            fixed order. The gradient is that of the whole batch, except for rounding. On a GPU, only the
+            execution ``"eager"`` supports more than one.
 
     Returns:
         The history, one record per epoch, with `findings` and `trend`. After Ctrl-C it is that of the finished
@@ -572,6 +581,7 @@ def fit(
         seed=seed,
         diagnostics=diagnostics,
         pixels=pixels,
+        shards=shards,
     )
     return trainer.run(epochs, callbacks)
 
@@ -624,6 +634,13 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
             f"{shown(train)} alone"
         )
     return Dataset(train, targets, weights=sample_weight)
+
+
+def _checked_shards(shards: Any, batch_size: int) -> int:
+    """Raises ValueError if it is not a whole number from 1 to the number of samples in a batch."""
+    if whole("shards", shards, 1) > batch_size:
+        raise ValueError(f"shards is expected to be at most the {batch_size:,} samples of a batch, got {shards:,}")
+    return int(shards)
 
 
 def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:
