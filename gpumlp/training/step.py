@@ -12,6 +12,7 @@ from ..nn.layers import Dense, Dropout, Layer
 from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
+from .group import ALONE, Group
 from .shards import PairwiseSum, part_of
 
 
@@ -36,7 +37,8 @@ class TrainingStep:
         average: ``(size,)``, the moving average of the parameters, overwritten by each step; None for none.
         decay: of the average, see ``Backend.average``.
         seed: of the random numbers of the layers.
-        shards: parts of a batch, of which the last ones of a smaller batch may be empty.
+        shards: parts of a batch, of which some of a smaller batch may be empty.
+        group: the processes that share them evenly; each computes the gradients of consecutive shards.
 
     Attributes:
         workspace: for a batch, or for a part of it.
@@ -62,6 +64,7 @@ class TrainingStep:
         decay: float = 0.0,
         seed: int = 0,
         shards: int = 1,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -87,7 +90,7 @@ class TrainingStep:
         self._in_parts = rows < most
         self._may_accumulate = not self._in_parts and clip_norm is None and known and shards == 1
         self.gradient_wanted = False
-        self.shards = shards
+        self.shards, self.group = shards, group
         self._kept: list[Array] = []  # sums of the gradients of shards, see `PairwiseSum`
         self.squares: Array | None = None
         weights = [layer.weight for layer in model.dense_layers[:-1]]
@@ -181,6 +184,23 @@ class TrainingStep:
             self._may_accumulate, self.gradient_wanted = before
             self._accumulated = self._weight_gradients = None
 
+    # -- Shards --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A context in which this process computes all shards by itself, with the same results."""
+        group, self.group = self.group, ALONE
+        try:
+            yield
+        finally:
+            self.group = group
+
+    def merge_results(self) -> None:
+        """After an epoch, complete `losses` and `scores` with those of the other processes."""
+        if self.group.size > 1:
+            self.group.merge(self.losses)
+            self.group.merge(self.scores)
+
     # -- The step ------------------------------------------------------------------------------------------
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
@@ -262,8 +282,12 @@ class TrainingStep:
     def _gradient_in_shards(self, batch: slice) -> None:
         """Compute the gradient of a batch as the sum over its shards."""
         xp, gradient, samples = self.model.backend.xp, self.gradient, batch.stop - batch.start
-        sums = PairwiseSum(xp, self.shards)
-        for shard in range(self.shards):
+        if batch.start == 0 and self.group.size > 1:  # see `merge_results`
+            self.losses.fill(0)
+            self.scores.fill(0)
+        sums, each = PairwiseSum(xp, self.shards), self.shards // self.group.size
+        first = self.group.rank * each
+        for shard in range(first, first + each):
             rows = part_of(batch, shard, self.shards)
             count = rows.stop - rows.start
             if count > self.workspace.batch_size:
@@ -273,12 +297,13 @@ class TrainingStep:
             else:
                 gradient.fill(0)
             start = sums.complete(gradient, shard, shard + 1)
-            if shard + 1 < self.shards:  # the next one overwrites the gradient
+            if shard + 1 < first + each:  # the next one overwrites the gradient
                 depth = len(sums.pieces)
                 if depth == len(self._kept):
                     self._kept.append(xp.empty_like(gradient))
                 xp.copyto(self._kept[depth], gradient)
                 sums.pieces.append((start, self._kept[depth]))
+        self.group.sum([*sums.pieces, (start, gradient)], self.shards, gradient)
 
     def _gradient_in_parts(self, rows: slice, batch: slice) -> None:
         """Compute the gradient of rows of a batch that do not fit into the workspace, as the sum over parts."""
