@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Callback, Dataset, EarlyStopping, Group, MPIGroup, Trainer, fit
+from gpumlp import MLP, SGD, Callback, Dataset, EarlyStopping, Group, MPIGroup, Trainer, fit, train
 from gpumlp.training.shards import PairwiseSum
+from gpumlp.training.step import TrainingStep
 from tests.test_resume import SETTINGS, state
 
 
@@ -82,8 +84,25 @@ def train_forever(group: Group, **options: Any) -> int:
     return len(history)
 
 
+def train_and_fail(how: str, *words: str) -> None:
+    """``python -m gpumlp.train``, which fails in process 1 in the second epoch."""
+    call = TrainingStep.__call__
+
+    def step(self: TrainingStep, *arguments: Any) -> None:
+        if self.group.rank == 1 and self.state.steps == 60:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError("too little of it") if how == "memory" else ArithmeticError("a bug")
+        call(self, *arguments)
+
+    TrainingStep.__call__ = step  # type: ignore[method-assign]
+    sys.exit(train.main(words))
+
+
 def main() -> None:
     name, *words = sys.argv[1:]
+    if name == "train":
+        train_and_fail(*words)
     group = MPIGroup()
     if name in ("settings", "sums"):
         found = settings(group) if name == "settings" else sums(group)

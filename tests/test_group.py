@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,37 +19,20 @@ from gpumlp.training.group import GroupError, launcher
 from tests import mpi_program
 from tests.command_helpers import ROOT
 from tests.host_cuda import host_cuda_backend
+from tests.mpi_helpers import finish, require_mpi, start
 
-MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install '.[mpi]' mpich")
-pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec: pip install mpich")
-
-
-def start(ranks: int, *words: object, **options: Any) -> subprocess.Popen[str]:
-    """A program in so many processes, in a session of its own, as from a terminal."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.Popen(
-        [str(MPIEXEC), "-n", str(ranks), sys.executable, "-m", *map(str, words)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
+pytestmark = require_mpi()
 
 
 def program(ranks: int, *words: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``tests.mpi_program``, which must not hang."""
-    process = start(ranks, "tests.mpi_program", *words)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return finish(start(ranks, "tests.mpi_program", *words))
 
 
 @pytest.mark.parametrize(
     "ranks", [2, pytest.param(3, marks=pytest.mark.mpi), pytest.param(4, marks=pytest.mark.mpi)]
 )
-@pytest.mark.parametrize("what", ["settings", "sums"])
+@pytest.mark.parametrize("what", ["settings", pytest.param("sums", marks=pytest.mark.mpi)])
 def test_any_number_of_processes_has_the_same_bits(what: str, ranks: int, tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     assert program(ranks, what, found) == (0, "", "")
@@ -60,7 +41,7 @@ def test_any_number_of_processes_has_the_same_bits(what: str, ranks: int, tmp_pa
     assert results.items() <= getattr(mpi_program, what)(Group()).items()
 
 
-@pytest.mark.parametrize("what", ["raise", "callback", "part"])
+@pytest.mark.parametrize("what", [pytest.param("raise", marks=pytest.mark.mpi), "callback", "part"])
 def test_an_error_in_one_process_ends_all_and_says_which(what: str) -> None:
     began = time.monotonic()
     code, out, err = program(2, what)
@@ -74,13 +55,20 @@ def test_an_error_in_one_process_ends_all_and_says_which(what: str) -> None:
     assert message in err
 
 
+@pytest.mark.mpi
 def test_a_process_that_is_killed_ends_all() -> None:
     code, out, _ = program(2, "kill")
     assert code != 0
     assert "BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES" in out  # of mpiexec
 
 
-@pytest.mark.parametrize("what", ["data", "network", "parameters", "optimizer", "epochs"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "data",
+        *(pytest.param(name, marks=pytest.mark.mpi) for name in ("network", "parameters", "optimizer", "epochs")),
+    ],
+)
 def test_processes_that_differ_are_refused_before_the_start(what: str) -> None:
     code, _, err = program(2, "differ", what)
     words = {"data": "training data", "network": "network", "parameters": "parameters"}.get(what, what)
@@ -105,9 +93,9 @@ def test_an_interrupt_ends_the_epoch_in_all_processes(number: int, to: str, tmp_
             if str(ready) in _read(path.with_name("cmdline")) and "PMI_RANK=1\0" in _read(path)
         )
     os.kill(target, signal.SIGINT)
-    out, err = process.communicate(timeout=5)
+    code, out, err = finish(process, 5)
     assert re.findall(r"interrupted: (True|False)", out) == ["True", "True"], err
-    assert process.returncode == 0, err
+    assert code == 0, err
 
 
 def _read(path: Path) -> str:

@@ -39,7 +39,7 @@ GET_MPI = "pip install mpich, or a package of the system such as Debian's mpich,
 
 
 class GroupError(RuntimeError):
-    """Processes cannot train together; the message says which one is the reason."""
+    """Processes cannot train together; the message says which one is the reason. All processes raise it."""
 
 
 class Group:
@@ -82,8 +82,10 @@ class Group:
             GroupError: they have not; the message names the first one that differs. All processes raise it.
         """
 
-    def together(self, work: Callable[[], T]) -> T:
+    def together(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
         """What `work` returns, which is called in every process, once it has succeeded in all of them.
+
+        If it fails in others, `undo` is called with its result.
 
         Raises:
             GroupError: it has failed in others. A process in which it fails raises its own error.
@@ -181,23 +183,27 @@ class MPIGroup(Group):
                         f"{other[name]}; start all of them with the same program, versions, options and data"
                     )
 
-    def together(self, work: Callable[[], T]) -> T:
-        result = error = None
+    def together(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+        results: list[T] = []
+        error: BaseException | None = None
         try:
-            result = work()
+            results.append(work())
         except (Exception, SystemExit) as caught:
             error = caught
         text = None if error is None else str(error) or type(error).__name__
         found = self._comm.allgather((text, self._interrupted))
-        if any(interrupted for _, interrupted in found):
+        failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(found) if text is not None]
+        interrupted = any(flag for _, flag in found)
+        if undo is not None and results and (failed or interrupted):
+            undo(*results)
+        if interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
         if error is not None:
             raise error
-        failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(found) if text is not None]
         if failed:
             raise GroupError("\n".join(failed))
-        return result  # type: ignore[return-value]
+        return results[0]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
