@@ -150,3 +150,10 @@ def test_one_process_is_a_group_of_mpi_too(blobs: Dataset) -> None:
     group = MPIGroup()
     assert (group.rank, group.size) == (0, 1)
     Trainer(MLP([20, 8, 4], device="cpu"), blobs, group=group, shards=2).run(1)
+
+
+def test_mpi_is_loaded_only_for_a_group() -> None:
+    code = "import sys, gpumlp.train; sys.exit('mpi4py' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    )
