@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
             print("\n".join(_SHORT[kind](report)))
-            if "--figure" in words and kind != "estimators":
+            if "--figure" in words and kind not in ("estimators", "several processes"):
                 figures.plot(report, user_path(path).with_suffix(".png"))
         return 0
 
@@ -236,6 +236,30 @@ def _many_in_full(report: Report) -> Lines:
     )
 
 
+# -- Several processes -----------------------------------------------------------------------------------
+
+
+def parallel(report: Report) -> Lines:
+    """A row for each timed setting."""
+    yield from table(
+        ["network", "scaling", "processes", "batch", "BLAS threads", "ms a step", "min", "max", "exchange, ms",
+         "speed-up"],
+        (
+            [
+                row["network"],
+                row["scaling"],
+                *(f"{row[name]:,}" for name in ("processes", "batch_size")),
+                str(row["threads"] or "-"),
+                *(three_digits(row[name]) for name in ("median", "min", "max")),
+                three_digits(row["exchange"]) if row["exchange"] else "-",
+                f"{row['speed_up']:.2f}x",
+            ]
+            for row in report["results"]
+        ),
+    )  # fmt: skip
+    yield f"\nMedian, minimum and maximum of {report['method']['repeats']} epochs."
+
+
 # -- Growth and estimators -------------------------------------------------------------------------------
 
 
@@ -346,6 +370,7 @@ _SHORT: dict[str, Callable[[Report], Lines]] = {
     "comparison of training throughput": comparison,
     "training throughput": throughput,
     "many networks": many,
+    "several processes": parallel,
     "growth of the cost of an epoch": growth,
     "estimators": estimators,
 }
@@ -353,6 +378,7 @@ _FULL = {
     "comparison of training throughput": _comparison_in_full,
     "training throughput": _throughput_in_full,
     "many networks": _many_in_full,
+    "several processes": parallel,
     "growth of the cost of an epoch": growth,
     "estimators": _estimators_in_full,
 }

@@ -22,12 +22,16 @@ from .nn.model_file import ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.divergence import DivergenceError
+from .training.group import GroupError
 from .training.run import RUN_FILES, is_run
 
 T = TypeVar("T")
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-USER_ERRORS = (ConfigError, DataError, DeviceError, CheckpointError, ModelFileError, MissingExtraError, PathError)
+USER_ERRORS = (
+    *(ConfigError, DataError, DeviceError, CheckpointError, ModelFileError, MissingExtraError, PathError),
+    GroupError,
+)
 PAGES = (".html", ".htm")  # endings of the names of pages
 
 
@@ -74,7 +78,7 @@ def run(program: str, main: Callable[[], int]) -> int:
     What it prints goes through `terminal.Output`.
     """
     with terminal.standard_streams():
-        code, message = _outcome(main)
+        code, message = outcome(main)
         for line in message.split("\n") if message else ():
             print(f"{program}: {line}", file=sys.stderr)
         try:
@@ -86,7 +90,7 @@ def run(program: str, main: Callable[[], int]) -> int:
         return code
 
 
-def _outcome(main: Callable[[], int]) -> tuple[int, str]:
+def outcome(main: Callable[[], int]) -> tuple[int, str]:
     """The exit code of a command's work, and a message for the user, in lines; empty for none."""
     try:
         try:

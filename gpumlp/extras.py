@@ -26,6 +26,7 @@ EXTRAS = {
     "report": Extra("figures and reports", ("matplotlib", "jinja2", "PIL")),
     "sklearn": Extra("scikit-learn estimators", ("sklearn",)),
     "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
+    "mpi": Extra("one training run on several processes", ("mpi4py",)),
     "images": Extra("predictions of pictures", ("PIL",)),
     "onnx": Extra("export to ONNX", ("onnx",)),
 }

@@ -45,6 +45,7 @@ _REFUSED = {
     "report": "a report is about a few runs: python -m gpumlp.report RUN RUN",
     "min_accuracy": "it is about one network",
     "overwrite": "choose another folder",
+    "parallel": "each network has a process of its own; see --jobs",
 }
 
 

@@ -126,6 +126,8 @@ def run_command(words: list[str], page: Path) -> str:
 
 def check_words(words: list[str], page: Path) -> None:
     """Check that the module, the script and the options of a command exist, without running it."""
+    if words[:2] == ["mpiexec", "-n"]:
+        words = words[3:]
     if words[0] == "pip":
         run_command(words, page)
     elif words[:2] == ["python", "-m"] and words[2] != "pytest":

@@ -47,6 +47,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one cycle": ({}, {"schedule": OneCycle(50), "optimizer": Adam(0.02)}),
     "limits": ({}, {"clip_norm": 0.2, "max_norm": 1.0, "optimizer": MOMENTUM}),
     "weights": ({}, {"class_weight": "balanced", "validation": 0.2}),
+    "shards": ({"dropout": 0.5}, {"shards": 5, "clip_norm": 0.2, "optimizer": MOMENTUM}),
     "all of it": (
         {"dropout": 0.3, "input_dropout": 0.1, "activation": "gelu", "loss": SoftmaxCrossEntropy(0.1)},
         {

@@ -188,7 +188,8 @@ class Step(Protocol):
             more elements; only the sum of all elements is defined.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
-            methods of network, layers and batches; only then can a device run them in another way.
+            methods of network, layers and batches, each batch as a whole; only then can a device run them in
+            another way.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 

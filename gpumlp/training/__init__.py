@@ -2,6 +2,7 @@
 
 from .callbacks import BestCheckpoint, EarlyStopping
 from .divergence import DivergenceError
+from .group import Group, GroupError, MPIGroup
 from .history import EpochRecord, History, LayerStatistics
 from .many import FitManyError, fit_many
 from .progress import Progress
@@ -15,8 +16,11 @@ __all__ = [
     "EarlyStopping",
     "EpochRecord",
     "FitManyError",
+    "Group",
+    "GroupError",
     "History",
     "LayerStatistics",
+    "MPIGroup",
     "Progress",
     "TensorBoard",
     "Trainer",

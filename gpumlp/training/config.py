@@ -229,6 +229,9 @@ class Config:
     is validated, tested and saved."""
     seed: int = option(0, whole_numbers(0))
     """Seed of the initial weights, the held-out samples, the batch order and dropout."""
+    shards: int | None = option(None, whole_numbers(1))
+    """Parts that a batch is cut into, whose gradients are summed in a fixed order (with --parallel, the number of
+    processes that start the run; otherwise 1)."""
     dtype: str = option("float32", _one_of("float32", "float64"))
     """Precision of the network: float32 or float64."""
     matmul_precision: str = option("highest", _one_of(*MATMUL_PRECISIONS))
@@ -247,6 +250,11 @@ class Config:
     """Folder for the run (runs/TIME-DATASET)."""
     overwrite: bool = option(False, _FLAG, per_call=True)
     """Replace a run that is in the folder."""
+    parallel: str | None = option(
+        None, _one_of("mpi"), only_with="device auto or cpu", on_resume=True, per_call=True
+    )
+    """mpi: the processes that mpiexec has started train one network together, on CPUs (needs pip install '.[mpi]'
+    and MPI)."""
     resume: str | None = option(None, _text("the folder of a run"), on_resume=True, per_call=True)
     """Resume the run in this folder, with its own configuration."""
     min_accuracy: float | None = option(
@@ -290,6 +298,7 @@ class Config:
             "epochs": 50 if small else 20,
             "validation": min(5000, training_samples // 10),
             "learning_rate": optimizer.learning_rate,
+            "shards": 1,
         }
         if task == "numbers" and self.optimizer == "sgd":
             defaults["learning_rate"] = SGD_RATE_OF_NUMBERS

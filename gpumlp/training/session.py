@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError, smaller_steps
+from .group import ALONE, Group
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
@@ -110,6 +112,12 @@ class PreparedRun:
         with self.folder:
             self.outcome = yield from _run(self.trainer, self.test, self.folder, self.display)
 
+    def abandon(self) -> None:
+        """Release the folder, and remove it if it is empty, in place of training."""
+        self.folder.release()
+        with suppress(OSError):  # it was used before
+            self.folder.path.rmdir()
+
 
 def train(config: Config) -> Outcome:
     """Train as configured, or resume the run in ``config.resume``, and save it.
@@ -121,8 +129,48 @@ def train(config: Config) -> Outcome:
     return prepare(config, Shared(), Progress(quiet=config.quiet)).train()
 
 
-def prepare(config: Config, shared: Shared, display: Progress) -> PreparedRun:
-    """All of `train` before the first epoch.
+def prepare_together(config: Config, group: Group) -> PreparedRun:
+    """`prepare` in all processes of a group. The first one alone writes files, and has the metrics in the end.
+
+    Raises:
+        ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError, OSError: with messages for the
+            user.
+        GroupError: there was an error in another process, or they differ in their data, versions or options.
+    """
+    shared, display = Shared(), Progress(quiet=config.quiet or group.rank > 0)
+    if group.size > 1:
+        config = _agreed(config, shared, display, group)
+    return group.together(lambda: prepare(config, shared, display, group), PreparedRun.abandon)
+
+
+def _agreed(config: Config, shared: Shared, display: Progress, group: Group) -> Config:
+    """The configuration of a run by several processes, which all have the same one, and the same data.
+
+    Raises:
+        GroupError: they have not.
+        ConfigError, DataError, CheckpointError, OSError: with messages for the user.
+    """
+    options = {
+        f"option {name}": value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in (*options_marked("per_call"), "data_dir") or name == "resume"
+    }
+    group.agree({"version": f"{gpumlp.__version__}, NumPy {np.__version__}", **options})
+    if config.device == "auto":
+        config = dataclasses.replace(config, device="cpu")
+
+    def load() -> dict[str, str]:
+        task = config.task if config.resume is None else open_run(config.resume).checkpoint.dataset["task"]
+        training, test = shared.data(config, task, display)
+        return {"training data": training.fingerprint(), "test data": test.fingerprint()}
+
+    group.together(lambda: {} if group.rank else load())  # one process downloads what is missing
+    group.agree(group.together(load))
+    return config
+
+
+def prepare(config: Config, shared: Shared, display: Progress, group: Group = ALONE) -> PreparedRun:
+    """All of `train` before the first epoch. In a group, the first process alone makes or locks the folder.
 
     Raises:
         ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError, OSError: with messages for the
@@ -131,10 +179,11 @@ def prepare(config: Config, shared: Shared, display: Progress) -> PreparedRun:
     if config.log is not None:
         tensorboard.check_installed()
     if config.resume is not None:
-        return _resumed(config, shared, display)
+        return _resumed(config, shared, display, group)
     backend, device = shared.backend(config, config.execution)
     display.say(device)
     training, test = shared.data(config, config.task, display)
+    config = dataclasses.replace(config, shards=config.shards or group.size)
     config = config.resolved(len(training), training.task)
     config = dataclasses.replace(config, dataset=plain_name(config, training))
     model = MLP(
@@ -148,10 +197,10 @@ def prepare(config: Config, shared: Shared, display: Progress) -> PreparedRun:
         dropout=config.dropout,
         input_dropout=config.input_dropout,
     )
-    trainer = _trainer(model, training, config)
+    trainer = _trainer(model, training, config, group)
     _ = trainer.execution  # an ExecutionError before the folder is made
-    folder = RunFolder.create(config, training.name)
-    folder.config = dataclasses.replace(config, overwrite=False, out=str(folder.path))
+    folder = RunFolder(Path(), config) if group.rank else RunFolder.create(config, training.name)
+    folder.config = dataclasses.replace(config, overwrite=False, parallel=None, out=str(folder.path))
     return PreparedRun(trainer, test, folder, display)
 
 
@@ -201,10 +250,12 @@ def _open_to_resume(path: str) -> Run:
     return run
 
 
-def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
+def _resumed(config: Config, shared: Shared, display: Progress, group: Group) -> PreparedRun:
     path = given(config.resume)
     run = _open_to_resume(path)
-    folder = RunFolder(run.path, run.config).locked()
+    folder = RunFolder(run.path, run.config)
+    if not group.rank:
+        folder.locked()
     try:
         run = _open_to_resume(path)  # again: until now, another process may have trained it
         checkpoint, saved = run.checkpoint, run.config
@@ -233,10 +284,11 @@ def _resumed(config: Config, shared: Shared, display: Progress) -> PreparedRun:
             if config.monitor != saved.monitor:
                 raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
             config = dataclasses.replace(config, monitor=Config.monitor)
-        trainer = _trainer_as_before(config, checkpoint, training, shared, display)
+        trainer = _trainer_as_before(config, checkpoint, training, shared, display, group)
         checkpoint.restore(trainer)
         folder.resumed = checkpoint
-        folder.config = dataclasses.replace(config, resume=None, report=config.report or saved.report)
+        report = config.report or saved.report
+        folder.config = dataclasses.replace(config, resume=None, parallel=None, report=report)
         display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
         for line in _after_span(config, trainer):
             display.say(line)
@@ -279,7 +331,7 @@ def _after_span(config: Config, trainer: Trainer) -> list[str]:
 
 
 def _trainer_as_before(
-    config: Config, checkpoint: Checkpoint, training: Dataset, shared: Shared, display: Progress
+    config: Config, checkpoint: Checkpoint, training: Dataset, shared: Shared, display: Progress, group: Group
 ) -> Trainer:
     """A trainer that runs its steps as the run did before, if it can; where it cannot, a line says so.
 
@@ -294,7 +346,8 @@ def _trainer_as_before(
     asked, was = config.execution != saved, before.get("name", saved)
     if config.multiprocessors == checkpoint.config.multiprocessors:
         config = dataclasses.replace(config, multiprocessors=before.get("multiprocessors"))
-    trainer, device = _trainer_for(config, config.execution if asked else "auto", checkpoint, training, shared)
+    rest = checkpoint, training, shared, group
+    trainer, device = _trainer_for(config, config.execution if asked else "auto", *rest)
     name = trainer.model.backend.name
     device_before = str(before.get("device", name))
     moved = device_before.partition(":")[0] != name.partition(":")[0]
@@ -302,7 +355,7 @@ def _trainer_as_before(
     if not (asked or moved or name == "cpu" or trainer.execution.name == was):
         for way in _from(was):
             try:
-                trainer, device = _trainer_for(config, way, checkpoint, training, shared)
+                trainer, device = _trainer_for(config, way, *rest)
                 break
             except ExecutionError as error:
                 reasons.append(error.cause)
@@ -332,7 +385,7 @@ def _from(way: str) -> tuple[str, ...]:
 
 
 def _trainer_for(
-    config: Config, way: str, checkpoint: Checkpoint, training: Dataset, shared: Shared
+    config: Config, way: str, checkpoint: Checkpoint, training: Dataset, shared: Shared, group: Group
 ) -> tuple[Trainer, str]:
     """A trainer with the saved network whose steps run in one way, and a line about its device.
 
@@ -340,7 +393,7 @@ def _trainer_for(
         ExecutionError: the way is not possible.
     """
     backend, device = shared.backend(config, way)
-    trainer = _trainer(checkpoint.make_model(backend), training, config)
+    trainer = _trainer(checkpoint.make_model(backend), training, config, group)
     _ = trainer.execution  # raises the error
     return trainer, device
 
@@ -351,6 +404,9 @@ def _trainer_for(
 def _run(
     trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress
 ) -> Generator[StepRun, None, Outcome]:
+    if trainer.group.rank:  # the first process has the files, the display and the test
+        yield from trainer.training(given(folder.config.epochs))
+        return Outcome(folder, trainer.history, None)
     shape = as_product(test.feature_shape)
     if len(test.feature_shape) == 1:
         shape += " feature" if test.features == 1 else " features"
@@ -360,6 +416,8 @@ def _run(
         f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
         f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
+    if trainer.group.size > 1:
+        display.say(f"parallel: {trainer.group.size} processes share the {trainer.shards} shards of each batch")
     model, history, first = trainer.model, trainer.history, trainer.epoch
     display.say(
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
@@ -464,6 +522,7 @@ def _metrics(
         "execution_reason": execution["reason"],
         "threads": execution["threads"],
         "multiprocessors": execution["multiprocessors"],
+        "processes": trainer.group.size,
         "dtype": config.dtype,
         "seed": config.seed,
         "version": gpumlp.__version__,
@@ -533,7 +592,7 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
 # -- Parts of it ---------------------------------------------------------------------------------------------
 
 
-def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
+def _trainer(model: MLP, training: Dataset, config: Config, group: Group) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
     try:
@@ -551,6 +610,8 @@ def _trainer(model: MLP, training: Dataset, config: Config) -> Trainer:
             ema=config.ema,
             seed=config.seed,
             diagnostics=config.diagnostics == "on",
+            shards=config.shards or 1,  # runs of earlier versions have none
+            group=group,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

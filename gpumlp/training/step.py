@@ -12,6 +12,8 @@ from ..nn.layers import Dense, Dropout, Layer
 from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
+from .group import ALONE, Group
+from .shards import PairwiseSum, part_of
 
 
 class TrainingStep:
@@ -22,7 +24,8 @@ class TrainingStep:
 
     If the device and the optimizer support it, the weights' gradient is not stored: the matrix product adds it
     directly to the velocity or the weights (see `Accumulation`). If the batch is larger than
-    ``Backend.rows_at_a_time``, it is processed in parts, and their gradients are summed.
+    ``Backend.rows_at_a_time``, it is processed in parts, and their gradients are summed. With more than one shard,
+    a batch is cut into that many parts, whose gradients are summed pairwise in a fixed order.
 
     Args:
         model: trained in place.
@@ -34,6 +37,8 @@ class TrainingStep:
         average: ``(size,)``, the moving average of the parameters, overwritten by each step; None for none.
         decay: of the average, see ``Backend.average``.
         seed: of the random numbers of the layers.
+        shards: parts of a batch, of which some of a smaller batch may be empty.
+        group: the processes that share them evenly; each computes the gradients of consecutive shards.
 
     Attributes:
         workspace: for a batch, or for a part of it.
@@ -58,6 +63,8 @@ class TrainingStep:
         average: Array | None = None,
         decay: float = 0.0,
         seed: int = 0,
+        shards: int = 1,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -70,7 +77,8 @@ class TrainingStep:
         state.weights = model.parameters.weights
         known = all(type(layer) in (Dense, Dropout) for layer in model.layers)
         # In parts, only the gradients of dense layers are summed.
-        rows = min(batches.batch_size, (model.backend.rows_at_a_time if known else None) or batches.batch_size)
+        most = -(-batches.batch_size // shards)
+        rows = min(most, (model.backend.rows_at_a_time if known else None) or most)
         self.multiply_adds = rows * sum(layer.weight.size for layer in model.dense_layers)
         self.workspace = Workspace(model, rows, pixels=batches.pixels, training=True)
         # Dense layers need no random numbers.
@@ -79,9 +87,11 @@ class TrainingStep:
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
         # All parts of a batch use the same weights, so these must not change before the last part.
-        self._in_parts = rows < batches.batch_size
-        self._may_accumulate = not self._in_parts and clip_norm is None and known
+        self._in_parts = rows < most
+        self._may_accumulate = not self._in_parts and clip_norm is None and known and shards == 1
         self.gradient_wanted = False
+        self.shards, self.group = shards, group
+        self._kept: list[Array] = []  # sums of the gradients of shards, see `PairwiseSum`
         self.squares: Array | None = None
         weights = [layer.weight for layer in model.dense_layers[:-1]]
         self._hidden_weights = [(w, state.scratch[: w.size].reshape(w.shape)) for w in weights]
@@ -96,9 +106,13 @@ class TrainingStep:
 
     @property
     def same_rules(self) -> bool:
-        """Whether all steps follow the same rules, by the built-in methods of network, layers and batches."""
+        """Whether all steps follow the same rules, by the built-in methods of network, layers and batches.
+
+        Not with several shards, which only array code knows.
+        """
         return (
-            _has_methods_of(TrainingStep, self, "__call__", "_gradient")
+            self.shards == 1
+            and _has_methods_of(TrainingStep, self, "__call__", "_gradient")
             and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
             and _has_methods_of(ArrayBatches, self.batches, "gather")
         )
@@ -170,6 +184,23 @@ class TrainingStep:
             self._may_accumulate, self.gradient_wanted = before
             self._accumulated = self._weight_gradients = None
 
+    # -- Shards --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A context in which this process computes all shards by itself, with the same results."""
+        group, self.group = self.group, ALONE
+        try:
+            yield
+        finally:
+            self.group = group
+
+    def merge_results(self) -> None:
+        """After an epoch, complete `losses` and `scores` with those of the other processes."""
+        if self.group.size > 1:
+            self.group.merge(self.losses)
+            self.group.merge(self.scores)
+
     # -- The step ------------------------------------------------------------------------------------------
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
@@ -187,8 +218,10 @@ class TrainingStep:
             backend.add_squares(parameters.data[weights], self.squares[:1], self.state.scratch[weights])
         if self.draws is not None:
             self.draws = self.draws._replace(step=self.state.steps)
-        if self._in_parts and batch.stop - batch.start > self.workspace.batch_size:
-            self._gradient_in_parts(batch)
+        if self.shards > 1:
+            self._gradient_in_shards(batch)
+        elif self._in_parts and batch.stop - batch.start > self.workspace.batch_size:
+            self._gradient_in_parts(batch, batch)
         else:
             self._gradient(batch, targets)
         scratch = self.state.scratch
@@ -246,16 +279,42 @@ class TrainingStep:
             backend.xp.multiply(workspace.logits, share, out=workspace.logits)
         model.backward_pass(workspace, weight_gradients, draws)
 
-    def _gradient_in_parts(self, batch: slice) -> None:
-        """Compute the gradient of a batch that is larger than the workspace, as the sum over its parts."""
+    def _gradient_in_shards(self, batch: slice) -> None:
+        """Compute the gradient of a batch as the sum over its shards."""
+        xp, gradient, samples = self.model.backend.xp, self.gradient, batch.stop - batch.start
+        if batch.start == 0 and self.group.size > 1:  # see `merge_results`
+            self.losses.fill(0)
+            self.scores.fill(0)
+        sums, each = PairwiseSum(xp, self.shards), self.shards // self.group.size
+        first = self.group.rank * each
+        for shard in range(first, first + each):
+            rows = part_of(batch, shard, self.shards)
+            count = rows.stop - rows.start
+            if count > self.workspace.batch_size:
+                self._gradient_in_parts(rows, batch)
+            elif count:
+                self._gradient(rows, share=count / samples, first=rows.start - batch.start)
+            else:
+                gradient.fill(0)
+            start = sums.complete(gradient, shard, shard + 1)
+            if shard + 1 < first + each:  # the next one overwrites the gradient
+                depth = len(sums.pieces)
+                if depth == len(self._kept):
+                    self._kept.append(xp.empty_like(gradient))
+                xp.copyto(self._kept[depth], gradient)
+                sums.pieces.append((start, self._kept[depth]))
+        self.group.sum([*sums.pieces, (start, gradient)], self.shards, gradient)
+
+    def _gradient_in_parts(self, rows: slice, batch: slice) -> None:
+        """Compute the gradient of rows of a batch that do not fit into the workspace, as the sum over parts."""
         xp, parameters, samples = self.model.backend.xp, self.model.parameters, batch.stop - batch.start
         weights = [layer.weight_gradient for layer in self.model.dense_layers]
         biases = parameters.gradient[parameters.weights.stop :]  # overwritten by each part
         bias_sums = self.state.scratch[parameters.weights.stop :]
         bias_sums.fill(0)
-        for start in range(batch.start, batch.stop, self.workspace.batch_size):
-            part = slice(start, min(start + self.workspace.batch_size, batch.stop))
-            targets = [Accumulation(weight, keep=0.0 if start == batch.start else 1.0) for weight in weights]
+        for start in range(rows.start, rows.stop, self.workspace.batch_size):
+            part = slice(start, min(start + self.workspace.batch_size, rows.stop))
+            targets = [Accumulation(weight, keep=0.0 if start == rows.start else 1.0) for weight in weights]
             self._gradient(part, targets, (part.stop - part.start) / samples, start - batch.start)
             xp.add(bias_sums, biases, out=bias_sums)
         xp.copyto(biases, bias_sums)

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,7 @@ from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule
 from ..words import shown
 from .batches import ORDER_STREAM, ClassWeight, EpochOrders, Validation, make_batches
 from .divergence import DivergenceError, explain_divergence
+from .group import ALONE, Group
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
 
@@ -138,6 +140,7 @@ class Trainer:
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
         seed: of the held-out samples, of the batch order and of dropout.
+        shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -146,6 +149,8 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
+        shards: parts that a batch is cut into.
+        group: the processes that train the network.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
             parameters `model` has the moving average.
 
@@ -172,6 +177,8 @@ class Trainer:
         diagnostics: bool = True,
         pixels: bool | None = None,
         rows: HostArray | None = None,
+        shards: int | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.model = instance("model", model, MLP, "MLP([784, 128, 10])")
         self.train_set = _checked_data("train", train)
@@ -201,6 +208,8 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
+        self.group = _checked_group(group, model.backend)
+        self.shards = _checked_shards(group.size if shards is None else shards, self.batches.batch_size, group)
         self.history.setting = self._setting
         self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
         with model.backend.activate():
@@ -216,10 +225,12 @@ class Trainer:
                 average=None if decay is None else model.parameters.data,
                 decay=decay or 0.0,
                 seed=self.seed,
+                shards=self.shards,
+                group=self.group,
             )
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
-        if flag("diagnostics", diagnostics):
+        if flag("diagnostics", diagnostics) and not self.group.rank:
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
@@ -283,23 +294,28 @@ class Trainer:
             DivergenceError: as for `run`, by the generator.
             RuntimeError: by the generator, if another one is within an epoch.
         """
-        called = as_callbacks(callbacks)
+        called = [] if self.group.rank else as_callbacks(callbacks)
         return self._training(whole("epochs", epochs, 0), called)
 
     def _training(self, epochs: int, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
         self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
+        group = self.group
         try:
-            for callback in callbacks:
-                callback.on_train_begin(self)
-            while self.epoch < epochs and not self._stop:
-                yield from self._run_epoch(callbacks)
+            with group.interruptible():
+                if group.size > 1:
+                    group.agree({**self._facts(), "epochs": epochs})
                 for callback in callbacks:
-                    callback.on_epoch_end(self)
+                    callback.on_train_begin(self)
+                while self.epoch < epochs and not group.broadcast(self._stop):
+                    yield from self._run_epoch(callbacks)
+                    for callback in callbacks:
+                        callback.on_epoch_end(self)
         except KeyboardInterrupt:
             self.history.interrupted = True
         finally:
             for callback in callbacks:
                 callback.on_train_end(self)
+        group.broadcast_array(self.model.parameters.data)  # a callback may have put back the best one
         try:
             self.count_predictions()
         except KeyboardInterrupt:
@@ -327,7 +343,8 @@ class Trainer:
                 return
             self._copy(self._snapshot, self._buffers())
             self.optimizer_state.steps = steps
-            finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
+            with self._step.alone():
+                finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
             raise DivergenceError(finding, self.history)
         except BaseException:
             if self.epoch == start_epoch:
@@ -356,11 +373,14 @@ class Trainer:
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         self._orders.draw_ahead()  # while the device computes
+        step.merge_results()
         parameters = backend.total(self.trained.parameters.data)
         losses = batches.weighted_over_all(step.losses)
         sums = metric_sums(backend, self.model.loss.task, losses, step.scores)
         *found, parameter_sum = backend.to_numpy(backend.xp.append(sums, parameters)).tolist()
         seconds = time.perf_counter() - start
+        if self.group.size > 1:
+            self._require_same_parameters(parameter_sum)
 
         if not (math.isfinite(found[0]) and math.isfinite(parameter_sum)):
             return None
@@ -383,6 +403,33 @@ class Trainer:
             samples_per_second=per_second(batches.samples, seconds),
             layers=layers,
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """What all processes of a group must have alike, by name."""
+        from .. import __version__  # imports this module
+
+        batches, validation = self.batches, self.validation_batches
+        held_out = [] if validation is None else [validation.rows, validation.targets]
+        if validation is not None and validation.images is not batches.images:
+            held_out.append(validation.images)
+        return {
+            "version": f"{__version__}, NumPy {np.__version__}",
+            "training data": self.train_set.fingerprint(),
+            "training samples": _checksum(batches.rows, batches.targets, batches.weights),
+            "validation samples": _checksum(*held_out),
+            "network": repr(self.model),
+            "parameters": _checksum(self.model.parameters.data, *self.state_buffers.values()),
+            "batch_size, shards, seed": (batches.batch_size, self.shards, self.seed, self.random_state()),
+            "optimizer": f"{self.optimizer!r}, {self._step.penalty!r}, step {self.optimizer_state.steps}",
+            "learning rates": _checksum(np.array(self._learning_rates())),
+            "clip_norm, max_norm, ema": (self._step.clip_norm, self._step.max_norm, self._step.decay),
+        }
+
+    def _require_same_parameters(self, parameter_sum: float) -> None:
+        """Raise GroupError if the steps of the processes no longer have the same results."""
+        finite = math.isfinite(parameter_sum)  # the bits of NaN may differ
+        parameters = _checksum(self.trained.parameters.data) if finite else None
+        self.group.agree({f"the parameters after epoch {self.epoch + 1}": parameters})
 
     def _learning_rates(self) -> list[float]:
         """Of each step of the next epoch."""
@@ -497,6 +544,8 @@ def fit(
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
     pixels: bool | None = None,
+    shards: int | None = None,
+    group: Group = ALONE,
 ) -> History:
     """Train a network in place.
 
@@ -537,6 +586,14 @@ def fit(
             predictions of each class at the end, for ``history.findings()``; the results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
+        shards: cut each batch into this many parts of consecutive samples, and sum their gradients pairwise in a
+            fixed order. The gradient is that of the whole batch, except for rounding. On a GPU, only the
+            execution ``"eager"`` supports more than one. None: the number of processes.
+        group: the processes that train the network together, such as ``MPIGroup()``, each of which calls `fit`
+            with the same arguments; by default this one alone. They share the shards evenly. With as many shards,
+            and BLAS threads in each process, the results are the same bit for bit for any number of processes. A
+            callback is called in process 0 only, which tells the others when to stop; a statistic of layers is
+            only in its history.
 
     Returns:
         The history, one record per epoch, with `findings` and `trend`. After Ctrl-C it is that of the finished
@@ -546,6 +603,7 @@ def fit(
         ValueError: the data does not fit the network, or a value is out of range.
         TypeError: an argument is not an object of its class.
         DivergenceError: the loss became NaN or infinite; the network is that of the last good epoch.
+        GroupError: the processes differ in their data, versions or arguments; all of them raise it.
 
     >>> from gpumlp import MLP, SGD, fit, load_digits
     >>> train, test = load_digits()
@@ -572,6 +630,8 @@ def fit(
         seed=seed,
         diagnostics=diagnostics,
         pixels=pixels,
+        shards=shards,
+        group=group,
     )
     return trainer.run(epochs, callbacks)
 
@@ -624,6 +684,35 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
             f"{shown(train)} alone"
         )
     return Dataset(train, targets, weights=sample_weight)
+
+
+def _checked_group(group: Any, backend: Backend) -> Group:
+    if not isinstance(group, Group):
+        raise TypeError(f"group is expected to be a Group, such as MPIGroup(), got {shown(group)}")
+    if group.size > 1 and backend.name.startswith("cuda"):
+        raise ValueError(f"a group of processes trains on CPUs only, got a network on {backend.name}; use cpu")
+    return group
+
+
+def _checked_shards(shards: Any, batch_size: int, group: Group) -> int:
+    """Raises ValueError if it is not a whole number up to the size of a batch that the processes can share."""
+    shards = whole("shards", shards, 1)
+    if shards > batch_size:
+        raise ValueError(f"shards is expected to be at most the {batch_size:,} samples of a batch, got {shards:,}")
+    if shards % group.size:
+        raise ValueError(
+            f"shards is expected to be a multiple of the {group.size:,} processes, which share them evenly, got "
+            f"{shards:,}"
+        )
+    return int(shards)
+
+
+def _checksum(*arrays: HostArray | None) -> str:
+    crc = 0
+    for array in arrays:
+        if array is not None:
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return f"{crc:08x}"
 
 
 def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:

@@ -133,7 +133,7 @@ class GraphRunner:
         if found is not None and found.refusal is not None and found.key == step_key(step):
             return found.refusal
         if not step.same_rules:
-            return "its rules change from batch to batch, or a method of it is overridden"
+            return "batches have shards, its rules change from batch to batch, or a method of it is overridden"
         return None
 
     def describe(self, step: Step) -> str:
