@@ -27,6 +27,8 @@ EXTRAS = {
     "sklearn": Extra("scikit-learn estimators", ("sklearn",)),
     "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
     "images": Extra("predictions of pictures", ("PIL",)),
+    "dask": Extra("sweeps over machines", ("distributed",)),
+    "optuna": Extra("searches by Optuna", ("optuna",)),
     "onnx": Extra("export to ONNX", ("onnx",)),
 }
 
