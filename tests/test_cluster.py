@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ pytest.importorskip("distributed", reason="Dask is not installed: pip install '.
 from gpumlp.extras import MissingExtraError
 from gpumlp.training import cluster as cluster_module
 from gpumlp.training.cluster import Cluster, WorkerFacts, worker_facts
+from gpumlp.training.config import ConfigError
 from gpumlp.training.lock import RunLock
-from gpumlp.training.sweeps import SweepProgress
+from gpumlp.training.sweeps import SearchPlan, Sweep, SweepProgress
 from tests.command_helpers import DIGITS, ROOT, assert_same_run, finish, lines, run, spawn, wait_until
 from tests.dask_helpers import DaskCluster, child_of, dask_cluster, wait_for
 from tests.test_sweep import rows, same_sweep
@@ -56,7 +58,6 @@ def test_runs_on_workers_are_those_of_train(two: DaskCluster, tmp_path: Path, mo
         f"runs at once: 2, on 2 workers of {two.address}, with one BLAS thread each\n" in said.out
     )
     assert "4 of 4 runs, best validation accuracy" in said.out
-    assert " running, best validation" in said.out
     assert {row["state"] for row in rows(Path("s"))} == {"finished"}
     for hidden, seed in ((4, 0), (5, 1)):
         alone = tmp_path / f"hidden={hidden},seed={seed}"
@@ -67,6 +68,16 @@ def test_runs_on_workers_are_those_of_train(two: DaskCluster, tmp_path: Path, mo
     same_sweep(tmp_path / "s", tmp_path / "here")
 
 
+def test_the_line_of_progress_has_the_runs_in_progress(tmp_path: Path, capsys) -> None:
+    assert run("sweep", *SMALL, "--jobs", 1, "--quiet", "--out", tmp_path / "s") == 0
+    sweep, progress = Sweep.open(tmp_path / "s"), SweepProgress()
+    (tmp_path / "s" / "hidden=4,seed=0" / "metrics.json").unlink()
+    with progress.running(sweep, 1):
+        progress.now_running(3)
+        progress.ended(sweep.row(sweep.runs[0], {"hidden=4,seed=0": "x"}))
+    assert capsys.readouterr().out.startswith("4 of 4 runs, 3 running, 1 failed, best validation accuracy ")
+
+
 def test_a_search_runs_on_workers_and_prunes_there(two: DaskCluster, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     words = ("--random", "learning-rate=log:1e-5:1", "--search", "optuna", "--trials", 12, "--quiet")
@@ -75,6 +86,15 @@ def test_a_search_runs_on_workers_and_prunes_there(two: DaskCluster, tmp_path: P
     states = [row["state"] for row in rows(out)]
     assert len(states) == 12
     assert set(states) == {"finished", "pruned"}
+
+
+def test_a_sweep_that_is_finished_waits_for_no_workers(tmp_path: Path) -> None:
+    assert run("sweep", *SMALL, "--jobs", 1, "--quiet", "--out", tmp_path / "s") == 0
+    with dask_cluster(tmp_path / "dask") as cluster:
+        words = ("--resume", tmp_path / "s", "--scheduler", cluster.address, "--metric", "loss")
+        code, said, err = finish(spawn("sweep", *words))
+    assert (code, err) == (0, "")
+    assert "rank" in said
 
 
 def test_a_wrong_address_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -296,12 +316,17 @@ def _without_path() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path: Path) -> None:
-    from gpumlp.training.config import ConfigError
-    from gpumlp.training.sweeps import Sweep
-
+def test_a_worker_needs_the_folder_of_a_sweep_and_optuna_for_a_search(tmp_path: Path, monkeypatch) -> None:
     assert run("sweep", *SMALL, "--jobs", 1, "--quiet", "--out", tmp_path / "s") == 0
     sweep = Sweep.open(tmp_path / "s")
+
+    def missing(*words: str) -> None:
+        raise MissingExtraError(" ".join(words))
+
+    monkeypatch.setattr(cluster_module, "require", missing)
+    cluster_module._shared(sweep)
+    with pytest.raises(MissingExtraError, match="searches optuna optuna"):
+        cluster_module._shared(dataclasses.replace(sweep, search=SearchPlan(("l2=0:1",), 1, 0)))
     (tmp_path / "s" / "sweep.json").unlink()
     with pytest.raises(
         ConfigError, match=r"does not see .*: choose --out on a file system that all machines share"
@@ -349,3 +374,36 @@ def test_the_client_is_closed_after_an_error(two: DaskCluster) -> None:
     cluster = Cluster(two.address)
     cluster.close()
     assert cluster._client.status == "closed"
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("killed", ["worker", "command"])
+def test_a_search_goes_on_when_something_dies(killed: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from tests.test_optuna_search import study
+
+    out = tmp_path / "s"
+    words = ("--random", "learning-rate=log:1e-5:1", "--search", "optuna", "--trials", 10)
+    with dask_cluster(tmp_path / "dask", workers=2) as cluster:
+        process = spawn(
+            "sweep", *DIGITS, "--epochs", 30, *words, "--scheduler", cluster.address, "--quiet", "--out", out
+        )
+        wait_until(lambda: lines(out / "network=03,seed=0") >= 5, process)
+        if killed == "worker":
+            os.kill(child_of(cluster.workers[0]), signal.SIGKILL)
+            code, _, err = finish(process)
+            assert (code, err) == (0, "")
+        else:
+            process.kill()
+            finish(process)
+            assert run("sweep", "--resume", out, "--scheduler", cluster.address, "--quiet") == 0
+    assert len(rows(out)) == 10
+    assert {row["state"] for row in rows(out)} <= {"finished", "pruned"}
+    assert all(trial.state.is_finished() for trial in study(out).trials)
+    for row in rows(out):  # each is that of `train`, up to where it was pruned
+        if row["state"] == "finished":
+            break
+    alone = tmp_path / Path(row["run"]).name
+    words = ("--learning-rate", row["learning_rate"], "--epochs", 30, "--quiet", "--out", alone)
+    assert finish(spawn("train", *DIGITS, *words))[0] == 0
+    assert_same_run(alone, Path(row["run"]))

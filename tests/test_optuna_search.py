@@ -129,6 +129,8 @@ def test_a_proposal_that_was_cut_off_is_given_up(tmp_path: Path) -> None:
     out = tmp_path / "s"
     assert run("sweep", *SEARCH[:-1], 2, "--jobs", 1, "--quiet", "--out", out) == 0
     study(out).ask()  # as when a sweep is killed before it has saved the network
+    with open(out / STUDY, "a") as file:
+        file.write('{"op_code":')  # and the power fails while the journal is written
     assert run("sweep", "--resume", out, "--trials", 3, "--jobs", 1, "--quiet") == 0
     assert [trial.state.name for trial in study(out).trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert len(rows(out)) == 3

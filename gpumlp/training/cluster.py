@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import platform
 import threading
 import time
@@ -146,6 +147,9 @@ class _Tasks:
 
     def results(self) -> Iterator[tuple[int, Exception | None]]:
         """Run all tasks; see `Cluster.run`."""
+        if (first := next(self._jobs, None)) is None:  # no worker is needed, or waited for
+            return
+        self._again.append(_Task(*first))
         try:
             while not self._exhausted or self._again or self._running:
                 self._event.clear()
@@ -167,7 +171,7 @@ class _Tasks:
             self._progress.now_running(0)
 
     def _look_at_workers(self) -> None:
-        """Check workers that are new, and take tasks back whose workers are all gone.
+        """Check workers that are new, and take tasks back whose worker is gone.
 
         Raises:
             ConfigError: none of the workers can train the sweep.
@@ -192,7 +196,8 @@ class _Tasks:
         for future, task in list(self._running.items()):
             if not future.done() and task.worker not in present:
                 del self._running[future]
-                future.cancel()
+                with suppress(Exception):
+                    future.cancel()
                 self._again.append(dataclasses.replace(task, deaths=task.deaths + 1))
         if not present and not self._waits:
             self._waits = True
@@ -207,7 +212,7 @@ class _Tasks:
     def _submit(self) -> None:
         """Give tasks to the workers until each of their threads has one.
 
-        Not Dask chooses the worker, since it would queue the task of one that died behind that of another one.
+        Dask does not choose the worker: it would queue the task of one that died behind that of another one.
         """
         busy = Counter(task.worker for task in self._running.values())
         free = [worker for worker, threads in self._threads.items() for _ in range(threads - busy[worker])]
@@ -230,6 +235,8 @@ class _Tasks:
 
     def _ended(self, future: Any, task: _Task) -> tuple[bool, Exception | None]:
         """Has a run ended, and by which Exception? If not, it is to be trained again."""
+        with suppress(OSError):  # so that NFS does not answer from what it knew before
+            os.listdir(task.sweep.path / task.sweep.runs[0].folder)
         if task.sweep.row(task.sweep.runs[0], {}).state in ENDED:
             return True, None
         if future.status == "error":
@@ -254,8 +261,8 @@ class _Tasks:
             if self._client.status == "running":
                 return function(*arguments, **options)
         except (Exception, CancelledError) as error:
-            if self._client.status == "running" and isinstance(error, TimeoutError | CancelledError):
-                return None
+            if self._client.status == "running" and isinstance(error, OSError | TimeoutError | CancelledError):
+                return None  # of one worker, or it will be "connecting" soon
             if self._client.status != "connecting":
                 raise self._lost() from error
         if self._client.status not in ("running", "connecting"):
@@ -282,8 +289,8 @@ class _Tasks:
         self._threads[worker] = threads
         if threads > 1:
             self._progress.say(
-                f"{worker} has {threads} threads: its runs share a process and wait for each other; better are "
-                f"several workers with --nthreads 1"
+                f"{worker} has {threads} threads: its runs share a process and wait for each other; start several "
+                "workers with --nthreads 1 in its place"
             )
         if None not in (facts.kernel, here.kernel) and facts.kernel != here.kernel:
             self._progress.say(
@@ -390,10 +397,13 @@ def _shared(sweep: Sweep) -> Shared:
 
     Raises:
         ConfigError: the folder of the sweep is not there.
+        MissingExtraError: it is a search, and Optuna is not installed.
         CheckpointError, DataError, DeviceError: the data are missing or others, or the device is.
     """
     if not (sweep.path / SWEEP).is_file():
         raise ConfigError(f"does not see {sweep.path}: choose --out on a file system that all machines share")
+    if sweep.search is not None:
+        require("searches", "optuna", "optuna")
     config = sweep.config
     key = (config.dataset, config.data_dir, config.task, config.device, config.execution, *sweep.data)
     with _lock:

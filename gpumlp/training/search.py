@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from .sweeps import ENDED, PlannedRun, Row, Sweep
 STUDY = "study.log"  # Optuna's journal: several processes and machines append to it, each under a lock
 FIRST = 5  # runs that end before any is pruned
 LEAST = 3  # epochs that a run has before it is pruned
+GRACE = 10  # seconds after which the journal's lock is taken from a process that was killed while it had it
 
 _NAME = "sweep"
 _FOLDER = "folder"  # user attribute of a trial: the folder of its run
@@ -31,7 +34,7 @@ def _optuna() -> Any:
     require("searches", "optuna", "optuna")
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 
@@ -42,14 +45,23 @@ def _storage(path: Path) -> Any:
         CheckpointError: it is damaged.
     """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+    file = str(path / STUDY)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # Optuna leaves closing its file to the collector
-            return JournalStorage(JournalFileBackend(str(path / STUDY)))
+            return JournalStorage(JournalFileBackend(file, JournalFileSymlinkLock(file, GRACE)))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / STUDY} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Remove the last line of a journal if a power failure has cut it off: Optuna refuses it with such a line."""
+    with suppress(FileNotFoundError):
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def _pruner() -> Any:
@@ -76,6 +88,7 @@ class OptunaSearch:
 
     def __init__(self, sweep: Sweep) -> None:
         optuna = _optuna()
+        _cut_torn_line(sweep.path / STUDY)
         self.sweep = sweep
         self._ranges = space(given(sweep.search).space)
         self._distributions = {each.name: _distribution(optuna, each) for each in self._ranges}
@@ -100,6 +113,7 @@ class OptunaSearch:
 
     def runs(self, missing: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
         """The missing runs, then as many new ones as planned, each proposed when it is asked for."""
+        self._find_trials()  # what worker processes of a killed sweep have ended in the meantime
         yield from missing
         while len(self.sweep.runs) < self.sweep.planned:
             yield self._propose()
@@ -110,9 +124,9 @@ class OptunaSearch:
             return
         optuna, number = _optuna(), self._numbers[row.run.folder]
         if row.state == "finished":
-            self._study.tell(number, row.metrics[self.sweep.monitor])
-        else:  # a run that diverged is as bad as one without a result
-            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
+            self._study.tell(number, row.metrics[self.sweep.monitor], skip_if_finished=True)
+        else:  # a run that diverged is as bad as one that was stopped
+            self._study.tell(number, state=optuna.trial.TrialState.PRUNED, skip_if_finished=True)
 
     def _find_trials(self) -> None:
         """Tell the study what it has missed when the sweep was killed."""
