@@ -28,6 +28,8 @@ EXTRAS = {
     "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
     "mpi": Extra("one training run on several processes", ("mpi4py",)),
     "images": Extra("predictions of pictures", ("PIL",)),
+    "dask": Extra("sweeps over machines", ("distributed",)),
+    "optuna": Extra("searches by Optuna", ("optuna",)),
     "onnx": Extra("export to ONNX", ("onnx",)),
 }
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from . import command
 from .data import Dataset
-from .extras import MissingExtraError
+from .extras import MissingExtraError, require
 from .files import utf8, write_atomically
 from .nn.hyperparameters import Range, whole_numbers
 from .nn.metrics import HIGHER_IS_BETTER, METRIC_WORDS
@@ -29,9 +30,32 @@ from .training.history import monitor_words
 from .training.jobs import worker_count
 from .training.lock import RunLock
 from .training.progress import metric
-from .training.search_space import NOTES, grid, label, random, value_text, with_values
+from .training.search_space import (
+    NOTES,
+    NOTES_RANGES,
+    grid,
+    label,
+    logarithmic,
+    random,
+    sample,
+    space,
+    value_text,
+    with_values,
+)
 from .training.session import Shared
-from .training.sweeps import TABLE, Result, Sweep, SweepProgress, metric_problems, train_all
+from .training.sweeps import (
+    ENDED,
+    INTERRUPTED,
+    TABLE,
+    Result,
+    Search,
+    SearchPlan,
+    Sweep,
+    SweepProgress,
+    TrainElsewhere,
+    metric_problems,
+    train_all,
+)
 
 PROGRAM = "gpumlp-sweep"
 FIGURE = "figure"
@@ -40,7 +64,7 @@ _REASONS = 5  # runs without a result that are explained
 _MOST_COLUMNS = 5  # for options, in 80 characters; more share a column
 _TRIALS = 20
 _WORDS = Range(lambda value: isinstance(value, tuple) and all(isinstance(word, str) for word in value), "words")
-_ON_RESUME = ("device", "data_dir", "quiet", "jobs", "metric")
+_ON_RESUME = ("device", "data_dir", "quiet", "jobs", "scheduler", "metric")
 _REFUSED = {
     "report": "a report is about a few runs: python -m gpumlp.report RUN RUN",
     "min_accuracy": "it is about one network",
@@ -66,10 +90,13 @@ class Options(Config):
     random: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=LOW:HIGH ...: draw the values, as in momentum=0:0.99, or with a uniform logarithm, as in
     learning-rate=log:1e-3:1, or from a list, as in --grid."""
+    search: str | None = option(None, Range(lambda value: value == "optuna", "optuna"), per_call=True)
+    """optuna: draw the values of --random by the results of the runs before, and stop runs that are behind the
+    others; without --random, from the ranges of the course notes (needs pip install '.[optuna]')."""
     trials: int | None = option(None, whole_numbers(1), per_call=True)
-    """Networks that --random draws (20)."""
+    """Networks that --random or --search draws (20)."""
     search_seed: int | None = option(None, whole_numbers(0), per_call=True)
-    """Seed of what --random draws (0)."""
+    """Seed of what --random or --search draws (0)."""
     seeds: int = option(1, whole_numbers(1), per_call=True)
     """Number of seeds that each network is trained with: --seed and the numbers after it."""
     metric: str | None = option(
@@ -81,6 +108,9 @@ class Options(Config):
     label_accuracy, r2, mae or loss; by default the first that exists for the data."""
     jobs: int | None = option(None, whole_numbers(1), per_call=True)
     """Runs that a CPU trains at once, with one BLAS thread each; by default as many as it has cores."""
+    scheduler: str | None = option(None, Range(lambda value: isinstance(value, str), "an address"), per_call=True)
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers train the runs; all machines need the
+    folder of the sweep (needs pip install '.[dask]')."""
     out: str | None = _option_of_train("out")
     """Folder for the sweep (runs/TIME-sweep)."""
     resume: str | None = _option_of_train("resume")
@@ -99,9 +129,15 @@ class Options(Config):
         problems = []
         if self.grid and self.random:
             problems.append("random: expected without grid, got both")
-        if not self.random:
+        if self.search and self.grid:
+            problems.append("search: expected without grid, got both; --random gives the ranges of a search")
+        if self.search and self.seeds != 1:
+            problems.append(f"seeds: expected 1 with search, got {self.seeds}")
+        if self.scheduler and self.jobs is not None:
+            problems.append("jobs: expected without scheduler, whose workers are as many as were started")
+        if not (self.random or self.search or self.resume):
             problems += [
-                f"{name}: expected only with random"
+                f"{name}: expected only with random or search"
                 for name in ("trials", "search_seed")
                 if getattr(self, name) is not None
             ]
@@ -131,31 +167,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise ConfigError(str(error).replace("n_jobs", "jobs")) from error
         progress, shared = SweepProgress(quiet=options.quiet), Shared()
-        if options.resume is None:
-            sweep = _new(options, shared, progress)
-        else:
-            sweep = _resumed(options, start, shared, progress)
-        lock = RunLock(sweep.path, "running this sweep")
-        try:
+        with ExitStack() as stack:
+            elsewhere: TrainElsewhere | None = None
+            if options.scheduler is not None:
+                from .training.cluster import Cluster
+
+                cluster = stack.enter_context(closing(Cluster(options.scheduler)))
+                elsewhere = cluster.run
+            if options.resume is None:
+                sweep = _new(options, shared, progress)
+            else:
+                sweep = _resumed(options, start, shared, progress)
+            lock = RunLock(sweep.path, "running this sweep")
+            stack.callback(lock.release)
             if options.resume is None:
                 sweep.save()
+            search: Search | None = None
+            if sweep.search is not None and _is_missing(sweep):
+                from .training.search import OptunaSearch
+
+                search = OptunaSearch(sweep)
+                if options.trials is not None:
+                    sweep.save()
             for line in _about(sweep, *shared.data(sweep.config, sweep.config.task, progress.display)):
                 progress.say(line)
-            rows, interrupted = train_all(sweep, shared, progress, workers)
+            sweep, rows, stopped = train_all(sweep, shared, progress, workers, search=search, elsewhere=elsewhere)
             results = sweep.ranking(rows)
             write_atomically(sweep.path / TABLE, utf8(sweep.as_csv(results)))
-            if interrupted:
-                done = sum(row.state in ("finished", "diverged") for row in rows)
+            if stopped is not None:
+                done = sum(row.state in ENDED for row in rows)
                 print(
-                    f"{PROGRAM}: interrupted; {done:,} of {len(rows):,} runs have ended, the others are saved up "
-                    "to their last epoch. Go on with: "
+                    f"{PROGRAM}: {stopped}; {done:,} of {sweep.planned:,} runs have ended, the others are saved "
+                    "up to their last epoch. Go on with: "
                     f"python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
                     file=sys.stderr,
                 )
-                return command.INTERRUPTED
+                return command.INTERRUPTED if stopped == INTERRUPTED else command.FAILED
             _show(sweep, results, progress)
-        finally:
-            lock.release()
         failed = [row for row in rows if row.state == "failed"]
         for row in failed[:_REASONS]:
             print(f"{PROGRAM}: {sweep.path / row.run.folder} failed: {row.reason}", file=sys.stderr)
@@ -164,6 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.FAILED if failed or results[0].mean is None else command.OK
 
     return command.run(PROGRAM, work)
+
+
+def _is_missing(sweep: Sweep) -> bool:
+    """Are there runs to train, or networks to propose?"""
+    return len(sweep.runs) < sweep.planned or any(row.state not in ENDED for row in sweep.rows({}))
 
 
 def _refuse_options(words: Sequence[str]) -> None:
@@ -191,25 +244,37 @@ def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
     if options.validation == 0:
         config = dataclasses.replace(config, validation=None)
         progress.say(f"validation: the preset {options.preset} has no samples by which to rank; some are held out")
-    if options.random:
-        networks, logarithmic = random(config, options.random, options.trials or _TRIALS, options.search_seed or 0)
+    trials, seed, search = options.trials or _TRIALS, options.search_seed or 0, None
+    if options.search is not None:
+        require("searches", "optuna", "optuna")
+        search = SearchPlan(options.random or NOTES_RANGES, trials, seed)
+        ranges = space(search.space)
+        networks, axes = sample(config, ranges), logarithmic(ranges)
+    elif options.random:
+        networks, axes = random(config, options.random, trials, seed)
     else:
-        networks, logarithmic = grid(config, options.grid or NOTES)
-    shared.backend(config, config.execution)
+        networks, axes = grid(config, options.grid or NOTES)
+    if options.scheduler is None:  # otherwise the workers have the device
+        shared.backend(config, config.execution)
     data = shared.data(config, config.task, progress.display)
-    return Sweep.plan(config, networks, options.seeds, options.metric, data, logarithmic)
+    return Sweep.plan(config, networks, options.seeds, options.metric, data, axes, search)
 
 
 def _resumed(options: Options, start: Options, shared: Shared, progress: SweepProgress) -> Sweep:
     """A saved sweep, with the options that may be changed."""
     names = [field.name for field in dataclasses.fields(Options)]
-    refused = [n for n in names if getattr(options, n) != getattr(start, n) and n not in _ON_RESUME]
+    sweep = Sweep.open(given(options.resume))
+    allowed = _ON_RESUME if sweep.search is None else (*_ON_RESUME, "trials")
+    refused = [n for n in names if getattr(options, n) != getattr(start, n) and n not in allowed]
     if refused:
         raise ConfigError(
-            f"{', '.join(refused)}: a sweep is resumed with its own options; only {', '.join(_ON_RESUME)} can be "
+            f"{', '.join(refused)}: a sweep is resumed with its own options; only {', '.join(allowed)} can be "
             "changed"
         )
-    sweep = Sweep.open(given(options.resume))
+    if sweep.search is not None and options.trials is not None:
+        if options.trials < len(sweep.runs):
+            raise ConfigError(f"trials: the sweep has {len(sweep.runs):,} already, got {options.trials:,}")
+        sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
     training, _ = shared.data(changed, changed.task, progress.display)
     if problems := metric_problems(given(options.metric), training):
@@ -219,9 +284,12 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
 
 def _about(sweep: Sweep, training: Dataset, test: Dataset) -> list[str]:
     """Lines on a sweep before it begins."""
-    config = with_values(sweep.config, sweep.networks[0]).resolved(len(training), training.task)
+    config = with_values(sweep.config, sweep.networks[0] if sweep.networks else {})
+    config = config.resolved(len(training), training.task)
     held_out = held_out_samples(given(config.validation), len(training))
-    seeds, networks = len(sweep.runs) // len(sweep.networks), len(sweep.networks)
+    seeds, networks = (
+        (sweep.planned // len(sweep.networks), len(sweep.networks)) if sweep.search is None else (1, sweep.planned)
+    )
     return [
         f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate and "
         f"rank, {len(test):,} to test",

@@ -134,6 +134,8 @@ def check_words(words: list[str], page: Path) -> None:
         assert importlib.util.find_spec(words[2]), words
         if words[2].startswith("gpumlp."):
             assert_options_exist(words)
+    elif words[0] == "dask":
+        assert words[1] in ("scheduler", "worker"), words
     elif words[0].startswith("scripts/"):
         assert (ROOT / words[0]).is_file(), words
     elif words[0] == "docker" and "-f" in words:
@@ -165,7 +167,7 @@ def figures_without_windows() -> Iterator[None]:
 
 
 def needs_extras(page: Path, text: str) -> None:
-    for name in ("sklearn", "matplotlib", "PIL", "onnx", "tensorboardX", "jinja2"):
+    for name in ("sklearn", "matplotlib", "PIL", "onnx", "tensorboardX", "jinja2", "optuna"):
         if name.lower() in text.lower():
             pytest.importorskip(name, reason=f"{page.name} uses {name}")
 

@@ -129,7 +129,7 @@ def test_a_process_that_is_a_worker_itself_has_no_workers(tmp_path: Path) -> Non
         "import multiprocessing\n"
         "from gpumlp.training.jobs import run_jobs\n"
         "def work(job):\n"
-        "    return dict(run_jobs(abs, [-1, -job], n_jobs=2))\n"
+        "    return dict(sorted(run_jobs(abs, [-1, -job], n_jobs=2)))\n"
         "if __name__ == '__main__':\n"
         "    print(work(2))\n"
         "    for method in multiprocessing.get_all_start_methods():\n"

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -55,7 +55,8 @@ def run_jobs(
 
     Args:
         function: of a job. What it raises is yielded in place of a result.
-        jobs: pickled by cloudpickle, so that functions of a notebook are no problem.
+        jobs: pickled by cloudpickle, so that functions of a notebook are no problem. An iterator is asked for the
+            next job when a worker is about to be free, after the results so far were yielded.
         n_jobs: the number of worker processes; None or -1 for as many as there are cores. With 1, without joblib,
             or in a process that is a worker itself, jobs run in this process, one after another, with as many BLAS
             threads as it has.
@@ -72,8 +73,10 @@ def run_jobs(
         OSError: there is no place for the temporary file.
         KeyboardInterrupt: after an interrupt.
     """
-    jobs = list(jobs)
-    workers, watch = min(worker_count(n_jobs), len(jobs)), watch or (lambda: None)
+    workers, watch = worker_count(n_jobs), watch or (lambda: None)
+    if not isinstance(jobs, Iterator):
+        jobs = list(jobs)
+        workers = min(workers, len(jobs))
     if workers <= 1:
         return _run_here(function, jobs, watch)
     return _run_in_workers(function, jobs, watch, workers)
@@ -107,7 +110,7 @@ def worker_count(n_jobs: int | None) -> int:
 
 
 def _run_here(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object]
+    function: Callable[[Any], Any], jobs: Iterable[Any], watch: Callable[[], object]
 ) -> Iterator[tuple[int, Any]]:
     for index, job in enumerate(jobs):
         try:
@@ -119,24 +122,33 @@ def _run_here(
 
 
 def _run_in_workers(
-    function: Callable[[Any], Any], jobs: Sequence[Any], watch: Callable[[], object], workers: int
+    function: Callable[[Any], Any], jobs: Iterable[Any], watch: Callable[[], object], workers: int
 ) -> Iterator[tuple[int, Any]]:
     with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
         shared, stop = Path(folder, "function"), Path(folder, "stop")
         _share(function, shared)
         call = partial(_call, shared, stop, os.getcwd())
         pool = _take_workers(workers, Path(folder))
-        waiting, running, interrupted = deque(range(len(jobs))), dict[Future[Any], int](), False
+        source, waiting, running, interrupted = enumerate(jobs), deque[int](), dict[Future[Any], int](), False
+        taken = dict[int, Any]()  # jobs that wait or are in progress
+        exhausted = False
         suspects = deque[int]()  # in progress when a worker died: each is run again, alone, to see if it was it
         try:
-            while running or ((waiting or suspects) and not interrupted):
+            while running or ((waiting or suspects or not exhausted) and not interrupted):
                 try:
+                    while len(waiting) + len(running) <= workers and not (suspects or exhausted or interrupted):
+                        following = next(source, None)
+                        if following is None:
+                            exhausted = True
+                        else:
+                            taken[following[0]] = following[1]
+                            waiting.append(following[0])
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
                     queue, most = (suspects, 0) if suspects else (waiting, workers)
                     while queue and len(running) <= most and not interrupted:
                         with _interrupts_blocked():
-                            running[_submit(pool, call, jobs[queue[0]])] = queue[0]
+                            running[_submit(pool, call, taken[queue[0]])] = queue[0]
                         if queue is waiting:
                             queue.popleft()
                     done = wait(running, POLL, FIRST_COMPLETED).done
@@ -166,6 +178,7 @@ def _run_in_workers(
                         result = error
                     if alone:
                         suspects.popleft()
+                    del taken[index]
                     if not isinstance(result, _NotRun):
                         yield index, result
                     elif not interrupted:  # the job has raised it

@@ -26,6 +26,10 @@ _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
 
 
+class LockedError(ConfigError):
+    """Another process holds the lock."""
+
+
 class RunLock:
     """Keeps other processes from writing into a run's folder until it is released; reading needs no lock.
 
@@ -43,7 +47,8 @@ class RunLock:
         work: what another process is told that this one does.
 
     Raises:
-        ConfigError: another process holds the lock, or the file is not a lock.
+        LockedError: another process holds the lock.
+        ConfigError: the file is not a lock.
         OSError: the file cannot be made.
     """
 
@@ -57,7 +62,7 @@ class RunLock:
             self._file = os.open(self._path, flags, 0o666)
             try:
                 if not _try_to_lock(self._file):
-                    raise ConfigError(
+                    raise LockedError(
                         f"{folder}: another process{self._holder()} is {work}; wait until it ends, or "
                         "choose another folder"
                     )

@@ -41,11 +41,12 @@ from .trainer import Callback, Trainer
 
 T = TypeVar("T")
 
-METRICS, DIVERGED = "metrics.json", "diverged.json"
+METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
 REPORT = "report.html"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
-RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, MODEL, LOCK)  # that no other command may overwrite
+# What no other command may overwrite.
+RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, PRUNED, MODEL, LOCK)
 
 _TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
 _METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_second")
@@ -137,14 +138,12 @@ class Run:
     @cached_property
     def diverged(self) -> Finding | None:
         """Why training diverged; None if it did not."""
-        path = self.path / DIVERGED
-        if self.is_best or not path.exists():
-            return None
-        unknown = Finding("diverged", "")
-        finding = self._read(lambda: _read_finding(path), unknown)
-        if finding is unknown:
-            return Finding("diverged", f"training diverged; {self._damaged[-1]}")
-        return finding
+        return self._finding(DIVERGED, "diverged", "training diverged")
+
+    @cached_property
+    def pruned(self) -> Finding | None:
+        """Why a search stopped the run before its end; None if it did not."""
+        return self._finding(PRUNED, "pruned", "a search stopped it")
 
     @property
     def damaged(self) -> list[str]:
@@ -229,6 +228,15 @@ class Run:
         """Does it have files of its own beside the checkpoint? What is beside a best network may be older."""
         return not self.is_best and ((self.path / CONFIG).exists() or (self.path / HISTORY).exists())
 
+    def _finding(self, file: str, name: str, words: str) -> Finding | None:
+        """What a file says of the run's end, or the given words if it is damaged; None without the file."""
+        path = self.path / file
+        if self.is_best or not path.exists():
+            return None
+        unknown = Finding(name, "")
+        finding = self._read(lambda: _read_finding(path), unknown)
+        return Finding(name, f"{words}; {self._damaged[-1]}") if finding is unknown else finding
+
     def _read(self, reader: Callable[[], T], otherwise: T) -> T:
         try:
             return reader()
@@ -302,6 +310,11 @@ def _read_finding(path: Path) -> Finding:
         raise CheckpointError(f"{path} is damaged: expected a name and a message")
     layer = values.get("layer")
     return Finding(values["name"], values["message"], layer if isinstance(layer, int) else None)
+
+
+def write_finding(path: Path, finding: Finding) -> None:
+    """Write why a run has ended without results: `DIVERGED` or `PRUNED`."""
+    write_atomically(path, (json.dumps(vars(finding), indent=2) + "\n").encode())
 
 
 # -- Writing -------------------------------------------------------------------------------------------------
@@ -409,7 +422,7 @@ class RunFolder(Callback):
         self._save_checkpoint(trainer)
         self._history.write()
         remove_leftovers(self.path)
-        self._remove(METRICS, DIVERGED)
+        self._remove(METRICS, DIVERGED, PRUNED)
         if used:  # otherwise files of these names are the user's own
             self._remove(REPORT)
         if used and trainer.epoch == 0:  # files about the network before must not be taken for this one's
@@ -445,7 +458,7 @@ class RunFolder(Callback):
 
     def remove_all_but_checkpoint(self) -> None:
         """Remove what was written about an earlier state of the network, except its training data."""
-        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, REPORT, *EXPORTED)
+        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, PRUNED, REPORT, *EXPORTED)
         remove_event_files(self.path)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -454,7 +467,7 @@ class RunFolder(Callback):
 
     def write_divergence(self, finding: Finding) -> None:
         """Write why the run has ended without results."""
-        write_atomically(self.path / DIVERGED, (json.dumps(vars(finding), indent=2) + "\n").encode())
+        write_finding(self.path / DIVERGED, finding)
 
     def _remove(self, *names: str) -> None:
         data = user_path(self.config.dataset).resolve()

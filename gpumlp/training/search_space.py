@@ -20,10 +20,17 @@ from .config import PRESETS, Config, ConfigError, options_marked
 # The ends of the ranges that the course notes suggest for MNIST in section 1.8.3, each with each.
 NOTES = ("learning-rate=0.01,0.1", "hidden=64,512", "batch-size=50,1000", "activation=relu,tanh", "l2=1e-4,1e-2")
 
+# The same as ranges, for a search.
+NOTES_RANGES = (
+    *("learning-rate=log:0.01:0.1", "hidden=log:64:512", "batch-size=log:50:1000", "activation=relu,tanh"),
+    "l2=log:1e-4:1e-2",
+)
+
 Values = dict[str, Any]  # of options, by their names in `Config`
 
 _DIGITS = 4  # significant digits of a number that is drawn, so that names of folders say exactly what it is
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
+_SAMPLE = 100  # networks of a search that are checked before it begins
 # Options that change how networks are ranked, or that do not change a network.
 _NOT_VARIED = {
     *("device", "dataset", "task", "data_dir", "validation", "monitor", "seed", "diagnostics"),
@@ -74,8 +81,12 @@ class Interval(NamedTuple):
         whole = isinstance(self.low, int)
         low, high = (self.low - 0.5, self.high + 0.5) if whole else (self.low, self.high)
         found = math.exp(rng.uniform(math.log(low), math.log(high))) if self.log else rng.uniform(low, high)
-        found = min(max(found, self.low), self.high)
-        return self._value(round(found) if whole else float(f"{found:.{_DIGITS}g}"))
+        return self.rounded(found)
+
+    def rounded(self, number: float) -> Any:
+        """The value next to a number that is in the interval, whole or with few digits."""
+        number = min(max(number, self.low), self.high)
+        return self._value(round(number) if isinstance(self.low, int) else float(f"{number:.{_DIGITS}g}"))
 
     def _value(self, number: float) -> Any:
         return _of_config(self.name, (number,) if _kinds(self.name)[1] else number)
@@ -121,8 +132,7 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
     Raises:
         ConfigError: naming everything that is wrong, of the words and of the networks.
     """
-    ranges = [_range(name, text) for name, text in _named("random", words)]
-    _check_ends(ranges)
+    ranges = space(words)
     rng = np.random.default_rng(seed)
     found: dict[str, Values] = {}
     for _ in range(_TRIES * trials):
@@ -133,7 +143,35 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
     else:
         raise ConfigError(f"trials: expected at most {len(found)}, as many networks as were found, got {trials}")
     _check(base, found.values())
-    return list(found.values()), [each.name for each in ranges if isinstance(each, Interval) and each.log]
+    return list(found.values()), logarithmic(ranges)
+
+
+def space(words: Sequence[str]) -> list[Choice | Interval]:
+    """The ranges of options that vary, written as for `random`.
+
+    Raises:
+        ConfigError: naming everything that is wrong.
+    """
+    ranges = [_range(name, text) for name, text in _named("random", words)]
+    _check_ends(ranges)
+    return ranges
+
+
+def sample(base: Config, ranges: Sequence[Choice | Interval]) -> list[Values]:
+    """Networks of a space, some of them equal, by which a search can be checked before it begins.
+
+    Raises:
+        ConfigError: naming everything that is wrong with them.
+    """
+    rng = np.random.default_rng(0)
+    networks = [{each.name: each.draw(rng) for each in ranges} for _ in range(_SAMPLE)]
+    _check(base, networks)
+    return networks
+
+
+def logarithmic(ranges: Iterable[Choice | Interval]) -> list[str]:
+    """The names of the options with a logarithmic range."""
+    return [each.name for each in ranges if isinstance(each, Interval) and each.log]
 
 
 def with_values(base: Config, values: Values) -> Config:

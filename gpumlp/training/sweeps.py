@@ -12,11 +12,11 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from threadpoolctl import threadpool_limits
 
@@ -30,17 +30,20 @@ from ..terminal import console
 from .checkpoint import CheckpointError
 from .config import Config, ConfigError
 from .divergence import DivergenceError
-from .history import monitor_words
+from .history import Finding, monitor_words
 from .history_file import read_object
 from .jobs import run_jobs, worker_count
 from .lock import LOCK, RunLock
 from .many import run_together
 from .progress import Progress, metric
-from .run import SWEEP, Run, is_run, new_folder
-from .search_space import Values, label, value_text, with_values
+from .run import PRUNED, SWEEP, Run, is_run, new_folder, write_finding
+from .search_space import Values, label, space, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
+from .trainer import Trainer
 
 TABLE = "sweep.csv"
+INTERRUPTED = "interrupted"
+ENDED = ("finished", "diverged", "pruned")  # states of runs that are not trained again
 
 _LONGEST_NAME = 60  # characters of a run's folder, without the seed
 _PATIENCE = 30.0  # seconds to wait for the worker processes of a sweep that was killed
@@ -54,13 +57,27 @@ class PlannedRun(NamedTuple):
     seed: int
 
 
+class SearchPlan(NamedTuple):
+    """What a search is asked for.
+
+    Attributes:
+        space: the ranges of the options that vary, as `search_space.random` takes them.
+        trials: number of networks.
+        seed: of the sampler.
+    """
+
+    space: tuple[str, ...]
+    trials: int
+    seed: int
+
+
 class Row(NamedTuple):
     """How a run has ended.
 
     Attributes:
         run: which one.
-        state: finished, diverged, failed, unfinished or not started.
-        reason: why it diverged or failed, or how far it is.
+        state: finished, diverged, pruned (stopped by a search), failed, unfinished or not started.
+        reason: why it diverged, failed or was pruned, or how far it is.
         metrics: what ``metrics.json`` holds; empty if it is not finished.
     """
 
@@ -101,10 +118,11 @@ class Sweep:
         path: the folder.
         config: the options that do not vary.
         metric: loss, accuracy, ..., by whose value of the validation samples networks are ranked.
-        networks: the values of each.
+        networks: the values of each; of a search, those that it has proposed so far.
         runs: each network with each seed.
         logarithmic: the options with a logarithmic axis in a figure.
         data: fingerprints of training and test set.
+        search: None for a sweep whose networks are known at its start.
     """
 
     path: Path
@@ -114,6 +132,7 @@ class Sweep:
     runs: tuple[PlannedRun, ...]
     logarithmic: tuple[str, ...]
     data: tuple[str, str]
+    search: SearchPlan | None = None
 
     @classmethod
     def plan(
@@ -124,16 +143,17 @@ class Sweep:
         metric: str | None,
         data: tuple[Dataset, Dataset],
         logarithmic: Sequence[str] = (),
+        search: SearchPlan | None = None,
     ) -> Sweep:
         """A new sweep. Its folder is ``config.out``, or ``runs/<time>-sweep``, which is made.
 
         Args:
             config: the options that do not vary. Its seed is the first one.
-            networks: the values of each.
+            networks: the values of each; of a search, some by which it is checked.
             seeds: how many each network is trained with.
             metric: see `Sweep`; None: the main one of the data.
             data: training and test set.
-            logarithmic: see `Sweep`.
+            logarithmic, search: see `Sweep`.
 
         Raises:
             ConfigError: naming everything that does not fit the data, or there is a sweep or a run in the folder.
@@ -149,7 +169,13 @@ class Sweep:
                 problems |= dict.fromkeys(str(error).split("\n"))
         if problems:
             raise ConfigError("\n".join(problems))
-        runs = _runs(networks, range(config.seed, config.seed + seeds))
+        if search is None:
+            runs = _runs(networks, range(config.seed, config.seed + seeds))
+        else:
+            networks, runs = (
+                [],
+                tuple(_run_of_search(index, search, config.seed) for index in range(search.trials)),
+            )
         if config.out is None:
             path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
         else:
@@ -171,9 +197,10 @@ class Sweep:
             dataclasses.replace(config, dataset=plain_name(config, training), out=None, quiet=False),
             metric,
             tuple(networks),
-            runs,
+            runs if search is None else (),
             tuple(logarithmic),
             (training.fingerprint(), test.fingerprint()),
+            search,
         )
 
     @classmethod
@@ -200,12 +227,16 @@ class Sweep:
                 with_values(config, values).check()
             if any(Path(run.folder).name != run.folder or not 0 <= run.network < len(networks) for run in runs):
                 raise ValueError("the folder of a run, or the number of its network, is impossible")
-            if facts["metric"] not in HIGHER_IS_BETTER or not runs:
+            search = None
+            if (plan := facts.get("search")) is not None:
+                search = SearchPlan(tuple(plan["space"]), int(plan["trials"]), int(plan["seed"]))
+                space(search.space)
+            if facts["metric"] not in HIGHER_IS_BETTER or not (runs or search):
                 raise ValueError("expected a metric and runs")
-            training, test = facts["data"]
-            return cls(
-                file.parent, config, facts["metric"], networks, runs, tuple(facts["logarithmic"]), (training, test)
-            )
+            data, axes = tuple(map(str, facts["data"])), tuple(map(str, facts["logarithmic"]))
+            if len(data) != 2:
+                raise ValueError("expected two fingerprints of data")
+            return cls(file.parent, config, facts["metric"], networks, runs, axes, data, search)
         except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
@@ -219,6 +250,7 @@ class Sweep:
             "data": self.data,
             "networks": self.networks,
             "runs": [run._asdict() for run in self.runs],
+            "search": None if self.search is None else self.search._asdict(),
         }
         remove_leftovers(self.path)
         write_atomically(self.path / SWEEP, (json.dumps(facts, indent=1) + "\n").encode())
@@ -232,6 +264,22 @@ class Sweep:
     def options(self) -> list[str]:
         """The names of the options that vary."""
         return list(dict.fromkeys(name for values in self.networks for name in values))
+
+    @property
+    def planned(self) -> int:
+        """Number of runs at the end."""
+        return len(self.runs) if self.search is None else max(self.search.trials, len(self.runs))
+
+    def only(self, run: PlannedRun) -> Sweep:
+        """A sweep of one of the runs, which other processes are given to train."""
+        return dataclasses.replace(self, networks=(self.networks[run.network],), runs=(run._replace(network=0),))
+
+    def with_network(self, values: Values) -> Sweep:
+        """The sweep with one more network, which a search has proposed."""
+        if self.search is None:
+            raise ValueError("expected a search, whose networks are not known at its start")
+        run = _run_of_search(len(self.networks), self.search, self.config.seed)
+        return dataclasses.replace(self, networks=(*self.networks, values), runs=(*self.runs, run))
 
     def config_of(self, run: PlannedRun) -> Config:
         """The configuration with which `train` starts a run, or resumes it if its folder is there.
@@ -261,6 +309,8 @@ class Sweep:
             return Row(planned, "finished", "", run.metrics)
         if run.diverged is not None:
             return Row(planned, "diverged", " ".join(run.diverged.message.split()), {})
+        if run.pruned is not None:
+            return Row(planned, "pruned", " ".join(run.pruned.message.split()), {})
         if planned.folder in failures:
             return Row(planned, "failed", failures[planned.folder], {})
         if is_run(run.path):
@@ -330,17 +380,57 @@ def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun,
     )
 
 
+def _run_of_search(network: int, search: SearchPlan, seed: int) -> PlannedRun:
+    """The run of a network of a search, whose name does not say what is in it, since values can come twice."""
+    return PlannedRun(f"network={network + 1:0{len(str(search.trials))}},seed={seed}", network, seed)
+
+
 # -- Training them -------------------------------------------------------------------------------------------
 
 
+class Search(Protocol):
+    """What proposes networks: `search.OptunaSearch`."""
+
+    sweep: Sweep  # with the networks so far
+
+    def runs(self, missing: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
+        """The missing runs, and then new ones, each proposed when it is asked for."""
+
+    def ended(self, row: Row) -> None:
+        """A run has ended."""
+
+
+# What trains runs elsewhere: it yields the index of each that has ended, and the Exception that ended it, or None.
+TrainElsewhere = Callable[[Iterator[Sweep], "SweepProgress"], Iterator[tuple[int, Exception | None]]]
+
+
+class ClusterLostError(Exception):
+    """The cluster that trains the runs of a sweep cannot be reached any more."""
+
+
 class SweepOutcome(NamedTuple):
-    """How a sweep ended: its runs, and whether it was interrupted."""
+    """How a sweep ended.
 
+    Attributes:
+        sweep: with all networks of a search.
+        rows: its runs.
+        stopped: why it ended before its last run, `INTERRUPTED` or a sentence; None if it did not.
+    """
+
+    sweep: Sweep
     rows: list[Row]
-    interrupted: bool
+    stopped: str | None
 
 
-def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int | None = None) -> SweepOutcome:
+def train_all(
+    sweep: Sweep,
+    shared: Shared,
+    progress: SweepProgress,
+    n_jobs: int | None = None,
+    *,
+    search: Search | None = None,
+    elsewhere: TrainElsewhere | None = None,
+) -> SweepOutcome:
     """Train the runs of a sweep that have no result yet, several at once.
 
     On a CPU in worker processes with one BLAS thread each, on a GPU in this process.
@@ -350,41 +440,73 @@ def train_all(sweep: Sweep, shared: Shared, progress: SweepProgress, n_jobs: int
         shared: gives the data and the device.
         progress: what is shown.
         n_jobs: the number of worker processes; None for one on each core.
+        search: proposes networks; None if all are known.
+        elsewhere: trains the runs, as `cluster.Cluster.run` does; None for this machine.
 
     Raises:
         ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
             sweep.
     """
     data = shared.data(sweep.config, sweep.config.task, progress.display)
+    require_data(sweep, data)
+    on_gpu = False
+    if elsewhere is None:
+        backend, device = shared.backend(sweep.config, sweep.config.execution)
+        progress.say(device)
+        on_gpu = backend.name != "cpu"
+        if not on_gpu:
+            n_jobs = worker_count(n_jobs)
+            progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
+    failures: dict[str, str] = {}
+    missing = [row.run for row in sweep.rows(failures) if row.state not in ENDED]
+    if on_gpu and search is None:
+        missing.sort(key=lambda run: _shape(sweep, run))
+    taken: list[PlannedRun] = []
+
+    def now() -> Sweep:
+        return sweep if search is None else search.sweep
+
+    def jobs() -> Iterator[Sweep]:
+        for run in missing if search is None else search.runs(missing):
+            taken.append(run)
+            yield now().only(run)
+
+    stopped: str | None = None
+    with progress.running(sweep, len(missing)), data[0].placed_once(), data[1].placed_once():
+        try:
+            if elsewhere is not None:
+                ends = elsewhere(jobs(), progress)
+            else:
+                _wait_for_workers([sweep.path / run.folder for run in missing])
+                if on_gpu:
+                    ends = _train_together(shared, jobs())
+                else:
+                    train = functools.partial(_train_in_worker, data)
+                    work = jobs() if search is not None else list(jobs())  # no more workers than runs
+                    ends = run_jobs(train, work, n_jobs=n_jobs)
+            for index, failure in ends:
+                run = taken[index]
+                if failure is not None:
+                    failures[run.folder] = _reason(failure)
+                row = now().row(run, failures)
+                if search is not None:
+                    search.ended(row)
+                progress.ended(row)
+        except KeyboardInterrupt:
+            stopped = INTERRUPTED
+        except ClusterLostError as error:
+            stopped = str(error)
+    return SweepOutcome(now(), now().rows(failures), stopped)
+
+
+def require_data(sweep: Sweep, data: tuple[Dataset, Dataset]) -> None:
+    """Raise CheckpointError if a sweep was made with other data."""
     found = data[0].fingerprint(), data[1].fingerprint()
     if found != sweep.data:
         raise CheckpointError(
             f"{sweep.path}: the sweep was made with other data: expected {' and '.join(sweep.data)}, "
             f"got {' and '.join(found)}; use the data it was made with"
         )
-    backend, device = shared.backend(sweep.config, sweep.config.execution)
-    progress.say(device)
-    if backend.name == "cpu":
-        n_jobs = worker_count(n_jobs)
-        progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
-    failures: dict[str, str] = {}
-    missing = [row.run for row in sweep.rows(failures) if row.state not in ("finished", "diverged")]
-    interrupted = False
-    with progress.running(sweep, missing), data[0].placed_once(), data[1].placed_once():
-        try:
-            _wait_for_workers([sweep.path / run.folder for run in missing])
-            if backend.name == "cpu":
-                train = functools.partial(_train_one, data, sweep)
-                jobs = run_jobs(train, missing, n_jobs=n_jobs)
-            else:
-                jobs = _train_together(shared, sweep, missing)
-            for index, failure in jobs:
-                if failure is not None:
-                    failures[missing[index].folder] = _reason(failure)
-                progress.ended(sweep.row(missing[index], failures))
-        except KeyboardInterrupt:
-            interrupted = True
-    return SweepOutcome(sweep.rows(failures), interrupted)
 
 
 def _without_joblib(workers: int) -> str:
@@ -394,21 +516,74 @@ def _without_joblib(workers: int) -> str:
     return ""
 
 
-def _train_one(data: tuple[Dataset, Dataset], sweep: Sweep, run: PlannedRun) -> None:
+def _train_in_worker(data: tuple[Dataset, Dataset], sweep: Sweep) -> None:
     """Train a run with one BLAS thread, so that its bits do not depend on the number of worker processes.
 
     Args:
         data: training and test set.
-        sweep: that of the run.
-        run: which one.
+        sweep: of that run only.
     """
-    with threadpool_limits(1, user_api="blas"), suppress(DivergenceError):
-        _require_end(prepare(sweep.config_of(run), Shared(data), Progress(quiet=True)).train())
+    with threadpool_limits(1, user_api="blas"):
+        train_run(sweep, Shared(data))
 
 
-def _train_together(
-    shared: Shared, sweep: Sweep, runs: Sequence[PlannedRun]
-) -> Iterator[tuple[int, Exception | None]]:
+def train_run(sweep: Sweep, shared: Shared, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Train a run until it has finished, diverged or been pruned.
+
+    Args:
+        sweep: of that run only.
+        shared: gives the data and the device.
+        cancelled: called several times an epoch; True is an interrupt.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; it is saved.
+        LockedError: another process is training it.
+        ConfigError, DataError, DeviceError, CheckpointError, OSError: as for `prepare`.
+    """
+    watch = RunWatch(sweep, cancelled)
+    with suppress(DivergenceError):
+        outcome = prepare(sweep.config_of(sweep.runs[0]), shared, watch).train()
+        if not watch.pruned:
+            _require_end(outcome)
+
+
+class RunWatch(Progress):
+    """Shows nothing of a run, and interrupts it when it is cancelled or its search gives it up.
+
+    Args:
+        sweep: of that run only.
+        cancelled: called several times an epoch.
+
+    Attributes:
+        pruned: whether the search has given the run up, which its folder says then.
+    """
+
+    def __init__(self, sweep: Sweep, cancelled: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(quiet=True)
+        self.pruned = False
+        self._sweep, self._cancelled = sweep, cancelled
+        self._report: Callable[[int, float], str | None] | None = None
+        if sweep.search is not None:
+            from .search import TrialReport
+
+            self._report = TrialReport(sweep)
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        if self._cancelled():
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        value = getattr(trainer.history.records[-1], self._sweep.monitor)
+        if self._report is None or value is None:
+            return
+        reason = self._report(trainer.epoch, value)
+        if reason is not None and trainer.epoch < trainer.epochs:
+            write_finding(self._sweep.path / self._sweep.runs[0].folder / PRUNED, Finding("pruned", reason))
+            self.pruned = True
+            raise KeyboardInterrupt
+
+
+def _train_together(shared: Shared, jobs: Iterator[Sweep]) -> Iterator[tuple[int, Exception | None]]:
     """Train runs in this process, as many at a time as fit on a GPU.
 
     Yields:
@@ -417,13 +592,14 @@ def _train_together(
     failed: list[tuple[int, Exception]] = []
 
     def prepared() -> Iterator[tuple[int, Backend, Generator[StepRun, None, None]]]:
-        for index in sorted(range(len(runs)), key=lambda index: _shape(sweep, runs[index])):
+        for index, sweep in enumerate(jobs):
+            watch = RunWatch(sweep)
             try:
-                run = prepare(sweep.config_of(runs[index]), shared, Progress(quiet=True))
+                run = prepare(sweep.config_of(sweep.runs[0]), shared, watch)
             except Exception as error:
                 failed.append((index, error))
             else:  # the backend of a resumed run may be another one, which runs steps as before
-                yield index, run.trainer.model.backend, _steps(run)
+                yield index, run.trainer.model.backend, _steps(run, watch)
 
     yield from run_together(prepared())
     yield from failed
@@ -435,11 +611,12 @@ def _shape(sweep: Sweep, run: PlannedRun) -> str:
     return repr((config.hidden, config.batch_size, config.activation, config.optimizer))
 
 
-def _steps(run: PreparedRun) -> Generator[StepRun, None, None]:
-    """The steps of a run until it has finished or diverged."""
+def _steps(run: PreparedRun, watch: RunWatch) -> Generator[StepRun, None, None]:
+    """The steps of a run until it has finished, diverged or been pruned."""
     with suppress(DivergenceError):
         yield from run.steps()
-        _require_end(run.outcome)
+        if not watch.pruned:
+            _require_end(run.outcome)
 
 
 def _require_end(outcome: Outcome | None) -> None:
@@ -470,7 +647,7 @@ def _wait_for_workers(folders: Sequence[Path]) -> None:
 
 
 class SweepProgress:
-    """One line on a sweep: runs that have ended, the best so far, the time left.
+    """One line on a sweep: runs that have ended, those that workers of a cluster train, the best, the time left.
 
     On a terminal it changes in place; elsewhere it is printed anew, about 10 times.
 
@@ -488,17 +665,18 @@ class SweepProgress:
         self._bar: Any = None  # rich.progress.Progress
         self._sweep: Sweep | None = None
         self._rows: list[Row] = []
-        self._total, self._start, self._said = 0, 0.0, 0
+        self._total, self._start, self._said, self._running = 0, 0.0, 0, 0
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.display.say(text)
 
     @contextmanager
-    def running(self, sweep: Sweep, missing: Sequence[PlannedRun]) -> Iterator[None]:
-        """While the missing runs of a sweep are trained."""
-        self._sweep, self._total, self._start = sweep, len(missing), time.monotonic()
-        self._rows = [row for row in sweep.rows({}) if row.state in ("finished", "diverged")]
+    def running(self, sweep: Sweep, missing: int) -> Iterator[None]:
+        """While the missing runs of a sweep are trained, and those that its search is to propose."""
+        self._rows = [row for row in sweep.rows({}) if row.state in ENDED]
+        self._sweep, self._start = sweep, time.monotonic()
+        self._total = missing + sweep.planned - len(sweep.runs)
         if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
@@ -515,11 +693,22 @@ class SweepProgress:
                 self._bar.stop()
                 self._bar = None
 
+    def now_running(self, runs: int) -> None:
+        """How many runs the workers of a cluster train at the moment."""
+        if runs != self._running:
+            self._running = runs
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], description=self._line(self._done))
+
+    @property
+    def _done(self) -> int:
+        """Number of runs that have ended since the start."""
+        return len(self._rows) - (self._sweep.planned - self._total if self._sweep else 0)
+
     def ended(self, row: Row) -> None:
         """A run has ended."""
-        before = len(self._sweep.runs) - self._total if self._sweep else 0
         self._rows.append(row)
-        done = len(self._rows) - before
+        done = self._done
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, description=self._line(done))
         elif done * self._LINES // self._total > self._said:
@@ -530,8 +719,9 @@ class SweepProgress:
         if self._sweep is None:
             return ""
         states = [row.state for row in self._rows]
-        parts = [f"{len(states):,} of {len(self._sweep.runs):,} runs"]
-        parts += [f"{states.count(state):,} {state}" for state in ("diverged", "failed") if state in states]
+        parts = [f"{len(states):,} of {self._sweep.planned:,} runs"]
+        parts += [f"{self._running:,} running"] * (self._running > 0)
+        parts += [f"{states.count(state):,} {state}" for state in (*ENDED[1:], "failed") if state in states]
         name = self._sweep.monitor
         found = [row.metrics[name] for row in self._rows if row.state == "finished"]
         if found:
