@@ -315,6 +315,7 @@ def test_the_notes_preset_and_what_overrides_it(tmp_path: Path) -> None:
     assert run("train", *words, "--out", tmp_path / "notes") == 0
     expected = json.loads(PRESETS["notes"].to_json())
     expected |= {"epochs": 1, "quiet": True, "device": "cpu", "dataset": "digits", "out": str(tmp_path / "notes")}
+    expected["order"] = "shuffle"
     assert config(tmp_path / "notes") == expected
     changes = ["--schedule", "exponential", "--learning-rate", 0.2, "--hidden", 8, "--out", tmp_path / "other"]
     assert run("train", *words, *changes) == 0

@@ -38,7 +38,7 @@ from .many import run_together
 from .progress import Progress, metric
 from .run import SWEEP, Run, is_run, new_folder
 from .search_space import Values, label, value_text, with_values
-from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
+from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
 
 TABLE = "sweep.csv"
 
@@ -168,7 +168,7 @@ class Sweep:
             path.mkdir(parents=True, exist_ok=True)
         return cls(
             path,
-            dataclasses.replace(config, dataset=plain_name(config, training), out=None, quiet=False),
+            dataclasses.replace(config, **plain_names(config, training), out=None, quiet=False),
             metric,
             tuple(networks),
             runs,

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray, StepRun
 from ..data import Dataset
+from ..data.blocks import sorted_note
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -27,7 +29,16 @@ from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.samples import learned_names
 from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
-from .batches import ORDER_STREAM, ClassWeight, EpochOrders, Validation, make_batches
+from .batches import (
+    ORDER_STREAM,
+    BlockOrders,
+    ClassWeight,
+    EpochOrders,
+    Order,
+    Validation,
+    checked_order,
+    make_batches,
+)
 from .divergence import DivergenceError, explain_divergence
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
@@ -137,7 +148,7 @@ class Trainer:
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
-        seed: of the held-out samples, of the batch order and of dropout.
+        order, seed: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -146,6 +157,7 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
+        blocks: of the order; None for a full shuffle.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
             parameters `model` has the moving average.
 
@@ -168,6 +180,7 @@ class Trainer:
         clip_norm: float | None = None,
         max_norm: float | None = None,
         ema: float | None = None,
+        order: Order = None,
         seed: int = 0,
         diagnostics: bool = True,
         pixels: bool | None = None,
@@ -178,6 +191,7 @@ class Trainer:
         self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
         self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
+        self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.history = History()
         self.epochs = 0
@@ -202,7 +216,14 @@ class Trainer:
             steps=len(self.batches.slices),
         )
         self.history.setting = self._setting
-        self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
+        rng = np.random.default_rng([seed, ORDER_STREAM])
+        if blocks is None:
+            self._orders = EpochOrders(self.batches.rows, rng)
+        else:
+            self._orders = BlockOrders(self.batches.rows, rng, blocks, streamed=train.streamed)
+            note = sorted_note(train.targets, self.batches.rows, blocks) if train.task == "classes" else None
+            if note is not None:
+                warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=2)
         with model.backend.activate():
             self.trained = model if decay is None else copy.deepcopy(model)
             self.optimizer_state = self.optimizer.init(self.trained.parameters.data)
@@ -493,6 +514,7 @@ def fit(
     clip_norm: float | None = None,
     max_norm: float | None = None,
     ema: float | None = None,
+    order: Order = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
@@ -529,6 +551,9 @@ def fit(
         ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
             steps and from the initial ones on. The network has these parameters, also while it is validated.
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+        order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
+            the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
+            consecutive samples in random order, and the samples of 64 blocks at a time in random order.
         seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
@@ -546,6 +571,9 @@ def fit(
         ValueError: the data does not fit the network, or a value is out of range.
         TypeError: an argument is not an object of its class.
         DivergenceError: the loss became NaN or infinite; the network is that of the last good epoch.
+
+    Warns:
+        UserWarning: with an order by blocks, the samples seem to be sorted by class.
 
     >>> from gpumlp import MLP, SGD, fit, load_digits
     >>> train, test = load_digits()
@@ -569,6 +597,7 @@ def fit(
         clip_norm=clip_norm,
         max_norm=max_norm,
         ema=ema,
+        order=order,
         seed=seed,
         diagnostics=diagnostics,
         pixels=pixels,
