@@ -37,7 +37,7 @@ from gpumlp import (
     shuffle,
     train,
 )
-from gpumlp.data import shuffling
+from gpumlp.data import shuffling, stream
 from gpumlp.data.blocks import BlockOrder
 from gpumlp.data.rows import FileRows
 from tests.host_cuda import host_cuda_backend
@@ -447,15 +447,19 @@ def test_a_gpu_is_refused(files: list[str]) -> None:
                 fit(MLP([FEATURES, 4], device=backend), StreamedDataset(*files))
 
 
-def test_a_changed_file_has_another_fingerprint(tmp_path: Path, files: list[str]) -> None:
+def test_a_changed_file_has_another_fingerprint(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_FINGERPRINT_BYTES", 10)  # a sample in each place
     images, labels = samples()
     found = {StreamedDataset(*files).fingerprint()}
-    images[0, 0] += 1
-    found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
+    for row in (0, 15, -1):
+        images[row, 0] += 1
+        found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
     labels[500] = (labels[500] + 1) % 4
     found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
     found.add(StreamedDataset(*saved(tmp_path, images[:-1], labels[:-1])).fingerprint())
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize("streamed", [False, True])

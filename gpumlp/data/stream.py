@@ -230,15 +230,13 @@ class StreamedBatches(ArrayBatches):
 
     def reorder(self, order: BlockOrder) -> None:  # type: ignore[override]
         """Begin an epoch."""
-        if self._following is not None:  # of an epoch that was broken off; it writes into a buffer
-            with suppress(Exception):
-                self._following.result()
         self._order = order
         if self.weights is not None:
             self._backend.xp.copyto(self.weights, self._weights_of(order.rows()))
         self._rows, self._places = np.empty(0, np.int64), np.empty(0, np.int64)
         self._begin = self._end = self._number = 0
         if self._reader is None:
+            # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
         self._read_ahead()
 
