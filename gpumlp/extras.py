@@ -28,6 +28,8 @@ EXTRAS = {
     "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
     "images": Extra("predictions of pictures", ("PIL",)),
     "onnx": Extra("export to ONNX", ("onnx",)),
+    "arrow": Extra("Arrow and Parquet tables as data", ("pyarrow",)),
+    "zarr": Extra("Zarr arrays as data", ("zarr",)),
 }
 
 

@@ -23,9 +23,11 @@ class Options:
     images: Annotated[str, tyro.conf.Positional]
     """Samples: a .npy or IDX file, or a folder of numbered ones."""
     labels: Annotated[str, tyro.conf.Positional]
-    """Their labels, or other targets."""
+    """Their labels, or other targets; the same file again with --label-column."""
     out: Annotated[str, tyro.conf.Positional]
     """New folder, for images.npy and labels.npy."""
+    label_column: str | None = None
+    """Column of the targets in an Arrow or Parquet file."""
     seed: int = 0
     """Seed of the order."""
     quiet: bool = False
@@ -41,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"seed: expected a whole number of 0 or more, got {options.seed}")
         say = (lambda line: None) if options.quiet else print
         images, labels = shuffle_files(
-            options.images, options.labels, options.out, seed=options.seed, progress=say
+            options.images,
+            options.labels,
+            options.out,
+            label_column=options.label_column,
+            seed=options.seed,
+            progress=say,
         )
         say(f"shuffled: --dataset {images} {labels}")
         return command.OK

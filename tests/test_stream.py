@@ -37,7 +37,7 @@ from gpumlp import (
     shuffle,
     train,
 )
-from gpumlp.data import shuffling, stream
+from gpumlp.data import shuffling, stream, tables
 from gpumlp.data.blocks import BlockOrder
 from gpumlp.data.rows import FileRows
 from tests.host_cuda import host_cuda_backend
@@ -662,3 +662,121 @@ def test_a_shuffled_file_is_no_longer_noticed(tmp_path: Path) -> None:
     files = saved(tmp_path, images[order], labels[order])
     shuffling.shuffle_files(*files, tmp_path / "out")
     trained(StreamedDataset(tmp_path / "out" / "images.npy", tmp_path / "out" / "labels.npy"), order=Blocks(20, 5))
+
+
+# -- Tables and Zarr arrays ---------------------------------------------------------------------------------------
+
+
+def table(path: Path, images: np.ndarray, labels: np.ndarray, rows: int = 300) -> str:
+    """Samples and labels as an Arrow or Parquet file with groups of so many rows."""
+    pa = pytest.importorskip("pyarrow")
+    columns = {f"x{place}": images[:, place] for place in range(images.shape[1])}
+    made = pa.table({"label": labels, **columns})
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import write_table
+
+        write_table(made, path, row_group_size=rows)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
+            writer.write_table(made, max_chunksize=rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_tables_are_the_same_samples(tmp_path: Path, ending: str, dtype: Any) -> None:
+    images, labels = samples(dtype)
+    streamed = StreamedDataset(table(tmp_path / f"data{ending}", images, labels), label_column="label")
+    assert streamed.images.columns[:2] == ("x0", "x1")
+    assert (pickle.loads(pickle.dumps(streamed.images))[290:310] == images[290:310]).all()
+    options = {"order": Blocks(13, 3), "validation": 0.1}
+    first, history = trained(Dataset(images, labels), **options)
+    second, other = trained(streamed, **options)
+    assert numbers(other) == numbers(history)
+    assert second.evaluate(streamed) == first.evaluate(Dataset(images, labels))
+
+
+@pytest.mark.parametrize("chunks", [(100, FEATURES), (64, 5)])
+def test_zarr_arrays_are_the_same_samples(tmp_path: Path, chunks: tuple[int, int]) -> None:
+    zarr = pytest.importorskip("zarr")
+    images, labels = samples()
+    for name, values, size in (("x.zarr", images, chunks), ("y.zarr", labels, (100,))):
+        zarr.create_array(tmp_path / name, shape=values.shape, dtype=values.dtype, chunks=size)[...] = values
+    streamed = StreamedDataset(tmp_path / "x.zarr", tmp_path / "y.zarr")
+    assert (pickle.loads(pickle.dumps(streamed.images))[290:310] == images[290:310]).all()
+    first, second = (trained(data, order=Blocks(13, 3))[0] for data in (Dataset(images, labels), streamed))
+    assert (first.parameters.data == second.parameters.data).all()
+
+
+def test_the_command_takes_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(Path("train.parquet"), *samples())
+    table(Path("test.parquet"), *samples(seed=1))
+    data = ["--dataset", "train.parquet", "--test", "test.parquet", "--label-column", "label"]
+    assert train.main([*data, *OPTIONS, "--stream", "--out", "streamed"]) == 0
+    assert "903 samples to train, 100 to validate, 1,003 to test" in capsys.readouterr().out
+    assert train.main([*data, *OPTIONS, "--order", "blocks", "--quiet", "--out", "memory"]) == 0
+    assert same_network(Path("streamed"), Path("memory"))
+    assert evaluate.main(["streamed"]) == 0
+    assert train.main(["--resume", "streamed", "--epochs", "4", "--quiet"]) == 0
+    assert shuffle.main(["train.parquet", "train.parquet", "out", "--label-column", "label", "--quiet"]) == 0
+    assert sorted(np.load("out/labels.npy").tolist()) == sorted(samples()[1].tolist())
+
+
+TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "no such column": (
+        lambda: {"x": [1, 2], "y": [0, 1]},
+        "expected one column label with the labels, found x, y",
+    ),
+    "text": (
+        lambda: {"x": ["a", "b"], "label": [0, 1]},
+        "expected feature columns with numbers, found other values in x",
+    ),
+    "no features": (lambda: {"label": [0, 1]}, "expected feature columns with numbers, found none"),
+    "missing values": (lambda: {"x": [1.0, None], "label": [0, 1]}, "found 1 missing ones in x"),
+    "missing labels": (lambda: {"x": [1.0, 2.0], "label": [0, None]}, "found 1 missing ones in label"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, name: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    columns, message = TABLES[name]
+    write_table(pa.table(columns()), tmp_path / "data.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        np.asarray(StreamedDataset(tmp_path / "data.parquet", label_column="label").images)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_table_or_one_of_large_groups_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path / "data.parquet", *samples())
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_MAX_GROUP", 1_000)
+        with pytest.raises(DataError, match="expected row groups of at most 0 MB"):
+            StreamedDataset(path, label_column="label")
+    with pytest.raises(DataError, match="give --label-column NAME"):
+        StreamedDataset(path, tmp_path / "labels.npy")
+    cut(path, 5_000)
+    with pytest.raises(DataError, match="expected an Arrow or Parquet file, found a damaged one"):
+        StreamedDataset(path, label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "a.parquet"], "label_column: expected with an Arrow or Parquet file"),
+        (["--dataset", "digits", "--label-column", "y"], "label_column: expected with an Arrow or Parquet file"),
+        (["--dataset", "a.parquet", "--label-column", "y", "--test", "b.npy", "c.npy"], "test: expected files as"),
+    ],
+)
+def test_options_of_tables_are_checked(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*options, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err

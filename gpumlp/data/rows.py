@@ -24,9 +24,10 @@ from .labels import DataError
 from .mnist import is_transposed
 from .npz import NPY_MAGIC, damage_named, read_npy, read_npy_header
 from .reading import require_file
+from .tables import TablePart, ZarrArray, is_table, is_zarr
 
 _PIECE = 2**22  # bytes of samples that are read at a time
-_FILES = "a .npy or IDX file that is not compressed, or a folder of numbered ones"
+_FILES = "a .npy or IDX file that is not compressed, a table or Zarr array, or a folder of numbered ones"
 
 
 class _Part(NamedTuple):
@@ -36,6 +37,7 @@ class _Part(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     start: int
+    columns: tuple[str, ...] = ()
 
 
 class FileRows:
@@ -44,11 +46,14 @@ class FileRows:
     Nothing but the rows that are asked for is in memory. Reading is safe in several threads.
 
     Args:
-        path: of a .npy file or an IDX file with uint8 or float32 values of 2 dimensions or more, or of a folder
-            of such files, whose names hold consecutive numbers.
+        path: of a .npy file or an IDX file with uint8 or float32 values of 2 dimensions or more, of a Zarr array
+            of such values, or of a folder of such files, whose names hold consecutive numbers.
+        label_column: with it, the path is that of an Arrow or Parquet file, or of a folder of them, whose other
+            columns are the samples.
 
     Attributes:
         shape: of the whole array.
+        columns: their names in a table; otherwise none.
         dtype: of the values, in the machine's byte order.
         files: the paths.
 
@@ -56,18 +61,18 @@ class FileRows:
         DataError: there is no such file, it is damaged, or it holds other values.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], label_column: str | None = None) -> None:
         path = user_path(path)
-        parts = [_read_header(file) for file in numbered_files(path)]
+        parts = [_opened(file, label_column) for file in numbered_files(path)]
         first = parts[0]
         for part in parts[1:]:
-            if (part.shape[1:], part.dtype) != (first.shape[1:], first.dtype):
+            if (part.shape[1:], part.dtype, part.columns) != (first.shape[1:], first.dtype, first.columns):
                 raise DataError(
                     f"{part.path}: expected samples of {first.shape[1:]} of {first.dtype} as in the first part, "
                     f"found {part.shape[1:]} of {part.dtype}; prepare all parts in the same way"
                 )
         self.files = [part.path for part in parts]
-        self._parts, self._stored = parts, first.dtype
+        self._parts, self._stored, self.columns = parts, first.dtype, first.columns
         self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
         self.shape = (int(self._starts[-1]), *first.shape[1:])
         self.dtype: np.dtype[Any] = first.dtype.newbyteorder("=")
@@ -87,6 +92,11 @@ class FileRows:
     def nbytes(self) -> int:
         """Of all rows, if they were in memory."""
         return len(self) * self.features * self.dtype.itemsize
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of a table's rows that stay in memory after they are read: those of its largest row group."""
+        return max(part.buffered for part in self._parts if isinstance(part, TablePart)) if self.columns else 0
 
     def select(self, rows: HostArray) -> FileRows:
         """These rows of the same files."""
@@ -168,6 +178,10 @@ class FileRows:
 
     def _read_part(self, number: int, first: int, out: HostArray) -> None:
         part, row = self._parts[number], self.features * self._stored.itemsize
+        if not isinstance(part, _Part):
+            with self._lock:
+                part.read(first, out)
+            return
         view = memoryview(out.data).cast("B") if out.size else memoryview(b"")
         with _named(part.path), self._lock:
             file = self._opened(number)
@@ -200,8 +214,9 @@ def numbered_files(path: Path) -> list[Path]:
     Raises:
         DataError: there is no file, a name has no number, or a number is missing or there twice.
     """
-    if not path.is_dir():
-        require_file(path, str(path), _FILES)
+    if not path.is_dir() or is_zarr(path):
+        if not path.is_dir():
+            require_file(path, str(path), _FILES)
         return [path]
     files = [file for file in path.iterdir() if not file.name.startswith(".")]
     numbers = {file: re.findall(r"\d+", file.stem if file.suffix == ".npy" else file.name) for file in files}
@@ -219,16 +234,21 @@ def numbered_files(path: Path) -> list[Path]:
     return ordered
 
 
-def read_targets(path: str | os.PathLike[str]) -> HostArray:
-    """Labels or other targets from a .npy or IDX file, or from a folder of numbered ones, as one array.
+def read_targets(path: str | os.PathLike[str], label_column: str | None = None) -> HostArray:
+    """Labels or other targets from a .npy or IDX file, a Zarr array, or a column of a table, as one array.
+
+    Also from a folder of numbered ones.
 
     Raises:
         DataError: there is no such file, or it is damaged.
     """
     arrays = []
     for file in numbered_files(user_path(path)):
-        start = _start(file)
-        if start == NPY_MAGIC:
+        if label_column is not None:
+            arrays.append(TablePart(file, label_column).labels())
+        elif is_zarr(file):
+            arrays.append(ZarrArray(file).values())
+        elif _start(file) == NPY_MAGIC:
             arrays.append(read_npy(file, str(file)))
         else:
             arrays.append(read_idx(file, ndims=(1, 2), content="labels"))
@@ -251,6 +271,23 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = "the disk failed" if error.errno == errno.EIO else "check it and its permissions"
         raise DataError(f"{path}: expected a readable file, found {error.strerror or error}; {reason}") from error
+
+
+def _opened(path: Path, label_column: str | None) -> _Part | TablePart | ZarrArray:
+    """A part of the samples, of any format."""
+    if label_column is not None:
+        if not is_table(path):
+            raise DataError(f"{path}: expected an Arrow or Parquet file with a label column, found another file")
+        return TablePart(path, label_column)
+    if is_table(path):
+        raise DataError(f"{path}: expected the name of the column with the labels; give --label-column NAME")
+    part = ZarrArray(path) if is_zarr(path) else _read_header(path)
+    if len(part.shape) < 2 or 0 in part.shape or part.dtype.newbyteorder("=") not in (np.uint8, np.float32):
+        raise DataError(
+            f"{path}: expected uint8 or float32 of shape (samples, ...), at least 1 each, found {part.dtype.name} "
+            f"of shape {part.shape}; convert it once"
+        )
+    return part
 
 
 def _read_header(path: Path) -> _Part:
@@ -276,9 +313,4 @@ def _read_header(path: Path) -> _Part:
         )
     if is_transposed(path) and len(shape) > 2:
         raise DataError(f"{path}: images of EMNIST are stored transposed; save them upright as .npy")
-    if len(shape) < 2 or 0 in shape or dtype.newbyteorder("=") not in (np.uint8, np.float32):
-        raise DataError(
-            f"{path}: expected uint8 or float32 of shape (samples, ...), at least 1 each, found {dtype.name} of "
-            f"shape {shape}; convert it once"
-        )
     return _Part(path, shape, dtype, offset)

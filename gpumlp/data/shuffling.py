@@ -22,9 +22,10 @@ _PIECE = 2**23
 
 def shuffle_files(
     images: str | os.PathLike[str],
-    targets: str | os.PathLike[str],
+    targets: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
+    label_column: str | None = None,
     seed: int = 0,
     progress: Callable[[str], object] = lambda line: None,
 ) -> tuple[Path, Path]:
@@ -36,7 +37,8 @@ def shuffle_files(
 
     Args:
         images: of the samples, see `StreamedDataset`.
-        targets: their targets.
+        targets: their targets; None with `label_column`.
+        label_column: see `StreamedDataset`.
         out: a folder that is new or empty, for ``images.npy`` and ``labels.npy``.
         seed: of the order.
         progress: called with a line about what is done.
@@ -48,7 +50,8 @@ def shuffle_files(
         DataError: a file cannot be used, or `out` is not an empty folder.
         OSError: the disk is full, ...; nothing is left in `out`.
     """
-    source, labels, folder = FileRows(images), read_targets(targets), user_path(out)
+    source, folder = FileRows(images, label_column), user_path(out)
+    labels = read_targets(images if targets is None else targets, label_column)
     if len(labels) != len(source):
         raise DataError(f"{targets}: expected {len(source):,} targets, one for each sample, got {len(labels):,}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

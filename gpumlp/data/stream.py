@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,11 @@ class StreamedDataset(Dataset):
 
     Args:
         images: path of a .npy file or of an IDX file, not compressed, with ``(n, ...)`` uint8 or float32, or of a
-            folder of such files, whose names hold consecutive numbers.
-        targets: path of the targets in the same formats, ``(n,)`` or ``(n, columns)``; or an array.
+            folder of such files, whose names hold consecutive numbers. Also a Zarr array of such values.
+        targets: path of the targets in the same formats, ``(n,)`` or ``(n, columns)``; or an array; none with
+            `label_column`.
+        label_column: the column of the targets, where `images` is an Arrow or Parquet file or a folder of them,
+            whose other columns are the samples.
         task, classes, class_names, weights: see `Dataset`.
         name: used in messages and results; by default that of the file.
 
@@ -55,18 +59,26 @@ class StreamedDataset(Dataset):
     def __init__(
         self,
         images: str | os.PathLike[str],
-        targets: Any,
+        targets: Any = None,
         *,
+        label_column: str | None = None,
         task: str | None = None,
         classes: int | None = None,
         class_names: Iterable[Any] | None = None,
         weights: Any = None,
         name: str | None = None,
     ) -> None:
-        self.images = FileRows(images)
+        if (targets is None) != (label_column is not None):
+            raise DataError(
+                f"{os.fspath(images)}: expected targets, or the label_column of a table; give one of them"
+            )
+        self.images = FileRows(images, label_column)
+        self.label_column = label_column
         self.name = user_path(images).name if name is None else name
         where = self.name
-        if isinstance(targets, str | os.PathLike):
+        if label_column is not None:
+            targets = read_targets(images, label_column)
+        elif isinstance(targets, str | os.PathLike):
             where, targets = os.fspath(targets), read_targets(targets)
         samples = len(self.images)
         self.task, values, self.classes, self.class_names = encode_targets(
@@ -82,9 +94,14 @@ class StreamedDataset(Dataset):
         """None: not all values are read."""
         return
 
-    def part(self, images: Any, targets: Any, weights: Any = None) -> Dataset:
+    def part(self, images: Any, targets: Any = None, weights: Any = None) -> Dataset:
         """Other samples of the same data, of files if `images` is a path; see `Dataset.part`."""
-        return self._part(StreamedDataset if _is_path(images) else Dataset, images, targets, weights)
+        if not isinstance(images, str | os.PathLike):
+            return self._part(Dataset, images, targets, weights)
+        kind: Any = (
+            StreamedDataset if targets is not None else partial(StreamedDataset, label_column=self.label_column)
+        )
+        return self._part(kind, images, targets, weights)
 
     def in_memory(self) -> Dataset:
         """The same samples in memory.
@@ -221,7 +238,8 @@ class StreamedBatches(ArrayBatches):
         each = self._targets.nbytes // len(self._targets) + 2 * self.rows.itemsize
         outputs = 1 if self._targets.ndim == 1 else self._targets.shape[1]
         each += 4 + (1 if self._targets.ndim == 1 else outputs * 4) + (0 if self._weights is None else 16)
-        return 2 * window * self.images.features * self._dtype.itemsize, each * self.samples
+        windows = 2 * window * self.images.features * self._dtype.itemsize
+        return windows + self.images.buffered, each * self.samples
 
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
         return type(self)(
@@ -300,20 +318,21 @@ def _wide(targets: HostArray) -> HostArray:
     return targets.astype(np.int64) if targets.ndim == 1 else targets
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
 # -- For the commands -----------------------------------------------------------------------------------------
 
 
 def load_files(
-    paths: Sequence[str], test: Sequence[str] | None = None, *, task: str | None = None, stream: bool = True
+    paths: Sequence[str],
+    test: Sequence[str] | None = None,
+    *,
+    label_column: str | None = None,
+    task: str | None = None,
+    stream: bool = True,
 ) -> tuple[Dataset, Dataset, str | None]:
     """Training and test set from files of samples and of targets.
 
     Args:
-        paths: of the training samples and their targets, see `StreamedDataset`.
+        paths: of the training samples and their targets, or of a table, see `StreamedDataset`.
         test: those of the test samples; None: some of the training samples are held out.
         task: what the targets are, see `Dataset`.
         stream: whether samples are read while they are used, or now, into memory.
@@ -324,9 +343,9 @@ def load_files(
     Raises:
         DataError: a file cannot be used, or the two sets do not match.
     """
-    whole = StreamedDataset(paths[0], paths[1], task=task)
+    whole = StreamedDataset(*paths, label_column=label_column, task=task)
     if whole.task == "classes" and not (whole.targets != whole.targets[0]).any():
-        raise DataError(f"{paths[1]}: labels must be of two classes or more, found only one")
+        raise DataError(f"{paths[-1]}: labels must be of two classes or more, found only one")
     notice, train = None, whole
     if test is None:
         train, tested = whole.held_out()
@@ -335,7 +354,11 @@ def load_files(
         found = whole.part(*test)
         assert isinstance(found, StreamedDataset)
         tested = found
-        if (tested.feature_shape, tested.images.dtype) != (train.feature_shape, train.images.dtype):
+        if (tested.images.columns, tested.feature_shape, tested.images.dtype) != (
+            train.images.columns,
+            train.feature_shape,
+            train.images.dtype,
+        ):
             raise DataError(
                 f"{test[0]}: expected samples of {train.feature_shape} of {train.images.dtype} as in {paths[0]}, "
                 f"found {tested.feature_shape} of {tested.images.dtype}; prepare both in the same way"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
 from ..data import DATA_SETS, Blocks
+from ..data.tables import TABLE_ENDINGS
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.hyperparameters import Range, numbers, whole_numbers
 from ..nn.initializers import INITIALIZERS, Initializer, Normal
@@ -105,6 +106,11 @@ def _is_pair(value: Any) -> bool:
     return False
 
 
+def _is_table(value: Any) -> bool:
+    """Whether this is the path of an Arrow or Parquet file, or of a folder of them."""
+    return isinstance(value, str) and value.lower().rstrip("/").endswith(TABLE_ENDINGS)
+
+
 _FLAG = Range(lambda value: isinstance(value, bool), "true or false")
 _DATASET = Range(
     lambda value: isinstance(value, str) and (value in DATA_SETS or value.lower().endswith(".npz")),
@@ -113,7 +119,12 @@ _DATASET = Range(
 _FILES = _each(_text("a path"), "a file of samples and one of their targets")
 _PAIR_OF_FILES = Range(lambda value: _FILES.accepts(value) and len(value) == 2, _FILES.words)
 _DATA = Range(
-    lambda value: _DATASET.accepts(value) or _PAIR_OF_FILES.accepts(value), f"{_DATASET.words}, or {_FILES.words}"
+    lambda value: _DATASET.accepts(value) or _is_table(value) or _PAIR_OF_FILES.accepts(value),
+    f"{_DATASET.words} or, with label_column, in {' or '.join(TABLE_ENDINGS)}, or {_FILES.words}",
+)
+_TEST = Range(
+    lambda value: _is_table(value) or _PAIR_OF_FILES.accepts(value),
+    f"{_FILES.words}, or with label_column a table",
 )
 _RATE = numbers(0, 1, open_high=True)
 _ACTIVATION = _one_of(*(name for name in ACTIVATIONS if name != Identity.name))
@@ -144,8 +155,11 @@ class Config:
     dataset: str | tuple[str, ...] = option("auto", _DATA)
     """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
     y_train, x_test, y_test (and w_train, w_test for sample weights), or qmnist, emnist-letters and so on, where
-    --data-dir holds several of them; or two files, IMAGES LABELS (.npy or IDX), or folders of numbered ones."""
-    test: tuple[str, ...] | None = option(None, _PAIR_OF_FILES)
+    --data-dir holds several of them; or two files, IMAGES LABELS (.npy, IDX or Zarr), or folders of numbered
+    ones; or, with --label-column, FILE.arrow, FILE.feather or FILE.parquet, or such a folder."""
+    label_column: str | None = option(None, _text("the name of a column"))
+    """The column of an Arrow or Parquet file that holds the targets; all others are features."""
+    test: str | tuple[str, ...] | None = option(None, _TEST)
     """With --dataset IMAGES LABELS, those of the test set; otherwise a tenth of the samples, at most 10,000, is
     held out."""
     stream: bool = option(False, _FLAG)
@@ -284,7 +298,7 @@ class Config:
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
     def __post_init__(self) -> None:
-        for name in ("activation", "dropout", "class_weight", "dataset"):  # one value may stand alone
+        for name in ("activation", "dropout", "class_weight", "dataset", "test"):  # one value may stand alone
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
@@ -390,8 +404,16 @@ class Config:
             choice = only_with.partition(" ")[0]
             problems.append(f"{name}: expected only with {only_with}, got {choice} {getattr(self, choice)}")
         for name in ("test", "stream"):
-            if getattr(self, name) and isinstance(self.dataset, str):
+            if getattr(self, name) and isinstance(self.dataset, str) and self.label_column is None:
                 problems.append(f"{name}: expected only with dataset IMAGES LABELS, got dataset {self.dataset}")
+        table = _is_table(self.dataset)
+        if table != (self.label_column is not None):
+            problems.append(
+                f"label_column: expected with an Arrow or Parquet file as dataset, got {self.label_column} with "
+                f"{self.dataset}"
+            )
+        if self.test is not None and isinstance(self.test, str) != table:
+            problems.append(f"test: expected files as for dataset, got {listed(as_paths(self.test))}")
         if self.stream and self.order == "shuffle":
             problems.append("order: expected blocks with stream, got shuffle")
         for name in ("block", "window"):
@@ -495,9 +517,9 @@ class Config:
     @property
     def data_files(self) -> tuple[str, ...]:
         """The paths of the data set, of an .npz file or of single files; none for a data set with a name."""
-        if isinstance(self.dataset, str):
+        if isinstance(self.dataset, str) and self.label_column is None:
             return (self.dataset,) if self.dataset.lower().endswith(".npz") else ()
-        return (*self.dataset, *(self.test or ()))
+        return as_paths(self.dataset) + as_paths(self.test)
 
     # -- Files --------------------------------------------------------------------------------------------
 
@@ -520,6 +542,11 @@ class Config:
         config = cls(**{**values, **lists})
         config.check()
         return config
+
+
+def as_paths(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One path, several or none."""
+    return (value,) if isinstance(value, str) else value or ()
 
 
 def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:

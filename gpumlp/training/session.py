@@ -27,7 +27,7 @@ from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
-from .config import Config, ConfigError, given, options_marked
+from .config import Config, ConfigError, as_paths, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
@@ -587,11 +587,13 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress) -
 
 def _load(config: Config, task: str | None) -> tuple[Dataset, Dataset, str | None]:
     """Training set, test set and a notice, see `load_dataset` and `load_files`."""
-    if isinstance(config.dataset, str):
-        return load_dataset(config.dataset, config.data_dir, task=task)
+    dataset = config.dataset
+    if isinstance(dataset, str) and config.label_column is None:
+        return load_dataset(dataset, config.data_dir, task=task)
     if config.data_dir is not None:
         raise ConfigError("data_dir: expected only with data sets that have a name, got --dataset IMAGES LABELS")
-    return load_files(config.dataset, config.test, task=task, stream=config.stream)
+    options: dict[str, Any] = {"label_column": config.label_column, "task": task, "stream": config.stream}
+    return load_files(as_paths(dataset), as_paths(config.test) or None, **options)
 
 
 def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
@@ -605,7 +607,7 @@ def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
         return {}
     paths = tuple(str(user_path(path).resolve()) for path in config.data_files)  # the same in any folder
     if isinstance(config.dataset, str):
-        return {"dataset": paths[0]}
+        return {"dataset": paths[0], "test": paths[1] if config.test else None}
     return {"dataset": paths[:2], "test": paths[2:] or None}
 
 
