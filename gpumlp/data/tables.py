@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ class TablePart:
                 f"found one of {self.buffered / 1e6:,.0f} MB; write it with smaller ones (row_group_size=65536)"
             )
         self._cached: tuple[int, HostArray] | None = None
+        self._reader: tuple[tuple[str, ...], Callable[[int], Any]] | None = None
 
     @property
     def _parquet(self) -> bool:
@@ -161,20 +163,24 @@ class TablePart:
         return dtype
 
     def _group(self, number: int, columns: tuple[str, ...]) -> Any:
+        """Columns of a row group or record batch; the file stays open for the same columns of the next one."""
+        if self._reader is None or self._reader[0] != columns:
+            self._reader = columns, self._opened(columns)
+        return self._reader[1](number)
+
+    def _opened(self, columns: tuple[str, ...]) -> Callable[[int], Any]:
         import pyarrow as pa
 
         if self._parquet:
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(self.path) as file:
-                return file.read_row_group(number, columns=list(columns))
-        with pa.OSFile(str(self.path)) as source:
-            schema = pa.ipc.open_file(source).schema
-            wanted = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in columns])
-            return pa.Table.from_batches([pa.ipc.open_file(source, options=wanted).get_batch(number)])
+            return partial(pq.ParquetFile(self.path).read_row_group, columns=list(columns))
+        schema = self._facts()[0]
+        wanted = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in columns])
+        reader = pa.ipc.open_file(pa.OSFile(str(self.path)), options=wanted)
+        return lambda number: pa.Table.from_batches([reader.get_batch(number)])
 
-    def _column(self, table: Any, name: str) -> HostArray:
-        column = table.column(name)
+    def _values(self, column: Any, name: str) -> HostArray:
         if column.null_count:
             raise DataError(
                 f"{self.path}: expected a value in every row, found {column.null_count:,} missing ones in {name}; "
@@ -193,8 +199,8 @@ class TablePart:
                     self._cached = None
                     table = self._group(number, self.columns)
                     values = np.empty((self._lengths[number], len(self.columns)), self.dtype)
-                    for place, name in enumerate(self.columns):
-                        values[:, place] = self._column(table, name)
+                    for place, column in enumerate(table.columns):  # in the order of the file, as the names are
+                        values[:, place] = self._values(column, self.columns[place])
                     self._cached = number, values
                 start = first + done - int(self._starts[number])
                 part = self._cached[1][start : start + len(out) - done]
@@ -204,12 +210,10 @@ class TablePart:
     def labels(self) -> HostArray:
         """The label column."""
         with _named(self.path, "an Arrow or Parquet file"):
-            parts = [
-                self._column(self._group(i, (self.label_column,)), self.label_column)
-                for i in range(len(self._lengths))
-            ]
+            groups = [self._group(number, (self.label_column,)) for number in range(len(self._lengths))]
+            parts = [self._values(group.columns[0], self.label_column) for group in groups]
         values = np.concatenate(parts) if parts else np.empty(0, np.int64)
         return values.astype(str) if values.dtype == object else values
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}
+        return {**self.__dict__, "_cached": None, "_reader": None}
