@@ -247,6 +247,9 @@ def test_any_rows_can_be_read(files: list[str]) -> None:
             out = np.empty((len(wanted), FEATURES), dtype)
             rows.read(np.array(wanted), out)
             assert (out == images[list(wanted)]).all()
+    out = np.empty((2, FEATURES), np.uint8)
+    rows.read(np.array([255, 0], np.uint8), out)  # whose difference is 1 in uint8
+    assert (out == images[[255, 0]]).all()
     chosen = pickle.loads(pickle.dumps(rows.select(np.arange(1, 1_000, 3))))
     assert (np.asarray(chosen) == images[1:1_000:3]).all()
     assert (chosen[5] == images[16]).all()

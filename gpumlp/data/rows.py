@@ -102,7 +102,7 @@ class FileRows:
         """These rows of the same files."""
         other = type(self).__new__(type(self))
         other.__setstate__(self.__getstate__())
-        other._selected = rows if self._selected is None else self._selected[rows]
+        other._selected = compact(rows if self._selected is None else self._selected[rows])
         other.shape = (len(rows), *self.shape[1:])
         return other
 
@@ -139,7 +139,7 @@ class FileRows:
             self._read_piece(rows[start : start + size], out[start : start + size])
 
     def _read_piece(self, rows: HostArray, out: HostArray) -> None:
-        places = rows if self._selected is None else self._selected[rows]
+        places = (rows if self._selected is None else self._selected[rows]).astype(np.int64)
         values = out if out.dtype == self._stored else np.empty(out.shape, self._stored)
         first = int(places.min())
         span = int(places.max()) - first + 1
@@ -206,6 +206,11 @@ class FileRows:
             weakref.finalize(self, file.close)
             self._file = number, file
         return self._file[1]
+
+
+def compact(values: HostArray) -> HostArray:
+    """Numbers of 0 or more, such as rows or classes, in the smallest unsigned dtype."""
+    return values.astype(np.min_scalar_type(int(values.max())), copy=False)
 
 
 def numbered_files(path: Path) -> list[Path]:

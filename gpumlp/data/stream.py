@@ -20,7 +20,7 @@ from .blocks import BlockOrder, Blocks
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
 from .labels import stratified_split
 from .reading import require_memory
-from .rows import FileRows, read_targets
+from .rows import FileRows, compact, read_targets
 from .targets import check_weights, encode_targets
 
 _MAX_HELD_OUT = 10_000  # samples of a test set that is taken from the training samples
@@ -207,7 +207,7 @@ class StreamedBatches(ArrayBatches):
         *,
         dtype: npt.DTypeLike,
     ) -> None:
-        self.samples, self.rows = len(rows), rows
+        self.samples, self.rows = len(rows), compact(rows)
         self.batch_size = min(batch_size, self.samples)
         self.slices = [
             slice(start, min(start + self.batch_size, self.samples))
@@ -309,9 +309,7 @@ class StreamedBatches(ArrayBatches):
 
 def _compact(targets: HostArray) -> HostArray:
     """Class numbers in the smallest unsigned dtype; other targets as they are."""
-    if targets.ndim != 1 or targets.dtype.kind not in "iu":
-        return targets
-    return targets.astype(np.min_scalar_type(int(targets.max())), copy=False)
+    return compact(targets) if targets.ndim == 1 and targets.dtype.kind in "iu" else targets
 
 
 def _wide(targets: HostArray) -> HostArray:

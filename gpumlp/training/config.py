@@ -160,11 +160,11 @@ class Config:
     label_column: str | None = option(None, _text("the name of a column"))
     """The column of an Arrow or Parquet file that holds the targets; all others are features."""
     test: str | tuple[str, ...] | None = option(None, _TEST)
-    """With --dataset IMAGES LABELS, those of the test set; otherwise a tenth of the samples, at most 10,000, is
-    held out."""
+    """With files as --dataset, those of the test set; without, a tenth of the samples, at most 10,000, is held
+    out."""
     stream: bool = option(False, _FLAG)
-    """With --dataset IMAGES LABELS, read the samples while they are used, in an order by blocks: for data larger
-    than memory; on the CPU only."""
+    """With files as --dataset, read the samples while they are used, in an order by blocks: for data larger than
+    memory; on the CPU only."""
     task: str | None = option(None, _one_of(*METRICS))
     """What the targets of FILE.npz or LABELS are: classes, labels (several of them a sample) or numbers
     (regression); otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
