@@ -10,7 +10,16 @@ True
 
 from . import interrupts  # isort: skip  # noqa: F401  # before everything else
 from .backends import Backend, CudaActivation, DeviceError, available_devices, get_backend
-from .data import DataError, Dataset, load_dataset, load_digits, load_mnist, load_npz
+from .data import (
+    Blocks,
+    DataError,
+    Dataset,
+    StreamedDataset,
+    load_dataset,
+    load_digits,
+    load_mnist,
+    load_npz,
+)
 from .interop import ImportedModelError
 from .nn import (
     ELU,
@@ -90,6 +99,7 @@ __all__ = [
     "AdamW",
     "Backend",
     "BestCheckpoint",
+    "Blocks",
     "Cache",
     "Callback",
     "Constant",
@@ -140,6 +150,7 @@ __all__ = [
     "Softplus",
     "SquaredError",
     "StepDecay",
+    "StreamedDataset",
     "Tanh",
     "TensorBoard",
     "Trainer",

@@ -31,6 +31,8 @@ EXTRAS = {
     "dask": Extra("sweeps over machines", ("distributed",)),
     "optuna": Extra("searches by Optuna", ("optuna",)),
     "onnx": Extra("export to ONNX", ("onnx",)),
+    "arrow": Extra("Arrow and Parquet tables as data", ("pyarrow",)),
+    "zarr": Extra("Zarr arrays as data", ("zarr",)),
 }
 
 

@@ -9,7 +9,10 @@ import os
 import signal
 import sys
 
-COMMANDS = ("train", "sweep", "evaluate", "history", "diagnose", "info", "predict", "export", "figures", "report")
+COMMANDS = (
+    *("train", "sweep", "shuffle", "evaluate", "history", "diagnose", "info", "predict", "export", "figures"),
+    "report",
+)
 
 
 def program() -> str | None:

@@ -27,7 +27,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of each process, which would wait for each other
 
 
-OPTIONAL = ("dask", "emulator", "mpi", "nvcc")  # markers of tests that take minutes
+OPTIONAL = ("dask", "emulator", "large", "mpi", "nvcc")  # markers of tests that take minutes
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

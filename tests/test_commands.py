@@ -314,7 +314,7 @@ def test_the_notes_preset_and_what_overrides_it(tmp_path: Path) -> None:
     words = [*DIGITS, "--quiet", "--preset", "notes", "--epochs", 1]
     assert run("train", *words, "--out", tmp_path / "notes") == 0
     expected = json.loads(PRESETS["notes"].to_json())
-    expected |= {"epochs": 1, "quiet": True, "device": "cpu", "dataset": "digits", "shards": 1}
+    expected |= {"epochs": 1, "quiet": True, "device": "cpu", "dataset": "digits", "shards": 1, "order": "shuffle"}
     expected["out"] = str(tmp_path / "notes")
     assert config(tmp_path / "notes") == expected
     changes = ["--schedule", "exponential", "--learning-rate", 0.2, "--hidden", 8, "--out", tmp_path / "other"]

@@ -664,3 +664,51 @@ def test_the_arguments_of_fit_are_not_written_to() -> None:
     fit(classifier(early_stopping=True, class_weight="balanced"), X, y, weights).predict(X)
     for array, kept in zip((X, y, weights), before, strict=True):
         np.testing.assert_array_equal(array, kept)
+
+
+# -- Memory maps ----------------------------------------------------------------------------------------------
+
+
+def mapped(path: Path, X: np.ndarray) -> np.ndarray:
+    """The array as a memory map of a file."""
+    np.save(path, X)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32", "float64"])
+def test_a_memory_map_gives_the_results_of_the_array(tmp_path: Path, dtype: str, order: str) -> None:
+    X, y = load_digits(return_X_y=True)
+    X = np.asarray(X, dtype, order=order)
+    options = {"early_stopping": True, "class_weight": "balanced"}
+    for estimator, targets in ((classifier(**options), y), (regressor(), y / 10)):
+        memory, file = (
+            fit(clone(estimator), X, targets),
+            fit(clone(estimator), mapped(tmp_path / "X.npy", X), targets),
+        )
+        for one, other in zip(memory.coefs_, file.coefs_, strict=True):
+            assert (one == other).all()
+        assert file.n_iter_ == memory.n_iter_
+        assert (file.predict(mapped(tmp_path / "X.npy", X)) == memory.predict(X)).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_a_memory_map_is_not_copied_as_a_whole(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    X = mapped(tmp_path / "X.npy", rng.integers(0, 2, (20_000, 500)).astype(dtype))
+    y = rng.integers(0, 2, len(X))
+    model = classifier(hidden_layer_sizes=8, max_iter=1)
+    tracemalloc.start()
+    fit(model, X, y)
+    model.predict(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < X.size  # a quarter of the array as float32
+
+
+def test_a_value_of_a_memory_map_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    X, y = CANCER[0].copy(), CANCER[1]
+    for value in (1e300, np.nan, -np.inf):
+        X[500, 3] = value
+        with pytest.raises(ValueError, match="Input X contains"):
+            fit(classifier(), mapped(tmp_path / "X.npy", X), y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ..files import user_path
+from .blocks import Blocks
 from .dataset import DataError, Dataset
 from .digits import load_digits
 from .download import DataNotAvailable
@@ -18,13 +19,17 @@ from .mnist import (
     mnist_folders,
 )
 from .npz import load_npz
+from .stream import StreamedDataset, load_files
 
 __all__ = [
     "DATA_SETS",
+    "Blocks",
     "DataError",
     "Dataset",
+    "StreamedDataset",
     "load_dataset",
     "load_digits",
+    "load_files",
     "load_mnist",
     "load_npz",
     "mnist_folders",

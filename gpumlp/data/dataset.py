@@ -85,6 +85,7 @@ class Dataset:
     Dataset('arrays', 3 samples of 2 float64, 2 labels a sample)
     """
 
+    streamed = False  # whether samples are read from files while they are used
     _placed: dict[tuple[str, str], Array] | None = None  # images by device and dtype, see `placed_once`
 
     def __init__(
@@ -114,8 +115,11 @@ class Dataset:
         Raises:
             DataError: as for `Dataset`; also a target that is not among the classes, or another number of columns.
         """
+        return self._part(Dataset, images, targets, weights)
+
+    def _part(self, kind: type[Dataset], images: Any, targets: Any, weights: Any) -> Dataset:
         classes = self.classes if self.numbered or (self.task == "classes" and self.class_names is None) else None
-        part = Dataset(
+        part = kind(
             images,
             targets,
             task=self.task,
@@ -254,11 +258,7 @@ class Dataset:
         cached.
         """
         if self._fingerprint is None:
-            crc = 0
-            rows = max(1, _FINGERPRINT_BLOCK // (self.features * self.images.dtype.itemsize))
-            for start in range(0, len(self), rows):
-                crc = zlib.crc32(to_host(self.images[start : start + rows]).tobytes(), crc)
-            crc = zlib.crc32(self.targets.tobytes(), crc)
+            crc = zlib.crc32(self.targets.tobytes(), self._images_crc())
             if self.class_names is not None:
                 crc = zlib.crc32(repr(self.class_names).encode("utf-8", "surrogatepass"), crc)
             if self.task != "classes":
@@ -268,10 +268,19 @@ class Dataset:
             self._fingerprint = f"{'x'.join(map(str, self.images.shape))}-{self.images.dtype}-{crc:08x}"
         return self._fingerprint
 
+    def _images_crc(self) -> int:
+        crc = 0
+        rows = max(1, _FINGERPRINT_BLOCK // (self.features * self.images.dtype.itemsize))
+        for start in range(0, len(self), rows):
+            crc = zlib.crc32(to_host(self.images[start : start + rows]).tobytes(), crc)
+        return crc
+
 
 def _entropy(labels: HostArray, weights: HostArray | None) -> float:
     """Entropy of the frequencies of labels, in nats."""
-    frequencies = np.bincount(np.unique(labels, return_inverse=True)[1], weights)
+    if int(labels.max()) > len(labels):
+        labels = np.unique(labels, return_inverse=True)[1]
+    frequencies = np.bincount(labels, weights)
     frequencies = frequencies[frequencies > 0] / frequencies.sum()
     return float(-np.sum(frequencies * np.log(frequencies)))
 

@@ -97,6 +97,25 @@ def read_idx(
         ) from error
 
 
+def read_idx_header(stream: BinaryIO, size: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, stored dtype, and the bytes before the first value, of an IDX file that is not gzipped.
+
+    Args:
+        stream: at the beginning.
+        size: bytes that the stream holds.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: it is not IDX, or its size does not fit its header.
+    """
+    header, dtype, shape, total = _read_header(stream, name, f"{name}: expected IDX values", _ANY)
+    if size != total:
+        raise DataError(
+            f"{_promise(name, total, shape, dtype)}, found {size:,}; the file is damaged, get it again"
+        )
+    return shape, dtype, len(header)
+
+
 def _kind(header: bytes) -> tuple[np.dtype[Any], int] | None:
     """The dtype and the number of dimensions that a magic number states; None for any other four bytes."""
     if len(header) < 4 or header[:2] != b"\0\0" or header[2] not in _DTYPES or header[3] not in _ANY:
@@ -141,16 +160,8 @@ def _read(
     unzipped_size: int | None = None,
 ) -> npt.NDArray[Any]:
     """Read header and values; ``unzipped_size`` is that of the gzip trailer, None for a plain file."""
-    header = stream.read(4)
-    dtype, ndim = _checked_kind(header, stream, expected, ndims)
-    header += stream.read(4 * ndim)
-    if len(header) < _header_size(ndim):
-        raise DataError(
-            f"{name}: expected an IDX header of {_header_size(ndim)} bytes, found {len(header)}; "
-            "get the file again"
-        )
-    shape, total = _shape(ndim, header), _size(dtype, ndim, header)
-    promise = f"{name}: expected {total:,} bytes from the header's shape {shape} of {dtype.newbyteorder('=')}"
+    header, dtype, shape, total = _read_header(stream, name, expected, ndims)
+    promise = _promise(name, total, shape, dtype)
     if unzipped_size is None:
         if size != total:
             raise DataError(f"{promise}, found {size:,}; the file is damaged, get it again")
@@ -165,6 +176,26 @@ def _read(
         return array
     swapped: npt.NDArray[Any] = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
     return swapped
+
+
+def _read_header(
+    stream: BinaryIO, name: str, expected: str, ndims: Sequence[int]
+) -> tuple[bytes, np.dtype[Any], tuple[int, ...], int]:
+    """The header, its dtype and shape, and the bytes of a whole file with it."""
+    header = stream.read(4)
+    dtype, ndim = _checked_kind(header, stream, expected, ndims)
+    header += stream.read(4 * ndim)
+    if len(header) < _header_size(ndim):
+        raise DataError(
+            f"{name}: expected an IDX header of {_header_size(ndim)} bytes, found {len(header)}; "
+            "get the file again"
+        )
+    return header, dtype, _shape(ndim, header), _size(dtype, ndim, header)
+
+
+def _promise(name: str, total: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """The beginning of a message about a file whose size is another one."""
+    return f"{name}: expected {total:,} bytes from the header's shape {shape} of {dtype.newbyteorder('=')}"
 
 
 def _checked_kind(

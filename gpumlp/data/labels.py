@@ -60,11 +60,12 @@ def encode_labels(
         return Classes(_class_numbers(values, count, what), count, names)
     if names is not None:
         return Classes(_numbers_of(values, names, what), len(names), names)
-    distinct, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     if values.dtype.kind in "iu":
         _refuse_stray(distinct, counts, values, what)
         if int(distinct[0]) == 0 and int(distinct[-1]) == len(distinct) - 1:
             return Classes(values.astype(np.int64, copy=False), max(2, len(distinct)), None)
+    numbers = np.searchsorted(distinct, values)
     return Classes(numbers.astype(np.int64, copy=False), len(distinct), _text(distinct.tolist(), what))
 
 

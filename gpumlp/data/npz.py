@@ -26,7 +26,7 @@ from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memor
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _WEIGHTS = ("w_train", "w_test")
 _HOW_TO_MAKE = "make it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how each format begins
+NPY_MAGIC, _ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how each format begins
 _MAX_DIRECTORY = 2**22  # bytes of an archive's list of members: some 40,000 arrays
 
 
@@ -91,7 +91,7 @@ def is_array_file(path: Path) -> bool:
     start = _start(path) if path.is_file() else b""
     if not start:
         return path.suffix in (".npy", ".npz")
-    if start == _NPY or start[:4] == _ZIP or start[:2] == GZIP_MAGIC or is_idx(path):
+    if start == NPY_MAGIC or start[:4] == _ZIP or start[:2] == GZIP_MAGIC or is_idx(path):
         return True
     return has_idx_magic(start) and "idx" in path.name
 
@@ -117,15 +117,24 @@ def read_samples(path: Path, name: str, shape: tuple[int, ...], array: str | Non
     start = _start(path)
     if start[:2] == GZIP_MAGIC or has_idx_magic(start):
         values: Any = read_images(path, name)
-    elif start == _NPY:
-        with _damage_named(f"{name}: expected a readable .npy file", ""), path.open("rb") as file:
-            values = _read_npy(file, os.fstat(file.fileno()).st_size, name)
+    elif start == NPY_MAGIC:
+        values = read_npy(path, name)
     else:
         with _opened_npz(path, name, "") as archive:
             values = _read_one(archive, name, array)
     if values.shape == shape and values.ndim != 1:
         values = values[np.newaxis]
     return np.asarray(checked_images(values, name))
+
+
+def read_npy(path: Path, name: str) -> npt.NDArray[Any]:
+    """Read a .npy file; errors begin with `name`.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or does not hold an array of numbers or text.
+    """
+    with damage_named(f"{name}: expected a readable .npy file", ""), path.open("rb") as file:
+        return _read_npy(file, os.fstat(file.fileno()).st_size, name)
 
 
 def _read_one(archive: zipfile.ZipFile, name: str, array: str | None) -> npt.NDArray[Any]:
@@ -158,7 +167,7 @@ class _BoundedFile(io.FileIO):
 
 
 @contextmanager
-def _damage_named(expected: str, cure: str) -> Iterator[None]:
+def damage_named(expected: str, cure: str) -> Iterator[None]:
     """Turn whatever a damaged file raises into a DataError."""
     try:
         yield
@@ -176,7 +185,7 @@ def _damage_named(expected: str, cure: str) -> Iterator[None]:
 @contextmanager
 def _opened_npz(path: Path, name: str, cure: str) -> Iterator[zipfile.ZipFile]:
     """Open an .npz file; errors in the block name it."""
-    with _damage_named(f"{name}: expected a readable .npz file", cure), _BoundedFile(path) as file:
+    with damage_named(f"{name}: expected a readable .npz file", cure), _BoundedFile(path) as file:
         if not zipfile.is_zipfile(file):
             raise DataError(
                 f"{name}: expected an .npz file, found one that is not a zip archive or is cut short{cure}"
@@ -220,6 +229,18 @@ def _read_npy(stream: BinaryIO, size: int, name: str) -> npt.NDArray[Any]:
         size: bytes that the stream holds.
         name: of the file and the array, for messages.
     """
+    shape, by_columns, dtype, start = read_npy_header(stream, size, name)
+    promise = f"{name}: expected {size:,} bytes from the header's shape {shape} of {dtype}"
+    require_memory(size, f"{name}:")
+    array = read_values(stream, shape[::-1] if by_columns else shape, dtype, promise, start)
+    return array.transpose() if by_columns else array
+
+
+def read_npy_header(stream: BinaryIO, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether the values are stored column by column, dtype, and the bytes before the first value.
+
+    Arguments are those of `_read_npy`.
+    """
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read_header(stream)
@@ -237,6 +258,4 @@ def _read_npy(stream: BinaryIO, size: int, name: str) -> npt.NDArray[Any]:
     promise = f"{name}: expected {total:,} bytes from the header's shape {shape} of {dtype}"
     if total != size or min(shape, default=0) < 0:
         raise DataError(f"{promise}, found {size:,}; the file is damaged")
-    require_memory(size, f"{name}:")
-    array = read_values(stream, shape[::-1] if by_columns else shape, dtype, promise, start)
-    return array.transpose() if by_columns else array
+    return shape, by_columns, dtype, start

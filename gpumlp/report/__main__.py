@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default = user_path(options.runs[0]) / FILE if len(options.runs) == 1 else Path(FILE)
         path = default if options.out is None else user_path(options.out)
         runs = read_runs(options.runs, options.device, options.data_dir)
-        datasets = [run.config.dataset for run in runs]
+        datasets = [path for run in runs for path in run.config.data_files]
         command.check_output("out", path if options.out is None else options.out, datasets, endings=command.PAGES)
         size = write_page(path, render_report(runs))
         print(f"report on {', '.join(options.runs)}: {path} ({size / 1000:,.0f} kB)")

@@ -125,7 +125,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     for path, folder in zip(paths, resolved, strict=True):
         if resolved.count(folder) > 1:
             raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
-    takes_folder = [uses_data_dir(open_run(path).config.dataset) for path in paths]
+    takes_folder = [uses_data_dir(str(open_run(path).config.dataset)) for path in paths]
     if not any(takes_folder):
         takes_folder = [True] * len(paths)  # loading the data refuses a data_dir without effect
     runs = [

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -29,13 +28,14 @@ from .inputs import (
     check_parameters,
     has_validation_set,
     hidden_sizes,
+    is_converted_by_rows,
     on_device,
     read_samples,
     read_targets,
     read_weights,
     to_cpu,
 )
-from .solver import ROWS, Epochs, Solver, SparseBatches, Validation, draw_tensors, make_optimizer, outputs
+from .solver import ROWS, ConvertedBatches, Epochs, Solver, Validation, draw_tensors, make_optimizer, outputs
 from .together import SharedSamples, backend_of
 
 try:  # experimental in scikit-learn 1.9
@@ -118,8 +118,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: ``(samples, features)``: array-like, a data frame, a sparse matrix or array of SciPy, whose rows
-                become dense batch by batch, or a CuPy array, which stays on the GPU. Converted to the parameter
-                `dtype`, and otherwise used as it is: uint8 values are numbers, not pixels.
+                become dense batch by batch, a memory map, of which on the CPU only batches are copied, or a CuPy
+                array, which stays on the GPU. Converted to the parameter `dtype`, and otherwise used as it is:
+                uint8 values are numbers, not pixels.
             y: ``(samples,)``, or ``(samples, outputs)``.
             sample_weight: ``(samples,)``, 0 or more: the weight of each sample within its batch.
             X_val, y_val, sample_weight_val: validation samples, evaluated after each epoch into
@@ -304,13 +305,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int,
     ) -> ArrayBatches:
         """Batches of these rows on the network's device."""
-        backend, kind = network.backend, SparseBatches if issparse(X) else ArrayBatches
+        backend = network.backend
+        by_rows = is_converted_by_rows(X, network.dtype)
         targets = encoded
         if network.loss.task != "classes":
             targets = float_targets(network, encoded.reshape(len(encoded), -1), "the values of y")
         if weights is not None:  # not scaled as by Dataset.batches: scikit-learn divides the penalty by their sum
             weights = weights.astype(network.dtype)
-        images = X if issparse(X) else backend.asarray(X)
+        kind, images = (ConvertedBatches, X) if by_rows else (ArrayBatches, backend.asarray(X))
         return kind(images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets)
 
     def _given_validation(
@@ -454,7 +456,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         backend = network.backend
         samples = read_samples(self, X, backend, reset=False)
         with backend.activate():
-            source = samples if issparse(samples) else backend.asarray(samples)
+            source = samples if is_converted_by_rows(samples, network.dtype) else backend.asarray(samples)
             found = outputs(network, source, answer_dtype(X))
         return found if on_device(samples, backend) else backend.to_numpy(found)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
@@ -36,7 +37,8 @@ def to_cpu(array: Any, backend: Backend) -> Any:
 def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Array:
     """X as ``(samples, features)`` of the estimator's dtype, on the device if it is there already, or on the host.
 
-    A sparse X becomes a CSR matrix or array of SciPy.
+    A sparse X becomes a CSR matrix or array of SciPy. On the CPU, a memory map of numbers keeps its dtype and
+    is not copied: its rows are converted as they are used.
 
     Args:
         estimator: its ``n_features_in_`` and ``feature_names_in_`` are set if `reset`, and otherwise compared.
@@ -48,6 +50,10 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
         ValueError: X does not hold finite numbers, or has a different number of features.
     """
     dtype = check_dtype(estimator.dtype)
+    if isinstance(X, np.memmap) and X.dtype.kind in "buif" and backend.name == "cpu":
+        mapped: HostArray = validate_data(estimator, X, dtype=None, reset=reset)
+        _require_range(mapped, dtype)
+        return mapped
     if not on_device(X, backend):
         with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become inf: refused
             return validate_data(
@@ -74,6 +80,21 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
             f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
         )
     return X
+
+
+def is_converted_by_rows(X: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether the rows of samples from `read_samples` are converted as they are used: sparse ones, memory maps."""
+    return issparse(X) or (isinstance(X, np.ndarray) and not (X.dtype == dtype and X.flags.c_contiguous))
+
+
+def _require_range(X: HostArray, dtype: npt.DTypeLike) -> None:
+    """Raise ValueError if a value is too large for the dtype; a part of X is in memory at a time."""
+    if X.dtype.kind != "f" or X.dtype.itemsize <= np.dtype(dtype).itemsize:
+        return
+    limit, step = np.finfo(dtype).max, max(1, 2**20 // X.shape[1])
+    for start in range(0, len(X), step):
+        if not np.abs(X[start : start + step]).max() <= limit:
+            raise ValueError(f"Input X contains infinity or a value too large for {np.dtype(dtype)!r}.")
 
 
 def answer_dtype(X: Any) -> np.dtype[Any]:

@@ -204,12 +204,16 @@ class Epochs:
         return total / batches.samples, self._alpha / 2 * value / batches.samples
 
 
-class SparseBatches(ArrayBatches):
-    """Mini-batches of a CSR matrix on the host, whose rows become dense as a batch is gathered."""
+class ConvertedBatches(ArrayBatches):
+    """Mini-batches whose rows are converted as a batch is gathered.
+
+    Of a CSR matrix on the host, whose rows become dense; or, on the CPU, of a memory map of another dtype than the
+    network's.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._order = self.rows
+        self._order, self.pixels = self.rows, False
 
     def reorder(self, rows: HostArray) -> None:
         super().reorder(rows)

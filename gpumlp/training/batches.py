@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backends import HostArray
 from ..data import Dataset
+from ..data.blocks import BlockOrder, Blocks
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
 from ..nn.hyperparameters import whole
@@ -17,6 +18,7 @@ from ..nn.samples import Inputs, check_data, learned_names, training_targets
 from ..words import shown
 
 Validation: TypeAlias = Dataset | tuple[Any, Any] | HostArray | float | None
+Order: TypeAlias = Literal["shuffle", "blocks"] | Blocks | None
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 
 # Independent random streams of one seed; the network's own initial weights use the seed as it is.
@@ -35,19 +37,22 @@ class EpochOrders:
 
     def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
         self._rows, self._rng = rows, rng
-        self._ahead: HostArray | None = None
+        self._ahead: Any = None
         self._state_before: dict[str, Any] = {}
 
-    def draw(self) -> HostArray:
-        """The order of the next epoch, ``(samples,)``."""
+    def _next(self) -> Any:
+        return self._rng.permutation(self._rows)
+
+    def draw(self) -> Any:
+        """The order of the next epoch, for `reorder` of the batches: ``(samples,)`` rows, or a `BlockOrder`."""
         order, self._ahead = self._ahead, None
-        return self._rng.permutation(self._rows) if order is None else order
+        return self._next() if order is None else order
 
     def draw_ahead(self) -> None:
         """Draw the next order now; it is the same one, and `state` stays the same."""
         if self._ahead is None:
             self._state_before = self.state
-            self._ahead = self._rng.permutation(self._rows)
+            self._ahead = self._next()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -58,6 +63,41 @@ class EpochOrders:
     def state(self, value: dict[str, Any]) -> None:
         self._rng.bit_generator.state = value
         self._ahead = None
+
+
+class BlockOrders(EpochOrders):
+    """Orders by blocks, see `Blocks`.
+
+    Args:
+        rows, rng: as for `EpochOrders`.
+        blocks: of the order.
+        streamed: whether the batches read a window of an order at a time; otherwise orders are arrays of rows.
+    """
+
+    def __init__(self, rows: HostArray, rng: np.random.Generator, blocks: Blocks, *, streamed: bool) -> None:
+        super().__init__(rows, rng)
+        self._blocks, self._streamed = blocks, streamed
+
+    def _next(self) -> Any:
+        order = BlockOrder(self._rows, self._blocks, self._rng)
+        return order if self._streamed else order.rows()
+
+
+def checked_order(order: Order, *, streamed: bool) -> Blocks | None:
+    """The blocks of an order; None for a full shuffle, the default for samples in memory.
+
+    Raises:
+        ValueError: `order` is something else, or a full shuffle of samples that are streamed.
+    """
+    if isinstance(order, Blocks):
+        return order
+    if order not in (None, "shuffle", "blocks"):
+        raise ValueError(
+            f"order is expected to be 'shuffle', 'blocks' or Blocks(rows, window), got {shown(order)}"
+        )
+    if order == "shuffle" and streamed:
+        raise ValueError("order is expected to be 'blocks' for samples that are streamed, got 'shuffle'")
+    return Blocks() if order == "blocks" or streamed else None
 
 
 def make_batches(

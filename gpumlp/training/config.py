@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
-from ..data import DATA_SETS
+from ..data import DATA_SETS, Blocks
+from ..data.tables import TABLE_ENDINGS
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.hyperparameters import Range, numbers, whole_numbers
 from ..nn.initializers import INITIALIZERS, Initializer, Normal
@@ -105,10 +106,25 @@ def _is_pair(value: Any) -> bool:
     return False
 
 
+def _is_table(value: Any) -> bool:
+    """Whether this is the path of an Arrow or Parquet file, or of a folder of them."""
+    return isinstance(value, str) and value.lower().rstrip("/").endswith(TABLE_ENDINGS)
+
+
 _FLAG = Range(lambda value: isinstance(value, bool), "true or false")
 _DATASET = Range(
     lambda value: isinstance(value, str) and (value in DATA_SETS or value.lower().endswith(".npz")),
     f"{', '.join(DATA_SETS)}, or a path that ends in .npz",
+)
+_FILES = _each(_text("a path"), "a file of samples and one of their targets")
+_PAIR_OF_FILES = Range(lambda value: _FILES.accepts(value) and len(value) == 2, _FILES.words)
+_DATA = Range(
+    lambda value: _DATASET.accepts(value) or _is_table(value) or _PAIR_OF_FILES.accepts(value),
+    f"{_DATASET.words} or, with label_column, in {' or '.join(TABLE_ENDINGS)}, or {_FILES.words}",
+)
+_TEST = Range(
+    lambda value: _is_table(value) or _PAIR_OF_FILES.accepts(value),
+    f"{_FILES.words}, or with label_column a table",
 )
 _RATE = numbers(0, 1, open_high=True)
 _ACTIVATION = _one_of(*(name for name in ACTIVATIONS if name != Identity.name))
@@ -136,13 +152,22 @@ class Config:
 
     device: str = option("auto", Range(_is_device, "auto, cpu, cuda or cuda:N"), on_resume=True)
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
-    dataset: str = option("auto", _DATASET)
+    dataset: str | tuple[str, ...] = option("auto", _DATA)
     """auto (MNIST where it is available, otherwise the built-in digits), mnist, digits, FILE.npz with x_train,
     y_train, x_test, y_test (and w_train, w_test for sample weights), or qmnist, emnist-letters and so on, where
-    --data-dir holds several of them."""
+    --data-dir holds several of them; or two files, IMAGES LABELS (.npy, IDX or Zarr), or folders of numbered
+    ones; or, with --label-column, FILE.arrow, FILE.feather or FILE.parquet, or such a folder."""
+    label_column: str | None = option(None, _text("the name of a column"))
+    """The column of an Arrow or Parquet file that holds the targets; all others are features."""
+    test: str | tuple[str, ...] | None = option(None, _TEST)
+    """With files as --dataset, those of the test set; without, a tenth of the samples, at most 10,000, is held
+    out."""
+    stream: bool = option(False, _FLAG)
+    """With files as --dataset, read the samples while they are used, in an order by blocks: for data larger than
+    memory; on the CPU only."""
     task: str | None = option(None, _one_of(*METRICS))
-    """What the targets of FILE.npz are: classes, labels (several of them a sample) or numbers (regression);
-    otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
+    """What the targets of FILE.npz or LABELS are: classes, labels (several of them a sample) or numbers
+    (regression); otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
     data_dir: str | None = option(None, _text("a folder"), on_resume=True)
     """Folder with the four files of MNIST or a relative; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     hidden: tuple[int, ...] = option((128,), _each(whole_numbers(1), "whole numbers of 1 or more, or none"))
@@ -227,6 +252,13 @@ class Config:
     ema: float | None = option(None, _RATE)
     """Decay of a moving average of the parameters, over the steps, such as 0.999: the average is the network that
     is validated, tested and saved."""
+    order: str | None = option(None, _one_of("shuffle", "blocks"))
+    """Of the samples in an epoch: shuffle, or blocks of consecutive samples in random order, a window of which is
+    shuffled at a time (the default with --stream)."""
+    block: int | None = option(None, whole_numbers(1))
+    """Samples in a block (1024)."""
+    window: int | None = option(None, whole_numbers(1))
+    """Blocks that are in memory at a time (64); with --stream, another window is read meanwhile."""
     seed: int = option(0, whole_numbers(0))
     """Seed of the initial weights, the held-out samples, the batch order and dropout."""
     shards: int | None = option(None, whole_numbers(1))
@@ -274,7 +306,7 @@ class Config:
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
     def __post_init__(self) -> None:
-        for name in ("activation", "dropout", "class_weight"):  # one value may stand alone
+        for name in ("activation", "dropout", "class_weight", "dataset", "test"):  # one value may stand alone
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
@@ -300,6 +332,9 @@ class Config:
             "learning_rate": optimizer.learning_rate,
             "shards": 1,
         }
+        defaults["order"] = "blocks" if self.stream else "shuffle"
+        if (self.order or defaults["order"]) == "blocks":
+            defaults |= {"block": Blocks.rows, "window": Blocks.window}
         if task == "numbers" and self.optimizer == "sgd":
             defaults["learning_rate"] = SGD_RATE_OF_NUMBERS
         for field in dataclasses.fields(self):
@@ -377,6 +412,22 @@ class Config:
         for name, only_with in self._out_of_place().items():
             choice = only_with.partition(" ")[0]
             problems.append(f"{name}: expected only with {only_with}, got {choice} {getattr(self, choice)}")
+        for name in ("test", "stream"):
+            if getattr(self, name) and isinstance(self.dataset, str) and self.label_column is None:
+                problems.append(f"{name}: expected only with dataset IMAGES LABELS, got dataset {self.dataset}")
+        table = _is_table(self.dataset)
+        if table != (self.label_column is not None):
+            problems.append(
+                f"label_column: expected with an Arrow or Parquet file as dataset, got {self.label_column} with "
+                f"{self.dataset}"
+            )
+        if self.test is not None and isinstance(self.test, str) != table:
+            problems.append(f"test: expected files as for dataset, got {listed(as_paths(self.test))}")
+        if self.stream and self.order == "shuffle":
+            problems.append("order: expected blocks with stream, got shuffle")
+        for name in ("block", "window"):
+            if getattr(self, name) is not None and not (self.stream or self.order == "blocks"):
+                problems.append(f"{name}: expected only with order blocks, got order {self.order or 'shuffle'}")
         if self.nesterov and self.momentum == 0:
             problems.append("nesterov: expected only with a momentum above 0, got momentum 0")
         if self.schedule == "milestones" and not self.milestones:
@@ -448,6 +499,12 @@ class Config:
         pairs = (self.class_weight,) if isinstance(self.class_weight, str) else self.class_weight
         return {name: float(weight) for name, _, weight in (pair.rpartition("=") for pair in pairs)}
 
+    def make_order(self) -> Blocks | None:
+        """The order of the samples; None for a full shuffle."""
+        if self.order != "blocks":
+            return None
+        return Blocks(given(self.block), given(self.window))
+
     def make_penalty(self) -> Penalty:
         return Penalty(l2=self.l2, l1=self.l1)
 
@@ -465,6 +522,13 @@ class Config:
             if str(field.metadata["only_with"]).startswith(f"{choice} ")
             and self._is_chosen(field.metadata["only_with"])
         }
+
+    @property
+    def data_files(self) -> tuple[str, ...]:
+        """The paths of the data set, of an .npz file or of single files; none for a data set with a name."""
+        if isinstance(self.dataset, str) and self.label_column is None:
+            return (self.dataset,) if self.dataset.lower().endswith(".npz") else ()
+        return as_paths(self.dataset) + as_paths(self.test)
 
     # -- Files --------------------------------------------------------------------------------------------
 
@@ -487,6 +551,11 @@ class Config:
         config = cls(**{**values, **lists})
         config.check()
         return config
+
+
+def as_paths(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One path, several or none."""
+    return (value,) if isinstance(value, str) else value or ()
 
 
 def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..nn.network import MLP
 from ..nn.optimizers import Optimizer, Penalty
 from ..nn.schedules import Schedule
 from ..words import shown
-from .batches import ClassWeight, Validation
+from .batches import ClassWeight, Order, Validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
 from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
@@ -193,6 +193,7 @@ def fit_many(
     clip_norm: float | Sequence[float | None] | None = None,
     max_norm: float | Sequence[float | None] | None = None,
     ema: float | Sequence[float | None] | None = None,
+    order: Order | Sequence[Order] = None,
     seed: int | Sequence[int] = 0,
     callbacks: Callable[[int], CallbackLike | Iterable[CallbackLike]] | None = None,
     diagnostics: bool | Sequence[bool] = True,
@@ -264,6 +265,7 @@ def fit_many(
         "clip_norm": clip_norm,
         "max_norm": max_norm,
         "ema": ema,
+        "order": order,
         "seed": seed,
         "diagnostics": diagnostics,
         "pixels": pixels,

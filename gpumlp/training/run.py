@@ -470,9 +470,9 @@ class RunFolder(Callback):
         write_finding(self.path / DIVERGED, finding)
 
     def _remove(self, *names: str) -> None:
-        data = user_path(self.config.dataset).resolve()
+        data = [user_path(path).resolve() for path in self.config.data_files]
         for path in [self.path / name for name in names]:
-            if path.is_file() and path.resolve() != data:
+            if path.is_file() and path.resolve() not in data:
                 path.unlink()
 
     def _save_checkpoint(self, trainer: Trainer) -> None:

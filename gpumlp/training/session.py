@@ -6,8 +6,8 @@ import dataclasses
 import math
 import platform
 import warnings
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ import numpy as np
 import gpumlp
 
 from ..backends import EXECUTIONS, Backend, ExecutionError, StepRun, choose_device, get_backend
-from ..data import Dataset, load_dataset
+from ..data import Dataset, load_dataset, load_files
+from ..data.stream import StreamedBatches
 from ..files import user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
 from ..nn.model_file import BEST, class_names
@@ -27,7 +28,7 @@ from ..words import as_product, listed
 from . import tensorboard
 from .callbacks import EarlyStopping
 from .checkpoint import Checkpoint, CheckpointError, execution_record
-from .config import Config, ConfigError, given, options_marked
+from .config import Config, ConfigError, as_paths, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .group import ALONE, Group
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
@@ -77,13 +78,22 @@ class Shared:
         """Training and test set, whose targets are of the given kind, or None; loaded once."""
         if self._data is not None:
             return self._data
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            training, test, notice = load_dataset(config.dataset, config.data_dir, task=task)
-        for line in [*filter(None, [notice]), *(str(warning.message) for warning in caught)]:
-            display.say(line)
+        with _warnings_shown(display):
+            training, test, notice = _load(config, task)
+            if notice is not None:
+                display.say(notice)
         self._data = training, test
         return self._data
+
+
+@contextmanager
+def _warnings_shown(display: Progress) -> Iterator[None]:
+    """Show warnings for the user as lines, at the end of the block."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        display.say(str(warning.message))
 
 
 @dataclass
@@ -185,7 +195,7 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
     training, test = shared.data(config, config.task, display)
     config = dataclasses.replace(config, shards=config.shards or group.size)
     config = config.resolved(len(training), training.task)
-    config = dataclasses.replace(config, dataset=plain_name(config, training))
+    config = dataclasses.replace(config, **plain_names(config, training))
     model = MLP(
         [training.features, *config.hidden, training.outputs],
         config.activation,
@@ -197,7 +207,7 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
         dropout=config.dropout,
         input_dropout=config.input_dropout,
     )
-    trainer = _trainer(model, training, config, group)
+    trainer = _trainer(model, training, config, display, group)
     _ = trainer.execution  # an ExecutionError before the folder is made
     folder = RunFolder(Path(), config) if group.rank else RunFolder.create(config, training.name)
     folder.config = dataclasses.replace(config, overwrite=False, parallel=None, out=str(folder.path))
@@ -221,7 +231,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     run = open_run(path)
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
     model = run.checkpoint.result.make_model(device or config.device)
-    training, test, _ = load_dataset(config.dataset, config.data_dir, task=run.checkpoint.dataset["task"])
+    training, test, _ = _load(config, run.checkpoint.dataset["task"])
     _check_data(run, training, test)
     return run, model, test
 
@@ -346,7 +356,7 @@ def _trainer_as_before(
     asked, was = config.execution != saved, before.get("name", saved)
     if config.multiprocessors == checkpoint.config.multiprocessors:
         config = dataclasses.replace(config, multiprocessors=before.get("multiprocessors"))
-    rest = checkpoint, training, shared, group
+    rest = checkpoint, training, shared, display, group
     trainer, device = _trainer_for(config, config.execution if asked else "auto", *rest)
     name = trainer.model.backend.name
     device_before = str(before.get("device", name))
@@ -385,7 +395,13 @@ def _from(way: str) -> tuple[str, ...]:
 
 
 def _trainer_for(
-    config: Config, way: str, checkpoint: Checkpoint, training: Dataset, shared: Shared, group: Group
+    config: Config,
+    way: str,
+    checkpoint: Checkpoint,
+    training: Dataset,
+    shared: Shared,
+    display: Progress,
+    group: Group,
 ) -> tuple[Trainer, str]:
     """A trainer with the saved network whose steps run in one way, and a line about its device.
 
@@ -393,7 +409,7 @@ def _trainer_for(
         ExecutionError: the way is not possible.
     """
     backend, device = shared.backend(config, way)
-    trainer = _trainer(checkpoint.make_model(backend), training, config, group)
+    trainer = _trainer(checkpoint.make_model(backend), training, config, display, group)
     _ = trainer.execution  # raises the error
     return trainer, device
 
@@ -418,6 +434,8 @@ def _run(
     )
     if trainer.group.size > 1:
         display.say(f"parallel: {trainer.group.size} processes share the {trainer.shards} shards of each batch")
+    if isinstance(trainer.batches, StreamedBatches):
+        display.say(_memory_line(trainer))
     model, history, first = trainer.model, trainer.history, trainer.epoch
     display.say(
         f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
@@ -457,6 +475,19 @@ def _run(
     for line in _results(trainer, network.epochs, test, result, folder, first):
         display.say(line)
     return Outcome(folder, history, metrics)
+
+
+def _memory_line(trainer: Trainer) -> str:
+    """How much memory the data take at most while they are streamed."""
+    assert isinstance(trainer.batches, StreamedBatches)
+    assert trainer.blocks is not None
+    blocks = trainer.blocks
+    windows, others = trainer.batches.memory(blocks)
+    return (
+        f"streaming: in memory are at most two windows of {blocks.window:,} blocks of {blocks.rows:,} samples, "
+        f"{windows / 1e6:,.0f} MB, and {others / 1e6:,.0f} MB of labels and results; the samples have "
+        f"{trainer.batches.images.nbytes / 1e6:,.0f} MB"
+    )
 
 
 def run_callbacks(folder: RunFolder) -> list[Callback]:
@@ -592,38 +623,57 @@ def _best_network(history: History, epoch: int, folder: RunFolder) -> list[str]:
 # -- Parts of it ---------------------------------------------------------------------------------------------
 
 
-def _trainer(model: MLP, training: Dataset, config: Config, group: Group) -> Trainer:
+def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, group: Group) -> Trainer:
     batch_size = given(config.batch_size)
     full: Literal["full"] = "full"
     try:
-        return Trainer(
-            model,
-            training,
-            optimizer=config.make_optimizer(),
-            schedule=config.make_schedule(),
-            penalty=config.make_penalty(),
-            batch_size=batch_size if isinstance(batch_size, int) else full,
-            validation=config.validation,
-            class_weight=config.make_class_weight(),
-            clip_norm=config.clip_norm,
-            max_norm=config.max_norm,
-            ema=config.ema,
-            seed=config.seed,
-            diagnostics=config.diagnostics == "on",
-            shards=config.shards or 1,  # runs of earlier versions have none
-            group=group,
-        )
+        with _warnings_shown(display):
+            return Trainer(
+                model,
+                training,
+                optimizer=config.make_optimizer(),
+                schedule=config.make_schedule(),
+                penalty=config.make_penalty(),
+                batch_size=batch_size if isinstance(batch_size, int) else full,
+                validation=config.validation,
+                class_weight=config.make_class_weight(),
+                clip_norm=config.clip_norm,
+                max_norm=config.max_norm,
+                ema=config.ema,
+                order=config.make_order(),
+                seed=config.seed,
+                diagnostics=config.diagnostics == "on",
+                shards=config.shards or 1,  # runs of earlier versions have none
+                group=group,
+            )
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def plain_name(config: Config, training: Dataset) -> str:
-    """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data."""
+def _load(config: Config, task: str | None) -> tuple[Dataset, Dataset, str | None]:
+    """Training set, test set and a notice, see `load_dataset` and `load_files`."""
+    dataset = config.dataset
+    if isinstance(dataset, str) and config.label_column is None:
+        return load_dataset(dataset, config.data_dir, task=task)
+    if config.data_dir is not None:
+        raise ConfigError("data_dir: expected only with data sets that have a name, got --dataset IMAGES LABELS")
+    options: dict[str, Any] = {"label_column": config.label_column, "task": task, "stream": config.stream}
+    return load_files(as_paths(dataset), as_paths(config.test) or None, **options)
+
+
+def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
+    """What "auto" turned out to be, so that a resumed or evaluated run cannot get other data; whole paths.
+
+    The result holds `dataset`, and `test` of a data set of two files.
+    """
     if config.dataset == "auto":
-        return "digits" if training.name == "digits" else "mnist"
-    if config.dataset.lower().endswith(".npz"):
-        return str(user_path(config.dataset).resolve())  # so that the run can be used from any folder
-    return config.dataset
+        return {"dataset": "digits" if training.name == "digits" else "mnist"}
+    if not config.data_files:
+        return {}
+    paths = tuple(str(user_path(path).resolve()) for path in config.data_files)  # the same in any folder
+    if isinstance(config.dataset, str):
+        return {"dataset": paths[0], "test": paths[1] if config.test else None}
+    return {"dataset": paths[:2], "test": paths[2:] or None}
 
 
 def _check_data(run: Run, training: Dataset, test: Dataset) -> None:
@@ -632,8 +682,8 @@ def _check_data(run: Run, training: Dataset, test: Dataset) -> None:
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
         cure = "give the folder of its data with --data-dir"
-        if checkpoint.config.dataset.lower().endswith(".npz"):
-            cure = f"put back what {checkpoint.config.dataset} was then"
+        if checkpoint.config.data_files:
+            cure = f"put back what {listed(checkpoint.config.data_files)} was then"
         raise CheckpointError(
             f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
             f"data found is {training.name} ({found}); {cure}"

@@ -38,7 +38,7 @@ from .many import run_together
 from .progress import Progress, metric
 from .run import PRUNED, SWEEP, Run, is_run, new_folder, write_finding
 from .search_space import Values, label, space, value_text, with_values
-from .session import Outcome, PreparedRun, Shared, plain_name, prepare, resume_config
+from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
 from .trainer import Trainer
 
 TABLE = "sweep.csv"
@@ -194,7 +194,7 @@ class Sweep:
             path.mkdir(parents=True, exist_ok=True)
         return cls(
             path,
-            dataclasses.replace(config, dataset=plain_name(config, training), out=None, quiet=False),
+            dataclasses.replace(config, **plain_names(config, training), out=None, quiet=False),
             metric,
             tuple(networks),
             runs if search is None else (),

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray, StepRun
 from ..data import Dataset
+from ..data.blocks import sorted_note
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -28,7 +30,16 @@ from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.samples import learned_names
 from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
-from .batches import ORDER_STREAM, ClassWeight, EpochOrders, Validation, make_batches
+from .batches import (
+    ORDER_STREAM,
+    BlockOrders,
+    ClassWeight,
+    EpochOrders,
+    Order,
+    Validation,
+    checked_order,
+    make_batches,
+)
 from .divergence import DivergenceError, explain_divergence
 from .group import ALONE, Group
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
@@ -139,8 +150,7 @@ class Trainer:
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
-        seed: of the held-out samples, of the batch order and of dropout.
-        shards, group: see `fit`.
+        order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -149,6 +159,7 @@ class Trainer:
 
     Attributes:
         history: a record for each finished epoch.
+        blocks: of the order; None for a full shuffle.
         shards: parts that a batch is cut into.
         group: the processes that train the network.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
@@ -173,6 +184,7 @@ class Trainer:
         clip_norm: float | None = None,
         max_norm: float | None = None,
         ema: float | None = None,
+        order: Order = None,
         seed: int = 0,
         diagnostics: bool = True,
         pixels: bool | None = None,
@@ -185,6 +197,7 @@ class Trainer:
         self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
         self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
+        self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.history = History()
         self.epochs = 0
@@ -208,10 +221,17 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
-        self.group = _checked_group(group, model.backend)
+        self.group = _checked_group(group, model.backend, self.train_set)
         self.shards = _checked_shards(group.size if shards is None else shards, self.batches.batch_size, group)
         self.history.setting = self._setting
-        self._orders = EpochOrders(self.batches.rows, np.random.default_rng([seed, ORDER_STREAM]))
+        rng = np.random.default_rng([seed, ORDER_STREAM])
+        if blocks is None:
+            self._orders = EpochOrders(self.batches.rows, rng)
+        else:
+            self._orders = BlockOrders(self.batches.rows, rng, blocks, streamed=train.streamed)
+            note = sorted_note(train.targets, self.batches.rows, blocks) if train.task == "classes" else None
+            if note is not None:
+                warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=2)
         with model.backend.activate():
             self.trained = model if decay is None else copy.deepcopy(model)
             self.optimizer_state = self.optimizer.init(self.trained.parameters.data)
@@ -540,6 +560,7 @@ def fit(
     clip_norm: float | None = None,
     max_norm: float | None = None,
     ema: float | None = None,
+    order: Order = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
     diagnostics: bool = True,
@@ -578,6 +599,9 @@ def fit(
         ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
             steps and from the initial ones on. The network has these parameters, also while it is validated.
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+        order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
+            the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
+            consecutive samples in random order, and the samples of 64 blocks at a time in random order.
         seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
@@ -605,6 +629,9 @@ def fit(
         DivergenceError: the loss became NaN or infinite; the network is that of the last good epoch.
         GroupError: the processes differ in their data, versions or arguments; all of them raise it.
 
+    Warns:
+        UserWarning: with an order by blocks, the samples seem to be sorted by class.
+
     >>> from gpumlp import MLP, SGD, fit, load_digits
     >>> train, test = load_digits()
     >>> model = MLP([64, 32, 10], device="cpu")
@@ -627,6 +654,7 @@ def fit(
         clip_norm=clip_norm,
         max_norm=max_norm,
         ema=ema,
+        order=order,
         seed=seed,
         diagnostics=diagnostics,
         pixels=pixels,
@@ -686,11 +714,13 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _checked_group(group: Any, backend: Backend) -> Group:
+def _checked_group(group: Any, backend: Backend, train: Dataset) -> Group:
     if not isinstance(group, Group):
         raise TypeError(f"group is expected to be a Group, such as MPIGroup(), got {shown(group)}")
     if group.size > 1 and backend.name.startswith("cuda"):
         raise ValueError(f"a group of processes trains on CPUs only, got a network on {backend.name}; use cpu")
+    if group.size > 1 and train.streamed:
+        raise ValueError(f"a group of processes trains on samples in memory, got {train.name}, which is streamed")
     return group
 
 

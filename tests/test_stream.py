@@ -1,0 +1,785 @@
+"""Orders by blocks, and samples that stay in their files: the bits of samples in memory, one line for errors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Blocks,
+    Callback,
+    DataError,
+    Dataset,
+    DivergenceError,
+    History,
+    StreamedDataset,
+    Trainer,
+    evaluate,
+    fit,
+    fit_many,
+    shuffle,
+    train,
+)
+from gpumlp.data import shuffling, stream, tables
+from gpumlp.data.blocks import BlockOrder
+from gpumlp.data.rows import FileRows
+from tests.host_cuda import host_cuda_backend
+from tests.strict_device import StrictBackend
+
+SAMPLES, FEATURES = 1_003, 12
+
+
+def samples(dtype: Any = np.uint8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of 4 classes that a small network can learn, in random order."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, SAMPLES)
+    centres = np.random.default_rng(9).integers(0, 256, (4, FEATURES))
+    values = np.clip(centres[labels] + rng.normal(0, 40, (SAMPLES, FEATURES)), 0, 255)
+    return (values if dtype == np.uint8 else values / 255).astype(dtype), labels
+
+
+def saved(folder: Path, images: np.ndarray, targets: np.ndarray, name: str = "") -> list[str]:
+    """The paths of both, as .npy files."""
+    paths = [str(folder / f"{name}images.npy"), str(folder / f"{name}labels.npy")]
+    np.save(paths[0], images)
+    np.save(paths[1], targets)
+    return paths
+
+
+def idx(values: np.ndarray, kind: int) -> bytes:
+    stored = values.astype(values.dtype.newbyteorder(">"))
+    return struct.pack(f">BBBB{values.ndim}I", 0, 0, kind, values.ndim, *values.shape) + stored.tobytes()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    return saved(tmp_path, *samples())
+
+
+def numbers(history: History) -> list[tuple[Any, ...]]:
+    """What a history says, without times."""
+    return [
+        (each.train_loss, each.train_accuracy, each.validation_loss, each.validation_accuracy, each.layers)
+        for each in history
+    ]
+
+
+def trained(data: Dataset, outputs: int = 4, **options: Any) -> tuple[MLP, History]:
+    model = MLP([FEATURES, 16, outputs], device="cpu")
+    history = fit(model, data, epochs=3, **{"batch_size": 32, "optimizer": SGD(0.1, momentum=0.9), **options})
+    return model, history
+
+
+# -- The order --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "block", "window"), [(100, 10, 3), (103, 10, 4), (7, 10, 3), (10, 1, 1)])
+def test_a_window_holds_whole_blocks_in_random_order(rows: int, block: int, window: int) -> None:
+    used = np.arange(rows) * 2
+    order = BlockOrder(used, Blocks(block, window), np.random.default_rng(0))
+    seen = []
+    for index in range(len(order)):
+        found, places = order.window(index)
+        blocks = {int(row) // 2 // block for row in found}
+        assert len(blocks) <= window
+        assert {number * 2 for number in range(rows) if number // block in blocks} == set(found.tolist())
+        seen += found[places].tolist()
+    assert sorted(seen) == used.tolist()
+    assert seen == order.rows().tolist()
+
+
+def test_the_order_depends_on_seed_and_epoch_and_shuffles_within_a_window() -> None:
+    images, labels = samples()
+    data, orders = Dataset(images, labels), []
+    for seed in (0, 0, 1):
+        trainer = Trainer(MLP([FEATURES, 4]), data, order=Blocks(10, 5), seed=seed, diagnostics=False)
+        seen: list[list[int]] = []
+        trainer.run(2, [lambda trainer, seen=seen: seen.append(trainer.batches.order.tolist())])
+        orders.append(seen)
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][0] != orders[0][1]
+    assert np.count_nonzero(np.diff(orders[0][0][:50]) == 1) < 10
+
+
+def test_a_window_of_all_samples_trains_as_well_as_a_full_shuffle() -> None:
+    data = Dataset(*samples())
+    accuracies = [trained(data, order=order)[1].records[-1].train_accuracy for order in ("shuffle", "blocks")]
+    assert min(accuracies) > 0.9
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: bool) -> None:
+    data = StreamedDataset(*files) if streamed else Dataset(*samples())
+
+    def new() -> Trainer:
+        model = MLP([FEATURES, 16, 4], device="cpu")
+        return Trainer(model, data, optimizer=Adam(), order=Blocks(20, 3), validation=0.1, batch_size=32)
+
+    whole, first, second = new(), new(), new()
+    whole.run(4)
+    first.run(2)
+    second.model.load_state_dict(first.model.state_dict())
+    state = {name: buffer.copy() for name, buffer in first.state_buffers.items()}
+    second.restore(state, first.optimizer_state.steps, first.random_state(), first.history)
+    second.run(4)
+    assert numbers(second.history) == numbers(whole.history)
+    assert (second.model.parameters.data == whole.model.parameters.data).all()
+
+
+@pytest.mark.parametrize("order", ["random", 3, ("blocks",)])
+def test_an_unknown_order_is_refused(order: Any) -> None:
+    with pytest.raises(ValueError, match="order is expected to be 'shuffle', 'blocks' or Blocks"):
+        trained(Dataset(*samples()), order=order)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (1.5, 1), (True, 1)])
+def test_sizes_of_blocks_are_checked(sizes: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number of 1 or more"):
+        Blocks(*sizes)
+
+
+def test_a_full_shuffle_of_streamed_samples_is_refused(files: list[str]) -> None:
+    with pytest.raises(ValueError, match="order is expected to be 'blocks' for samples that are streamed"):
+        trained(StreamedDataset(*files), order="shuffle")
+
+
+# -- The same bits as in memory -----------------------------------------------------------------------------------
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "windows that divide nothing": {"order": Blocks(13, 3)},
+    "one block a window": {"order": Blocks(17, 1)},
+    "adam": {"order": Blocks(16, 4), "optimizer": Adam(0.01)},
+    "batches larger than a window": {"order": Blocks(5, 2), "batch_size": 100},
+    "full batches": {"order": Blocks(50, 2), "batch_size": "full"},
+    "a held-out fraction": {"order": Blocks(13, 3), "validation": 0.3},
+    "many held out": {"order": Blocks(13, 3), "validation": 900},
+    "class weights": {"order": Blocks(13, 3), "class_weight": "balanced", "validation": 0.1},
+    "averages, clipping": {"order": Blocks(13, 3), "ema": 0.9, "clip_norm": 0.5},
+    "numbers, not pixels": {"order": Blocks(13, 3), "pixels": False, "optimizer": SGD(1e-4)},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_streamed_samples_give_the_bits_of_samples_in_memory(tmp_path: Path, name: str, dtype: Any) -> None:
+    images, labels = samples(dtype)
+    memory, streamed = Dataset(images, labels), StreamedDataset(*saved(tmp_path, images, labels))
+    options = {"order": "blocks", **CASES[name]}
+    first, history = trained(memory, **options)
+    second, other = trained(streamed, **options)
+    assert numbers(other) == numbers(history)
+    assert other.classes == history.classes
+    assert (second.parameters.data == first.parameters.data).all()
+    if "pixels" not in options:
+        assert second.evaluate(streamed) == first.evaluate(memory)
+
+
+@pytest.mark.parametrize("task", ["labels", "numbers"])
+def test_targets_of_every_kind_are_streamed(tmp_path: Path, task: str) -> None:
+    images, labels = samples()
+    targets = np.stack([labels > 1, labels % 2 == 0], axis=1)
+    targets = targets if task == "labels" else targets + np.random.default_rng(0).normal(size=targets.shape)
+    streamed = StreamedDataset(*saved(tmp_path, images, targets))
+    options = {"order": Blocks(13, 3), "validation": 0.1, "optimizer": SGD(0.01), "outputs": 2}
+    first, history = trained(Dataset(images, targets), **options)
+    second, other = trained(streamed, **options)
+    assert streamed.task == task
+    assert numbers(other) == numbers(history)
+    assert second.evaluate(streamed) == first.evaluate(Dataset(images, targets))
+
+
+def test_names_and_weights_are_those_of_the_labels(tmp_path: Path) -> None:
+    images, labels = samples()
+    names, weights = np.array(["a", "b", "c", "d"])[labels], np.random.default_rng(0).random(SAMPLES)
+    streamed = StreamedDataset(*saved(tmp_path, images, names), weights=weights)
+    memory = Dataset(images, names, weights=weights)
+    options = {"order": Blocks(13, 3), "validation": 100}
+    _, history = trained(memory, **options)
+    second, other = trained(streamed, **options)
+    assert second.class_names == ("a", "b", "c", "d")
+    assert numbers(other) == numbers(history)
+    assert streamed.label_entropy == memory.label_entropy
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_idx_files_and_folders_of_parts_are_the_same_samples(tmp_path: Path, dtype: Any) -> None:
+    images, labels = samples(dtype)
+    images = images.reshape(SAMPLES, 3, 4)
+    kind = 0x08 if dtype == np.uint8 else 0x0D
+    for name, start, stop in (("9", 0, 400), ("10", 400, 401), ("11", 401, SAMPLES)):
+        for what, values in (("x", images), ("y", labels.astype(np.uint8))):
+            (tmp_path / what).mkdir(exist_ok=True)
+            np.save(tmp_path / what / f"part-{name}.npy", values[start:stop])
+    (tmp_path / "images-idx3-ubyte").write_bytes(idx(images, kind))
+    (tmp_path / "labels-idx1-ubyte").write_bytes(idx(labels.astype(np.uint8), 0x08))
+    whole = StreamedDataset(*saved(tmp_path, images, labels))
+    for paths in (("x", "y"), ("images-idx3-ubyte", "labels-idx1-ubyte")):
+        other = StreamedDataset(tmp_path / paths[0], tmp_path / paths[1])
+        assert other.feature_shape == (3, 4)
+        assert (np.asarray(other.images) == images).all()
+        assert other.fingerprint() == whole.fingerprint()
+        model, _ = trained(other, order=Blocks(13, 3))
+        assert (model.parameters.data == trained(whole, order=Blocks(13, 3))[0].parameters.data).all()
+
+
+def test_any_rows_can_be_read(files: list[str]) -> None:
+    images, rows = samples()[0], FileRows(files[0])
+    for wanted in ([5], [7, 3, 3, 1_002], range(40, 300), range(0, 400, 2), range(50, 20, -1), range(0, 900, 9)):
+        for dtype in (np.uint8, np.float32):
+            out = np.empty((len(wanted), FEATURES), dtype)
+            rows.read(np.array(wanted), out)
+            assert (out == images[list(wanted)]).all()
+    out = np.empty((2, FEATURES), np.uint8)
+    rows.read(np.array([255, 0], np.uint8), out)  # whose difference is 1 in uint8
+    assert (out == images[[255, 0]]).all()
+    chosen = pickle.loads(pickle.dumps(rows.select(np.arange(1, 1_000, 3))))
+    assert (np.asarray(chosen) == images[1:1_000:3]).all()
+    assert (chosen[5] == images[16]).all()
+    assert (chosen[2:4] == images[[7, 10]]).all()
+
+
+def test_a_held_out_test_set_is_the_same_for_each_seed_and_shares_no_sample(files: list[str]) -> None:
+    training, test = StreamedDataset(*files).held_out()
+    again = StreamedDataset(*files).held_out()[1]
+    assert (len(training), len(test)) == (903, 100)
+    assert test.fingerprint() == again.fingerprint() != training.fingerprint()
+    found = {bytes(row) for row in np.asarray(training.images)} | {bytes(row) for row in np.asarray(test.images)}
+    assert found == {bytes(row) for row in samples()[0]}
+    shares = [np.bincount(data.targets) / len(data) for data in (training, test)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.01
+
+
+def test_networks_of_fit_many_stream_the_same_bits(files: list[str]) -> None:
+    data = StreamedDataset(*files)
+    models = [MLP([FEATURES, 16, 4], seed=seed, device="cpu") for seed in range(2)]
+    alone = [MLP([FEATURES, 16, 4], seed=seed, device="cpu") for seed in range(2)]
+    fit_many(models, data, epochs=2, order=Blocks(13, 3), n_jobs=2)
+    for one, other in zip(models, alone, strict=True):
+        fit(other, data, epochs=2, order=Blocks(13, 3))
+        assert (one.parameters.data == other.parameters.data).all()
+
+
+# -- Epochs that are broken off -----------------------------------------------------------------------------------
+
+
+class Interrupt(Callback):
+    """Raise KeyboardInterrupt once, in the middle of an epoch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        self.calls += 1
+        if self.calls == 30:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str]) -> None:
+    def new() -> Trainer:
+        return Trainer(
+            MLP([FEATURES, 16, 4], device="cpu"), StreamedDataset(*files), order=Blocks(13, 3), batch_size=32
+        )
+
+    whole, broken = new(), new()
+    whole.run(3)
+    broken.run(3, Interrupt())
+    assert broken.history.interrupted
+    assert broken.epoch == 1
+    broken.run(3)
+    assert (broken.model.parameters.data == whole.model.parameters.data).all()
+
+
+def test_divergence_is_explained_as_in_memory(files: list[str]) -> None:
+    messages = []
+    for data in (StreamedDataset(*files), Dataset(*samples())):
+        with pytest.raises(DivergenceError) as caught:
+            trained(data, order=Blocks(13, 3), optimizer=SGD(1e30), l2=1.0)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+# -- What cannot be used ------------------------------------------------------------------------------------------
+
+
+def cut(path: str, size: int) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(size)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, list[str]], object], str]] = {
+    "cut short": (lambda folder, files: cut(files[0], 5_000), "images.npy: expected 12,164 bytes .*, found 5,000"),
+    "cut in the header": (lambda folder, files: cut(files[0], 20), "images.npy: .*damaged"),
+    "empty": (lambda folder, files: cut(files[0], 0), "images.npy: .*an empty file"),
+    "missing": (lambda folder, files: os.remove(files[0]), "images.npy: .*no such file"),
+    "labels cut": (lambda folder, files: cut(files[1], 200), "labels.npy: .*damaged"),
+    "too few labels": (
+        lambda folder, files: np.save(files[1], samples()[1][:50]),
+        "labels.npy: targets must be one for each of 1,003 images, got 50",
+    ),
+    "other dtype": (
+        lambda folder, files: np.save(files[0], samples()[0] * 1.0),
+        "found float64 .*convert it once",
+    ),
+    "one dimension": (lambda folder, files: np.save(files[0], samples()[1]), "expected uint8 or float32 of shape"),
+    "by columns": (
+        lambda folder, files: np.save(files[0], np.asfortranarray(samples()[0])),
+        "numpy.ascontiguousarray",
+    ),
+    "gzip": (lambda folder, files: Path(files[0]).write_bytes(b"\x1f\x8b" + bytes(99)), "unpack it first"),
+    "text": (lambda folder, files: Path(files[0]).write_text("<html>"), "found one that begins with 3c 68"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_file_that_cannot_be_used_is_one_line(
+    tmp_path: Path, files: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, message = DAMAGE[name]
+    damage(tmp_path, files)
+    assert train.main(["--stream", "--dataset", *files, "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a-1.npy", "a-3.npy"], "is a part missing"),
+        (["a-1.npy", "b-1.npy"], "is a part missing, or there twice"),
+        (["a-1.npy", "other.npy"], "other.npy without a number"),
+        ([], "an empty folder"),
+    ],
+)
+def test_a_folder_without_all_parts_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in names:
+        np.save(tmp_path / "parts" / name, samples()[0])
+    with pytest.raises(DataError, match=message):
+        FileRows(tmp_path / "parts")
+
+
+def test_parts_of_different_samples_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", samples()[0])
+    np.save(tmp_path / "1.npy", samples()[0][:, :5])
+    with pytest.raises(DataError, match=re.escape("expected samples of (12,) of uint8 as in the first part")):
+        FileRows(tmp_path)
+
+
+def test_a_value_that_is_not_finite_is_found_when_it_is_read(tmp_path: Path) -> None:
+    images, labels = samples(np.float32)
+    images[700, 3] = np.nan
+    data = StreamedDataset(*saved(tmp_path, images, labels))
+    with pytest.raises(DataError, match=r"images.npy: images must be finite, but sample 700 holds NaN"):
+        trained(data)
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_the_run_which_can_be_resumed(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, read, calls = Path(files[0]).read_bytes(), FileRows.read, []
+
+    def shrinking(self: FileRows, rows: Any, out: Any) -> None:
+        calls.append(1)
+        if len(calls) == 60:  # in the third epoch
+            cut(files[0], 2_000)
+        read(self, rows, out)
+
+    options = [
+        "--dataset",
+        *files,
+        "--stream",
+        "--device",
+        "cpu",
+        "--block",
+        "13",
+        "--window",
+        "3",
+        "--epochs",
+        "4",
+    ]
+    monkeypatch.setattr(FileRows, "read", shrinking)
+    assert train.main([*options, "--quiet", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "images.npy: expected 12,164 bytes as at the start, found 2,000" in error
+    assert error.count("\n") == 1
+    monkeypatch.undo()
+    Path(files[0]).write_bytes(content)
+    assert train.main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert train.main([*options, "--quiet", "--out", str(tmp_path / "whole")]) == 0
+    assert same_network(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_error_of_the_disk_is_one_line(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.BytesIO):
+        def readinto(self, _: Any) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(FileRows, "_opened", lambda *_: Broken())
+    assert train.main(["--stream", "--dataset", *files, "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "images.npy: expected a readable file, found Input/output error; the disk failed" in error
+    assert error.count("\n") == 1
+
+
+def test_a_gpu_is_refused(files: list[str]) -> None:
+    for backend in (host_cuda_backend(), StrictBackend()):
+        if backend.name != "cpu":
+            with pytest.raises(DataError, match="samples are streamed on the CPU only"):
+                fit(MLP([FEATURES, 4], device=backend), StreamedDataset(*files))
+
+
+def test_a_changed_file_has_another_fingerprint(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_FINGERPRINT_BYTES", 10)  # a sample in each place
+    images, labels = samples()
+    found = {StreamedDataset(*files).fingerprint()}
+    for row in (0, 15, -1):
+        images[row, 0] += 1
+        found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
+    labels[500] = (labels[500] + 1) % 4
+    found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
+    found.add(StreamedDataset(*saved(tmp_path, images[:-1], labels[:-1])).fingerprint())
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_samples_sorted_by_class_are_noticed(tmp_path: Path, streamed: bool) -> None:
+    images, labels = samples()
+    order = np.argsort(labels, kind="stable")
+    paths = saved(tmp_path, images[order], labels[order])
+    data = StreamedDataset(*paths) if streamed else Dataset(images[order], labels[order])
+    with pytest.warns(UserWarning, match=r"seem to be sorted by class.*gpumlp\.shuffle IMAGES LABELS OUT"):
+        trained(data, order=Blocks(20, 5))
+    trained(data, order=Blocks(20, 60))  # one window: a full shuffle
+    trained(Dataset(images, labels), order=Blocks(20, 5))
+
+
+# -- The command --------------------------------------------------------------------------------------------------
+
+
+def same_network(*folders: Path) -> bool:
+    first, second = (MLP.load(folder).parameters.data for folder in folders)
+    return bool((first == second).all())
+
+
+OPTIONS = ["--device", "cpu", "--hidden", "16", "--epochs", "3", "--block", "13", "--window", "3"]
+
+
+def test_the_command_trains_alike_from_files_and_from_memory(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = saved(tmp_path, *samples(seed=1), name="test-")
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", *map(os.path.basename, files), "--test", *map(os.path.basename, test)]
+    assert train.main([*data, *OPTIONS, "--stream", "--out", "streamed"]) == 0
+    shown = capsys.readouterr().out
+    assert "in memory are at most two windows of 3 blocks of 13 samples" in shown
+    assert "903 samples to train, 100 to validate, 1,003 to test" in shown
+    assert train.main([*data, *OPTIONS, "--order", "blocks", "--quiet", "--out", "memory"]) == 0
+    assert same_network(Path("streamed"), Path("memory"))
+    monkeypatch.chdir("/")  # a run knows where its data are
+    tested = shown[shown.index("test accuracy") :].splitlines()[0]
+    assert evaluate.main([str(tmp_path / "streamed")]) == 0
+    assert tested in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    from gpumlp.report.__main__ import main
+
+    assert main([str(tmp_path / "streamed"), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_without_test_files_some_samples_are_held_out(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for way in (["--stream"], ["--order", "blocks"]):
+        assert train.main(["--dataset", *files, *way, *OPTIONS, "--out", str(tmp_path / way[0])]) == 0
+        assert "no --test: 100 of the 1,003 samples are held out as the test set" in capsys.readouterr().out
+    assert same_network(tmp_path / "--stream", tmp_path / "--order")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stream"], "stream: expected only with dataset IMAGES LABELS, got dataset auto"),
+        (["--stream", "--dataset", "mnist"], "got dataset mnist"),
+        (["--dataset", "a.npy"], "or a file of samples and one of their targets"),
+        (["--dataset", "a.npy", "b.npy", "c.npy"], "or a file of samples and one of their targets"),
+        (["--test", "a.npy", "b.npy"], "test: expected only with dataset IMAGES LABELS"),
+        (["--dataset", "a.npy", "b.npy", "--stream", "--order", "shuffle"], "order: expected blocks with stream"),
+        (["--window", "3"], "window: expected only with order blocks"),
+        (["--dataset", "a.npy", "b.npy", "--stream", "--data-dir", "x"], "data_dir: expected only with data sets"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*options, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_test_set_of_other_samples_is_refused(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = saved(tmp_path, samples()[0][:, :5], samples()[1], name="test-")
+    assert train.main(["--stream", "--dataset", *files, "--test", *test, "--device", "cpu"]) == 2
+    assert "test-images.npy: expected samples of (12,) of uint8" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_killed_run_is_resumed_with_the_same_results(tmp_path: Path, files: list[str]) -> None:
+    options = ["--stream", "--dataset", *files, *OPTIONS, "--epochs", "40", "--quiet", "--validation", "0.1"]
+    command = [sys.executable, "-m", "gpumlp.train", *options, "--out", str(tmp_path / "killed")]
+    process, history = subprocess.Popen(command), tmp_path / "killed" / "history.jsonl"
+    limit = time.monotonic() + 60
+    while (not history.exists() or history.read_bytes().count(b"\n") < 3) and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was over before it was killed"
+    assert train.main(["--resume", str(tmp_path / "killed"), "--quiet"]) == 0
+    assert train.main([*options, "--out", str(tmp_path / "whole")]) == 0
+    assert same_network(tmp_path / "killed", tmp_path / "whole")
+
+
+# -- Memory -------------------------------------------------------------------------------------------------------
+
+# Run in a small process of its own: a child's peak memory is not below that of the process that starts it.
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // (1024 if sys.platform == "linux" else 2**20))
+"""
+
+
+def generate(folder: Path, count: int) -> list[str]:
+    """Samples of 784 pixels and 10 classes, written a part at a time."""
+    paths, rng = [str(folder / "images.npy"), str(folder / "labels.npy")], np.random.default_rng(0)
+    labels, centres = rng.integers(0, 10, count), rng.integers(90, 166, (10, 784))
+    with open(paths[0], "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, 784)})
+        for start in range(0, count, 10_000):
+            part = centres[labels[start : start + 10_000]]
+            file.write((part + rng.integers(-90, 90, part.shape)).astype(np.uint8).tobytes())
+    np.save(paths[1], labels)
+    return paths
+
+
+def peak(*command: str) -> int:
+    """Peak memory of a command in MB."""
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, sys.executable, *command], stdout=subprocess.PIPE, check=True, text=True
+    )
+    code, megabytes = map(int, measured.stdout.split()[-2:])
+    assert code == 0
+    return megabytes
+
+
+@pytest.mark.large
+def test_a_gigabyte_is_trained_on_in_400_megabytes(tmp_path: Path) -> None:
+    files = generate(tmp_path, 1_300_000)
+    assert Path(files[0]).stat().st_size > 1e9
+    options = ["--stream", "--dataset", *files, "--epochs", "2", "--hidden", "32", "--device", "cpu"]
+    assert peak("-m", "gpumlp.train", *options, "--out", str(tmp_path / "run")) < 400
+    assert peak("-m", "gpumlp.evaluate", str(tmp_path / "run")) < 400
+    assert peak("-m", "gpumlp.shuffle", *files, str(tmp_path / "shuffled")) < 400
+
+
+def test_memory_depends_on_the_window_and_not_on_the_samples(tmp_path: Path) -> None:
+    files = generate(tmp_path, 150_000)  # 118 MB
+    options = ["--epochs", "1", "--hidden", "8", "--device", "cpu", "--quiet", "--block", "512", "--window", "4"]
+    small = peak("-c", "import gpumlp.train")
+    streamed = peak(
+        "-m", "gpumlp.train", "--stream", "--dataset", *files, *options, "--out", str(tmp_path / "run")
+    )
+    assert streamed - small < 60
+
+
+# -- Shuffling files once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_shuffle_writes_every_sample_with_its_label(
+    tmp_path: Path, dtype: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shuffling, "_BUCKET", 1_000)  # 13 buckets or more
+    images, labels = samples(dtype)
+    images = np.sort(images, axis=0).reshape(SAMPLES, 3, 4)
+    labels = np.arange(SAMPLES)
+    files = saved(tmp_path, images, labels)
+    assert shuffle.main([*files, str(tmp_path / "out")]) == 0
+    assert f"--dataset {tmp_path / 'out' / 'images.npy'}" in capsys.readouterr().out
+    shuffled, order = np.load(tmp_path / "out" / "images.npy"), np.load(tmp_path / "out" / "labels.npy")
+    assert sorted(order.tolist()) == labels.tolist()
+    assert (shuffled == images[order]).all()
+    assert shuffled.dtype == dtype
+    assert abs(np.corrcoef(order, labels)[0, 1]) < 0.1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.npy", "labels.npy"]
+    assert shuffle.main([*files, str(tmp_path / "again"), "--quiet"]) == 0
+    assert (np.load(tmp_path / "again" / "labels.npy") == order).all()
+
+
+def test_shuffle_leaves_nothing_half_written(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "a").touch()
+    assert shuffle.main([*files, str(tmp_path / "used")]) == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
+    np.save(tmp_path / "few.npy", np.zeros(5, int))
+    assert shuffle.main([files[0], str(tmp_path / "few.npy"), str(tmp_path / "out")]) == 2
+    assert "few.npy: expected 1,003 targets, one for each sample, got 5" in capsys.readouterr().err
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    assert shuffle.main([*files, str(tmp_path / "out"), "--quiet"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shuffled_file_is_no_longer_noticed(tmp_path: Path) -> None:
+    images, labels = samples()
+    order = np.argsort(labels, kind="stable")
+    files = saved(tmp_path, images[order], labels[order])
+    shuffling.shuffle_files(*files, tmp_path / "out")
+    trained(StreamedDataset(tmp_path / "out" / "images.npy", tmp_path / "out" / "labels.npy"), order=Blocks(20, 5))
+
+
+# -- Tables and Zarr arrays ---------------------------------------------------------------------------------------
+
+
+def table(path: Path, images: np.ndarray, labels: np.ndarray, rows: int = 300) -> str:
+    """Samples and labels as an Arrow or Parquet file with groups of so many rows."""
+    pa = pytest.importorskip("pyarrow")
+    columns = {f"x{place}": images[:, place] for place in range(images.shape[1])}
+    made = pa.table({"label": labels, **columns})
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import write_table
+
+        write_table(made, path, row_group_size=rows)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
+            writer.write_table(made, max_chunksize=rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_tables_are_the_same_samples(tmp_path: Path, ending: str, dtype: Any) -> None:
+    images, labels = samples(dtype)
+    streamed = StreamedDataset(table(tmp_path / f"data{ending}", images, labels), label_column="label")
+    assert streamed.images.columns[:2] == ("x0", "x1")
+    assert (pickle.loads(pickle.dumps(streamed.images))[290:310] == images[290:310]).all()
+    options = {"order": Blocks(13, 3), "validation": 0.1}
+    first, history = trained(Dataset(images, labels), **options)
+    second, other = trained(streamed, **options)
+    assert numbers(other) == numbers(history)
+    assert second.evaluate(streamed) == first.evaluate(Dataset(images, labels))
+
+
+@pytest.mark.parametrize("chunks", [(100, FEATURES), (64, 5)])
+def test_zarr_arrays_are_the_same_samples(tmp_path: Path, chunks: tuple[int, int]) -> None:
+    zarr = pytest.importorskip("zarr")
+    images, labels = samples()
+    for name, values, size in (("x.zarr", images, chunks), ("y.zarr", labels, (100,))):
+        zarr.create_array(tmp_path / name, shape=values.shape, dtype=values.dtype, chunks=size)[...] = values
+    streamed = StreamedDataset(tmp_path / "x.zarr", tmp_path / "y.zarr")
+    assert (pickle.loads(pickle.dumps(streamed.images))[290:310] == images[290:310]).all()
+    first, second = (trained(data, order=Blocks(13, 3))[0] for data in (Dataset(images, labels), streamed))
+    assert (first.parameters.data == second.parameters.data).all()
+
+
+def test_the_command_takes_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(Path("train.parquet"), *samples())
+    table(Path("test.parquet"), *samples(seed=1))
+    data = ["--dataset", "train.parquet", "--test", "test.parquet", "--label-column", "label"]
+    assert train.main([*data, *OPTIONS, "--stream", "--out", "streamed"]) == 0
+    assert "903 samples to train, 100 to validate, 1,003 to test" in capsys.readouterr().out
+    assert train.main([*data, *OPTIONS, "--order", "blocks", "--quiet", "--out", "memory"]) == 0
+    assert same_network(Path("streamed"), Path("memory"))
+    assert evaluate.main(["streamed"]) == 0
+    assert train.main(["--resume", "streamed", "--epochs", "4", "--quiet"]) == 0
+    assert shuffle.main(["train.parquet", "train.parquet", "out", "--label-column", "label", "--quiet"]) == 0
+    assert sorted(np.load("out/labels.npy").tolist()) == sorted(samples()[1].tolist())
+
+
+TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "no such column": (
+        lambda: {"x": [1, 2], "y": [0, 1]},
+        "expected one column label with the labels, found x, y",
+    ),
+    "text": (
+        lambda: {"x": ["a", "b"], "label": [0, 1]},
+        "expected feature columns with numbers, found other values in x",
+    ),
+    "no features": (lambda: {"label": [0, 1]}, "expected feature columns with numbers, found none"),
+    "missing values": (lambda: {"x": [1.0, None], "label": [0, 1]}, "found 1 missing ones in x"),
+    "missing labels": (lambda: {"x": [1.0, 2.0], "label": [0, None]}, "found 1 missing ones in label"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, name: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    columns, message = TABLES[name]
+    write_table(pa.table(columns()), tmp_path / "data.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        np.asarray(StreamedDataset(tmp_path / "data.parquet", label_column="label").images)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_table_or_one_of_large_groups_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path / "data.parquet", *samples())
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_MAX_GROUP", 1_000)
+        with pytest.raises(DataError, match="expected row groups of at most 0 MB"):
+            StreamedDataset(path, label_column="label")
+    with pytest.raises(DataError, match="give --label-column NAME"):
+        StreamedDataset(path, tmp_path / "labels.npy")
+    cut(path, 5_000)
+    with pytest.raises(DataError, match="expected an Arrow or Parquet file, found a damaged one"):
+        StreamedDataset(path, label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "a.parquet"], "label_column: expected with an Arrow or Parquet file"),
+        (["--dataset", "digits", "--label-column", "y"], "label_column: expected with an Arrow or Parquet file"),
+        (["--dataset", "a.parquet", "--label-column", "y", "--test", "b.npy", "c.npy"], "test: expected files as"),
+    ],
+)
+def test_options_of_tables_are_checked(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*options, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
