@@ -125,13 +125,6 @@ class MPIGroup(Group):
 
     def __init__(self, comm: Any = None) -> None:
         self._mpi: Any = _load_mpi()
-        launched = launcher()[1]
-        if comm is None and launched > 1 and self._mpi.COMM_WORLD.size == 1:
-            library = " ".join(self._mpi.Get_library_version().strip("\0").split("\n")[0].split(",")[0].split())
-            raise GroupError(
-                f"mpiexec has started {launched} processes, but each is alone for the MPI library that mpi4py has "
-                f"loaded ({library}): this mpiexec is that of another MPI; use the one of that library"
-            )
         self._comm: Any = (self._mpi.COMM_WORLD if comm is None else comm).Dup()
         self.rank, self.size = int(self._comm.rank), int(self._comm.size)
         self.seconds = 0.0
@@ -302,12 +295,32 @@ def launcher() -> tuple[int, int]:
 
 
 def _load_mpi() -> Any:
+    """mpi4py's MPI, initialized, whose library is that of mpiexec."""
     require("groups of MPI", "mpi4py", "mpi")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "suspicious MPI")  # of another mpiexec, which `MPIGroup` refuses
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "suspicious MPI")  # of another mpiexec, which is refused here
+        try:
+            if "mpi4py.MPI" not in sys.modules:
+                import mpi4py
+
+                mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
             from mpi4py import MPI
-    except (RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise MissingExtraError(f"mpi4py finds no MPI library ({reason}); install one: {GET_MPI}") from error
+        except (RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise MissingExtraError(f"mpi4py finds no MPI library ({reason}); install one: {GET_MPI}") from error
+        if not MPI.Is_initialized():
+            library, by_open_mpi = MPI.Get_library_version(), "OMPI_COMM_WORLD_SIZE" in os.environ
+            if by_open_mpi and any(name in library for name in ("MPICH", "MVAPICH", "Intel")):
+                raise _other_mpiexec(MPI)  # some of these would abort the process
+            MPI.Init_thread()
+    if launcher()[1] > 1 and MPI.COMM_WORLD.size == 1:
+        raise _other_mpiexec(MPI)
     return MPI
+
+
+def _other_mpiexec(mpi: Any) -> GroupError:
+    library = " ".join(mpi.Get_library_version().strip("\0").split("\n")[0].split(",")[0].split())
+    return GroupError(
+        f"mpiexec has started {launcher()[1]} processes, but each is alone for the MPI library that mpi4py has "
+        f"loaded ({library}): this mpiexec is that of another MPI; use the one of that library"
+    )
