@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.extras import MissingExtraError
+from gpumlp.training import search
 from gpumlp.training.config import Config
 from gpumlp.training.search import FIRST, LEAST, STUDY
 from gpumlp.training.search_space import NOTES_RANGES, space
@@ -134,6 +135,17 @@ def test_a_proposal_that_was_cut_off_is_given_up(tmp_path: Path) -> None:
     assert run("sweep", "--resume", out, "--trials", 3, "--jobs", 1, "--quiet") == 0
     assert [trial.state.name for trial in study(out).trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert len(rows(out)) == 3
+
+
+def test_a_lock_that_a_killed_process_has_left_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the sweep was started with a relative path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "GRACE", 3)
+    words = ("--jobs", 1, "--quiet")
+    assert run("sweep", *SEARCH[:-1], 1, *words, "--out", "s") == 0
+    search._storage(Path("s"))._backend._lock.acquire()
+    assert run("sweep", "--resume", "s", "--trials", 2, *words) == 0
+    assert len(rows(Path("s"))) == 2
 
 
 def test_a_run_that_diverges_counts_as_bad_and_one_that_fails_is_tried_again(tmp_path: Path) -> None:

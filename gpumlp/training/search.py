@@ -47,7 +47,7 @@ def _storage(path: Path) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-    file = str(path / STUDY)
+    file = str((path / STUDY).resolve())  # the lock is a link to it, which has to lead there from its folder
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # Optuna leaves closing its file to the collector
