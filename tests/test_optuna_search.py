@@ -146,6 +146,10 @@ def test_a_lock_that_a_killed_process_has_left_is_taken(tmp_path: Path, monkeypa
     search._storage(Path("s"))._backend._lock.acquire()
     assert run("sweep", "--resume", "s", "--trials", 2, *words) == 0
     assert len(rows(Path("s"))) == 2
+    search._storage(Path("s"))._backend._lock.acquire()
+    shutil.move("s", "moved")
+    assert run("sweep", "--resume", "moved", "--trials", 3, *words) == 0
+    assert len(rows(Path("moved"))) == 3
 
 
 def test_a_run_that_diverges_counts_as_bad_and_one_that_fails_is_tried_again(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from gpumlp import (
     train,
 )
 from gpumlp.data import shuffling, stream, tables
-from gpumlp.data.blocks import BlockOrder
+from gpumlp.data.blocks import BlockOrder, sorted_note
 from gpumlp.data.rows import FileRows
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
@@ -475,6 +475,14 @@ def test_samples_sorted_by_class_are_noticed(tmp_path: Path, streamed: bool) -> 
         trained(data, order=Blocks(20, 5))
     trained(data, order=Blocks(20, 60))  # one window: a full shuffle
     trained(Dataset(images, labels), order=Blocks(20, 5))
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 5000), (10, 1500), (10, 60_000), (100, 20_000)])
+@pytest.mark.parametrize("blocks", [Blocks(10, 2), Blocks(50, 1), Blocks(100, 5)])
+def test_sorted_samples_are_told_from_random_ones_at_any_size(classes: int, rows: int, blocks: Blocks) -> None:
+    labels, order = np.random.default_rng(0).integers(0, classes, rows), np.arange(rows)
+    assert sorted_note(labels, order, blocks) is None
+    assert sorted_note(np.sort(labels), order, blocks) is not None
 
 
 # -- The command --------------------------------------------------------------------------------------------------

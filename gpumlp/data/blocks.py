@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ import numpy as np
 from ..backends import HostArray
 from .labels import DataError
 
-_WINDOWS_CHECKED = 4
-_TOLERATED = 0.1  # of the total variation between the class frequencies of a window and of all samples
+_LEAST_WINDOWS, _LEAST_SAMPLES = 4, 4096  # to check
+_TOLERATED = 0.1  # of the total variation between the class frequencies of windows and of all samples
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,32 @@ def sorted_note(labels: HostArray, rows: HostArray, blocks: Blocks) -> str | Non
         rows: ``(samples,)``, which of them are trained on.
         blocks: of the order.
     """
-    if len(rows) <= blocks.samples:
+    if len(rows) <= blocks.samples or blocks.rows == 1:  # a full shuffle
         return None
     order = BlockOrder(rows, blocks, np.random.default_rng(0))
     counts = _counts(labels, (rows[start : start + 2**20] for start in range(0, len(rows), 2**20)))
-    frequencies, worst = counts / len(rows), 0.0
-    for index in range(min(_WINDOWS_CHECKED, len(rows) // blocks.samples)):
-        seen = order.window(index)[0]
-        found = _counts(labels, [seen], len(counts)) / len(seen)
-        chance = np.sqrt(np.count_nonzero(counts) / len(seen))  # for samples in random order, it stays below this
-        worst = max(worst, float(np.abs(found - frequencies).sum()) / 2 - chance)
-    if worst <= _TOLERATED:
+    frequencies = counts / len(rows)
+    windows = min(max(_LEAST_WINDOWS, -(-_LEAST_SAMPLES // blocks.samples)), len(rows) // blocks.samples)
+    found = [_counts(labels, [order.window(index)[0]], len(counts)) for index in range(windows)]
+    distance = np.mean([np.abs(each / each.sum() - frequencies).sum() / 2 for each in found])
+    chance = sum(_deviation(blocks.samples, share) for share in frequencies.tolist()) / 2  # in random order
+    if distance - chance <= _TOLERATED:
         return None
     return (
-        f"the samples seem to be sorted by class: in a window of {blocks.window:,} blocks of {blocks.rows:,}, up "
-        f"to {worst:.0%} are of other classes than among all, and training suffers; shuffle the files once: "
-        "python -m gpumlp.shuffle IMAGES LABELS OUT"
+        f"the samples seem to be sorted by class: the class frequencies of a window of {blocks.samples:,} samples "
+        f"({blocks.window:,} x {blocks.rows:,}) differ from those of all by {distance:.0%}, by chance they would by "
+        f"{chance:.0%}, and training suffers; shuffle the files once: python -m gpumlp.shuffle IMAGES LABELS OUT"
     )
+
+
+def _deviation(samples: int, share: float) -> float:
+    """The mean absolute deviation of a frequency from the `share` of a class, by de Moivre's formula."""
+    if not 0 < share < 1:
+        return 0.0
+    above = math.floor(samples * share) + 1
+    ways = math.lgamma(samples + 1) - math.lgamma(above + 1) - math.lgamma(samples - above + 1)
+    others = (samples - above + 1) * math.log1p(-share)
+    return 2 * above * math.exp(ways + above * math.log(share) + others) / samples
 
 
 def _counts(labels: HostArray, parts: Iterable[HostArray], least: int = 0) -> HostArray:

@@ -64,6 +64,15 @@ def _cut_torn_line(file: Path) -> None:
             os.truncate(file, content.rfind(b"\n") + 1)
 
 
+def _remove_dangling_lock(lock: Path) -> None:
+    """Remove a journal's lock, a link to it, that a killed process has left and whose folder was moved.
+
+    Optuna waits for such a lock forever. One that leads to the journal may still be held, and is taken after `GRACE`.
+    """
+    if lock.is_symlink() and not lock.exists():
+        lock.unlink()
+
+
 def _pruner() -> Any:
     return _optuna().pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=LEAST)
 
@@ -89,6 +98,7 @@ class OptunaSearch:
     def __init__(self, sweep: Sweep) -> None:
         optuna = _optuna()
         _cut_torn_line(sweep.path / STUDY)
+        _remove_dangling_lock(sweep.path / f"{STUDY}.lock")
         self.sweep = sweep
         self._ranges = space(given(sweep.search).space)
         self._distributions = {each.name: _distribution(optuna, each) for each in self._ranges}
