@@ -97,8 +97,8 @@ def sorted_note(labels: HostArray, rows: HostArray, blocks: Blocks) -> str | Non
         return None
     return (
         f"the samples seem to be sorted by class: the class frequencies of a window of {blocks.samples:,} samples "
-        f"({blocks.window:,} x {blocks.rows:,}) differ from those of all by {distance:.0%}, by chance they would by "
-        f"{chance:.0%}, and training suffers; shuffle the files once: python -m gpumlp.shuffle IMAGES LABELS OUT"
+        f"({blocks.window:,} x {blocks.rows:,}) differ from those of all by {distance:.0%}, by chance they would "
+        f"by {chance:.0%}, and training suffers; shuffle the files once: python -m gpumlp.shuffle IMAGES LABELS OUT"
     )
 
 

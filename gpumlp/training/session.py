@@ -434,6 +434,8 @@ def _run(
     )
     if trainer.group.size > 1:
         display.say(f"parallel: {trainer.group.size} processes share the {trainer.shards} shards of each batch")
+    elif trainer.group is not ALONE:
+        display.say("parallel: one process; mpiexec -n N starts more")
     if isinstance(trainer.batches, StreamedBatches):
         display.say(_memory_line(trainer))
     model, history, first = trainer.model, trainer.history, trainer.epoch
