@@ -67,7 +67,7 @@ def _cut_torn_line(file: Path) -> None:
 def _remove_dangling_lock(lock: Path) -> None:
     """Remove a journal's lock, a link to it, that a killed process has left and whose folder was moved.
 
-    Optuna waits for such a lock forever. One that leads to the journal may still be held; it is taken after `GRACE`.
+    Optuna waits for such a lock forever. One that leads to the journal may be held; it is taken after `GRACE`.
     """
     if lock.is_symlink() and not lock.exists():
         lock.unlink()
