@@ -401,7 +401,12 @@ class Config:
             if not allowed.accepts(value):
                 problems.append(f"{field.name}: expected {allowed.words}, got {value!r}")
         if self.resume is None:  # a run is resumed with its own options, which fit together
-            problems += self._combination_problems()
+            named = {problem.partition(":")[0] for problem in problems}
+            problems += [
+                problem
+                for problem in self._combination_problems()
+                if problem.partition(":")[0] not in named and not ("dataset" in named and "dataset" in problem)
+            ]
             problems = problems or self._layer_problems()
         if problems:
             raise ConfigError("\n".join(problems))

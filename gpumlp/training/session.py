@@ -485,8 +485,9 @@ def _memory_line(trainer: Trainer) -> str:
     assert trainer.blocks is not None
     blocks = trainer.blocks
     windows, others = trainer.batches.memory(blocks)
+    held = min(blocks.window, -(-trainer.batches.samples // blocks.rows))
     return (
-        f"streaming: in memory are at most two windows of {blocks.window:,} blocks of {blocks.rows:,} samples, "
+        f"streaming: in memory are at most two windows of {held:,} blocks of {blocks.rows:,} samples, "
         f"{windows / 1e6:,.0f} MB, and {others / 1e6:,.0f} MB of labels and results; the samples have "
         f"{trainer.batches.images.nbytes / 1e6:,.0f} MB"
     )
