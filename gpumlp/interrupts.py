@@ -15,6 +15,10 @@ COMMANDS = (
 )
 
 
+# Where mpiexec of different MPIs says how many processes it has started.
+_MPI_SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
+
+
 def program() -> str | None:
     """The name of the command that this process runs, such as ``gpumlp-train``; None if it runs something else.
 
@@ -39,6 +43,8 @@ def _guard_start() -> bool:
         try:
             os.write(2, f"{name}: interrupted\n".encode())
         finally:
+            if any(os.environ.get(size, "1") != "1" for size in _MPI_SIZES):
+                os.kill(os.getpid(), signal.SIGKILL)  # else mpiexec lets the others wait for this one forever
             os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
     signal.signal(signal.SIGINT, end)
