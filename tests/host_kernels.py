@@ -38,6 +38,7 @@ TYPES = {
     "bool": np.bool_,
     "unsigned char": np.uint8,
     "u8": np.uint8,
+    "double": np.float64,
 }
 # what makes threads wait for each other, by itself or within a function of blocks.cuh
 WAITING = re.compile(r"__syncthreads|__shfl|sum_column\(|sum_over_\w+\(|is_last_block\(")

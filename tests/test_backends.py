@@ -42,7 +42,7 @@ from tests.strict_device import StrictArray, StrictBackend
 
 OPERATIONS = [
     *("execution", "run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums"),
-    *("add_scaled", "output_error", "update", "total", "all_finite", "activation_backward", "dropout"),
+    *("add_scaled", "output_error", "update", "totals", "all_finite", "activation_backward", "dropout"),
     *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average", "add_squares"),
 ]
 RNG = np.random.default_rng(1)
@@ -145,12 +145,17 @@ def test_losses_of_float_targets(backend: Backend, loss: object, shape: tuple[in
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "int64"])
-def test_total_is_a_sum_in_float64(backend: Backend, dtype: str) -> None:
-    values = RNG.normal(size=(7, 300)).astype(dtype)
+def test_totals_are_sums_in_float64(backend: Backend, dtype: str) -> None:
+    shapes = [(7, 300), (1,), (0,), (3, 7000), (90_001,)]
+    values = [(10 * RNG.normal(size=shape)).astype(dtype) for shape in shapes]
     with backend.activate():
-        total = backend.total(backend.asarray(values))
-    assert (total.shape, total.dtype) == ((), np.float64)
-    np.testing.assert_allclose(backend.to_numpy(total), values.sum(dtype="float64"), rtol=1e-12)
+        arrays = [backend.asarray(array) for array in [*values, values[0]]]
+        found = [backend.totals(*arrays[:-1], arrays[-1][:, ::2]) for _ in range(2)]
+    assert (found[0].shape, found[0].dtype) == ((6,), np.float64)
+    wanted = [array.sum(dtype="float64") for array in [*values, values[0][:, ::2]]]
+    first, second = map(backend.to_numpy, found)
+    np.testing.assert_allclose(first, wanted, rtol=1e-11, atol=1e-11)
+    assert first.tobytes() == second.tobytes()
 
 
 @pytest.mark.parametrize("value", [1e38, np.inf, -np.inf, np.nan])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Dataset, ExponentialDecay, LeakyReLU, Penalty, Trainer
+from gpumlp import MLP, SGD, Adam, Dataset, ExponentialDecay, LeakyReLU, Penalty, SoftmaxCrossEntropy, Trainer
 from gpumlp.backends import ExecutionError
-from gpumlp.backends.cuda.graphs import LENGTHS
+from gpumlp.backends.cuda.graphs import LENGTHS, StepKeys, step_key
 from gpumlp.training.callbacks import Callback
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
@@ -139,6 +142,58 @@ def test_a_replaced_rule_is_detected(blobs: Dataset) -> None:
         trainer.model.activation.negative_slope = 0.3
         trainer.run(5)
     same_bits(graph, eager)
+
+
+class Listing(LeakyReLU):
+    """An activation with an attribute that can change in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = [1.0]
+
+
+def assign(name: str, value: object) -> Callable[[Trainer], None]:
+    """A change that assigns a value to an attribute of a trainer, such as ``_step.loss``."""
+
+    def change(trainer: Trainer) -> None:
+        *path, last = name.split(".")
+        object.__setattr__(reduce(getattr, path, trainer), last, value)
+
+    return change
+
+
+CHANGES = {
+    "an optimizer": assign("_step.optimizer", Adam(0.02)),
+    "an attribute of the optimizer": assign("_step.optimizer.beta1", 0.8),
+    "a penalty": assign("_step.penalty", Penalty(l1=0.1)),
+    "an attribute of an activation": assign("model.activation.negative_slope", 0.3),
+    "in place": lambda trainer: trainer.model.activation.factors.append(2.0),
+    "a new attribute": assign("model.activation.other", 1.0),
+    "a loss": assign("_step.loss", SoftmaxCrossEntropy(label_smoothing=0.1)),
+    "an array of the step": lambda trainer: setattr(trainer._step, "losses", trainer._step.losses.copy()),
+    "a buffer": lambda trainer: trainer.optimizer_state.buffers.update(
+        mean=trainer.optimizer_state.buffers["mean"].copy()
+    ),
+    "a flag": lambda trainer: trainer.keep_gradients(),
+    "a limit": assign("_step.clip_norm", 1.0),
+    "a method": assign("model.forward_pass", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_of_a_step_changes_its_key(blobs: Dataset, change: Callable[[Trainer], None]) -> None:
+    trainer, keys = trainer_on(host_cuda_backend(), blobs, activation=Listing()), StepKeys()
+    before = keys.of(trainer._step)
+    assert keys.of(trainer._step) == before == step_key(trainer._step)
+    change(trainer)
+    assert keys.of(trainer._step) == step_key(trainer._step) != before
+
+
+def test_a_key_is_computed_once_while_nothing_changes(blobs: Dataset) -> None:
+    trainer, keys = trainer_on(host_cuda_backend(), blobs), StepKeys()
+    key = keys.of(trainer._step)
+    trainer.run(2)
+    assert keys.of(trainer._step) is key
 
 
 def test_a_graph_continues_from_loaded_weights(blobs: Dataset) -> None:

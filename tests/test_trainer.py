@@ -16,6 +16,7 @@ from gpumlp.nn.optimizers import Optimizer
 from gpumlp.training import EpochRecord
 from gpumlp.training.batches import EpochOrders
 from gpumlp.training.divergence import smaller_steps
+from tests.host_cuda import host_cuda_backend
 
 
 def model(seed: int = 0, sizes: tuple[int, ...] = (20, 12, 4)) -> MLP:
@@ -419,10 +420,17 @@ def test_orders_continue_from_a_state(ahead: bool) -> None:
     assert second.draw().tolist() == first.draw().tolist()
 
 
-def test_an_epoch_ends_with_the_next_order_drawn(blobs: Dataset) -> None:
+def test_a_gpu_trains_while_the_next_order_is_drawn(blobs: Dataset) -> None:
     """A trainer restored from this state uses the same order."""
-    trainer, other = (Trainer(MLP([20, 4], device="cpu"), blobs, batch_size=32) for _ in range(2))
-    trainer.run(1)
+    trainer, other = (
+        Trainer(MLP([20, 4], device=device), blobs, batch_size=32) for device in (host_cuda_backend(), "cpu")
+    )
+    assert trainer._orders._ahead is None
+    steps = trainer.training(1)
+    next(steps)
     assert trainer._orders._ahead is not None
+    steps.close()
+    assert trainer.random_state() == other.random_state()
+    trainer.run(1)
     other.restore({}, trainer.optimizer_state.steps, trainer.random_state(), trainer.history)
     np.testing.assert_array_equal(other._orders.draw(), trainer._orders.draw())

@@ -258,6 +258,7 @@ class Backend:
         device_name: the name of the hardware.
         xp: the array library, with NumPy's functions.
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
+        asynchronous: whether operations return before the device has finished them.
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
@@ -272,6 +273,7 @@ class Backend:
     device_name: str
     xp: Any
     logits_order: Literal["C", "F"] = "C"
+    asynchronous: bool = False
     stores_masks: bool = True
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
@@ -510,9 +512,9 @@ class Backend:
         self.xp.multiply(delta, weights[:, None], out=delta)
         self.xp.multiply(losses, weights, out=losses)
 
-    def total(self, values: Array) -> Array:
-        """The sum of all elements, in float64, as an array ``()`` on the device."""
-        return self.xp.sum(values, dtype="float64")
+    def totals(self, *arrays: Array) -> Array:
+        """The sum of all elements of each array, ``(arrays,)`` float64 on the device."""
+        return self.xp.stack([self.xp.sum(values, dtype="float64") for values in arrays])
 
     def add_squares(self, values: Array, out: Array, scratch: Array) -> None:
         """``out <- out + sum_i v_i^2``.

@@ -175,16 +175,16 @@ class Probe:
                 xp.copyto(cache.saved, source.saved[: self.rows])
         for index, layer in enumerate(model.dense_layers[:-1]):
             outputs, free, rest = self._caches[index].output, self._caches[index].delta, self._deviations[index]
-            mean = backend.total(outputs) / outputs.size
+            mean = backend.totals(outputs)[0] / outputs.size
             values[6, index] = mean
             xp.subtract(outputs, mean.astype(outputs.dtype), out=free)  # until the backward pass
             values[7, index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.caches[model.layers.index(layer)].output, axis=0)
-                values[3, index] = backend.total(xp.less_equal(largest, 0))
+                values[3, index] = backend.totals(xp.less_equal(largest, 0))[0]
             elif can_saturate(layer.activation):
                 xp.copyto(free, outputs)
-                values[4, index] = backend.total(saturated_outputs(xp, layer.activation, free))
+                values[4, index] = backend.totals(saturated_outputs(xp, layer.activation, free))[0]
         xp.copyto(own.inputs, seen.inputs[: self.rows])
         if not self._inputs_known:  # they are the same after every epoch
             values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))

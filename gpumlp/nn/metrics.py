@@ -69,7 +69,7 @@ def new_scores(xp: Any, task: Task, samples: int, outputs: int, dtype: Any) -> A
     return xp.empty((samples, outputs), dtype=bool if task == "labels" else dtype)
 
 
-def metric_sums(backend: Backend, task: Task, losses: Array, scores: Array) -> Array:
+def metric_sums(backend: Backend, task: Task, losses: Array, scores: Array, *more: Array) -> Array:
     """The sums from which `evaluation` computes the metrics, ``(n,)`` float64 on the device. Does not wait.
 
     Args:
@@ -77,15 +77,16 @@ def metric_sums(backend: Backend, task: Task, losses: Array, scores: Array) -> A
         task: what the targets are.
         losses: ``(samples,)``.
         scores: of the same samples.
+        more: arrays whose totals come before all others.
     """
-    xp, total = backend.xp, backend.total
+    xp = backend.xp
     if task == "classes":
-        return xp.stack([total(losses), total(scores)])
+        return backend.totals(*more, losses, scores)
     if task == "labels":
-        return xp.stack([total(losses), total(xp.all(scores, axis=1)), total(scores)])
+        return backend.totals(*more, losses, xp.all(scores, axis=1), scores)
     squares = xp.empty(scores.shape[1], dtype="float64")  # float32 may overflow where the loss does not
     backend.column_sums(xp.square(scores.astype("float64")), squares)
-    return xp.concatenate([xp.stack([total(losses), total(xp.abs(scores))]), squares])
+    return xp.concatenate([backend.totals(*more, losses, xp.abs(scores)), squares])
 
 
 def evaluation(

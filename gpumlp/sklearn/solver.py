@@ -189,10 +189,10 @@ class Epochs:
             for part, penalty in self._parts:
                 step.penalty = penalty
                 run_steps(backend, StepRun(step, part, [solver.learning_rate] * len(part)))
-            total = backend.total(step.losses)
-            if self._squares is None:
-                return float(backend.to_numpy(total)) / batches.samples, 0.0
-            total, *squares = backend.to_numpy(xp.concatenate([xp.stack([total]), self._squares])).tolist()
+            sums = backend.totals(step.losses)
+            if self._squares is not None:
+                sums = xp.concatenate([sums, self._squares])
+            total, *squares = backend.to_numpy(sums).tolist()
         # A batch has alpha / 2 |W|^2, divided by the sum of its weights and, in this mean, times its samples.
         value = sum(squares)
         if isinstance(step, PenalisedStep):

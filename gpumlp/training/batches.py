@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,10 +26,14 @@ ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 ORDER_STREAM, SPLIT_STREAM, WATCH_STREAM = 1, 2, 3
 
 
+# For the orders of a GPU's epochs: NumPy shuffles without the interpreter's lock.
+_THREADS = ThreadPoolExecutor(thread_name_prefix="gpumlp-order")
+
+
 class EpochOrders:
     """Random orders of the samples, one an epoch, drawn on the host, so that they are the same on every device.
 
-    The next one can be drawn while a GPU trains, which would otherwise wait for it.
+    The next one can be drawn by a thread while a GPU trains, which would otherwise wait for it.
 
     Args:
         rows: ``(samples,)``, the rows to order.
@@ -37,7 +42,7 @@ class EpochOrders:
 
     def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
         self._rows, self._rng = rows, rng
-        self._ahead: Any = None
+        self._ahead: Future[Any] | None = None
         self._state_before: dict[str, Any] = {}
 
     def _next(self) -> Any:
@@ -45,14 +50,14 @@ class EpochOrders:
 
     def draw(self) -> Any:
         """The order of the next epoch, for `reorder` of the batches: ``(samples,)`` rows, or a `BlockOrder`."""
-        order, self._ahead = self._ahead, None
-        return self._next() if order is None else order
+        ahead, self._ahead = self._ahead, None
+        return self._next() if ahead is None else ahead.result()
 
     def draw_ahead(self) -> None:
-        """Draw the next order now; it is the same one, and `state` stays the same."""
+        """Let a thread draw the next order; it is the same one, and `state` stays the same."""
         if self._ahead is None:
             self._state_before = self.state
-            self._ahead = self._next()
+            self._ahead = _THREADS.submit(self._next)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -61,8 +66,10 @@ class EpochOrders:
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
+        if self._ahead is not None:
+            self._ahead.result()  # the thread changes the state until then
+            self._ahead = None
         self._rng.bit_generator.state = value
-        self._ahead = None
 
 
 class BlockOrders(EpochOrders):

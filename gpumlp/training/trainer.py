@@ -383,6 +383,8 @@ class Trainer:
 
         start = time.perf_counter()
         batches.reorder(self._orders.draw())
+        if backend.asynchronous:
+            self._orders.draw_ahead()
         numbers = range(len(batches.slices))
         size = len(numbers)
         if callbacks:
@@ -392,12 +394,10 @@ class Trainer:
             yield StepRun(step, part, rates[part.start : part.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
-        self._orders.draw_ahead()  # while the device computes
         step.merge_results()
-        parameters = backend.total(self.trained.parameters.data)
-        losses = batches.weighted_over_all(step.losses)
-        sums = metric_sums(backend, self.model.loss.task, losses, step.scores)
-        *found, parameter_sum = backend.to_numpy(backend.xp.append(sums, parameters)).tolist()
+        losses, parameters = batches.weighted_over_all(step.losses), self.trained.parameters.data
+        sums = metric_sums(backend, self.model.loss.task, losses, step.scores, parameters)
+        parameter_sum, *found = backend.to_numpy(sums).tolist()
         seconds = time.perf_counter() - start
         if self.group.size > 1:
             self._require_same_parameters(parameter_sum)

@@ -48,13 +48,14 @@ from ..base import (
 )
 from ..philox import Draws
 from .cublaslt import Products
-from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
+from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, StepKeys
 from .kernels import (
     GraphOffsets,
     Kernels,
     accumulates_in_velocity,
     cuda_activation,
     has_penalty_kernel,
+    has_total_kernel,
     is_c_contiguous,
     is_narrow,
     loss_kernel,
@@ -115,6 +116,7 @@ class CudaBackend(Backend):
         DeviceError: the GPU does not exist, or a first computation on it fails.
     """
 
+    asynchronous = True
     stores_masks = False
     steps_at_a_time = 2 * LENGTHS[0]
 
@@ -137,6 +139,7 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.options = matmul_precision, execution, multiprocessors
+        self.keys = StepKeys()
         parts = 2 if matmul_precision == "high" else 3
         self.persistent, self.graphs = PersistentRunner(self, parts, multiprocessors), GraphRunner(self)
         self._runners: dict[str, PersistentRunner | GraphRunner] = {
@@ -212,7 +215,7 @@ class CudaBackend(Backend):
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
-        return self._choose(step, step_key(step))
+        return self._choose(step, self.keys.of(step))
 
     def _choose(self, step: Step, key: StepKey) -> Execution:
         """The execution of a step; selected again if its arrays or rules have changed."""
@@ -265,7 +268,7 @@ class CudaBackend(Backend):
             self.run_steps(*run)
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        key, done = step_key(step), 0
+        key, done = self.keys.of(step), 0
         while done < len(batches):
             runner = self._runners.get(self._choose(step, key).name)
             rest, rates = batches[done:], learning_rates[done:]
@@ -412,8 +415,10 @@ class CudaBackend(Backend):
     # CuPy contains compiled reductions for sums in an array's own dtype, minimum and maximum (`cub.pyx`). It
     # compiles any other reduction on first use, which takes seconds.
 
-    def total(self, values: Array) -> Array:
-        return self.xp.sum(values.astype("float64"))
+    def totals(self, *arrays: Array) -> Array:
+        if all(map(has_total_kernel, arrays)):
+            return self.kernels(np.dtype("float32")).totals(arrays)
+        return self.xp.stack([self.xp.sum(values.astype("float64")) for values in arrays])
 
     def all_finite(self, values: Array) -> bool:
         return bool(self.xp.min(self.xp.isfinite(values).view("uint8")))

@@ -2,6 +2,7 @@
 // together.
 
 typedef REAL real;
+typedef unsigned char u8;
 typedef long long int64;
 typedef unsigned long long uint64;
 

@@ -13,6 +13,7 @@ says why.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -227,6 +228,37 @@ class GraphRunner:
             found.graphs[length].launch()
             state.steps += length
             done += length
+
+
+class StepKeys:
+    """The keys of steps, see `step_key`, computed again where something that they depend on is another object."""
+
+    def __init__(self) -> None:
+        self._found: WeakKeyDictionary[Step, tuple[list[Any], StepKey]] = WeakKeyDictionary()
+
+    def of(self, step: Step) -> StepKey:
+        """The key of a step."""
+        objects = _objects(step)
+        found = self._found.get(step)
+        if found is not None and len(found[0]) == len(objects) and all(map(operator.is_, found[0], objects)):
+            return found[1]
+        key = step_key(step)
+        if not any(isinstance(each, (list, dict, set)) for each in objects):  # which can change in place
+            self._found[step] = objects, key
+        return key
+
+
+def _objects(step: Step) -> list[Any]:
+    """Everything that the key of a step depends on."""
+    activations = [getattr(layer, "activation", None) for layer in step.layers]
+    rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
+    state = {name: value for name, value in vars(step.state).items() if name != "steps"}
+    objects = [step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm, step.decay]
+    objects += [*rules, *step.arrays(), *([] if step.draws is None else step.draws[:2])]
+    for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
+        for value in attributes.values():
+            objects += value.values() if type(value) is dict else [value]
+    return objects
 
 
 def step_key(step: Step) -> StepKey:

@@ -15,6 +15,8 @@
 #define NARROW_ROWS 8  // of threads in a block
 #define NARROW_SAMPLES 64  // of which the error terms are in shared memory at a time
 
+#define TOTAL_THREADS 256  // of a block that adds up numbers, as in kernels.py
+
 // The variants of SGD, numbered as in kernels.py.
 #define PLAIN 0
 #define MOMENTUM 1
@@ -82,6 +84,38 @@ extern "C" __global__ void column_sums(const real* values, int64 rows, int64 col
             sum += values[row * columns + column];
     }
     sum_column(sum, columns, partials, arrived, sums);
+}
+
+__device__ double number_at(const u8* values, int kind, int64 i)
+{
+    return kind == 0 ? ((const float*)values)[i] : kind == 1 ? ((const double*)values)[i] : values[i];
+}
+
+// sums[index] = the sum of an array of float (kind 0), double (1) or bool (2), for one column of blocks. The order of
+// additions is fixed, as in sum_column. `partials` has a number for each block.
+extern "C" __global__ void total(const u8* values, int64 size, int kind, int index, double* partials,
+                                 unsigned* arrived, double* sums)
+{
+    __shared__ double of_threads[TOTAL_THREADS];
+    double sum = 0;
+#pragma unroll 4
+    for (int64 i = (int64)blockIdx.y * TOTAL_THREADS + threadIdx.x; i < size; i += gridDim.y * TOTAL_THREADS)
+        sum += number_at(values, kind, i);
+    of_threads[threadIdx.x] = sum;
+    for (unsigned half = TOTAL_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half)
+            of_threads[threadIdx.x] += of_threads[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0)
+        partials[blockIdx.y] = of_threads[0];
+    if (!is_last_block(arrived) || threadIdx.x > 0)
+        return;
+    sum = 0;
+#pragma unroll 8
+    for (unsigned y = 0; y < gridDim.y; y++)
+        sum += __ldcg(partials + y);
+    sums[index] = sum;
 }
 
 // Part of narrow_forward: out[i] = x[i] W + b, one warp per sample, with W in shared memory in GROUPS groups of four

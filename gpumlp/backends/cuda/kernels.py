@@ -27,6 +27,9 @@ _NARROW_BLOCK = (32, 8)  # NARROW_ROWS of kernels.cu
 _NARROW_BYTES = 48 * 1024  # of shared memory for the weights of a narrow layer, which any GPU has
 _MOST_BLOCKS = 65_535  # CUDA's limit in y; the kernels loop over larger arrays
 _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each multiprocessor
+_TOTAL_THREADS = 256  # TOTAL_THREADS of kernels.cu
+_TOTAL_BLOCKS = 64  # that divide the elements of a total
+_TOTAL_KINDS = {"f": 0, "d": 1, "?": 2}  # by dtype, numbered as in kernels.cu
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
@@ -123,6 +126,11 @@ def is_c_contiguous(*arrays: Array) -> bool:
     return all(array.flags.c_contiguous for array in arrays)
 
 
+def has_total_kernel(array: Array) -> bool:
+    """Whether `Kernels.totals` supports this array."""
+    return bool(array.size and array.dtype.char in _TOTAL_KINDS and is_c_contiguous(array))
+
+
 class Kernels:
     """The kernels for one dtype.
 
@@ -140,12 +148,14 @@ class Kernels:
         # What blocks tell each other; kernels run one after the other, so that all can use the same.
         self._partials = cupy.empty(_SUMMING_BLOCKS * NARROW * _NARROW_BLOCK[0], dtype=dtype)
         self._arrived = cupy.zeros(_SUMMING_BLOCKS, dtype="uint32")
+        self._total_partials = cupy.empty(_TOTAL_BLOCKS, dtype="float64")
         self._real = dtype.type
         self._null = np.uint64(0)
         self._activations: dict[CudaActivation, dict[str, Any]] = {}
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
         self._column_sums = module.get_function("column_sums")
+        self._total = module.get_function("total")
         self._narrow_forward = module.get_function("narrow_forward")
         self._narrow_backward = module.get_function("narrow_backward")
         self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
@@ -274,6 +284,16 @@ class Kernels:
         """``sums = values.sum(axis=0)``."""
         grid, sizes, shared = self._summing(values)
         self._column_sums(grid, _SUM_BLOCK, (values, *sizes, *shared, sums))
+
+    def totals(self, arrays: Sequence[Array]) -> Array:
+        """See `Backend.totals`, for arrays with `has_total_kernel`, of any dtype."""
+        sums = self._cupy.empty(len(arrays), dtype="float64")
+        for index, array in enumerate(arrays):
+            kind, blocks = _TOTAL_KINDS[array.dtype.char], -(-array.size // (_AT_ONCE * _TOTAL_THREADS))
+            numbers = (np.int64(array.size), np.int32(kind), np.int32(index))
+            arguments = (array.reshape(-1).view("uint8"), *numbers, self._total_partials, self._arrived, sums)
+            self._total((1, min(blocks, _TOTAL_BLOCKS)), (_TOTAL_THREADS,), arguments)
+        return sums
 
     def _summing(self, values: Array) -> tuple[Any, ...]:
         """The grid of a kernel that sums columns, the sizes of the matrix, and memory for the blocks' sums."""
