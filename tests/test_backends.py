@@ -27,8 +27,11 @@ from gpumlp.backends import (
     DROPOUT,
     Accumulation,
     Backend,
+    Copies,
+    Copy,
     DeviceError,
     Draws,
+    Totals,
     array_namespace,
     host_memory,
     reference_backend,
@@ -469,3 +472,41 @@ def test_training_on_the_cpu_never_imports_cupy(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, check=True
     )
+
+
+def test_copies_of_arrays_and_of_rows(backend: Backend) -> None:
+    rows = RNG.permutation(70_001)
+    with backend.activate():
+        cases = []
+
+        def add(source: np.ndarray, given: object, taken: np.ndarray | None = None) -> None:
+            wanted = source if taken is None else source[taken]
+            cases.append((Copy(given, backend.asarray(np.zeros_like(wanted)), taken), wanted))
+
+        for dtype in ("float32", "float64", "int64", "bool"):
+            for shape in ((70_001,), (70_001, 3), (1, 70_001), (70_001, 0)):
+                values = RNG.normal(size=shape).astype(dtype)
+                add(values, values)
+                add(values, backend.asarray(values))
+                if len(values) == len(rows):
+                    add(values, backend.asarray(values), rows)
+        odd = normal(7)  # between others in what goes to the device
+        add(odd, odd)
+        add(odd[::-1], odd[::-1])
+        add(odd[::2], backend.asarray(odd)[::2])
+        backend.copy([copy for copy, _ in cases])
+        backend.copy([])
+        for copy, wanted in cases:
+            np.testing.assert_array_equal(backend.to_numpy(copy.out), wanted)
+
+
+def test_requests_of_several_networks(backend: Backend) -> None:
+    values = [normal(30, 2), normal(7)]
+    with backend.activate():
+        arrays = [backend.asarray(array) for array in values]
+        more = backend.asarray(np.array([2.0, 5.0]))
+        found = backend.perform([Totals(arrays), Totals(arrays[:1], more)])
+        assert backend.perform([Copies([Copy(values[0], arrays[0])]), Copies([])]) == [None, None]
+    sums = [float(array.sum(dtype="float64")) for array in values]
+    for numbers, wanted in zip(found, [sums, [sums[0], 2.0, 5.0]], strict=True):
+        np.testing.assert_allclose(numbers, wanted, rtol=1e-6)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from gpumlp import (
     fit,
     fit_many,
 )
-from gpumlp.backends import Backend, Step, StepRun
+from gpumlp.backends import Backend, Copies, Step, StepRun, Totals
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.training import many
 from gpumlp.training.many import run_together
@@ -56,9 +56,13 @@ def test_the_caller_of_a_training_run_runs_its_steps(blobs: Dataset) -> None:
     networks = model(), model()
     fit(networks[0], blobs, epochs=3, batch_size=32, validation=50)
     trainer = Trainer(networks[1], blobs, batch_size=32, validation=50)
-    for run in trainer.training(3):
-        assert isinstance(run, StepRun)
-        trainer.model.backend.run_steps(*run)
+    training, result, kinds = trainer.training(3), None, []
+    with suppress(StopIteration):
+        while True:
+            request = training.send(result)
+            kinds.append(type(request))
+            (result,) = trainer.model.backend.perform([request])
+    assert kinds == 3 * [Copies, StepRun, Totals]
     assert weights(networks[0]) == weights(networks[1])
     assert len(trainer.history) == 3
 
@@ -67,7 +71,8 @@ def test_a_trainer_trains_one_epoch_at_a_time(blobs: Dataset) -> None:
     network = model()
     trainer = Trainer(network, blobs)
     steps = trainer.training(2)
-    network.backend.run_steps(*next(steps))
+    network.backend.perform([next(steps)])
+    network.backend.perform([steps.send(None)])
     with pytest.raises(RuntimeError, match="an epoch of this trainer is in progress"):
         trainer.run(2)
     steps.close()
@@ -97,8 +102,9 @@ def test_a_second_interrupt_undoes_the_epoch_too(blobs: Dataset, monkeypatch: py
     assert first.value is not None
 
 
+@pytest.mark.parametrize("at", [Copies, StepRun, Totals])
 @pytest.mark.parametrize("way", ["interrupt", "error", "close"])
-def test_what_stops_the_steps_undoes_the_epoch_and_ends_the_training(blobs: Dataset, way: str) -> None:
+def test_what_stops_the_work_undoes_the_epoch_and_ends_the_training(blobs: Dataset, way: str, at: type) -> None:
     ended = []
 
     class End(Callback):
@@ -106,11 +112,11 @@ def test_what_stops_the_steps_undoes_the_epoch_and_ends_the_training(blobs: Data
             ended.append(trainer.epoch)
 
     trainer = Trainer(model(), blobs, optimizer=SGD(0.1), batch_size=32)
-    training = trainer.training(9, End())
-    for run in training:
-        if trainer.epoch == 1 and run.batches.start > 0:
-            break
-        trainer.model.backend.run_steps(*run)
+    training, result = trainer.training(9, End()), None
+    request = None
+    while trainer.epoch < 1 or type(request) is not at:  # in the second epoch
+        request = training.send(result)
+        (result,) = trainer.model.backend.perform([request])
     if way == "interrupt":
         with pytest.raises(StopIteration):
             training.throw(KeyboardInterrupt())

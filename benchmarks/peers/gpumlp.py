@@ -56,13 +56,13 @@ class Gpumlp(Peer):
 
     def unshuffled_epoch(self) -> float:
         batches = self.trainer.batches
-        reorder = batches.reorder
+        reordering = batches.reordering
         # A trainer always shuffles: its order is sorted again on its way to the batches.
-        batches.reorder = lambda rows: reorder(np.sort(rows))  # type: ignore[method-assign]
+        batches.reordering = lambda rows: reordering(np.sort(rows))  # type: ignore[method-assign]
         try:
             return self.epoch()
         finally:
-            del batches.reorder
+            del batches.reordering
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()

@@ -7,7 +7,7 @@ same order of samples, so that their losses agree.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -111,20 +111,20 @@ class OneByOne(Networks):
                 Trainer(model, data, optimizer=rule, batch_size=work.batch_size, seed=seed, diagnostics=False)
                 for seed, (model, rule) in enumerate(zip(models, optimizers, strict=True))
             ]
-        self.runs: dict[int, StepRun] = {}  # of the last epoch of each
 
     def train(self, epochs: int) -> list[float]:
-        with self.backend.activate():
-            for index in range(self.count):
-                for run in self.training(index, epochs):
-                    self.backend.run_steps(*run)
+        for trainer in self.trainers:
+            trainer.run(trainer.epoch + epochs)
         return self.losses()
 
-    def training(self, index: int, epochs: int) -> Generator[StepRun, None, None]:
-        """The steps of some more epochs of a network."""
-        trainer = self.trainers[index]
-        for self.runs[index] in trainer.training(trainer.epoch + epochs):
-            yield self.runs[index]
+    def runs(self) -> list[StepRun]:
+        """The steps of an epoch of each network."""
+        counts = [len(trainer.batches.slices) for trainer in self.trainers]
+        rates = [trainer.optimizer.learning_rate for trainer in self.trainers]
+        return [
+            StepRun(trainer._step, range(count), [rate] * count)
+            for trainer, count, rate in zip(self.trainers, counts, rates, strict=True)
+        ]
 
     def losses(self) -> list[float]:
         """Mean losses of the last epoch."""
@@ -138,7 +138,7 @@ class OneByOne(Networks):
     def repeat_steps(self) -> bool:
         if self.device != "cpu":
             with self.backend.activate():
-                for run in self.runs.values():
+                for run in self.runs():
                     self.backend.run_steps(*run)
         return self.device != "cpu"
 
@@ -153,7 +153,7 @@ class TogetherOnGpu(OneByOne):
         super().__init__(work, data, count, device, multiprocessors=work.multiprocessors)
 
     def train(self, epochs: int) -> list[float]:
-        trainings = ((index, self.backend, self.training(index, epochs)) for index in range(self.count))
+        trainings = ((each, self.backend, each.training(each.epoch + epochs)) for each in self.trainers)
         for _, error in run_together(trainings):
             if error is not None:
                 raise error
@@ -161,7 +161,7 @@ class TogetherOnGpu(OneByOne):
 
     def repeat_steps(self) -> bool:
         with self.backend.activate():
-            self.backend.run_many(list(self.runs.values()))
+            self.backend.run_many(self.runs())
         return True
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -250,6 +251,41 @@ class StepRun(NamedTuple):
     learning_rates: Sequence[float]
 
 
+class Copy(NamedTuple):
+    """``out <- source``, or, with rows, ``out <- source[rows]``.
+
+    Attributes:
+        source: on the device, or on the host, of the dtype of `out`.
+        out: on the device, overwritten.
+        rows: ``(len(out),)`` int64, on the host; not checked.
+    """
+
+    source: Array
+    out: Array
+    rows: HostArray | None = None
+
+
+class Copies(NamedTuple):
+    """Copies of which none writes what another one reads."""
+
+    copies: Sequence[Copy]
+
+
+class Totals(NamedTuple):
+    """The sums of all elements of arrays, in float64.
+
+    Attributes:
+        arrays: of any shapes and dtypes.
+        more: ``(n,)`` float64, appended to the sums; None for nothing.
+    """
+
+    arrays: Sequence[Array]
+    more: Array | None = None
+
+
+Request: TypeAlias = StepRun | Copies | Totals
+
+
 class Backend:
     """One device and the array library that drives it.
 
@@ -356,6 +392,33 @@ class Backend:
         """
         for run in runs:
             self.run_steps(*run)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy arrays, none of which is written by another of the copies. Does not wait for the device."""
+        given = {id(array): array for each in copies for array in (each.source, each.rows) if array is not None}
+        here = {key: self.asarray(array) for key, array in given.items()}
+        for source, out, rows in copies:
+            if rows is None:
+                self.xp.copyto(out, here[id(source)])
+            else:
+                self.xp.take(here[id(source)], here[id(rows)], axis=0, out=out)
+
+    def perform(self, requests: Sequence[Request]) -> list[Any]:
+        """Do what the trainings of different networks ask for, requests of one kind; waits for `Totals` only.
+
+        Returns:
+            What each training is sent: the list of floats of a `Totals`, and None for others.
+        """
+        given: Sequence[Any] = requests
+        if isinstance(given[0], StepRun):
+            self.run_many(given)
+        elif isinstance(given[0], Copies):
+            self.copy([copy for request in given for copy in request.copies])
+        else:
+            numbers = iter(self.to_numpy(self.sums(given)).tolist())
+            counts = [len(each.arrays) + (0 if each.more is None else len(each.more)) for each in given]
+            return [list(islice(numbers, count)) for count in counts]
+        return [None] * len(given)
 
     # -- The training operations --------------------------------------------------------------------
 
@@ -513,8 +576,15 @@ class Backend:
         self.xp.multiply(losses, weights, out=losses)
 
     def totals(self, *arrays: Array) -> Array:
-        """The sum of all elements of each array, ``(arrays,)`` float64 on the device."""
+        """The sum of all elements of each array, ``(arrays,)`` float64 on the device. Does not wait for it."""
         return self.xp.stack([self.xp.sum(values, dtype="float64") for values in arrays])
+
+    def sums(self, requests: Sequence[Totals]) -> Array:
+        """The results of requests, one after another, float64 on the device. Does not wait for it."""
+        if all(request.more is None for request in requests):
+            return self.totals(*(array for request in requests for array in request.arrays))
+        parts = ((self.totals(*request.arrays), request.more) for request in requests)
+        return self.xp.concatenate([part for pair in parts for part in pair if part is not None])
 
     def add_squares(self, values: Array, out: Array, scratch: Array) -> None:
         """``out <- out + sum_i v_i^2``.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, HostArray, is_device_array, to_host
+from ..backends import Array, Backend, Copy, HostArray, is_device_array, to_host
 from ..words import as_product, numeric_array
 from .labels import DataError, require_finite, to_array
 from .targets import check_weights, encode_targets
@@ -431,11 +431,12 @@ class ArrayBatches:
 
     def reorder(self, rows: HostArray) -> None:
         """Set the order of the samples: ``(samples,)`` int64, a permutation of `rows`."""
-        xp, backend = self._backend.xp, self._backend
-        xp.copyto(self.order, backend.asarray(rows))
-        xp.take(self._targets, self.order, axis=0, out=self.targets)
-        if self.weights is not None:
-            xp.copyto(self.weights, backend.asarray(self._weights_of(rows)))
+        self._backend.copy(self.reordering(rows))
+
+    def reordering(self, rows: HostArray) -> list[Copy]:
+        """The copies that are left to do for `reorder`."""
+        copies = [Copy(rows, self.order), Copy(self._targets, self.targets, rows)]
+        return copies if self.weights is None else [*copies, Copy(self._weights_of(rows), self.weights)]
 
     def _weights_of(self, rows: HostArray) -> HostArray:
         """The weights in an order, scaled in each batch; updates `batch_weights`."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, HostArray
+from ..backends import Array, Backend, Copy, HostArray
 from ..files import user_path
 from .blocks import BlockOrder, Blocks
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
@@ -246,8 +246,8 @@ class StreamedBatches(ArrayBatches):
             self.images, self._targets, rows, batch_size, self._backend, self._weights, dtype=self._dtype
         )
 
-    def reorder(self, order: BlockOrder) -> None:  # type: ignore[override]
-        """Begin an epoch."""
+    def reordering(self, order: BlockOrder) -> list[Copy]:  # type: ignore[override]
+        """Begin an epoch; nothing is left to do."""
         self._order = order
         if self.weights is not None:
             self._backend.xp.copyto(self.weights, self._weights_of(order.rows()))
@@ -257,6 +257,7 @@ class StreamedBatches(ArrayBatches):
             # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
         self._read_ahead()
+        return []
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
@@ -266,7 +267,7 @@ class StreamedBatches(ArrayBatches):
             self._backend.gather(values, np.arange(len(rows)), staging, out)
             return _wide(self._targets[rows])
         if batch.start < self._begin:  # the epoch is repeated
-            self.reorder(self._order)
+            self.reordering(self._order)
         while batch.stop > self._end:
             self._advance(batch.start)
         places = self._places[batch.start - self._begin : batch.stop - self._begin]

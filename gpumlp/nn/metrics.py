@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Backend, HostArray
+from ..backends import Array, Backend, HostArray, Totals
 
 Task: TypeAlias = str  # "classes", "labels" or "numbers"
 
@@ -69,34 +69,33 @@ def new_scores(xp: Any, task: Task, samples: int, outputs: int, dtype: Any) -> A
     return xp.empty((samples, outputs), dtype=bool if task == "labels" else dtype)
 
 
-def metric_sums(backend: Backend, task: Task, losses: Array, scores: Array, *more: Array) -> Array:
-    """The sums from which `evaluation` computes the metrics, ``(n,)`` float64 on the device. Does not wait.
+def metric_totals(backend: Backend, task: Task, losses: Array, scores: Array) -> Totals:
+    """What is summed up for `evaluation` to compute the metrics. Does not wait for the device.
 
     Args:
         backend: of the device.
         task: what the targets are.
         losses: ``(samples,)``.
         scores: of the same samples.
-        more: arrays whose totals come before all others.
     """
     xp = backend.xp
     if task == "classes":
-        return backend.totals(*more, losses, scores)
+        return Totals([losses, scores])
     if task == "labels":
-        return backend.totals(*more, losses, xp.all(scores, axis=1), scores)
+        return Totals([losses, xp.all(scores, axis=1), scores])
     squares = xp.empty(scores.shape[1], dtype="float64")  # float32 may overflow where the loss does not
     backend.column_sums(xp.square(scores.astype("float64")), squares)
-    return xp.concatenate([backend.totals(*more, losses, xp.abs(scores)), squares])
+    return Totals([losses, xp.abs(scores)], squares)
 
 
 def evaluation(
     task: Task, sums: Sequence[float], samples: int, outputs: int, spread: HostArray | None = None
 ) -> Evaluation:
-    """The metrics from the sums of `metric_sums`, on the host.
+    """The metrics from the sums of `metric_totals`, on the host.
 
     Args:
         task: what the targets are.
-        sums: as `metric_sums` gave them.
+        sums: of `metric_totals`.
         samples, outputs: their numbers.
         spread: ``(outputs,)``, the sum of (y - mean)^2 of each output, for numbers.
     """

@@ -31,7 +31,7 @@ from .hyperparameters import number, whole
 from .initializers import Initializer, get_initializer
 from .layers import LAYERS, Cache, Dense, Dropout, Layer
 from .losses import Loss, get_loss, loss_for
-from .metrics import Evaluation, evaluation, metric_sums, new_scores
+from .metrics import Evaluation, evaluation, metric_totals, new_scores
 from .parameters import Parameters, by_name, shapes_of
 from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
 
@@ -687,4 +687,4 @@ def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace],
             inspect(part)
     if batches.sample_weights is not None:
         xp.multiply(losses, batches.sample_weights, out=losses)
-    return metric_sums(backend, task, losses, scores)
+    return backend.sums([metric_totals(backend, task, losses, scores)])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from ..backends import Array, Backend, HostArray, StepRun
+from ..backends import Array, Backend, Copy, HostArray, StepRun
 from ..data.dataset import ArrayBatches
 from ..nn.metrics import METRICS
 from ..nn.network import MLP, Workspace, evaluate_batches
@@ -215,9 +215,9 @@ class ConvertedBatches(ArrayBatches):
         super().__init__(*arguments, **options)
         self._order, self.pixels = self.rows, False
 
-    def reorder(self, rows: HostArray) -> None:
-        super().reorder(rows)
+    def reordering(self, rows: HostArray) -> list[Copy]:
         self._order = rows
+        return super().reordering(rows)
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         write_rows(self.images, self._order[batch], out, self._backend)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..backends import Backend, HostArray, StepRun
+from ..backends import Backend, Copies, HostArray, Request, StepRun, Totals
 from ..backends.numpy import NumpyBackend
 from ..data import Dataset
 from ..nn.hyperparameters import flag, instance, require_arguments, whole
@@ -28,11 +28,9 @@ from .batches import ClassWeight, Order, Validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
 from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
-from .trainer import Callback, CallbackLike, Trainer, as_callbacks, as_dataset
+from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks, as_dataset
 
 __all__ = ["FitManyError", "fit_many", "run_together"]
-
-Training = Generator[StepRun, None, None]
 
 _PAUSE = 0.2  # seconds between two changes of the line of progress
 _SHOWN_ERRORS = 3  # in a message
@@ -65,27 +63,27 @@ class FitManyError(RuntimeError):
 
 
 class _Running:
-    """A network whose steps are run with those of others; `run` is None once it has ended."""
+    """A network that is trained with others; `request` is None once it has ended."""
 
     def __init__(self, key: Any, backend: Backend, training: Training) -> None:
         self.key, self.backend, self.training = key, backend, training
-        self.run: StepRun | None = None
+        self.request: Request | None = None
         self.share = 1.0  # of the device
         self.error: Exception | None = None
 
-    def go_on(self, error: BaseException | None = None) -> None:
-        """Go on to the next steps, or throw what the last ones raised into the training."""
+    def go_on(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Go on to the next request, or throw what the last one raised into the training."""
         try:
             with self.backend.activate():
-                self.run = next(self.training) if error is None else self.training.throw(error)
+                self.request = self.training.send(result) if error is None else self.training.throw(error)
         except StopIteration:
-            self.run = None
+            self.request = None
         except Exception as raised:
-            self.run, self.error = None, raised
+            self.request, self.error = None, raised
         except KeyboardInterrupt:
             if error is None:
                 raise
-            self.run = None
+            self.request = None
 
 
 def run_together(
@@ -97,7 +95,7 @@ def run_together(
     it ends are yielded, no other begins, and then KeyboardInterrupt is raised.
 
     Args:
-        trainings: for each network a key of the caller's choice, its backend, and a generator of its steps, such
+        trainings: for each network a key of the caller's choice, its backend, and a generator of its work, such
             as `Trainer.training`. Networks with the same backend and shape should be neighbours. The next one is
             asked for when there is room for it.
         watch: called between steps; if it raises KeyboardInterrupt, that is an interrupt.
@@ -116,15 +114,16 @@ def run_together(
                     _fill(waiting, running)
                     if watch is not None:
                         watch()
-                    _run_steps(running)
+                    for kind in (Copies, StepRun, Totals):
+                        _perform([each for each in running if isinstance(each.request, kind)])
             except KeyboardInterrupt as interrupt:
                 if interrupted:
                     raise
                 interrupted = True
                 for each in running:
-                    each.go_on(interrupt)
-            ended = [each for each in running if each.run is None]
-            running[:] = [each for each in running if each.run is not None]
+                    each.go_on(error=interrupt)
+            ended = [each for each in running if each.request is None]
+            running[:] = [each for each in running if each.request is not None]
             for each in ended:
                 yield each.key, each.error
             if not ended and not running:
@@ -139,36 +138,37 @@ def run_together(
 
 def _fill(waiting: Iterator[tuple[Any, Backend, Training]], running: list[_Running]) -> None:
     """Begin networks until the device is full."""
-    while sum(each.share for each in running if each.run is not None) < 1 - 1e-6:
+    while sum(each.share for each in running if each.request is not None) < 1 - 1e-6:
         following = next(waiting, None)
         if following is None:
             return
         each = _Running(*following)
         running.append(each)
         each.go_on()
-        if each.run is not None:
+        while isinstance(each.request, Copies | Totals):
+            _perform([each])
+        if each.request is not None:
             try:
                 with each.backend.activate():
-                    each.share = 1 / each.backend.networks_at_once(each.run.step)
+                    each.share = 1 / each.backend.networks_at_once(each.request.step)
             except Exception as error:
-                each.go_on(error)
+                each.go_on(error=error)
 
 
-def _run_steps(running: Sequence[_Running]) -> None:
-    """Run the next steps of each network, those of one backend together."""
-    groups: dict[Backend, list[tuple[_Running, StepRun]]] = {}
+def _perform(running: Sequence[_Running]) -> None:
+    """Do what networks ask for, requests of one kind, those of one backend together."""
+    groups: dict[Backend, list[_Running]] = {}
     for each in running:
-        if each.run is not None:
-            groups.setdefault(each.backend, []).append((each, each.run))
+        groups.setdefault(each.backend, []).append(each)
     for backend, group in groups.items():
-        error: Exception | None = None
+        error, results = None, [None] * len(group)
         try:
             with backend.activate():
-                backend.run_many([run for _, run in group])
-        except Exception as raised:  # whose steps they were is unknown
+                results = backend.perform([each.request for each in group if each.request is not None])
+        except Exception as raised:  # whose request it was is unknown
             error = raised
-        for each, _ in group:
-            each.go_on(error)
+        for each, result in zip(group, results, strict=True):
+            each.go_on(result, error)
 
 
 # -- fit_many ----------------------------------------------------------------------------------------------

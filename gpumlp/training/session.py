@@ -16,7 +16,7 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import EXECUTIONS, Backend, ExecutionError, StepRun, choose_device, get_backend
+from ..backends import EXECUTIONS, Backend, ExecutionError, Request, choose_device, get_backend
 from ..data import Dataset, load_dataset, load_files
 from ..data.stream import StreamedBatches
 from ..files import user_path
@@ -34,7 +34,7 @@ from .group import ALONE, Group
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
 from .run import Run, RunFolder, open_run
-from .trainer import Callback, Trainer, drive
+from .trainer import Callback, Trainer, Training, drive
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PreparedRun:
             drive(self.steps(), backend)
         return given(self.outcome)
 
-    def steps(self) -> Generator[StepRun, None, None]:
+    def steps(self) -> Training:
         """Train, test and save, but leave the steps to the caller, as `Trainer.training` does."""
         with self.folder:
             self.outcome = yield from _run(self.trainer, self.test, self.folder, self.display)
@@ -419,7 +419,7 @@ def _trainer_for(
 
 def _run(
     trainer: Trainer, test: Dataset, folder: RunFolder, display: Progress
-) -> Generator[StepRun, None, Outcome]:
+) -> Generator[Request, Any, Outcome]:
     if trainer.group.rank:  # the first process has the files, the display and the test
         yield from trainer.training(given(folder.config.epochs))
         return Outcome(folder, trainer.history, None)

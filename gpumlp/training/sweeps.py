@@ -12,7 +12,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 import gpumlp
 
-from ..backends import Backend, StepRun
+from ..backends import Backend
 from ..data import Dataset
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
@@ -39,7 +39,7 @@ from .progress import Progress, metric
 from .run import PRUNED, SWEEP, Run, is_run, new_folder, write_finding
 from .search_space import Values, label, space, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
-from .trainer import Trainer
+from .trainer import Trainer, Training
 
 TABLE = "sweep.csv"
 INTERRUPTED = "interrupted"
@@ -591,7 +591,7 @@ def _train_together(shared: Shared, jobs: Iterator[Sweep]) -> Iterator[tuple[int
     """
     failed: list[tuple[int, Exception]] = []
 
-    def prepared() -> Iterator[tuple[int, Backend, Generator[StepRun, None, None]]]:
+    def prepared() -> Iterator[tuple[int, Backend, Training]]:
         for index, sweep in enumerate(jobs):
             watch = RunWatch(sweep)
             try:
@@ -611,7 +611,7 @@ def _shape(sweep: Sweep, run: PlannedRun) -> str:
     return repr((config.hidden, config.batch_size, config.activation, config.optimizer))
 
 
-def _steps(run: PreparedRun, watch: RunWatch) -> Generator[StepRun, None, None]:
+def _steps(run: PreparedRun, watch: RunWatch) -> Training:
     """The steps of a run until it has finished, diverged or been pruned."""
     with suppress(DivergenceError):
         yield from run.steps()

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Backend, Execution, HostArray, StepRun
+from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun
 from ..data import Dataset
 from ..data.blocks import sorted_note
 from ..nn.hyperparameters import (
@@ -24,7 +24,7 @@ from ..nn.hyperparameters import (
     require_arguments,
     whole,
 )
-from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_sums
+from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_totals
 from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.samples import learned_names
@@ -100,6 +100,8 @@ class Callback:
 
 
 CallbackLike: TypeAlias = Callback | Callable[["Trainer"], object]
+# Yields what the backend has to do, and is sent its results, see `Backend.perform`.
+Training: TypeAlias = Generator[Request, Any, None]
 
 
 class _EpochFunction(Callback):
@@ -301,14 +303,12 @@ class Trainer:
             drive(self.training(epochs, callbacks), self.model.backend)
         return self.history
 
-    def training(
-        self, epochs: int, callbacks: CallbackLike | Iterable[CallbackLike] = ()
-    ) -> Generator[StepRun, None, None]:
-        """Train as `run` does, but leave the steps to the caller, who can run those of several networks at once.
+    def training(self, epochs: int, callbacks: CallbackLike | Iterable[CallbackLike] = ()) -> Training:
+        """Train as `run` does, but leave the work to the caller, who can do that of several networks at once.
 
-        The caller activates the backend, and runs what the generator yields before it asks for more. An exception
-        of the steps is thrown into the generator, which returns after an interrupt and raises any other again;
-        closing it undoes the epoch, too.
+        The caller activates the backend, lets it `Backend.perform` what the generator yields, and sends the
+        generator the result. An exception of the work is thrown into the generator, which returns after an
+        interrupt and raises any other again; closing it undoes the epoch, too.
 
         Raises:
             DivergenceError: as for `run`, by the generator.
@@ -317,7 +317,7 @@ class Trainer:
         called = [] if self.group.rank else as_callbacks(callbacks)
         return self._training(whole("epochs", epochs, 0), called)
 
-    def _training(self, epochs: int, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
+    def _training(self, epochs: int, callbacks: list[Callback]) -> Training:
         self.epochs, self._stop, self.history.interrupted, self.history.classes = epochs, False, False, None
         group = self.group
         try:
@@ -350,41 +350,48 @@ class Trainer:
             for callback in self._diagnostics:
                 callback.on_train_end(self)
 
-    def _run_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, None]:
+    def _run_epoch(self, callbacks: list[Callback]) -> Training:
         if self._in_epoch:
             raise RuntimeError("an epoch of this trainer is in progress: finish or close its generator")
         start_epoch, order_state, steps = self.epoch, self._orders.state, self.optimizer_state.steps
-        self._copy(self._buffers(), self._snapshot)
+        begun = False
         try:
             self._in_epoch = True
-            record = yield from self._train_epoch(callbacks)
+            rates, start = self._learning_rates(), time.perf_counter()
+            order = self._orders.draw()
+            if self.model.backend.asynchronous:
+                self._orders.draw_ahead()
+            kept = map(Copy, self._buffers(), self._snapshot)
+            yield Copies([*kept, *self.batches.reordering(order)])
+            begun = True
+            record = yield from self._train_epoch(rates, start, callbacks)
             if record is not None:
                 self.history.append(record)
                 return
-            self._copy(self._snapshot, self._buffers())
-            self.optimizer_state.steps = steps
+            self._undo(steps)
             with self._step.alone():
                 finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
             raise DivergenceError(finding, self.history)
         except BaseException:
             if self.epoch == start_epoch:
-                self._copy(self._snapshot, self._buffers())
-                self.trained.parameters.gradient.fill(0)  # NaN in its padding would stay, and spoil its norm
                 self._orders.state = order_state
-                self.optimizer_state.steps = steps
+                if begun:
+                    self._undo(steps)
             raise
         finally:
             self._in_epoch = False
 
-    def _train_epoch(self, callbacks: list[Callback]) -> Generator[StepRun, None, EpochRecord | None]:
-        """One epoch; None if the loss or a parameter is no longer finite."""
-        backend, step, batches = self.model.backend, self._step, self.batches
-        rates = self._learning_rates()
+    def _undo(self, steps: int) -> None:
+        """Put back what an epoch has changed; `steps` is the number of steps before it."""
+        self.model.backend.copy(list(map(Copy, self._snapshot, self._buffers())))
+        self.trained.parameters.gradient.fill(0)  # NaN in its padding would stay, and spoil its norm
+        self.optimizer_state.steps = steps
 
-        start = time.perf_counter()
-        batches.reorder(self._orders.draw())
-        if backend.asynchronous:
-            self._orders.draw_ahead()
+    def _train_epoch(
+        self, rates: list[float], start: float, callbacks: list[Callback]
+    ) -> Generator[Request, Any, EpochRecord | None]:
+        """The steps of an epoch that began at `start`; None if the loss or a parameter is no longer finite."""
+        backend, step, batches = self.model.backend, self._step, self.batches
         numbers = range(len(batches.slices))
         size = len(numbers)
         if callbacks:
@@ -395,9 +402,9 @@ class Trainer:
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         step.merge_results()
-        losses, parameters = batches.weighted_over_all(step.losses), self.trained.parameters.data
-        sums = metric_sums(backend, self.model.loss.task, losses, step.scores, parameters)
-        parameter_sum, *found = backend.to_numpy(sums).tolist()
+        losses = batches.weighted_over_all(step.losses)
+        totals = metric_totals(backend, self.model.loss.task, losses, step.scores)
+        parameter_sum, *found = yield totals._replace(arrays=[self.trained.parameters.data, *totals.arrays])
         seconds = time.perf_counter() - start
         if self.group.size > 1:
             self._require_same_parameters(parameter_sum)
@@ -528,8 +535,7 @@ class Trainer:
         """
         backend = self.model.backend
         with backend.activate():
-            for name, buffer in self.state_buffers.items():
-                backend.xp.copyto(buffer, backend.asarray(buffers[name]))
+            backend.copy([Copy(buffers[name], buffer) for name, buffer in self.state_buffers.items()])
         self.optimizer_state.steps = steps
         self._orders.state = random_state
         self.history = history
@@ -537,10 +543,6 @@ class Trainer:
 
     def _buffers(self) -> list[Any]:
         return [self.model.parameters.data, *self.state_buffers.values()]
-
-    def _copy(self, sources: list[Any], targets: list[Any]) -> None:
-        for source, target in zip(sources, targets, strict=True):
-            self.model.backend.xp.copyto(target, source)
 
 
 def fit(
@@ -664,11 +666,14 @@ def fit(
     return trainer.run(epochs, callbacks)
 
 
-def drive(training: Generator[StepRun, None, None], backend: Backend) -> None:
-    """Run the steps of a network one after another; an exception of them is the generator's to handle."""
+def drive(training: Training, backend: Backend) -> None:
+    """Do what the training of a network asks for; an exception of that is the generator's to handle."""
+    result = None
     try:
-        for run in training:
-            backend.run_steps(*run)
+        while True:
+            (result,) = backend.perform([training.send(result)])
+    except StopIteration:
+        pass
     except BaseException as error:  # if the generator raised it, it has ended, and only raises it again
         with suppress(StopIteration):
             training.throw(error)

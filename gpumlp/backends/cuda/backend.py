@@ -35,6 +35,7 @@ from ..base import (
     ActivationRule,
     Array,
     Backend,
+    Copy,
     DeviceError,
     Execution,
     ExecutionError,
@@ -54,6 +55,7 @@ from .kernels import (
     Kernels,
     accumulates_in_velocity,
     cuda_activation,
+    has_copy_kernel,
     has_penalty_kernel,
     has_total_kernel,
     is_c_contiguous,
@@ -412,11 +414,17 @@ class CudaBackend(Backend):
                 return super().weigh(delta, *arrays)
         return self.kernels(delta.dtype).weigh(delta, losses, weights, self._offsets(losses, weights))
 
+    def copy(self, copies: Sequence[Copy]) -> None:
+        together = [each for each in copies if has_copy_kernel(each)]
+        if together:
+            self.kernels(np.dtype("float32")).copy(together)
+        super().copy([each for each in copies if not has_copy_kernel(each)])
+
     # CuPy contains compiled reductions for sums in an array's own dtype, minimum and maximum (`cub.pyx`). It
     # compiles any other reduction on first use, which takes seconds.
 
     def totals(self, *arrays: Array) -> Array:
-        if all(map(has_total_kernel, arrays)):
+        if arrays and all(map(has_total_kernel, arrays)):
             return self.kernels(np.dtype("float32")).totals(arrays)
         return self.xp.stack([self.xp.sum(values.astype("float64")) for values in arrays])
 

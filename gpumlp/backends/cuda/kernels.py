@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..base import Accumulation, Array, CudaActivation, Memory, stated
+from ..base import Accumulation, Array, Copy, CudaActivation, Memory, stated
 from ..philox import Draws, threshold
 from .plan import LOSSES
 
@@ -30,9 +30,14 @@ _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each mul
 _TOTAL_THREADS = 256  # TOTAL_THREADS of kernels.cu
 _TOTAL_BLOCKS = 64  # that divide the elements of a total
 _TOTAL_KINDS = {"f": 0, "d": 1, "?": 2}  # by dtype, numbered as in kernels.cu
+_WORD = 4  # bytes that a thread copies
+_COPYING_BLOCKS = 256  # that divide a copy
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
+# The structures of kernels.cu.
+COPIED = np.dtype([(name, np.int64) for name in ("source", "rows", "out", "words", "row_words")])
+SUMMED = np.dtype([(name, np.int64) for name in ("values", "size", "kind")])
 _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in kernels.cu
 
 
@@ -131,6 +136,13 @@ def has_total_kernel(array: Array) -> bool:
     return bool(array.size and array.dtype.char in _TOTAL_KINDS and is_c_contiguous(array))
 
 
+def has_copy_kernel(copy: Copy) -> bool:
+    """Whether `Kernels.copy` supports this copy."""
+    source, out, rows = copy
+    alike = source.dtype == out.dtype and (source.shape == out.shape if rows is None else rows.dtype == np.int64)
+    return bool(alike and out.size and out.dtype.itemsize % _WORD == 0 and is_c_contiguous(source, out))
+
+
 class Kernels:
     """The kernels for one dtype.
 
@@ -148,14 +160,14 @@ class Kernels:
         # What blocks tell each other; kernels run one after the other, so that all can use the same.
         self._partials = cupy.empty(_SUMMING_BLOCKS * NARROW * _NARROW_BLOCK[0], dtype=dtype)
         self._arrived = cupy.zeros(_SUMMING_BLOCKS, dtype="uint32")
-        self._total_partials = cupy.empty(_TOTAL_BLOCKS, dtype="float64")
+        self._total_partials = cupy.empty(_SUMMING_BLOCKS * _TOTAL_BLOCKS, dtype="float64")
         self._real = dtype.type
         self._null = np.uint64(0)
         self._activations: dict[CudaActivation, dict[str, Any]] = {}
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
         self._column_sums = module.get_function("column_sums")
-        self._total = module.get_function("total")
+        self._copy_words, self._totals = module.get_function("copy_words"), module.get_function("totals")
         self._narrow_forward = module.get_function("narrow_forward")
         self._narrow_backward = module.get_function("narrow_backward")
         self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
@@ -287,13 +299,38 @@ class Kernels:
 
     def totals(self, arrays: Sequence[Array]) -> Array:
         """See `Backend.totals`, for arrays with `has_total_kernel`, of any dtype."""
-        sums = self._cupy.empty(len(arrays), dtype="float64")
-        for index, array in enumerate(arrays):
-            kind, blocks = _TOTAL_KINDS[array.dtype.char], -(-array.size // (_AT_ONCE * _TOTAL_THREADS))
-            numbers = (np.int64(array.size), np.int32(kind), np.int32(index))
-            arguments = (array.reshape(-1).view("uint8"), *numbers, self._total_partials, self._arrived, sums)
-            self._total((1, min(blocks, _TOTAL_BLOCKS)), (_TOTAL_THREADS,), arguments)
+        sums, largest = self._cupy.empty(len(arrays), dtype="float64"), max(array.size for array in arrays)
+        blocks = min(-(-largest // (_AT_ONCE * _TOTAL_THREADS)), _TOTAL_BLOCKS)
+        for first in range(0, len(arrays), _SUMMING_BLOCKS):
+            some = arrays[first : first + _SUMMING_BLOCKS]
+            rows = [(array.data.ptr, array.size, _TOTAL_KINDS[array.dtype.char]) for array in some]
+            arguments = (self._table(rows, SUMMED), self._total_partials, self._arrived)
+            self._totals((len(some), blocks), (_TOTAL_THREADS,), (*arguments, sums[first : first + len(some)]))
         return sums
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See `Backend.copy`, for those with `has_copy_kernel`."""
+        # All arrays of the host go to the device at once, those of int64 first, which rows have to be.
+        host = {id(array): array for each in copies for array in each if isinstance(array, np.ndarray)}
+        arrays = sorted(host.values(), key=lambda array: -array.dtype.itemsize)
+        parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+        uploaded = self._cupy.asarray(np.concatenate(parts)) if parts else None
+        addresses, address = {id(None): 0}, 0 if uploaded is None else uploaded.data.ptr
+        for array in arrays:
+            addresses[id(array)] = address
+            address += array.nbytes
+        for first in range(0, len(copies), _MOST_BLOCKS):
+            rows = []
+            for source, out, taken in copies[first : first + _MOST_BLOCKS]:
+                start = addresses[id(source)] if id(source) in host else source.data.ptr
+                words = out.size * out.dtype.itemsize // _WORD
+                rows.append((start, addresses[id(taken)], out.data.ptr, words, words // len(out)))
+            blocks = min(-(-max(row[3] for row in rows) // (_AT_ONCE * _THREADS)), _COPYING_BLOCKS)
+            self._copy_words((blocks, len(rows)), (_THREADS,), (self._table(rows, COPIED),))
+
+    def _table(self, rows: Sequence[tuple[Any, ...]], dtype: np.dtype[Any]) -> Array:
+        """Rows of a structure of the CUDA source, on the device."""
+        return self._cupy.asarray(np.array(rows, dtype=dtype).view(np.uint8))
 
     def _summing(self, values: Array) -> tuple[Any, ...]:
         """The grid of a kernel that sums columns, the sizes of the matrix, and memory for the blocks' sums."""
