@@ -266,8 +266,9 @@ class Copy(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Copies of which none writes what another one reads."""
+    """Copies, of which none writes what another one reads, for the next steps of a network."""
 
+    step: Step
     copies: Sequence[Copy]
 
 

@@ -145,9 +145,7 @@ def _fill(waiting: Iterator[tuple[Any, Backend, Training]], running: list[_Runni
         each = _Running(*following)
         running.append(each)
         each.go_on()
-        while isinstance(each.request, Copies | Totals):
-            _perform([each])
-        if each.request is not None:
+        if isinstance(each.request, StepRun | Copies):
             try:
                 with each.backend.activate():
                     each.share = 1 / each.backend.networks_at_once(each.request.step)

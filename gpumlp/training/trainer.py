@@ -362,7 +362,7 @@ class Trainer:
             if self.model.backend.asynchronous:
                 self._orders.draw_ahead()
             kept = map(Copy, self._buffers(), self._snapshot)
-            yield Copies([*kept, *self.batches.reordering(order)])
+            yield Copies(self._step, [*kept, *self.batches.reordering(order)])
             begun = True
             record = yield from self._train_epoch(rates, start, callbacks)
             if record is not None:
