@@ -217,6 +217,25 @@ def test_an_error_of_the_reading_thread_ends_training_after_the_last_whole_epoch
     assert bits(trainer) == before
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}])
+def test_the_memory_that_is_announced_is_that_of_the_arrays(
+    tmp_path: Path, way: str, options: dict[str, Any]
+) -> None:
+    trainer = trainer_on(backend_of(way), StreamedDataset(*saved(tmp_path, *samples())), **options)
+    trainer.run(1)
+    step, batches = trainer._step, trainer.batches
+    assert isinstance(batches, DeviceBatches)
+    arrays = [step.order, step.targets, step.losses, step.scores, step.sample_weights]
+    others = sum(array._data.nbytes for array in arrays if array is not None)
+    assert batches.device_memory() == (batches.images._data.nbytes, others)
+    assert len(batches.images) == 2 * 39 + 32
+    held = trainer.model.backend.persistent._held.get(step)
+    assert trainer.copied_bytes == (0 if held is None else held.values._data.nbytes)
+    assert (held is None) == (way != "persistent")
+    assert batches.memory()[0] == 39 * (FEATURES + 8 + 8)
+
+
 @pytest.mark.parametrize(
     ("order", "free"), [(Blocks(10, 30), 12_000), (Blocks(400, 2), 12_000), (Blocks(10, 30), 100)]
 )
