@@ -306,7 +306,7 @@ def mistakes(trainer: Trainer, epochs: int) -> int:
 ORDERS = [Blocks(13, 3), Blocks(5, 2), Blocks(16, 2), Blocks(101, 1), Blocks(13, 200)]
 
 
-@pytest.mark.parametrize("batch_size", [16, 32, 100])
+@pytest.mark.parametrize("batch_size", [16, 100])
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_no_copy_overwrites_what_steps_still_read(tmp_path: Path, order: Blocks, batch_size: int) -> None:
     memory, streamed = pair(

@@ -316,9 +316,9 @@ class DeviceBatches(ArrayBatches):
     So a step finds them as samples in memory, at addresses that stay. A thread reads the next window and copies
     it to the device while the present one is trained on.
 
-    The ring has room for two windows and a batch. A window overwrites the one two before it, after all batches
-    that begin in that one or before it (`Uploads.mark`); where batches are larger than windows, one that is more
-    windows before it.
+    The next window is read as soon as the device has been given all batches that begin before the last window, and
+    copied after these (`Uploads.mark`): it overwrites windows before the last one. A batch that is larger than a
+    window needs several at a time, so there is room for two windows and a batch.
 
     Args:
         source: the batches, without an order.
@@ -334,11 +334,8 @@ class DeviceBatches(ArrayBatches):
         self._source, self._uploads = source, uploads
         xp, dtype, window = self._backend.xp, source._dtype, min(blocks.samples, self.samples)
         self._room = min(2 * window + self.batch_size, self.samples)
-        shape, kind = (
-            self._targets.shape[1:],
-            np.dtype(np.int64) if self._targets.ndim == 1 else self._targets.dtype,
-        )
-        features = source.images.features
+        shape, features = self._targets.shape[1:], source.images.features
+        kind = self._targets.dtype if shape else np.dtype(np.int64)
         self._row_bytes = features * dtype.itemsize
         outputs = 4 * shape[0] if shape else 1
         weight = 0 if self._weights is None else self._weights.itemsize
