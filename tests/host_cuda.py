@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,9 @@ class HostCupy(StrictNamespace):
         self.thread_order = 0  # of the threads of a kernel: 0, or a seed for a random order
         self.pointers: dict[tuple[int, np.dtype], Pointer] = {}  # that the program has asked for
         self.functions: dict[int, HostFunction] = {}  # by their address
+        self.pinned: list[np.ndarray] = []
+        self.busy = threading.RLock()  # one launch or copy at a time
+        self.order: list[Any] = []  # of events, uploads, and what a test adds
         self.attributes = {
             "CooperativeLaunch": 0,  # 1 enables the persistent and the persistent kernel
             "ComputeCapabilityMajor": 9,
@@ -52,6 +56,8 @@ class HostCupy(StrictNamespace):
             Device=lambda index=0: HostDevice(index, self),
             get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
             Stream=lambda non_blocking: HostStream(self, non_blocking),
+            Event=lambda **options: HostEvent(self, **options),
+            alloc_pinned_memory=self.alloc_pinned_memory,
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
             driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
@@ -113,13 +119,26 @@ class HostCupy(StrictNamespace):
         self.products.append(self._core._routines_linalg.get_compute_type("float32"))
         return self.__getattr__("matmul")(a, b) if out is None else self.__getattr__("matmul")(a, b, out=out)
 
+    def alloc_pinned_memory(self, size: int) -> Any:
+        self.pinned.append(np.full(-(-size // 512) * 512, 255, np.uint8))
+        return memoryview(self.pinned[-1])
+
+    def upload(self, source: np.ndarray, target: np.ndarray, stream: HostStream) -> None:
+        """Copy from the host on a stream: as late as possible, when somebody waits for it."""
+        assert (source.dtype, source.shape) == (target.dtype, target.shape)
+        assert target.flags.c_contiguous
+        assert any(np.may_share_memory(source, memory) for memory in self.pinned), "CuPy would copy it at once"
+        self.order.append(Upload(target, stream.after))
+        stream.work.append(lambda: np.copyto(target, source))
+
     def launched(self, name: str, run: Any) -> Any:
         """Run a launch; during a capture, record it with its addresses and scalars."""
         if self.capture is not None:
             self.capture.append((name, run))
             return None
         self.launches.append(name)
-        return run()
+        with self.busy:
+            return run()
 
     def __getattr__(self, name: str) -> Any:
         function = super().__getattr__(name)
@@ -191,6 +210,8 @@ class HostStream:
     def __init__(self, cupy: HostCupy, non_blocking: bool) -> None:
         assert non_blocking, "capturing on a blocking stream upsets the legacy default stream"
         self.cupy, self.current = cupy, False
+        self.work: list[Any] = []  # not done yet
+        self.after = 0  # what comes before this place of the order is complete before the work to come
 
     def __enter__(self) -> HostStream:
         self.current = True
@@ -200,6 +221,10 @@ class HostStream:
         assert self.cupy.capture is None, "a capture was begun and not ended"
         self.current = False
 
+    def wait_event(self, event: HostEvent) -> None:
+        assert event.stream is None, "only waiting for the default stream is modelled"
+        self.after = max(self.after, event.place)
+
     def begin_capture(self) -> None:
         assert self.current
         self.cupy.capture = []
@@ -207,6 +232,32 @@ class HostStream:
     def end_capture(self) -> HostGraph:
         nodes, self.cupy.capture = self.cupy.capture, None
         return HostGraph(self.cupy, nodes)
+
+
+class Upload(NamedTuple):
+    """A copy to the device, and the place in the order of what it waits for."""
+
+    target: np.ndarray
+    after: int
+
+
+class HostEvent:
+    """CuPy's `Event`. The default stream, None, is always done; others do their work when they are waited for."""
+
+    def __init__(self, cupy: HostCupy, block: bool = False, disable_timing: bool = False) -> None:
+        self.cupy, self.stream, self.place = cupy, None, 0
+
+    def record(self, stream: HostStream | None = None) -> None:
+        assert self.cupy.capture is None or stream is not None
+        self.stream = stream
+        self.place = len(self.cupy.order) if stream is None else len(stream.work)
+
+    def synchronize(self) -> None:
+        if self.stream is not None:
+            done, self.stream.work = self.stream.work[: self.place], self.stream.work[self.place :]
+            with self.cupy.busy:
+                for run in done:
+                    run()
 
 
 class HostAllocator:

@@ -81,6 +81,9 @@ class StrictArray:
     def fill(self, value: float) -> None:
         self._xp.change("fill", lambda: self._data.fill(value))
 
+    def set(self, source: np.ndarray, stream: Any) -> None:
+        self._xp.upload(source, self._data, stream)
+
     def copy(self) -> StrictArray:
         return self._xp.compute("copy", self._data.copy, self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from gpumlp import Dataset
 from gpumlp.backends import StepRun
 from gpumlp.backends.cuda.cublaslt import Products
 from gpumlp.backends.cuda.persistent import PersistentRunner
+from gpumlp.data.rows import FileRows
 from tests.command_helpers import assert_same_run, run
 from tests.host_cublaslt import host_bindings
 from tests.host_cuda import HostCupy, load_cupy_backend
+from tests.test_stream import samples, saved, table
 
 
 @pytest.fixture
@@ -87,6 +90,99 @@ def test_a_run_by_the_persistent_kernel_is_resumed_by_it_on_as_many_multiprocess
     assert run("train", "--resume", parts, "--epochs", 4) == 0
     assert_same_run(whole, parts)
     assert cupy.compiled_reductions == []
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> tuple[object, ...]:
+    """The options of a small run on files."""
+    images, labels = samples()
+    files = saved(tmp_path, images[:303], labels[:303])
+    return (
+        "--dataset",
+        *files,
+        "--device",
+        "cuda",
+        "--hidden",
+        16,
+        "--batch-size",
+        8,
+        "--block",
+        13,
+        "--window",
+        3,
+    )
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_streamed_run_is_that_of_samples_in_memory(
+    cupy: HostCupy,
+    streamed: tuple[object, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    persistent: bool,
+) -> None:
+    cupy.attributes["CooperativeLaunch"] = int(persistent)
+    whole, parts, memory = tmp_path / "whole", tmp_path / "parts", tmp_path / "memory"
+    assert run("train", *streamed, "--stream", "--epochs", 3, "--out", whole) == 0
+    shown = capsys.readouterr().out
+    assert f"execution: {'persistent' if persistent else 'graphs'}: " in shown
+    assert (
+        "streaming: in memory is at most one window of 3 blocks of 13 samples, 0 MB, and 0 MB of labels" in shown
+    )
+    assert "; on cuda:0 are two, 0 MB, and 0 MB of labels and results; the samples have 0 MB" in shown
+    assert run("train", *streamed, "--stream", "--epochs", 2, "--out", parts, "--quiet") == 0
+    assert run("train", "--resume", parts, "--epochs", 3, "--quiet") == 0
+    assert run("train", *streamed, "--order", "blocks", "--epochs", 3, "--out", memory, "--quiet") == 0
+    for other in (parts, memory):
+        assert_same_run(whole, other)
+    tested = shown[shown.index("test accuracy") :].splitlines()[0]
+    capsys.readouterr()
+    assert run("evaluate", whole) == 0
+    assert tested in capsys.readouterr().out
+
+
+def test_files_that_shrink_while_they_are_streamed_are_one_line(
+    cupy: HostCupy, streamed: tuple[object, ...], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read, calls = Path(str(streamed[1])), FileRows.read, []
+    content = path.read_bytes()
+
+    def shrinking(self: FileRows, rows: Any, out: Any) -> None:
+        calls.append(1)
+        if len(calls) == 20:
+            path.write_bytes(content[:2_000])
+        read(self, rows, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileRows, "read", shrinking)
+        out = ("--epochs", 4, "--quiet", "--out", tmp_path / "run")
+        assert run("train", *streamed, "--stream", *out) == 2
+    error = capsys.readouterr().err
+    assert "images.npy: expected 3,764 bytes as at the start, found 2,000" in error
+    assert error.count("\n") == 1
+    path.write_bytes(content)
+    assert run("train", "--resume", tmp_path / "run", "--quiet") == 0
+    assert run("train", *streamed, "--stream", "--epochs", 4, "--quiet", "--out", tmp_path / "whole") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_tables_and_zarr_arrays_are_streamed(
+    cupy: HostCupy, streamed: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    images, labels = (values[:303] for values in samples())
+    for name, values in (("x.zarr", images), ("y.zarr", labels)):
+        chunks = (100, *values.shape[1:])
+        zarr.create_array(tmp_path / name, shape=values.shape, dtype=values.dtype, chunks=chunks)[...] = values
+    sources: dict[str, tuple[object, ...]] = {
+        "zarr": (tmp_path / "x.zarr", tmp_path / "y.zarr"),
+        "parquet": (table(tmp_path / "data.parquet", images, labels), "--label-column", "label"),
+    }
+    for name, source in sources.items():
+        for way in ("--stream", "--order=blocks"):
+            words = ("--dataset", *source, way, *streamed[3:], "--epochs", 2, "--quiet")
+            assert run("train", *words, "--out", tmp_path / f"{name}{way}") == 0
+        assert_same_run(tmp_path / f"{name}--stream", tmp_path / f"{name}--order=blocks")
 
 
 def test_the_execution_that_auto_takes_is_shown_with_the_reason(

@@ -40,8 +40,6 @@ from gpumlp import (
 from gpumlp.data import shuffling, stream, tables
 from gpumlp.data.blocks import BlockOrder, sorted_note
 from gpumlp.data.rows import FileRows
-from tests.host_cuda import host_cuda_backend
-from tests.strict_device import StrictBackend
 
 SAMPLES, FEATURES = 1_003, 12
 
@@ -441,13 +439,6 @@ def test_an_error_of_the_disk_is_one_line(
     error = capsys.readouterr().err
     assert "images.npy: expected a readable file, found Input/output error; the disk failed" in error
     assert error.count("\n") == 1
-
-
-def test_a_gpu_is_refused(files: list[str]) -> None:
-    for backend in (host_cuda_backend(), StrictBackend()):
-        if backend.name != "cpu":
-            with pytest.raises(DataError, match="samples are streamed on the CPU only"):
-                fit(MLP([FEATURES, 4], device=backend), StreamedDataset(*files))
 
 
 def test_a_changed_file_has_another_fingerprint(

@@ -287,6 +287,25 @@ class Totals(NamedTuple):
 Request: TypeAlias = StepRun | Copies | Totals
 
 
+class Uploads(Protocol):
+    """Copies from the host to a device that do not wait for what it computes, nor it for them."""
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> HostArray:
+        """An array on the host, with any values, from which copies are fast."""
+        ...
+
+    def mark(self) -> None:
+        """Let later copies begin after all that the device has been given until now."""
+        ...
+
+    def copy(self, pairs: Sequence[tuple[HostArray, Array]]) -> None:
+        """Copy arrays of `empty`, or parts of them, to contiguous arrays on the device; for any one thread.
+
+        Waits until the copies are complete.
+        """
+        ...
+
+
 class Backend:
     """One device and the array library that drives it.
 
@@ -345,6 +364,10 @@ class Backend:
         """Free and total device memory in bytes; None for the CPU."""
         return None
 
+    def uploads(self) -> Uploads | None:
+        """Copies to the device beside its other work; None for the CPU, which needs none."""
+        return None
+
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
@@ -368,6 +391,13 @@ class Backend:
         """
         for number, learning_rate in zip(batches, learning_rates, strict=True):
             step(step.slices[number], learning_rate)
+
+    def copied_bytes(self, step: Step) -> int:
+        """Bytes of the copy of a step's samples that the device needs to run it; 0 without one."""
+        return 0
+
+    def samples_changed(self, samples: Array, rows: slice) -> None:
+        """Copy rows of samples again where the device has a copy: they have changed since the last step."""
 
     def networks_at_once(self, step: Step) -> int:
         """How many networks like this one `run_many` trains at the same time; 1 if one after another.

@@ -449,6 +449,13 @@ class ArrayBatches:
                 ordered[batch] *= (batch.stop - batch.start) / total
         return ordered.astype(self._weights.dtype)
 
+    def available(self, batches: range) -> Iterator[range]:
+        """Cut consecutive batches of `slices` into parts whose samples are on the device.
+
+        Each part has to be given to the device before the next one is asked for.
+        """
+        yield batches
+
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         """Write the samples of a batch into ``out``.
 

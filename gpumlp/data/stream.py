@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, Copy, HostArray
+from ..backends import Array, Backend, Copy, HostArray, Uploads
 from ..files import user_path
 from .blocks import BlockOrder, Blocks
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
@@ -31,8 +33,8 @@ class StreamedDataset(Dataset):
     """Samples that are read from files while they are used; only labels are in memory.
 
     Training takes an order by `Blocks`: a thread reads the next window while the network is trained on the one
-    before it. The results are those of a `Dataset` with the same samples and the same order, bit for bit. For the
-    CPU only.
+    before it. The results are those of a `Dataset` with the same samples and the same order, bit for bit. On a GPU
+    two windows are in its memory.
 
     Args:
         images: path of a .npy file or of an IDX file, not compressed, with ``(n, ...)`` uint8 or float32, or of a
@@ -152,16 +154,7 @@ class StreamedDataset(Dataset):
         weights: HostArray | None = None,
         pixels: bool = True,
     ) -> StreamedBatches:
-        """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`.
-
-        Raises:
-            DataError: the device is not the CPU.
-        """
-        if backend.name != "cpu":
-            raise DataError(
-                f"{self.name}: samples are streamed on the CPU only, got the device {backend.name}; choose "
-                "the device cpu, or load the samples into memory"
-            )
+        """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`."""
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
@@ -190,7 +183,7 @@ class StreamedBatches(ArrayBatches):
     Args:
         images: the samples.
         targets: ``(n,)`` class numbers or ``(n, outputs)``, on the host.
-        rows, batch_size, backend, weights: as for `ArrayBatches`; the backend is the CPU's.
+        rows, batch_size, backend, weights: as for `ArrayBatches`; only the backend of the CPU takes an order.
         dtype: uint8 for pixels, or the network's.
     """
 
@@ -228,9 +221,9 @@ class StreamedBatches(ArrayBatches):
         return self.rows
 
     @property
-    def targets(self) -> HostArray:
+    def targets(self) -> Array:
         """``(samples, ...)``, in the order of the rows."""
-        return _wide(self._targets[self.rows])
+        return self._backend.asarray(_wide(self._targets[self.rows]))
 
     def memory(self, blocks: Blocks) -> tuple[int, int]:
         """Bytes in use while it is trained on: of samples in windows; of targets, rows, losses and hits of all."""
@@ -240,6 +233,15 @@ class StreamedBatches(ArrayBatches):
         each += 4 + (1 if self._targets.ndim == 1 else outputs * 4) + (0 if self._weights is None else 16)
         windows = 2 * window * self.images.features * self._dtype.itemsize
         return windows + self.images.buffered, each * self.samples
+
+    def in_windows(self, blocks: Blocks) -> StreamedBatches | DeviceBatches:
+        """The same batches, for training in an order by these blocks.
+
+        Raises:
+            DataError: the device has no room for two windows.
+        """
+        uploads = self._backend.uploads()
+        return self if uploads is None else DeviceBatches(self, blocks, uploads)
 
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
         return type(self)(
@@ -262,10 +264,10 @@ class StreamedBatches(ArrayBatches):
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
             rows = self.rows[batch]
-            values = np.empty((len(rows), self.images.features), self._dtype)
+            values, backend = np.empty((len(rows), self.images.features), self._dtype), self._backend
             self.images.read(rows, values)
-            self._backend.gather(values, np.arange(len(rows)), staging, out)
-            return _wide(self._targets[rows])
+            backend.gather(backend.asarray(values), backend.asarray(np.arange(len(rows))), staging, out)
+            return backend.asarray(_wide(self._targets[rows]))
         if batch.start < self._begin:  # the epoch is repeated
             self.reordering(self._order)
         while batch.stop > self._end:
@@ -306,6 +308,146 @@ class StreamedBatches(ArrayBatches):
         self._begin, self._end = position, position + len(self._rows)
         self._number += 1
         self._read_ahead()
+
+
+class DeviceBatches(ArrayBatches):
+    """Mini-batches of samples in files, for training on a device that has two windows of them in its memory.
+
+    Samples are in a ring of rows, where each window follows the one before it, and `order` has their rows there.
+    So a step finds them as samples in memory, at addresses that stay. A thread reads the next window and copies
+    it to the device while the present one is trained on.
+
+    The next window is read as soon as the device has been given all batches that begin before the last window, and
+    copied after these (`Uploads.mark`): it overwrites windows before the last one. A batch that is larger than a
+    window needs several at a time, so there is room for two windows and a batch.
+
+    Args:
+        source: the batches, without an order.
+        blocks: of the order.
+        uploads: of the device.
+
+    Raises:
+        DataError: the device has no room for them.
+    """
+
+    def __init__(self, source: StreamedBatches, blocks: Blocks, uploads: Uploads) -> None:
+        self.__dict__.update(source.__dict__)
+        self._source, self._uploads = source, uploads
+        xp, dtype, window = self._backend.xp, source._dtype, min(blocks.samples, self.samples)
+        self._room = min(2 * window + self.batch_size, self.samples)
+        shape, features = self._targets.shape[1:], source.images.features
+        kind = self._targets.dtype if shape else np.dtype(np.int64)
+        self._row_bytes = features * dtype.itemsize
+        outputs = 4 * shape[0] if shape else 1
+        weight = 0 if self._weights is None else self._weights.itemsize
+        self._sample_bytes = 8 + math.prod(shape) * kind.itemsize + 4 + outputs + weight
+        try:
+            self.order: Array = xp.zeros(self.samples, dtype="int64")
+            self.targets: Array = xp.zeros((self.samples, *shape), dtype=kind)
+            self.images: Array = xp.empty((self._room, features), dtype=dtype)
+        except MemoryError as error:
+            raise self._too_large(blocks) from error
+        self._window = [
+            uploads.empty((window, features), dtype),
+            uploads.empty((window,), np.int64),
+            uploads.empty((window, *shape), kind),
+        ]
+        # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes on the host: of samples in a window; of targets and rows of all."""
+        each = self._targets.nbytes // len(self._targets) + 2 * self.rows.itemsize
+        each += 0 if self._weights is None else 16
+        return sum(part.nbytes for part in self._window) + self._source.images.buffered, each * self.samples
+
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes on the device: of samples in windows; of targets, order, losses and hits of all."""
+        return self._room * self._row_bytes, self._sample_bytes * self.samples
+
+    def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
+        return self._source.select(rows, batch_size)
+
+    def reordering(self, order: BlockOrder) -> list[Copy]:  # type: ignore[override]
+        """Begin an epoch; nothing is left to do."""
+        self._order = order
+        if self.weights is not None:
+            self._backend.xp.copyto(self.weights, self._backend.asarray(self._weights_of(order.rows())))
+        self._number = self._start = self._end = self._position = 0
+        self._read_ahead()
+        return []
+
+    def available(self, batches: range) -> Iterator[range]:
+        """See `ArrayBatches.available`. Waits for windows, but not for the device."""
+        while batches:
+            first = self.slices[batches[0]]
+            if first.start < self._position:  # the epoch is repeated
+                self.reordering(self._order)
+            while self._end < first.stop:
+                if self._following is None:
+                    self._read_ahead()
+                self._arrive()
+            last = len(self.slices) if self._end == self.samples else self._end // self.batch_size
+            if self._following is None:
+                border = -(-self._start // self.batch_size)  # the first batch that begins in the last window
+                if batches.start < border:
+                    last = border
+                else:
+                    self._read_ahead()
+            part, batches = batches[: last - batches.start], batches[last - batches.start :]
+            self._position = self.slices[part[-1]].stop
+            yield part
+
+    def _read_ahead(self) -> None:
+        """Begin to read the next window of the epoch, if there is one."""
+        self._following = None
+        self._uploads.mark()
+        if self._number < len(self._order):
+            self._following = self._reader.submit(self._read, self._order, self._number, self._end)
+
+    def _read(self, order: BlockOrder, number: int, start: int) -> int:
+        """Read a window whose first place in the epoch is `start`, and copy it to the device; returns its end."""
+        rows, places = order.window(number)
+        stop = start + len(rows)
+        images, ring_rows, targets = (part[: len(rows)] for part in self._window)
+        self._source.images.read(rows, images)
+        np.remainder(places + start, self._room, out=ring_rows)
+        targets[...] = self._targets[rows[places]]
+        samples = [
+            (images[first - start : last - start], self.images[first % self._room :][: last - first])
+            for first, last in self._pieces(start, stop)
+        ]
+        self._uploads.copy([*samples, (ring_rows, self.order[start:stop]), (targets, self.targets[start:stop])])
+        return stop
+
+    def _arrive(self) -> None:
+        """Wait for the window that is being read."""
+        assert self._following is not None
+        self._start, self._end = self._end, self._following.result()
+        self._number, self._following = self._number + 1, None
+        for first, last in self._pieces(self._start, self._end):
+            self._backend.samples_changed(self.images, slice(first % self._room, (last - 1) % self._room + 1))
+
+    def _too_large(self, blocks: Blocks) -> DataError:
+        memory = self._backend.memory()
+        free = 0 if memory is None else memory.free
+        # A quarter is left for the network.
+        rows = ((free * 3 // 4 - self.samples * self._sample_bytes) // self._row_bytes - self.batch_size) // 2
+        cure = "choose the device cpu"
+        if rows >= blocks.rows:
+            cure = f"give a window of {rows // blocks.rows:,} blocks or fewer (--window {rows // blocks.rows})"
+        elif rows > 0:
+            cure = f"give a window of one block of {rows:,} samples or fewer (--window 1 --block {rows})"
+        return DataError(
+            f"two windows of {blocks.window:,} blocks of {blocks.rows:,} samples take "
+            f"{sum(self.device_memory()) / 1e6:,.0f} MB on {self._backend.name}, which has {free / 1e6:,.0f} MB "
+            f"free; {cure}"
+        )
+
+    def _pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Cut places of the epoch where the ring begins anew."""
+        cuts = range(start + self._room - start % self._room, stop, self._room)
+        return list(pairwise([start, *cuts, stop]))
 
 
 def _compact(targets: HostArray) -> HostArray:

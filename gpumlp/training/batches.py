@@ -13,6 +13,7 @@ from ..data import Dataset
 from ..data.blocks import BlockOrder, Blocks
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
+from ..data.stream import StreamedBatches
 from ..nn.hyperparameters import whole
 from ..nn.network import CHUNK, MLP
 from ..nn.samples import Inputs, check_data, learned_names, training_targets
@@ -116,13 +117,15 @@ def make_batches(
     pixels: bool | None,
     class_weight: ClassWeight,
     rows: HostArray | None = None,
+    blocks: Blocks | None = None,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
-    Arguments are those of `Trainer`.
+    Arguments are those of `Trainer`, and the blocks of the order.
 
     Raises:
-        ValueError: the data does not fit the network, or a value is out of range.
+        ValueError: the data does not fit the network, a value is out of range, or windows of samples that are
+            streamed do not fit on the device.
         TypeError: `validation` is something else.
     """
     if isinstance(validation, tuple) and len(validation) == 2:
@@ -155,6 +158,8 @@ def make_batches(
 
     with backend.activate():
         batches = on_device(train, model.inputs, size, weights, train_rows)
+        if isinstance(batches, StreamedBatches) and blocks is not None:
+            batches = batches.in_windows(blocks)
         inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)

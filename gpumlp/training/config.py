@@ -164,7 +164,7 @@ class Config:
     out."""
     stream: bool = option(False, _FLAG)
     """With files as --dataset, read the samples while they are used, in an order by blocks: for data larger than
-    memory; on the CPU only."""
+    memory."""
     task: str | None = option(None, _one_of(*METRICS))
     """What the targets of FILE.npz or LABELS are: classes, labels (several of them a sample) or numbers
     (regression); otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[
     model, xp = step.model, step.model.backend.xp
     largest, largest_name, where, first_loss = 0.0, "", f"in epoch {epoch}", math.nan
     learning_rate = learning_rates[0]
+    batches = step.batches
     with step.gradient_kept():
-        for index, batch in enumerate(step.batches.slices):
+        for index in chain.from_iterable(batches.available(range(len(batches.slices)))):
+            batch = batches.slices[index]
             step(batch, learning_rates[index])
             loss = float(model.backend.to_numpy(step.losses[batch]).mean())
             if index == 0:

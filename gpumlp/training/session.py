@@ -18,7 +18,7 @@ import gpumlp
 
 from ..backends import EXECUTIONS, Backend, ExecutionError, Request, choose_device, get_backend
 from ..data import Dataset, load_dataset, load_files
-from ..data.stream import StreamedBatches
+from ..data.stream import DeviceBatches, StreamedBatches
 from ..files import user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
 from ..nn.model_file import BEST, class_names
@@ -436,7 +436,7 @@ def _run(
         display.say(f"parallel: {trainer.group.size} processes share the {trainer.shards} shards of each batch")
     elif trainer.group is not ALONE:
         display.say("parallel: one process; mpiexec -n N starts more")
-    if isinstance(trainer.batches, StreamedBatches):
+    if trainer.train_set.streamed:
         display.say(_memory_line(trainer))
     model, history, first = trainer.model, trainer.history, trainer.epoch
     display.say(
@@ -481,16 +481,28 @@ def _run(
 
 def _memory_line(trainer: Trainer) -> str:
     """How much memory the data take at most while they are streamed."""
-    assert isinstance(trainer.batches, StreamedBatches)
-    assert trainer.blocks is not None
-    blocks = trainer.blocks
-    windows, others = trainer.batches.memory(blocks)
-    held = min(blocks.window, -(-trainer.batches.samples // blocks.rows))
-    return (
-        f"streaming: in memory are at most two windows of {held:,} blocks of {blocks.rows:,} samples, "
-        f"{windows / 1e6:,.0f} MB, and {others / 1e6:,.0f} MB of labels and results; the samples have "
-        f"{trainer.batches.images.nbytes / 1e6:,.0f} MB"
-    )
+    blocks, batches = trainer.blocks, trainer.batches
+    assert blocks is not None
+    held = f"{min(blocks.window, -(-batches.samples // blocks.rows)):,} blocks of {blocks.rows:,} samples"
+    if isinstance(batches, DeviceBatches):
+        (window, labels), (windows, others) = batches.memory(), batches.device_memory()
+        words = (
+            f"in memory is at most one window of {held}, {_megabytes(window)}, and {_megabytes(labels)} of "
+            f"labels; on {trainer.model.backend.name} are two, {_megabytes(windows + trainer.copied_bytes)}, and "
+            f"{_megabytes(others)} of labels and results"
+        )
+    else:
+        assert isinstance(batches, StreamedBatches)
+        windows, others = batches.memory(blocks)
+        words = (
+            f"in memory are at most two windows of {held}, {_megabytes(windows)}, and {_megabytes(others)} of "
+            "labels and results"
+        )
+    return f"streaming: {words}; the samples have {_megabytes(trainer.train_set.images.nbytes)}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
 
 
 def run_callbacks(folder: RunFolder) -> list[Callback]:

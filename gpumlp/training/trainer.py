@@ -210,7 +210,7 @@ class Trainer:
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight, rows
+                model, train, validation, batch_size, self.seed, pixels, class_weight, rows, blocks
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -276,6 +276,12 @@ class Trainer:
         """
         with self.model.backend.activate():
             return self.model.backend.execution(self._step)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the copy of the samples on the device that its way of running steps needs."""
+        with self.model.backend.activate():
+            return self.model.backend.copied_bytes(self._step)
 
     def keep_gradients(self) -> None:
         """From the next step on, leave all gradients in ``trained.parameters.gradient``, for callbacks to read.
@@ -398,7 +404,8 @@ class Trainer:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
         for first in numbers[::size]:
             part = numbers[first : first + size]
-            yield StepRun(step, part, rates[part.start : part.stop])
+            for ready in batches.available(part):
+                yield StepRun(step, ready, rates[ready.start : ready.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         step.merge_results()

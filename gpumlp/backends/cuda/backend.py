@@ -64,6 +64,7 @@ from .kernels import (
     optimizer_kernel,
 )
 from .persistent import PersistentRunner
+from .uploads import StreamUploads
 
 _TF32_SINCE = 80  # compute capability 8.0
 # Samples of a batch up to which `auto` prefers the persistent kernel. Measured on an H200: for larger batches
@@ -214,6 +215,10 @@ class CudaBackend(Backend):
         free, total = cupy.cuda.Device(self.index).mem_info
         return Memory(int(free), int(total))
 
+    def uploads(self) -> StreamUploads:
+        with self.activate():
+            return StreamUploads(cupy, self.index)
+
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
@@ -246,6 +251,12 @@ class CudaBackend(Backend):
                 raise ExecutionError(f"execution {name} is not possible: {reason}", "use execution auto instead")
             reasons.append(f"not {name}: {reason}")
         return Execution("eager", "; ".join(reasons) or "as requested")
+
+    def copied_bytes(self, step: Step) -> int:
+        return self.persistent.copied_bytes(step) if self.execution(step).name == "persistent" else 0
+
+    def samples_changed(self, samples: Array, rows: slice) -> None:
+        self.persistent.samples_changed(samples, rows)
 
     def networks_at_once(self, step: Step) -> int:
         if self.wanted_execution not in ("auto", "persistent"):

@@ -8,7 +8,8 @@ they differ from those of other executions, which add in another order.
 The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
 are exact together. All networks that use an array of samples share this copy. It takes twice the memory of pixels
 and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. It is made anew when a network is
-about to be trained for the first time; samples that are changed in place while it is trained are not read again.
+about to be trained for the first time; of samples that are changed in place while it is trained, only those are
+read again that `PersistentRunner.samples_changed` is told of.
 """
 
 from __future__ import annotations
@@ -136,6 +137,16 @@ class PersistentRunner:
         """How many networks like that of a supported step are trained in one launch."""
         return self._networks[step].at_once
 
+    def copied_bytes(self, step: Step) -> int:
+        """Bytes of the copy of a step's samples."""
+        return 2 * math.prod(_row_shape(step.images))
+
+    def samples_changed(self, samples: Array, rows: slice) -> None:
+        """Read rows of samples again, if there is a copy of these samples."""
+        found = self._rows.get(_sample_key(samples))
+        if found is not None:
+            bfloat16_rows(self._backend.xp, samples[rows], found.values[rows])
+
     def run(self, step: Step, key: StepKey, batches: range, learning_rates: Sequence[float]) -> int:
         """Run the batches of a supported step; arguments as for `GraphRunner.run`. Returns their number."""
         self.run_many([StepRun(step, batches, learning_rates)])
@@ -171,7 +182,7 @@ class PersistentRunner:
             return f"it needs compute capability 8.0, the device has {capability // 10}.{capability % 10}"
         if not self._attribute("CooperativeLaunch"):
             return "the device does not support cooperative launches"
-        size, memory = math.prod(_row_shape(step.images)) * 2, self._backend.memory()
+        size, memory = self.copied_bytes(step), self._backend.memory()
         if memory is not None and _sample_key(step.images) not in self._rows and size > memory.free:
             return (
                 f"its copy of the samples takes {size / 2**30:.1f} GiB, and {memory.free / 2**30:.1f} GiB are free"
