@@ -26,6 +26,7 @@ class HostCupy(StrictNamespace):
 
     def __init__(self) -> None:
         super().__init__()
+        self.devices = 1
         self.launches: list[str] = []
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
@@ -51,12 +52,13 @@ class HostCupy(StrictNamespace):
         self.cuda = SimpleNamespace(
             Device=lambda index=0: HostDevice(index, self),
             get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
+            Event=HostEvent,
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
             driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
+                getDeviceCount=lambda: self.devices, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
         )
 
@@ -209,6 +211,20 @@ class HostStream:
         return HostGraph(self.cupy, nodes)
 
 
+class HostEvent:
+    """CuPy's `Event`."""
+
+    def __init__(self, *, disable_timing: bool) -> None:
+        assert disable_timing, "events with times are slower"
+        self.recorded = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
 class HostAllocator:
     """CuPy's `using_allocator`."""
 
@@ -244,6 +260,7 @@ class HostDevice:
         self.id, self.cupy, self.attributes = index, cupy, cupy.attributes
 
     def __enter__(self) -> HostDevice:
+        self.cupy.device_id = self.id
         self.errors = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         self.errors.__enter__()
         return self
@@ -287,7 +304,12 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
 
 
 def host_cuda_backend(
-    *, cublaslt: bool = False, unknown: tuple[str, ...] = (), cupy: HostCupy | None = None, **options: Any
+    *,
+    cublaslt: bool = False,
+    unknown: tuple[str, ...] = (),
+    cupy: HostCupy | None = None,
+    index: int = 0,
+    **options: Any,
 ) -> Any:
     """A `CudaBackend` on the CPU, including the kernels.
 
@@ -295,10 +317,11 @@ def host_cuda_backend(
         cublaslt: use the fake of cuBLASLt for matrix products.
         unknown: names of epilogues that it does not support.
         cupy: the fake of CuPy; None for a new one.
+        index: of the GPU.
         options: of `CudaBackend`.
     """
     cupy = cupy or HostCupy()
-    backend = load_cupy_backend(cupy).CudaBackend(0, **options)
+    backend = load_cupy_backend(cupy).CudaBackend(index, **options)
     backend._products = [None]
     if cublaslt:
         backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]

@@ -11,9 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Callback, Dataset, EarlyStopping, Group, MPIGroup, Trainer, fit, train
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Callback,
+    Dataset,
+    EarlyStopping,
+    ExponentialDecay,
+    Group,
+    MPIGroup,
+    Trainer,
+    fit,
+    train,
+)
 from gpumlp.training.shards import PairwiseSum
 from gpumlp.training.step import TrainingStep
+from tests.host_cuda import HostCupy, host_cuda_backend
+from tests.host_nccl import use_host_nccl
 from tests.test_resume import SETTINGS, state
 
 
@@ -51,6 +66,35 @@ def settings(group: Group) -> dict[str, str]:
     train("one batch", data(), {}, shared[0], batch_size="full")
     train("labels", Dataset(x, x[:, :3] > 0, task="labels"), {"dropout": 0.2}, shared[0], validation=50)
     train("stopped", data(), {}, shared[0], optimizer=SGD(2.0), validation=50)
+    return results
+
+
+def on_gpus(group: Group, execution: str = "auto") -> dict[str, str]:
+    """The state after three epochs on fake GPUs, with NCCL in a group, and the calls of NCCL."""
+    results: dict[str, str] = {}
+    cupy = HostCupy()
+    cupy.devices = group.size
+    nccl = use_host_nccl(cupy, group._comm.Dup()) if isinstance(group, MPIGroup) else None
+    backend = host_cuda_backend(cublaslt=True, cupy=cupy, index=group.rank, execution=execution)
+    for name, shards, options in [
+        ("momentum", 4, {"optimizer": SGD(0.1, momentum=0.9), "validation": 50}),
+        ("adam", 12, {"optimizer": Adam(0.01), "ema": 0.9, "clip_norm": 1.0, "schedule": ExponentialDecay(0.1)}),
+    ]:
+        dropout = 0.2 if name == "adam" else 0
+        model = MLP([20, 16, 4], seed=7, device=backend, dropout=dropout)
+        trainer = Trainer(model, data(), batch_size=16, seed=7, shards=shards, group=group, **options)
+        stopping = [EarlyStopping(patience=1)] if "validation" in options else []
+        cupy.launches.clear()
+        trainer.run(3, stopping)
+        assert trainer.execution.name == ("eager" if execution == "eager" else "graphs"), trainer.execution
+        assert ("graph" in cupy.launches) == (trainer.execution.name == "graphs")
+        buffers = {"data": model.parameters.data, **trainer.state_buffers}
+        losses = trainer.history["train_loss"], trainer.history["train_accuracy"]
+        results[name] = repr(({key: array._data.tobytes().hex() for key, array in buffers.items()}, losses))
+    if nccl is not None:
+        assert nccl.calls[:3] == [f"init on device {group.rank}", "exchange", "exchange"], nccl.calls
+        assert nccl.calls.count(nccl.calls[0]) == 1
+        assert ("captured exchange" in nccl.calls) == (execution == "auto")
     return results
 
 
@@ -104,8 +148,8 @@ def main() -> None:
     if name == "train":
         train_and_fail(*words)
     group = MPIGroup()
-    if name in ("settings", "sums"):
-        found = settings(group) if name == "settings" else sums(group)
+    if name in ("settings", "sums", "on_gpus"):
+        found = globals()[name](group)
         group.agree(found)  # all processes have the same
         if group.rank == 0:
             with open(words[0], "w", encoding="utf-8") as file:
