@@ -287,6 +287,13 @@ class ComputeTypes:
         self.types[dtype] = compute_type
 
 
+def host_products(cupy: HostCupy, tf32: bool = False, unknown: tuple[str, ...] = ()) -> Products:
+    """Matrix products by the fake of cuBLASLt, which does not support some epilogues."""
+    found = Products(cupy, tf32, host_bindings(cupy.launched, unknown))
+    found.alignment = 4  # the alignment of NumPy's arrays
+    return found
+
+
 def load_cupy_backend(cupy: HostCupy) -> Any:
     """Import ``gpumlp.backends.cuda.backend`` with a fake of CuPy, and restore ``sys.modules``."""
     path = Path(gpumlp.backends.__file__).parent / "cuda" / "backend.py"
@@ -324,8 +331,7 @@ def host_cuda_backend(
     backend = load_cupy_backend(cupy).CudaBackend(index, **options)
     backend._products = [None]
     if cublaslt:
-        backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]
-        backend._products[0].alignment = 4  # the alignment of NumPy's arrays
+        backend._products = [host_products(cupy, backend.tf32, unknown)]
     backend.ledger, backend.device_name = cupy.ledger, "the CUDA kernels, compiled for the processor"
     cupy.launches.clear()
     return backend

@@ -1,4 +1,4 @@
-"""Several processes with a GPU each: mpiexec with fakes of CuPy and NCCL, and NCCL on a GPU."""
+"""NCCL on a GPU, which sends to itself; tests/test_gpu_group.py has several processes, with fakes."""
 
 from __future__ import annotations
 

@@ -48,10 +48,11 @@ class Group:
     Attributes:
         rank: the number of this process; process 0 shows progress, calls callbacks and writes files.
         size: number of processes.
+        local_rank, local_size: the same among the processes of this machine.
     """
 
-    rank = 0
-    size = 1
+    rank = local_rank = 0
+    size = local_size = 1
 
     def sum(self, pieces: Sequence[tuple[int, Array]], terms: int, out: Array) -> None:
         """Write the sum of the terms of all processes into `out`, on all of them.
@@ -138,7 +139,6 @@ class MPIGroup(Group):
         comm: a communicator of mpi4py; None for all processes. A copy of it is used.
 
     Attributes:
-        local_rank, local_size: the number of this process among those of the same machine, and their number.
         seconds: spent in `sum` on CPUs, waiting for others included.
 
     Raises:
