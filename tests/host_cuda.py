@@ -52,7 +52,7 @@ class HostCupy(StrictNamespace):
         self.cuda = SimpleNamespace(
             Device=lambda index=0: HostDevice(index, self),
             get_current_stream=lambda: SimpleNamespace(ptr=0 if self.capture is None else 1),
-            Event=HostEvent,
+            Event=lambda disable_timing: HostEvent(self, disable_timing),
             Stream=lambda non_blocking: HostStream(self, non_blocking),
             using_allocator=lambda allocator: HostAllocator(self, allocator),
             MemoryPool=HostPool,
@@ -214,15 +214,16 @@ class HostStream:
 class HostEvent:
     """CuPy's `Event`."""
 
-    def __init__(self, *, disable_timing: bool) -> None:
+    def __init__(self, cupy: HostCupy, disable_timing: bool) -> None:
         assert disable_timing, "events with times are slower"
-        self.recorded = False
+        self.cupy, self.recorded = cupy, False
 
     def record(self) -> None:
         self.recorded = True
 
     def synchronize(self) -> None:
         assert self.recorded
+        self.cupy.launches.append("wait")  # for what was launched before it was recorded
 
 
 class HostAllocator:

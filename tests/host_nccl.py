@@ -49,11 +49,13 @@ class HostNccl(ModuleType):
         else:
             self.connected |= ranks
         self.calls.append("captured exchange" if captured else "exchange")
-        self.cupy.launched("nccl", lambda: self.run(operations))
+        # What one process does in a graph, all do in the graph of the same capture.
+        tag = len(self.calls) if captured else 0
+        self.cupy.launched("nccl", lambda: self.run(operations, tag))
 
-    def run(self, operations: list[tuple[str, StrictArray, int]]) -> None:
-        requests = [self.comm.Irecv(array._data, rank) for name, array, rank in operations if name == "recv"]
-        requests += [self.comm.Isend(array._data, rank) for name, array, rank in operations if name == "send"]
+    def run(self, operations: list[tuple[str, StrictArray, int]], tag: int) -> None:
+        requests = [self.comm.Irecv(array._data, rank, tag) for name, array, rank in operations if name == "recv"]
+        requests += [self.comm.Isend(array._data, rank, tag) for name, array, rank in operations if name == "send"]
         for request in requests:
             request.Wait()
 

@@ -99,6 +99,7 @@ def on_gpus(group: Group, way: str = "auto") -> dict[str, str]:
         assert trainer.history.seconds < time.perf_counter() - began
         assert trainer.execution.name == WAYS[way], trainer.execution
         assert ("graph" in cupy.launches) == (WAYS[way] == "graphs")
+        assert ("wait" in cupy.launches) == (group.size > 1)  # so that an interrupt is noticed
         buffers = {"data": model.parameters.data, **trainer.state_buffers}
         losses = trainer.history["train_loss"], trainer.history["validation_loss"]
         results[name] = repr(({key: array._data.tobytes().hex() for key, array in buffers.items()}, losses))

@@ -87,15 +87,14 @@ def test_the_run_is_that_of_one_process(tmp_path: Path) -> None:
     assert "execution: graphs: up to 16 steps in one launch; not persistent: it computes a batch as a whole" in out
     config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
     assert (config["device"], config["shards"], metrics["processes"]) == ("cuda", 4, 2)
-    code, out, err = train(2, 2, "--resume", folder, "--epochs", 3)
-    assert (code, err) == (0, "")
+    assert train(1, 1, "--resume", folder, "--epochs", 3)[0] == 0
     assert_same_run(alone, folder)
 
 
 @pytest.mark.parametrize(
     ("gpus", "message"),
     [
-        (1, "2 processes on this machine need a GPU each, and it has 1; start at most 1 on it, or use the device"),
+        (1, "2 processes on this machine need a GPU each, and they see 1; start at most 1 on it, let"),
         pytest.param(
             -2, "GPUs of several processes need nccl4py; install it with pip install '.[nccl]'", marks=EVERY
         ),
@@ -112,7 +111,7 @@ def test_what_is_missing_is_said_once(gpus: int, message: str, tmp_path: Path) -
     ("gpus", "device"),
     [
         (2, r"cuda:0 \(Host GPU\)"),
-        (1, r"cpu \(.*\); no usable GPU: 2 processes on this machine need a GPU each, and it has 1"),
+        (1, r"cpu \(.*\); no usable GPU: 2 processes on this machine need a GPU each, and they see 1"),
         (-2, r"cpu \(.*\); no usable GPU: GPUs of several processes need nccl4py"),
     ],
 )

@@ -112,8 +112,8 @@ def require_gpus(processes: int) -> None:
     count = device_count()
     if count < processes:
         raise DeviceError(
-            f"{processes} processes on this machine need a GPU each, and it has {count}",
-            f"start at most {count} on it, or use the device cpu",
+            f"{processes} processes on this machine need a GPU each, and they see {count}",
+            f"start at most {count} on it, let each see all GPUs (CUDA_VISIBLE_DEVICES), or use the device cpu",
         )
     _nccl()
 
