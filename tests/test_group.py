@@ -155,8 +155,8 @@ def test_one_process_is_a_group_of_mpi_too(blobs: Dataset) -> None:
     Trainer(MLP([20, 8, 4], device="cpu"), blobs, group=group, shards=2).run(1)
 
 
-def test_mpi_is_loaded_only_for_a_group() -> None:
-    code = "import sys, gpumlp.train; sys.exit('mpi4py' in sys.modules)"
+def test_mpi_and_nccl_are_loaded_only_for_a_group() -> None:
+    code = "import sys, gpumlp.train; sys.exit(bool({'mpi4py', 'nccl'} & sys.modules.keys()))"
     assert (
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
     )

@@ -16,8 +16,8 @@ from ..base import Array
 class Connection:
     """The GPUs of several processes, one each.
 
-    All processes make it at the same time; it waits for them. It stays until the process ends, since NCCL does not
-    close what a graph may still use.
+    All processes make it at the same time; it waits for them. It is never closed, which would wait until no graph
+    uses it.
 
     Args:
         cupy: the library, or a fake of it; its current device is that of this process.
