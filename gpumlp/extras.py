@@ -27,6 +27,7 @@ EXTRAS = {
     "sklearn": Extra("scikit-learn estimators", ("sklearn",)),
     "tensorboard": Extra("logs for TensorBoard", ("tensorboardX", "tensorboard")),
     "mpi": Extra("one training run on several processes", ("mpi4py",)),
+    "nccl": Extra("one training run on several GPUs", ("mpi4py", "nccl")),
     "images": Extra("predictions of pictures", ("PIL",)),
     "dask": Extra("sweeps over machines", ("distributed",)),
     "optuna": Extra("searches by Optuna", ("optuna",)),

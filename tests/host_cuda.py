@@ -27,6 +27,7 @@ class HostCupy(StrictNamespace):
 
     def __init__(self) -> None:
         super().__init__()
+        self.devices = 1
         self.launches: list[str] = []
         self.capture: list[tuple[str, Any]] | None = None  # of a stream that is capturing
         self.allocator: Any = None
@@ -62,7 +63,7 @@ class HostCupy(StrictNamespace):
             MemoryPool=HostPool,
             driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=self.occupancy),
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: 1, getDeviceProperties=lambda index: {"name": b"Host GPU"}
+                getDeviceCount=lambda: self.devices, getDeviceProperties=lambda index: {"name": b"Host GPU"}
             ),
         )
 
@@ -245,7 +246,8 @@ class HostEvent:
     """CuPy's `Event`. The default stream, None, is always done; others do their work when they are waited for."""
 
     def __init__(self, cupy: HostCupy, block: bool = False, disable_timing: bool = False) -> None:
-        self.cupy, self.stream, self.place = cupy, None, 0
+        assert disable_timing, "events with times are slower"
+        self.cupy, self.stream, self.place = cupy, None, None
 
     def record(self, stream: HostStream | None = None) -> None:
         assert self.cupy.capture is None or stream is not None
@@ -253,6 +255,8 @@ class HostEvent:
         self.place = len(self.cupy.order) if stream is None else len(stream.work)
 
     def synchronize(self) -> None:
+        assert self.place is not None, "not recorded"
+        self.cupy.launches.append("wait")  # for what was launched before it was recorded
         if self.stream is not None:
             done, self.stream.work = self.stream.work[: self.place], self.stream.work[self.place :]
             with self.cupy.busy:
@@ -295,6 +299,7 @@ class HostDevice:
         self.id, self.cupy, self.attributes = index, cupy, cupy.attributes
 
     def __enter__(self) -> HostDevice:
+        self.cupy.device_id = self.id
         self.errors = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         self.errors.__enter__()
         return self
@@ -321,6 +326,13 @@ class ComputeTypes:
         self.types[dtype] = compute_type
 
 
+def host_products(cupy: HostCupy, tf32: bool = False, unknown: tuple[str, ...] = ()) -> Products:
+    """Matrix products by the fake of cuBLASLt, which does not support some epilogues."""
+    found = Products(cupy, tf32, host_bindings(cupy.launched, unknown))
+    found.alignment = 4  # the alignment of NumPy's arrays
+    return found
+
+
 def load_cupy_backend(cupy: HostCupy) -> Any:
     """Import ``gpumlp.backends.cuda.backend`` with a fake of CuPy, and restore ``sys.modules``."""
     path = Path(gpumlp.backends.__file__).parent / "cuda" / "backend.py"
@@ -338,7 +350,12 @@ def load_cupy_backend(cupy: HostCupy) -> Any:
 
 
 def host_cuda_backend(
-    *, cublaslt: bool = False, unknown: tuple[str, ...] = (), cupy: HostCupy | None = None, **options: Any
+    *,
+    cublaslt: bool = False,
+    unknown: tuple[str, ...] = (),
+    cupy: HostCupy | None = None,
+    index: int = 0,
+    **options: Any,
 ) -> Any:
     """A `CudaBackend` on the CPU, including the kernels.
 
@@ -346,14 +363,14 @@ def host_cuda_backend(
         cublaslt: use the fake of cuBLASLt for matrix products.
         unknown: names of epilogues that it does not support.
         cupy: the fake of CuPy; None for a new one.
+        index: of the GPU.
         options: of `CudaBackend`.
     """
     cupy = cupy or HostCupy()
-    backend = load_cupy_backend(cupy).CudaBackend(0, **options)
+    backend = load_cupy_backend(cupy).CudaBackend(index, **options)
     backend._products = [None]
     if cublaslt:
-        backend._products = [Products(cupy, backend.tf32, host_bindings(cupy.launched, unknown))]
-        backend._products[0].alignment = 4  # the alignment of NumPy's arrays
+        backend._products = [host_products(cupy, backend.tf32, unknown)]
     backend.ledger, backend.device_name = cupy.ledger, "the CUDA kernels, compiled for the processor"
     cupy.launches.clear()
     return backend

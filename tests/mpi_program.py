@@ -11,9 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Callback, Dataset, EarlyStopping, Group, MPIGroup, Trainer, fit, train
+import gpumlp
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Callback,
+    Dataset,
+    EarlyStopping,
+    ExponentialDecay,
+    Group,
+    MPIGroup,
+    Trainer,
+    fit,
+    train,
+)
 from gpumlp.training.shards import PairwiseSum
 from gpumlp.training.step import TrainingStep
+from tests.host_cuda import HostCupy, host_cuda_backend, host_products, load_cupy_backend
+from tests.host_nccl import use_host_nccl
 from tests.test_resume import SETTINGS, state
 
 
@@ -54,6 +70,78 @@ def settings(group: Group) -> dict[str, str]:
     return results
 
 
+# How a run by fake GPUs goes, and the execution that it ends with.
+WAYS = {"auto": "graphs", "eager": "eager", "capture fails in one": "eager", "rules change in process 0": "graphs"}
+
+
+def on_gpus(group: Group, way: str = "auto") -> dict[str, str]:
+    """The state after some epochs on fake GPUs, one for each process of a group, which NCCL connects."""
+    results: dict[str, str] = {}
+    backend, train = fake_gpu(group, group.rank, way), data()
+    backend.steps_at_a_time = 2  # of 7 steps an epoch
+    cupy, samples = backend.xp, Dataset(train.images[:100], train.targets[:100], classes=4)
+
+    def change(trainer: Trainer) -> None:
+        if way == "rules change in process 0" and trainer.epoch == 2:
+            trainer.keep_gradients()
+
+    for name, shards, options in [
+        ("momentum", 12, {"optimizer": SGD(0.1, momentum=0.9), "validation": 12}),
+        ("adam", 12, {"optimizer": Adam(0.01), "ema": 0.9, "clip_norm": 1.0, "schedule": ExponentialDecay(0.1)}),
+        ("stopped", 12, {"optimizer": SGD(2.0), "validation": 12, "dtype": "float64"}),
+    ]:
+        model = MLP([20, 24, 4], seed=7, device=backend, dropout=0.2, dtype=options.pop("dtype", "float32"))
+        trainer = Trainer(model, samples, batch_size=14, seed=7, shards=shards, group=group, **options)
+        stopping = [EarlyStopping(patience=1)] if "validation" in options else []
+        cupy.launches.clear()
+        began = time.perf_counter()
+        trainer.run(4, [*stopping, change])
+        assert trainer.history.seconds < time.perf_counter() - began
+        assert trainer.execution.name == WAYS[way], trainer.execution
+        assert ("graph" in cupy.launches) == (WAYS[way] == "graphs")
+        assert ("wait" in cupy.launches) == (group.size > 1)  # so that an interrupt is noticed
+        buffers = {"data": model.parameters.data, **trainer.state_buffers}
+        losses = trainer.history["train_loss"], trainer.history["validation_loss"]
+        results[name] = repr(({key: array._data.tobytes().hex() for key, array in buffers.items()}, losses))
+    if isinstance(group, MPIGroup):
+        calls = backend.nccl.calls
+        assert calls[:3] == ["init", "exchange", "exchange"]
+        assert calls.count("init") == 1
+        if way != "capture fails in one":  # before its first exchange
+            group.agree({"calls of NCCL": calls})
+            assert ("captured exchange" in calls) == (WAYS[way] == "graphs")
+    return results
+
+
+def fake_gpu(group: Group, index: int, way: str = "auto") -> Any:
+    """The backend of a fake GPU, with a fake of NCCL on MPI."""
+    cupy = HostCupy()
+    cupy.devices = index + 1
+    last = group.rank > 0 and group.rank == group.size - 1
+    unknown = ("DEFAULT",) if last and way == "capture fails in one" else ()
+    options = {"cublaslt": not (last and way == "no cublaslt in one"), "unknown": unknown, "index": index}
+    backend = host_cuda_backend(cupy=cupy, execution="eager" if way == "eager" else "auto", **options)
+    if isinstance(group, MPIGroup):
+        backend.nccl = use_host_nccl(cupy, group._comm.Dup())
+    return backend
+
+
+def train_on_gpus(gpus: str, *words: str) -> None:
+    """``python -m gpumlp.train`` on a machine with fake GPUs, so many; a number below 0: without NCCL."""
+    from mpi4py import MPI
+
+    cupy = HostCupy()
+    cupy.devices = abs(int(gpus))
+    module = load_cupy_backend(cupy)
+    module._find_products = lambda tf32: host_products(cupy, tf32)
+    gpumlp.backends._cuda_module = lambda: module
+    if int(gpus) > 0:
+        use_host_nccl(cupy, MPI.COMM_WORLD.Dup())
+    else:
+        sys.modules["nccl"] = sys.modules["nccl.core"] = None
+    sys.exit(train.main(words))
+
+
 def sums(group: Group) -> dict[str, str]:
     """Sums of arrays of many lengths, also of fewer elements than processes."""
     results = {}
@@ -77,10 +165,21 @@ class Fails(Callback):
             raise ArithmeticError("the second epoch is not to my liking")
 
 
-def train_forever(group: Group, **options: Any) -> int:
-    model = MLP([20, 16, 4], seed=0, device="cpu")
-    history = fit(model, data(), epochs=100_000, shards=4, group=group, **options)
-    print(f"rank {group.rank} interrupted: {history.interrupted}", flush=True)
+class Writes(Callback):
+    """Writes a file as soon as training makes progress."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_progress(self, trainer: Trainer, samples: int) -> None:
+        open(self.path, "w").close()
+
+
+def train_forever(group: Group, device: Any = "cpu", rows: Any = slice(None), **options: Any) -> int:
+    model, train = MLP([20, 16, 4], seed=0, device=device), data()
+    samples = Dataset(train.images[rows], train.targets[rows], classes=4)
+    history = fit(model, samples, epochs=100_000, shards=4, group=group, **options)
+    print(f"rank {group.rank} interrupted: {history.interrupted} after {len(history)}", flush=True)
     return len(history)
 
 
@@ -103,9 +202,11 @@ def main() -> None:
     name, *words = sys.argv[1:]
     if name == "train":
         train_and_fail(*words)
+    if name == "train_on_gpus":
+        train_on_gpus(*words)
     group = MPIGroup()
-    if name in ("settings", "sums"):
-        found = settings(group) if name == "settings" else sums(group)
+    if name in ("settings", "sums", "on_gpus"):
+        found = globals()[name](group, *words[1:])
         group.agree(found)  # all processes have the same
         if group.rank == 0:
             with open(words[0], "w", encoding="utf-8") as file:
@@ -125,6 +226,14 @@ def main() -> None:
         epochs = train_forever(group, callbacks=ready)
         group.agree({"finished epochs": epochs})
         time.sleep(0.1)
+    elif name == "one_gpu":
+        train_forever(group, device=fake_gpu(group, 0))
+    elif name == "differ_on_gpus":
+        train_forever(group, device=fake_gpu(group, group.rank, "no cublaslt in one"))
+    elif name == "interrupt_gpus":  # in the first epoch, which takes longer than the test may
+        backend = fake_gpu(group, group.rank)
+        long = np.tile(np.arange(300), 40)
+        train_forever(group, device=backend, rows=long, batch_size=4, callbacks=[Writes(words[0])])
     elif name == "differ":
         what, rank = words[0], group.rank
         model = MLP([20, 16 + (what == "network") * rank, 4], seed=(what == "parameters") * rank, device="cpu")

@@ -61,7 +61,7 @@ class StrictArray:
     T = property(lambda self: StrictArray(self._data.T, self._xp))
     flags = property(lambda self: self._data.flags)
     data = property(lambda self: SimpleNamespace(ptr=self._xp.address(self._data)))
-    device = property(lambda self: SimpleNamespace(id=0))
+    device = property(lambda self: SimpleNamespace(id=self._xp.device_id))
 
     def __len__(self) -> int:
         return len(self._data)
@@ -132,6 +132,8 @@ for _name, _function in {
 
 class StrictNamespace:
     """NumPy's functions for `StrictArray`, as strict as CuPy's."""
+
+    device_id = 0  # of all its arrays
 
     def __init__(self) -> None:
         self.ledger = Ledger()

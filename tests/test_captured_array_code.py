@@ -50,6 +50,7 @@ class Whole:
     """
 
     same_rules, gradient_wanted = True, False
+    shards = processes = 1
     clip_norm, max_norm, rate, seed = 0.5, 1.5, 0.25, 3
     optimizer: Any = SGD(momentum=0.9)
     penalty: Any = Penalty(l2=1e-3)
@@ -95,6 +96,9 @@ class Whole:
         self.work = [put(np.zeros((batch_size, width), dtype)) for width in widths]
         self.staging = put(np.zeros((batch_size, FEATURES), np.uint8))
         self.kept = put(np.zeros((batch_size, HIDDEN), bool)) if backend.stores_masks else None
+
+    def in_any_process(self, flag: bool) -> bool:
+        return flag
 
     def arrays(self) -> list[Any]:
         return [

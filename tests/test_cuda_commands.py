@@ -11,12 +11,10 @@ import pytest
 
 from gpumlp import Dataset
 from gpumlp.backends import StepRun
-from gpumlp.backends.cuda.cublaslt import Products
 from gpumlp.backends.cuda.persistent import PersistentRunner
 from gpumlp.data.rows import FileRows
 from tests.command_helpers import assert_same_run, run
-from tests.host_cublaslt import host_bindings
-from tests.host_cuda import HostCupy, load_cupy_backend
+from tests.host_cuda import HostCupy, host_products, load_cupy_backend
 from tests.test_stream import samples, saved, table
 
 
@@ -26,12 +24,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> HostCupy:
     fake = HostCupy()
     module = load_cupy_backend(fake)
 
-    def products(tf32: bool) -> Products:
-        found = Products(fake, tf32, host_bindings(fake.launched))
-        found.alignment = 4
-        return found
-
-    monkeypatch.setattr(module, "_find_products", products)
+    monkeypatch.setattr(module, "_find_products", lambda tf32: host_products(fake, tf32))
     monkeypatch.setattr("gpumlp.backends._cuda_module", lambda: module)
     return fake
 

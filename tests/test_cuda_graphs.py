@@ -175,6 +175,7 @@ CHANGES = {
         mean=trainer.optimizer_state.buffers["mean"].copy()
     ),
     "a flag": lambda trainer: trainer.keep_gradients(),
+    "shards": assign("_step.shards", 2),
     "a limit": assign("_step.clip_norm", 1.0),
     "a method": assign("model.forward_pass", lambda *_: None),
 }

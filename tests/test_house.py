@@ -101,8 +101,8 @@ def test_only_the_cuda_backend_knows_a_gpu_library(name: str) -> None:
             used.add(node.module.partition(".")[0])
         elif isinstance(node, ast.Name) and ".cuda." not in name:  # there, a parameter may be called so
             used.add(node.id)
-    allowed = {"cupy", "nvmath"} if name == "gpumlp.backends.cuda.backend" else set()
-    assert not ({"cupy", "cupyx", "nvmath", "torch"} & used) - allowed
+    allowed = {"gpumlp.backends.cuda.backend": {"cupy", "nvmath"}, "gpumlp.backends.cuda.nccl": {"nccl"}}
+    assert not ({"cupy", "cupyx", "nccl", "nvmath", "torch"} & used) - allowed.get(name, set())
 
 
 # Methods that import from above when they are called, so that users find them where they are expected.

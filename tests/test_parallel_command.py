@@ -76,7 +76,10 @@ def test_the_shards_are_those_of_the_first_start(tmp_path: Path) -> None:
             ("--shards", 3),
             "shards is expected to be a multiple of the 2 processes, which share them evenly, got 3",
         ),
-        (("--device", "cuda"), "parallel: expected only with device auto or cpu, got device cuda"),
+        (
+            ("--device", "cuda:1"),
+            "device: expected cuda, by which each of the 2 processes of this machine has a GPU of its own, got",
+        ),
         pytest.param(
             ("--hidden", 0), "hidden: expected whole numbers of 1 or more, or none, got (0,)", marks=EVERY
         ),

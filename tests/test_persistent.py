@@ -236,7 +236,7 @@ def reason_for_layers(data: Dataset, *middle: Any, kind: type[MLP] = MLP) -> str
 
 def test_layers(blobs: Dataset) -> None:
     twice = "it supports one dropout after the inputs and each hidden layer only"
-    overridden = "batches have shards, its rules change from batch to batch, or a method of it is overridden"
+    overridden = "its rules change from batch to batch, or a method of it is overridden"
     assert str(reason_for_layers(blobs, Scaled(8))).startswith("it does not support the layer Scaled(")
     assert reason_for_layers(blobs, Dropout(8), Dropout(8, 0.1)) == twice
     assert reason_for_layers(blobs, Dropout(8)) is None

@@ -111,11 +111,25 @@ def test_other_numbers_are_refused(shards: Any, blobs: Dataset) -> None:
         Trainer(MLP([20, 8, 4], device="cpu"), blobs, batch_size=32, shards=shards)
 
 
-@pytest.mark.parametrize("execution", ["persistent", "graphs"])
-def test_only_array_code_knows_shards(execution: str, blobs: Dataset) -> None:
-    model = MLP([20, 8, 4], device=host_cuda_backend(execution=execution, cublaslt=True))
-    with pytest.raises(ExecutionError, match=f"execution {execution} is not possible: batches have shards"):
+def test_the_persistent_kernel_computes_a_batch_as_a_whole(blobs: Dataset) -> None:
+    model = MLP([20, 8, 4], device=host_cuda_backend(execution="persistent", cublaslt=True))
+    with pytest.raises(
+        ExecutionError, match="it computes a batch as a whole, not in shards, as several processes"
+    ):
         _ = Trainer(model, blobs, batch_size=32, shards=2).execution
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7, 12])
+def test_shards_have_the_same_bits_in_graphs(shards: int, blobs: Dataset) -> None:
+    found = []
+    for execution in ("graphs", "eager"):
+        backend = host_cuda_backend(execution=execution, cublaslt=True)
+        model = MLP([20, 16, 4], seed=7, device=backend, dropout=0.2)
+        trainer = Trainer(model, blobs, optimizer=SGD(0.1, momentum=0.9), batch_size=12, seed=7, shards=shards)
+        losses = trainer.run(3)["train_loss"]
+        assert ("graph" in backend.xp.launches) == (execution == "graphs")
+        found.append((losses, [tensor.tobytes() for tensor in model.state_dict().values()]))
+    assert found[0] == found[1]
 
 
 def test_a_run_keeps_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

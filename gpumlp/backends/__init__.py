@@ -12,6 +12,7 @@ from .base import (
     Accumulation,
     Array,
     Backend,
+    Connection,
     Copies,
     Copy,
     CudaActivation,
@@ -40,6 +41,7 @@ __all__ = [
     "Accumulation",
     "Array",
     "Backend",
+    "Connection",
     "Copies",
     "Copy",
     "CudaActivation",
@@ -64,6 +66,7 @@ __all__ = [
     "host_memory",
     "is_device_array",
     "reference_backend",
+    "require_gpus",
     "stated",
     "to_host",
 ]
@@ -167,6 +170,15 @@ def available_devices() -> list[Device]:
             continue
         devices.append(Device(backend.name, backend.device_name, backend.memory()))
     return devices
+
+
+def require_gpus(processes: int) -> None:
+    """Check that this machine has a GPU for each of the processes on it, and that they can be connected.
+
+    Raises:
+        DeviceError: it has fewer, or CuPy or NCCL is missing.
+    """
+    _cuda_module().require_gpus(processes)
 
 
 def array_namespace(array: Array) -> Any:

@@ -9,7 +9,7 @@ Shapes are ``(batch, features)`` for data and ``(in_features, out_features)`` fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -189,8 +189,9 @@ class Step(Protocol):
             more elements; only the sum of all elements is defined.
         draws: the random bits of the layers, with the seed of all steps; None without any.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
-            methods of network, layers and batches, each batch as a whole; only then can a device run them in
-            another way.
+            methods of network, layers and batches; only then can a device run them in another way.
+        shards: parts of a batch whose gradients are computed one after another, by this or other processes.
+        processes: that take each step together; they call `Backend.run_steps` with the same arguments.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
@@ -213,6 +214,10 @@ class Step(Protocol):
     def draws(self) -> Draws | None: ...
     @property
     def same_rules(self) -> bool: ...
+    @property
+    def shards(self) -> int: ...
+    @property
+    def processes(self) -> int: ...
     @property
     def layers(self) -> Sequence[Any]: ...
     @property
@@ -240,7 +245,17 @@ class Step(Protocol):
         """Every array that a step reads or writes."""
         ...
 
+    def in_any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any of the processes, which all call it; it waits for them."""
+        ...
+
     def __call__(self, batch: slice, learning_rate: float) -> None: ...
+
+
+class Connection(Protocol):
+    """The devices of several processes; see ``gpumlp.backends.cuda.nccl``."""
+
+    def exchange(self, sent: Iterable[tuple[int, Array]], received: Iterable[tuple[int, Array]]) -> None: ...
 
 
 class StepRun(NamedTuple):
@@ -359,6 +374,18 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until all operations on the device have finished."""
+
+    def connect(self, rank: int, size: int, broadcast: Callable[[bytes], bytes]) -> Connection:
+        """Connect the devices of several processes, which all call it and wait for each other; not the CPU.
+
+        Args:
+            rank, size: the number of this process, and how many there are.
+            broadcast: returns what it is given in process 0.
+
+        Raises:
+            DeviceError: they cannot be connected.
+        """
+        raise NotImplementedError
 
     def memory(self) -> Memory | None:
         """Free and total device memory in bytes; None for the CPU."""

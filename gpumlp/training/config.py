@@ -282,11 +282,9 @@ class Config:
     """Folder for the run (runs/TIME-DATASET)."""
     overwrite: bool = option(False, _FLAG, per_call=True)
     """Replace a run that is in the folder."""
-    parallel: str | None = option(
-        None, _one_of("mpi"), only_with="device auto or cpu", on_resume=True, per_call=True
-    )
+    parallel: str | None = option(None, _one_of("mpi"), on_resume=True, per_call=True)
     """mpi: the processes that mpiexec has started train one network together, on CPUs (needs pip install '.[mpi]'
-    and MPI)."""
+    and MPI) or, with device cuda, on a GPU each (needs '.[nccl]')."""
     resume: str | None = option(None, _text("the folder of a run"), on_resume=True, per_call=True)
     """Resume the run in this folder, with its own configuration."""
     min_accuracy: float | None = option(

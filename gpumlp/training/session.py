@@ -16,7 +16,16 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import EXECUTIONS, Backend, ExecutionError, Request, choose_device, get_backend
+from ..backends import (
+    EXECUTIONS,
+    Backend,
+    DeviceError,
+    ExecutionError,
+    Request,
+    choose_device,
+    get_backend,
+    require_gpus,
+)
 from ..data import Dataset, load_dataset, load_files
 from ..data.stream import DeviceBatches, StreamedBatches
 from ..files import user_path
@@ -51,9 +60,14 @@ class Shared:
 
     Args:
         data: training and test set of all runs; None: the first one loads them.
+
+    Attributes:
+        gpu: the number of the GPU that device cuda means.
+        device_note: added to the line about the device, unless it is auto.
     """
 
     def __init__(self, data: tuple[Dataset, Dataset] | None = None) -> None:
+        self.gpu, self.device_note = 0, ""
         self._data = data
         self._backends: dict[tuple[Any, ...], tuple[Backend, str]] = {}
 
@@ -70,7 +84,8 @@ class Shared:
                 backend, reason = choose_device(**options)
                 reason = f"; {reason}"
             else:
-                backend, reason = get_backend(config.device, **options), ""
+                name = f"cuda:{self.gpu}" if config.device == "cuda" else config.device
+                backend, reason = get_backend(name, **options), self.device_note
             self._backends[key] = backend, f"device: {backend.name} ({backend.device_name}){reason}"
         return self._backends[key]
 
@@ -158,7 +173,7 @@ def _agreed(config: Config, shared: Shared, display: Progress, group: Group) -> 
 
     Raises:
         GroupError: they have not.
-        ConfigError, DataError, CheckpointError, OSError: with messages for the user.
+        ConfigError, DataError, DeviceError, CheckpointError, OSError: with messages for the user.
     """
     options = {
         f"option {name}": value
@@ -166,8 +181,7 @@ def _agreed(config: Config, shared: Shared, display: Progress, group: Group) -> 
         if name not in (*options_marked("per_call"), "data_dir") or name == "resume"
     }
     group.agree({"version": f"{gpumlp.__version__}, NumPy {np.__version__}", **options})
-    if config.device == "auto":
-        config = dataclasses.replace(config, device="cpu")
+    config = dataclasses.replace(config, device=_shared_device(config.device, shared, group))
 
     def load() -> dict[str, str]:
         task = config.task if config.resume is None else open_run(config.resume).checkpoint.dataset["task"]
@@ -177,6 +191,38 @@ def _agreed(config: Config, shared: Shared, display: Progress, group: Group) -> 
     group.together(lambda: {} if group.rank else load())  # one process downloads what is missing
     group.agree(group.together(load))
     return config
+
+
+def _shared_device(device: str, shared: Shared, group: Group) -> str:
+    """The device of a run by several processes: cuda, where each has a GPU of its own, for auto; otherwise cpu.
+
+    Raises:
+        ConfigError, DeviceError, GroupError: with messages for the user.
+    """
+
+    def check() -> None:
+        if ":" in device and group.local_size > 1:
+            raise ConfigError(
+                f"device: expected cuda, by which each of the {group.local_size} processes of this machine has a "
+                f"GPU of its own, got {device}"
+            )
+        require_gpus(group.local_size)
+
+    shared.gpu = group.local_rank
+    if device == "cpu":
+        return device
+    if device != "auto":
+        group.together(check)
+        return device
+    cause = None
+    try:
+        check()
+    except DeviceError as error:
+        cause = error.cause
+    if not group.any(cause is not None):
+        return "cuda"
+    shared.device_note = f"; no usable GPU: {cause or 'not in all processes'}"
+    return "cpu"
 
 
 def prepare(config: Config, shared: Shared, display: Progress, group: Group = ALONE) -> PreparedRun:
@@ -433,7 +479,10 @@ def _run(
         f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
     if trainer.group.size > 1:
-        display.say(f"parallel: {trainer.group.size} processes share the {trainer.shards} shards of each batch")
+        each = " with a GPU each" * (trainer.model.backend.name != "cpu")
+        display.say(
+            f"parallel: {trainer.group.size} processes{each} share the {trainer.shards} shards of each batch"
+        )
     elif trainer.group is not ALONE:
         display.say("parallel: one process; mpiexec -n N starts more")
     if trainer.train_set.streamed:

@@ -12,7 +12,7 @@ from ..nn.layers import Dense, Dropout, Layer
 from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
-from .group import ALONE, Group
+from .group import ALONE, Group, on_host
 from .shards import PairwiseSum, part_of
 
 
@@ -106,13 +106,9 @@ class TrainingStep:
 
     @property
     def same_rules(self) -> bool:
-        """Whether all steps follow the same rules, by the built-in methods of network, layers and batches.
-
-        Not with several shards, which only array code knows.
-        """
+        """Whether all steps follow the same rules, by the built-in methods of network, layers and batches."""
         return (
-            self.shards == 1
-            and _has_methods_of(TrainingStep, self, "__call__", "_gradient")
+            _has_methods_of(TrainingStep, self, "__call__", "_gradient")
             and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
             and _has_methods_of(ArrayBatches, self.batches, "gather")
         )
@@ -195,11 +191,24 @@ class TrainingStep:
         finally:
             self.group = group
 
+    @property
+    def processes(self) -> int:
+        return self.group.size
+
+    def in_any_process(self, flag: bool) -> bool:
+        return self.group.any(flag)
+
+    def clear_results(self) -> None:
+        """Before an epoch of several processes: each writes the losses and scores of its own shards."""
+        if self.group.size > 1:
+            self.losses.fill(0)
+            self.scores.fill(0)
+
     def merge_results(self) -> None:
         """After an epoch, complete `losses` and `scores` with those of the other processes."""
         if self.group.size > 1:
-            self.group.merge(self.losses)
-            self.group.merge(self.scores)
+            on_host(self.model.backend, self.losses, self.group.merge)
+            on_host(self.model.backend, self.scores, self.group.merge)
 
     # -- The step ------------------------------------------------------------------------------------------
 
@@ -282,9 +291,6 @@ class TrainingStep:
     def _gradient_in_shards(self, batch: slice) -> None:
         """Compute the gradient of a batch as the sum over its shards."""
         xp, gradient, samples = self.model.backend.xp, self.gradient, batch.stop - batch.start
-        if batch.start == 0 and self.group.size > 1:  # see `merge_results`
-            self.losses.fill(0)
-            self.scores.fill(0)
         sums, each = PairwiseSum(xp, self.shards), self.shards // self.group.size
         first = self.group.rank * each
         for shard in range(first, first + each):

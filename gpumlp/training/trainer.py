@@ -41,7 +41,7 @@ from .batches import (
     make_batches,
 )
 from .divergence import DivergenceError, explain_divergence
-from .group import ALONE, Group
+from .group import ALONE, Group, on_host
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import TrainingStep
 
@@ -223,7 +223,7 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
-        self.group = _checked_group(group, model.backend, self.train_set)
+        self.group = _checked_group(group, self.train_set)
         self.shards = _checked_shards(group.size if shards is None else shards, self.batches.batch_size, group)
         self.history.setting = self._setting
         rng = np.random.default_rng([seed, ORDER_STREAM])
@@ -330,6 +330,7 @@ class Trainer:
             with group.interruptible():
                 if group.size > 1:
                     group.agree({**self._facts(), "epochs": epochs})
+                    group.connect(self.model.backend)
                 for callback in callbacks:
                     callback.on_train_begin(self)
                 while self.epoch < epochs and not group.broadcast(self._stop):
@@ -341,7 +342,8 @@ class Trainer:
         finally:
             for callback in callbacks:
                 callback.on_train_end(self)
-        group.broadcast_array(self.model.parameters.data)  # a callback may have put back the best one
+        # A callback may have put back the best one.
+        on_host(self.model.backend, self.model.parameters.data, group.broadcast_array)
         try:
             self.count_predictions()
         except KeyboardInterrupt:
@@ -398,14 +400,21 @@ class Trainer:
     ) -> Generator[Request, Any, EpochRecord | None]:
         """The steps of an epoch that began at `start`; None if the loss or a parameter is no longer finite."""
         backend, step, batches = self.model.backend, self._step, self.batches
+        step.clear_results()
         numbers = range(len(batches.slices))
         size = len(numbers)
         if callbacks:
             size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
+        few = size
+        if self.group.size > 1 and backend.steps_at_a_time > 1:  # the same parts in all processes, see `Step`
+            few = backend.steps_at_a_time
+            size = math.ceil(size / few) * few
         for first in numbers[::size]:
             part = numbers[first : first + size]
             for ready in batches.available(part):
-                yield StepRun(step, ready, rates[ready.start : ready.stop])
+                for begin in ready[::few]:
+                    run = ready[begin - ready.start :][:few]
+                    yield StepRun(step, run, rates[run.start : run.stop])
             for callback in callbacks:
                 callback.on_progress(self, batches.slices[part[-1]].stop)
         step.merge_results()
@@ -442,28 +451,38 @@ class Trainer:
         """What all processes of a group must have alike, by name."""
         from .. import __version__  # imports this module
 
-        batches, validation = self.batches, self.validation_batches
+        batches, validation, device = self.batches, self.validation_batches, self.model.backend.name
         held_out = [] if validation is None else [validation.rows, validation.targets]
         if validation is not None and validation.images is not batches.images:
             held_out.append(validation.images)
         return {
             "version": f"{__version__}, NumPy {np.__version__}",
             "training data": self.train_set.fingerprint(),
-            "training samples": _checksum(batches.rows, batches.targets, batches.weights),
-            "validation samples": _checksum(*held_out),
-            "network": repr(self.model),
-            "parameters": _checksum(self.model.parameters.data, *self.state_buffers.values()),
+            "training samples": self._checksum(batches.rows, batches.targets, batches.weights),
+            "validation samples": self._checksum(*held_out),
+            "network": repr(self.model).replace(device, device.partition(":")[0]),
+            "execution": self.execution.name,
+            "parameters": self._checksum(self.model.parameters.data, *self.state_buffers.values()),
             "batch_size, shards, seed": (batches.batch_size, self.shards, self.seed, self.random_state()),
             "optimizer": f"{self.optimizer!r}, {self._step.penalty!r}, step {self.optimizer_state.steps}",
-            "learning rates": _checksum(np.array(self._learning_rates())),
+            "learning rates": self._checksum(np.array(self._learning_rates())),
             "clip_norm, max_norm, ema": (self._step.clip_norm, self._step.max_norm, self._step.decay),
         }
 
     def _require_same_parameters(self, parameter_sum: float) -> None:
         """Raise GroupError if the steps of the processes no longer have the same results."""
         finite = math.isfinite(parameter_sum)  # the bits of NaN may differ
-        parameters = _checksum(self.trained.parameters.data) if finite else None
+        parameters = self._checksum(self.trained.parameters.data) if finite else None
         self.group.agree({f"the parameters after epoch {self.epoch + 1}": parameters})
+
+    def _checksum(self, *arrays: Array | None) -> str:
+        """Of arrays on the host or the device."""
+        backend, crc = self.model.backend, 0
+        for array in arrays:
+            if array is not None:
+                host = backend.to_numpy(array) if backend.owns(array) else array
+                crc = zlib.crc32(np.ascontiguousarray(host).data, crc)
+        return f"{crc:08x}"
 
     def _learning_rates(self) -> list[float]:
         """Of each step of the next epoch."""
@@ -620,8 +639,8 @@ def fit(
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
         shards: cut each batch into this many parts of consecutive samples, and sum their gradients pairwise in a
-            fixed order. The gradient is that of the whole batch, except for rounding. On a GPU, only the
-            execution ``"eager"`` supports more than one. None: the number of processes.
+            fixed order. The gradient is that of the whole batch, except for rounding. On a GPU, the execution
+            ``"persistent"`` supports only one. None: the number of processes.
         group: the processes that train the network together, such as ``MPIGroup()``, each of which calls `fit`
             with the same arguments; by default this one alone. They share the shards evenly. With as many shards,
             and BLAS threads in each process, the results are the same bit for bit for any number of processes. A
@@ -726,11 +745,9 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _checked_group(group: Any, backend: Backend, train: Dataset) -> Group:
+def _checked_group(group: Any, train: Dataset) -> Group:
     if not isinstance(group, Group):
         raise TypeError(f"group is expected to be a Group, such as MPIGroup(), got {shown(group)}")
-    if group.size > 1 and backend.name.startswith("cuda"):
-        raise ValueError(f"a group of processes trains on CPUs only, got a network on {backend.name}; use cpu")
     if group.size > 1 and train.streamed:
         raise ValueError(f"a group of processes trains on samples in memory, got {train.name}, which is streamed")
     return group
@@ -747,14 +764,6 @@ def _checked_shards(shards: Any, batch_size: int, group: Group) -> int:
             f"{shards:,}"
         )
     return int(shards)
-
-
-def _checksum(*arrays: HostArray | None) -> str:
-    crc = 0
-    for array in arrays:
-        if array is not None:
-            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
-    return f"{crc:08x}"
 
 
 def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,6 +35,7 @@ from ..base import (
     ActivationRule,
     Array,
     Backend,
+    Connection,
     Copy,
     DeviceError,
     Execution,
@@ -70,7 +71,8 @@ _TF32_SINCE = 80  # compute capability 8.0
 # Samples of a batch up to which `auto` prefers the persistent kernel. Measured on an H200: for larger batches
 # graphs are as fast or faster.
 PERSISTENT_BATCH = 256
-_DRIVERS = {"cupy", "cupy_backends", "nvmath"}  # packages whose exceptions mean that the device failed
+_GET_NCCL = "pip install '.[nccl]' 'nccl4py[cu13]' (or 'nccl4py[cu12]'), or use the device cpu"
+_DRIVERS = {"cupy", "cupy_backends", "nvmath", "nccl"}  # packages whose exceptions mean that the device failed
 
 
 def device_count() -> int:
@@ -103,6 +105,21 @@ def device_count() -> int:
             "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device cpu",
         )
     return count
+
+
+def require_gpus(processes: int) -> None:
+    """Check that this machine has a GPU for each of the processes on it, and that they can be connected.
+
+    Raises:
+        DeviceError: it has fewer, or NCCL is missing.
+    """
+    count = device_count()
+    if count < processes:
+        raise DeviceError(
+            f"{processes} processes on this machine need a GPU each, and they see {count}",
+            f"start at most {count} on it, let each see all GPUs (CUDA_VISIBLE_DEVICES), or use the device cpu",
+        )
+    _nccl()
 
 
 class CudaBackend(Backend):
@@ -154,6 +171,7 @@ class CudaBackend(Backend):
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
+        self._given: Any = None  # see `_keep_pace`
         self._products: list[Products | None] = []  # created on the first product
         try:
             capability = int(cupy.cuda.Device(index).compute_capability)
@@ -210,6 +228,11 @@ class CudaBackend(Backend):
     def synchronize(self) -> None:
         with self.activate():
             cupy.cuda.Device(self.index).synchronize()
+
+    def connect(self, rank: int, size: int, broadcast: Callable[[bytes], bytes]) -> Connection:
+        with self.activate():
+            connection: Connection = _nccl().Connection(cupy, rank, size, broadcast)
+        return connection
 
     def memory(self) -> Memory:
         free, total = cupy.cuda.Device(self.index).mem_info
@@ -282,6 +305,10 @@ class CudaBackend(Backend):
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
         key, done = self.keys.of(step), 0
+        if step.processes > 1:
+            self._keep_pace()
+        if step.in_any_process(not self.graphs.holds(step, key)):  # all processes capture it, or none
+            self.graphs.forget(step)
         while done < len(batches):
             runner = self._runners.get(self._choose(step, key).name)
             rest, rates = batches[done:], learning_rates[done:]
@@ -291,6 +318,14 @@ class CudaBackend(Backend):
             done += runner.run(step, key, rest, rates)
             if done < len(batches):  # a capture failed
                 del self._chosen[step]
+
+    def _keep_pace(self) -> None:
+        """Wait for what the device was given before the last call, so that an interrupt is soon noticed."""
+        given = cupy.cuda.Event(disable_timing=True)
+        given.record()
+        if self._given is not None:
+            self._given.synchronize()
+        self._given = given
 
     @contextmanager
     def capturing(self, capture: Capture) -> Iterator[None]:
@@ -515,6 +550,26 @@ def _find_products(tf32: bool) -> Products | None:
     except Exception as error:  # a broken installation can raise anything
         warnings.warn(f"nvmath-python is installed, but cannot be used: {error}", RuntimeWarning, stacklevel=2)
         return None
+
+
+def _nccl() -> Any:
+    """The module that connects GPUs.
+
+    Raises:
+        DeviceError: nccl4py or NCCL is missing.
+    """
+    try:
+        from . import nccl as module
+
+        missing = module.library_missing()
+    except Exception as error:  # a broken installation can raise anything
+        if not isinstance(error, ModuleNotFoundError) or error.name not in ("nccl", "nccl.core"):
+            cause = f"nccl4py is installed, but cannot be used: {type(error).__name__}: {error}"
+            raise DeviceError(cause, f"reinstall it with {_GET_NCCL}") from error
+        raise DeviceError("GPUs of several processes need nccl4py", f"install it with {_GET_NCCL}") from error
+    if missing:
+        raise DeviceError("nccl4py finds no NCCL library", f"install it with {_GET_NCCL}")
+    return module
 
 
 @contextmanager

@@ -9,6 +9,9 @@ The first step is run without a graph, since compiling kernels and selecting the
 not possible during a capture; so is a smaller last batch. A step that waits for the device, or that reads or
 changes what a graph would not change, cannot be captured and is run without one; `GraphRunner.unsupported_reason`
 says why.
+
+Of several processes that take each step together, all launch the same graphs, or none does, since a graph waits
+for those of the others. Their first step, without a graph, connects them.
 """
 
 from __future__ import annotations
@@ -134,8 +137,17 @@ class GraphRunner:
         if found is not None and found.refusal is not None and found.key == step_key(step):
             return found.refusal
         if not step.same_rules:
-            return "batches have shards, its rules change from batch to batch, or a method of it is overridden"
+            return "its rules change from batch to batch, or a method of it is overridden"
         return None
+
+    def holds(self, step: Step, key: StepKey) -> bool:
+        """Whether a step with this `step_key` was captured, or could not be."""
+        found = self._captured.get(step)
+        return found is not None and found.key == key
+
+    def forget(self, step: Step) -> None:
+        """Capture a step anew."""
+        self._captured.pop(step, None)
 
     def describe(self, step: Step) -> str:
         """Describe how a supported step is run."""
@@ -189,6 +201,8 @@ class GraphRunner:
                     captured.graphs[length] = self._capture(step, step.slices[:length], captured, stream)
         except Exception as error:  # of a rule of the user's, CuPy or CUDA; without a graph it may be none
             captured.refusal, captured.graphs = f"a step cannot be captured: {error}", {}
+        if step.in_any_process(captured.refusal is not None) and captured.refusal is None:
+            captured.refusal, captured.graphs = "a step cannot be captured in another process", {}
         return captured
 
     def _capture(self, step: Step, batches: Sequence[slice], captured: Captured, stream: Any) -> Any:
@@ -253,7 +267,8 @@ def _objects(step: Step) -> list[Any]:
     activations = [getattr(layer, "activation", None) for layer in step.layers]
     rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
     state = {name: value for name, value in vars(step.state).items() if name != "steps"}
-    objects = [step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm, step.decay]
+    objects: list[Any] = [step.batch_size, step.gradient_wanted, step.same_rules, step.shards]
+    objects += [step.clip_norm, step.max_norm, step.decay]
     objects += [*rules, *step.arrays(), *([] if step.draws is None else step.draws[:2])]
     for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
         for value in attributes.values():
@@ -272,7 +287,7 @@ def step_key(step: Step) -> StepKey:
         _comparable(state),
         *(cuda_activation(activation) for activation in activations),
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
-        *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
+        *(step.batch_size, step.gradient_wanted, step.same_rules, step.shards, step.clip_norm, step.max_norm),
         *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
     )
 

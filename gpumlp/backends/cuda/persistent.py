@@ -412,8 +412,10 @@ def _offset(step: Step, array: Array) -> int:
 def _unsupported_rule(step: Step) -> str | None:
     """Which part of a step the kernel does not compute; None if it computes all of it."""
     dtype, loss, optimizer = step.losses.dtype, step.loss, step.optimizer
+    if step.shards > 1:
+        return "it computes a batch as a whole, not in shards, as several processes do"
     if not step.same_rules:
-        return "batches have shards, its rules change from batch to batch, or a method of it is overridden"
+        return "its rules change from batch to batch, or a method of it is overridden"
     others = [repr(layer) for layer in step.layers if not (is_dense(layer) or _is_dropout(layer))]
     if others:
         return f"it does not support the layer {', '.join(others)}"
