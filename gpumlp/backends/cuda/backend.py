@@ -461,10 +461,13 @@ class CudaBackend(Backend):
         return self.kernels(delta.dtype).weigh(delta, losses, weights, self._offsets(losses, weights))
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        together = [each for each in copies if has_copy_kernel(each)]
+        together: list[Copy] = []
+        others: list[Copy] = []
+        for each in copies:
+            (together if has_copy_kernel(each) else others).append(each)
         if together:
             self.kernels(np.dtype("float32")).copy(together)
-        super().copy([each for each in copies if not has_copy_kernel(each)])
+        super().copy(others)
 
     # CuPy contains compiled reductions for sums in an array's own dtype, minimum and maximum (`cub.pyx`). It
     # compiles any other reduction on first use, which takes seconds.
