@@ -58,6 +58,7 @@ class StrictArray:
     ndim = property(lambda self: self._data.ndim)
     dtype = property(lambda self: self._data.dtype)
     size = property(lambda self: self._data.size)
+    nbytes = property(lambda self: self._data.nbytes)
     T = property(lambda self: StrictArray(self._data.T, self._xp))
     flags = property(lambda self: self._data.flags)
     data = property(lambda self: SimpleNamespace(ptr=self._xp.address(self._data)))

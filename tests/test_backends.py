@@ -505,8 +505,8 @@ def test_requests_of_several_networks(backend: Backend) -> None:
     with backend.activate():
         arrays = [backend.asarray(array) for array in values]
         more = backend.asarray(np.array([2.0, 5.0]))
-        found = backend.perform([Totals(arrays), Totals(arrays[:1], more)])
-        assert backend.perform([Copies(None, [Copy(values[0], arrays[0])]), Copies(None, [])]) == [None, None]
+        found = backend.perform([Totals(arrays), Totals(arrays[:1], more)])()
+        assert backend.perform([Copies(None, [Copy(values[0], arrays[0])]), Copies(None, [])])() == [None, None]
     sums = [float(array.sum(dtype="float64")) for array in values]
     for numbers, wanted in zip(found, [sums, [sums[0], 2.0, 5.0]], strict=True):
         np.testing.assert_allclose(numbers, wanted, rtol=1e-6)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -372,6 +371,11 @@ class Backend:
         """Return the values on the host. Waits for the device."""
         raise NotImplementedError
 
+    def begin_reading(self, array: Array) -> Callable[[], HostArray]:
+        """A function that waits for the values that an array has now, and returns them on the host."""
+        values = self.to_numpy(array)
+        return lambda: values
+
     def synchronize(self) -> None:
         """Wait until all operations on the device have finished."""
 
@@ -461,11 +465,12 @@ class Backend:
             else:
                 self.xp.take(here[id(source)], here[id(rows)], axis=0, out=out)
 
-    def perform(self, requests: Sequence[Request]) -> list[Any]:
-        """Do what the trainings of different networks ask for, requests of one kind; waits for `Totals` only.
+    def perform(self, requests: Sequence[Request]) -> Callable[[], list[Any]]:
+        """Do what the trainings of different networks ask for, requests of one kind. Does not wait for the device.
 
         Returns:
-            What each training is sent: the list of floats of a `Totals`, and None for others.
+            A function that waits for what each training is sent: the list of floats of a `Totals`, and None for
+            others.
         """
         given: Sequence[Any] = requests
         if isinstance(given[0], StepRun):
@@ -473,10 +478,10 @@ class Backend:
         elif isinstance(given[0], Copies):
             self.copy([copy for request in given for copy in request.copies])
         else:
-            numbers = iter(self.to_numpy(self.sums(given)).tolist())
+            read = self.begin_reading(self.sums(given))
             counts = [len(each.arrays) + (0 if each.more is None else len(each.more)) for each in given]
-            return [list(islice(numbers, count)) for count in counts]
-        return [None] * len(given)
+            return lambda: [numbers.tolist() for numbers in np.split(read(), np.cumsum(counts[:-1]))]
+        return lambda: [None] * len(given)
 
     # -- The training operations --------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ __all__ = ["FitManyError", "fit_many", "run_together"]
 
 _PAUSE = 0.2  # seconds between two changes of the line of progress
 _SHOWN_ERRORS = 3  # in a message
+_ROUNDED = 1e-6  # of a sum of shares
 
 
 class FitManyError(RuntimeError):
@@ -86,13 +87,87 @@ class _Running:
             self.request = None
 
 
+class _Cohort:
+    """Networks whose steps are run together."""
+
+    def __init__(self) -> None:
+        self.running: list[_Running] = []
+        self._begun: list[_Work] = []  # totals that the device computes
+
+    @property
+    def share(self) -> float:
+        """Of the device."""
+        return sum(each.share for each in self.running if each.request is not None)
+
+    def begin(self, following: tuple[Any, Backend, Training]) -> None:
+        """Begin another network."""
+        each = _Running(*following)
+        self.running.append(each)
+        each.go_on()
+        if isinstance(each.request, StepRun | Copies):
+            try:
+                with each.backend.activate():
+                    each.share = 1 / each.backend.networks_at_once(each.request.step)
+            except Exception as error:
+                each.go_on(error=error)
+
+    def end_epoch(self) -> None:
+        """Wait for the totals, and go on with them."""
+        begun, self._begun = self._begun, []
+        for work in begun:
+            work.finish()
+
+    def run_epoch(self) -> None:
+        """Let the device copy, train and begin to compute totals."""
+        for kind in (Copies, StepRun):
+            for work in self._work(kind):
+                work.finish()
+        self._begun = self._work(Totals)
+
+    def _work(self, kind: type) -> list[_Work]:
+        """What networks ask for, those of one backend together."""
+        groups: dict[Backend, list[_Running]] = {}
+        for each in self.running:
+            if isinstance(each.request, kind):
+                groups.setdefault(each.backend, []).append(each)
+        return [_Work(backend, networks) for backend, networks in groups.items()]
+
+
+class _Work:
+    """Requests of one kind, of networks with the same backend, which begins to perform them."""
+
+    def __init__(self, backend: Backend, networks: list[_Running]) -> None:
+        self._backend, self._networks = backend, networks
+        self._error: Exception | None = None
+        try:
+            with backend.activate():
+                self._wait = backend.perform([each.request for each in networks if each.request is not None])
+        except Exception as error:  # whose request it was is unknown
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for the results, and go on with them."""
+        results = [None] * len(self._networks)
+        if self._error is None:
+            try:
+                with self._backend.activate():
+                    results = self._wait()
+            except Exception as error:
+                self._error = error
+        for each, result in zip(self._networks, results, strict=True):
+            if each.request is not None:  # an interrupt may have ended it
+                each.go_on(result, self._error)
+
+
 def run_together(
     trainings: Iterable[tuple[Any, Backend, Training]], *, watch: Callable[[], object] | None = None
 ) -> Iterator[tuple[Any, Exception | None]]:
     """Train networks in lockstep, as many at a time as `Backend.networks_at_once` says.
 
-    A network that ends leaves its place to the next. An interrupt is thrown into all that are running; those that
-    it ends are yielded, no other begins, and then KeyboardInterrupt is raised.
+    If it is more than one, and there are more networks, as many others take turns with them: the host works for
+    the ones while the device trains the others. A network that ends leaves its place to the next. An interrupt is
+    thrown into all that are running; those that it ends are yielded, no other begins, and then KeyboardInterrupt
+    is raised.
 
     Args:
         trainings: for each network a key of the caller's choice, its backend, and a generator of its work, such
@@ -106,67 +181,49 @@ def run_together(
     Raises:
         KeyboardInterrupt: after an interrupt.
     """
-    waiting, running, interrupted = iter(trainings), list[_Running](), False
+    waiting, interrupted = iter(trainings), False
+    cohorts = first, second = _Cohort(), _Cohort()
     try:
-        while True:
-            try:
-                if not interrupted:
-                    _fill(waiting, running)
-                    if watch is not None:
-                        watch()
-                    for kind in (Copies, StepRun, Totals):
-                        _perform([each for each in running if isinstance(each.request, kind)])
-            except KeyboardInterrupt as interrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                for each in running:
-                    each.go_on(error=interrupt)
-            ended = [each for each in running if each.request is None]
-            running[:] = [each for each in running if each.request is not None]
-            for each in ended:
-                yield each.key, each.error
-            if not ended and not running:
-                break
+        idle = False
+        while not idle:
+            idle = True
+            for cohort in cohorts:
+                try:
+                    if not interrupted:
+                        if watch is not None:
+                            watch()
+                        cohort.end_epoch()
+                        if cohort is first or (first.running and all(each.share < 1 for each in first.running)):
+                            _fill(cohort, waiting)
+                        if cohort is second and first.share + second.share <= 1 + _ROUNDED:
+                            first.running, second.running = [*first.running, *second.running], []
+                        cohort.run_epoch()
+                except KeyboardInterrupt as interrupt:
+                    if interrupted:
+                        raise
+                    interrupted = True
+                    for each in [*first.running, *second.running]:
+                        each.go_on(error=interrupt)
+                ended = [each for each in cohort.running if each.request is None]
+                cohort.running = [each for each in cohort.running if each.request is not None]
+                idle = idle and not ended and not cohort.running
+                for each in ended:
+                    yield each.key, each.error
     finally:
-        for each in running:
+        for each in [*first.running, *second.running]:
             with each.backend.activate():
                 each.training.close()
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _fill(waiting: Iterator[tuple[Any, Backend, Training]], running: list[_Running]) -> None:
+def _fill(cohort: _Cohort, waiting: Iterator[tuple[Any, Backend, Training]]) -> None:
     """Begin networks until the device is full."""
-    while sum(each.share for each in running if each.request is not None) < 1 - 1e-6:
+    while cohort.share < 1 - _ROUNDED:
         following = next(waiting, None)
         if following is None:
             return
-        each = _Running(*following)
-        running.append(each)
-        each.go_on()
-        if isinstance(each.request, StepRun | Copies):
-            try:
-                with each.backend.activate():
-                    each.share = 1 / each.backend.networks_at_once(each.request.step)
-            except Exception as error:
-                each.go_on(error=error)
-
-
-def _perform(running: Sequence[_Running]) -> None:
-    """Do what networks ask for, requests of one kind, those of one backend together."""
-    groups: dict[Backend, list[_Running]] = {}
-    for each in running:
-        groups.setdefault(each.backend, []).append(each)
-    for backend, group in groups.items():
-        error, results = None, [None] * len(group)
-        try:
-            with backend.activate():
-                results = backend.perform([each.request for each in group if each.request is not None])
-        except Exception as raised:  # whose request it was is unknown
-            error = raised
-        for each, result in zip(group, results, strict=True):
-            each.go_on(result, error)
+        cohort.begin(following)
 
 
 # -- fit_many ----------------------------------------------------------------------------------------------

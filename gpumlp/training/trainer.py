@@ -342,8 +342,8 @@ class Trainer:
         finally:
             for callback in callbacks:
                 callback.on_train_end(self)
-        # A callback may have put back the best one.
-        on_host(self.model.backend, self.model.parameters.data, group.broadcast_array)
+        if group.size > 1:  # a callback may have put back the best one
+            on_host(self.model.backend, self.model.parameters.data, group.broadcast_array)
         try:
             self.count_predictions()
         except KeyboardInterrupt:
@@ -697,7 +697,7 @@ def drive(training: Training, backend: Backend) -> None:
     result = None
     try:
         while True:
-            (result,) = backend.perform([training.send(result)])
+            (result,) = backend.perform([training.send(result)])()
     except StopIteration:
         pass
     except BaseException as error:  # if the generator raised it, it has ended, and only raises it again

@@ -225,6 +225,21 @@ class CudaBackend(Backend):
             host: HostArray = cupy.asnumpy(array)
         return host
 
+    def begin_reading(self, array: Array) -> Callable[[], HostArray]:
+        with self.activate():
+            memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
+            host: HostArray = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+            cupy.asnumpy(array, out=host, blocking=False)
+            read = cupy.cuda.Event(disable_timing=True)
+            read.record()
+
+        def wait() -> HostArray:
+            with self.activate():
+                read.synchronize()
+            return host
+
+        return wait
+
     def synchronize(self) -> None:
         with self.activate():
             cupy.cuda.Device(self.index).synchronize()
