@@ -208,7 +208,7 @@ def test_an_error_of_the_device_in_lockstep_ends_those_that_were_running(blobs: 
     class Failing(Three):
         def run_many(self, runs: Sequence[StepRun]) -> None:
             super().run_many(runs)
-            if len(self.runs) == 2:
+            if len(self.runs) == 3:  # after an epoch of 0 1 2 and of 3
                 raise MemoryError("full")
 
     backend = Failing()
@@ -226,7 +226,7 @@ def test_an_interrupt_in_lockstep_leaves_every_network_after_its_last_epoch(blob
     class Interrupted(Three):
         def run_many(self, runs: Sequence[StepRun]) -> None:
             super().run_many(runs)
-            if len(self.runs) == 3:
+            if len(self.runs) == 4:  # the epoch of 1 2 3, after those of 0 1 2, 3 and 1 2
                 raise KeyboardInterrupt
 
     backend = Interrupted()

@@ -409,8 +409,8 @@ def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
     out = tmp_path / "s"
     words = (*LONG[:2], "--device", "cuda", *LONG[4:], "--quiet")
     assert run("sweep", *words, "--out", out) == 130
-    assert {row["state"] for row in rows(out)} == {"unfinished", "not started"}
-    assert FakeGPU.together == [("persistent", 3)] * 30
+    assert {row["state"] for row in rows(out)} == {"unfinished"}
+    assert FakeGPU.together == [("persistent", 3), ("persistent", 1)] * 15  # three and the fourth take turns
     monkeypatch.setattr(FakeGPU, "together", [])
     monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
     default = "graphs"
