@@ -166,6 +166,23 @@ def test_a_network_that_ends_leaves_its_place_to_the_next(blobs: Dataset) -> Non
         assert weights(network) == weights(expected)
 
 
+def test_the_device_trains_some_networks_while_the_host_works_for_others(blobs: Dataset) -> None:
+    done: list[str] = []
+
+    class Listed(Three):
+        def run_many(self, runs: Sequence[StepRun]) -> None:
+            done.append(f"train {len(runs)}")
+            super().run_many(runs)
+
+        def begin_reading(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+            read = super().begin_reading(array)
+            return lambda: (done.append("read"), read())[1]
+
+    backend = Listed()
+    fit_many([MLP([20, 12, 4], seed=seed, device=backend) for seed in range(5)], blobs, epochs=2, n_jobs=1)
+    assert done == ["train 3", "train 2", "read", "train 3", "read", "train 2", "read", "read"]
+
+
 def test_networks_whose_backends_are_equal_are_trained_together(blobs: Dataset) -> None:
     networks = [MLP([20, 12, 4], seed=seed, device=Three()) for seed in range(3)]
     backends = [network.backend for network in networks]

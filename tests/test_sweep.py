@@ -374,10 +374,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
 
 
 class FakeGPU(NumpyBackend):
-    """A fake GPU on which three networks fit, with two ways of running steps."""
+    """A fake GPU with two ways of running steps."""
 
     together: ClassVar[list[tuple[str, int]]] = []  # the way of each launch, and its number of networks
     interrupted_at: ClassVar[int] = 30  # launches
+    at_once: ClassVar[int] = 1  # networks
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -387,7 +388,7 @@ class FakeGPU(NumpyBackend):
         return Execution(self.way, "as tested")
 
     def networks_at_once(self, step: Any) -> int:
-        return 3
+        return self.at_once
 
     def run_many(self, runs: Any) -> None:
         self.together.append((self.way, len(runs)))
@@ -409,14 +410,15 @@ def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
     out = tmp_path / "s"
     words = (*LONG[:2], "--device", "cuda", *LONG[4:], "--quiet")
     assert run("sweep", *words, "--out", out) == 130
-    assert {row["state"] for row in rows(out)} == {"unfinished"}
-    assert FakeGPU.together == [("persistent", 3), ("persistent", 1)] * 15  # three and the fourth take turns
+    assert {row["state"] for row in rows(out)} == {"unfinished", "not started"}
+    assert FakeGPU.together == [("persistent", 1)] * 30
     monkeypatch.setattr(FakeGPU, "together", [])
     monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
+    monkeypatch.setattr(FakeGPU, "at_once", 3)
     default = "graphs"
     assert run("sweep", "--resume", out, "--quiet") == 0
     assert {ways for ways, _ in FakeGPU.together} == {"persistent", "graphs"}
-    assert max(count for way, count in FakeGPU.together if way == "persistent") == 3
+    assert max(count for way, count in FakeGPU.together if way == "graphs") == 3
     same_sweep(out, whole)
 
 
