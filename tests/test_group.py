@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gpumlp import MLP, Dataset, Group, MPIGroup, StreamedDataset, Trainer
+from gpumlp import MLP, Dataset, Group, MPIGroup, Trainer
 from gpumlp.extras import MissingExtraError
 from gpumlp.training.group import GroupError, launcher
 from tests import mpi_program
@@ -106,7 +105,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def test_every_process_must_be_able_to_share_the_work(blobs: Dataset, tmp_path: Path) -> None:
+def test_every_process_must_be_able_to_share_the_work(blobs: Dataset) -> None:
     class Three(Group):
         size = 3
 
@@ -116,11 +115,6 @@ def test_every_process_must_be_able_to_share_the_work(blobs: Dataset, tmp_path: 
     assert Trainer(model, blobs, group=Three()).shards == 3
     with pytest.raises(ValueError, match="a group of processes trains on CPUs only, got a network on cuda:0"):
         Trainer(MLP([20, 8, 4], device=host_cuda_backend()), blobs, group=Three())
-    np.save(tmp_path / "images.npy", blobs.images)
-    np.save(tmp_path / "labels.npy", blobs.targets)
-    streamed = StreamedDataset(tmp_path / "images.npy", tmp_path / "labels.npy")
-    with pytest.raises(ValueError, match=r"trains on samples in memory, got images\.npy, which is streamed"):
-        Trainer(model, streamed, group=Three())
     with pytest.raises(TypeError, match=r"group is expected to be a Group, such as MPIGroup\(\), got"):
         Trainer(model, blobs, group=2)  # type: ignore[arg-type]
 

@@ -28,6 +28,7 @@ from gpumlp import (
     DataError,
     Dataset,
     DivergenceError,
+    Group,
     History,
     StreamedDataset,
     Trainer,
@@ -38,8 +39,9 @@ from gpumlp import (
     train,
 )
 from gpumlp.data import shuffling, stream, tables
-from gpumlp.data.blocks import BlockOrder, sorted_note
+from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
 from gpumlp.data.rows import FileRows
+from gpumlp.training.batches import ORDER_STREAM
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
@@ -105,6 +107,41 @@ def test_a_window_holds_whole_blocks_in_random_order(rows: int, block: int, wind
     assert seen == order.rows().tolist()
 
 
+def test_the_order_of_one_shard_is_that_of_earlier_versions() -> None:
+    order = BlockOrder(np.arange(14) * 2, Blocks(3, 2), np.random.default_rng(0))
+    assert order.rows().tolist() == [24, 16, 12, 14, 26, 22, 18, 2, 4, 20, 0, 8, 10, 6]
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4, 7])
+@pytest.mark.parametrize(
+    ("rows", "block", "window", "batch"),
+    [(100, 10, 6, 20), (103, 10, 4, 32), (103, 1, 100, 50), (64, 200, 2, 8), (97, 13, 9, 97), (30, 7, 2, 7)],
+)
+def test_each_shard_of_a_batch_has_the_next_rows_of_a_stream_of_blocks(
+    rows: int, block: int, window: int, batch: int, shards: int
+) -> None:
+    used, blocks = np.arange(rows) * 2, Blocks(block, window)
+    order = ShardedOrder(used, blocks, np.random.default_rng(0), batch, shards)
+    whole, streams = order.rows(), [stream.rows() for stream in order.streams]
+    assert sorted(whole.tolist()) == used.tolist()
+    taken = [0] * shards
+    for start in range(0, rows, batch):
+        for shard in range(shards):
+            part = part_of(slice(start, min(start + batch, rows)), shard, shards)
+            count = part.stop - part.start
+            own = slice(taken[shard], taken[shard] + count)
+            assert (whole[part] == streams[shard][own]).all()
+            assert count == 0 or order.place(part) == (shard, own)
+            taken[shard] += count
+    assert taken == [len(stream) for stream in streams]
+    found = [{row // 2 // block for row in stream.tolist()} for stream in streams]
+    assert sum(map(len, found)) <= -(-rows // block) + shards - 1  # only blocks at borders are in two of them
+    for each in order.streams:
+        for index in range(len(each)):
+            held = {row // 2 // block for row in each.window(index)[0].tolist()}
+            assert len(held) <= max(1, window // shards)
+
+
 def test_the_order_depends_on_seed_and_epoch_and_shuffles_within_a_window() -> None:
     images, labels = samples()
     data, orders = Dataset(images, labels), []
@@ -124,13 +161,15 @@ def test_a_window_of_all_samples_trains_as_well_as_a_full_shuffle() -> None:
     assert min(accuracies) > 0.9
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: bool) -> None:
+def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: bool, shards: int) -> None:
     data = StreamedDataset(*files) if streamed else Dataset(*samples())
 
-    def new() -> Trainer:
+    def new(shards: int = shards) -> Trainer:
         model = MLP([FEATURES, 16, 4], device="cpu")
-        return Trainer(model, data, optimizer=Adam(), order=Blocks(20, 3), validation=0.1, batch_size=32)
+        options: dict[str, Any] = {"optimizer": Adam(), "order": Blocks(20, 3), "validation": 0.1}
+        return Trainer(model, data, batch_size=32, shards=shards, **options)
 
     whole, first, second = new(), new(), new()
     whole.run(4)
@@ -141,6 +180,8 @@ def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: 
     second.run(4)
     assert numbers(second.history) == numbers(whole.history)
     assert (second.model.parameters.data == whole.model.parameters.data).all()
+    with pytest.raises(ValueError, match=r"order of the samples is expected to be of \{'streams': 2\}, got"):
+        new(shards=2).restore(state, first.optimizer_state.steps, first.random_state(), first.history)
 
 
 @pytest.mark.parametrize("order", ["random", 3, ("blocks",)])
@@ -174,6 +215,12 @@ CASES: dict[str, dict[str, Any]] = {
     "class weights": {"order": Blocks(13, 3), "class_weight": "balanced", "validation": 0.1},
     "averages, clipping": {"order": Blocks(13, 3), "ema": 0.9, "clip_norm": 0.5},
     "numbers, not pixels": {"order": Blocks(13, 3), "pixels": False, "optimizer": SGD(1e-4)},
+    "shards": {"order": Blocks(13, 12), "shards": 4},
+    "shards that divide nothing": {"order": Blocks(13, 7), "shards": 3, "batch_size": 50, "optimizer": Adam(0.01)},
+    "more shards than blocks": {"order": Blocks(400, 2), "shards": 5, "class_weight": "balanced"},
+    "one shard a sample": {"order": Blocks(10, 3), "shards": 16, "batch_size": 16, "validation": 0.3},
+    "shards of full batches": {"order": Blocks(50, 2), "shards": 2, "batch_size": "full"},
+    "shards, averages": {"order": Blocks(13, 3), "shards": 2, "ema": 0.9, "clip_norm": 0.5, "validation": 900},
 }
 
 
@@ -211,7 +258,7 @@ def test_names_and_weights_are_those_of_the_labels(tmp_path: Path) -> None:
     names, weights = np.array(["a", "b", "c", "d"])[labels], np.random.default_rng(0).random(SAMPLES)
     streamed = StreamedDataset(*saved(tmp_path, images, names), weights=weights)
     memory = Dataset(images, names, weights=weights)
-    options = {"order": Blocks(13, 3), "validation": 100}
+    options = {"order": Blocks(13, 6), "validation": 100, "shards": 2}
     _, history = trained(memory, **options)
     second, other = trained(streamed, **options)
     assert second.class_names == ("a", "b", "c", "d")
@@ -277,6 +324,41 @@ def test_networks_of_fit_many_stream_the_same_bits(files: list[str]) -> None:
         assert (one.parameters.data == other.parameters.data).all()
 
 
+class Rank(Group):
+    """One of two processes; nobody else takes part in its sums."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_a_process_reads_the_blocks_of_its_own_shards(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[int]] = []
+    read = FileRows.read
+
+    def noting(self: FileRows, rows: Any, out: Any) -> None:
+        found[-1] += rows.tolist()
+        read(self, rows, out)
+
+    monkeypatch.setattr(FileRows, "read", noting)
+    data, epochs = StreamedDataset(*files), 2
+    for rank in range(2):
+        model, found = MLP([FEATURES, 4], device="cpu"), [*found, []]
+        trainer = Trainer(
+            model, data, order=Blocks(13, 8), batch_size=50, shards=4, group=Rank(rank), diagnostics=False
+        )
+        data.fingerprint()
+        found[-1].clear()
+        trainer.run(epochs)
+        rng, own = np.random.default_rng([0, ORDER_STREAM]), []
+        for _ in range(epochs):
+            order = ShardedOrder(np.arange(SAMPLES), Blocks(13, 8), rng, 50, 4)
+            own += [row for each in order.streams[2 * rank : 2 * rank + 2] for row in each.rows().tolist()]
+        assert sorted(found[-1]) == sorted(own)
+    assert sorted(found[0] + found[1]) == sorted([*range(SAMPLES)] * epochs)
+
+
 # -- Epochs that are broken off -----------------------------------------------------------------------------------
 
 
@@ -292,11 +374,11 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str]) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str], shards: int) -> None:
     def new() -> Trainer:
-        return Trainer(
-            MLP([FEATURES, 16, 4], device="cpu"), StreamedDataset(*files), order=Blocks(13, 3), batch_size=32
-        )
+        model, data = MLP([FEATURES, 16, 4], device="cpu"), StreamedDataset(*files)
+        return Trainer(model, data, order=Blocks(13, 3), batch_size=32, shards=shards)
 
     whole, broken = new(), new()
     whole.run(3)
@@ -307,11 +389,12 @@ def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str]) -
     assert (broken.model.parameters.data == whole.model.parameters.data).all()
 
 
-def test_divergence_is_explained_as_in_memory(files: list[str]) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+def test_divergence_is_explained_as_in_memory(files: list[str], shards: int) -> None:
     messages = []
     for data in (StreamedDataset(*files), Dataset(*samples())):
         with pytest.raises(DivergenceError) as caught:
-            trained(data, order=Blocks(13, 3), optimizer=SGD(1e30), l2=1.0)
+            trained(data, order=Blocks(13, 3), optimizer=SGD(1e30), l2=1.0, shards=shards)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 

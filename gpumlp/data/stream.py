@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray
 from ..files import user_path
-from .blocks import BlockOrder, Blocks
+from .blocks import BlockOrder, Blocks, ShardedOrder
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
 from .labels import stratified_split
 from .reading import require_memory
@@ -185,7 +185,9 @@ class StreamedBatches(ArrayBatches):
     """Mini-batches of samples in files.
 
     After `reorder`, `gather` takes the batches of an epoch one after another, from two windows in memory, of which
-    a thread fills one while the other is trained on. Without an order, `gather` reads the samples themselves.
+    a thread fills one while the other is trained on. With several shards, it takes the parts of batches that are
+    asked for, and reads the streams of their shards alone, each by two windows of its own. Without an order,
+    `gather` reads the samples themselves.
 
     Args:
         images: the samples.
@@ -216,7 +218,8 @@ class StreamedBatches(ArrayBatches):
         self.images, self._targets, self._host_targets, self._backend = images, targets, targets, backend
         self._dtype = np.dtype(dtype)
         self.pixels = self._dtype == np.uint8
-        self._order: BlockOrder | None = None
+        self._order: BlockOrder | ShardedOrder | None = None
+        self._streams: dict[int, StreamedBatches] = {}  # of the shards that this process computes
         self._buffers: list[HostArray] = []
         self._reader: ThreadPoolExecutor | None = None
         self._following: Future[tuple[HostArray, HostArray]] | None = None
@@ -232,13 +235,17 @@ class StreamedBatches(ArrayBatches):
         """``(samples, ...)``, in the order of the rows."""
         return _wide(self._targets[self.rows])
 
-    def memory(self, blocks: Blocks) -> tuple[int, int]:
-        """Bytes in use while it is trained on: of samples in windows; of targets, rows, losses and hits of all."""
-        window = min(blocks.samples, self.samples) + self.batch_size
+    def memory(self, blocks: Blocks, shards: int = 1, processes: int = 1) -> tuple[int, int]:
+        """Bytes in use while it is trained on: of samples in windows; of targets, rows, losses and hits of all.
+
+        Each of some processes computes as many of the shards of a batch.
+        """
+        part = -(-self.batch_size // shards)
+        window = min(blocks.of_shard(shards).samples, part * len(self.slices), self.samples) + part
         each = self._targets.nbytes // len(self._targets) + 2 * self.rows.itemsize
         outputs = 1 if self._targets.ndim == 1 else self._targets.shape[1]
         each += 4 + (1 if self._targets.ndim == 1 else outputs * 4) + (0 if self._weights is None else 16)
-        windows = 2 * window * self.images.features * self._dtype.itemsize
+        windows = shards // processes * 2 * window * self.images.features * self._dtype.itemsize
         return windows + self.images.buffered, each * self.samples
 
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
@@ -246,7 +253,7 @@ class StreamedBatches(ArrayBatches):
             self.images, self._targets, rows, batch_size, self._backend, self._weights, dtype=self._dtype
         )
 
-    def reorder(self, order: BlockOrder) -> None:  # type: ignore[override]
+    def reorder(self, order: BlockOrder | ShardedOrder) -> None:  # type: ignore[override]
         """Begin an epoch."""
         self._order = order
         if self.weights is not None:
@@ -256,7 +263,11 @@ class StreamedBatches(ArrayBatches):
         if self._reader is None:
             # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
-        self._read_ahead()
+        if isinstance(order, ShardedOrder):
+            for shard, stream in self._streams.items():
+                stream.reorder(order.streams[shard])
+        else:
+            self._read_ahead()
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
@@ -265,6 +276,11 @@ class StreamedBatches(ArrayBatches):
             self.images.read(rows, values)
             self._backend.gather(values, np.arange(len(rows)), staging, out)
             return _wide(self._targets[rows])
+        if isinstance(self._order, ShardedOrder):
+            shard, part = self._order.place(batch)
+            if shard not in self._streams:
+                self._streams[shard] = self._stream(self._order, shard)
+            return self._streams[shard].gather(part, staging, out)
         if batch.start < self._begin:  # the epoch is repeated
             self.reorder(self._order)
         while batch.stop > self._end:
@@ -273,9 +289,17 @@ class StreamedBatches(ArrayBatches):
         self._backend.gather(self._buffers[(self._number - 1) % 2], places, staging, out)
         return _wide(self._targets[self._rows[batch.start - self._begin : batch.stop - self._begin]])
 
+    def _stream(self, order: ShardedOrder, shard: int) -> StreamedBatches:
+        """The batches of the rows that are a shard of each of these."""
+        stream = copy.copy(self)
+        stream.batch_size = -(-self.batch_size // len(order.streams))
+        stream._buffers, stream.weights = [], None
+        stream.reorder(order.streams[shard])
+        return stream
+
     def _read_ahead(self) -> None:
         """Begin to read the next window of the epoch, if there is one, into the buffer that is not in use."""
-        assert self._order is not None
+        assert isinstance(self._order, BlockOrder)
         assert self._reader is not None
         self._following = None
         if self._number < len(self._order):

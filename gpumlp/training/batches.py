@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backends import HostArray
 from ..data import Dataset
-from ..data.blocks import BlockOrder, Blocks
+from ..data.blocks import BlockOrder, Blocks, ShardedOrder
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
 from ..nn.hyperparameters import whole
@@ -37,6 +37,7 @@ class EpochOrders:
 
     def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
         self._rows, self._rng = rows, rng
+        self._kind: dict[str, int] = {}  # what the orders depend on beside the generator
         self._ahead: Any = None
         self._state_before: dict[str, Any] = {}
 
@@ -44,7 +45,7 @@ class EpochOrders:
         return self._rng.permutation(self._rows)
 
     def draw(self) -> Any:
-        """The order of the next epoch, for `reorder` of the batches: ``(samples,)`` rows, or a `BlockOrder`."""
+        """The next epoch's order, for `reorder` of the batches: ``(samples,)`` rows, or an order by blocks."""
         order, self._ahead = self._ahead, None
         return self._next() if order is None else order
 
@@ -56,11 +57,18 @@ class EpochOrders:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there."""
-        return self._state_before if self._ahead is not None else dict(self._rng.bit_generator.state)
+        """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there.
+
+        Raises:
+            ValueError: it is that of orders of another kind.
+        """
+        return self._state_before if self._ahead is not None else {**self._rng.bit_generator.state, **self._kind}
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
+        kind = {name: value.get(name) for name in self._kind}
+        if kind != self._kind:
+            raise ValueError(f"the order of the samples is expected to be of {self._kind}, got {kind}")
         self._rng.bit_generator.state = value
         self._ahead = None
 
@@ -71,15 +79,31 @@ class BlockOrders(EpochOrders):
     Args:
         rows, rng: as for `EpochOrders`.
         blocks: of the order.
+        batch_size, shards: of the batches, see `ShardedOrder`.
         streamed: whether the batches read a window of an order at a time; otherwise orders are arrays of rows.
     """
 
-    def __init__(self, rows: HostArray, rng: np.random.Generator, blocks: Blocks, *, streamed: bool) -> None:
+    def __init__(
+        self,
+        rows: HostArray,
+        rng: np.random.Generator,
+        blocks: Blocks,
+        *,
+        batch_size: int,
+        shards: int,
+        streamed: bool,
+    ) -> None:
         super().__init__(rows, rng)
-        self._blocks, self._streamed = blocks, streamed
+        self._blocks, self._batch_size, self._shards, self._streamed = blocks, batch_size, shards, streamed
+        if shards > 1:
+            self._kind = {"streams": shards}
 
     def _next(self) -> Any:
-        order = BlockOrder(self._rows, self._blocks, self._rng)
+        order: BlockOrder | ShardedOrder
+        if self._shards == 1:
+            order = BlockOrder(self._rows, self._blocks, self._rng)
+        else:
+            order = ShardedOrder(self._rows, self._blocks, self._rng, self._batch_size, self._shards)
         return order if self._streamed else order.rows()
 
 
@@ -118,8 +142,6 @@ def make_batches(
         ValueError: the data does not fit the network, or a value is out of range.
         TypeError: `validation` is something else.
     """
-    if isinstance(validation, tuple) and len(validation) == 2:
-        validation = train.part(*validation)
     names, backend = learned_names(model, train), model.backend
     used = np.arange(len(train)) if rows is None else checked_rows("rows", rows, len(train))
     train_rows, held_out = used, None

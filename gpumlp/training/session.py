@@ -483,12 +483,14 @@ def _memory_line(trainer: Trainer) -> str:
     """How much memory the data take at most while they are streamed."""
     assert isinstance(trainer.batches, StreamedBatches)
     assert trainer.blocks is not None
-    blocks = trainer.blocks
-    windows, others = trainer.batches.memory(blocks)
-    held = min(blocks.window, -(-trainer.batches.samples // blocks.rows))
+    blocks, processes = trainer.blocks.of_shard(trainer.shards), trainer.group.size
+    windows, others = trainer.batches.memory(trainer.blocks, trainer.shards, processes)
+    held, own = min(blocks.window, -(-trainer.batches.samples // blocks.rows)), trainer.shards // processes
+    where = " of each process" if processes > 1 else ""
+    shards = f" for each of {own:,} shards" if own > 1 else ""
     return (
-        f"streaming: in memory are at most two windows of {held:,} blocks of {blocks.rows:,} samples, "
-        f"{windows / 1e6:,.0f} MB, and {others / 1e6:,.0f} MB of labels and results; the samples have "
+        f"streaming: in memory{where} are at most two windows of {held:,} blocks of {blocks.rows:,} samples"
+        f"{shards}, {windows / 1e6:,.0f} MB, and {others / 1e6:,.0f} MB of labels and results; the samples have "
         f"{trainer.batches.images.nbytes / 1e6:,.0f} MB"
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray, StepRun
 from ..data import Dataset
-from ..data.blocks import sorted_note
+from ..data.blocks import Blocks, sorted_note
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -205,6 +205,9 @@ class Trainer:
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
         limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
+        if isinstance(validation, tuple) and len(validation) == 2:
+            validation = train.part(*validation)
+        self._validation_set = validation if isinstance(validation, Dataset) else None
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
@@ -221,17 +224,22 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
-        self.group = _checked_group(group, model.backend, self.train_set)
+        self.group = _checked_group(group, model.backend)
         self.shards = _checked_shards(group.size if shards is None else shards, self.batches.batch_size, group)
         self.history.setting = self._setting
         rng = np.random.default_rng([seed, ORDER_STREAM])
         if blocks is None:
             self._orders = EpochOrders(self.batches.rows, rng)
         else:
-            self._orders = BlockOrders(self.batches.rows, rng, blocks, streamed=train.streamed)
-            note = sorted_note(train.targets, self.batches.rows, blocks) if train.task == "classes" else None
-            if note is not None:
-                warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=2)
+            self._orders = BlockOrders(
+                self.batches.rows,
+                rng,
+                blocks,
+                batch_size=self.batches.batch_size,
+                shards=self.shards,
+                streamed=train.streamed,
+            )
+            self._warn_if_sorted(blocks)
         with model.backend.activate():
             self.trained = model if decay is None else copy.deepcopy(model)
             self.optimizer_state = self.optimizer.init(self.trained.parameters.data)
@@ -254,6 +262,14 @@ class Trainer:
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
+
+    def _warn_if_sorted(self, blocks: Blocks) -> None:
+        train, window = self.train_set, self.shards * blocks.of_shard(self.shards).window
+        if train.task != "classes" or self.group.rank:
+            return
+        note = sorted_note(train.targets, self.batches.rows, Blocks(blocks.rows, window))
+        if note is not None:
+            warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=3)
 
     @property
     def epoch(self) -> int:
@@ -430,12 +446,12 @@ class Trainer:
 
         batches, validation = self.batches, self.validation_batches
         held_out = [] if validation is None else [validation.rows, validation.targets]
-        if validation is not None and validation.images is not batches.images:
-            held_out.append(validation.images)
+        validation_set = self._validation_set
         return {
             "version": f"{__version__}, NumPy {np.__version__}",
             "training data": self.train_set.fingerprint(),
             "training samples": _checksum(batches.rows, batches.targets, batches.weights),
+            "validation data": None if validation_set is None else validation_set.fingerprint(),
             "validation samples": _checksum(*held_out),
             "network": repr(self.model),
             "parameters": _checksum(self.model.parameters.data, *self.state_buffers.values()),
@@ -601,7 +617,8 @@ def fit(
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
         order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
             the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
-            consecutive samples in random order, and the samples of 64 blocks at a time in random order.
+            consecutive samples in random order, and the samples of 64 blocks at a time in random order; with
+            several shards, see `Blocks`.
         seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
@@ -714,13 +731,11 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _checked_group(group: Any, backend: Backend, train: Dataset) -> Group:
+def _checked_group(group: Any, backend: Backend) -> Group:
     if not isinstance(group, Group):
         raise TypeError(f"group is expected to be a Group, such as MPIGroup(), got {shown(group)}")
     if group.size > 1 and backend.name.startswith("cuda"):
         raise ValueError(f"a group of processes trains on CPUs only, got a network on {backend.name}; use cpu")
-    if group.size > 1 and train.streamed:
-        raise ValueError(f"a group of processes trains on samples in memory, got {train.name}, which is streamed")
     return group
 
 
