@@ -32,7 +32,7 @@ def program(ranks: int, *words: object) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "ranks", [2, pytest.param(3, marks=pytest.mark.mpi), pytest.param(4, marks=pytest.mark.mpi)]
 )
-@pytest.mark.parametrize("what", ["settings", pytest.param("sums", marks=pytest.mark.mpi)])
+@pytest.mark.parametrize("what", ["settings", "streams", pytest.param("sums", marks=pytest.mark.mpi)])
 def test_any_number_of_processes_has_the_same_bits(what: str, ranks: int, tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     assert program(ranks, what, found) == (0, "", "")

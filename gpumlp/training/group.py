@@ -223,6 +223,7 @@ class MPIGroup(Group):
         if sys.__stderr__ is not None:
             sys.__stderr__.write(lines)
             sys.__stderr__.flush()
+            time.sleep(0.2)  # MPICH's mpiexec may lose what it has not passed on when the processes end
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # some libraries return before they end the process
 
