@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -704,6 +705,28 @@ def test_memory_depends_on_the_window_and_not_on_the_samples(tmp_path: Path) -> 
         "-m", "gpumlp.train", "--stream", "--dataset", *files, *options, "--out", str(tmp_path / "run")
     )
     assert streamed - small < 60
+
+
+@pytest.mark.parametrize(("shards", "processes"), [(1, 1), (4, 1), (4, 2), (4, 4)])
+def test_the_memory_that_is_told_is_that_of_a_process(tmp_path: Path, shards: int, processes: int) -> None:
+    data = StreamedDataset(*generate(tmp_path, 20_000))
+    group = Rank(processes - 1)
+    group.size = processes
+    model = MLP([784, 4, 10], device="cpu")
+    trainer = Trainer(
+        model, data, order=Blocks(100, 40), batch_size=32, shards=shards, group=group, diagnostics=False
+    )
+    assert isinstance(trainer.batches, stream.StreamedBatches)
+    expected, _ = trainer.batches.memory(Blocks(100, 40), shards, processes)
+    data.fingerprint()
+    tracemalloc.start()
+    try:
+        trainer.run(1)
+        found = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert expected == pytest.approx(2 * 40 * 100 * 784 / processes, rel=0.1)
+    assert 0.9 * expected < found < 1.1 * expected + 500_000
 
 
 # -- Shuffling files once -----------------------------------------------------------------------------------------
