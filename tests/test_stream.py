@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -422,7 +423,14 @@ DAMAGE: dict[str, tuple[Callable[[Path, list[str]], object], str]] = {
         lambda folder, files: np.save(files[0], samples()[0] * 1.0),
         "found float64 .*convert it once",
     ),
-    "one dimension": (lambda folder, files: np.save(files[0], samples()[1]), "expected uint8 or float32 of shape"),
+    "one dimension": (
+        lambda folder, files: np.save(files[0], samples()[0][:, 0]),
+        r"found uint8 of shape \(1003,\); give samples first and labels second; save .* array.reshape\(-1, 1\)",
+    ),
+    "no samples": (
+        lambda folder, files: np.save(files[0], samples()[0][:0]),
+        r"at least 1 each, found uint8 of shape \(0, 12\); check how the array was made",
+    ),
     "by columns": (
         lambda folder, files: np.save(files[0], np.asfortranarray(samples()[0])),
         "numpy.ascontiguousarray",
@@ -555,7 +563,8 @@ def test_samples_sorted_by_class_are_noticed(tmp_path: Path, streamed: bool) -> 
     order = np.argsort(labels, kind="stable")
     paths = saved(tmp_path, images[order], labels[order])
     data = StreamedDataset(*paths) if streamed else Dataset(images[order], labels[order])
-    with pytest.warns(UserWarning, match=r"seem to be sorted by class.*gpumlp\.shuffle IMAGES LABELS OUT"):
+    advice = f"python -m gpumlp.shuffle {shlex.join(paths)} OUT" if streamed else "choose the order shuffle"
+    with pytest.warns(UserWarning, match=f"seem to be sorted by class.*; .*{re.escape(advice)}$"):
         trained(data, order=Blocks(20, 5))
     trained(data, order=Blocks(20, 60))  # one window: a full shuffle
     trained(Dataset(images, labels), order=Blocks(20, 5))
@@ -593,13 +602,75 @@ def test_the_command_trains_alike_from_files_and_from_memory(
     assert train.main([*data, *OPTIONS, "--order", "blocks", "--quiet", "--out", "memory"]) == 0
     assert same_network(Path("streamed"), Path("memory"))
     monkeypatch.chdir("/")  # a run knows where its data are
-    tested = shown[shown.index("test accuracy") :].splitlines()[0]
+    assert "\ndata: images.npy, 12 features" in shown
+    tested = shown[shown.index("test-images.npy test accuracy") :].splitlines()[0]
     assert evaluate.main([str(tmp_path / "streamed")]) == 0
     assert tested in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     from gpumlp.report.__main__ import main
 
     assert main([str(tmp_path / "streamed"), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_a_warning_of_the_command_says_so_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = samples()
+    order = np.argsort(labels, kind="stable")
+    files = saved(tmp_path, images[order], labels[order], "sorted ")
+    assert train.main(["--dataset", *files, "--stream", *OPTIONS, "--out", str(tmp_path / "run")]) == 0
+    words = re.search(r"warning: .* sorted by class: .*; .*: (python -m .*) OUT\n", capsys.readouterr().out)
+    assert words is not None
+    assert shlex.split(words[1]) == ["python", "-m", "gpumlp.shuffle", *files]
+
+
+def test_a_table_that_is_sorted_is_shuffled_by_its_column(tmp_path: Path) -> None:
+    images, labels = samples()
+    data = StreamedDataset(table(tmp_path / "data.arrow", images, np.sort(labels)), label_column="label")
+    path = shlex.quote(str(tmp_path / "data.arrow"))
+    with pytest.warns(UserWarning, match=rf"gpumlp\.shuffle {path} {path} OUT --label-column label$"):
+        trained(data, order=Blocks(20, 5))
+
+
+CHANGES: dict[str, Callable[[list[str]], object]] = {
+    "features": lambda files: np.save(files[0], samples()[0][:, :5]),
+    "dtype": lambda files: np.save(files[0], samples(np.float32)[0]),
+    "fewer": lambda files: [np.save(file, values[:500]) for file, values in zip(files, samples(), strict=True)],
+    "fewer classes": lambda files: np.save(files[1], np.minimum(samples()[1], 2)),
+    "more classes": lambda files: np.save(files[1], samples()[1] * 2),
+    "names": lambda files: np.save(files[1], np.array(list("abcd"))[samples()[1]]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_training_files_that_were_changed_are_named_and_not_those_of_the_test(
+    name: str, stream: bool, tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = saved(tmp_path, *samples(seed=1), name="test-"), str(tmp_path / "run")
+    options = [*(["--stream"] if stream else []), "--device", "cpu", "--epochs", "1", "--quiet", "--out", out]
+    assert train.main(["--dataset", *files, "--test", *test, *options]) == 0
+    CHANGES[name](files)
+    for command in (lambda: train.main(["--resume", out, "--epochs", "2"]), lambda: evaluate.main([out])):
+        capsys.readouterr()
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "the run was trained on images.npy" in error
+        assert f"put back what {files[0]}, {files[1]} was then" in error
+        assert "/test-" not in error
+
+
+def test_a_resumed_run_streams_as_it_did_at_its_start(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start, other in (("--stream", "--no-stream"), ("--order=blocks", "--stream")):
+        out = str(tmp_path / start)
+        assert train.main(["--dataset", *files, start, *OPTIONS, "--quiet", "--out", out]) == 0
+        again = ["--resume", out, "--epochs", "4", "--quiet"]
+        assert train.main([*again, other]) == 2
+        assert "stream: a run is resumed with its own configuration" in capsys.readouterr().err
+        assert train.main([*again, "--stream" if start == "--stream" else "--no-stream"]) == 0
 
 
 def test_without_test_files_some_samples_are_held_out(
@@ -771,6 +842,24 @@ def test_shuffle_leaves_nothing_half_written(
     assert shuffle.main([*files, str(tmp_path / "out"), "--quiet"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_after_a_killed_shuffle_the_next_one_says_what_to_delete(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import os, sys\nfrom gpumlp import shuffle\nfrom gpumlp.data import shuffling\n"
+        "shuffling._Buckets.write = lambda *_: os.kill(os.getpid(), 9)\nshuffle.main(sys.argv[1:])"
+    )
+    words = [*files, str(tmp_path / "out"), "--quiet"]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == -signal.SIGKILL
+    assert shuffle.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "expected a new or an empty folder, found .gpumlp-" in error
+    subprocess.run(shlex.split(error[error.index("rm -r") :]), check=True)
+    assert shuffle.main(words) == 0
 
 
 def test_a_shuffled_file_is_no_longer_noticed(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def sorted_note(labels: HostArray, rows: HostArray, blocks: Blocks) -> str | Non
     return (
         f"the samples seem to be sorted by class: the class frequencies of a window of {blocks.samples:,} samples "
         f"({blocks.window:,} x {blocks.rows:,}) differ from those of all by {distance:.0%}, by chance they would "
-        f"by {chance:.0%}, and training suffers; shuffle them once: python -m gpumlp.shuffle IMAGES LABELS OUT"
+        f"by {chance:.0%}, and training suffers"
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -75,11 +76,14 @@ class StreamedDataset(Dataset):
         self.images = FileRows(images, label_column)
         self.label_column = label_column
         self.name = user_path(images).name if name is None else name
-        where = self.name
+        where, words = self.name, [os.fspath(images), "LABELS", "OUT"]
         if label_column is not None:
+            words[1:] = [words[0], "OUT", "--label-column", label_column]
             targets = read_targets(images, label_column)
         elif isinstance(targets, str | os.PathLike):
-            where, targets = os.fspath(targets), read_targets(targets)
+            where = words[1] = os.fspath(targets)
+            targets = read_targets(targets)
+        self.if_sorted = f"shuffle them once: python -m gpumlp.shuffle {shlex.join(words)}"
         samples = len(self.images)
         self.task, values, self.classes, self.class_names = encode_targets(
             targets, samples, where, task, classes, class_names
@@ -350,6 +354,7 @@ def load_files(
     label_column: str | None = None,
     task: str | None = None,
     stream: bool = True,
+    check: Callable[[Dataset], object] = lambda training: None,
 ) -> tuple[Dataset, Dataset, str | None]:
     """Training and test set from files of samples and of targets.
 
@@ -358,6 +363,7 @@ def load_files(
         test: those of the test samples; None: some of the training samples are held out.
         task: what the targets are, see `Dataset`.
         stream: whether samples are read while they are used, or now, into memory.
+        check: called with the training set, before the test set is compared with it.
 
     Returns:
         Training set, test set, and a notice that the user must see, or None.
@@ -372,10 +378,13 @@ def load_files(
     if test is None:
         train, tested = whole.held_out()
         notice = f"no --test: {len(tested):,} of the {len(whole):,} samples are held out as the test set"
-    else:
+    training = train if stream else train.in_memory()
+    check(training)
+    if test is not None:
         found = whole.part(*test)
         assert isinstance(found, StreamedDataset)
         tested = found
+        tested.name = user_path(test[0]).name
         if (tested.images.columns, tested.feature_shape, tested.images.dtype) != (
             train.images.columns,
             train.feature_shape,
@@ -385,6 +394,4 @@ def load_files(
                 f"{test[0]}: expected samples of {train.feature_shape} of {train.images.dtype} as in {paths[0]}, "
                 f"found {tested.feature_shape} of {tested.images.dtype}; prepare both in the same way"
             )
-    if stream:
-        return train, tested, notice
-    return train.in_memory(), tested.in_memory(), notice
+    return training, tested if stream else tested.in_memory(), notice

@@ -269,7 +269,7 @@ class Trainer:
             return
         note = sorted_note(train.targets, self.batches.rows, Blocks(blocks.rows, window))
         if note is not None:
-            warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=3)
+            warnings.warn(f"{train.name}: {note}; {train.if_sorted}", UserWarning, stacklevel=3)
 
     @property
     def epoch(self) -> int:
