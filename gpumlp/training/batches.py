@@ -37,7 +37,7 @@ class EpochOrders:
 
     def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
         self._rows, self._rng = rows, rng
-        self._kind: dict[str, int] = {}  # what the orders depend on beside the generator
+        self._streams = 1  # of blocks, of which the orders are made
         self._ahead: Any = None
         self._state_before: dict[str, Any] = {}
 
@@ -60,15 +60,19 @@ class EpochOrders:
         """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there.
 
         Raises:
-            ValueError: it is that of orders of another kind.
+            ValueError: it is that of orders of another number of streams.
         """
-        return self._state_before if self._ahead is not None else {**self._rng.bit_generator.state, **self._kind}
+        streams = {"streams": self._streams} if self._streams > 1 else {}
+        return self._state_before if self._ahead is not None else {**self._rng.bit_generator.state, **streams}
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
-        kind = {name: value.get(name) for name in self._kind}
-        if kind != self._kind:
-            raise ValueError(f"the order of the samples is expected to be of {self._kind}, got {kind}")
+        found = value.get("streams", 1)
+        if found != self._streams:
+            raise ValueError(
+                f"expected an order of the samples in {self._streams} streams, got {found}, perhaps of an earlier "
+                "version; train again from the start"
+            )
         self._rng.bit_generator.state = value
         self._ahead = None
 
@@ -94,16 +98,14 @@ class BlockOrders(EpochOrders):
         streamed: bool,
     ) -> None:
         super().__init__(rows, rng)
-        self._blocks, self._batch_size, self._shards, self._streamed = blocks, batch_size, shards, streamed
-        if shards > 1:
-            self._kind = {"streams": shards}
+        self._blocks, self._batch_size, self._streams, self._streamed = blocks, batch_size, shards, streamed
 
     def _next(self) -> Any:
         order: BlockOrder | ShardedOrder
-        if self._shards == 1:
+        if self._streams == 1:
             order = BlockOrder(self._rows, self._blocks, self._rng)
         else:
-            order = ShardedOrder(self._rows, self._blocks, self._rng, self._batch_size, self._shards)
+            order = ShardedOrder(self._rows, self._blocks, self._rng, self._batch_size, self._streams)
         return order if self._streamed else order.rows()
 
 
