@@ -94,7 +94,9 @@ def trained(data: Dataset, outputs: int = 4, **options: Any) -> tuple[MLP, Histo
 # -- The order --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rows", "block", "window"), [(100, 10, 3), (103, 10, 4), (7, 10, 3), (10, 1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "block", "window"), [(100, 10, 3), (103, 10, 4), (7, 10, 3), (10, 1, 1), (9, 10**30, 10**30)]
+)
 def test_a_window_holds_whole_blocks_in_random_order(rows: int, block: int, window: int) -> None:
     used = np.arange(rows) * 2
     order = BlockOrder(used, Blocks(block, window), np.random.default_rng(0))
@@ -117,7 +119,7 @@ def test_the_order_of_one_shard_is_that_of_earlier_versions() -> None:
 @pytest.mark.parametrize("shards", [2, 3, 4, 7])
 @pytest.mark.parametrize(
     ("rows", "block", "window", "batch"),
-    [(100, 10, 6, 20), (103, 10, 4, 32), (103, 1, 100, 50), (64, 200, 2, 8), (97, 13, 9, 97), (30, 7, 2, 7)],
+    [(100, 10, 6, 20), (103, 10, 4, 32), (103, 1, 100, 50), (64, 200, 2, 8), (97, 13, 9, 97), (30, 10**30, 2, 7)],
 )
 def test_each_shard_of_a_batch_has_the_next_rows_of_a_stream_of_blocks(
     rows: int, block: int, window: int, batch: int, shards: int

@@ -63,7 +63,7 @@ class BlockOrder:
     """
 
     def __init__(self, rows: HostArray, blocks: Blocks, rng: np.random.Generator) -> None:
-        self._rows, self._blocks = rows, blocks
+        self._rows, self._blocks = rows, Blocks(min(blocks.rows, len(rows)), blocks.window)
         self._order = rng.permutation(-(-len(rows) // blocks.rows))
         self._key = [int(rng.integers(2**63))]
         self._before = self._behind = 0  # rows of the first and the last block that are not its own
@@ -90,19 +90,18 @@ class BlockOrder:
         windows = map(self.window, range(len(self)))
         return np.concatenate([rows[places] for rows, places in windows])
 
-    def split(self, sizes: Sequence[int], blocks: Blocks) -> list[BlockOrder]:
+    def split(self, sizes: Sequence[int]) -> list[BlockOrder]:
         """Deal out the blocks, in their order, to streams of so many rows; one at a border has a part in each.
 
         Args:
             sizes: their sum is the number of rows.
-            blocks: of a stream: the same ones, in windows of another size.
         """
         counts = np.minimum(self._blocks.rows, len(self._rows) - self._order * self._blocks.rows)
         ends, streams, start = np.cumsum(counts), [], 0
         for number, size in enumerate(sizes):
             first, last = np.searchsorted(ends, [start, start + size - 1], "right").tolist()
             stream = copy.copy(self)
-            stream._blocks, stream._order = blocks, self._order[first : last + 1]
+            stream._blocks, stream._order = self._blocks.of_shard(len(sizes)), self._order[first : last + 1]
             stream._key = [*self._key, number]
             stream._before = start - int(ends[first] - counts[first])
             start += size
@@ -134,7 +133,7 @@ class ShardedOrder:
             (first.stop - first.start) * (self._full // batch_size) + last.stop - last.start
             for first, last in (self._parts(shard, shards) for shard in range(shards))
         ]
-        self.streams = BlockOrder(rows, blocks, rng).split(sizes, blocks.of_shard(shards))
+        self.streams = BlockOrder(rows, blocks, rng).split(sizes)
 
     def rows(self) -> HostArray:
         """The whole order, ``(samples,)`` rows."""
