@@ -47,7 +47,9 @@ def parse(
     """A dataclass from the command line; exits with code 2 on an unknown option.
 
     With `lenient`, numbers that do not parse stay text, for the caller to refuse with all other mistakes at once.
+    Flags can be set and unset where there is a `default` other than that of the class, such as that of a run.
     """
+    pairs = (tyro.conf.FlagCreatePairsOff,) if default is None or default == kind() else ()
     with terminal.styling():
         result = tyro.cli(
             kind,
@@ -56,7 +58,7 @@ def parse(
             default=default,
             description=description,
             registry=_lenient_numbers() if lenient else None,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            config=(*pairs, tyro.conf.OmitArgPrefixes),
         )
     interrupts.started()
     return cast(T, result)

@@ -132,7 +132,10 @@ class Options(Config):
         if self.search and self.grid:
             problems.append("search: expected without grid, got both; --random gives the ranges of a search")
         if self.search and self.seeds != 1:
-            problems.append(f"seeds: expected 1 with search, got {self.seeds}")
+            problems.append(
+                f"seeds: expected 1 with search, which proposes and stops single runs, got {self.seeds}; train "
+                "the best networks again with --grid and --seeds"
+            )
         if self.scheduler and self.jobs is not None:
             problems.append("jobs: expected without scheduler, whose workers are as many as were started")
         if not (self.random or self.search or self.resume):
@@ -189,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 search = OptunaSearch(sweep)
                 if options.trials is not None:
                     sweep.save()
-            for line in _about(sweep, *shared.data(sweep.config, sweep.config.task, progress.display)):
+            for line in _about(sweep, *shared.data(sweep.config, progress.display)):
                 progress.say(line)
             sweep, rows, stopped = train_all(sweep, shared, progress, workers, search=search, elsewhere=elsewhere)
             results = sweep.ranking(rows)
@@ -256,7 +259,7 @@ def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
         networks, axes = grid(config, options.grid or NOTES)
     if options.scheduler is None:  # otherwise the workers have the device
         shared.backend(config, config.execution)
-    data = shared.data(config, config.task, progress.display)
+    data = shared.data(config, progress.display)
     return Sweep.plan(config, networks, options.seeds, options.metric, data, axes, search)
 
 
@@ -276,7 +279,7 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
             raise ConfigError(f"trials: the sweep has {len(sweep.runs):,} already, got {options.trials:,}")
         sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
-    training, _ = shared.data(changed, changed.task, progress.display)
+    training, _ = shared.data(changed, progress.display)
     if problems := metric_problems(given(options.metric), training):
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(sweep, config=changed, metric=given(options.metric))

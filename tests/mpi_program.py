@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -16,16 +19,19 @@ from gpumlp import (
     MLP,
     SGD,
     Adam,
+    Blocks,
     Callback,
     Dataset,
     EarlyStopping,
     ExponentialDecay,
     Group,
     MPIGroup,
+    StreamedDataset,
     Trainer,
     fit,
     train,
 )
+from gpumlp.data.rows import FileRows
 from gpumlp.training.shards import PairwiseSum
 from gpumlp.training.step import TrainingStep
 from tests.host_cuda import HostCupy, host_cuda_backend, host_products, load_cupy_backend
@@ -67,6 +73,61 @@ def settings(group: Group) -> dict[str, str]:
     train("one batch", data(), {}, shared[0], batch_size="full")
     train("labels", Dataset(x, x[:, :3] > 0, task="labels"), {"dropout": 0.2}, shared[0], validation=50)
     train("stopped", data(), {}, shared[0], optimizer=SGD(2.0), validation=50)
+    return results
+
+
+STREAMS: dict[str, dict[str, Any]] = {
+    "momentum": {"optimizer": SGD(0.05, momentum=0.9)},
+    "adam, fraction": {"optimizer": Adam(0.01), "validation": 0.2, "class_weight": "balanced"},
+    "small windows": {"order": Blocks(7, 4), "batch_size": 50, "validation": 50},
+    "few blocks": {"order": Blocks(100, 1), "batch_size": 29, "ema": 0.9},
+    "full": {"order": Blocks(16, 2), "batch_size": "full"},
+}
+
+
+def streams(group: Group) -> dict[str, str]:
+    """The state after training on samples in files, the same as in memory; and how often each sample was read."""
+    results: dict[str, str] = {}
+    memory, seen = data(), np.zeros((group.size, 300), np.uint8)
+    weights, read = np.random.default_rng(2).random(300), FileRows.read
+
+    def train(data: Dataset, shards: int, options: dict[str, Any]) -> Trainer:
+        model = MLP([20, 16, 4], seed=7, device="cpu")
+        options = {"batch_size": 32, "order": Blocks(10, 6), **options}
+        trainer = Trainer(model, data, seed=7, shards=shards, group=group, **options)
+        trainer.run(3, [EarlyStopping(patience=1)] if options.get("validation") else [])
+        return trainer
+
+    def counted(self: FileRows, rows: Any, out: Any) -> None:
+        np.add.at(seen[group.rank], rows, 1)
+        read(self, rows, out)
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, name) for name in ("images.npy", "labels.npy")]
+        for path, values in zip(paths, (memory.images, memory.targets), strict=True):
+            np.save(path, values)
+        for shards in [shards for shards in (12, 4) if shards % group.size == 0]:
+            for name, options in STREAMS.items():
+                states = []
+                for kind, first in ((Dataset, (memory.images, memory.targets)), (StreamedDataset, paths)):
+                    own = {"weights": weights} if name == "momentum" else {}
+                    found = kind(*first, classes=4, name="blobs", **own)
+                    held_out = {"validation": found} if name == "few blocks" else {}
+                    parameters, *rest, records = state(train(found, shards, {**options, **held_out}))
+                    for record in records:
+                        record.pop("layers")  # measured by process 0
+                    states.append(repr((sorted(parameters.items()), *rest, records)))
+                assert states[0] == states[1], name
+                results[f"{name}, {shards}"] = states[0]
+            streamed = StreamedDataset(*paths, classes=4)
+            streamed.fingerprint()
+            seen[:] = 0
+            FileRows.read = counted  # type: ignore[method-assign]
+            train(streamed, shards, {"diagnostics": False})
+            FileRows.read = read  # type: ignore[method-assign]
+            group.merge(seen)
+            assert (3 * 300 / group.size * 0.8 < seen.sum(axis=1)).all()
+            results[f"read, {shards}"] = str(seen.sum(axis=0).tolist())
     return results
 
 
@@ -183,6 +244,13 @@ def train_forever(group: Group, device: Any = "cpu", rows: Any = slice(None), **
     return len(history)
 
 
+class Broken(io.BytesIO):
+    """A file on a disk that fails."""
+
+    def readinto(self, _: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def train_and_fail(how: str, *words: str) -> None:
     """``python -m gpumlp.train``, which fails in process 1 in the second epoch."""
     call = TrainingStep.__call__
@@ -191,7 +259,9 @@ def train_and_fail(how: str, *words: str) -> None:
         if self.group.rank == 1 and self.state.steps == 60:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise MemoryError("too little of it") if how == "memory" else ArithmeticError("a bug")
+            if how in ("memory", "bug"):
+                raise MemoryError("too little of it") if how == "memory" else ArithmeticError("a bug")
+            FileRows._opened = lambda *_: Broken()  # type: ignore[method-assign]
         call(self, *arguments)
 
     TrainingStep.__call__ = step  # type: ignore[method-assign]
@@ -205,7 +275,7 @@ def main() -> None:
     if name == "train_on_gpus":
         train_on_gpus(*words)
     group = MPIGroup()
-    if name in ("settings", "sums", "on_gpus"):
+    if name in ("settings", "streams", "sums", "on_gpus"):
         found = globals()[name](group, *words[1:])
         group.agree(found)  # all processes have the same
         if group.rank == 0:

@@ -287,7 +287,7 @@ def test_whole_floats_are_numbers_with_a_line_that_says_so(
     assert run("train", *words, "--out", tmp_path / "a") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "\nown.npz: targets are whole numbers as floats, so a regression; " in captured.out
+    assert "\nwarning: own.npz: targets are whole numbers as floats, so a regression; " in captured.out
     for task, metric in (("numbers", "test_r2"), ("classes", "test_accuracy")):
         assert run("train", *words, "--task", task, "--out", tmp_path / task) == 0
         assert "whole numbers" not in capsys.readouterr().out

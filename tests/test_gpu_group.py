@@ -14,6 +14,7 @@ from gpumlp import Group
 from tests import mpi_program
 from tests.command_helpers import DIGITS, assert_same_run
 from tests.mpi_helpers import finish, require_mpi, start
+from tests.test_parallel_command import saved
 
 pytestmark = require_mpi()
 EVERY = pytest.mark.mpi
@@ -104,6 +105,19 @@ def test_what_is_missing_is_said_once(gpus: int, message: str, tmp_path: Path) -
     code, out, err = train(2, gpus, *OPTIONS, "--out", tmp_path / "run")
     assert (code, out, err.count("\n"), err.count(message)) == (2, "", 1, 1), err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=EVERY)])
+def test_streaming_to_gpus_in_shards_is_refused_in_one_line(ranks: int, tmp_path: Path) -> None:
+    folder, words = tmp_path / "run", (*saved(tmp_path), "--stream", "--epochs", 1)
+    message = "got 4 shards on cuda:0; choose the device cpu, or hold the samples in memory"
+    code, _, err = train(ranks, ranks, *words, "--device", "auto", "--out", folder)
+    assert (code, err.count("\n"), err.count(message)) == (2, 1, 1), err
+    assert not folder.exists()
+    assert train(ranks, ranks, *words, "--out", folder)[0] == 0
+    code, _, err = train(ranks, ranks, "--resume", folder, "--epochs", 2, "--device", "cuda")
+    assert (code, err.count("\n"), err.count(message)) == (2, 1, 1), err
+    assert train(ranks, ranks, "--resume", folder, "--epochs", 2)[0] == 0
 
 
 @EVERY

@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gpumlp import MLP, Dataset, Group, MPIGroup, StreamedDataset, Trainer
+from gpumlp import MLP, Dataset, Group, MPIGroup, Trainer
 from gpumlp.extras import MissingExtraError
 from gpumlp.training.group import GroupError, launcher
 from tests import mpi_program
@@ -32,7 +31,7 @@ def program(ranks: int, *words: object) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "ranks", [2, pytest.param(3, marks=pytest.mark.mpi), pytest.param(4, marks=pytest.mark.mpi)]
 )
-@pytest.mark.parametrize("what", ["settings", pytest.param("sums", marks=pytest.mark.mpi)])
+@pytest.mark.parametrize("what", ["settings", "streams", pytest.param("sums", marks=pytest.mark.mpi)])
 def test_any_number_of_processes_has_the_same_bits(what: str, ranks: int, tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     assert program(ranks, what, found) == (0, "", "")
@@ -105,7 +104,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def test_every_process_must_be_able_to_share_the_work(blobs: Dataset, tmp_path: Path) -> None:
+def test_every_process_must_be_able_to_share_the_work(blobs: Dataset) -> None:
     class Three(Group):
         size = 3
 
@@ -113,11 +112,6 @@ def test_every_process_must_be_able_to_share_the_work(blobs: Dataset, tmp_path: 
     with pytest.raises(ValueError, match="shards is expected to be a multiple of the 3 processes"):
         Trainer(model, blobs, shards=4, group=Three())
     assert Trainer(model, blobs, group=Three()).shards == 3
-    np.save(tmp_path / "images.npy", blobs.images)
-    np.save(tmp_path / "labels.npy", blobs.targets)
-    streamed = StreamedDataset(tmp_path / "images.npy", tmp_path / "labels.npy")
-    with pytest.raises(ValueError, match=r"trains on samples in memory, got images\.npy, which is streamed"):
-        Trainer(model, streamed, group=Three())
     with pytest.raises(TypeError, match=r"group is expected to be a Group, such as MPIGroup\(\), got"):
         Trainer(model, blobs, group=2)  # type: ignore[arg-type]
 

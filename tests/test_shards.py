@@ -11,7 +11,8 @@ import pytest
 
 from gpumlp import MLP, SGD, Dataset, DivergenceError, Trainer, fit
 from gpumlp.backends import ExecutionError
-from gpumlp.training.shards import PairwiseSum, part_of
+from gpumlp.data.blocks import part_of
+from gpumlp.training.shards import PairwiseSum
 from tests.command_helpers import DIGITS, assert_same_run, run
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend

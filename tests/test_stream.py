@@ -7,11 +7,13 @@ import io
 import os
 import pickle
 import re
+import shlex
 import signal
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from gpumlp import (
     DataError,
     Dataset,
     DivergenceError,
+    Group,
     History,
     StreamedDataset,
     Trainer,
@@ -38,8 +41,9 @@ from gpumlp import (
     train,
 )
 from gpumlp.data import shuffling, stream, tables
-from gpumlp.data.blocks import BlockOrder, sorted_note
+from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
 from gpumlp.data.rows import FileRows
+from gpumlp.training.batches import ORDER_STREAM
 
 SAMPLES, FEATURES = 1_003, 12
 
@@ -88,7 +92,9 @@ def trained(data: Dataset, outputs: int = 4, **options: Any) -> tuple[MLP, Histo
 # -- The order --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rows", "block", "window"), [(100, 10, 3), (103, 10, 4), (7, 10, 3), (10, 1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "block", "window"), [(100, 10, 3), (103, 10, 4), (7, 10, 3), (10, 1, 1), (9, 10**30, 10**30)]
+)
 def test_a_window_holds_whole_blocks_in_random_order(rows: int, block: int, window: int) -> None:
     used = np.arange(rows) * 2
     order = BlockOrder(used, Blocks(block, window), np.random.default_rng(0))
@@ -101,6 +107,41 @@ def test_a_window_holds_whole_blocks_in_random_order(rows: int, block: int, wind
         seen += found[places].tolist()
     assert sorted(seen) == used.tolist()
     assert seen == order.rows().tolist()
+
+
+def test_the_order_of_one_shard_is_that_of_earlier_versions() -> None:
+    order = BlockOrder(np.arange(14) * 2, Blocks(3, 2), np.random.default_rng(0))
+    assert order.rows().tolist() == [24, 16, 12, 14, 26, 22, 18, 2, 4, 20, 0, 8, 10, 6]
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4, 7])
+@pytest.mark.parametrize(
+    ("rows", "block", "window", "batch"),
+    [(100, 10, 6, 20), (103, 10, 4, 32), (103, 1, 100, 50), (64, 200, 2, 8), (97, 13, 9, 97), (30, 10**30, 2, 7)],
+)
+def test_each_shard_of_a_batch_has_the_next_rows_of_a_stream_of_blocks(
+    rows: int, block: int, window: int, batch: int, shards: int
+) -> None:
+    used, blocks = np.arange(rows) * 2, Blocks(block, window)
+    order = ShardedOrder(used, blocks, np.random.default_rng(0), batch, shards)
+    whole, streams = order.rows(), [stream.rows() for stream in order.streams]
+    assert sorted(whole.tolist()) == used.tolist()
+    taken = [0] * shards
+    for start in range(0, rows, batch):
+        for shard in range(shards):
+            part = part_of(slice(start, min(start + batch, rows)), shard, shards)
+            count = part.stop - part.start
+            own = slice(taken[shard], taken[shard] + count)
+            assert (whole[part] == streams[shard][own]).all()
+            assert count == 0 or order.place(part) == (shard, own)
+            taken[shard] += count
+    assert taken == [len(stream) for stream in streams]
+    found = [{row // 2 // block for row in stream.tolist()} for stream in streams]
+    assert sum(map(len, found)) <= -(-rows // block) + shards - 1  # only blocks at borders are in two of them
+    for each in order.streams:
+        for index in range(len(each)):
+            held = {row // 2 // block for row in each.window(index)[0].tolist()}
+            assert len(held) <= max(1, window // shards)
 
 
 def test_the_order_depends_on_seed_and_epoch_and_shuffles_within_a_window() -> None:
@@ -122,13 +163,15 @@ def test_a_window_of_all_samples_trains_as_well_as_a_full_shuffle() -> None:
     assert min(accuracies) > 0.9
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: bool) -> None:
+def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: bool, shards: int) -> None:
     data = StreamedDataset(*files) if streamed else Dataset(*samples())
 
-    def new() -> Trainer:
+    def new(shards: int = shards) -> Trainer:
         model = MLP([FEATURES, 16, 4], device="cpu")
-        return Trainer(model, data, optimizer=Adam(), order=Blocks(20, 3), validation=0.1, batch_size=32)
+        options: dict[str, Any] = {"optimizer": Adam(), "order": Blocks(20, 3), "validation": 0.1}
+        return Trainer(model, data, batch_size=32, shards=shards, **options)
 
     whole, first, second = new(), new(), new()
     whole.run(4)
@@ -139,6 +182,8 @@ def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: 
     second.run(4)
     assert numbers(second.history) == numbers(whole.history)
     assert (second.model.parameters.data == whole.model.parameters.data).all()
+    with pytest.raises(ValueError, match=f"expected an order of the samples in 2 streams, got {shards}"):
+        new(shards=2).restore(state, first.optimizer_state.steps, first.random_state(), first.history)
 
 
 @pytest.mark.parametrize("order", ["random", 3, ("blocks",)])
@@ -172,6 +217,12 @@ CASES: dict[str, dict[str, Any]] = {
     "class weights": {"order": Blocks(13, 3), "class_weight": "balanced", "validation": 0.1},
     "averages, clipping": {"order": Blocks(13, 3), "ema": 0.9, "clip_norm": 0.5},
     "numbers, not pixels": {"order": Blocks(13, 3), "pixels": False, "optimizer": SGD(1e-4)},
+    "shards": {"order": Blocks(13, 12), "shards": 4},
+    "shards that divide nothing": {"order": Blocks(13, 7), "shards": 3, "batch_size": 50, "optimizer": Adam(0.01)},
+    "more shards than blocks": {"order": Blocks(400, 2), "shards": 5, "class_weight": "balanced"},
+    "one shard a sample": {"order": Blocks(10, 3), "shards": 16, "batch_size": 16, "validation": 0.3},
+    "shards of full batches": {"order": Blocks(50, 2), "shards": 2, "batch_size": "full"},
+    "shards, averages": {"order": Blocks(13, 3), "shards": 2, "ema": 0.9, "clip_norm": 0.5, "validation": 900},
 }
 
 
@@ -209,7 +260,7 @@ def test_names_and_weights_are_those_of_the_labels(tmp_path: Path) -> None:
     names, weights = np.array(["a", "b", "c", "d"])[labels], np.random.default_rng(0).random(SAMPLES)
     streamed = StreamedDataset(*saved(tmp_path, images, names), weights=weights)
     memory = Dataset(images, names, weights=weights)
-    options = {"order": Blocks(13, 3), "validation": 100}
+    options = {"order": Blocks(13, 6), "validation": 100, "shards": 2}
     _, history = trained(memory, **options)
     second, other = trained(streamed, **options)
     assert second.class_names == ("a", "b", "c", "d")
@@ -275,6 +326,41 @@ def test_networks_of_fit_many_stream_the_same_bits(files: list[str]) -> None:
         assert (one.parameters.data == other.parameters.data).all()
 
 
+class Rank(Group):
+    """One of two processes; nobody else takes part in its sums."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_a_process_reads_the_blocks_of_its_own_shards(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[int]] = []
+    read = FileRows.read
+
+    def noting(self: FileRows, rows: Any, out: Any) -> None:
+        found[-1] += rows.tolist()
+        read(self, rows, out)
+
+    monkeypatch.setattr(FileRows, "read", noting)
+    data, epochs = StreamedDataset(*files), 2
+    for rank in range(2):
+        model, found = MLP([FEATURES, 4], device="cpu"), [*found, []]
+        trainer = Trainer(
+            model, data, order=Blocks(13, 8), batch_size=50, shards=4, group=Rank(rank), diagnostics=False
+        )
+        data.fingerprint()
+        found[-1].clear()
+        trainer.run(epochs)
+        rng, own = np.random.default_rng([0, ORDER_STREAM]), []
+        for _ in range(epochs):
+            order = ShardedOrder(np.arange(SAMPLES), Blocks(13, 8), rng, 50, 4)
+            own += [row for each in order.streams[2 * rank : 2 * rank + 2] for row in each.rows().tolist()]
+        assert sorted(found[-1]) == sorted(own)
+    assert sorted(found[0] + found[1]) == sorted([*range(SAMPLES)] * epochs)
+
+
 # -- Epochs that are broken off -----------------------------------------------------------------------------------
 
 
@@ -290,11 +376,11 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str]) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str], shards: int) -> None:
     def new() -> Trainer:
-        return Trainer(
-            MLP([FEATURES, 16, 4], device="cpu"), StreamedDataset(*files), order=Blocks(13, 3), batch_size=32
-        )
+        model, data = MLP([FEATURES, 16, 4], device="cpu"), StreamedDataset(*files)
+        return Trainer(model, data, order=Blocks(13, 3), batch_size=32, shards=shards)
 
     whole, broken = new(), new()
     whole.run(3)
@@ -305,11 +391,12 @@ def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str]) -
     assert (broken.model.parameters.data == whole.model.parameters.data).all()
 
 
-def test_divergence_is_explained_as_in_memory(files: list[str]) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+def test_divergence_is_explained_as_in_memory(files: list[str], shards: int) -> None:
     messages = []
     for data in (StreamedDataset(*files), Dataset(*samples())):
         with pytest.raises(DivergenceError) as caught:
-            trained(data, order=Blocks(13, 3), optimizer=SGD(1e30), l2=1.0)
+            trained(data, order=Blocks(13, 3), optimizer=SGD(1e30), l2=1.0, shards=shards)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
@@ -336,7 +423,14 @@ DAMAGE: dict[str, tuple[Callable[[Path, list[str]], object], str]] = {
         lambda folder, files: np.save(files[0], samples()[0] * 1.0),
         "found float64 .*convert it once",
     ),
-    "one dimension": (lambda folder, files: np.save(files[0], samples()[1]), "expected uint8 or float32 of shape"),
+    "one dimension": (
+        lambda folder, files: np.save(files[0], samples()[0][:, 0]),
+        r"found uint8 of shape \(1003,\); give samples first and labels second; save .* array.reshape\(-1, 1\)",
+    ),
+    "no samples": (
+        lambda folder, files: np.save(files[0], samples()[0][:0]),
+        r"at least 1 each, found uint8 of shape \(0, 12\); check how the array was made",
+    ),
     "by columns": (
         lambda folder, files: np.save(files[0], np.asfortranarray(samples()[0])),
         "numpy.ascontiguousarray",
@@ -462,7 +556,8 @@ def test_samples_sorted_by_class_are_noticed(tmp_path: Path, streamed: bool) -> 
     order = np.argsort(labels, kind="stable")
     paths = saved(tmp_path, images[order], labels[order])
     data = StreamedDataset(*paths) if streamed else Dataset(images[order], labels[order])
-    with pytest.warns(UserWarning, match=r"seem to be sorted by class.*gpumlp\.shuffle IMAGES LABELS OUT"):
+    advice = f"python -m gpumlp.shuffle {shlex.join(paths)} OUT" if streamed else "choose the order shuffle"
+    with pytest.warns(UserWarning, match=f"seem to be sorted by class.*; .*{re.escape(advice)}$"):
         trained(data, order=Blocks(20, 5))
     trained(data, order=Blocks(20, 60))  # one window: a full shuffle
     trained(Dataset(images, labels), order=Blocks(20, 5))
@@ -500,13 +595,75 @@ def test_the_command_trains_alike_from_files_and_from_memory(
     assert train.main([*data, *OPTIONS, "--order", "blocks", "--quiet", "--out", "memory"]) == 0
     assert same_network(Path("streamed"), Path("memory"))
     monkeypatch.chdir("/")  # a run knows where its data are
-    tested = shown[shown.index("test accuracy") :].splitlines()[0]
+    assert "\ndata: images.npy, 12 features" in shown
+    tested = shown[shown.index("test-images.npy test accuracy") :].splitlines()[0]
     assert evaluate.main([str(tmp_path / "streamed")]) == 0
     assert tested in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     from gpumlp.report.__main__ import main
 
     assert main([str(tmp_path / "streamed"), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_a_warning_of_the_command_says_so_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = samples()
+    order = np.argsort(labels, kind="stable")
+    files = saved(tmp_path, images[order], labels[order], "sorted ")
+    assert train.main(["--dataset", *files, "--stream", *OPTIONS, "--out", str(tmp_path / "run")]) == 0
+    words = re.search(r"warning: .* sorted by class: .*; .*: (python -m .*) OUT\n", capsys.readouterr().out)
+    assert words is not None
+    assert shlex.split(words[1]) == ["python", "-m", "gpumlp.shuffle", *files]
+
+
+def test_a_table_that_is_sorted_is_shuffled_by_its_column(tmp_path: Path) -> None:
+    images, labels = samples()
+    data = StreamedDataset(table(tmp_path / "data.arrow", images, np.sort(labels)), label_column="label")
+    path = shlex.quote(str(tmp_path / "data.arrow"))
+    with pytest.warns(UserWarning, match=rf"gpumlp\.shuffle {path} {path} OUT --label-column label$"):
+        trained(data, order=Blocks(20, 5))
+
+
+CHANGES: dict[str, Callable[[list[str]], object]] = {
+    "features": lambda files: np.save(files[0], samples()[0][:, :5]),
+    "dtype": lambda files: np.save(files[0], samples(np.float32)[0]),
+    "fewer": lambda files: [np.save(file, values[:500]) for file, values in zip(files, samples(), strict=True)],
+    "fewer classes": lambda files: np.save(files[1], np.minimum(samples()[1], 2)),
+    "more classes": lambda files: np.save(files[1], samples()[1] * 2),
+    "names": lambda files: np.save(files[1], np.array(list("abcd"))[samples()[1]]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_training_files_that_were_changed_are_named_and_not_those_of_the_test(
+    name: str, stream: bool, tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = saved(tmp_path, *samples(seed=1), name="test-"), str(tmp_path / "run")
+    options = [*(["--stream"] if stream else []), "--device", "cpu", "--epochs", "1", "--quiet", "--out", out]
+    assert train.main(["--dataset", *files, "--test", *test, *options]) == 0
+    CHANGES[name](files)
+    for command in (lambda: train.main(["--resume", out, "--epochs", "2"]), lambda: evaluate.main([out])):
+        capsys.readouterr()
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "the run was trained on images.npy" in error
+        assert f"put back what {files[0]}, {files[1]} was then" in error
+        assert "/test-" not in error
+
+
+def test_a_resumed_run_streams_as_it_did_at_its_start(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start, other in (("--stream", "--no-stream"), ("--order=blocks", "--stream")):
+        out = str(tmp_path / start)
+        assert train.main(["--dataset", *files, start, *OPTIONS, "--quiet", "--out", out]) == 0
+        again = ["--resume", out, "--epochs", "4", "--quiet"]
+        assert train.main([*again, other]) == 2
+        assert "stream: a run is resumed with its own configuration" in capsys.readouterr().err
+        assert train.main([*again, "--stream" if start == "--stream" else "--no-stream"]) == 0
 
 
 def test_without_test_files_some_samples_are_held_out(
@@ -614,6 +771,28 @@ def test_memory_depends_on_the_window_and_not_on_the_samples(tmp_path: Path) -> 
     assert streamed - small < 60
 
 
+@pytest.mark.parametrize(("shards", "processes"), [(1, 1), (4, 1), (4, 2), (4, 4)])
+def test_the_memory_that_is_told_is_that_of_a_process(tmp_path: Path, shards: int, processes: int) -> None:
+    data = StreamedDataset(*generate(tmp_path, 20_000))
+    group = Rank(processes - 1)
+    group.size = processes
+    model = MLP([784, 4, 10], device="cpu")
+    trainer = Trainer(
+        model, data, order=Blocks(100, 40), batch_size=32, shards=shards, group=group, diagnostics=False
+    )
+    assert isinstance(trainer.batches, stream.StreamedBatches)
+    expected, _ = trainer.batches.memory(Blocks(100, 40), shards, processes)
+    data.fingerprint()
+    tracemalloc.start()
+    try:
+        trainer.run(1)
+        found = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert expected == pytest.approx(2 * 40 * 100 * 784 / processes, rel=0.1)
+    assert 0.9 * expected < found < 1.1 * expected + 500_000
+
+
 # -- Shuffling files once -----------------------------------------------------------------------------------------
 
 
@@ -656,6 +835,24 @@ def test_shuffle_leaves_nothing_half_written(
     assert shuffle.main([*files, str(tmp_path / "out"), "--quiet"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_after_a_killed_shuffle_the_next_one_says_what_to_delete(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import os, sys\nfrom gpumlp import shuffle\nfrom gpumlp.data import shuffling\n"
+        "shuffling._Buckets.write = lambda *_: os.kill(os.getpid(), 9)\nshuffle.main(sys.argv[1:])"
+    )
+    words = [*files, str(tmp_path / "out"), "--quiet"]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == -signal.SIGKILL
+    assert shuffle.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "expected a new or an empty folder, found .gpumlp-" in error
+    subprocess.run(shlex.split(error[error.index("rm -r") :]), check=True)
+    assert shuffle.main(words) == 0
 
 
 def test_a_shuffled_file_is_no_longer_noticed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gpumlp import (
     DataError,
     Dataset,
     DivergenceError,
+    Group,
     StreamedDataset,
     Trainer,
     fit,
@@ -91,7 +92,6 @@ CASES: dict[str, dict[str, Any]] = {
 MORE_CASES: dict[str, dict[str, Any]] = {
     "full batches": {"order": Blocks(50, 2), "batch_size": "full"},
     "averages, clipping": {"ema": 0.9, "clip_norm": 0.5},
-    "shards": {"shards": 2},
     "numbers, not pixels": {"pixels": False, "optimizer": SGD(1e-4)},
 }
 
@@ -266,6 +266,23 @@ def test_a_device_without_room_is_one_sentence(
         batches = data.batches(32, backend, np.float32).in_windows(fits)
     assert isinstance(batches, DeviceBatches)
     assert free / 2 < sum(batches.device_memory()) <= free
+
+
+class Two(Group):
+    size = 2
+
+
+@pytest.mark.parametrize("options", [{"shards": 2}, {"group": Two()}])
+def test_several_shards_are_refused_before_windows_are_made(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceBatches, "__init__", None)
+    data = StreamedDataset(*saved(tmp_path, *samples()))
+    with pytest.raises(DataError, match=r"of one shard, on one process, got 2 shards on cuda:0; choose the"):
+        trainer_on(backend_of("eager"), data, **options)
+    with pytest.raises(ValueError, match="shards is expected to be a whole number"):
+        trainer_on(backend_of("eager"), data, shards=2.5)
+    assert trainer_on(backend_of("eager"), data.in_memory(), shards=2).shards == 2
 
 
 # -- What waits for what ------------------------------------------------------------------------------------------

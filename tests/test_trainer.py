@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Callback, Dataset, DivergenceError, EarlyStopping, StepDecay, Trainer, fit
+from gpumlp import (
+    MLP,
+    SGD,
+    Adam,
+    Blocks,
+    Callback,
+    Dataset,
+    DivergenceError,
+    EarlyStopping,
+    StepDecay,
+    Trainer,
+    fit,
+)
 from gpumlp.backends.numpy import NumpyBackend
 from gpumlp.nn.optimizers import Optimizer
 from gpumlp.training import EpochRecord
@@ -420,10 +432,12 @@ def test_orders_continue_from_a_state(ahead: bool) -> None:
     assert second.draw().tolist() == first.draw().tolist()
 
 
-def test_a_gpu_trains_while_the_next_order_is_drawn(blobs: Dataset) -> None:
+@pytest.mark.parametrize("options", [{}, {"order": Blocks(5, 4), "shards": 2}])
+def test_a_gpu_trains_while_the_next_order_is_drawn(options: dict[str, Any], blobs: Dataset) -> None:
     """A trainer restored from this state uses the same order."""
     trainer, other = (
-        Trainer(MLP([20, 4], device=device), blobs, batch_size=32) for device in (host_cuda_backend(), "cpu")
+        Trainer(MLP([20, 4], device=device), blobs, batch_size=32, **options)
+        for device in (host_cuda_backend(), "cpu")
     )
     assert trainer._orders._ahead is None
     steps = trainer.training(1)

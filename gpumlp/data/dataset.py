@@ -86,6 +86,7 @@ class Dataset:
     """
 
     streamed = False  # whether samples are read from files while they are used
+    if_sorted = "choose the order shuffle"  # what to do where an order by blocks does not shuffle well
     _placed: dict[tuple[str, str], Array] | None = None  # images by device and dtype, see `placed_once`
 
     def __init__(

@@ -287,10 +287,17 @@ def _opened(path: Path, label_column: str | None) -> _Part | TablePart | ZarrArr
     if is_table(path):
         raise DataError(f"{path}: expected the name of the column with the labels; give --label-column NAME")
     part = ZarrArray(path) if is_zarr(path) else _read_header(path)
-    if len(part.shape) < 2 or 0 in part.shape or part.dtype.newbyteorder("=") not in (np.uint8, np.float32):
+    advice = None
+    if len(part.shape) < 2:
+        advice = "give samples first and labels second; save samples of one value as array.reshape(-1, 1)"
+    elif 0 in part.shape:
+        advice = "check how the array was made"
+    elif part.dtype.newbyteorder("=") not in (np.uint8, np.float32):
+        advice = "convert it once"
+    if advice is not None:
         raise DataError(
             f"{path}: expected uint8 or float32 of shape (samples, ...), at least 1 each, found {part.dtype.name} "
-            f"of shape {part.shape}; convert it once"
+            f"of shape {part.shape}; {advice}"
         )
     return part
 

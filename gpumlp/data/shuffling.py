@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..files import user_path
-from ..words import as_product
+from ..words import as_product, listed
 from .labels import DataError
 from .rows import FileRows, read_targets
 
 _BUCKET = 2**26  # bytes of samples in a bucket
 _MAX_BUCKETS = 256  # files that are open at once
 _PIECE = 2**23
+_TEMPORARY = ".gpumlp-"
 
 
 def shuffle_files(
@@ -54,13 +56,12 @@ def shuffle_files(
     labels = read_targets(images if targets is None else targets, label_column)
     if len(labels) != len(source):
         raise DataError(f"{targets}: expected {len(source):,} targets, one for each sample, got {len(labels):,}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: expected a new or an empty folder, found files there; choose another")
+    _require_empty(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "images.npy", folder / "labels.npy"
     try:
-        with tempfile.TemporaryDirectory(prefix=".gpumlp-", dir=folder) as temporary:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
             made = [Path(temporary, path.name) for path in results]
             order = _Buckets(source, Path(temporary), seed, progress).write(made[0])
             np.save(made[1], labels[order])
@@ -73,6 +74,22 @@ def shuffle_files(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return results
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise DataError if something is in a folder, or it is none."""
+    found, advice = "a file", "choose another"
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        if not names:
+            return
+        found = "files there"
+        if all(name.startswith(_TEMPORARY) for name in names):
+            found = f"{listed(names)} there, of a shuffle that was ended, or is still running"
+            advice = f"if none is, delete it: rm -r {shlex.join(str(folder / name) for name in names)}"
+    elif not folder.exists():
+        return
+    raise DataError(f"{folder}: expected a new or an empty folder, found {found}; {advice}")
 
 
 class _Buckets:

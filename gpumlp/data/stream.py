@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shlex
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from ..backends import Array, Backend, Copy, HostArray, Uploads
 from ..files import user_path
-from .blocks import BlockOrder, Blocks
+from .blocks import BlockOrder, Blocks, ShardedOrder
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
 from .labels import stratified_split
 from .reading import require_memory
@@ -77,11 +78,14 @@ class StreamedDataset(Dataset):
         self.images = FileRows(images, label_column)
         self.label_column = label_column
         self.name = user_path(images).name if name is None else name
-        where = self.name
+        where, words = self.name, [os.fspath(images), "LABELS", "OUT"]
         if label_column is not None:
+            words[1:] = [words[0], "OUT", "--label-column", label_column]
             targets = read_targets(images, label_column)
         elif isinstance(targets, str | os.PathLike):
-            where, targets = os.fspath(targets), read_targets(targets)
+            where = words[1] = os.fspath(targets)
+            targets = read_targets(targets)
+        self.if_sorted = f"shuffle them once: python -m gpumlp.shuffle {shlex.join(words)}"
         samples = len(self.images)
         self.task, values, self.classes, self.class_names = encode_targets(
             targets, samples, where, task, classes, class_names
@@ -178,7 +182,9 @@ class StreamedBatches(ArrayBatches):
     """Mini-batches of samples in files.
 
     After `reorder`, `gather` takes the batches of an epoch one after another, from two windows in memory, of which
-    a thread fills one while the other is trained on. Without an order, `gather` reads the samples themselves.
+    a thread fills one while the other is trained on. With several shards, it takes the parts of batches that are
+    asked for, and reads the streams of their shards alone, each by two windows of its own. Without an order,
+    `gather` reads the samples themselves.
 
     Args:
         images: the samples.
@@ -209,7 +215,8 @@ class StreamedBatches(ArrayBatches):
         self.images, self._targets, self._host_targets, self._backend = images, targets, targets, backend
         self._dtype = np.dtype(dtype)
         self.pixels = self._dtype == np.uint8
-        self._order: BlockOrder | None = None
+        self._order: BlockOrder | ShardedOrder | None = None
+        self._streams: dict[int, StreamedBatches] = {}  # of the shards that this process computes
         self._buffers: list[HostArray] = []
         self._reader: ThreadPoolExecutor | None = None
         self._following: Future[tuple[HostArray, HostArray]] | None = None
@@ -225,30 +232,46 @@ class StreamedBatches(ArrayBatches):
         """``(samples, ...)``, in the order of the rows."""
         return self._backend.asarray(_wide(self._targets[self.rows]))
 
-    def memory(self, blocks: Blocks) -> tuple[int, int]:
-        """Bytes in use while it is trained on: of samples in windows; of targets, rows, losses and hits of all."""
-        window = min(blocks.samples, self.samples) + self.batch_size
+    def memory(self, blocks: Blocks, shards: int = 1, processes: int = 1) -> tuple[int, int]:
+        """Bytes in use while it is trained on: of samples in windows; of targets, rows, losses and hits of all.
+
+        Each of some processes computes as many of the shards of a batch.
+        """
+        part = -(-self.batch_size // shards)
+        window = min(blocks.of_shard(shards).samples, part * len(self.slices), self.samples) + part
         each = self._targets.nbytes // len(self._targets) + 2 * self.rows.itemsize
         outputs = 1 if self._targets.ndim == 1 else self._targets.shape[1]
         each += 4 + (1 if self._targets.ndim == 1 else outputs * 4) + (0 if self._weights is None else 16)
-        windows = 2 * window * self.images.features * self._dtype.itemsize
+        windows = shards // processes * 2 * window * self.images.features * self._dtype.itemsize
         return windows + self.images.buffered, each * self.samples
 
-    def in_windows(self, blocks: Blocks) -> StreamedBatches | DeviceBatches:
+    def in_windows(self, blocks: Blocks, shards: int = 1) -> StreamedBatches | DeviceBatches:
         """The same batches, for training in an order by these blocks.
 
+        Args:
+            blocks: of the order.
+            shards: of a batch.
+
         Raises:
-            DataError: the device has no room for two windows.
+            DataError: the device is a GPU, and there are several shards, or no room for two windows.
         """
         uploads = self._backend.uploads()
-        return self if uploads is None else DeviceBatches(self, blocks, uploads)
+        if uploads is None:
+            return self
+        if shards > 1:
+            raise DataError(
+                "samples that are streamed to a GPU are expected in batches of one shard, on one process, got "
+                f"{shards:,} shards on {self._backend.name}; choose the device cpu, or hold the samples in memory "
+                "(without --stream, or with in_memory())"
+            )
+        return DeviceBatches(self, blocks, uploads)
 
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
         return type(self)(
             self.images, self._targets, rows, batch_size, self._backend, self._weights, dtype=self._dtype
         )
 
-    def reordering(self, order: BlockOrder) -> list[Copy]:  # type: ignore[override]
+    def reordering(self, order: BlockOrder | ShardedOrder) -> list[Copy]:  # type: ignore[override]
         """Begin an epoch; nothing is left to do."""
         self._order = order
         if self.weights is not None:
@@ -258,7 +281,11 @@ class StreamedBatches(ArrayBatches):
         if self._reader is None:
             # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
-        self._read_ahead()
+        if isinstance(order, ShardedOrder):
+            for shard, stream in self._streams.items():
+                stream.reordering(order.streams[shard])
+        else:
+            self._read_ahead()
         return []
 
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
@@ -268,6 +295,11 @@ class StreamedBatches(ArrayBatches):
             self.images.read(rows, values)
             backend.gather(backend.asarray(values), backend.asarray(np.arange(len(rows))), staging, out)
             return backend.asarray(_wide(self._targets[rows]))
+        if isinstance(self._order, ShardedOrder):
+            shard, part = self._order.place(batch)
+            if shard not in self._streams:
+                self._streams[shard] = self._stream(self._order, shard)
+            return self._streams[shard].gather(part, staging, out)
         if batch.start < self._begin:  # the epoch is repeated
             self.reordering(self._order)
         while batch.stop > self._end:
@@ -276,9 +308,17 @@ class StreamedBatches(ArrayBatches):
         self._backend.gather(self._buffers[(self._number - 1) % 2], places, staging, out)
         return _wide(self._targets[self._rows[batch.start - self._begin : batch.stop - self._begin]])
 
+    def _stream(self, order: ShardedOrder, shard: int) -> StreamedBatches:
+        """The batches of the rows that are a shard of each of these."""
+        stream = copy.copy(self)
+        stream.batch_size = -(-self.batch_size // len(order.streams))
+        stream._buffers, stream.weights = [], None
+        stream.reordering(order.streams[shard])
+        return stream
+
     def _read_ahead(self) -> None:
         """Begin to read the next window of the epoch, if there is one, into the buffer that is not in use."""
-        assert self._order is not None
+        assert isinstance(self._order, BlockOrder)
         assert self._reader is not None
         self._following = None
         if self._number < len(self._order):
@@ -469,6 +509,7 @@ def load_files(
     label_column: str | None = None,
     task: str | None = None,
     stream: bool = True,
+    check: Callable[[Dataset], object] = lambda training: None,
 ) -> tuple[Dataset, Dataset, str | None]:
     """Training and test set from files of samples and of targets.
 
@@ -477,6 +518,7 @@ def load_files(
         test: those of the test samples; None: some of the training samples are held out.
         task: what the targets are, see `Dataset`.
         stream: whether samples are read while they are used, or now, into memory.
+        check: called with the training set, before the test set is compared with it.
 
     Returns:
         Training set, test set, and a notice that the user must see, or None.
@@ -491,10 +533,13 @@ def load_files(
     if test is None:
         train, tested = whole.held_out()
         notice = f"no --test: {len(tested):,} of the {len(whole):,} samples are held out as the test set"
-    else:
+    training = train if stream else train.in_memory()
+    check(training)
+    if test is not None:
         found = whole.part(*test)
         assert isinstance(found, StreamedDataset)
         tested = found
+        tested.name = user_path(test[0]).name
         if (tested.images.columns, tested.feature_shape, tested.images.dtype) != (
             train.images.columns,
             train.feature_shape,
@@ -504,6 +549,4 @@ def load_files(
                 f"{test[0]}: expected samples of {train.feature_shape} of {train.images.dtype} as in {paths[0]}, "
                 f"found {tested.feature_shape} of {tested.images.dtype}; prepare both in the same way"
             )
-    if stream:
-        return train, tested, notice
-    return train.in_memory(), tested.in_memory(), notice
+    return training, tested if stream else tested.in_memory(), notice

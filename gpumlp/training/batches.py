@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends import HostArray
 from ..data import Dataset
-from ..data.blocks import BlockOrder, Blocks
+from ..data.blocks import BlockOrder, Blocks, ShardedOrder
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
 from ..data.stream import StreamedBatches
@@ -43,6 +43,7 @@ class EpochOrders:
 
     def __init__(self, rows: HostArray, rng: np.random.Generator) -> None:
         self._rows, self._rng = rows, rng
+        self._streams = 1  # of blocks, of which the orders are made
         self._ahead: Future[Any] | None = None
         self._state_before: dict[str, Any] = {}
 
@@ -50,7 +51,7 @@ class EpochOrders:
         return self._rng.permutation(self._rows)
 
     def draw(self) -> Any:
-        """The order of the next epoch, for `reorder` of the batches: ``(samples,)`` rows, or a `BlockOrder`."""
+        """The next epoch's order, for `reorder` of the batches: ``(samples,)`` rows, or an order by blocks."""
         ahead, self._ahead = self._ahead, None
         return self._next() if ahead is None else ahead.result()
 
@@ -62,11 +63,22 @@ class EpochOrders:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there."""
-        return self._state_before if self._ahead is not None else dict(self._rng.bit_generator.state)
+        """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there.
+
+        Raises:
+            ValueError: it is that of orders of another number of streams.
+        """
+        streams = {"streams": self._streams} if self._streams > 1 else {}
+        return self._state_before if self._ahead is not None else {**self._rng.bit_generator.state, **streams}
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
+        found = value.get("streams", 1)
+        if found != self._streams:
+            raise ValueError(
+                f"expected an order of the samples in {self._streams} streams, got {found}, perhaps of an earlier "
+                "version; train again from the start"
+            )
         if self._ahead is not None:
             self._ahead.result()  # the thread changes the state until then
             self._ahead = None
@@ -79,15 +91,29 @@ class BlockOrders(EpochOrders):
     Args:
         rows, rng: as for `EpochOrders`.
         blocks: of the order.
+        batch_size, shards: of the batches, see `ShardedOrder`.
         streamed: whether the batches read a window of an order at a time; otherwise orders are arrays of rows.
     """
 
-    def __init__(self, rows: HostArray, rng: np.random.Generator, blocks: Blocks, *, streamed: bool) -> None:
+    def __init__(
+        self,
+        rows: HostArray,
+        rng: np.random.Generator,
+        blocks: Blocks,
+        *,
+        batch_size: int,
+        shards: int,
+        streamed: bool,
+    ) -> None:
         super().__init__(rows, rng)
-        self._blocks, self._streamed = blocks, streamed
+        self._blocks, self._batch_size, self._streams, self._streamed = blocks, batch_size, shards, streamed
 
     def _next(self) -> Any:
-        order = BlockOrder(self._rows, self._blocks, self._rng)
+        order: BlockOrder | ShardedOrder
+        if self._streams == 1:
+            order = BlockOrder(self._rows, self._blocks, self._rng)
+        else:
+            order = ShardedOrder(self._rows, self._blocks, self._rng, self._batch_size, self._streams)
         return order if self._streamed else order.rows()
 
 
@@ -118,18 +144,17 @@ def make_batches(
     class_weight: ClassWeight,
     rows: HostArray | None = None,
     blocks: Blocks | None = None,
+    shards: int = 1,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
     Arguments are those of `Trainer`, and the blocks of the order.
 
     Raises:
-        ValueError: the data does not fit the network, a value is out of range, or windows of samples that are
-            streamed do not fit on the device.
+        ValueError: the data does not fit the network, a value is out of range, or samples cannot be streamed to
+            the device, see `StreamedBatches.in_windows`.
         TypeError: `validation` is something else.
     """
-    if isinstance(validation, tuple) and len(validation) == 2:
-        validation = train.part(*validation)
     names, backend = learned_names(model, train), model.backend
     used = np.arange(len(train)) if rows is None else checked_rows("rows", rows, len(train))
     train_rows, held_out = used, None
@@ -159,7 +184,7 @@ def make_batches(
     with backend.activate():
         batches = on_device(train, model.inputs, size, weights, train_rows)
         if isinstance(batches, StreamedBatches) and blocks is not None:
-            batches = batches.in_windows(blocks)
+            batches = batches.in_windows(blocks, shards)
         inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)

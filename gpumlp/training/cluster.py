@@ -409,7 +409,7 @@ def _shared(sweep: Sweep) -> Shared:
     with _lock:
         if key not in _read:
             shared = Shared()
-            require_data(sweep, shared.data(config, config.task, Progress(quiet=True)))
+            require_data(sweep, shared.data(config, Progress(quiet=True)))
             shared.backend(config, config.execution)
             _read.clear()
             _read[key] = shared

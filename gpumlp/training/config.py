@@ -258,7 +258,8 @@ class Config:
     block: int | None = option(None, whole_numbers(1))
     """Samples in a block (1024)."""
     window: int | None = option(None, whole_numbers(1))
-    """Blocks that are in memory at a time (64); with --stream, another window is read meanwhile."""
+    """Blocks that are in memory at a time (64), shared by the shards of a batch; with --stream, another window is
+    read meanwhile."""
     seed: int = option(0, whole_numbers(0))
     """Seed of the initial weights, the held-out samples, the batch order and dropout."""
     shards: int | None = option(None, whole_numbers(1))

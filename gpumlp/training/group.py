@@ -1,8 +1,9 @@
 """The processes that train one network together: this one alone, or those of an MPI program.
 
-The training loop does not know which it has. Every process has all the data, draws the same batches, and computes
-the gradients of its shards of each. `Group.sum` adds them in an order that depends on the number of shards alone.
-All processes then take the same step, with the bits of one process with as many shards.
+The training loop does not know which it has. Every process has all the data, or reads what it needs of them, draws
+the same batches, and computes the gradients of its shards of each. `Group.sum` adds them in an order that depends
+on the number of shards alone. All processes then take the same step, with the bits of one process with as many
+shards.
 """
 
 from __future__ import annotations
@@ -276,6 +277,7 @@ class MPIGroup(Group):
         if sys.__stderr__ is not None:
             sys.__stderr__.write(lines)
             sys.__stderr__.flush()
+            time.sleep(0.2)  # MPICH's mpiexec may lose what it has not passed on when the processes end
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # some libraries return before they end the process
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,12 +90,12 @@ class Shared:
             self._backends[key] = backend, f"device: {backend.name} ({backend.device_name}){reason}"
         return self._backends[key]
 
-    def data(self, config: Config, task: str | None, display: Progress) -> tuple[Dataset, Dataset]:
-        """Training and test set, whose targets are of the given kind, or None; loaded once."""
+    def data(self, config: Config, display: Progress, run: Run | None = None) -> tuple[Dataset, Dataset]:
+        """Training and test set, those of a run if there is one; loaded once."""
         if self._data is not None:
             return self._data
         with _warnings_shown(display):
-            training, test, notice = _load(config, task)
+            training, test, notice = _load(config, run)
             if notice is not None:
                 display.say(notice)
         self._data = training, test
@@ -108,7 +109,7 @@ def _warnings_shown(display: Progress) -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        display.say(str(warning.message))
+        display.say(f"warning: {warning.message}")
 
 
 @dataclass
@@ -184,8 +185,8 @@ def _agreed(config: Config, shared: Shared, display: Progress, group: Group) -> 
     config = dataclasses.replace(config, device=_shared_device(config.device, shared, group))
 
     def load() -> dict[str, str]:
-        task = config.task if config.resume is None else open_run(config.resume).checkpoint.dataset["task"]
-        training, test = shared.data(config, task, display)
+        run = None if config.resume is None else open_run(config.resume)
+        training, test = shared.data(config, display, run)
         return {"training data": training.fingerprint(), "test data": test.fingerprint()}
 
     group.together(lambda: {} if group.rank else load())  # one process downloads what is missing
@@ -238,7 +239,7 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
         return _resumed(config, shared, display, group)
     backend, device = shared.backend(config, config.execution)
     display.say(device)
-    training, test = shared.data(config, config.task, display)
+    training, test = shared.data(config, display)
     config = dataclasses.replace(config, shards=config.shards or group.size)
     config = config.resolved(len(training), training.task)
     config = dataclasses.replace(config, **plain_names(config, training))
@@ -277,7 +278,7 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     run = open_run(path)
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
     model = run.checkpoint.result.make_model(device or config.device)
-    training, test, _ = _load(config, run.checkpoint.dataset["task"])
+    training, test, _ = _load(config, run)
     _check_data(run, training, test)
     return run, model, test
 
@@ -326,7 +327,7 @@ def _resumed(config: Config, shared: Shared, display: Progress, group: Group) ->
             )
         if given(config.epochs) < checkpoint.epochs:
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
-        training, test = shared.data(config, checkpoint.dataset["task"], display)
+        training, test = shared.data(config, display, run)
         _check_data(run, training, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
@@ -475,7 +476,7 @@ def _run(
     held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
     trained, tested = (" weighted" * (data.weights is not None) for data in (trainer.batches, test))
     display.say(
-        f"data: {test.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
+        f"data: {trainer.train_set.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
         f"{held_out:,} to validate, {len(test):,}{tested} to test"
     )
     if trainer.group.size > 1:
@@ -530,8 +531,9 @@ def _run(
 
 def _memory_line(trainer: Trainer) -> str:
     """How much memory the data take at most while they are streamed."""
-    blocks, batches = trainer.blocks, trainer.batches
-    assert blocks is not None
+    batches, processes = trainer.batches, trainer.group.size
+    assert trainer.blocks is not None
+    blocks = trainer.blocks.of_shard(trainer.shards)
     held = f"{min(blocks.window, -(-batches.samples // blocks.rows)):,} blocks of {blocks.rows:,} samples"
     if isinstance(batches, DeviceBatches):
         (window, labels), (windows, others) = batches.memory(), batches.device_memory()
@@ -542,10 +544,12 @@ def _memory_line(trainer: Trainer) -> str:
         )
     else:
         assert isinstance(batches, StreamedBatches)
-        windows, others = batches.memory(blocks)
+        windows, others = batches.memory(trainer.blocks, trainer.shards, processes)
+        where, own = " of each process" * (processes > 1), trainer.shards // processes
+        each = f" for each of {own:,} shards" * (own > 1)
         words = (
-            f"in memory are at most two windows of {held}, {_megabytes(windows)}, and {_megabytes(others)} of "
-            "labels and results"
+            f"in memory{where} are at most two windows of {held}{each}, {_megabytes(windows)}, and "
+            f"{_megabytes(others)} of labels and results"
         )
     return f"streaming: {words}; the samples have {_megabytes(trainer.train_set.images.nbytes)}"
 
@@ -714,14 +718,16 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
         raise ConfigError(str(error)) from error
 
 
-def _load(config: Config, task: str | None) -> tuple[Dataset, Dataset, str | None]:
-    """Training set, test set and a notice, see `load_dataset` and `load_files`."""
-    dataset = config.dataset
+def _load(config: Config, run: Run | None) -> tuple[Dataset, Dataset, str | None]:
+    """Training set, test set and a notice, see `load_dataset` and `load_files`; those of a run if there is one."""
+    dataset, task = config.dataset, config.task if run is None else run.checkpoint.dataset["task"]
     if isinstance(dataset, str) and config.label_column is None:
         return load_dataset(dataset, config.data_dir, task=task)
     if config.data_dir is not None:
         raise ConfigError("data_dir: expected only with data sets that have a name, got --dataset IMAGES LABELS")
     options: dict[str, Any] = {"label_column": config.label_column, "task": task, "stream": config.stream}
+    if run is not None:  # before the test set, which is described by the training set
+        options["check"] = partial(_check_training_set, run)
     return load_files(as_paths(dataset), as_paths(config.test) or None, **options)
 
 
@@ -740,18 +746,23 @@ def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
     return {"dataset": paths[:2], "test": paths[2:] or None}
 
 
-def _check_data(run: Run, training: Dataset, test: Dataset) -> None:
-    """Raise CheckpointError if a run was trained or tested on other data."""
+def _check_training_set(run: Run, training: Dataset) -> None:
+    """Raise CheckpointError if a run was trained on other data."""
     checkpoint = run.checkpoint
     found, expected = training.fingerprint(), checkpoint.dataset.get("train_fingerprint")
     if found != expected:
         cure = "give the folder of its data with --data-dir"
         if checkpoint.config.data_files:
-            cure = f"put back what {listed(checkpoint.config.data_files)} was then"
+            cure = f"put back what {listed(as_paths(checkpoint.config.dataset))} was then"
         raise CheckpointError(
             f"{checkpoint.path.parent}: the run was trained on {checkpoint.dataset['name']} ({expected}), but the "
             f"data found is {training.name} ({found}); {cure}"
         )
+
+
+def _check_data(run: Run, training: Dataset, test: Dataset) -> None:
+    """Raise CheckpointError if a run was trained or tested on other data."""
+    _check_training_set(run, training)
     expected = (Run(str(run.path), lenient=True).metrics or {}).get("test_fingerprint")
     if expected not in (None, test.fingerprint()):
         raise CheckpointError(

@@ -1,6 +1,6 @@
-"""The shards of a batch, and the order in which their gradients are summed.
+"""The order in which the gradients of the shards of a batch are summed.
 
-The order depends on the number of shards alone, so that the bits of a sum do not depend on how many processes have
+It depends on the number of shards alone, so that the bits of a sum do not depend on how many processes have
 computed its terms.
 """
 
@@ -9,16 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends import Array
-
-
-def part_of(batch: slice, shard: int, shards: int) -> slice:
-    """The rows of a shard: consecutive ones, as many as in any other shard, or one more or less.
-
-    >>> [part_of(slice(10, 20), shard, 4) for shard in range(4)]
-    [slice(10, 12, None), slice(12, 15, None), slice(15, 17, None), slice(17, 20, None)]
-    """
-    count = batch.stop - batch.start
-    return slice(batch.start + count * shard // shards, batch.start + count * (shard + 1) // shards)
 
 
 class PairwiseSum:

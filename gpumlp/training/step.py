@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..backends import DROPOUT, Accumulation, Array, Draws
+from ..data.blocks import part_of
 from ..data.dataset import ArrayBatches
 from ..nn.layers import Dense, Dropout, Layer
 from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
 from .group import ALONE, Group, on_host
-from .shards import PairwiseSum, part_of
+from .shards import PairwiseSum
 
 
 class TrainingStep:

@@ -447,7 +447,7 @@ def train_all(
         ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
             sweep.
     """
-    data = shared.data(sweep.config, sweep.config.task, progress.display)
+    data = shared.data(sweep.config, progress.display)
     require_data(sweep, data)
     on_gpu = False
     if elsewhere is None:

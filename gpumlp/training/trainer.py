@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun
 from ..data import Dataset
-from ..data.blocks import sorted_note
+from ..data.blocks import Blocks, sorted_note
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -207,10 +207,16 @@ class Trainer:
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
         limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
+        if isinstance(validation, tuple) and len(validation) == 2:
+            validation = train.part(*validation)
+        self._validation_set = validation if isinstance(validation, Dataset) else None
+
+        self.group = instance("group", group, Group, "MPIGroup()")
+        shards = group.size if shards is None else whole("shards", shards, 1)
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight, rows, blocks
+                model, train, validation, batch_size, self.seed, pixels, class_weight, rows, blocks, shards
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -223,17 +229,21 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
-        self.group = _checked_group(group, self.train_set)
-        self.shards = _checked_shards(group.size if shards is None else shards, self.batches.batch_size, group)
+        self.shards = _checked_shards(shards, self.batches.batch_size, group)
         self.history.setting = self._setting
         rng = np.random.default_rng([seed, ORDER_STREAM])
         if blocks is None:
             self._orders = EpochOrders(self.batches.rows, rng)
         else:
-            self._orders = BlockOrders(self.batches.rows, rng, blocks, streamed=train.streamed)
-            note = sorted_note(train.targets, self.batches.rows, blocks) if train.task == "classes" else None
-            if note is not None:
-                warnings.warn(f"{train.name}: {note}", UserWarning, stacklevel=2)
+            self._orders = BlockOrders(
+                self.batches.rows,
+                rng,
+                blocks,
+                batch_size=self.batches.batch_size,
+                shards=self.shards,
+                streamed=train.streamed,
+            )
+            self._warn_if_sorted(blocks)
         with model.backend.activate():
             self.trained = model if decay is None else copy.deepcopy(model)
             self.optimizer_state = self.optimizer.init(self.trained.parameters.data)
@@ -256,6 +266,14 @@ class Trainer:
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
+
+    def _warn_if_sorted(self, blocks: Blocks) -> None:
+        train, window = self.train_set, self.shards * blocks.of_shard(self.shards).window
+        if train.task != "classes" or self.group.rank:
+            return
+        note = sorted_note(train.targets, self.batches.rows, Blocks(blocks.rows, window))
+        if note is not None:
+            warnings.warn(f"{train.name}: {note}; {train.if_sorted}", UserWarning, stacklevel=3)
 
     @property
     def epoch(self) -> int:
@@ -453,12 +471,12 @@ class Trainer:
 
         batches, validation, device = self.batches, self.validation_batches, self.model.backend.name
         held_out = [] if validation is None else [validation.rows, validation.targets]
-        if validation is not None and validation.images is not batches.images:
-            held_out.append(validation.images)
+        validation_set = self._validation_set
         return {
             "version": f"{__version__}, NumPy {np.__version__}",
             "training data": self.train_set.fingerprint(),
             "training samples": self._checksum(batches.rows, batches.targets, batches.weights),
+            "validation data": None if validation_set is None else validation_set.fingerprint(),
             "validation samples": self._checksum(*held_out),
             "network": repr(self.model).replace(device, device.partition(":")[0]),
             "execution": self.execution.name,
@@ -629,7 +647,8 @@ def fit(
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
         order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
             the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
-            consecutive samples in random order, and the samples of 64 blocks at a time in random order.
+            consecutive samples in random order, and the samples of 64 blocks at a time in random order; with
+            several shards, see `Blocks`.
         seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
             machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
@@ -745,17 +764,8 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
     return Dataset(train, targets, weights=sample_weight)
 
 
-def _checked_group(group: Any, train: Dataset) -> Group:
-    if not isinstance(group, Group):
-        raise TypeError(f"group is expected to be a Group, such as MPIGroup(), got {shown(group)}")
-    if group.size > 1 and train.streamed:
-        raise ValueError(f"a group of processes trains on samples in memory, got {train.name}, which is streamed")
-    return group
-
-
-def _checked_shards(shards: Any, batch_size: int, group: Group) -> int:
-    """Raises ValueError if it is not a whole number up to the size of a batch that the processes can share."""
-    shards = whole("shards", shards, 1)
+def _checked_shards(shards: int, batch_size: int, group: Group) -> int:
+    """Raises ValueError if they are more than the samples of a batch, or the processes cannot share them."""
     if shards > batch_size:
         raise ValueError(f"shards is expected to be at most the {batch_size:,} samples of a batch, got {shards:,}")
     if shards % group.size:
@@ -763,7 +773,7 @@ def _checked_shards(shards: Any, batch_size: int, group: Group) -> int:
             f"shards is expected to be a multiple of the {group.size:,} processes, which share them evenly, got "
             f"{shards:,}"
         )
-    return int(shards)
+    return shards
 
 
 def _at_most(name: str, limit: float | None, dtype: np.dtype[Any]) -> float | None:
