@@ -24,6 +24,7 @@ from .base import (
     reference_backend,
     stated,
 )
+from .distortion import WEIGHT_SUM, Warp
 from .numpy import NumpyBackend, host_memory, is_device_array, to_host
 from .philox import DROPOUT, Draws
 
@@ -32,6 +33,7 @@ __all__ = [
     "EXECUTIONS",
     "MATMUL_PRECISIONS",
     "PIXEL_SCALE",
+    "WEIGHT_SUM",
     "Accumulation",
     "Array",
     "Backend",
@@ -45,6 +47,7 @@ __all__ = [
     "Memory",
     "Step",
     "StepRun",
+    "Warp",
     "array_namespace",
     "available_devices",
     "blas_kernel",

@@ -29,6 +29,7 @@ from .base import (
     Step,
     stated,
 )
+from .distortion import CHUNK, Warp, numpy_distorter
 from .openblas import numpy_openblas
 from .philox import Draws, threshold
 
@@ -47,6 +48,7 @@ class NumpyBackend(Backend):
     """The CPU. Arrays are `numpy.ndarray`, and operations are synchronous."""
 
     logits_order = "F"
+    prepares_ahead = True
 
     def __init__(self) -> None:
         self.name = "cpu"
@@ -92,6 +94,17 @@ class NumpyBackend(Backend):
             part = out[start : start + ROWS_TO_CONVERT]
             np.copyto(part, staging[start : start + ROWS_TO_CONVERT])
             np.multiply(part, PIXEL_SCALE, out=part)
+
+    def distort(self, source: Array, rows: Array, numbers: Array, epoch: Array, warp: Warp, out: Array) -> None:
+        # 19 microseconds for an image of 28 x 28; array code takes 250.
+        distorter, of_epoch = numpy_distorter(warp), int(epoch[0])
+        scale = PIXEL_SCALE if source.dtype == np.uint8 else 1.0
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            images = source.take(rows[part], axis=0).reshape(-1, *warp.shape)
+            images = distorter(images, numbers[part], of_epoch).reshape(len(images), -1)
+            np.copyto(out[part], images, casting="unsafe")
+            np.multiply(out[part], scale, out=out[part])
 
     def accumulates(self, optimizer: OptimizerRule, penalty: PenaltyRule) -> bool:
         return self._openblas is not None

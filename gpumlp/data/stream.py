@@ -258,7 +258,7 @@ class StreamedBatches(ArrayBatches):
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
         self._read_ahead()
 
-    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+    def _gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
             rows = self.rows[batch]
             values = np.empty((len(rows), self.images.features), self._dtype)
@@ -269,9 +269,10 @@ class StreamedBatches(ArrayBatches):
             self.reorder(self._order)
         while batch.stop > self._end:
             self._advance(batch.start)
-        places = self._places[batch.start - self._begin : batch.stop - self._begin]
-        self._backend.gather(self._buffers[(self._number - 1) % 2], places, staging, out)
-        return _wide(self._targets[self._rows[batch.start - self._begin : batch.stop - self._begin]])
+        part = slice(batch.start - self._begin, batch.stop - self._begin)
+        places, rows = self._places[part], self._rows[part]
+        self._fill(self._buffers[(self._number - 1) % 2], places, rows, staging, out)
+        return _wide(self._targets[rows])
 
     def _read_ahead(self) -> None:
         """Begin to read the next window of the epoch, if there is one, into the buffer that is not in use."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..backends import HostArray
-from ..data import Dataset
+from ..data import Dataset, Distortion
 from ..data.blocks import BlockOrder, Blocks
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
@@ -109,6 +109,7 @@ def make_batches(
     pixels: bool | None,
     class_weight: ClassWeight,
     rows: HostArray | None = None,
+    augment: Distortion | None = None,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
@@ -148,6 +149,8 @@ def make_batches(
 
     with backend.activate():
         batches = on_device(train, model.inputs, size, weights, train_rows)
+        if augment is not None:
+            batches.distort(augment.warp(train.feature_shape, seed, backend))
         inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)

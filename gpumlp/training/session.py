@@ -643,6 +643,7 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
                 clip_norm=config.clip_norm,
                 max_norm=config.max_norm,
                 ema=config.ema,
+                augment=config.make_augment(),
                 order=config.make_order(),
                 seed=config.seed,
                 diagnostics=config.diagnostics == "on",

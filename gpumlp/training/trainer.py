@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..backends import Array, Backend, Execution, HostArray, StepRun
-from ..data import Dataset
+from ..data import Dataset, Distortion
 from ..data.blocks import sorted_note
 from ..nn.hyperparameters import (
     flag,
@@ -150,7 +150,7 @@ class Trainer:
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
-        order, seed, shards, group: see `fit`.
+        augment, order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -184,6 +184,7 @@ class Trainer:
         clip_norm: float | None = None,
         max_norm: float | None = None,
         ema: float | None = None,
+        augment: Distortion | None = None,
         order: Order = None,
         seed: int = 0,
         diagnostics: bool = True,
@@ -199,6 +200,7 @@ class Trainer:
         self.seed = whole("seed", seed, 0)
         self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
+        self.augment = _checked_augment(augment, self.train_set)
         self.history = History()
         self.epochs = 0
         self._stop = self._in_epoch = False
@@ -208,7 +210,7 @@ class Trainer:
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight, rows
+                model, train, validation, batch_size, self.seed, pixels, class_weight, rows, self.augment
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -382,6 +384,7 @@ class Trainer:
         rates = self._learning_rates()
 
         start = time.perf_counter()
+        batches.begin(self.epoch)
         batches.reorder(self._orders.draw())
         numbers = range(len(batches.slices))
         size = len(numbers)
@@ -443,6 +446,7 @@ class Trainer:
             "optimizer": f"{self.optimizer!r}, {self._step.penalty!r}, step {self.optimizer_state.steps}",
             "learning rates": _checksum(np.array(self._learning_rates())),
             "clip_norm, max_norm, ema": (self._step.clip_norm, self._step.max_norm, self._step.decay),
+            "augment": repr(self.augment),
         }
 
     def _require_same_parameters(self, parameter_sum: float) -> None:
@@ -560,6 +564,7 @@ def fit(
     clip_norm: float | None = None,
     max_norm: float | None = None,
     ema: float | None = None,
+    augment: Distortion | None = None,
     order: Order = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
@@ -599,11 +604,13 @@ def fit(
         ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
             steps and from the initial ones on. The network has these parameters, also while it is validated.
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+        augment: a `Distortion` of the training images, each anew in every epoch; the samples have the shape
+            ``(n, rows, columns)``. Validation samples are never distorted. None for none.
         order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
             the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
             consecutive samples in random order, and the samples of 64 blocks at a time in random order.
-        seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
-            machine and device.
+        seed: of the held-out samples, of the batch order, of dropout and of distortions: same seed, same run, bit
+            for bit, on one machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
         diagnostics: measure each layer after every epoch (after some of very short ones), and count the
@@ -654,6 +661,7 @@ def fit(
         clip_norm=clip_norm,
         max_norm=max_norm,
         ema=ema,
+        augment=augment,
         order=order,
         seed=seed,
         diagnostics=diagnostics,
@@ -712,6 +720,19 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
             f"{shown(train)} alone"
         )
     return Dataset(train, targets, weights=sample_weight)
+
+
+def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
+    """Raises TypeError if it is something else, and ValueError if the samples are no images."""
+    if augment is None:
+        return None
+    checked = instance("augment", augment, Distortion, "Distortion(rotation=7.5, elastic=(34, 4))")
+    if len(train.feature_shape) != 2:
+        raise ValueError(
+            f"augment is expected with images of shape (n, rows, columns), got {train!r}; reshape them, as in "
+            "samples.reshape(-1, 28, 28)"
+        )
+    return checked
 
 
 def _checked_group(group: Any, backend: Backend, train: Dataset) -> Group:
