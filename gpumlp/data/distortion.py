@@ -26,9 +26,9 @@ class Distortion:
     distributions and depend on the seed, the epoch and the number of the image in the data, and on nothing else.
 
     The displacements of rows and of columns are noise from -1 to 1, one value for each pixel of an image of 28 x
-    28 and of its surroundings, smoothed by a Gaussian whose weights have the sum 1, and multiplied by alpha. At the
-    edges of an image as in the middle, their standard deviation is about ``0.163 alpha / sigma`` pixels. Distances
-    are in pixels of an image of 28 x 28; in larger images they grow with the image.
+    28 and of its surroundings, smoothed by a Gaussian whose weights have the sum 1, and multiplied by alpha. At
+    the edges of an image as in the middle, their standard deviation is about ``0.163 alpha / sigma`` pixels.
+    Distances are in pixels of an image of 28 x 28; in larger images they grow with the image.
 
     P. Y. Simard, D. Steinkraus and J. C. Platt, "Best practices for convolutional neural networks applied to
     visual document analysis", ICDAR 2003.

@@ -46,6 +46,7 @@ from ..base import (
     Step,
     StepRun,
 )
+from ..distortion import Warp
 from ..philox import Draws
 from .cublaslt import Products
 from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, step_key
@@ -57,6 +58,7 @@ from .kernels import (
     has_penalty_kernel,
     is_c_contiguous,
     is_narrow,
+    is_small,
     loss_kernel,
     optimizer_kernel,
 )
@@ -312,6 +314,15 @@ class CudaBackend(Backend):
                 return super().gather(source, rows, staging, out)
         scale = None if staging is None else PIXEL_SCALE
         return self.kernels(out.dtype).gather(source, rows, scale, self._offsets(rows), out)
+
+    def distort(self, source: Array, rows: Array, numbers: Array, epoch: Array, warp: Warp, out: Array) -> None:
+        pixels = source.dtype == np.uint8
+        whole = rows.dtype == numbers.dtype == np.int64 and is_c_contiguous(source, rows, numbers, out)
+        if not whole or not is_small(warp) or not (pixels or source.dtype == out.dtype):
+            with self._at_fixed_addresses(rows, numbers) as (rows, numbers):
+                return super().distort(source, rows, numbers, epoch, warp, out)
+        scale, offsets = PIXEL_SCALE if pixels else 1.0, self._offsets(rows, numbers)
+        return self.kernels(out.dtype).distort(source, rows, numbers, epoch, warp, scale, offsets, out)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array

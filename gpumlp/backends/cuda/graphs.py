@@ -242,6 +242,7 @@ def step_key(step: Step) -> StepKey:
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.clip_norm, step.max_norm),
         *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
+        _Same(step.warp),
     )
 
 
