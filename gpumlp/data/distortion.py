@@ -124,11 +124,8 @@ class Distortion:
         numbers = np.arange(count) if rows is None else np.asarray(rows, np.int64)
         warp, of_epoch = self.warp(images.shape[1:], seed, backend), np.array([epoch], np.uint64)
         backend.distort(images.reshape(count, -1), np.arange(count), numbers, of_epoch, warp, out)
-        return (
-            np.rint(out * 255 if pixels else out, out=out).astype(np.uint8).reshape(images.shape)
-            if pixels
-            else out
-        )
+        result: HostArray = np.rint(out * 255).astype(np.uint8) if pixels else out
+        return result.reshape(images.shape)
 
 
 def _checked(name: str, value: Any, low: float, high: float) -> float:
