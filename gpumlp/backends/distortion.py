@@ -109,6 +109,25 @@ def affine(xp: Any, warp: Warp, words: Any) -> tuple[Any, Any]:
     return xp.stack(rows, axis=1).astype("float32"), xp.stack(columns, axis=1).astype("float32")
 
 
+def places(xp: Any, warp: Warp, words: Any) -> Any:
+    """Where the pixels of images come from, in array code.
+
+    Returns:
+        ``(n, 2, rows, columns)`` float32: places in the rows and in the columns of an image with a border of one
+        pixel, in 1/256 of a pixel, plus 0.5 to round.
+    """
+    count, size = len(words), warp.noise
+    noise = words[:, 4:].copy().view("uint8")[:, : 2 * size**2].reshape(count, 2, size, size).astype("float64")
+    by_row, by_column = (weights.astype("float64") for weights in warp.weights)
+    half = xp.rint(xp.matmul(by_row, noise) * 2.0**-8)  # 12 bits, so that the second sum has 24
+    field = (xp.matmul(half, by_column) - MIDDLE).astype("float32")
+    row, column = affine(xp, warp, words)
+    each = [
+        field[:, axis] * warp.gain[axis] + (row[:, axis, :, None] + column[:, axis, None, :]) for axis in range(2)
+    ]
+    return xp.stack(each, axis=1)
+
+
 def distorted(xp: Any, images: Any, warp: Warp, words: Any) -> Any:
     """Distorted images, in array code.
 
@@ -121,19 +140,12 @@ def distorted(xp: Any, images: Any, warp: Warp, words: Any) -> Any:
     Returns:
         New images of the same shape and dtype, each pixel interpolated from four.
     """
-    (count, rows, columns), size = images.shape, warp.noise
-    noise = words[:, 4:].copy().view("uint8")[:, : 2 * size**2].reshape(count, 2, size, size).astype("float64")
-    by_row, by_column = (weights.astype("float64") for weights in warp.weights)
-    half = xp.rint(xp.matmul(by_row, noise) * 2.0**-8)  # 12 bits, so that the second sum has 24
-    field = (xp.matmul(half, by_column) - MIDDLE).astype("float32")
-    row, column = affine(xp, warp, words)
-    whole, fraction = [], []
-    for axis, limit in enumerate(images.shape[1:]):
-        place = field[:, axis] * warp.gain[axis] + (row[:, axis, :, None] + column[:, axis, None, :])
-        place = xp.minimum(xp.maximum(place, 0.0), float(STEPS * (limit + 1))).astype("int64")
+    count, rows, columns = images.shape
+    exact, whole, fraction = places(xp, warp, words), [], []
+    for axis, size in enumerate(warp.shape):
+        place = xp.minimum(xp.maximum(exact[:, axis], 0.0), float(STEPS * (size + 1))).astype("int64")
         whole.append(xp.right_shift(place, 8))
         fraction.append(xp.bitwise_and(place, STEPS - 1))
-
     wide = columns + 3
     padded = xp.zeros((count, rows + 3, wide), dtype=images.dtype)
     padded[:, 1 : rows + 1, 1 : columns + 1] = images

@@ -120,12 +120,13 @@ class Distortion:
             )
         backend, count = get_backend("cpu"), len(images)
         pixels = images.dtype == np.uint8
-        out = np.empty((count, images[0].size), np.float32 if pixels else images.dtype)
+        out: HostArray = np.empty((count, images[0].size), np.float32 if pixels else images.dtype)
         numbers = np.arange(count) if rows is None else np.asarray(rows, np.int64)
         warp, of_epoch = self.warp(images.shape[1:], seed, backend), np.array([epoch], np.uint64)
         backend.distort(images.reshape(count, -1), np.arange(count), numbers, of_epoch, warp, out)
         result: HostArray = np.rint(out * 255).astype(np.uint8) if pixels else out
-        return result.reshape(images.shape)
+        result.shape = images.shape
+        return result
 
 
 def _checked(name: str, value: Any, low: float, high: float) -> float:

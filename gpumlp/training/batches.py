@@ -184,6 +184,11 @@ def checked_rows(name: str, rows: Any, samples: int) -> HostArray:
     return found.astype(np.int64)
 
 
+def trained_rows(train: Dataset, validation: float, seed: int) -> HostArray:
+    """The rows of the samples that a network is trained on, where a number or a fraction is held out."""
+    return _split(train, np.arange(len(train)), validation, seed)[0]
+
+
 def _of_rows(weights: HostArray | None, rows: HostArray | None) -> HostArray | None:
     """The weights, 0 outside of these rows, so that the largest is one of theirs; None for all rows."""
     if weights is None or rows is None:

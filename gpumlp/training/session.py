@@ -236,6 +236,16 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     return run, model, test
 
 
+def load_training(run: Run, data_dir: str | None = None) -> Dataset:
+    """The training set of a saved run, from the folder `data_dir` if not from that of its configuration.
+
+    Raises:
+        DataError: it is not available.
+    """
+    config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
+    return _load(config, run.checkpoint.dataset["task"])[0]
+
+
 # -- Resuming ------------------------------------------------------------------------------------------------
 
 
