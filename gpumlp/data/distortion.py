@@ -124,8 +124,8 @@ class Distortion:
         numbers = np.arange(count) if rows is None else np.asarray(rows, np.int64)
         warp, of_epoch = self.warp(images.shape[1:], seed, backend), np.array([epoch], np.uint64)
         backend.distort(images.reshape(count, -1), np.arange(count), numbers, of_epoch, warp, out)
-        result: HostArray = np.rint(out * 255).astype(np.uint8) if pixels else out
-        result.shape = images.shape
+        values = np.rint(out * 255).astype(np.uint8) if pixels else out
+        result: HostArray = values.reshape(images.shape)
         return result
 
 
