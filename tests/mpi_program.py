@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumlp import MLP, SGD, Callback, Dataset, EarlyStopping, Group, MPIGroup, Trainer, fit, train
+from gpumlp import MLP, SGD, Callback, Dataset, Distortion, EarlyStopping, Group, MPIGroup, Trainer, fit, train
 from gpumlp.training.shards import PairwiseSum
 from gpumlp.training.step import TrainingStep
 from tests.test_resume import SETTINGS, state
@@ -51,6 +51,9 @@ def settings(group: Group) -> dict[str, str]:
     train("one batch", data(), {}, shared[0], batch_size="full")
     train("labels", Dataset(x, x[:, :3] > 0, task="labels"), {"dropout": 0.2}, shared[0], validation=50)
     train("stopped", data(), {}, shared[0], optimizer=SGD(2.0), validation=50)
+    images = Dataset(data().images.reshape(300, 4, 5), data().labels, classes=4)
+    augment = Distortion(rotation=7.5, elastic=(34, 4))
+    train("distorted", images, {}, shared[0], augment=augment, batch_size=50, validation=30)
     return results
 
 

@@ -27,6 +27,7 @@ from gpumlp import (
 )
 from gpumlp.backends import Backend, reference_backend
 from gpumlp.backends.distortion import CHUNK, STEPS, places, random_words
+from gpumlp.backends.numpy import NumpyBackend
 from tests.command_helpers import DIGITS, assert_same_run, run
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
@@ -344,6 +345,44 @@ def test_after_an_interrupt_training_ends_with_the_same_bits(streamed: bool, tmp
 def test_a_divergence_is_explained() -> None:
     with pytest.raises(Exception, match="at step"):
         trainer_of(optimizer=SGD(1e30)).run(2)
+
+
+class Watched(NumpyBackend):
+    """Notes which threads distort how many images at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[bool, int]] = []
+
+    def distort(self, source: Any, rows: Any, *arguments: Any) -> None:
+        self.calls.append((threading.current_thread() is threading.main_thread(), len(rows)))
+        super().distort(source, rows, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, [32] * 9 + [12]),
+        ({"batch_size": 100, "shards": 3}, [33, 33, 34] * 3),
+        ({"batch_size": "full"}, [100] * 3),
+        ({"order": Blocks(16, 4)}, [32] * 9 + [12]),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_all_batches_but_the_first_are_prepared_by_a_thread(
+    options: dict[str, Any], sizes: list[int], streamed: bool, tmp_path: Path
+) -> None:
+    paths = [str(tmp_path / "images.npy"), str(tmp_path / "labels.npy")]
+    np.save(paths[0], IMAGES)
+    np.save(paths[1], DATA.labels)
+    device = Watched()
+    device.rows_at_a_time = 100
+    trainer = trainer_of(StreamedDataset(*paths) if streamed else DATA, device, **options)
+    for epoch in range(1, 3):
+        device.calls.clear()
+        trainer.run(epoch)
+        assert [size for _, size in device.calls] == sizes
+        assert [main for main, _ in device.calls] == [True] + [False] * (len(sizes) - 1)
 
 
 def test_one_thread_prepares_the_next_batch_and_ends_with_the_trainer() -> None:
