@@ -37,9 +37,9 @@ from .philox import Draws, threshold
 # 15 % below 784-128-10 at batch 128 (13 million multiply-adds per forward pass), 20 to 25 % there, and 40 % at
 # batch 1,024. If other programs compete for the cores, threads wait for each other.
 MULTIPLY_ADDS_PER_THREAD = 12_000_000
-# The weights of a network whose step takes as long for a sample, on one core, as a thread takes to distort an image:
-# 24 us. All BLAS threads wait for one that shares its core with that thread, so it gets a core of its own, unless a
-# step without that core takes longer than one that is slowed down: for n cores, w / (n - 1) against 24 us + w / n.
+# The weights of a network whose step takes as long for a sample, on one core, as distorting an image in a thread:
+# 24 us. All BLAS threads wait for one that shares its core with that thread, which thus gets a core of its own,
+# unless a step without that core takes longer than a slowed one: for n cores, w / (n - 1) against 24 us + w / n.
 WEIGHTS_PER_DISTORTION = 500_000
 ROWS_AT_A_TIME = 1024  # larger parts do not stay in the cache between operations: 7 to 10 % slower from 4,096 on
 ROWS_TO_CONVERT = 256  # rows per conversion, which are still in the cache when they are scaled
