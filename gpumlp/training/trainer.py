@@ -220,6 +220,7 @@ class Trainer:
             penalty,
             self.batches.label_entropy if model.loss.task == "classes" else None,
             class_weight=class_weight is not None,
+            augment=self.augment is not None,
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
