@@ -1,14 +1,14 @@
 """NVIDIA GPUs, by CuPy. This is the only module that imports it, and it is imported only if a GPU is requested.
 
 A step of a network with L layers, of which the last has up to 16 units, takes 5 L - 1 launches including matrix
-products, 9 for 784-128-10 (tests count them): one to gather and scale the batch, or to distort it; per hidden layer
-two forward (product, bias with activation) and two or three backward (activation with the bias gradient, weight gradient;
-above the first layer also the error term below); one forward and one backward for the last layer, whose products
-are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt
-(``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for 784-128-10. With
-momentum, its products add the weight gradients to the velocity. A last layer with more than 16 units takes two or
-three launches more. An override calls the reference for arguments that its kernel does not support: custom rules,
-or arrays that are not contiguous.
+products, 9 for 784-128-10 (tests count them): one to gather and scale the batch, or to distort it; per hidden
+layer two forward (product, bias with activation) and two or three backward (activation with the bias gradient,
+weight gradient; above the first layer also the error term below); one forward and one backward for the last layer,
+whose products are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer.
+With cuBLASLt (``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for
+784-128-10. With momentum, its products add the weight gradients to the velocity. A last layer with more than 16
+units takes two or three launches more. An override calls the reference for arguments that its kernel does not
+support: custom rules, or arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
 step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. For large
