@@ -341,10 +341,10 @@ def test_distort(device: Backend, shape: tuple[int, int], name: str, dtype: str)
         kernel = "distort_pixels" if source.dtype == np.uint8 else "distort_rows"
         assert launched(device) in (None, [kernel])
         got = device.to_numpy(inside)
-        if source.dtype == np.uint8:
-            assert np.abs(got - want).max() <= (0 if launched(device) else 1.01 / 255)
-        else:
-            np.testing.assert_allclose(got, want, rtol=0, atol=1e-2 if launched(device) is None else 1e-5)
+        # On a GPU the sine and the cosine may differ in the last bit, and so a place by 1/256 of a pixel.
+        span = 1.0 if source.dtype == np.uint8 else float(np.ptp(source))
+        least = 0.0 if source.dtype == np.uint8 else 1e-5
+        np.testing.assert_allclose(got, want, rtol=0, atol=least if launched(device) else 1.01 * span / 255)
         assert (device.to_numpy(whole) == 77).sum() == 32
 
 
