@@ -175,6 +175,13 @@ static inline unsigned long long __umul64hi(unsigned long long x, unsigned long 
 {
     return (unsigned long long)((unsigned __int128)x * y >> 64);
 }
+static inline float __fadd_rn(float x, float y) { return x + y; }
+static inline float __fmul_rn(float x, float y) { return x * y; }
+static inline void sincospi(double x, double* sine, double* cosine)
+{
+    *sine = sin(M_PI * x);
+    *cosine = cos(M_PI * x);
+}
 static inline void __threadfence() {}
 template <typename T> static inline T __ldcg(const T* address) { return *address; }
 

@@ -37,11 +37,12 @@ TYPES = {
     "unsigned": np.uint32,
     "bool": np.bool_,
     "unsigned char": np.uint8,
-    "u8": np.uint8,
+    "float": np.float32,
     "double": np.float64,
+    "u8": np.uint8,
 }
 # what makes threads wait for each other, by itself or within a function of blocks.cuh
-WAITING = re.compile(r"__syncthreads|__shfl|sum_column\(|sum_over_\w+\(|is_last_block\(")
+WAITING = re.compile(r"__syncthreads|__shfl|sum_column\(|sum_over_\w+\(|is_last_block\(|distort\(")
 UNASKED_SHARED_BYTES = 48 * 1024
 
 

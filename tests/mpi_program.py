@@ -22,6 +22,7 @@ from gpumlp import (
     Blocks,
     Callback,
     Dataset,
+    Distortion,
     EarlyStopping,
     ExponentialDecay,
     Group,
@@ -73,6 +74,9 @@ def settings(group: Group) -> dict[str, str]:
     train("one batch", data(), {}, shared[0], batch_size="full")
     train("labels", Dataset(x, x[:, :3] > 0, task="labels"), {"dropout": 0.2}, shared[0], validation=50)
     train("stopped", data(), {}, shared[0], optimizer=SGD(2.0), validation=50)
+    images = Dataset(data().images.reshape(300, 4, 5), data().labels, classes=4)
+    augment = Distortion(rotation=7.5, elastic=(34, 4))
+    train("distorted", images, {}, shared[0], augment=augment, batch_size=50, validation=30)
     return results
 
 

@@ -46,7 +46,7 @@ from tests.strict_device import StrictArray, StrictBackend
 OPERATIONS = [
     *("execution", "run_steps", "gather", "dense_forward", "dense_backward", "accumulate_product", "column_sums"),
     *("add_scaled", "output_error", "update", "totals", "all_finite", "activation_backward", "dropout"),
-    *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average", "add_squares"),
+    *("dropout_backward", "weigh", "clip_gradient", "limit_norms", "average", "add_squares", "distort"),
 ]
 RNG = np.random.default_rng(1)
 

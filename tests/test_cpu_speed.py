@@ -110,8 +110,8 @@ class Step:
 
     slices = (slice(0, 1),)
 
-    def __init__(self, multiply_adds: int) -> None:
-        self.multiply_adds, self.seen = multiply_adds, 0
+    def __init__(self, multiply_adds: int, weights: int = 1, warp: object = None) -> None:
+        self.multiply_adds, self.weights, self.warp, self.seen = multiply_adds, slice(0, weights), warp, 0
 
     def __call__(self, batch: slice, learning_rate: float) -> None:
         self.seen = OPENBLAS.controller.get_num_threads()
@@ -127,6 +127,17 @@ def test_the_number_of_threads_depends_on_the_work_and_is_restored() -> None:
         assert [step.seen for step in steps] == [1, 1, 2, 2]  # at most the user's number
         assert [backend.execution(step).threads for step in steps] == [1, 1, 2, 2]
         assert OPENBLAS.controller.get_num_threads() == 2
+
+
+@needs_openblas
+@pytest.mark.parametrize(
+    ("cores", "weights", "threads"),
+    [(1, 1, 1), (2, 635_200, 1), (2, 999_999, 1), (2, 1_000_000, 2), (4, 2_000_000, 3), (4, 6_000_000, 4)],
+)
+def test_a_core_is_left_to_the_thread_that_distorts_images(cores: int, weights: int, threads: int) -> None:
+    with threadpoolctl.threadpool_limits(cores, user_api="blas"):
+        assert NumpyBackend().execution(Step(10**12, weights, "a warp")).threads == threads
+        assert NumpyBackend().execution(Step(10**12, weights)).threads == cores
 
 
 @needs_openblas

@@ -22,6 +22,7 @@ from gpumlp import (
     Adam,
     AdamW,
     Dataset,
+    Distortion,
     LogisticCrossEntropy,
     Loss,
     Penalty,
@@ -30,6 +31,7 @@ from gpumlp import (
     SoftmaxCrossEntropy,
     SquaredError,
     Trainer,
+    get_backend,
 )
 from gpumlp.backends import DROPOUT, Accumulation, Backend, CudaActivation, Draws, reference_backend
 from gpumlp.backends.cuda import kernels
@@ -311,6 +313,41 @@ def test_dropout(device: Backend, shape: tuple[int, int], rate: float, dtype: st
     np.testing.assert_array_equal(device.to_numpy(inside), want)
 
 
+DISTORTIONS = {
+    "all": Distortion(7.5, 0.12, 0.12, 2.0, (34, 4)),
+    "none": Distortion(),
+    "elastic": Distortion(elastic=(8, 1)),
+    "half turns": Distortion(rotation=180, translation=28),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (20, 33), (1, 5)])
+def test_distort(device: Backend, shape: tuple[int, int], name: str, dtype: str) -> None:
+    """Pixels are those of array code to one grey level at most, on the CPU to the last bit."""
+    rows, epoch = RNG.integers(0, 40, 9), np.array([2**40], np.uint64)
+    numbers = np.array([0, 1, 2**33, *range(6)])
+    for source in (RNG.integers(0, 256, (40, *shape), dtype=np.uint8), normal(dtype, 40, *shape)):
+        source = source.reshape(40, -1)
+        want = np.zeros((9, source.shape[1]), dtype)
+        warp = DISTORTIONS[name].warp(shape, 2**63 + 5, get_backend("cpu"))
+        reference_backend(np).distort(source, rows, numbers, epoch, warp, want)
+        inside, whole = guarded(device, np.zeros_like(want))
+        warp = DISTORTIONS[name].warp(shape, 2**63 + 5, device)
+        arrays = [device.asarray(array) for array in (source, rows, numbers, epoch)]
+        watch(device)
+        device.distort(*arrays, warp, inside)
+        kernel = "distort_pixels" if source.dtype == np.uint8 else "distort_rows"
+        assert launched(device) in (None, [kernel])
+        got = device.to_numpy(inside)
+        # On a GPU the sine and the cosine may differ in the last bit, and so a place by 1/256 of a pixel.
+        span = 1.0 if source.dtype == np.uint8 else float(np.ptp(source))
+        least = 0.0 if source.dtype == np.uint8 else 1e-5
+        np.testing.assert_allclose(got, want, rtol=0, atol=least if launched(device) else 1.01 * span / 255)
+        assert (device.to_numpy(whole) == 77).sum() == 32
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_weigh(device: Backend, shape: tuple[int, int], dtype: str) -> None:
@@ -487,7 +524,7 @@ def test_training_uses_the_precision(blobs: Dataset) -> None:
     "operation",
     [
         *("gather", "dense_forward", "dense_backward", "activation_backward", "output_error", "weigh", "dropout"),
-        *("update", "run_steps", "execution"),
+        *("update", "run_steps", "execution", "distort"),
     ],
 )
 def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> None:

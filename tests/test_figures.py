@@ -17,6 +17,7 @@ from gpumlp import (
     SGD,
     Cosine,
     Dataset,
+    Distortion,
     ExponentialDecay,
     InverseTimeDecay,
     Milestones,
@@ -48,7 +49,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "single_epochs": 1,
     },
 }
-FROM_DATA = {"gradient_flow", "regularization", "first_layer_weights", "learning_curves", "optimizer_noise"}
+FROM_DATA = {
+    *("gradient_flow", "regularization", "first_layer_weights", "learning_curves", "optimizer_noise"),
+    "distortion",
+}
 
 
 @cache
@@ -264,6 +268,24 @@ def test_the_sign_of_weights_is_visible_in_grey() -> None:
 def test_first_layer_weights_refuses_samples_that_are_not_images(blobs: Dataset) -> None:
     with pytest.raises(ValueError, match="expects images of height x width"):
         figures.first_layer_weights((blobs, blobs))
+
+
+def test_distorted_images_are_those_of_training() -> None:
+    values, (train, _) = numbers("distortion"), load_digits()
+    of = Distortion(rotation=7.5, scaling=0.12, shear=0.12, elastic=(34, 4))
+    assert values["forms"].shape == (30, 8, 8)
+    np.testing.assert_array_equal(values["forms"][7], of.apply(train.images[:1], seed=0, epoch=7)[0])
+    np.testing.assert_array_equal(values["image"], train.images[0])
+    down, right = values["moves"].astype(float)
+    rows, columns = np.indices((8, 8))
+    # The interpolation at the place that a pixel comes from, by the definition; in the middle, inside the image.
+    padded = np.pad(train.images[0].astype(float), 8)
+    at_row, at_column = rows + down + 8, columns + right + 8
+    expected = np.zeros((8, 8))
+    for r, c in itertools.product((0, 1), (0, 1)):
+        row, column = np.floor(at_row).astype(int) + r, np.floor(at_column).astype(int) + c
+        expected += padded[row, column] * (1 - abs(at_row - row)) * (1 - abs(at_column - column))
+    assert np.abs(expected - values["forms"][0]).max() <= 255 / 128 + 0.5
 
 
 def test_each_learning_curve_is_what_its_name_says() -> None:

@@ -383,11 +383,17 @@ def test_classes_with_weights_are_not_advised_to_have_some() -> None:
 # -- Dropout, label smoothing, averages and rates by step -------------------------------------------------------
 
 
-def test_a_loss_that_dropout_raises_is_judged_by_the_validation_loss() -> None:
+@pytest.mark.parametrize(
+    ("setting", "advice"),
+    [({"dropout": 0.5}, "; or lower dropout (now 0.5)"), ({"augment": True}, "; or distort the images less")],
+)
+def test_a_loss_that_is_raised_in_training_is_judged_by_the_validation_loss(
+    setting: dict[str, Any], advice: str
+) -> None:
     training, validation = [2.2] * 10, [2.3 * 0.8**epoch for epoch in range(10)]
     high = curve(training, validation)
     assert high.trend() == "underfitting"
-    high.setting = dataclasses.replace(high.setting, dropout=0.5)
+    high.setting = dataclasses.replace(high.setting, **setting)
     assert (high.findings(), high.trend()) == ([], "converging")
     unknown = curve(training)
     unknown.setting = high.setting
@@ -396,7 +402,7 @@ def test_a_loss_that_dropout_raises_is_judged_by_the_validation_loss() -> None:
     bad.setting = high.setting
     (finding,) = bad.findings()
     assert finding.name == "underfitting"
-    assert finding.message.endswith("; or lower dropout (now 0.5)")
+    assert finding.message.endswith(advice)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1, 0.4])

@@ -17,7 +17,20 @@ import numpy as np
 import pytest
 
 import gpumlp
-from gpumlp import MLP, Callback, Dataset, Dense, Inputs, Layer, Normal, Trainer, command, fit, load_digits
+from gpumlp import (
+    MLP,
+    Callback,
+    Dataset,
+    Dense,
+    Distortion,
+    Inputs,
+    Layer,
+    Normal,
+    Trainer,
+    command,
+    fit,
+    load_digits,
+)
 from gpumlp.report import drawing_page, page, report_page
 from gpumlp.report.charts import Line, chart
 from gpumlp.report.embedding import Field, mosaic
@@ -382,6 +395,25 @@ def test_an_unfinished_run_is_reported_as_unfinished(copy: Path) -> None:
     (copy / "history.jsonl").write_text(lines + lines.splitlines()[-1].replace('"epoch": 2', '"epoch": 3') + "\n{")
     text = text_of(report_page([str(copy)]))
     assert "is not finished : this is the network of its last checkpoint, after epoch 2 of 2" in text
+
+
+def test_the_page_shows_how_the_network_saw_its_training_images(digits: Path, tmp_path: Path) -> None:
+    path, words = tmp_path / "distorted", ["--augment", "rotation=7.5", "elastic=34,4", "--seed", 3]
+    assert run("train", *QUICK, *words, "--out", path) == 0
+    (read,) = read_runs([str(path)], "cpu", None)
+    training, _ = load_digits()
+    network = Trainer(MLP([64, 10]), training, validation=143, seed=3)  # what is held out is not shown
+    rows = network.batches.rows[:3]
+    of = Distortion(rotation=7.5, elastic=(34, 4))
+    assert read.seen.shape == (3, 3, 8, 8)
+    np.testing.assert_array_equal(read.seen[:, 0], training.images[rows])
+    for epoch in range(2):
+        np.testing.assert_array_equal(
+            read.seen[:, 1 + epoch], of.apply(training.images[rows], seed=3, epoch=epoch, rows=rows)
+        )
+    text = text_of(report_page([str(path)]))
+    assert "how the network saw them in its first 2 epochs: rotation=7.5, elastic=34,4." in text
+    assert "Distorted training images" not in text_of(report_page([str(digits)]))
 
 
 def test_statistics_of_layers_and_the_reason_of_a_divergence_are_shown(copy: Path) -> None:

@@ -30,6 +30,7 @@ from .base import (
     reference_backend,
     stated,
 )
+from .distortion import WEIGHT_SUM, Warp
 from .numpy import NumpyBackend, host_memory, is_device_array, to_host
 from .philox import DROPOUT, Draws
 
@@ -38,6 +39,7 @@ __all__ = [
     "EXECUTIONS",
     "MATMUL_PRECISIONS",
     "PIXEL_SCALE",
+    "WEIGHT_SUM",
     "Accumulation",
     "Array",
     "Backend",
@@ -57,6 +59,7 @@ __all__ = [
     "StepRun",
     "Totals",
     "Uploads",
+    "Warp",
     "array_namespace",
     "available_devices",
     "blas_kernel",

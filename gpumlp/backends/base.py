@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .distortion import Warp, distorted, random_words
 from .philox import Draws, random_bits, threshold
 
 Array: TypeAlias = Any  # an array of the backend's own library: numpy.ndarray, cupy.ndarray, ...
@@ -187,6 +188,7 @@ class Step(Protocol):
         squares: ``(n,)`` float64, or None. Each step adds the squares of all weights before its update to one or
             more elements; only the sum of all elements is defined.
         draws: the random bits of the layers, with the seed of all steps; None without any.
+        warp: how images are distorted as a batch is gathered, see `Backend.distort`; None if they are not.
         same_rules: whether all steps of a call of `Backend.run_steps` follow the same rules, by the built-in
             methods of network, layers and batches; only then can a device run them in another way.
         shards: parts of a batch whose gradients are computed one after another, by this or other processes.
@@ -211,6 +213,8 @@ class Step(Protocol):
     def decay(self) -> float: ...
     @property
     def draws(self) -> Draws | None: ...
+    @property
+    def warp(self) -> Warp | None: ...
     @property
     def same_rules(self) -> bool: ...
     @property
@@ -330,6 +334,7 @@ class Backend:
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
         asynchronous: whether operations return before the device has finished them.
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
+        prepares_ahead: whether a thread should distort the images of a batch while the one before is trained on.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
         options: with which it was made. A backend can run the steps of another one with the same device and
@@ -345,6 +350,7 @@ class Backend:
     logits_order: Literal["C", "F"] = "C"
     asynchronous: bool = False
     stores_masks: bool = True
+    prepares_ahead: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
     options: tuple[Any, ...] = ()
@@ -500,6 +506,22 @@ class Backend:
         else:
             xp.take(source, rows, axis=0, out=staging)
             xp.multiply(staging, PIXEL_SCALE, out=out, dtype=out.dtype)
+
+    def distort(self, source: Array, rows: Array, numbers: Array, epoch: Array, warp: Warp, out: Array) -> None:
+        """Write ``source[rows]`` into `out` as `gather` does, each image distorted at random.
+
+        Args:
+            source: ``(samples, features)``, images row by row, uint8 pixels or the dtype of `out`.
+            rows: ``(batch,)`` int64 in ``[0, samples)``, which is not checked.
+            numbers: ``(batch,)`` int64, the numbers of the images in the data, which decide about random bits.
+            epoch: ``(1,)`` uint64, which decides about them, too.
+            warp: how to distort.
+            out: ``(batch, features)``, overwritten.
+        """
+        xp = self.xp
+        images = xp.take(source, rows, axis=0).reshape(-1, *warp.shape)
+        images = distorted(xp, images, warp, random_words(xp, warp, numbers, epoch)).reshape(out.shape)
+        xp.multiply(images, PIXEL_SCALE if source.dtype == np.uint8 else 1.0, out=out, dtype=out.dtype)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-DROPOUT = 1  # a purpose of random bits
+DROPOUT, DISTORTION = 1, 2  # purposes of random bits
 
 _MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _KEY_STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B

@@ -8,6 +8,7 @@ from ..files import user_path
 from .blocks import Blocks
 from .dataset import DataError, Dataset
 from .digits import load_digits
+from .distortion import Distortion
 from .download import DataNotAvailable
 from .mnist import (
     ENVIRONMENT_VARIABLE,
@@ -26,6 +27,7 @@ __all__ = [
     "Blocks",
     "DataError",
     "Dataset",
+    "Distortion",
     "StreamedDataset",
     "load_dataset",
     "load_digits",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, Copy, HostArray, is_device_array, to_host
+from ..backends import Array, Backend, Copy, HostArray, Warp, is_device_array, to_host
 from ..words import as_product, numeric_array
+from .ahead import Ahead
 from .labels import DataError, require_finite, to_array
 from .targets import check_weights, encode_targets
 
@@ -332,7 +333,13 @@ class ArrayBatches:
         weights: ``(samples,)`` on the device, in this epoch's order, scaled to a mean of 1 in each batch (all 0
             in a batch without weight), so that the mean loss is the weighted mean; None without weights.
         batch_weights: the sum of the given weights in each batch; without weights, its number of samples.
+        warp: how images are distorted as a batch is gathered, see `distort`; None if they are not.
+        epoch: ``(1,)`` uint64 on the device, the number of the epoch, for distortions.
     """
+
+    warp: Warp | None = None
+    epoch: Array = None
+    _ahead: Ahead | None = None
 
     def __init__(
         self,
@@ -385,6 +392,29 @@ class ArrayBatches:
             self._weights,
             host_targets=self._host_targets,
         )
+
+    def distort(self, warp: Warp) -> None:
+        """Distort the images of each batch from now on, but not in the batches that `select` makes of these."""
+        self.warp = warp
+        self.epoch = self._backend.asarray(np.zeros(1, np.uint64))
+
+    def prepare_ahead(self, parts: Sequence[slice], inputs: Array) -> None:
+        """Let a thread prepare batches before they are asked for, where the device gains by it.
+
+        Args:
+            parts: the rows that `gather` is called with in an epoch, in order.
+            inputs: ``(samples, features)``, an array like that into which it writes.
+        """
+        if self._backend.prepares_ahead:
+            buffer = self._backend.xp.empty_like(inputs)
+            self._ahead = Ahead(lambda rows, out: self._gather(rows, None, out), parts, buffer)
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch with a number; distortions depend on it. `reorder` follows."""
+        if self._ahead is not None:
+            self._ahead.wait()
+        if self.warp is not None:
+            self._backend.xp.copyto(self.epoch, self._backend.asarray(np.array([epoch], np.uint64)))
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
         """One batch of `samples` random rows of these, on the same arrays."""
@@ -468,8 +498,21 @@ class ArrayBatches:
         Returns:
             The targets of the batch.
         """
-        self._backend.gather(self.images, self.order[batch], staging, out)
+        if self._ahead is not None:
+            return self._ahead.take(batch, out)
+        return self._gather(batch, staging, out)
+
+    def _gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+        rows = self.order[batch]
+        self._fill(self.images, rows, rows, staging, out)
         return self.targets[batch]
+
+    def _fill(self, source: Array, rows: Array, numbers: Array, staging: Array | None, out: Array) -> None:
+        """Write rows of `source` into `out`; `numbers` are those of the samples in the data."""
+        if self.warp is None:
+            self._backend.gather(source, rows, staging, out)
+        else:
+            self._backend.distort(source, rows, numbers, self.epoch, self.warp, out)
 
 
 def checked_images(images: Any, name: str) -> Any:

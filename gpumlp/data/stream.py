@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backends import Array, Backend, Copy, HostArray, Uploads
+from ..backends import Array, Backend, Copy, HostArray, Uploads, Warp
 from ..files import user_path
 from .blocks import BlockOrder, Blocks, ShardedOrder
 from .dataset import ArrayBatches, DataError, Dataset, relative_weights
@@ -288,7 +288,7 @@ class StreamedBatches(ArrayBatches):
             self._read_ahead()
         return []
 
-    def gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
+    def _gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
             rows = self.rows[batch]
             values, backend = np.empty((len(rows), self.images.features), self._dtype), self._backend
@@ -299,14 +299,15 @@ class StreamedBatches(ArrayBatches):
             shard, part = self._order.place(batch)
             if shard not in self._streams:
                 self._streams[shard] = self._stream(self._order, shard)
-            return self._streams[shard].gather(part, staging, out)
+            return self._streams[shard]._gather(part, staging, out)
         if batch.start < self._begin:  # the epoch is repeated
             self.reordering(self._order)
         while batch.stop > self._end:
             self._advance(batch.start)
-        places = self._places[batch.start - self._begin : batch.stop - self._begin]
-        self._backend.gather(self._buffers[(self._number - 1) % 2], places, staging, out)
-        return _wide(self._targets[self._rows[batch.start - self._begin : batch.stop - self._begin]])
+        part = slice(batch.start - self._begin, batch.stop - self._begin)
+        places, rows = self._places[part], self._rows[part]
+        self._fill(self._buffers[(self._number - 1) % 2], places, rows, staging, out)
+        return _wide(self._targets[rows])
 
     def _stream(self, order: ShardedOrder, shard: int) -> StreamedBatches:
         """The batches of the rows that are a shard of each of these."""
@@ -407,6 +408,12 @@ class DeviceBatches(ArrayBatches):
 
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
         return self._source.select(rows, batch_size)
+
+    def distort(self, warp: Warp) -> None:
+        raise DataError(
+            f"images that are streamed to a GPU are not distorted, got a distortion on {self._backend.name}; "
+            "choose the device cpu, or hold the samples in memory (without --stream, or with in_memory())"
+        )
 
     def reordering(self, order: BlockOrder) -> list[Copy]:  # type: ignore[override]
         """Begin an epoch; nothing is left to do."""

@@ -42,6 +42,7 @@ def diagnose(run: Run) -> Diagnosis:
         config.make_penalty(),
         checkpoint.dataset.get("label_entropy"),
         class_weight=config.class_weight is not None,
+        augment=bool(config.augment),
         ema=config.ema or 0.0,
         steps=checkpoint.steps // max(1, checkpoint.epochs),
     )

@@ -40,7 +40,7 @@ EXPLODED = 3.0  # times the loss of ignorance
 RETURNING = 0.7  # a loss above that is recovering if it has fallen to this part of itself in the last epochs
 RISE = 1.05  # from one epoch to the next
 RISE_LEAST = 0.04  # and by at least this part of the loss of ignorance: less is noise
-RISE_LEAST_WITH_DROPOUT = 0.1  # the masks add to the noise
+RISE_LEAST_WHERE_HARDER = 0.1  # the masks of dropout, or distortions, add to the noise
 RISES, RECENT = 2, 10  # this many rises in the last epochs; older ones no longer matter
 OVERFIT_RISE = 1.15  # the validation loss over its lowest, and by more than noise
 LASTING = 3  # epochs for which validation must have been that bad
@@ -51,7 +51,7 @@ EPOCHS_TO_FIT = 5  # before that, a high loss means nothing
 # Parts of the loss of guessing: no fit; no fit if a cause is known; hardly better than guessing. In between, a
 # loss that stays where it is may be all that the data allows.
 HIGH, HIGH_WITH_A_CAUSE, NO_BETTER = 0.5, 0.2, 0.85
-AS_BAD = 0.95  # with dropout, where the validation loss has to do
+AS_BAD = 0.95  # with dropout or distortions, where the validation loss has to do
 STANDING_STILL, RESTLESS = 0.01, 0.3  # the part of their norm that an epoch moves the weights
 STILL_FALLING = 0.02  # an epoch, as a part of the loss
 FEW_UNITS = 16  # however many classes there are
@@ -322,11 +322,12 @@ def _why_underfitting(records: Sequence[EpochRecord], setting: Setting) -> str |
 def _how_high(records: Sequence[EpochRecord], setting: Setting) -> float | None:
     """The loss on the training samples, as a part of that of guessing; None if unknown.
 
-    Dropout raises the loss in training. Without it, that of the same samples is hardly above the lowest in
-    validation, but may be far below, so that this says something only where it is as high as that of guessing.
+    Dropout and distortions raise the loss in training. Without them, that of the same samples is hardly above the
+    lowest in validation, but may be far below, so that this says something only where it is as high as that of
+    guessing.
     """
     loss, best = records[-1].train_loss, _best(records)
-    if not setting.dropout:
+    if not setting.harder:
         return setting.above_floor(loss)
     high = 0.0 if best is None else setting.above_floor(min(loss, best.value))
     return high if high > AS_BAD else None
@@ -336,7 +337,7 @@ def _why_high(records: Sequence[EpochRecord], setting: Setting, part: float) -> 
     """Why a loss above half of that of guessing is high, where nothing in the setting explains it."""
     rate, falling, layers = _rate(records), _falling(records, setting), len(setting.hidden)
     units, moved = _more_units(setting), _largest_move(records[-MOST_EPOCHS_BETWEEN:]) or 0.0
-    if moved > RESTLESS and not setting.dropout:  # whose noise moves them, too
+    if moved > RESTLESS and not setting.harder:  # whose noise moves them, too
         return f": one epoch moves the weights by {100 * moved:.2g} % of their norm, lower {rate}, or use {units}"
     if falling > STILL_FALLING:
         more = f", or use {units}" if _narrow(setting) else ""
@@ -365,11 +366,12 @@ def _underfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
     last = records[-1]
     least = f", and with label smoothing the lowest possible is {setting.floor:.2g}" if setting.floor else ""
     dropout = f"; or lower dropout (now {setting.dropout:g})" if setting.dropout else ""
+    distortion = "; or distort the images less" if setting.augment else ""
     return Finding(
         "underfitting",
         f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
         f"{setting.guessing:.3g}{least}) and the accuracy {_percent(last.train_accuracy)}"
-        f"{_why_underfitting(records, setting)}{dropout}",
+        f"{_why_underfitting(records, setting)}{dropout}{distortion}",
     )
 
 
@@ -413,7 +415,7 @@ def _exploded(records: Sequence[EpochRecord], setting: Setting) -> bool:
 
 def _rises(records: Sequence[EpochRecord], setting: Setting) -> list[int]:
     """Those of the recent epochs, counted from 1, after which the training loss rose by more than noise."""
-    least = (RISE_LEAST_WITH_DROPOUT if setting.dropout else RISE_LEAST) * setting.ignorance
+    least = (RISE_LEAST_WHERE_HARDER if setting.harder else RISE_LEAST) * setting.ignorance
     first = max(0, len(records) - RECENT - 1)
     losses = [record.train_loss for record in records[first:]]
     return [

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .descent import optimizer_noise, schedules, trajectories
+from .distortions import distortion
 from .fitting import learning_curves, regularization
 from .gradients import activations, backpropagation, gradient_flow
 from .style import FigureResult
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[..., FigureResult]] = {
         first_layer_weights,
         learning_curves,
         optimizer_noise,
+        distortion,
     )
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "FigureResult",
     "activations",
     "backpropagation",
+    "distortion",
     "first_layer_weights",
     "gradient_flow",
     "initial_weights",

@@ -14,7 +14,7 @@ import numpy as np
 
 import gpumlp
 
-from ..backends import to_host
+from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..extras import require
 from ..files import user_path, utf8, write_atomically
@@ -224,6 +224,7 @@ class Shown:
         confusions: ``(truth, prediction, count)`` of the most frequent ones, for classes.
         mistakes: as the measures have them, with the sample as an ``image``, or None.
         weights: of the first layer, as images.
+        seen: distorted training images, as an image; None without.
         scatters: predictions and residuals of the first outputs, for numbers.
     """
 
@@ -235,6 +236,7 @@ class Shown:
     confusions: list[tuple[int, int, int]]
     mistakes: list[dict[str, Any]]
     weights: dict[str, Any] | None
+    seen: str | None
     scatters: list[Scatter]
 
     @property
@@ -321,8 +323,19 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
         confusions=confusions,
         mistakes=mistakes,
         weights=weights,
+        seen=None if run.seen is None or field is None else _strip(run.seen, field),
         scatters=[] if measures.classes else scatters(measures, fewer),
     )
+
+
+def _strip(seen: HostArray, field: Field) -> str:
+    """Images ``(rows, columns, height, width)`` beside each other, as a data URI."""
+    scale = 255 if seen.dtype == np.uint8 else 1
+    background, ink = field.background * scale, field.ink * scale
+    line = background + 0.4 * (ink - background)
+    apart = np.pad(seen.astype(np.float64), [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=line)
+    rows, columns, height, width = apart.shape
+    return grey(apart.transpose(0, 2, 1, 3).reshape(rows * height, columns * width), background, ink)
 
 
 def scatters(measures: Measures, fewer: int = 1) -> list[Scatter]:

@@ -22,11 +22,14 @@ from ..nn.layers import Dense, Dropout
 from ..nn.metrics import Evaluation, Task
 from ..nn.network import MLP, Workspace
 from ..nn.samples import training_targets
-from ..training.config import Config, ConfigError, options_marked
+from ..training.batches import trained_rows
+from ..training.config import Config, ConfigError, given, options_marked
+from ..training.run import Run as TrainedRun
 from ..training.run import open_run
-from ..training.session import load_run
+from ..training.session import load_run, load_training
 
 ACTIVATION_SAMPLES = 1000  # test samples for the statistics of activations
+SEEN_SAMPLES, SEEN_EPOCHS = 3, 9  # of which distorted images are shown
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Run:
         finished: is training complete?
         monitor: the column of the history by which the best epoch is known.
         damaged: a sentence for each file that cannot be read and is left out.
+        seen: ``(samples, 1 + epochs, rows, columns)``, some training images and how the network saw them in its
+            first epochs; None without distortions.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Run:
     finished: bool
     monitor: str
     damaged: list[str]
+    seen: HostArray | None = None
 
     @property
     def keeps_best(self) -> bool:
@@ -160,6 +166,21 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         finished=run.finished,
         monitor=run.monitor,
         damaged=run.damaged,
+        seen=_seen(run, data_dir),
+    )
+
+
+def _seen(run: TrainedRun, data_dir: str | None) -> HostArray | None:
+    """See `Run`."""
+    augment, seed = run.config.make_augment(), run.config.seed
+    if augment is None or not len(run.history):
+        return None
+    training = load_training(run, data_dir)
+    rows = trained_rows(training, given(run.config.validation), seed)[:SEEN_SAMPLES]
+    images = to_host(training.images[rows])
+    epochs = range(min(SEEN_EPOCHS, len(run.history)))
+    return np.stack(
+        [images, *(augment.apply(images, seed=seed, epoch=each, rows=rows) for each in epochs)], axis=1
     )
 
 

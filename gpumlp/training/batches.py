@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..backends import HostArray
-from ..data import Dataset
+from ..data import Dataset, Distortion
 from ..data.blocks import BlockOrder, Blocks, ShardedOrder
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
@@ -145,6 +145,7 @@ def make_batches(
     rows: HostArray | None = None,
     blocks: Blocks | None = None,
     shards: int = 1,
+    augment: Distortion | None = None,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
@@ -185,6 +186,8 @@ def make_batches(
         batches = on_device(train, model.inputs, size, weights, train_rows)
         if isinstance(batches, StreamedBatches) and blocks is not None:
             batches = batches.in_windows(blocks, shards)
+        if augment is not None:
+            batches.distort(augment.warp(train.feature_shape, seed, backend))
         inputs = _inputs_after(model, train, divided=batches.pixels)
         if isinstance(validation, Dataset):
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
@@ -216,6 +219,11 @@ def checked_rows(name: str, rows: Any, samples: int) -> HostArray:
             f"{name} is expected to hold row numbers from 0 to {samples - 1:,}, got {found.min()} to {found.max()}"
         )
     return found.astype(np.int64)
+
+
+def trained_rows(train: Dataset, validation: float, seed: int) -> HostArray:
+    """The rows of the samples that a network is trained on, where a number or a fraction is held out."""
+    return _split(train, np.arange(len(train)), validation, seed)[0]
 
 
 def _of_rows(weights: HostArray | None, rows: HostArray | None) -> HostArray | None:

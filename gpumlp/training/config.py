@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
-from ..data import DATA_SETS, Blocks
+from ..data import DATA_SETS, Blocks, Distortion
 from ..data.tables import TABLE_ENDINGS
 from ..nn.activations import ACTIVATIONS, Identity
 from ..nn.hyperparameters import Range, numbers, whole_numbers
@@ -106,6 +106,27 @@ def _is_pair(value: Any) -> bool:
     return False
 
 
+def _distortion(words: tuple[str, ...]) -> Distortion:
+    """What NAME=NUMBER and elastic=ALPHA,SIGMA describe.
+
+    Raises:
+        ValueError, TypeError: a name, a number or a range is wrong.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name in values:
+            raise ValueError(f"{name} is given twice")
+        values[name] = tuple(map(float, text.split(","))) if name == "elastic" else float(text)
+    return Distortion(**values)
+
+
+def _is_distortion(value: Any) -> bool:
+    with suppress(ValueError, TypeError):
+        return isinstance(value, tuple) and _distortion(value) is not None
+    return False
+
+
 def _is_table(value: Any) -> bool:
     """Whether this is the path of an Arrow or Parquet file, or of a folder of them."""
     return isinstance(value, str) and value.lower().rstrip("/").endswith(TABLE_ENDINGS)
@@ -140,6 +161,11 @@ _PAIRS = _each(_PAIR, _PAIR.words)
 _CLASS_WEIGHT = Range(
     lambda value: value == "balanced" or _PAIR.accepts(value) or (_PAIRS.accepts(value) and len(value) > 0),
     f"balanced, or {_PAIR.words} for each class that has another weight than 1",
+)
+_AUGMENT = Range(
+    _is_distortion,
+    "rotation=DEGREES (to 180), scaling=PART (to 0.99), shear=PART (to 1), translation=PIXELS (to 28) and "
+    "elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), each at most once, such as rotation=7.5 elastic=34,4",
 )
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
@@ -252,6 +278,10 @@ class Config:
     ema: float | None = option(None, _RATE)
     """Decay of a moving average of the parameters, over the steps, such as 0.999: the average is the network that
     is validated, tested and saved."""
+    augment: tuple[str, ...] = option((), _AUGMENT)
+    """Distort the training images, each anew in every epoch: rotation=DEGREES, scaling=PART, shear=PART,
+    translation=PIXELS (all up to that, in both directions) and elastic=ALPHA,SIGMA (displacements by smoothed
+    noise), such as rotation=7.5 scaling=0.12 elastic=34,4; in pixels of an image of 28 x 28."""
     order: str | None = option(None, _one_of("shuffle", "blocks"))
     """Of the samples in an epoch: shuffle, or blocks of consecutive samples in random order, a window of which is
     shuffled at a time (the default with --stream)."""
@@ -261,7 +291,7 @@ class Config:
     """Blocks that are in memory at a time (64), shared by the shards of a batch; with --stream, another window is
     read meanwhile."""
     seed: int = option(0, whole_numbers(0))
-    """Seed of the initial weights, the held-out samples, the batch order and dropout."""
+    """Seed of the initial weights, the held-out samples, the batch order, dropout and distortions."""
     shards: int | None = option(None, whole_numbers(1))
     """Parts that a batch is cut into, whose gradients are summed in a fixed order (with --parallel, the number of
     processes that start the run; otherwise 1)."""
@@ -502,6 +532,10 @@ class Config:
             return None if self.class_weight is None else "balanced"
         pairs = (self.class_weight,) if isinstance(self.class_weight, str) else self.class_weight
         return {name: float(weight) for name, _, weight in (pair.rpartition("=") for pair in pairs)}
+
+    def make_augment(self) -> Distortion | None:
+        """The distortion of training images; None for none."""
+        return _distortion(self.augment) if self.augment else None
 
     def make_order(self) -> Blocks | None:
         """The order of the samples; None for a full shuffle."""

@@ -233,6 +233,7 @@ class Setting:
         label_smoothing: of the loss.
         class_weight: do classes have weights?
         dropout: the largest rate; 0 without it.
+        augment: are training images distorted?
         ema: of the moving average of the parameters, which is the network; 0 without it.
         steps: of an epoch; 0 if unknown.
         early_stopping: is training stopped early, and the network of the best epoch kept?
@@ -250,6 +251,7 @@ class Setting:
     label_smoothing: float = 0.0
     class_weight: bool = False
     dropout: float = 0.0
+    augment: bool = False
     ema: float = 0.0
     steps: int = 0
     early_stopping: bool = False
@@ -279,6 +281,11 @@ class Setting:
             dropout=max((layer.rate for layer in model.layers if isinstance(layer, Dropout)), default=0.0),
             **others,
         )
+
+    @property
+    def harder(self) -> bool:
+        """Is the loss in training higher than in use, and noisier: with dropout, or on distorted images?"""
+        return self.augment or self.dropout > 0
 
     @property
     def ignorance(self) -> float:

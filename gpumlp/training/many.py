@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backends import Backend, Copies, HostArray, Request, StepRun, Totals
 from ..backends.numpy import NumpyBackend
-from ..data import Dataset
+from ..data import Dataset, Distortion
 from ..nn.hyperparameters import flag, instance, require_arguments, whole
 from ..nn.metrics import METRICS
 from ..nn.network import MLP
@@ -248,6 +248,7 @@ def fit_many(
     clip_norm: float | Sequence[float | None] | None = None,
     max_norm: float | Sequence[float | None] | None = None,
     ema: float | Sequence[float | None] | None = None,
+    augment: Distortion | Sequence[Distortion | None] | None = None,
     order: Order | Sequence[Order] = None,
     seed: int | Sequence[int] = 0,
     callbacks: Callable[[int], CallbackLike | Iterable[CallbackLike]] | None = None,
@@ -320,6 +321,7 @@ def fit_many(
         "clip_norm": clip_norm,
         "max_norm": max_norm,
         "ema": ema,
+        "augment": augment,
         "order": order,
         "seed": seed,
         "diagnostics": diagnostics,

@@ -283,6 +283,16 @@ def load_run(path: str, device: str | None = None, data_dir: str | None = None) 
     return run, model, test
 
 
+def load_training(run: Run, data_dir: str | None = None) -> Dataset:
+    """The training set of a saved run, from the folder `data_dir` if not from that of its configuration.
+
+    Raises:
+        DataError: it is not available.
+    """
+    config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
+    return _load(config, run.checkpoint.dataset["task"])[0]
+
+
 # -- Resuming ------------------------------------------------------------------------------------------------
 
 
@@ -708,6 +718,7 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
                 clip_norm=config.clip_norm,
                 max_norm=config.max_norm,
                 ema=config.ema,
+                augment=config.make_augment(),
                 order=config.make_order(),
                 seed=config.seed,
                 diagnostics=config.diagnostics == "on",

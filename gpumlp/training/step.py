@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..backends import DROPOUT, Accumulation, Array, Draws
+from ..backends import DROPOUT, Accumulation, Array, Draws, Warp
 from ..data.blocks import part_of
 from ..data.dataset import ArrayBatches
 from ..nn.layers import Dense, Dropout, Layer
@@ -92,6 +92,9 @@ class TrainingStep:
         self._may_accumulate = not self._in_parts and clip_norm is None and known and shards == 1
         self.gradient_wanted = False
         self.shards, self.group = shards, group
+        if batches.warp is not None:
+            parts = [part for batch in batches.slices for part in self._parts(batch)]
+            batches.prepare_ahead(parts, self.workspace.inputs)
         self._kept: list[Array] = []  # sums of the gradients of shards, see `PairwiseSum`
         self.squares: Array | None = None
         weights = [layer.weight for layer in model.dense_layers[:-1]]
@@ -111,7 +114,7 @@ class TrainingStep:
         return (
             _has_methods_of(TrainingStep, self, "__call__", "_gradient")
             and _has_methods_of(MLP, self.model, "forward_pass", "backward_pass")
-            and _has_methods_of(ArrayBatches, self.batches, "gather")
+            and _has_methods_of(ArrayBatches, self.batches, "gather", "_gather")
         )
 
     @property
@@ -147,6 +150,10 @@ class TrainingStep:
         return self.batches.weights
 
     @property
+    def warp(self) -> Warp | None:
+        return self.batches.warp
+
+    @property
     def slices(self) -> list[slice]:
         return self.batches.slices
 
@@ -159,7 +166,7 @@ class TrainingStep:
         found = [
             *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch, self.average),
             *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights, self.squares),
-            *self.workspace.arrays(),
+            *(self.batches.epoch, *self.workspace.arrays()),
         ]
         return [array for array in found if array is not None]
 
@@ -182,6 +189,19 @@ class TrainingStep:
             self._accumulated = self._weight_gradients = None
 
     # -- Shards --------------------------------------------------------------------------------------------
+
+    def _own_shards(self) -> range:
+        """Those that this process computes."""
+        each = self.shards // self.group.size
+        return range(self.group.rank * each, (self.group.rank + 1) * each)
+
+    def _parts(self, batch: slice) -> list[slice]:
+        """The rows of a batch that this process computes at a time, in order."""
+        return [
+            slice(start, min(start + self.workspace.batch_size, rows.stop))
+            for rows in (part_of(batch, shard, self.shards) for shard in self._own_shards())
+            for start in range(rows.start, rows.stop, self.workspace.batch_size)
+        ]
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -292,9 +312,8 @@ class TrainingStep:
     def _gradient_in_shards(self, batch: slice) -> None:
         """Compute the gradient of a batch as the sum over its shards."""
         xp, gradient, samples = self.model.backend.xp, self.gradient, batch.stop - batch.start
-        sums, each = PairwiseSum(xp, self.shards), self.shards // self.group.size
-        first = self.group.rank * each
-        for shard in range(first, first + each):
+        sums, own = PairwiseSum(xp, self.shards), self._own_shards()
+        for shard in own:
             rows = part_of(batch, shard, self.shards)
             count = rows.stop - rows.start
             if count > self.workspace.batch_size:
@@ -304,7 +323,7 @@ class TrainingStep:
             else:
                 gradient.fill(0)
             start = sums.complete(gradient, shard, shard + 1)
-            if shard + 1 < first + each:  # the next one overwrites the gradient
+            if shard < own[-1]:  # the next one overwrites the gradient
                 depth = len(sums.pieces)
                 if depth == len(self._kept):
                     self._kept.append(xp.empty_like(gradient))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun
-from ..data import Dataset
+from ..data import Dataset, Distortion
 from ..data.blocks import Blocks, sorted_note
 from ..nn.hyperparameters import (
     flag,
@@ -152,7 +152,7 @@ class Trainer:
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
-        order, seed, shards, group: see `fit`.
+        augment, order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -186,6 +186,7 @@ class Trainer:
         clip_norm: float | None = None,
         max_norm: float | None = None,
         ema: float | None = None,
+        augment: Distortion | None = None,
         order: Order = None,
         seed: int = 0,
         diagnostics: bool = True,
@@ -201,6 +202,7 @@ class Trainer:
         self.seed = whole("seed", seed, 0)
         self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
+        self.augment = _checked_augment(augment, self.train_set)
         self.history = History()
         self.epochs = 0
         self._stop = self._in_epoch = False
@@ -216,7 +218,8 @@ class Trainer:
 
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
-                model, train, validation, batch_size, self.seed, pixels, class_weight, rows, blocks, shards
+                *(model, train, validation, batch_size, self.seed, pixels, class_weight),
+                *(rows, blocks, shards, self.augment),
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -226,6 +229,7 @@ class Trainer:
             penalty,
             self.batches.label_entropy if model.loss.task == "classes" else None,
             class_weight=class_weight is not None,
+            augment=self.augment is not None,
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
@@ -384,6 +388,7 @@ class Trainer:
         try:
             self._in_epoch = True
             rates, start = self._learning_rates(), time.perf_counter()
+            self.batches.begin(self.epoch)
             order = self._orders.draw()
             if self.model.backend.asynchronous:
                 self._orders.draw_ahead()
@@ -485,6 +490,7 @@ class Trainer:
             "optimizer": f"{self.optimizer!r}, {self._step.penalty!r}, step {self.optimizer_state.steps}",
             "learning rates": self._checksum(np.array(self._learning_rates())),
             "clip_norm, max_norm, ema": (self._step.clip_norm, self._step.max_norm, self._step.decay),
+            "augment": repr(self.augment),
         }
 
     def _require_same_parameters(self, parameter_sum: float) -> None:
@@ -606,6 +612,7 @@ def fit(
     clip_norm: float | None = None,
     max_norm: float | None = None,
     ema: float | None = None,
+    augment: Distortion | None = None,
     order: Order = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
@@ -645,12 +652,14 @@ def fit(
         ema: d, from 0 to below 1: keep the moving average m <- d m + (1 - d) theta of the parameters, over the
             steps and from the initial ones on. The network has these parameters, also while it is validated.
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+        augment: a `Distortion` of the training images, each anew in every epoch; the samples have the shape
+            ``(n, rows, columns)``. Validation samples are never distorted. None for none.
         order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
             the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
             consecutive samples in random order, and the samples of 64 blocks at a time in random order; with
             several shards, see `Blocks`.
-        seed: of the held-out samples, of the batch order and of dropout: same seed, same run, bit for bit, on one
-            machine and device.
+        seed: of the held-out samples, of the batch order, of dropout and of distortions: same seed, same run, bit
+            for bit, on one machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
         diagnostics: measure each layer after every epoch (after some of very short ones), and count the
@@ -701,6 +710,7 @@ def fit(
         clip_norm=clip_norm,
         max_norm=max_norm,
         ema=ema,
+        augment=augment,
         order=order,
         seed=seed,
         diagnostics=diagnostics,
@@ -762,6 +772,19 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
             f"{shown(train)} alone"
         )
     return Dataset(train, targets, weights=sample_weight)
+
+
+def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
+    """Raises TypeError if it is something else, and ValueError if the samples are no images."""
+    if augment is None:
+        return None
+    checked = instance("augment", augment, Distortion, "Distortion(rotation=7.5, elastic=(34, 4))")
+    if len(train.feature_shape) != 2:
+        raise ValueError(
+            f"augment is expected with images of shape (n, rows, columns), got {train!r}; reshape them, as in "
+            "samples.reshape(-1, 28, 28)"
+        )
+    return checked
 
 
 def _checked_shards(shards: int, batch_size: int, group: Group) -> int:

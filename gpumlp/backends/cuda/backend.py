@@ -1,14 +1,14 @@
 """NVIDIA GPUs, by CuPy. This is the only module that imports it, and it is imported only if a GPU is requested.
 
 A step of a network with L layers, of which the last has up to 16 units, takes 5 L - 1 launches including matrix
-products, 9 for 784-128-10 (tests count them): one to gather and scale the batch; per hidden layer two forward
-(product, bias with activation) and two or three backward (activation with the bias gradient, weight gradient;
-above the first layer also the error term below); one forward and one backward for the last layer, whose products
-are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer. With cuBLASLt
-(``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for 784-128-10. With
-momentum, its products add the weight gradients to the velocity. A last layer with more than 16 units takes two or
-three launches more. An override calls the reference for arguments that its kernel does not support: custom rules,
-or arrays that are not contiguous.
+products, 9 for 784-128-10 (tests count them): one to gather and scale the batch, or to distort it; per hidden
+layer two forward (product, bias with activation) and two or three backward (activation with the bias gradient,
+weight gradient; above the first layer also the error term below); one forward and one backward for the last layer,
+whose products are too small for cuBLAS; one for the loss with its gradient; and one for penalty and optimizer.
+With cuBLASLt (``cublaslt.py``) bias and ReLU are part of the forward product: 4 L launches with the ReLU, 8 for
+784-128-10. With momentum, its products add the weight gradients to the velocity. A last layer with more than 16
+units takes two or three launches more. An override calls the reference for arguments that its kernel does not
+support: custom rules, or arrays that are not contiguous.
 
 `CudaBackend.execution` selects how steps are run: by the persistent kernel (``persistent.py``) if it supports the
 step, otherwise by CUDA graphs (``graphs.py``) if the step can be captured, otherwise step by step. For large
@@ -48,6 +48,7 @@ from ..base import (
     Step,
     StepRun,
 )
+from ..distortion import Warp
 from ..philox import Draws
 from .cublaslt import Products
 from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, StepKeys
@@ -61,6 +62,7 @@ from .kernels import (
     has_total_kernel,
     is_c_contiguous,
     is_narrow,
+    is_small,
     loss_kernel,
     optimizer_kernel,
 )
@@ -378,6 +380,15 @@ class CudaBackend(Backend):
                 return super().gather(source, rows, staging, out)
         scale = None if staging is None else PIXEL_SCALE
         return self.kernels(out.dtype).gather(source, rows, scale, self._offsets(rows), out)
+
+    def distort(self, source: Array, rows: Array, numbers: Array, epoch: Array, warp: Warp, out: Array) -> None:
+        pixels = source.dtype == np.uint8
+        whole = rows.dtype == numbers.dtype == np.int64 and is_c_contiguous(source, rows, numbers, out)
+        if not whole or not is_small(warp) or not (pixels or source.dtype == out.dtype):
+            with self._at_fixed_addresses(rows, numbers) as (rows, numbers):
+                return super().distort(source, rows, numbers, epoch, warp, out)
+        scale, offsets = PIXEL_SCALE if pixels else 1.0, self._offsets(rows, numbers)
+        return self.kernels(out.dtype).distort(source, rows, numbers, epoch, warp, scale, offsets, out)
 
     def dense_forward(
         self, x: Array, weight: Array, bias: Array, activation: ActivationRule, s: Array, a: Array

@@ -268,7 +268,7 @@ def _objects(step: Step) -> list[Any]:
     rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
     state = {name: value for name, value in vars(step.state).items() if name != "steps"}
     objects: list[Any] = [step.batch_size, step.gradient_wanted, step.same_rules, step.shards]
-    objects += [step.clip_norm, step.max_norm, step.decay]
+    objects += [step.clip_norm, step.max_norm, step.decay, step.warp]
     objects += [*rules, *step.arrays(), *([] if step.draws is None else step.draws[:2])]
     for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
         for value in attributes.values():
@@ -289,6 +289,7 @@ def step_key(step: Step) -> StepKey:
         *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
         *(step.batch_size, step.gradient_wanted, step.same_rules, step.shards, step.clip_norm, step.max_norm),
         *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
+        _Same(step.warp),
     )
 
 

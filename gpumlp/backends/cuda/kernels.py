@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..base import Accumulation, Array, Copy, CudaActivation, Memory, stated
-from ..philox import Draws, threshold
+from ..distortion import Warp
+from ..philox import DISTORTION, Draws, threshold
 from .plan import LOSSES
 
 NARROW = 16  # the most units of a layer that is computed by the kernels for narrow layers
@@ -24,7 +25,7 @@ _GATHER_BLOCK = (64, 4)
 _ROW_THREADS = 128
 _SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of blocks.cuh
 _NARROW_BLOCK = (32, 8)  # NARROW_ROWS of kernels.cu
-_NARROW_BYTES = 48 * 1024  # of shared memory for the weights of a narrow layer, which any GPU has
+_SHARED_BYTES = 48 * 1024  # of shared memory for a block, which any GPU has
 _MOST_BLOCKS = 65_535  # CUDA's limit in y; the kernels loop over larger arrays
 _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each multiprocessor
 _TOTAL_THREADS = 256  # TOTAL_THREADS of kernels.cu
@@ -166,6 +167,8 @@ class Kernels:
         self._activations: dict[CudaActivation, dict[str, Any]] = {}
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
+        self._distort_pixels = module.get_function("distort_pixels")
+        self._distort_rows = module.get_function("distort_rows")
         self._column_sums = module.get_function("column_sums")
         self._copy_words, self._totals = module.get_function("copy_words"), module.get_function("totals")
         self._narrow_forward = module.get_function("narrow_forward")
@@ -201,6 +204,31 @@ class Kernels:
         else:
             arguments = (source, rows, *sizes, self._real(scale), vector, self._position(offsets), out)
             self._gather_pixels(grid, _GATHER_BLOCK, arguments)
+
+    def distort(
+        self,
+        source: Array,
+        rows: Array,
+        numbers: Array,
+        epoch: Array,
+        warp: Warp,
+        scale: float,
+        offsets: GraphOffsets | None,
+        out: Array,
+    ) -> None:
+        """See `Backend.distort`, for a warp that `is_small`."""
+        batch = len(rows)
+        by_row, by_column = warp.weights
+        sizes = (np.int64(batch), *(np.int32(size) for size in (*warp.shape, warp.noise)))
+        numbers_of_map = (warp.rotation, warp.scaling, warp.shear, *warp.translation)
+        arguments = (
+            *(source, rows, numbers, *sizes, by_row, by_column),
+            *(*(np.float32(gain) for gain in warp.gain), *(np.float64(number) for number in numbers_of_map)),
+            *(np.uint64(warp.seed % 2**64), np.uint64(DISTORTION), epoch),
+            *(self._real(scale), self._position(offsets), out),
+        )
+        kernel = self._distort_pixels if source.dtype == np.uint8 else self._distort_rows
+        kernel((min(batch, _MOST_BLOCKS),), (_THREADS,), arguments, shared_mem=_warp_bytes(warp))
 
     def bias_activation(self, s: Array, bias: Array, activation: CudaActivation, a: Array | None = None) -> None:
         """``s = h(s + bias)`` in place; with `a`, ``s = s + bias`` and ``a = h(s)``."""
@@ -436,4 +464,15 @@ def _narrow_bytes(weight: Array) -> int:
 
 def is_narrow(weight: Array) -> bool:
     """Whether the kernels for narrow layers compute a layer with these weights."""
-    return weight.shape[1] <= NARROW and _narrow_bytes(weight) <= _NARROW_BYTES
+    return weight.shape[1] <= NARROW and _narrow_bytes(weight) <= _SHARED_BYTES
+
+
+def _warp_bytes(warp: Warp) -> int:
+    """The shared memory of `Kernels.distort`: places by the affine map, sums of noise along columns, and noise."""
+    (rows, columns), noise = warp.shape, warp.noise
+    return 8 * (rows + columns) + 4 * rows * noise + 2 * noise**2
+
+
+def is_small(warp: Warp) -> bool:
+    """Whether images and noise are small enough for the kernel."""
+    return _warp_bytes(warp) <= _SHARED_BYTES

@@ -439,6 +439,7 @@ def _unsupported_rule(step: Step) -> str | None:
         f"it does not support the loss {loss!r}": loss_kernel(loss) is None,
         f"it does not support the optimizer {optimizer!r}": _optimizer_rule(optimizer) is None,
         f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
+        "it does not distort images": step.warp is not None,
         "it does not clip gradients": step.clip_norm is not None,
         "it does not limit the norms of weights": step.max_norm is not None,
         "it does not average the parameters": step.average is not None,
