@@ -29,8 +29,7 @@ def program(ranks: int, *words: object) -> tuple[int, str, str]:
     ("ranks", "way"),
     [
         (2, "auto"),
-        (2, "capture fails in one"),
-        *(pytest.param(2, way, marks=EVERY) for way in ("eager", "rules change in process 0")),
+        *(pytest.param(2, way, marks=EVERY) for way in list(mpi_program.WAYS)[1:]),
         *(pytest.param(ranks, way, marks=EVERY) for ranks in (3, 4) for way in mpi_program.WAYS),
     ],
 )
@@ -60,6 +59,7 @@ def test_gpus_that_cannot_share_the_work_are_refused(what: str, message: str) ->
     assert re.search(f"GroupError: {message}", err)
 
 
+@EVERY
 def test_an_interrupt_does_not_wait_for_the_end_of_the_epoch(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     process = start(2, "tests.mpi_program", "interrupt_gpus", ready)
@@ -78,6 +78,7 @@ def train(ranks: int, gpus: int, *words: object) -> tuple[int, str, str]:
     return program(ranks, "train_on_gpus", gpus, *words, *together)
 
 
+@EVERY
 def test_the_run_is_that_of_one_process(tmp_path: Path) -> None:
     alone, folder = tmp_path / "alone", tmp_path / "run"
     assert train(1, 1, *OPTIONS, "--epochs", 3, "--out", alone)[0] == 0
