@@ -30,10 +30,10 @@ from .records import (
     Comparison,
     Record,
     compare,
+    differences,
     error_words,
     load_record,
     read_results,
-    record_names,
     save_result,
     table,
     time_words,
@@ -51,7 +51,7 @@ from .words import listed
 
 PROGRAM = "gpumlp-reproduce"
 _WRAPPED = ("paper", "hidden layers", "ours")  # columns of the table whose cells may take several lines
-_WIDTH = 10  # of these at least: a word
+_WIDTH = 10  # of the papers at least: the longest name
 _INTERVAL = 1.0  # seconds between two looks at the epochs
 
 
@@ -121,19 +121,13 @@ def _list() -> None:
     """Print the table of the records, and what differs from the papers."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in COLUMNS:
-        wrapped = name in _WRAPPED
-        width = _WIDTH if wrapped else None
-        shown.add_column(name.replace(" ", "\n"), vertical="bottom", no_wrap=not wrapped, min_width=width)
+        width = _WIDTH if name == "paper" else None
+        header = name.replace(" ", "\n")
+        shown.add_column(header, vertical="bottom", no_wrap=name not in _WRAPPED, min_width=width)
     for row in table(read_results()):
         shown.add_row(*(Text("\n".join(map(cell, text.split("\n")))) for text in row))
     console(highlight=False).print(shown)
-    differences: dict[str, list[str]] = {}
-    for record in map(load_record, record_names()):
-        if record.deviations:
-            differences.setdefault(record.deviations, []).append(record.name)
-    print("what differs from the paper:")
-    for text, names in differences.items():
-        print(f"  {', '.join(names)}: {text}")
+    print("what differs from the paper:", *differences(), sep="\n- ")
 
 
 def _reproduce(record: Record, options: Options) -> int:

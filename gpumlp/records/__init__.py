@@ -213,7 +213,7 @@ def error_words(mean: float, deviation: float | None) -> str:
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each record, with the columns `COLUMNS`; results on several devices stand one below the other."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for record in map(load_record, record_names()):
         own = [_cells(result) for result in results if result["record"] == record.name]
         ours, times = zip(*own, strict=True) if own else ((NOT_RUN,), (NONE,))
@@ -221,6 +221,15 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         layers = _layers(record.config.hidden)
         rows.append((record.name, record.paper, layers, published, "\n".join(ours), "\n".join(times)))
     return rows
+
+
+def differences() -> list[str]:
+    """What differs from the papers: a line for each text, with the records that have it."""
+    names: dict[str, list[str]] = {}
+    for record in map(load_record, record_names()):
+        if record.deviations:
+            names.setdefault(record.deviations, []).append(record.name)
+    return [f"{', '.join(own)}: {text}" for text, own in names.items()]
 
 
 def _layers(hidden: Sequence[int]) -> str:
