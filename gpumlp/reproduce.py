@@ -69,7 +69,7 @@ class Options:
     device: str = Config.device
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     out: str | None = None
-    """Folder for the runs (runs/NAME). Runs that it holds already are not trained again, and one that was
+    """Folder for the runs (runs/NAME-record). Runs that it holds already are not trained again, and one that was
     interrupted is resumed."""
     data_dir: str | None = None
     """Folder with the four files of MNIST; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
@@ -192,7 +192,7 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
         CheckpointError: it is damaged.
         OSError: it cannot be made.
     """
-    path = Path("runs", record.name) if options.out is None else user_path(options.out)
+    path = Path("runs", f"{record.name}-record") if options.out is None else user_path(options.out)
     if not (path / SWEEP).exists():
         return Sweep.plan(dataclasses.replace(config, out=str(path)), [{}], options.seeds, None, data)
     sweep = Sweep.open(path)

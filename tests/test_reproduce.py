@@ -75,6 +75,13 @@ def test_the_record_of_the_notes_is_their_preset() -> None:
     assert load_record("notes").config == dataclasses.replace(PRESETS["notes"], dataset="mnist")
 
 
+def test_the_record_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+    shown = page.partition("```toml\n")[2].partition("```")[0]
+    own, simard = load_record(str(written(tmp_path, shown))), load_record("simard2003-plain")
+    assert (own.paper, own.deviations, own.published) == (simard.paper, simard.deviations, simard.published)
+
+
 def test_a_member_of_a_committee_is_trained_as_the_network_it_is_said_to_be() -> None:
     for member, network in (("meier2011", "simard2003"), ("ciresan2012", "ciresan2010-5")):
         assert load_record(member).config == load_record(network).config
