@@ -11,7 +11,7 @@ import sys
 
 COMMANDS = (
     *("train", "sweep", "shuffle", "evaluate", "history", "diagnose", "info", "predict", "export", "figures"),
-    "report",
+    *("report", "reproduce"),
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from gpumlp import diagnose, evaluate, export, info, predict, shuffle, sweep, train
+from gpumlp import diagnose, evaluate, export, info, predict, reproduce, shuffle, sweep, train
 from gpumlp import history as history_command
 from gpumlp.figures import __main__ as figures
 from gpumlp.report import __main__ as report
@@ -25,6 +25,7 @@ DIGITS = ("--dataset", "digits", "--device", "cpu")
 MAINS = {
     "train": train.main,
     "sweep": sweep.main,
+    "reproduce": reproduce.main,
     "shuffle": shuffle.main,
     "diagnose": diagnose.main,
     "evaluate": evaluate.main,

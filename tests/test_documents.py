@@ -200,7 +200,7 @@ def test_every_block_of_a_page_runs_as_printed(page: Path, folder: Path) -> None
                 else:
                     printed = "".join(run_command(words, page) for words in commands(block.text))
             else:
-                assert block.language in {"toctree", "eval-rst", "include"}, where
+                assert block.language in {"toctree", "eval-rst", "include", "toml"}, where
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

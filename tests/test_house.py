@@ -24,6 +24,7 @@ BELOW = {
     "pictures": {"backends", "nn", "data"},
     "sklearn": {"backends", "nn", "data", "training"},
     "figures": {"backends", "nn", "data", "training", "diagnostics"},
+    "records": {"data", "training"},
     "report": {"backends", "nn", "data", "training", "diagnostics", "figures", "interop"},
 }
 

@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train --resume": (MAINS["train"], "--resume run"),
     "train --report": (MAINS["train"], "--resume run --report"),
     "sweep": (MAINS["sweep"], f"{' '.join(DIGITS)} --grid hidden=4,5 --epochs 1 --jobs 1 --out sweep"),
+    "reproduce": (MAINS["reproduce"], ""),
+    "reproduce digits": (MAINS["reproduce"], "digits --device cpu --jobs 1 --seeds 1 --save results.json"),
     "evaluate": (MAINS["evaluate"], "run"),
     "history": (MAINS["history"], "run"),
     "history, several": (MAINS["history"], "run run/../run"),

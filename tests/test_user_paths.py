@@ -65,6 +65,23 @@ def home(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "s/sweep.csv",
         ),
         (
+            (
+                "reproduce",
+                "digits",
+                "--device",
+                "cpu",
+                "--seeds",
+                1,
+                "--jobs",
+                1,
+                "--out",
+                "~/r",
+                "--save",
+                "~/r.json",
+            ),
+            "r.json",
+        ),
+        (
             ("train", "--dataset", "~/data.npz", "--epochs", 1, "--device", "cpu", "--out", "~/new"),
             "new/config.json",
         ),

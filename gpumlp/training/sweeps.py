@@ -281,6 +281,12 @@ class Sweep:
         run = _run_of_search(len(self.networks), self.search, self.config.seed)
         return dataclasses.replace(self, networks=(*self.networks, values), runs=(*self.runs, run))
 
+    def with_seeds(self, seeds: int) -> Sweep:
+        """The sweep with each network trained with another number of seeds; finished runs stay what they are."""
+        return dataclasses.replace(
+            self, runs=_runs(self.networks, range(self.config.seed, self.config.seed + seeds))
+        )
+
     def config_of(self, run: PlannedRun) -> Config:
         """The configuration with which `train` starts a run, or resumes it if its folder is there.
 
@@ -376,7 +382,9 @@ def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun,
         digits = len(str(len(networks)))
         names = [f"network={number:0{digits}}" for number in range(1, len(networks) + 1)]
     return tuple(
-        PlannedRun(f"{name},seed={seed}", network, seed) for network, name in enumerate(names) for seed in seeds
+        PlannedRun(f"{name},seed={seed}".removeprefix(","), network, seed)
+        for network, name in enumerate(names)
+        for seed in seeds
     )
 
 

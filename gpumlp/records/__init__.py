@@ -1,0 +1,260 @@
+"""Records of the literature: a file for each says how to train it, what was published, and what differs."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from ..data import DATA_SETS
+from ..files import read_file, user_path, write_atomically
+from ..strict_json import parse_object
+from ..training.config import PRESETS, Config, ConfigError, options_marked
+from ..training.sweeps import duration
+from ..words import in_line, listed
+
+RESULTS = Path(__file__).with_name(
+    "results.json"
+)  # what was measured with the records, as `save_result` writes it
+COLUMNS = ("record", "paper", "hidden layers", "published", "ours", "time a seed")
+NONE, NOT_RUN = "-", "not run"
+
+_TEXTS = ("paper", "source", "deviations")
+_PERCENTAGES = ("published", "gate")
+_REFUSED = {"device", "data_dir", "seed", *options_marked("per_call")} - {"preset"}  # options of the command
+
+
+@dataclass(frozen=True)
+class Record:
+    """A published result, and how it is reproduced.
+
+    Attributes:
+        name: of its file, without the ending.
+        paper: authors and year.
+        source: where the figure was published, or why there is none.
+        deviations: what differs from the paper; empty if nothing does.
+        config: how a network is trained.
+        published: test error in percent; None if the record has only its gate.
+        gate: the largest mean test error, in percent, that counts as reached; None if that is not to be worse than
+            the published error.
+    """
+
+    name: str
+    paper: str
+    source: str
+    deviations: str
+    config: Config
+    published: float | None
+    gate: float | None
+
+
+class Comparison(NamedTuple):
+    """Results beside the published figure; all numbers are in percent.
+
+    Attributes:
+        mean, deviation: of the test error over the seeds; the standard deviation is that of a sample, and None
+            with one seed.
+        tolerance: the largest difference from the published error that counts as equal; None without one.
+        verdict: better, equal or worse; None without a published error.
+        reached: is the gate reached?
+    """
+
+    mean: float
+    deviation: float | None
+    tolerance: float | None
+    verdict: str | None
+    reached: bool
+
+
+def record_names() -> list[str]:
+    """The names of all records."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
+
+
+def load_record(name: str) -> Record:
+    """A record by its name, or from a file whose name ends in ``.toml``.
+
+    Raises:
+        ConfigError: there is none, or its file has a mistake; each line of the message names one.
+        OSError: the file cannot be read.
+    """
+    if name.endswith(".toml"):
+        return _read(user_path(name))
+    if name not in record_names():
+        near = difflib.get_close_matches(name, record_names(), 3) or record_names()
+        raise ConfigError(f"expected the name of a record, such as {listed(near)}, got {in_line(name)}")
+    return _read(Path(__file__).with_name(f"{name}.toml"))
+
+
+def _read(path: Path) -> Record:
+    try:
+        values = tomllib.loads(read_file(path).decode())
+    except ValueError as error:  # TOML or UTF-8
+        raise ConfigError(f"{path.name}: {in_line(error)}") from error
+    problems = [f"{name}: unknown" for name in values if name not in (*_TEXTS, *_PERCENTAGES, "train")]
+    for name in _TEXTS:
+        if not isinstance(values.get(name, "" if name == "deviations" else None), str):
+            problems.append(f"{name}: expected a text, got {values.get(name, 'nothing')!r}")
+    for name in _PERCENTAGES:
+        number = values.get(name, 1)
+        if type(number) not in (int, float) or not 0 < number < 100:
+            problems.append(f"{name}: expected a test error in percent, above 0 and below 100, got {number!r}")
+    if not any(name in values for name in _PERCENTAGES):
+        problems.append("gate: expected where there is no published error, got nothing")
+    config = Config()
+    try:
+        config = _config(values.get("train"))
+    except ConfigError as error:
+        problems += [f"train: {line}" for line in str(error).split("\n")]
+    if problems:
+        raise ConfigError("\n".join(f"{path.name}: {problem}" for problem in problems))
+    paper, source, deviations = (" ".join(values.get(name, "").split()) for name in _TEXTS)
+    return Record(path.stem, paper, source, deviations, config, *map(values.get, _PERCENTAGES))
+
+
+def _config(options: Any) -> Config:
+    """The options of `train`, on top of those of a preset if there is one.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    if not isinstance(options, dict):
+        raise ConfigError("expected a table with the options of gpumlp-train")
+    refused = sorted(_REFUSED & options.keys())
+    if refused:
+        raise ConfigError(f"{', '.join(refused)}: not in a record; give it to the command")
+    dataset = options.get("dataset")
+    if dataset == "auto" or dataset not in DATA_SETS:
+        raise ConfigError(f"dataset: expected {', '.join(DATA_SETS[1:])}, got {dataset!r}")
+    return Config.from_dict({**vars(PRESETS.get(str(options.get("preset")), Config())), **options})
+
+
+def compare(record: Record, errors: Sequence[float], samples: int) -> Comparison:
+    """Compare results with a record.
+
+    The tolerance is two standard errors: 2 sqrt(s^2 / n + p (1 - p) / N), with the deviation s of n seeds, the
+    published error p, and N test samples. The second term is the error of the test set itself, and stands alone
+    with one seed.
+
+    Args:
+        record: the record.
+        errors: test error of each seed in percent, at least one.
+        samples: number of test samples.
+    """
+    mean = statistics.fmean(errors)
+    deviation = statistics.stdev(errors) if len(errors) > 1 else None
+    published = record.published
+    tolerance = verdict = None
+    if published is not None:
+        tolerance = 2 * math.sqrt((deviation or 0) ** 2 / len(errors) + published * (100 - published) / samples)
+        verdict = "equal" if abs(mean - published) <= tolerance else "better" if mean < published else "worse"
+    reached = verdict != "worse" if record.gate is None else mean <= record.gate
+    return Comparison(mean, deviation, tolerance, verdict, reached)
+
+
+# -- Results that were measured, and the table ---------------------------------------------------------------
+
+
+def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results in a file, oldest first; none without the file.
+
+    Raises:
+        ConfigError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        results = parse_object(read_file(path))["results"]
+        for result in results:
+            _cells(result)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a file of results, or damaged: {in_line(error)}") from error
+    return list(results)
+
+
+def save_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Add a result to a file. It takes the place of that of the same record on the same hardware.
+
+    Args:
+        path: of the file, which is made if it is missing.
+        result: ``record``, ``device``, ``hardware``, ``seeds``, ``wrong`` (test samples that each seed gets
+            wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more.
+
+    Raises:
+        ConfigError, OSError: the file is damaged, or cannot be read or written.
+    """
+    same = ("record", "device", "hardware")
+    others = [each for each in read_results(path) if any(each.get(name) != result[name] for name in same)]
+    results = sorted([*others, dict(result)], key=lambda each: [str(each.get(name)) for name in same])
+    write_atomically(path, (json.dumps({"results": results}, indent=1) + "\n").encode())
+
+
+def error_words(mean: float, deviation: float | None) -> str:
+    """Test errors as text.
+
+    >>> error_words(0.8433, 0.031), error_words(0.84, None)
+    ('0.84 ± 0.03 %', '0.84 %')
+    """
+    return f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each record, with the columns `COLUMNS`; results on several devices stand one below the other."""
+    rows: list[tuple[str, ...]] = []
+    for record in map(load_record, record_names()):
+        own = [_cells(result) for result in results if result["record"] == record.name]
+        ours, times = zip(*own, strict=True) if own else ((NOT_RUN,), (NONE,))
+        published = NONE if record.published is None else f"{record.published:.2f} %"
+        layers = _layers(record.config.hidden)
+        rows.append((record.name, record.paper, layers, published, "\n".join(ours), "\n".join(times)))
+    return rows
+
+
+def differences() -> list[str]:
+    """What differs from the papers: a line for each text, with the records that have it."""
+    names: dict[str, list[str]] = {}
+    for record in map(load_record, record_names()):
+        if record.deviations:
+            names.setdefault(record.deviations, []).append(record.name)
+    return [f"{', '.join(own)}: {text}" for text, own in names.items()]
+
+
+def _layers(hidden: Sequence[int]) -> str:
+    """The units of hidden layers.
+
+    >>> _layers((1024, 1024)), _layers((1000, 500))
+    ('2 x 1024', '1000, 500')
+    """
+    groups = [(units, len(list(equal))) for units, equal in itertools.groupby(hidden)]
+    return ", ".join(str(units) if count == 1 else f"{count} x {units}" for units, count in groups)
+
+
+def time_words(seconds: float) -> str:
+    """How long a run was trained.
+
+    >>> time_words(0.3), time_words(463)
+    ('< 1 s', '8 min')
+    """
+    return "< 1 s" if seconds < 1 else duration(seconds)
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Errors with seeds and hardware, and the time a seed."""
+    errors = [100 * wrong / result["test_samples"] for wrong in result["wrong"]]
+    words = error_words(statistics.fmean(errors), statistics.stdev(errors) if len(errors) > 1 else None)
+    seeds = f"{len(errors)} seed{'s' * (len(errors) > 1)}"
+    together = f", {result['runs_at_once']} at once" if "runs_at_once" in result else ""
+    return f"{words}, {seeds}, {result['hardware']}{together}", time_words(statistics.fmean(result["seconds"]))

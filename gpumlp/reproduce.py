@@ -1,0 +1,326 @@
+"""Reproduce results of the literature: ``python -m gpumlp.reproduce``, also installed as ``gpumlp-reproduce``."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+import gpumlp
+
+from . import command
+from .data import Dataset
+from .extras import MissingExtraError
+from .files import user_path
+from .records import (
+    COLUMNS,
+    Comparison,
+    Record,
+    compare,
+    differences,
+    error_words,
+    load_record,
+    read_results,
+    save_result,
+    table,
+    time_words,
+)
+from .terminal import cell, console
+from .training.batches import held_out_samples
+from .training.config import Config, ConfigError, given
+from .training.history_file import HISTORY
+from .training.jobs import worker_count
+from .training.lock import RunLock
+from .training.run import SWEEP
+from .training.session import Shared, plain_names
+from .training.sweeps import ENDED, INTERRUPTED, Row, Sweep, SweepProgress, duration, train_all
+from .words import listed
+
+PROGRAM = "gpumlp-reproduce"
+_WRAPPED = ("paper", "hidden layers", "ours")  # columns of the table whose cells may take several lines
+_WIDTH = 10  # of the papers at least: the longest name
+_INTERVAL = 1.0  # seconds between two looks at the epochs
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a record of the literature with several seeds, and compare the test error with the published one.
+
+    Without NAME, list the records. The exit code is 0 if the gate is reached, 1 if it is not or a run failed, and
+    2 for a mistake."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """The record, or the path of a file with one, FILE.toml."""
+    seeds: int = 3
+    """Number of seeds: 0 and the numbers after it."""
+    device: str = Config.device
+    """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
+    out: str | None = None
+    """Folder for the runs (runs/NAME-record). Runs that it holds already are not trained again, and one that was
+    interrupted is resumed."""
+    data_dir: str | None = None
+    """Folder with the four files of MNIST; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+    epochs: int | None = None
+    """Another number of epochs than the record's, for a trial."""
+    jobs: int | None = None
+    """Runs that a CPU trains at once, with one BLAS thread each; by default as many as it has cores."""
+    save: str | None = None
+    """FILE.json to which the result is added, with hardware, versions, seeds and times."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def check(self) -> None:
+        """Raise ConfigError, with all mistakes at once."""
+        problems = []
+        if self.seeds < 1:
+            problems.append(f"seeds: expected a whole number of 1 or more, got {self.seeds}")
+        try:
+            worker_count(self.jobs)
+        except ValueError as error:
+            problems.append(str(error).replace("n_jobs", "jobs"))
+        if self.save is not None and self.epochs is not None:
+            problems.append("save: expected with the record's own epochs, got epochs too")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        if self.save is not None:
+            command.check_output("save", self.save, endings=(".json",))
+            read_results(user_path(self.save))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, train, compare, and return the exit code.
+
+    0 (the gate is reached), 1 (it is not, or a run failed), 2 (bad input) or 130 (interrupted).
+    """
+
+    def work() -> int:
+        options = command.parse(Options, PROGRAM, arguments)
+        options.check()
+        if options.name is None:
+            _list()
+            return command.OK
+        return _reproduce(load_record(options.name), options)
+
+    return command.run(PROGRAM, work)
+
+
+def _list() -> None:
+    """Print the table of the records, and what differs from the papers."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in COLUMNS:
+        width = _WIDTH if name == "paper" else None
+        header = name.replace(" ", "\n")
+        shown.add_column(header, vertical="bottom", no_wrap=name not in _WRAPPED, min_width=width)
+    for row in table(read_results()):
+        shown.add_row(*(Text("\n".join(map(cell, text.split("\n")))) for text in row))
+    console(highlight=False).print(shown)
+    print("what differs from the paper:", *differences(), sep="\n- ")
+
+
+def _reproduce(record: Record, options: Options) -> int:
+    """Train what is missing of a record, compare, write the report, and return the exit code."""
+    config = dataclasses.replace(record.config, device=options.device, data_dir=options.data_dir)
+    if options.epochs is not None:
+        config = dataclasses.replace(config, epochs=options.epochs)
+    config.check()
+    shared, progress = Shared(), EpochProgress(quiet=options.quiet)
+    backend, _ = shared.backend(config, config.execution)
+    training, test = shared.data(config, config.task, progress.display)
+    if training.name != config.dataset:
+        raise ConfigError(f"the record {record.name} is of {config.dataset}, but the data are {training.name}")
+    resolved = config.resolved(len(training), training.task)
+    sweep = _sweep(record, config, options, (training, test))
+    lock = RunLock(sweep.path, "reproducing this record")
+    try:
+        sweep.save()
+        progress.say(f"record: {record.name}, {record.paper}")
+        if record.deviations:
+            progress.say(f"what differs from the paper: {record.deviations}")
+        held_out = held_out_samples(given(resolved.validation), len(training))
+        progress.say(
+            f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate, "
+            f"{len(test):,} to test"
+        )
+        progress.say(
+            f"runs: {options.seeds} seed{'s' * (options.seeds > 1)} of {resolved.epochs:,} epochs, in {sweep.path}"
+        )
+        progress.epochs, progress.samples = given(resolved.epochs), len(test)
+        sweep, rows, stopped = train_all(sweep, shared, progress, worker_count(options.jobs))
+    finally:
+        lock.release()
+    if stopped is not None:
+        done = sum(row.state in ENDED for row in rows)
+        print(
+            f"{PROGRAM}: {stopped}; {done:,} of {len(rows):,} runs have ended, the others are saved up to their "
+            "last epoch; the same command goes on",
+            file=sys.stderr,
+        )
+        return command.INTERRUPTED if stopped == INTERRUPTED else command.FAILED
+    missing = [row for row in rows if row.state != "finished"]
+    for row in missing:
+        print(f"{PROGRAM}: {sweep.path / row.run.folder} {row.state}: {row.reason}", file=sys.stderr)
+    if missing:
+        return command.FAILED
+    result = compare(record, [_error(row) for row in rows], len(test))
+    _show(record, result, options, progress)
+    _report(sweep, rows, options, progress)
+    if options.save is not None:
+        jobs = {"runs_at_once": min(worker_count(options.jobs), len(rows))} if backend.name == "cpu" else {}
+        save_result(user_path(options.save), _saved(record, rows, len(test)) | jobs)
+        progress.say(f"result added to {options.save}")
+    return command.OK if result.reached else command.FAILED
+
+
+def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset, Dataset]) -> Sweep:
+    """The runs of a record: new ones, or those that the folder holds.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        CheckpointError: it is damaged.
+        OSError: it cannot be made.
+    """
+    path = Path("runs", f"{record.name}-record") if options.out is None else user_path(options.out)
+    if not (path / SWEEP).exists():
+        return Sweep.plan(dataclasses.replace(config, out=str(path)), [{}], options.seeds, None, data)
+    sweep = Sweep.open(path)
+    wanted = dataclasses.replace(config, **plain_names(config, data[0]), out=None, quiet=False)
+    had = vars(sweep.config) | {"device": wanted.device, "data_dir": wanted.data_dir}
+    others = [name for name, value in vars(wanted).items() if had[name] != value]
+    if others or sweep.networks != ({},):
+        raise ConfigError(
+            f"out: {path} holds runs with other options ({listed(others or sweep.options)}); choose another folder"
+        )
+    return dataclasses.replace(sweep, config=wanted).with_seeds(options.seeds)
+
+
+def _error(row: Row) -> float:
+    """Test error of a finished run, in percent."""
+    return 100 - 100 * float(row.metrics["test_accuracy"])
+
+
+def _show(record: Record, result: Comparison, options: Options, progress: SweepProgress) -> None:
+    """Say what was reached."""
+    seeds = f" (mean and deviation of {options.seeds} seeds)" if options.seeds > 1 else " (one seed)"
+    progress.say(f"test error: {error_words(result.mean, result.deviation)}{seeds}")
+    if options.epochs is not None and options.epochs != record.config.epochs:
+        progress.say(f"this is a trial: the record has {record.config.epochs or 'other'} epochs")
+    if result.verdict is not None:
+        progress.say(
+            f"published: {record.published:.2f} %, so the result is {result.verdict} "
+            f"(equal is within {result.tolerance:.2f} points)"
+        )
+    gate = "not to be worse than the published error" if record.gate is None else f"{record.gate:.2f} % or less"
+    progress.say(f"gate: {gate}: {'reached' if result.reached else 'not reached'}")
+
+
+def _report(sweep: Sweep, rows: Sequence[Row], options: Options, progress: SweepProgress) -> None:
+    """Write the report on all runs; if it cannot be, a line says why."""
+    from . import report  # loads much that training does not need
+
+    path, runs = sweep.path / report.FILE, [str(sweep.path / row.run.folder) for row in rows]
+    try:
+        report.write_page(path, report.report_page(runs, data_dir=options.data_dir))
+    except (MissingExtraError, ConfigError) as error:  # not installed, or too many runs for one page
+        progress.say(f"no report: {error}")
+    else:
+        progress.say(f"report: {path}")
+
+
+def _saved(record: Record, rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    """A result as a file of results holds it."""
+    metrics = [row.metrics for row in rows]
+    return {
+        "record": record.name,
+        "device": metrics[0]["device"],
+        "hardware": metrics[0]["device_name"],
+        "seeds": [row.run.seed for row in rows],
+        "wrong": [round(samples * (1 - each["test_accuracy"])) for each in metrics],
+        "test_samples": samples,
+        "epochs": metrics[0]["epochs"],
+        "seconds": [round(each["seconds"], 1) for each in metrics],
+        "date": time.strftime("%Y-%m-%d"),
+        "gpumlp": gpumlp.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+class EpochProgress(SweepProgress):
+    """Progress of a few long runs: a line with their epochs and the time left, and one for each that has ended.
+
+    Attributes:
+        epochs: of each run.
+        samples: of the test set.
+    """
+
+    epochs, samples = 1, 1
+
+    @contextmanager
+    def running(self, sweep: Sweep, missing: int) -> Iterator[None]:
+        self._folders = [sweep.path / run.folder for run in sweep.runs]
+        self._first = self._trained()
+        stop = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
+        with super().running(sweep, missing):
+            for row in self._rows:
+                self._say_result(row)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+
+    def ended(self, row: Row) -> None:
+        self._say_result(row)
+
+    def _say_result(self, row: Row) -> None:
+        if row.state == "finished":
+            wrong = round(self.samples * (1 - row.metrics["test_accuracy"]))
+            self.say(
+                f"seed {row.run.seed}: test error {_error(row):.2f} % ({wrong:,} of {self.samples:,}), trained in "
+                f"{time_words(row.metrics['seconds'])}"
+            )
+
+    def _watch(self, stop: threading.Event) -> None:
+        """Show the epochs again and again, on a terminal in place, elsewhere about 10 times."""
+        total = self.epochs * len(self._folders)
+        said = self._first * self._LINES // total
+        while not stop.wait(_INTERVAL):
+            done = self._trained()
+            if self._bar is not None:
+                task = self._bar.task_ids[0]
+                self._bar.update(task, completed=done, total=total, description=self._line(done))
+            elif done * self._LINES // total > said and done < total:
+                said = done * self._LINES // total
+                self.say(self._line(done))
+
+    def _trained(self) -> int:
+        """Number of epochs that all runs have finished, from the lines of their histories."""
+        files = [folder / HISTORY for folder in self._folders]
+        return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+    def _line(self, done: int = 0) -> str:
+        total = self.epochs * len(self._folders)
+        text = f"epoch {done:,} of {total:,} of all seeds"
+        if self._first < done < total:
+            left = (time.monotonic() - self._start) / (done - self._first) * (total - done)
+            text += f", {duration(left)} left"
+        return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
