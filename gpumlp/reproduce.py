@@ -138,7 +138,7 @@ def _reproduce(record: Record, options: Options) -> int:
     config.check()
     shared, progress = Shared(), EpochProgress(quiet=options.quiet)
     backend, _ = shared.backend(config, config.execution)
-    training, test = shared.data(config, config.task, progress.display)
+    training, test = shared.data(config, progress.display)
     if training.name != config.dataset:
         raise ConfigError(f"the record {record.name} is of {config.dataset}, but the data are {training.name}")
     resolved = config.resolved(len(training), training.task)
