@@ -1,6 +1,7 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
 from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from .committee import Committee
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import Cache, Dense, Dropout, Layer
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
@@ -31,6 +32,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Cache",
+    "Committee",
     "Constant",
     "Cosine",
     "Dense",

@@ -658,6 +658,16 @@ class Batches(Protocol):
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
 
 
+def forward_batches(model: MLP, batches: Batches) -> Iterator[tuple[slice, Workspace, Array]]:
+    """Each batch, the workspace after its forward pass, and its targets."""
+    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+    for batch in batches.slices:
+        part = workspace.rows(batch.stop - batch.start)
+        targets = batches.gather(batch, part.staging, part.inputs)
+        model.forward_pass(part)
+        yield batch, part, targets
+
+
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
     """Loss and metrics on batches that are already on the model's device. Waits for the device once."""
     return evaluation_of(model, batches, model.backend.to_numpy(evaluation_sums(model, batches)).tolist())
@@ -677,11 +687,7 @@ def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace],
     backend, xp, task = model.backend, model.backend.xp, model.loss.task
     losses = xp.empty(batches.samples, dtype=model.dtype)
     scores = new_scores(xp, task, batches.samples, model.sizes[-1], model.dtype)
-    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
-    for batch in batches.slices:
-        part = workspace.rows(batch.stop - batch.start)
-        targets = batches.gather(batch, part.staging, part.inputs)
-        model.forward_pass(part)
+    for batch, part, targets in forward_batches(model, batches):
         backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
         if inspect is not None and batch.start == 0:
             inspect(part)

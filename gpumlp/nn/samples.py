@@ -167,7 +167,7 @@ def check_samples(
     uint8 = bool(dtype == np.uint8)
     if features != model.sizes[0]:
         raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {features} ({what()})")
-    if inputs is not None and not _same_shape(shape, inputs.shape):
+    if inputs is not None and not same_shape(shape, inputs.shape):
         raise ValueError(
             f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what()}); "
             "transpose or reshape them"
@@ -198,7 +198,7 @@ def check_samples(
     return divided
 
 
-def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
+def same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
     if given == trained:
         return True
