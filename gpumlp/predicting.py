@@ -19,7 +19,7 @@ from .data import DataError
 from .data.npz import is_array_file, read_samples
 from .files import PathError, user_path
 from .nn import MLP, Committee
-from .nn.committee import Vote
+from .nn.committee import Vote, members_of
 from .nn.model_file import plain_inputs
 from .nn.samples import is_binary
 from .pictures import SUFFIXES, read_sample
@@ -70,7 +70,7 @@ def predict_files(
     Raises:
         MissingExtraError: a file is a picture, and Pillow is not installed.
     """
-    committee = model if isinstance(model, Committee) else Committee([model])
+    committee = Committee(members_of(model))
     inputs = plain_inputs(committee.members[0])
     files = expand(files)
     names = short_names(files)

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..extras import require
-from ..nn import ELU, GELU, MLP, Activation, Identity, LeakyReLU, ModelFileError, SiLU, Softplus
+from ..nn import ELU, GELU, MLP, Activation, Committee, Identity, LeakyReLU, ModelFileError, SiLU, Softplus
 from ..nn.activations import ACTIVATIONS
+from ..nn.committee import members_of, one_input
 from ..nn.losses import output_function
-from ..nn.model_file import describe, plain_inputs
+from ..nn.model_file import describe
 from .dense import dense_layers
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
@@ -23,17 +24,18 @@ _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
-def onnx_bytes(model: MLP) -> bytes:
-    """The network as the content of an ONNX file, checked by ``onnx.checker``.
+def onnx_bytes(model: MLP | Committee) -> bytes:
+    """The network, or a committee, as the content of an ONNX file, checked by ``onnx.checker``.
 
     The input is ``samples``, ``(samples, *shape)`` with any number of samples. If the network was trained on
     uint8, it is uint8, and the division by 255 is part of the graph; otherwise it has the network's dtype and is
     used as it is. The outputs are ``probabilities`` and ``logits``, ``(samples, classes)`` of the network's dtype,
-    and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``.
+    and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``. A committee
+    has the means over its members, and no ``logits``.
 
     Raises:
-        ModelFileError: an activation or a layer is not one of gpumlp's, or the loss makes other predictions than
-            these.
+        ModelFileError: an activation or a layer is not one of gpumlp's, the loss makes other predictions than
+            these, or the members of a committee take samples of different scales or dtypes.
         MissingExtraError: onnx is not installed.
     """
     require("exports to ONNX", "onnx", "onnx")
@@ -42,8 +44,8 @@ def onnx_bytes(model: MLP) -> bytes:
 
     from gpumlp import __version__
 
-    program = _Program(model)
-    number = helper.np_dtype_to_tensor_dtype(model.dtype)
+    program, first = _Program(model), members_of(model)[0]
+    number = helper.np_dtype_to_tensor_dtype(first.dtype)
     kinds = {"classes": (TensorProto.INT64, ["samples"])}
     samples = TensorProto.UINT8 if program.inputs.pixels else number
     graph = helper.make_graph(
@@ -54,7 +56,7 @@ def onnx_bytes(model: MLP) -> bytes:
         "gpumlp",
         [helper.make_tensor_value_info("samples", samples, ["samples", *program.inputs.shape])],
         [
-            helper.make_tensor_value_info(name, *kinds.get(name, (number, ["samples", model.sizes[-1]])))
+            helper.make_tensor_value_info(name, *kinds.get(name, (number, ["samples", first.sizes[-1]])))
             for name in program.outputs
         ],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in program.constants.items()],
@@ -66,7 +68,7 @@ def onnx_bytes(model: MLP) -> bytes:
         producer_name="gpumlp",
         producer_version=__version__,
     )
-    helper.set_model_props(result, {"class_names": json.dumps(describe(model)["class_names"])})
+    helper.set_model_props(result, {"class_names": json.dumps(describe(first)["class_names"])})
     onnx.checker.check_model(result, full_check=True)
     return bytes(result.SerializeToString())
 
@@ -81,32 +83,44 @@ class _Program:
         outputs: names of the graph's outputs.
     """
 
-    def __init__(self, model: MLP) -> None:
-        self.inputs = plain_inputs(model)
+    def __init__(self, model: MLP | Committee) -> None:
+        self.inputs, members = one_input(model), members_of(model)
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
-        self.constants: dict[str, npt.NDArray[Any]] = dict(model.state_dict())
-        self._dtype = model.dtype
+        self.constants: dict[str, npt.NDArray[Any]] = {}
+        self._dtype = members[0].dtype
         try:
-            function = output_function(model.loss)
+            function = output_function(members[0].loss)
         except ValueError as error:
             raise ModelFileError(f"{error}, which have no equivalent in ONNX") from error
-        last = "outputs" if function == "identity" else "logits"
-        x = self._first(model)
+        x = self._first(members[0])
+        if len(members) == 1:
+            logits, found = self._member(members[0], function, x, "")
+            self.outputs = list(dict.fromkeys([found, logits])) if function != "exp" else [found]
+        else:
+            each = [self._member(member, function, x, f"members.{k}.")[1] for k, member in enumerate(members)]
+            name = "probabilities" if function in _PROBABILITIES else "outputs"
+            mean = self._add("Mul", [self._add("Sum", each, "sum"), self._name(1 / len(each))], name)
+            found, self.outputs = mean, [mean]
+        if function == "softmax":
+            self.outputs.append(self._add("ArgMax", [found], "classes", axis=1, keepdims=0))
+
+    def _member(self, model: MLP, function: str, x: str, prefix: str) -> tuple[str, str]:
+        """The outputs of a network for scaled rows, before and after the function of its loss."""
+        self.constants |= {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
         layers = dense_layers(model)
+        last = prefix + ("outputs" if function == "identity" else "logits")
         for index, layer in enumerate(layers):
             is_last = index == len(layers) - 1
-            sums = last if is_last else f"layers.{index}.sums"
-            x = self._add("Gemm", [x, f"layers.{index}.weight", f"layers.{index}.bias"], sums)
+            own = f"{prefix}layers.{index}"
+            x = self._add("Gemm", [x, f"{own}.weight", f"{own}.bias"], last if is_last else f"{own}.sums")
             if not is_last:
-                x = self._activate(layer.activation, x, f"layers.{index}")
+                x = self._activate(layer.activation, x, own)
         if function == "exp":
-            last = self._add("Exp", [last], "outputs")
-        self.outputs = [last]
+            return last, self._add("Exp", [last], f"{prefix}outputs")
         if function in _PROBABILITIES:
             operator, options = _PROBABILITIES[function]
-            self.outputs.insert(0, self._add(operator, [last], "probabilities", **options))
-        if function == "softmax":
-            self.outputs.append(self._add("ArgMax", [last], "classes", axis=1, keepdims=0))
+            return last, self._add(operator, [last], f"{prefix}probabilities", **options)
+        return last, last
 
     def _first(self, model: MLP) -> str:
         """The samples as rows of scaled values, the input of the first layer."""

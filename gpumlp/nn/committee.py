@@ -13,9 +13,9 @@ from ..backends import Array, Backend, HostArray, get_backend, to_host
 from ..words import listed, shown
 from .losses import Loss, output_function
 from .metrics import Evaluation, evaluation, metric_sums, new_scores
-from .model_file import class_names, load_members, save_committee
+from .model_file import ModelFileError, class_names, load_members, plain_inputs, save_committee
 from .network import MLP, Batches, forward_batches
-from .samples import LabelledData, same_shape, training_targets
+from .samples import Inputs, LabelledData, same_shape, training_targets
 
 
 class Vote(NamedTuple):
@@ -236,6 +236,28 @@ class Committee:
 
     def __repr__(self) -> str:
         return f"Committee([{', '.join(map(str, self.members))}])"
+
+
+def members_of(model: MLP | Committee) -> list[MLP]:
+    """The members of a committee; a network alone."""
+    return model.members if isinstance(model, Committee) else [model]
+
+
+def one_input(model: MLP | Committee) -> Inputs:
+    """The description of the samples, for programs in which all members of a committee have one input.
+
+    Raises:
+        ModelFileError: the members take samples of different scales, or compute in different dtypes.
+    """
+    inputs, *others = map(plain_inputs, members_of(model))
+    scales = [one.dtype if one.pixels else "numbers" for one in (inputs, *others)]
+    for what, found in (("take", scales), ("compute in", [each.dtype.name for each in members_of(model)])):
+        if len(set(found)) > 1:
+            raise ModelFileError(
+                f"the members of the committee {what} {' and '.join(dict.fromkeys(found))}, but the file has one "
+                "input for all; export it as safetensors or npz"
+            )
+    return inputs
 
 
 def _log_mean(logarithms: HostArray) -> HostArray:
