@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import ELU, MLP, Dataset, LeakyReLU, fit, load_dataset
+from gpumlp import ELU, MLP, Committee, Dataset, LeakyReLU, fit, load_dataset
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.report import drawing_page, report_page, write_page
 from gpumlp.report.page import render_report

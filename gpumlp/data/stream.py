@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -151,12 +151,18 @@ class StreamedDataset(Dataset):
         targets: HostArray | None = None,
         weights: HostArray | None = None,
         pixels: bool = True,
+        preprocessing: Callable[[Array], Array] | None = None,
     ) -> StreamedBatches:
         """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`.
 
         Raises:
-            DataError: the device is not the CPU.
+            DataError: the device is not the CPU, or the samples need a preprocessing.
         """
+        if preprocessing is not None:
+            raise DataError(
+                f"{self.name}: samples that are streamed are not preprocessed, got {preprocessing}; load them "
+                "into memory"
+            )
         if backend.name != "cpu":
             raise DataError(
                 f"{self.name}: samples are streamed on the CPU only, got the device {backend.name}; choose "

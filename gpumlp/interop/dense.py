@@ -10,8 +10,13 @@ def dense_layers(model: MLP) -> list[Dense]:
     """The dense layers of a network that has no others, except dropout, which does nothing in predictions.
 
     Raises:
-        ModelFileError: it has a layer of the user's.
+        ModelFileError: it has a layer of the user's, or its images are preprocessed.
     """
+    if model.inputs is not None and model.inputs.preprocessing is not None:
+        raise ModelFileError(
+            f"the network's images go through {model.inputs.preprocessing}, which has no equivalent in this "
+            "format; export it as safetensors"
+        )
     for layer in model.layers:
         if type(layer) not in (Dense, Dropout):
             raise ModelFileError(f"the layer {layer!r} has no equivalent outside gpumlp")

@@ -9,6 +9,7 @@ from .metrics import Evaluation
 from .model_file import ModelFileError
 from .network import MLP
 from .optimizers import SGD, Adam, AdamW, Optimizer, OptimizerState, Penalty, RMSprop
+from .preprocessing import Preprocessing
 from .registry import register
 from .samples import Inputs
 from .schedules import (
@@ -58,6 +59,7 @@ __all__ = [
     "Orthogonal",
     "Penalty",
     "PoissonDeviance",
+    "Preprocessing",
     "RMSprop",
     "ReLU",
     "Schedule",

@@ -33,13 +33,14 @@ import safetensors.numpy
 from ..backends import Backend, HostArray, get_backend
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
-from ..words import listed, shown
+from ..words import as_product, listed, shown
 from .activations import ACTIVATIONS, Activation
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import LAYERS, Dense, Layer
 from .losses import LOSSES
 from .network import MLP, M
 from .parameters import check_tensors, shapes_of
+from .preprocessing import Preprocessing
 from .samples import Inputs, is_binary
 
 FORMAT, CHECKPOINT_FORMAT = "gpumlp-model-2", "gpumlp-checkpoint-2"
@@ -88,6 +89,9 @@ def describe(model: MLP) -> dict[str, Any]:
     except ValueError as error:
         raise ModelFileError(str(error)) from error
     _check_shape(model)
+    inputs = None if model.inputs is None else dataclasses.asdict(model.inputs)
+    # Of its own, and only where there is one: a version that does not know it refuses the file.
+    preprocessing = None if inputs is None else inputs.pop("preprocessing")
     known: dict[Any, str] = {kind: name for name, kind in _INITIALIZERS.items()}
     initializer = known.get(type(model.initializer))
     return {
@@ -100,8 +104,9 @@ def describe(model: MLP) -> dict[str, Any]:
         "dtype": model.dtype.name,
         "initializer": initializer,
         "initializer_options": {} if initializer is None else vars(model.initializer),
-        "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
+        "inputs": inputs,
         "class_names": None if model.class_names is None else class_names(model),
+        **({} if preprocessing is None else {"preprocessing": preprocessing}),
     }
 
 
@@ -300,8 +305,13 @@ def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
     """
     inputs, names = description["inputs"], description["class_names"]
     if inputs is not None:
-        model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
+        found = description.get("preprocessing")
+        preprocessing = None if found is None else Preprocessing(**found)
+        shape = tuple(map(int, inputs["shape"]))
+        model.inputs = Inputs(shape, str(inputs["dtype"]), str(inputs["data"]), preprocessing)
         _check_shape(model)
+        if preprocessing is not None:
+            preprocessing.check(shape, f"samples of {as_product(shape)}")
     if names is not None:
         model.class_names = tuple(names)
         class_names(model)

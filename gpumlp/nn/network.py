@@ -152,8 +152,8 @@ class MLP:
         parameters: all weights, biases and gradients, in flat buffers.
         loss: the `Loss`.
         backend: the `Backend` of the device.
-        inputs: shape, dtype and name of the training samples, against which all other samples are checked; None
-            for an untrained network.
+        inputs: shape, dtype, name and preprocessing of the training samples, against which all other samples are
+            checked; None for an untrained network.
         class_names: a string or number for each class, from the training set; None for 0, 1, 2, ...
 
     Raises:
@@ -363,11 +363,20 @@ class MLP:
             TypeError: something else than a `Dataset` is given.
         """
         divided = check_data(self, self.inputs, dataset, pixels)
+        preprocessing = None if self.inputs is None else self.inputs.preprocessing
+        if preprocessing is not None:
+            preprocessing.check(dataset.feature_shape, dataset)
         with self.loss_chosen(dataset):
             targets = training_targets(self, dataset, self.class_names)
         with self.backend.activate():
             batches: Batches = dataset.batches(
-                batch_size, self.backend, self.dtype, targets=targets, weights=dataset.weights, pixels=divided
+                batch_size,
+                self.backend,
+                self.dtype,
+                targets=targets,
+                weights=dataset.weights,
+                pixels=divided,
+                preprocessing=preprocessing,
             )
             return batches
 

@@ -14,6 +14,7 @@ from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
 from .losses import Loss, loss_for
 from .metrics import Task
+from .preprocessing import Preprocessing
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
 
@@ -29,6 +30,7 @@ class Inputs:
             refuses uint8, unless ``pixels=`` says what it is. ``"any"``: numbers that are used as they are,
             whatever their dtype, as other libraries do.
         data: the data set's name, such as ``"mnist"``.
+        preprocessing: what images go through before the network sees them, in training and ever after; or None.
 
     Raises:
         ValueError: the dtype is none of these.
@@ -37,6 +39,7 @@ class Inputs:
     shape: tuple[int, ...]
     dtype: str
     data: str = ""
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "any") and not str(self.dtype).startswith("float"):
@@ -48,6 +51,12 @@ class Inputs:
     def pixels(self) -> bool:
         """Whether samples are uint8, which the network divides by 255."""
         return self.dtype == "uint8"
+
+    def prepared(self, images: Array) -> Array:
+        """Samples ``(n, ...)`` after the preprocessing, if there is one, in its shape."""
+        if self.preprocessing is None:
+            return images
+        return self.preprocessing(images.reshape(len(images), *self.shape))
 
 
 class Network(Protocol):
@@ -89,6 +98,7 @@ class LabelledData(Protocol):
         targets: HostArray | None = None,
         weights: HostArray | None = None,
         pixels: bool = True,
+        preprocessing: Callable[[Any], Any] | None = None,
     ) -> Any: ...
 
 
@@ -134,6 +144,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     )
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
+    if model.inputs is not None:
+        rows = model.inputs.prepared(rows).reshape(rows.shape)
     return rows, divided
 
 

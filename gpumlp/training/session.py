@@ -676,6 +676,7 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
                 max_norm=config.max_norm,
                 ema=config.ema,
                 augment=config.make_augment(),
+                preprocess=config.make_preprocessing(),
                 order=config.make_order(),
                 seed=config.seed,
                 diagnostics=config.diagnostics == "on",

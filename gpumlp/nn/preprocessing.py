@@ -1,0 +1,136 @@
+"""What the images of a network go through before it sees them, in training and in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, array_namespace
+from .hyperparameters import flag, whole
+
+_INK = 0.02  # a pixel above this share of the brightest one is ink
+_STEEPEST = 1.0  # columns per row, 45 degrees: what is flatter is no slanted digit
+_CHUNK = 500  # images at a time
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Normalization of images of digits, light on a background of 0, by rows: every row is shifted and scaled.
+
+    It is part of `Inputs`: a network that was trained with it applies it to all images that it is given.
+
+    The pixel in column j and row y of the new image is taken from column ``c + s (j - c0) + m (y - y0)`` of the
+    same row. To deskew, ``m = sum p (x - x0) (y - y0) / sum p (y - y0)^2``, at most 1 in size, with the values p
+    of the pixels in columns x and rows y and their centre of mass (x0, y0); otherwise m is 0. With a width, c is
+    the middle and ``s width`` the width of the ink, once deskewed, and c0 the middle of the image, less half a
+    pixel where the new ink would begin within one; without a width, s is 1 and c is c0. Values are interpolated
+    linearly; where an image becomes narrower, with a filter as wide as a new pixel.
+
+    U. Meier, D. C. Ciresan, L. M. Gambardella and J. Schmidhuber, "Better digit recognition with a committee of
+    simple neural nets", ICDAR 2011; D. Ciresan, U. Meier and J. Schmidhuber, "Multi-column deep neural networks
+    for image classification", CVPR 2012.
+
+    Args:
+        deskew: whether slanted digits are made upright.
+        width: of every digit, in pixels, 1 or more; at most the width of the images. None leaves it.
+
+    Raises:
+        ValueError: a value is not as stated, or there is nothing to do.
+
+    >>> images = np.zeros((1, 8, 8), np.uint8)
+    >>> images[0, [1, 2, 3, 4], [4, 3, 2, 1]] = 255
+    >>> Preprocessing(deskew=True)(images)[0, 1:5, 1:5]
+    array([[  0, 128, 128,   0],
+           [  0, 128, 128,   0],
+           [  0, 128, 128,   0],
+           [  0, 128, 128,   0]], dtype=uint8)
+    """
+
+    deskew: bool = False
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deskew", flag("deskew", self.deskew))
+        if self.width is not None:
+            object.__setattr__(self, "width", whole("width", self.width, 1))
+        if not self.deskew and self.width is None:
+            raise ValueError("Preprocessing is expected with deskew=True, a width, or both, got neither")
+
+    def check(self, shape: tuple[int, ...], what: object) -> None:
+        """Check the shape of an image.
+
+        Raises:
+            ValueError: it is not ``(rows, columns)``, or narrower than the width; the message names `what`.
+        """
+        if len(shape) != 2:
+            raise ValueError(
+                f"{self} is expected with images of shape (n, rows, columns), got {what}; reshape them, as in "
+                "samples.reshape(-1, 28, 28)"
+            )
+        if self.width is not None and self.width > shape[1]:
+            raise ValueError(f"width is expected to be at most the {shape[1]} columns of {what}, got {self.width}")
+
+    def __call__(self, images: Array) -> Array:
+        """New images.
+
+        Args:
+            images: ``(n, rows, columns)``, a NumPy or CuPy array.
+
+        Returns:
+            The same shape; uint8 for uint8, otherwise float32 or float64.
+
+        Raises:
+            ValueError: a value in host memory is below 0, the background.
+        """
+        xp = array_namespace(images)
+        if xp is np and images.size and images.min() < 0:
+            raise ValueError(
+                f"{self} is expected with images on a background of 0, got values from {images.min():g}; add what "
+                "is missing, or leave it out"
+            )
+        out = images if images.dtype.kind == "f" or images.dtype == np.uint8 else images.astype("float32")
+        result = xp.empty_like(out)
+        for start in range(0, len(out), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            values = self._resampled(xp, out[part].astype("float64"))
+            result[part] = xp.rint(values) if out.dtype == np.uint8 else values
+        return result
+
+    def _resampled(self, xp: Any, images: Array) -> Array:
+        """Images in float64."""
+        rows, columns = images.shape[1:]
+        y, x = xp.arange(rows, dtype="float64")[:, None], xp.arange(columns, dtype="float64")
+
+        def mean(values: Array) -> Array:
+            """Of values at the pixels, ``(n, 1, 1)``; 0 for an empty image."""
+            total = xp.sum(images, axis=(1, 2), keepdims=True)
+            return xp.sum(images * values, axis=(1, 2), keepdims=True) / xp.where(total > 0, total, 1)
+
+        y0, slope = mean(y), 0.0
+        if self.deskew:
+            spread = mean((y - y0) ** 2)
+            slope = mean((x - mean(x)) * (y - y0)) / xp.where(spread > 0, spread, 1)
+            slope = xp.clip(slope, -_STEEPEST, _STEEPEST)
+        shift, scale, middle, centre = slope * (y - y0), 1.0, 0.0, 0.0
+        if self.width is not None:
+            ink = images > _INK * xp.max(images, axis=(1, 2), keepdims=True)
+            upright, centre = x - shift, (columns - self.width) // 2 + (self.width - 1) / 2
+            left = xp.min(xp.where(ink, upright, columns), axis=(1, 2), keepdims=True)
+            right = xp.max(xp.where(ink, upright, -1.0), axis=(1, 2), keepdims=True)
+            found = right >= left  # is there any ink?
+            scale = xp.where(found, (right - left + 1) / self.width, 1.0)
+            middle = xp.where(found, (left + right) / 2, centre)
+        source = middle + scale * (x - centre) + shift + xp.zeros_like(images)
+        reach = xp.maximum(scale, 1.0)
+        first, taps = xp.floor(source), int(np.ceil(float(xp.max(reach)))) if len(images) else 1
+        total, weights = xp.zeros_like(images), xp.zeros_like(images)
+        for tap in range(1 - taps, taps + 1):
+            place = first + tap
+            weight = xp.maximum(0, 1 - xp.abs(source - place) / reach)
+            weights += weight
+            inside = (place >= 0) & (place < columns)
+            taken = xp.take_along_axis(images, xp.clip(place, 0, columns - 1).astype("int64"), axis=2)
+            total += xp.where(inside, weight, 0) * taken
+        return total / weights
