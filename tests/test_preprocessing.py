@@ -24,7 +24,7 @@ from gpumlp import (
     load_digits,
 )
 from gpumlp.backends import Backend
-from gpumlp.exporting import html_bytes, npz_bytes
+from gpumlp.exporting import html_bytes, npz_bytes, onnx_bytes
 from gpumlp.nn.model_file import read_content
 from tests.command_helpers import DIGITS, assert_same_run, run
 
@@ -249,6 +249,29 @@ def test_versions_that_do_not_know_it_refuse_the_file(tmp_path: Path) -> None:
     assert one["preprocessing"] == {"deskew": True, "width": 6}
     assert set(one) - set(two) == {"preprocessing"}
     assert set(one["inputs"]) == set(two["inputs"]) == {"shape", "dtype", "data"}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
+    """All members from one input; images on which they could differ: blank, flat, slanted, narrow and full ones."""
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
+    digits = np.rint(255 * load_digits()[0].images[:300]).astype(np.uint8)
+    images = np.pad(digits.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))
+    images = np.concatenate([images, bars([-0.6, 0.0, 0.3, 2.0]), np.full((1, 28, 28), 255, np.uint8)])
+    images[0], images[1, 1:] = 0, 0
+    given = images if dtype == "uint8" else (images / 255).astype(np.float32)
+    members = []
+    for seed, options in enumerate(
+        ({"deskew": True}, {}, {"width": 10}, {"deskew": True, "width": 17}, {"width": 28})
+    ):
+        member = MLP([784, 20, 10], seed=seed, device="cpu")
+        member.inputs = Inputs((28, 28), dtype, "own", Preprocessing(**options) if options else None)  # type: ignore[arg-type]
+        members.append(member)
+    for model in (Committee(members), *members):
+        program = runtime.InferenceSession(onnx_bytes(model), providers=["CPUExecutionProvider"])
+        (found,) = program.run(["probabilities"], {"samples": given})
+        np.testing.assert_allclose(found, model.predict_proba(given), atol=1e-6)
 
 
 @pytest.mark.parametrize("content", [npz_bytes, html_bytes])

@@ -12,7 +12,7 @@ from ..nn import MLP, Committee
 from ..nn.activations import ACTIVATIONS
 from ..nn.committee import members_of
 from ..nn.model_file import class_names, describe, plain_inputs
-from .dense import dense_layers
+from .dense import dense_layers, refuse_preprocessing
 
 
 def npz_bytes(model: MLP | Committee) -> bytes:
@@ -28,8 +28,8 @@ def npz_bytes(model: MLP | Committee) -> bytes:
     ``member_0_``, ``member_1_``, ...
 
     Raises:
-        ModelFileError: an activation has the name of a built-in one, the class names cannot be saved, or a
-            layer is one of the user's.
+        ModelFileError: an activation has the name of a built-in one, the class names cannot be saved, a layer is
+            one of the user's, or the images are preprocessed.
     """
     members = members_of(model)
     if len(members) == 1:
@@ -47,6 +47,7 @@ def npz_bytes(model: MLP | Committee) -> bytes:
 def _arrays(model: MLP) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a network, by name."""
     dense_layers(model)
+    refuse_preprocessing(model)
     description, inputs = describe(model), plain_inputs(model)
     rules = model.activation if isinstance(model.activation, list) else [model.activation]
     options = [ACTIVATIONS.describe(rule)[1] for rule in rules]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -13,10 +14,12 @@ from ..nn import ELU, GELU, MLP, Activation, Committee, Identity, LeakyReLU, Mod
 from ..nn.activations import ACTIVATIONS
 from ..nn.committee import members_of, one_input
 from ..nn.losses import output_function
-from ..nn.model_file import describe
+from ..nn.model_file import describe, plain_inputs
+from ..nn.preprocessing import HALF, INK, STEEPEST, Preprocessing, middle_of
 from .dense import dense_layers
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022: older runtimes are rare
+_INT64, _DOUBLE = 7, 11  # of onnx.TensorProto.DataType
 _OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _PROBABILITIES: dict[str, tuple[str, dict[str, int]]] = {
     "softmax": ("Softmax", {"axis": 1}),
@@ -92,20 +95,21 @@ class _Program:
             function = output_function(members[0].loss)
         except ValueError as error:
             raise ModelFileError(f"{error}, which have no equivalent in ONNX") from error
-        x = self._first(members[0])
+        self._rows: dict[Preprocessing | None, str] = {}
         if len(members) == 1:
-            logits, found = self._member(members[0], function, x, "")
+            logits, found = self._member(members[0], function, "")
             self.outputs = list(dict.fromkeys([found, logits])) if function != "exp" else [found]
         else:
-            each = [self._member(member, function, x, f"members.{k}.")[1] for k, member in enumerate(members)]
+            each = [self._member(member, function, f"members.{k}.")[1] for k, member in enumerate(members)]
             name = "probabilities" if function in _PROBABILITIES else "outputs"
             mean = self._add("Mul", [self._add("Sum", each, "sum"), self._name(1 / len(each))], name)
             found, self.outputs = mean, [mean]
         if function == "softmax":
             self.outputs.append(self._add("ArgMax", [found], "classes", axis=1, keepdims=0))
 
-    def _member(self, model: MLP, function: str, x: str, prefix: str) -> tuple[str, str]:
-        """The outputs of a network for scaled rows, before and after the function of its loss."""
+    def _member(self, model: MLP, function: str, prefix: str) -> tuple[str, str]:
+        """The outputs of a network, before and after the function of its loss."""
+        x = self._first(model)
         self.constants |= {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
         layers = dense_layers(model)
         last = prefix + ("outputs" if function == "identity" else "logits")
@@ -123,14 +127,86 @@ class _Program:
         return last, last
 
     def _first(self, model: MLP) -> str:
-        """The samples as rows of scaled values, the input of the first layer."""
+        """The samples as rows of scaled values, the input of the first layer; one for each preprocessing."""
+        inputs = plain_inputs(model)
+        if inputs.preprocessing in self._rows:
+            return self._rows[inputs.preprocessing]
+        prefix, x = f"{len(self._rows)}." if self._rows else "", "samples"
+        number = {"float32": 1, "float64": _DOUBLE}[self._dtype.name]
+        if inputs.preprocessing is not None:
+            x = self._preprocessed(inputs.preprocessing, inputs.shape, prefix)
+            x = self._add("Cast", [x], f"{prefix}preprocessed", to=number)
         self.constants["flat"] = np.array([0, model.sizes[0]], dtype=np.int64)
-        rows = self._add("Reshape", ["samples", "flat"], "rows")
-        if not self.inputs.pixels:
-            return rows
-        self.constants["white"] = np.array(255, dtype=model.dtype)
-        number = {"float32": 1, "float64": 11}[model.dtype.name]  # of onnx.TensorProto.DataType
-        return self._add("Div", [self._add("Cast", [rows], "numbers", to=number), "white"], "scaled")
+        x = self._add("Reshape", [x, "flat"], f"{prefix}rows")
+        if self.inputs.pixels:
+            self.constants["white"] = np.array(255, dtype=self._dtype)
+            x = self._add("Cast", [x], f"{prefix}numbers", to=number)
+            x = self._add("Div", [x, "white"], f"{prefix}scaled")
+        self._rows[inputs.preprocessing] = x
+        return x
+
+    def _preprocessed(self, preprocessing: Preprocessing, shape: tuple[int, ...], prefix: str) -> str:
+        """What `Preprocessing` makes of the samples, in the same order of operations, in float64."""
+        rows, columns = shape
+        count = itertools.count()
+
+        def node(operator: str, *sources: Any, **options: Any) -> str:
+            return self._add(
+                operator, [constant(each) for each in sources], f"{prefix}step{next(count)}", **options
+            )
+
+        def constant(source: Any) -> str:
+            if isinstance(source, str):
+                return source
+            name = f"{prefix}constant{next(count)}"
+            self.constants[name] = np.asarray(source, None if isinstance(source, np.ndarray) else np.float64)
+            return name
+
+        def total(values: str) -> str:
+            return node("ReduceSum", values, np.array([1, 2]), keepdims=1)
+
+        def or_one(values: str) -> str:
+            return node("Where", node("Greater", values, 0), values, 1)
+
+        images = node("Cast", node("Reshape", "samples", np.array([0, rows, columns])), to=_DOUBLE)
+        y, x = np.arange(rows, dtype=np.float64)[:, None], np.arange(columns, dtype=np.float64)
+        mass = or_one(total(images))
+
+        def mean(values: Any) -> str:
+            return node("Div", total(node("Mul", images, values)), mass)
+
+        dy = node("Sub", y, mean(y))
+        slope: str | float = 0.0
+        if preprocessing.deskew:
+            spread = or_one(mean(node("Mul", dy, dy)))
+            slope = node("Div", mean(node("Mul", node("Sub", x, mean(x)), dy)), spread)
+            slope = node("Max", node("Min", slope, STEEPEST), -STEEPEST)
+        shift = node("Mul", slope, dy)
+        if preprocessing.width is None:
+            place, reach, taps = node("Add", shift, x), constant(1), 1
+        else:
+            brightest = node("ReduceMax", images, axes=[1, 2], keepdims=1)
+            ink = node("Greater", images, node("Mul", INK, brightest))
+            upright, centre = node("Sub", x, shift), middle_of(preprocessing.width, columns)
+            left = node("ReduceMin", node("Where", ink, upright, float(columns)), axes=[1, 2], keepdims=1)
+            right = node("ReduceMax", node("Where", ink, upright, -1), axes=[1, 2], keepdims=1)
+            found = node("GreaterOrEqual", right, left)
+            size = node("Add", node("Sub", right, left), 1)
+            scale = node("Where", found, node("Div", size, preprocessing.width), 1)
+            middle = node("Where", found, node("Div", node("Add", left, right), 2), centre)
+            place = node("Add", node("Add", middle, node("Mul", scale, x - centre)), shift)
+            reach, taps = node("Max", scale, 1), -(-(rows + columns) // preprocessing.width)
+        first, sums, weights = node("Floor", place), [], []
+        for tap in range(1 - taps, taps + 1):
+            source = node("Add", first, tap)
+            distance = node("Div", node("Abs", node("Sub", place, source)), reach)
+            weights.append(node("Max", node("Sub", 1, distance), 0))
+            clipped = node("Max", node("Min", source, columns - 1), 0)
+            inside = node("Where", node("Equal", source, clipped), weights[-1], 0)
+            taken = node("GatherElements", images, node("Cast", clipped, to=_INT64), axis=2)
+            sums.append(node("Mul", inside, taken))
+        result = node("Div", node("Sum", *sums), node("Sum", *weights))
+        return node("Floor", node("Add", result, HALF)) if self.inputs.pixels else result
 
     def _activate(self, h: Activation, s: str, layer: str) -> str:
         """h(s), from operations that runtimes have for float64 too, unlike LeakyRelu, Elu and Softplus."""

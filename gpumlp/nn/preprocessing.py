@@ -10,8 +10,9 @@ import numpy as np
 from ..backends import Array, array_namespace
 from .hyperparameters import flag, whole
 
-_INK = 0.02  # a pixel above this share of the brightest one is ink
-_STEEPEST = 1.0  # columns per row, 45 degrees: what is flatter is no slanted digit
+INK = 0.02  # a pixel above this share of the brightest one is ink
+STEEPEST = 1.0  # columns per row, 45 degrees: what is flatter is no slanted digit
+HALF = 0.5 + 1e-6  # up from a half, also where programs differ in the last bits: uint8 is the same in all of them
 _CHUNK = 500  # images at a time
 
 
@@ -95,7 +96,7 @@ class Preprocessing:
         for start in range(0, len(out), _CHUNK):
             part = slice(start, start + _CHUNK)
             values = self._resampled(xp, out[part].astype("float64"))
-            result[part] = xp.rint(values) if out.dtype == np.uint8 else values
+            result[part] = xp.floor(values + HALF) if out.dtype == np.uint8 else values
         return result
 
     def _resampled(self, xp: Any, images: Array) -> Array:
@@ -112,11 +113,11 @@ class Preprocessing:
         if self.deskew:
             spread = mean((y - y0) ** 2)
             slope = mean((x - mean(x)) * (y - y0)) / xp.where(spread > 0, spread, 1)
-            slope = xp.clip(slope, -_STEEPEST, _STEEPEST)
+            slope = xp.clip(slope, -STEEPEST, STEEPEST)
         shift, scale, middle, centre = slope * (y - y0), 1.0, 0.0, 0.0
         if self.width is not None:
-            ink = images > _INK * xp.max(images, axis=(1, 2), keepdims=True)
-            upright, centre = x - shift, (columns - self.width) // 2 + (self.width - 1) / 2
+            ink = images > INK * xp.max(images, axis=(1, 2), keepdims=True)
+            upright, centre = x - shift, middle_of(self.width, columns)
             left = xp.min(xp.where(ink, upright, columns), axis=(1, 2), keepdims=True)
             right = xp.max(xp.where(ink, upright, -1.0), axis=(1, 2), keepdims=True)
             found = right >= left  # is there any ink?
@@ -134,3 +135,8 @@ class Preprocessing:
             taken = xp.take_along_axis(images, xp.clip(place, 0, columns - 1).astype("int64"), axis=2)
             total += xp.where(inside, weight, 0) * taken
         return total / weights
+
+
+def middle_of(width: int, columns: int) -> float:
+    """Where the middle of a digit of a width is put, in columns: its ink begins with a whole pixel."""
+    return (columns - width) // 2 + (width - 1) / 2

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
-from ..interop.dense import dense_layers
+from ..interop.dense import dense_layers, refuse_preprocessing
 from ..nn.activations import ACTIVATIONS, ELU, Activation, LeakyReLU
 from ..nn.committee import Committee, members_of
 from ..nn.losses import output_function
@@ -106,7 +106,7 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: the number of pixels is not that of the network's inputs, its outputs are not classes, or the
-            page does not support an activation or a layer.
+            page does not support an activation, a layer, or a preprocessing.
     """
     first, *others = members_of(model)
     if field.height * field.width != first.sizes[0]:
@@ -136,6 +136,7 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
 
 def _member(model: MLP) -> dict[str, Any]:
     """What a page computes of a network."""
+    refuse_preprocessing(model)
     hidden = [layer.activation for layer in dense_layers(model)[:-1]]
     for h in hidden:
         if type(h) not in ACTIVATIONS.built_in:
