@@ -253,7 +253,7 @@ def test_versions_that_do_not_know_it_refuse_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
-    """All members from one input; images on which they could differ: blank, flat, slanted, narrow and full ones."""
+    """All members from one input, also blank, flat, slanted and full images."""
     pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
     digits = np.rint(255 * load_digits()[0].images[:300]).astype(np.uint8)
