@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, SGD, Committee, Dataset, Inputs, ModelFileError, fit, load_digits
+from gpumlp.backends import Backend
 from gpumlp.exporting import html_bytes, npz_bytes, onnx_bytes, safetensors_bytes
 from gpumlp.nn.losses import softmax
 from tests.command_helpers import DIGITS, run
@@ -127,6 +128,19 @@ def test_members_keep_their_own_scale_and_dtype() -> None:
     found = Committee(members).predict_proba(images)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, mean_of(members, images), atol=1e-6)
+
+
+def test_members_are_on_any_devices(backend: Backend, tmp_path: Path) -> None:
+    members, images = networks(), samples()
+    Committee(members).save(tmp_path)
+    moved = Committee([*Committee.load(tmp_path, device=backend).members[:2], members[2]])
+    data = data_for("softmax_cross_entropy", images, 4)
+    np.testing.assert_allclose(moved.predict_proba(images), Committee(members).predict_proba(images), atol=1e-5)
+    assert moved.compare(data).committee.loss == pytest.approx(Committee(members).evaluate(data).loss, rel=1e-4)
+    on_device = backend.asarray(images)
+    found = Committee(moved.members[:2]).predict_proba(on_device)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, Committee(members[:2]).predict_proba(images), atol=1e-5)
 
 
 def other(**changes: Any) -> MLP:

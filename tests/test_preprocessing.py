@@ -172,6 +172,13 @@ def test_a_network_sees_preprocessed_images_everywhere(backend: Backend) -> None
     assert model.inputs == Inputs((8, 8), "float32", "digits", BOTH)
 
 
+def test_images_on_a_device_stay_there(backend: Backend) -> None:
+    model, images = trained(backend, preprocess=BOTH), load_digits()[1].images
+    found = model.logits(backend.asarray(images))
+    assert backend.owns(found)
+    np.testing.assert_allclose(backend.to_numpy(found), model.logits(images), rtol=1e-4, atol=1e-4)
+
+
 def test_further_training_keeps_the_preprocessing() -> None:
     model, train = trained(preprocess=BOTH), load_digits()[0]
     fit(model, train, epochs=1)

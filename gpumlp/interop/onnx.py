@@ -188,7 +188,7 @@ class _Program:
             brightest = node("ReduceMax", images, axes=[1, 2], keepdims=1)
             ink = node("Greater", images, node("Mul", INK, brightest))
             upright, centre = node("Sub", x, shift), middle_of(preprocessing.width, columns)
-            left = node("ReduceMin", node("Where", ink, upright, float(columns)), axes=[1, 2], keepdims=1)
+            left = node("ReduceMin", node("Where", ink, upright, columns), axes=[1, 2], keepdims=1)
             right = node("ReduceMax", node("Where", ink, upright, -1), axes=[1, 2], keepdims=1)
             found = node("GreaterOrEqual", right, left)
             size = node("Add", node("Sub", right, left), 1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backends import Array, Backend, HostArray, get_backend, to_host
+from ..backends import Array, Backend, HostArray, get_backend
 from ..words import listed, shown
 from .losses import Loss, output_function
 from .metrics import Evaluation, evaluation, metric_sums, new_scores
@@ -138,7 +138,7 @@ class Committee:
         each = [_outputs(first, batches)]
         each += [_outputs(member, member.batches(dataset, pixels=pixels)) for member in self.members[1:]]
         targets = training_targets(first, dataset, first.class_names)
-        weights = None if batches.sample_weights is None else to_host(batches.sample_weights)
+        weights = batches.sample_weights
 
         def result(outputs: HostArray) -> Evaluation:
             backend, (samples, count) = get_backend("cpu"), outputs.shape
@@ -146,7 +146,7 @@ class Committee:
             scores = new_scores(np, first.loss.task, samples, count, np.float64)
             first.loss.output_error(backend, outputs.astype(np.float64), targets, losses, scores)
             if weights is not None:
-                losses *= weights
+                losses *= first.backend.to_numpy(weights)
             sums = metric_sums(backend, first.loss.task, losses, scores).tolist()
             return evaluation(first.loss.task, sums, samples, count, batches.spread)
 
@@ -200,13 +200,15 @@ class Committee:
 
     def _each(self, images: Array, pixels: bool | None) -> list[HostArray]:
         """The outputs of each member, ``(samples, outputs)``."""
-        return [to_host(member.logits(images, pixels=pixels)) for member in self.members]
+        found = [member.logits(images, pixels=pixels) for member in self.members]
+        pairs = [(member.backend, outputs) for member, outputs in zip(self.members, found, strict=True)]
+        return [backend.to_numpy(outputs) if backend.owns(outputs) else outputs for backend, outputs in pairs]
 
     def _own(self, function: Callable[[Array], Array], each: Sequence[HostArray]) -> HostArray:
         """A function of the outputs for the mean of the members' outputs, floats in the committee's dtype."""
         with get_backend("cpu").activate():
-            found = function(self._mean(each))
-        return to_host(found.astype(self.dtype) if found.dtype.kind == "f" else found)
+            found: HostArray = function(self._mean(each))
+        return found.astype(self.dtype) if found.dtype.kind == "f" else found
 
     def _mean(self, each: Sequence[HostArray]) -> HostArray:
         """The outputs ``(samples, outputs)`` that stand for the mean of what those of the members stand for.
@@ -270,7 +272,7 @@ def _disputed(loss: Loss, each: Sequence[HostArray]) -> HostArray | None:
     """Where the predictions for the outputs of the members are not all the same, ``(samples,)``."""
     if loss.task == "numbers":
         return None
-    first, *others = (to_host(loss.predictions(outputs)).reshape(len(outputs), -1) for outputs in each)
+    first, *others = (loss.predictions(outputs).reshape(len(outputs), -1) for outputs in each)
     result = np.zeros(len(first), dtype=bool)
     for other in others:
         result |= (other != first).any(axis=1)

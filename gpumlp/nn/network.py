@@ -309,8 +309,8 @@ class MLP:
                 used as they are.
 
         Returns:
-            A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting),
-            otherwise a NumPy array (waits for the device).
+            A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting,
+            unless the images are preprocessed), otherwise a NumPy array (waits for the device).
 
         Raises:
             ValueError: the number of features is not the network's, shape or scale are not those that it was

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backends import Array, array_namespace
+from ..backends import Array, HostArray, to_host
 from .hyperparameters import flag, whole
 
 INK = 0.02  # a pixel above this share of the brightest one is ink
@@ -73,67 +72,68 @@ class Preprocessing:
         if self.width is not None and self.width > shape[1]:
             raise ValueError(f"width is expected to be at most the {shape[1]} columns of {what}, got {self.width}")
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array) -> HostArray:
         """New images.
 
         Args:
-            images: ``(n, rows, columns)``, a NumPy or CuPy array.
+            images: ``(n, rows, columns)``; those on a GPU are read from it, so that the results are the same.
 
         Returns:
-            The same shape; uint8 for uint8, otherwise float32 or float64.
+            The same shape, on the host; uint8 for uint8, otherwise float32 or float64.
 
         Raises:
-            ValueError: a value in host memory is below 0, the background.
+            ValueError: a value is below 0, the background.
         """
-        xp = array_namespace(images)
-        if xp is np and images.size and images.min() < 0:
+        images = to_host(images)
+        if images.size and images.min() < 0:
             raise ValueError(
                 f"{self} is expected with images on a background of 0, got values from {images.min():g}; add what "
                 "is missing, or leave it out"
             )
         out = images if images.dtype.kind == "f" or images.dtype == np.uint8 else images.astype("float32")
-        result = xp.empty_like(out)
+        result: HostArray = np.empty_like(out)
         for start in range(0, len(out), _CHUNK):
             part = slice(start, start + _CHUNK)
-            values = self._resampled(xp, out[part].astype("float64"))
-            result[part] = xp.floor(values + HALF) if out.dtype == np.uint8 else values
+            values = self._resampled(out[part].astype("float64"))
+            result[part] = np.floor(values + HALF) if out.dtype == np.uint8 else values
         return result
 
-    def _resampled(self, xp: Any, images: Array) -> Array:
+    def _resampled(self, images: HostArray) -> HostArray:
         """Images in float64."""
         rows, columns = images.shape[1:]
-        y, x = xp.arange(rows, dtype="float64")[:, None], xp.arange(columns, dtype="float64")
+        y, x = np.arange(rows, dtype="float64")[:, None], np.arange(columns, dtype="float64")
 
-        def mean(values: Array) -> Array:
+        def mean(values: HostArray) -> HostArray:
             """Of values at the pixels, ``(n, 1, 1)``; 0 for an empty image."""
-            total = xp.sum(images, axis=(1, 2), keepdims=True)
-            return xp.sum(images * values, axis=(1, 2), keepdims=True) / xp.where(total > 0, total, 1)
+            total = np.sum(images, axis=(1, 2), keepdims=True)
+            sums: HostArray = np.sum(images * values, axis=(1, 2), keepdims=True)
+            return sums / np.where(total > 0, total, 1)
 
-        y0, slope = mean(y), 0.0
+        y0, slope, scale, middle, centre = mean(y), np.zeros(1), np.ones(1), np.zeros(1), 0.0
         if self.deskew:
             spread = mean((y - y0) ** 2)
-            slope = mean((x - mean(x)) * (y - y0)) / xp.where(spread > 0, spread, 1)
-            slope = xp.clip(slope, -STEEPEST, STEEPEST)
-        shift, scale, middle, centre = slope * (y - y0), 1.0, 0.0, 0.0
+            slope = mean((x - mean(x)) * (y - y0)) / np.where(spread > 0, spread, 1)
+            slope = np.clip(slope, -STEEPEST, STEEPEST)
+        shift = slope * (y - y0)
         if self.width is not None:
-            ink = images > INK * xp.max(images, axis=(1, 2), keepdims=True)
+            ink = images > INK * np.max(images, axis=(1, 2), keepdims=True)
             upright, centre = x - shift, middle_of(self.width, columns)
-            left = xp.min(xp.where(ink, upright, columns), axis=(1, 2), keepdims=True)
-            right = xp.max(xp.where(ink, upright, -1.0), axis=(1, 2), keepdims=True)
+            left = np.min(np.where(ink, upright, columns), axis=(1, 2), keepdims=True)
+            right = np.max(np.where(ink, upright, -1), axis=(1, 2), keepdims=True)
             found = right >= left  # is there any ink?
-            scale = xp.where(found, (right - left + 1) / self.width, 1.0)
-            middle = xp.where(found, (left + right) / 2, centre)
-        source = middle + scale * (x - centre) + shift + xp.zeros_like(images)
-        reach = xp.maximum(scale, 1.0)
-        first, taps = xp.floor(source), int(np.ceil(float(xp.max(reach)))) if len(images) else 1
-        total, weights = xp.zeros_like(images), xp.zeros_like(images)
+            scale = np.where(found, (right - left + 1) / self.width, 1.0)
+            middle = np.where(found, (left + right) / 2, centre)
+        source = middle + scale * (x - centre) + shift + np.zeros_like(images)
+        reach = np.maximum(scale, 1.0)
+        first, taps = np.floor(source), int(np.ceil(np.max(reach))) if len(images) else 1
+        total, weights = np.zeros_like(images), np.zeros_like(images)
         for tap in range(1 - taps, taps + 1):
             place = first + tap
-            weight = xp.maximum(0, 1 - xp.abs(source - place) / reach)
+            weight = np.maximum(0, 1 - np.abs(source - place) / reach)
             weights += weight
             inside = (place >= 0) & (place < columns)
-            taken = xp.take_along_axis(images, xp.clip(place, 0, columns - 1).astype("int64"), axis=2)
-            total += xp.where(inside, weight, 0) * taken
+            taken = np.take_along_axis(images, np.clip(place, 0, columns - 1).astype("int64"), axis=2)
+            total += np.where(inside, weight, 0) * taken
         return total / weights
 
 

@@ -52,12 +52,6 @@ class Inputs:
         """Whether samples are uint8, which the network divides by 255."""
         return self.dtype == "uint8"
 
-    def prepared(self, images: Array) -> Array:
-        """Samples ``(n, ...)`` after the preprocessing, if there is one, in its shape."""
-        if self.preprocessing is None:
-            return images
-        return self.preprocessing(images.reshape(len(images), *self.shape))
-
 
 class Network(Protocol):
     """The part of `MLP` that the checks use."""
@@ -103,9 +97,10 @@ class LabelledData(Protocol):
 
 
 def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | None) -> tuple[Array, bool]:
-    """The images as ``(samples, inputs)``, where they are, and whether their values are divided by 255.
+    """The images as ``(samples, inputs)``, and whether their values are divided by 255.
 
-    Only values on the host are checked; on a GPU that would wait for it.
+    They stay where they are, unless they are preprocessed, which the host does. Only values on the host are
+    checked; on a GPU that would wait for it.
 
     Raises:
         ValueError: the shape, dtype or scale does not match the network, or a value on the host is NaN, infinite,
@@ -121,6 +116,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
             images = to_host(images)
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"images cannot be read as one array ({error}); give rows of equal shape") from error
+    elif model.inputs is not None and model.inputs.preprocessing is not None:
+        images = backend.to_numpy(images)
     if images.dtype.kind not in "buif":
         raise ValueError(
             f"images are expected to be integers or real floats, got dtype {images.dtype}; {numeric_array(images)}"
@@ -144,8 +141,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     )
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
-    if model.inputs is not None:
-        rows = model.inputs.prepared(rows).reshape(rows.shape)
+    if model.inputs is not None and model.inputs.preprocessing is not None:
+        rows = model.inputs.preprocessing(rows.reshape(-1, *model.inputs.shape)).reshape(rows.shape)
     return rows, divided
 
 
