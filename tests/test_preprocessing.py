@@ -112,7 +112,7 @@ def test_blank_images_stay_blank_and_dtypes_stay(preprocessing: Preprocessing) -
 def test_an_image_depends_on_itself_alone() -> None:
     images = load_digits()[0].images[:700]
     together = BOTH(images)
-    for index in (0, 499, 500, 699):
+    for index in (0, 63, 64, 699):
         np.testing.assert_array_equal(BOTH(images[index : index + 1])[0], together[index])
 
 

@@ -12,7 +12,7 @@ from .hyperparameters import flag, whole
 INK = 0.02  # a pixel above this share of the brightest one is ink
 STEEPEST = 1.0  # columns per row, 45 degrees: what is flatter is no slanted digit
 HALF = 0.5 + 1e-6  # up from a half, also where programs differ in the last bits: uint8 is the same in all of them
-_CHUNK = 500  # images at a time
+_CHUNK = 64  # images at a time, which fit into a cache
 
 
 @dataclass(frozen=True)
