@@ -281,15 +281,23 @@ def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
         np.testing.assert_allclose(found, model.predict_proba(given), atol=1e-6)
 
 
-@pytest.mark.parametrize("content", [npz_bytes, html_bytes])
-def test_formats_that_cannot_hold_it_are_refused(content: Any) -> None:
+def test_a_page_is_refused() -> None:
     pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
     model = trained(preprocess=BOTH)
     for given in (model, Committee([trained(), model])):
-        with pytest.raises(
-            ModelFileError, match=r"go through Preprocessing\(deskew=True, width=6\), which has no"
-        ):
-            content(given)
+        with pytest.raises(ModelFileError, match=r"needs Preprocessing\(deskew=True, width=6\)"):
+            html_bytes(given)
+
+
+def test_an_npz_file_says_what_is_to_be_done(tmp_path: Path) -> None:
+    models = [trained(), trained(preprocess=BOTH), trained(preprocess=Preprocessing(deskew=True))]
+    (tmp_path / "c.npz").write_bytes(npz_bytes(Committee(models)))
+    net = np.load(tmp_path / "c.npz")
+    assert "member_0_deskew" not in net
+    found = [(net[f"member_{k}_deskew"].item(), net[f"member_{k}_width"].item()) for k in (1, 2)]
+    assert found == [(True, 6), (True, 0)]
+    (tmp_path / "one.npz").write_bytes(npz_bytes(models[1]))
+    assert {"deskew", "width"} < set(np.load(tmp_path / "one.npz"))
 
 
 def test_a_run_is_trained_resumed_evaluated_and_used_with_it(tmp_path: Path, capsys: Captured) -> None:
@@ -308,7 +316,7 @@ def test_a_run_is_trained_resumed_evaluated_and_used_with_it(tmp_path: Path, cap
     plain.inputs = None
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), plain.predict_proba(BOTH(test.images)))
     assert run("report", tmp_path / "run") == 0
-    assert "run is not included: the network&#39;s images go through Preprocessing" in (
+    assert "run is not included: a page does not preprocess drawings, and the network needs Preprocessing" in (
         tmp_path / "run" / "report.html"
     ).read_text(encoding="utf-8")
 

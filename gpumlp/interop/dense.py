@@ -16,12 +16,3 @@ def dense_layers(model: MLP) -> list[Dense]:
         if type(layer) not in (Dense, Dropout):
             raise ModelFileError(f"the layer {layer!r} has no equivalent outside gpumlp")
     return model.dense_layers
-
-
-def refuse_preprocessing(model: MLP) -> None:
-    """Raise ModelFileError if the network's images are preprocessed, for formats without an equivalent."""
-    if model.inputs is not None and model.inputs.preprocessing is not None:
-        raise ModelFileError(
-            f"the network's images go through {model.inputs.preprocessing}, which has no equivalent in this "
-            "format; export it as onnx or safetensors"
-        )

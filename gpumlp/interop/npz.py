@@ -12,7 +12,7 @@ from ..nn import MLP, Committee
 from ..nn.activations import ACTIVATIONS
 from ..nn.committee import members_of
 from ..nn.model_file import class_names, describe, plain_inputs
-from .dense import dense_layers, refuse_preprocessing
+from .dense import dense_layers
 
 
 def npz_bytes(model: MLP | Committee) -> bytes:
@@ -24,12 +24,15 @@ def npz_bytes(model: MLP | Committee) -> bytes:
     name; ``shape`` of a sample; ``class_names``, 0, 1, 2, ... by default. If the hidden layers have different
     activations, ``activation``, ``negative_slope`` and ``alpha`` have an element for each.
 
+    If the images are preprocessed before they are divided, there are ``deskew``, True or False, and ``width``, 0
+    for none; `Preprocessing` has the equations.
+
     Of a committee, ``members`` is their number, and each has all these arrays, with names that begin with
     ``member_0_``, ``member_1_``, ...
 
     Raises:
-        ModelFileError: an activation has the name of a built-in one, the class names cannot be saved, a layer is
-            one of the user's, or the images are preprocessed.
+        ModelFileError: an activation has the name of a built-in one, the class names cannot be saved, or a
+            layer is one of the user's.
     """
     members = members_of(model)
     if len(members) == 1:
@@ -47,7 +50,6 @@ def npz_bytes(model: MLP | Committee) -> bytes:
 def _arrays(model: MLP) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a network, by name."""
     dense_layers(model)
-    refuse_preprocessing(model)
     description, inputs = describe(model), plain_inputs(model)
     rules = model.activation if isinstance(model.activation, list) else [model.activation]
     options = [ACTIVATIONS.describe(rule)[1] for rule in rules]
@@ -55,7 +57,7 @@ def _arrays(model: MLP) -> dict[str, npt.NDArray[Any]]:
     for name, tensor in model.state_dict().items():
         _, index, part = name.split(".")
         arrays[f"{part}_{index}"] = tensor
-    return arrays | {
+    arrays |= {
         "divisor": np.array(255 if inputs.pixels else 1, dtype=model.dtype),
         "activation": np.squeeze([rule.name for rule in rules]),
         **{
@@ -66,3 +68,7 @@ def _arrays(model: MLP) -> dict[str, npt.NDArray[Any]]:
         "shape": np.array(inputs.shape, dtype=np.int64),
         "class_names": np.array(class_names(model)),
     }
+    if inputs.preprocessing is not None:
+        width = inputs.preprocessing.width or 0
+        arrays |= {"deskew": np.array(inputs.preprocessing.deskew), "width": np.array(width)}
+    return arrays

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backends import HostArray, to_host
 from ..data import Dataset
-from ..interop.dense import dense_layers, refuse_preprocessing
+from ..interop.dense import dense_layers
 from ..nn.activations import ACTIVATIONS, ELU, Activation, LeakyReLU
 from ..nn.committee import Committee, members_of
 from ..nn.losses import output_function
@@ -136,7 +136,10 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
 
 def _member(model: MLP) -> dict[str, Any]:
     """What a page computes of a network."""
-    refuse_preprocessing(model)
+    if model.inputs is not None and model.inputs.preprocessing is not None:
+        raise ValueError(
+            f"a page does not preprocess drawings, and the network needs {model.inputs.preprocessing}"
+        )
     hidden = [layer.activation for layer in dense_layers(model)[:-1]]
     for h in hidden:
         if type(h) not in ACTIVATIONS.built_in:
