@@ -18,11 +18,12 @@ from .backends import DeviceError
 from .data import DataError
 from .extras import MissingExtraError
 from .files import PathError, user_path
-from .nn.model_file import ModelFileError
+from .nn import Committee, ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.divergence import DivergenceError
 from .training.group import GroupError
+from .training.progress import percent
 from .training.run import RUN_FILES, is_run
 
 T = TypeVar("T")
@@ -114,6 +115,26 @@ def outcome(main: Callable[[], int]) -> tuple[int, str]:
         return FAILED, f"not enough memory: {error}; use fewer hidden units or a smaller batch_size"
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"
+
+
+def load_committee(paths: Sequence[str], device: str = "cpu") -> Committee:
+    """The networks in folders of runs or files, as a committee.
+
+    Raises:
+        ModelFileError: as for `Committee.load`; also the networks do not fit together.
+        DeviceError: the device cannot be used.
+    """
+    try:
+        return Committee.load(*paths, device=device)
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
+
+
+def disagreement_line(disputed: int, samples: int) -> str:
+    """How often the members of a committee disagree."""
+    return f"the members disagree on {disputed:,} of {samples:,} samples ({percent(disputed / samples)})"
 
 
 def check_output(

@@ -1,4 +1,4 @@
-"""Export a saved network: ``python -m gpumlp.export RUN``, also installed as ``gpumlp-export``."""
+"""Export saved networks: ``python -m gpumlp.export RUN...``, also installed as ``gpumlp-export``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from . import command
 from .data import DataError
 from .exporting import FORMATS, html_bytes
 from .files import user_path, write_atomically
-from .nn import MLP
 from .nn.model_file import CHECKPOINT, find_model
 from .training.config import ConfigError
 from .training.run import network_note
@@ -25,21 +24,29 @@ PROGRAM = "gpumlp-export"
 
 @dataclass(frozen=True)
 class Options:
-    """Write a saved network to a file that other programs can run."""
+    """Write a saved network, or a committee of several, to a file that other programs can run."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a training run, or of model.save."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folder of a training run, or of model.save; several are a committee, whose members are all in the file."""
     format: str = "onnx"
     """onnx, safetensors, npz, or html (a page to draw on)."""
     out: str | None = None
-    """The file to write or replace, with the format as its suffix; by default network.onnx, ... in the folder."""
+    """The file to write or replace, with the format as its suffix; by default network.onnx, ... in the folder of
+    the run. Needed for several runs."""
     data_dir: str | None = None
     """For html: folder with MNIST's four files, if not the one that the run used."""
 
     def check(self) -> None:
-        """Raise ConfigError if the format is unknown."""
+        """Raise ConfigError with all mistakes at once."""
+        problems = []
+        if not self.runs:
+            problems.append("expected the folder of a run, or several, got none")
         if self.format not in FORMATS:
-            raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
+            problems.append(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
+        if len(self.runs) > 1 and self.out is None:
+            problems.append("out: expected the file to write for a committee of several runs, got none")
+        if problems:
+            raise ConfigError("\n".join(problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,20 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
-        source, folder = find_model(options.run), user_path(options.run)
+        sources, folder = [find_model(run) for run in options.runs], user_path(options.runs[0])
         folder = folder if folder.is_dir() else folder.parent
         out = folder / f"network.{options.format}" if options.out is None else user_path(options.out)
         endings = command.PAGES if options.format == "html" else (f".{options.format}",)
-        command.check_output("out", out if options.out is None else options.out, [source], endings=endings)
-        model, test = MLP.load(source, device="cpu"), None
-        if options.format == "html" and source.name == CHECKPOINT:
+        command.check_output("out", out if options.out is None else options.out, sources, endings=endings)
+        model, test = command.load_committee(options.runs), None
+        if options.format == "html" and sources[0].name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as for the report, if the data is available.
             with suppress(DataError):
-                _, _, test = load_run(str(source.parent), "cpu", options.data_dir)
+                _, _, test = load_run(str(sources[0].parent), "cpu", options.data_dir)
         content = html_bytes(model, test) if options.format == "html" else FORMATS[options.format](model)
         write_atomically(out, content)
-        note = network_note(options.run)
-        print(f"{out}: {model}, {len(content):,} bytes{f'; {note}' if note else ''}")
+        notes = [f"; {note}" for run in options.runs if (note := network_note(run))]
+        print(f"{out}: {model}, {len(content):,} bytes{''.join(notes)}")
         return command.OK
 
     return command.run(PROGRAM, work)

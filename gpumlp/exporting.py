@@ -8,16 +8,29 @@ from .data import DataError, Dataset, load_digits
 from .files import utf8
 from .interop.npz import npz_bytes
 from .interop.onnx import onnx_bytes
-from .nn import MLP, ModelFileError
-from .nn.model_file import model_bytes, plain_inputs
+from .nn import MLP, Committee, ModelFileError
+from .nn.committee import members_of, one_input
+from .nn.model_file import committee_bytes, model_bytes
 from .pictures import choose_preparation
 from .words import as_product
 
-__all__ = ["FORMATS", "html_bytes", "npz_bytes", "onnx_bytes"]
+__all__ = ["FORMATS", "html_bytes", "npz_bytes", "onnx_bytes", "safetensors_bytes"]
 
 
-def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
-    """The network as a page to draw on, which predicts in the browser; see `gpumlp.report.drawing_page`.
+def safetensors_bytes(model: MLP | Committee) -> bytes:
+    """The network as ``MLP.save`` writes it, or the committee as ``Committee.save`` does.
+
+    Raises:
+        ModelFileError: it cannot be saved.
+    """
+    members = members_of(model)
+    return model_bytes(members[0]) if len(members) == 1 else committee_bytes(members)
+
+
+def html_bytes(model: MLP | Committee, data: Dataset | None = None) -> bytes:
+    """The network, or a committee, as a page to draw on, which predicts in the browser.
+
+    See `gpumlp.report.drawing_page`.
 
     Args:
         model: for images with one channel.
@@ -25,14 +38,14 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
             default these are as in MNIST or in the built-in digits.
 
     Raises:
-        ModelFileError: the network does not take images, or, without `data`, images with an unknown scale; or an
-            activation or a layer is not one of gpumlp's.
+        ModelFileError: the network does not take images, or, without `data`, images with an unknown scale; an
+            activation or a layer is not one of gpumlp's; or a committee makes a page of more than 3 MB.
         MissingExtraError: jinja2 is not installed.
     """
     from .report import drawing_page  # not above: most exports need none of it
     from .report.embedding import image_size
 
-    inputs = plain_inputs(model)
+    inputs = one_input(model)
     shape = image_size(inputs.shape)
     if shape is None:
         raise ModelFileError(
@@ -57,9 +70,9 @@ def html_bytes(model: MLP, data: Dataset | None = None) -> bytes:
     return utf8(page)
 
 
-FORMATS: dict[str, Callable[[MLP], bytes]] = {
+FORMATS: dict[str, Callable[[MLP | Committee], bytes]] = {
     "onnx": onnx_bytes,
-    "safetensors": model_bytes,
+    "safetensors": safetensors_bytes,
     "npz": npz_bytes,
     "html": html_bytes,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import sys
 from collections import Counter
@@ -21,9 +22,9 @@ from rich.text import Text
 from . import command
 from .backends import check_device_name
 from .files import user_path, utf8, write_atomically
-from .nn import MLP
+from .nn import MLP, Committee
 from .nn.metrics import Task
-from .nn.model_file import class_names
+from .nn.model_file import class_names, is_network
 from .nn.samples import is_binary
 from .pictures import CHOICES, DONE
 from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
@@ -41,10 +42,11 @@ _NUMBERS = 6  # of a sample that the table shows
 
 @dataclass(frozen=True)
 class Options:
-    """Predict pictures (PNG, JPEG, ...), prepared like the training images, and arrays (.npy, .npz, IDX)."""
+    """Predict pictures (PNG, JPEG, ...), prepared like the training images, and arrays (.npy, .npz, IDX), with a
+    network or with a committee of several, which averages their probabilities or numbers."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a training run, or of model.save."""
+    """Folder of a training run, or of model.save. More of them may follow, before the files: a committee."""
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Pictures, folders of pictures, patterns such as 'scans/*.png', and files of arrays; - is standard input."""
     json: bool = False
@@ -63,10 +65,22 @@ class Options:
     """What uint8 values in arrays are: pixels, divided by 255 (true), or numbers, used as they are (false); as in
     training by default. Needed for a network trained on floats."""
 
+    @property
+    def runs(self) -> list[str]:
+        """The networks: those among the files that come first, too."""
+        return [self.run, *itertools.takewhile(is_network, self.files)]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What is predicted."""
+        return self.files[len(self.runs) - 1 :]
+
     def check(self) -> None:
         """Raise ConfigError with all mistakes at once."""
         problems = []
-        if not self.files:
+        if late := [file for file in self.inputs if is_network(file)]:
+            problems.append(f"{late[0]} is a network; give all networks before the first file, {self.inputs[0]}")
+        if not self.inputs:
             problems.append("expected one file or more to predict; - is standard input")
         if self.files.count(STANDARD_INPUT) > 1:
             problems.append("- can be given only once: standard input is read to its end")
@@ -175,14 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
-        files = expand(options.files)
+        files = expand(options.inputs)
         if options.out is not None:
-            command.check_output("out", options.out, [options.run, *files])
-        model = MLP.load(options.run, device=options.device)
+            command.check_output("out", options.out, [*options.runs, *files])
+        committee = command.load_committee(options.runs, options.device)
         pixels = None if options.pixels is None else options.pixels == "true"
         with silent_libraries():
-            results = predict_files(model, files, options.preparation, options.array, pixels)
-        outputs = _form(model)
+            results = predict_files(committee, files, options.preparation, options.array, pixels)
+        outputs = _form(committee.members[0])
         predicted = [result for result in results if result.values is not None]
         if options.out is not None and predicted:
             write_atomically(user_path(options.out), _content(options.out, predicted, outputs))
@@ -197,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
             if options.out is not None:
                 print(f"written: {user_path(options.out)}")
-        if predicted and (note := network_note(options.run)):
+        for note in _notes(options.runs, committee, predicted) if predicted else ():
             print(note, file=sys.stderr if options.json else sys.stdout)
         for result in results:
             if result.error is not None:
@@ -207,6 +221,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.OK if len(predicted) == len(results) else command.FAILED
 
     return command.run(PROGRAM, work)
+
+
+def _notes(runs: Sequence[str], committee: Committee, predicted: Sequence[Prediction]) -> Iterator[str]:
+    """What is to be said of the networks."""
+    for run in runs:
+        note = network_note(run)
+        if note is not None:
+            yield note
+    if len(committee) > 1:
+        yield str(committee)
+        disputed = [result.disputed for result in predicted if result.disputed is not None]
+        if disputed:
+            found = np.concatenate(disputed)
+            yield command.disagreement_line(int(found.sum()), len(found))
 
 
 def _samples(result: Prediction) -> Iterator[tuple[int | None, Any]]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from .data import DataError
 from .data.npz import is_array_file, read_samples
 from .files import PathError, user_path
-from .nn import MLP
+from .nn import MLP, Committee
+from .nn.committee import Vote, members_of
 from .nn.model_file import plain_inputs
 from .nn.samples import is_binary
 from .pictures import SUFFIXES, read_sample
@@ -37,6 +38,7 @@ class Prediction:
         batch: whether the file holds an array of samples, not one picture.
         error: what is wrong with the file, or None.
         preparation: of a picture: ``"mnist"``, ``"digits"``, ``"resize"``, or ``"none"`` if it was used as it is.
+        disputed: ``(samples,)`` bool, whether the members of a committee disagree; None for numbers.
     """
 
     file: str
@@ -44,10 +46,11 @@ class Prediction:
     batch: bool = False
     error: str | None = None
     preparation: str | None = None
+    disputed: npt.NDArray[np.bool_] | None = None
 
 
 def predict_files(
-    model: MLP,
+    model: MLP | Committee,
     files: Sequence[str],
     preparation: str = "auto",
     array: str | None = None,
@@ -56,7 +59,7 @@ def predict_files(
     """Predict pictures, all in one batch, and files of arrays; one result per file, in their order.
 
     Args:
-        model: on any device.
+        model: a network on any device, or a committee.
         files: paths; a folder is the pictures in it, a pattern (``"scans/*.png"``) the files that match it, and
             ``-`` standard input.
         preparation: of pictures: ``"mnist"``, ``"digits"``, ``"resize"`` (to the network's size, without cropping
@@ -67,7 +70,8 @@ def predict_files(
     Raises:
         MissingExtraError: a file is a picture, and Pillow is not installed.
     """
-    inputs = plain_inputs(model)
+    committee = Committee(members_of(model))
+    inputs = plain_inputs(committee.members[0])
     files = expand(files)
     names = short_names(files)
     results: dict[int, Prediction] = {}
@@ -77,8 +81,9 @@ def predict_files(
             with _opened(file, names[index]) as (path, name):
                 if is_array_file(path):
                     samples = read_samples(path, name, inputs.shape, array)
-                    _check_digits(samples, model, name)
-                    results[index] = Prediction(file, _values(model, samples, f"{name}: ", pixels), batch=True)
+                    _check_digits(samples, committee.members[0], name)
+                    vote = _vote(committee, samples, f"{name}: ", pixels)
+                    results[index] = Prediction(file, vote.values, batch=True, disputed=vote.disputed)
                 else:
                     pictures[index] = read_sample(path, inputs, preparation, name, pixels)
         except (DataError, PathError) as error:
@@ -86,9 +91,11 @@ def predict_files(
         except OSError as error:
             results[index] = Prediction(file, error=f"{names[index]}: {error.strerror or error}")
     if pictures:
-        rows = _values(model, np.stack([sample for sample, _ in pictures.values()]), pixels=pixels)
-        for (index, (_, done)), row in zip(pictures.items(), rows, strict=True):
-            results[index] = Prediction(files[index], row[np.newaxis], preparation=done)
+        vote = _vote(committee, np.stack([sample for sample, _ in pictures.values()]), pixels=pixels)
+        for row, (index, (_, done)) in enumerate(pictures.items()):
+            own = slice(row, row + 1)
+            disputed = None if vote.disputed is None else vote.disputed[own]
+            results[index] = Prediction(files[index], vote.values[own], preparation=done, disputed=disputed)
     return [results[index] for index in range(len(files))]
 
 
@@ -136,19 +143,18 @@ def short_names(files: Sequence[str]) -> list[str]:
             shown[index] += 1
 
 
-def _values(
-    model: MLP, samples: npt.NDArray[Any], prefix: str = "", pixels: bool | None = None
-) -> npt.NDArray[Any]:
-    predict = model.predict if model.loss.task == "numbers" else model.predict_proba
+def _vote(committee: Committee, samples: npt.NDArray[Any], prefix: str = "", pixels: bool | None = None) -> Vote:
     try:
-        values: npt.NDArray[Any] = np.asarray(predict(samples, pixels=pixels))
+        vote = committee.vote(samples, pixels=pixels)
     except ValueError as error:  # such as samples of another shape or scale than in training
         raise DataError(f"{prefix}{error}") from error
-    if not np.isfinite(values).all():
+    if not np.isfinite(vote.values).all():
         raise DataError(
             f"{prefix}the network's outputs are not finite: its training diverged, or the values are too large"
         )
-    return np.hstack([1 - values, values]) if is_binary(model) else values
+    if is_binary(committee.members[0]):
+        return vote._replace(values=np.hstack([1 - vote.values, vote.values]))
+    return vote
 
 
 def _check_digits(samples: npt.NDArray[Any], model: MLP, name: str) -> None:

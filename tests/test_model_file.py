@@ -303,7 +303,7 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
         (lambda file: file.write_bytes(b""), "cannot be read as a safetensors file"),
         (
             lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "pt"}),
-            "expected format gpumlp-model-2 or gpumlp-checkpoint-2, got pt",
+            "expected format gpumlp-model-2 or gpumlp-checkpoint-2 or gpumlp-committee-1, got pt",
         ),
         (
             lambda file: safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"format": "gpumlp-checkpoint-1"}),

@@ -246,13 +246,13 @@ def test_pictures_are_one_batch(
     digits: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    predict_proba = MLP.predict_proba
+    logits = MLP.logits
 
     def counted(self: MLP, samples: np.ndarray, **options: Any) -> np.ndarray:
         sizes.append(len(samples))
-        return predict_proba(self, samples, **options)
+        return logits(self, samples, **options)
 
-    monkeypatch.setattr(MLP, "predict_proba", counted)
+    monkeypatch.setattr(MLP, "logits", counted)
     assert run("predict", digits, *pages(tmp_path, [1, 2, 3, 4])) == 0
     assert sizes == [4]
 

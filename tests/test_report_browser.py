@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import ELU, MLP, Dataset, LeakyReLU, fit, load_dataset
+from gpumlp import ELU, MLP, Committee, Dataset, LeakyReLU, fit, load_dataset
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.report import drawing_page, report_page, write_page
 from gpumlp.report.page import render_report
@@ -254,6 +254,16 @@ def test_every_activation_runs_in_the_page(chrome: Any, tmp_path: Path, activati
     open_page(chrome, tmp_path / "pad.html")
     images = np.random.default_rng(0).random((100, 16))
     np.testing.assert_allclose(predictions(chrome, images), model.predict_proba(images), atol=1e-4)
+    assert console(chrome) == []
+
+
+def test_a_page_with_a_committee_computes_the_mean_and_shows_no_hidden_layers(chrome: Any, tmp_path: Path) -> None:
+    committee = Committee([MLP([16, 12 + seed, 10], "tanh", seed=seed, device="cpu") for seed in range(3)])
+    write_page(tmp_path / "pad.html", drawing_page(committee, (4, 4)))
+    open_page(chrome, tmp_path / "pad.html")
+    images = np.random.default_rng(0).random((100, 16))
+    np.testing.assert_allclose(predictions(chrome, images), committee.predict_proba(images), atol=1e-4)
+    assert not chrome.find_elements("css selector", "#pad-hidden canvas")
     assert console(chrome) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,8 @@ class Dataset:
 
     streamed = False  # whether samples are read from files while they are used
     if_sorted = "choose the order shuffle"  # what to do where an order by blocks does not shuffle well
-    _placed: dict[tuple[str, str], Array] | None = None  # images by device and dtype, see `placed_once`
+    # Images by device, dtype and preprocessing, see `placed_once`.
+    _placed: dict[tuple[str, str, Callable[[Array], Array] | None], Array] | None = None
 
     def __init__(
         self,
@@ -200,6 +201,7 @@ class Dataset:
         targets: HostArray | None = None,
         weights: HostArray | None = None,
         pixels: bool = True,
+        preprocessing: Callable[[Array], Array] | None = None,
     ) -> ArrayBatches:
         """Move the data to a device, unless it is there already, and cut it into batches.
 
@@ -212,14 +214,15 @@ class Dataset:
                 ``(n, outputs)`` of `dtype`; those of the data set by default.
             weights: ``(n,)``, how much each sample counts in the loss; those of the data set by default.
             pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
+            preprocessing: makes new images ``(n, ...)`` of all those of the data set, before they are moved.
         """
         kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
         placed = {} if self._placed is None else self._placed
-        images = placed.get((backend.name, kept.name))
+        key = backend.name, kept.name, preprocessing
+        images = placed.get(key)
         if images is None:
-            images = placed[backend.name, kept.name] = backend.asarray(
-                self.images.reshape(len(self), -1), dtype=kept
-            )
+            made = self.images if preprocessing is None else preprocessing(self.images)
+            images = placed[key] = backend.asarray(made.reshape(len(self), -1), dtype=kept)
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)

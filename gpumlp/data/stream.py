@@ -157,8 +157,18 @@ class StreamedDataset(Dataset):
         targets: HostArray | None = None,
         weights: HostArray | None = None,
         pixels: bool = True,
+        preprocessing: Callable[[Array], Array] | None = None,
     ) -> StreamedBatches:
-        """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`."""
+        """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`.
+
+        Raises:
+            DataError: the samples need a preprocessing.
+        """
+        if preprocessing is not None:
+            raise DataError(
+                f"{self.name}: samples that are streamed are not preprocessed, got {preprocessing}; load them "
+                "into memory"
+            )
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)

@@ -1,6 +1,7 @@
 """Activations, initial weights, layers, losses, weight penalties, optimizers, schedules and networks."""
 
 from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from .committee import Committee
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import Cache, Dense, Dropout, Layer
 from .losses import LogisticCrossEntropy, Loss, PoissonDeviance, SoftmaxCrossEntropy, SquaredError, softmax
@@ -8,6 +9,7 @@ from .metrics import Evaluation
 from .model_file import ModelFileError
 from .network import MLP
 from .optimizers import SGD, Adam, AdamW, Optimizer, OptimizerState, Penalty, RMSprop
+from .preprocessing import Preprocessing
 from .registry import register
 from .samples import Inputs
 from .schedules import (
@@ -31,6 +33,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Cache",
+    "Committee",
     "Constant",
     "Cosine",
     "Dense",
@@ -56,6 +59,7 @@ __all__ = [
     "Orthogonal",
     "Penalty",
     "PoissonDeviance",
+    "Preprocessing",
     "RMSprop",
     "ReLU",
     "Schedule",

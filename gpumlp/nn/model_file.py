@@ -8,6 +8,9 @@ on. A training run's ``checkpoint.safetensors`` has the same group, its tensors 
 the groups of the training run (`gpumlp.training.checkpoint`); both kinds of file can be loaded.
 
 What is new is a new group: a version that does not know it refuses the file by the group's name.
+
+A committee has a format of its own, with the group ``committee``, whose ``members`` are the descriptions of the
+networks, and tensors such as ``committee.0.layers.0.weight``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,16 +33,18 @@ import safetensors.numpy
 from ..backends import Backend, HostArray, get_backend
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
-from ..words import listed, shown
+from ..words import as_product, listed, shown
 from .activations import ACTIVATIONS, Activation
 from .initializers import Glorot, He, Initializer, Normal, Orthogonal
 from .layers import LAYERS, Dense, Layer
 from .losses import LOSSES
 from .network import MLP, M
 from .parameters import check_tensors, shapes_of
+from .preprocessing import Preprocessing
 from .samples import Inputs, is_binary
 
 FORMAT, CHECKPOINT_FORMAT = "gpumlp-model-2", "gpumlp-checkpoint-2"
+COMMITTEE_FORMAT = "gpumlp-committee-1"
 MODEL, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 BEST = "best"  # the folder within a run's for the network of the best epoch
 
@@ -47,7 +52,9 @@ BEST = "best"  # the folder within a run's for the network of the best epoch
 _GROUPS = {
     FORMAT: ("model", "selection"),
     CHECKPOINT_FORMAT: ("model", "optimizer", "config", "data", "random", "history", "execution", "best"),
+    COMMITTEE_FORMAT: ("committee",),
 }
+_TENSORS = {FORMAT: ("layers",), CHECKPOINT_FORMAT: ("model", "optimizer"), COMMITTEE_FORMAT: ("committee",)}
 _OPTIONAL = ("selection", "best")
 _OLD = {"gpumlp-model-1": FORMAT, "gpumlp-checkpoint-1": CHECKPOINT_FORMAT}  # of 0.1 and 0.2, without checksum
 _DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
@@ -82,6 +89,9 @@ def describe(model: MLP) -> dict[str, Any]:
     except ValueError as error:
         raise ModelFileError(str(error)) from error
     _check_shape(model)
+    inputs = None if model.inputs is None else dataclasses.asdict(model.inputs)
+    # Of its own, and only where there is one: a version that does not know it refuses the file.
+    preprocessing = None if inputs is None else inputs.pop("preprocessing")
     known: dict[Any, str] = {kind: name for name, kind in _INITIALIZERS.items()}
     initializer = known.get(type(model.initializer))
     return {
@@ -94,8 +104,9 @@ def describe(model: MLP) -> dict[str, Any]:
         "dtype": model.dtype.name,
         "initializer": initializer,
         "initializer_options": {} if initializer is None else vars(model.initializer),
-        "inputs": None if model.inputs is None else dataclasses.asdict(model.inputs),
+        "inputs": inputs,
         "class_names": None if model.class_names is None else class_names(model),
+        **({} if preprocessing is None else {"preprocessing": preprocessing}),
     }
 
 
@@ -129,8 +140,16 @@ def plain_inputs(model: MLP) -> Inputs:
 
 def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
+    return _save(model_bytes(model), folder)
+
+
+def save_committee(members: Sequence[MLP], folder: str | os.PathLike[str]) -> Path:
+    """Write several networks as one ``model.safetensors``; see ``Committee.save``."""
+    return _save(committee_bytes(members), folder)
+
+
+def _save(content: bytes, folder: str | os.PathLike[str]) -> Path:
     folder = user_path(folder)
-    content = model_bytes(model)
     if (folder / CHECKPOINT).exists():
         raise ModelFileError(
             f"{folder} is the folder of a training run, which already contains its network; choose another"
@@ -159,11 +178,47 @@ def model_bytes(model: MLP, selection: Mapping[str, Any] | None = None) -> bytes
         raise ModelFileError(f"{model} cannot be saved: {error}") from error
 
 
+def committee_bytes(members: Sequence[MLP]) -> bytes:
+    """Several networks as the content of one ``model.safetensors``.
+
+    Raises:
+        ModelFileError: as for `model_bytes`.
+    """
+    tensors = {
+        f"committee.{number}.{name}": tensor
+        for number, member in enumerate(members)
+        for name, tensor in member.state_dict().items()
+    }
+    try:
+        return file_bytes(COMMITTEE_FORMAT, {"committee": {"members": list(map(describe, members))}}, tensors)
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        raise ModelFileError(f"the committee cannot be saved: {error}") from error
+
+
 def load_model(kind: type[M], path: str | os.PathLike[str], device: str | Backend) -> M:
     """Load a network from a folder or file; see ``MLP.load``."""
+    members = load_members(kind, path, device)
+    if len(members) > 1:
+        raise ModelFileError(f"{path} holds a committee of {len(members)} networks; load it with Committee.load")
+    return members[0]
+
+
+def load_members(kind: type[M], path: str | os.PathLike[str], device: str | Backend) -> list[M]:
+    """The network in a folder or file, or all of a committee."""
     backend = get_backend(device)
     file = find_model(path)
-    return build_model(kind, read_content(file), file, backend)
+    content = read_content(file)
+    if content.format != COMMITTEE_FORMAT:
+        return [build_model(kind, content, file, backend)]
+    members = content.groups["committee"].get("members")
+    if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
+        raise ModelFileError(f"{file} does not contain the networks that it describes: got {shown(members)}")
+    return [
+        _build(kind, member, content.tensors_of(f"committee.{number}"), file, backend)
+        for number, member in enumerate(members)
+    ]
 
 
 def build_model(kind: type[M], content: Content, file: Path, device: str | Backend) -> M:
@@ -172,7 +227,17 @@ def build_model(kind: type[M], content: Content, file: Path, device: str | Backe
     Raises:
         ModelFileError: the content is not that of a network of this version.
     """
-    description, tensors = content.groups["model"], content.tensors_of("model")
+    return _build(kind, content.groups["model"], content.tensors_of("model"), file, device)
+
+
+def _build(
+    kind: type[M],
+    description: Mapping[str, Any],
+    tensors: dict[str, HostArray],
+    file: Path,
+    device: str | Backend,
+) -> M:
+    """The network that a description and its tensors are of."""
     layers = description.get("layers")
     if not isinstance(layers, list | None):
         raise ModelFileError(
@@ -240,8 +305,13 @@ def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
     """
     inputs, names = description["inputs"], description["class_names"]
     if inputs is not None:
-        model.inputs = Inputs(tuple(map(int, inputs["shape"])), str(inputs["dtype"]), str(inputs["data"]))
+        found = description.get("preprocessing")
+        preprocessing = None if found is None else Preprocessing(**found)
+        shape = tuple(map(int, inputs["shape"]))
+        model.inputs = Inputs(shape, str(inputs["dtype"]), str(inputs["data"]), preprocessing)
         _check_shape(model)
+        if preprocessing is not None:
+            preprocessing.check(shape, f"samples of {as_product(shape)}")
     if names is not None:
         model.class_names = tuple(names)
         class_names(model)
@@ -250,6 +320,15 @@ def set_facts(model: MLP, description: Mapping[str, Any]) -> None:
 def _check_shape(model: MLP) -> None:
     if model.inputs is not None and math.prod(model.inputs.shape) != model.sizes[0]:
         raise ModelFileError(f"a sample of shape {model.inputs.shape} does not have {model.sizes[0]} features")
+
+
+def is_network(path: str) -> bool:
+    """Is there a network in this folder, or is this a ``.safetensors`` file?"""
+    try:
+        place = user_path(path)
+        return place.suffix == Path(MODEL).suffix or any((place / name).is_file() for name in (CHECKPOINT, MODEL))
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
@@ -310,7 +389,7 @@ class Content:
     """What a file holds.
 
     Attributes:
-        format: `FORMAT` or `CHECKPOINT_FORMAT`, also where the file has an older one.
+        format: `FORMAT`, `CHECKPOINT_FORMAT` or `COMMITTEE_FORMAT`, also where the file has an older one.
         groups: JSON objects, by name.
         tensors: on the host, by name.
     """
@@ -331,7 +410,7 @@ def file_bytes(form: str, groups: Mapping[str, Mapping[str, Any]], tensors: dict
     """The content of a file.
 
     Args:
-        form: `FORMAT` or `CHECKPOINT_FORMAT`.
+        form: `FORMAT`, `CHECKPOINT_FORMAT` or `COMMITTEE_FORMAT`.
         groups: values that JSON can represent, by name.
         tensors: on the host.
 
@@ -364,7 +443,7 @@ def read_content(file: Path) -> Content:
             raise ValueError("its checksum is not that of its content")
         form = _OLD.get(found, found)
         groups = _old_groups(file, found, metadata) if found in _OLD else _groups(found, metadata)
-        known = ("layers",) if form == FORMAT else ("model", "optimizer")
+        known = _TENSORS[form]
         foreign = [name for name in tensors if name.partition(".")[0] not in known]
         if foreign:
             raise ValueError(f"its tensor {foreign[0]} belongs to no group that this version of gpumlp knows")

@@ -152,8 +152,8 @@ class MLP:
         parameters: all weights, biases and gradients, in flat buffers.
         loss: the `Loss`.
         backend: the `Backend` of the device.
-        inputs: shape, dtype and name of the training samples, against which all other samples are checked; None
-            for an untrained network.
+        inputs: shape, dtype, name and preprocessing of the training samples, against which all other samples are
+            checked; None for an untrained network.
         class_names: a string or number for each class, from the training set; None for 0, 1, 2, ...
 
     Raises:
@@ -309,8 +309,8 @@ class MLP:
                 used as they are.
 
         Returns:
-            A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting),
-            otherwise a NumPy array (waits for the device).
+            A CuPy array of the network's dtype if `images` is one and the network is on a GPU (without waiting,
+            unless the images are preprocessed), otherwise a NumPy array (waits for the device).
 
         Raises:
             ValueError: the number of features is not the network's, shape or scale are not those that it was
@@ -363,11 +363,20 @@ class MLP:
             TypeError: something else than a `Dataset` is given.
         """
         divided = check_data(self, self.inputs, dataset, pixels)
+        preprocessing = None if self.inputs is None else self.inputs.preprocessing
+        if preprocessing is not None:
+            preprocessing.check(dataset.feature_shape, dataset)
         with self.loss_chosen(dataset):
             targets = training_targets(self, dataset, self.class_names)
         with self.backend.activate():
             batches: Batches = dataset.batches(
-                batch_size, self.backend, self.dtype, targets=targets, weights=dataset.weights, pixels=divided
+                batch_size,
+                self.backend,
+                self.dtype,
+                targets=targets,
+                weights=dataset.weights,
+                pixels=divided,
+                preprocessing=preprocessing,
             )
             return batches
 
@@ -658,6 +667,16 @@ class Batches(Protocol):
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
 
 
+def forward_batches(model: MLP, batches: Batches) -> Iterator[tuple[slice, Workspace, Array]]:
+    """Each batch, the workspace after its forward pass, and its targets."""
+    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
+    for batch in batches.slices:
+        part = workspace.rows(batch.stop - batch.start)
+        targets = batches.gather(batch, part.staging, part.inputs)
+        model.forward_pass(part)
+        yield batch, part, targets
+
+
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
     """Loss and metrics on batches that are already on the model's device. Waits for the device once."""
     return evaluation_of(model, batches, model.backend.to_numpy(evaluation_sums(model, batches)).tolist())
@@ -677,11 +696,7 @@ def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace],
     backend, xp, task = model.backend, model.backend.xp, model.loss.task
     losses = xp.empty(batches.samples, dtype=model.dtype)
     scores = new_scores(xp, task, batches.samples, model.sizes[-1], model.dtype)
-    workspace = Workspace(model, batches.batch_size, pixels=batches.pixels)
-    for batch in batches.slices:
-        part = workspace.rows(batch.stop - batch.start)
-        targets = batches.gather(batch, part.staging, part.inputs)
-        model.forward_pass(part)
+    for batch, part, targets in forward_batches(model, batches):
         backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
         if inspect is not None and batch.start == 0:
             inspect(part)

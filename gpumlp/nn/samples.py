@@ -14,6 +14,7 @@ from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
 from .losses import Loss, loss_for
 from .metrics import Task
+from .preprocessing import Preprocessing
 
 _TOLERANCE = 1e-3  # of values from 0 to 1, for rounding and interpolation
 
@@ -29,6 +30,7 @@ class Inputs:
             refuses uint8, unless ``pixels=`` says what it is. ``"any"``: numbers that are used as they are,
             whatever their dtype, as other libraries do.
         data: the data set's name, such as ``"mnist"``.
+        preprocessing: what images go through before the network sees them, in training and ever after; or None.
 
     Raises:
         ValueError: the dtype is none of these.
@@ -37,6 +39,7 @@ class Inputs:
     shape: tuple[int, ...]
     dtype: str
     data: str = ""
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "any") and not str(self.dtype).startswith("float"):
@@ -89,13 +92,15 @@ class LabelledData(Protocol):
         targets: HostArray | None = None,
         weights: HostArray | None = None,
         pixels: bool = True,
+        preprocessing: Callable[[Any], Any] | None = None,
     ) -> Any: ...
 
 
 def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | None) -> tuple[Array, bool]:
-    """The images as ``(samples, inputs)``, where they are, and whether their values are divided by 255.
+    """The images as ``(samples, inputs)``, and whether their values are divided by 255.
 
-    Only values on the host are checked; on a GPU that would wait for it.
+    They stay where they are, unless they are preprocessed, which the host does. Only values on the host are
+    checked; on a GPU that would wait for it.
 
     Raises:
         ValueError: the shape, dtype or scale does not match the network, or a value on the host is NaN, infinite,
@@ -111,6 +116,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
             images = to_host(images)
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"images cannot be read as one array ({error}); give rows of equal shape") from error
+    elif model.inputs is not None and model.inputs.preprocessing is not None:
+        images = backend.to_numpy(images)
     if images.dtype.kind not in "buif":
         raise ValueError(
             f"images are expected to be integers or real floats, got dtype {images.dtype}; {numeric_array(images)}"
@@ -134,6 +141,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     )
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
+    if model.inputs is not None and model.inputs.preprocessing is not None:
+        rows = model.inputs.preprocessing(rows.reshape(-1, *model.inputs.shape)).reshape(rows.shape)
     return rows, divided
 
 
@@ -167,7 +176,7 @@ def check_samples(
     uint8 = bool(dtype == np.uint8)
     if features != model.sizes[0]:
         raise ValueError(f"{model} expects {model.sizes[0]} features a sample, got {features} ({what()})")
-    if inputs is not None and not _same_shape(shape, inputs.shape):
+    if inputs is not None and not same_shape(shape, inputs.shape):
         raise ValueError(
             f"{model} was trained on samples of {as_product(inputs.shape)}, got {as_product(shape)} ({what()}); "
             "transpose or reshape them"
@@ -198,7 +207,7 @@ def check_samples(
     return divided
 
 
-def _same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
+def same_shape(given: tuple[int, ...], trained: tuple[int, ...]) -> bool:
     """Whether two shapes of one number of values are the same but for axes of length 1, or one of them is flat."""
     if given == trained:
         return True

@@ -13,6 +13,7 @@ from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..interop.dense import dense_layers
 from ..nn.activations import ACTIVATIONS, ELU, Activation, LeakyReLU
+from ..nn.committee import Committee, members_of
 from ..nn.losses import output_function
 from ..nn.model_file import class_names
 from ..nn.network import MLP
@@ -93,29 +94,51 @@ def image_size(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return (shape[0], shape[1]) if len(shape) == 2 and min(shape) >= 4 else None
 
 
-def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
+def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
     """A network for ``network.js``: weights as integers of 3 bytes, times a scale for each unit.
 
     With 3 bytes, probabilities on MNIST differ from the network's by up to 2e-6; with 2 bytes, by up to 2e-4.
 
     Args:
-        model: with gpumlp's own activations and layers.
+        model: with gpumlp's own activations and layers; or a committee of such networks.
         field: of its images.
         name: shown on the page.
 
     Raises:
         ValueError: the number of pixels is not that of the network's inputs, its outputs are not classes, or the
-            page does not support an activation or a layer.
+            page does not support an activation, a layer, or a preprocessing.
     """
-    if field.height * field.width != model.sizes[0]:
+    first, *others = members_of(model)
+    if field.height * field.width != first.sizes[0]:
         raise ValueError(
-            f"{model} expects images of {model.sizes[0]} values, got {field.height} x {field.width} = "
+            f"{first} expects images of {first.sizes[0]} values, got {field.height} x {field.width} = "
             f"{field.height * field.width}; give the image_shape that it was trained on"
         )
-    if output_function(model.loss) != "softmax":
+    if output_function(first.loss) != "softmax":
         raise ValueError(
-            f"a page shows the probabilities of classes, got a network with the loss {model.loss.name}; "
+            f"a page shows the probabilities of classes, got a network with the loss {first.loss.name}; "
             "train with softmax_cross_entropy"
+        )
+    sizes = "-".join(map(str, first.sizes))
+    return {
+        "name": name,
+        "about": f"committee of {1 + len(others)} networks" if others else sizes,
+        "classes": [str(name) for name in class_names(first)],
+        "height": field.height,
+        "width": field.width,
+        "background": field.background,
+        "ink": field.ink,
+        "box": [field.box_height, field.box_width],
+        "centre": [field.centre_y, field.centre_x],
+        "members": [_member(member) for member in (first, *others)],
+    }
+
+
+def _member(model: MLP) -> dict[str, Any]:
+    """What a page computes of a network."""
+    if model.inputs is not None and model.inputs.preprocessing is not None:
+        raise ValueError(
+            f"a page does not preprocess drawings, and the network needs {model.inputs.preprocessing}"
         )
     hidden = [layer.activation for layer in dense_layers(model)[:-1]]
     for h in hidden:
@@ -124,16 +147,8 @@ def embed(model: MLP, field: Field, name: str) -> dict[str, Any]:
             raise ValueError(f"a page supports the activations {names}, got {h!r}; train with one of them")
     tensors = model.state_dict()
     return {
-        "name": name,
         "sizes": model.sizes,
-        "classes": [str(name) for name in class_names(model)],
         "activations": [{"name": h.name, "factor": _factor(h)} for h in hidden],
-        "height": field.height,
-        "width": field.width,
-        "background": field.background,
-        "ink": field.ink,
-        "box": [field.box_height, field.box_width],
-        "centre": [field.centre_y, field.centre_x],
         "layers": [
             _packed(tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"])
             for index in range(len(model.dense_layers))
@@ -146,9 +161,9 @@ def _factor(h: Activation) -> float:
     return h.negative_slope if isinstance(h, LeakyReLU) else h.alpha if isinstance(h, ELU) else 0
 
 
-def embedded_size(model: MLP) -> int:
+def embedded_size(model: MLP | Committee) -> int:
     """The size in bytes of what `embed` returns on a page, within a few hundred."""
-    return model.parameters.count * 4  # 3 bytes in base64
+    return sum(member.parameters.count for member in members_of(model)) * 4  # 3 bytes in base64
 
 
 def _packed(weight: HostArray, bias: HostArray) -> dict[str, str]:

@@ -18,6 +18,7 @@ from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..extras import require
 from ..files import user_path, utf8, write_atomically
+from ..nn.committee import Committee, members_of
 from ..nn.metrics import METRIC_WORDS, METRICS, Task
 from ..nn.model_file import class_names
 from ..nn.network import MLP
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 FILE = REPORT  # in the folder of a run, by default
-LIMIT = 3_000_000  # bytes of a report
+LIMIT = 3_000_000  # bytes of a report, or of a page with a committee
+_PAGE = 20_000  # of them for what is there beside networks and results
 _LIBRARIES = ("matplotlib", "PIL", "jinja2")
 MISTAKES, MISTAKES_OF_SEVERAL, UNITS = 40, 15, 64  # shown of each run
 _FACTS = ("Network", "Data", "Training")  # in the first line of the page on one run
@@ -94,7 +96,7 @@ def render_report(runs: Sequence[Run]) -> str:
     }
     template = _environment().get_template("report.html.j2")
     bare = template.render(**values, networks=[], left_out=[])
-    networks, left_out = _networks(runs, LIMIT - len(utf8(bare)) - 20_000)
+    networks, left_out = _networks(runs, LIMIT - len(utf8(bare)) - _PAGE)
     page = template.render(**values, networks=networks, left_out=left_out)
     size = len(utf8(page))
     if size > LIMIT:
@@ -106,7 +108,7 @@ def render_report(runs: Sequence[Run]) -> str:
 
 
 def drawing_page(
-    model: MLP,
+    model: MLP | Committee,
     image_shape: tuple[int, int],
     *,
     title: str = "Draw for the network",
@@ -118,7 +120,7 @@ def drawing_page(
     to 1e-4. Its size depends on the network: 0.4 MB for 784-128-10.
 
     Args:
-        model: a classifier with gpumlp's own activations and layers.
+        model: a classifier with gpumlp's own activations and layers, or a committee of such networks.
         image_shape: height and width of the network's images.
         title: of the page, as text.
         data: images like those the network was trained on, to measure background, ink and the size of a drawing;
@@ -126,14 +128,21 @@ def drawing_page(
 
     Raises:
         MissingExtraError: jinja2 is not installed.
-        ValueError: shape, data and network do not match, or an activation or a layer is not one of gpumlp's.
+        ValueError: shape, data and network do not match, an activation or a layer is not one of gpumlp's, or the
+            networks of a committee take more than 3 MB.
     """
+    members, size = members_of(model), embedded_size(model)
+    if len(members) > 1 and size > LIMIT - _PAGE:
+        raise ValueError(
+            f"its {len(members)} networks take {size / 1e6:.1f} MB, and a page with a committee has at most "
+            f"{LIMIT / 1e6:g} MB"
+        )
     require("pages to draw on", "jinja2", "report")
     height, width = image_shape
     if data is None:
         field: Field | None = Field.like_mnist(height, width)
     else:
-        field = Field.of(data, pixels=check_data(model, model.inputs, data, None))
+        field = Field.of(data, pixels=check_data(members[0], members[0].inputs, data, None))
     if field is None or (field.height, field.width) != (height, width):
         raise ValueError(f"expected data with images of {height} x {width}, got {data}")
     network = embed(model, field, title)

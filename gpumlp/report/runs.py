@@ -178,6 +178,9 @@ def _seen(run: TrainedRun, data_dir: str | None) -> HostArray | None:
     training = load_training(run, data_dir)
     rows = trained_rows(training, given(run.config.validation), seed)[:SEEN_SAMPLES]
     images = to_host(training.images[rows])
+    preprocessing = run.config.make_preprocessing()
+    if preprocessing is not None:
+        images = preprocessing(images)
     epochs = range(min(SEEN_EPOCHS, len(run.history)))
     return np.stack(
         [images, *(augment.apply(images, seed=seed, epoch=each, rows=rows) for each in epochs)], axis=1

@@ -16,6 +16,7 @@ from ..data.labels import class_weights, stratified_split
 from ..data.stream import StreamedBatches
 from ..nn.hyperparameters import whole
 from ..nn.network import CHUNK, MLP
+from ..nn.preprocessing import Preprocessing
 from ..nn.samples import Inputs, check_data, learned_names, training_targets
 from ..words import shown
 
@@ -146,6 +147,7 @@ def make_batches(
     blocks: Blocks | None = None,
     shards: int = 1,
     augment: Distortion | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> tuple[Inputs, ArrayBatches, ArrayBatches | None]:
     """The network's new `inputs`, and the batches to train on and those to validate on, on its device.
 
@@ -176,11 +178,25 @@ def make_batches(
         weights = _of_rows(weights, None if rows is None else used)
     _require_weight("training", weights, train_rows, model.dtype)
 
+    if preprocess is None and model.inputs is not None:
+        preprocess = model.inputs.preprocessing
+
     def on_device(
         data: Dataset, inputs: Inputs | None, size: int, weights: HostArray | None, rows: HostArray | None = None
     ) -> ArrayBatches:
         divided, targets = check_data(model, inputs, data, pixels), training_targets(model, data, names)
-        return data.batches(size, backend, model.dtype, rows, targets=targets, weights=weights, pixels=divided)
+        if preprocess is not None:
+            preprocess.check(data.feature_shape, data)
+        return data.batches(
+            size,
+            backend,
+            model.dtype,
+            rows,
+            targets=targets,
+            weights=weights,
+            pixels=divided,
+            preprocessing=preprocess,
+        )
 
     with backend.activate():
         batches = on_device(train, model.inputs, size, weights, train_rows)
@@ -188,7 +204,7 @@ def make_batches(
             batches = batches.in_windows(blocks, shards)
         if augment is not None:
             batches.distort(augment.warp(train.feature_shape, seed, backend))
-        inputs = _inputs_after(model, train, divided=batches.pixels)
+        inputs = _inputs_after(model, train, preprocess, divided=batches.pixels)
         if isinstance(validation, Dataset):
             return inputs, batches, on_device(validation, inputs, CHUNK, validation.weights)
         if held_out is None or not len(held_out):
@@ -309,11 +325,11 @@ def _require_weight(what: str, weights: HostArray | None, rows: HostArray, dtype
         )
 
 
-def _inputs_after(model: MLP, train: Dataset, *, divided: bool) -> Inputs:
+def _inputs_after(model: MLP, train: Dataset, preprocess: Preprocessing | None, *, divided: bool) -> Inputs:
     """The description of what a network is trained on."""
     before, dtype = model.inputs, train.images.dtype.name
     if divided or (before is not None and before.pixels):
         dtype = "uint8"  # other numbers from 0 to 1 have the same scale
     elif dtype == "uint8" or (before is not None and before.dtype == "any"):
         dtype = "any"  # uint8 that is used as it is
-    return Inputs(train.feature_shape, dtype, train.name)
+    return Inputs(train.feature_shape, dtype, train.name, preprocess)

@@ -19,6 +19,7 @@ from ..nn.initializers import INITIALIZERS, Initializer, Normal
 from ..nn.losses import Loss, loss_for
 from ..nn.metrics import METRICS, Task
 from ..nn.optimizers import OPTIMIZERS, AdamW, Optimizer, Penalty, RMSprop
+from ..nn.preprocessing import Preprocessing
 from ..nn.schedules import SCHEDULES, Constant, Schedule, Warmup
 from ..words import listed
 from .batches import ClassWeight, held_out_samples
@@ -127,6 +128,27 @@ def _is_distortion(value: Any) -> bool:
     return False
 
 
+def _preprocessing(words: tuple[str, ...]) -> Preprocessing:
+    """What deskew and width=PIXELS describe.
+
+    Raises:
+        ValueError, TypeError: a word is wrong.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name in values:
+            raise ValueError(f"{name} is given twice")
+        values[name] = True if word == "deskew" else int(text)
+    return Preprocessing(**values)
+
+
+def _is_preprocessing(value: Any) -> bool:
+    with suppress(ValueError, TypeError):
+        return isinstance(value, tuple) and (not value or _preprocessing(value) is not None)
+    return False
+
+
 def _is_table(value: Any) -> bool:
     """Whether this is the path of an Arrow or Parquet file, or of a folder of them."""
     return isinstance(value, str) and value.lower().rstrip("/").endswith(TABLE_ENDINGS)
@@ -167,6 +189,7 @@ _AUGMENT = Range(
     "rotation=DEGREES (to 180), scaling=PART (to 0.99), shear=PART (to 1), translation=PIXELS (to 28) and "
     "elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), each at most once, such as rotation=7.5 elastic=34,4",
 )
+_PREPROCESS = Range(_is_preprocessing, "deskew, width=PIXELS, or both")
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
 )
@@ -282,6 +305,9 @@ class Config:
     """Distort the training images, each anew in every epoch: rotation=DEGREES, scaling=PART, shear=PART,
     translation=PIXELS (all up to that, in both directions) and elastic=ALPHA,SIGMA (displacements by smoothed
     noise), such as rotation=7.5 scaling=0.12 elastic=34,4; in pixels of an image of 28 x 28."""
+    preprocess: tuple[str, ...] = option((), _PREPROCESS)
+    """What all images of digits go through, in training and later: deskew (slanted digits are made upright),
+    width=PIXELS (all digits get this width), or both; light digits on a background of 0."""
     order: str | None = option(None, _one_of("shuffle", "blocks"))
     """Of the samples in an epoch: shuffle, or blocks of consecutive samples in random order, a window of which is
     shuffled at a time (the default with --stream)."""
@@ -536,6 +562,10 @@ class Config:
     def make_augment(self) -> Distortion | None:
         """The distortion of training images; None for none."""
         return _distortion(self.augment) if self.augment else None
+
+    def make_preprocessing(self) -> Preprocessing | None:
+        """What all images go through; None for nothing."""
+        return _preprocessing(self.preprocess) if self.preprocess else None
 
     def make_order(self) -> Blocks | None:
         """The order of the samples; None for a full shuffle."""

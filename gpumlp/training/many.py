@@ -22,6 +22,7 @@ from ..nn.hyperparameters import flag, instance, require_arguments, whole
 from ..nn.metrics import METRICS
 from ..nn.network import MLP
 from ..nn.optimizers import Optimizer, Penalty
+from ..nn.preprocessing import Preprocessing
 from ..nn.schedules import Schedule
 from ..words import shown
 from .batches import ClassWeight, Order, Validation
@@ -249,6 +250,7 @@ def fit_many(
     max_norm: float | Sequence[float | None] | None = None,
     ema: float | Sequence[float | None] | None = None,
     augment: Distortion | Sequence[Distortion | None] | None = None,
+    preprocess: Preprocessing | Sequence[Preprocessing | None] | None = None,
     order: Order | Sequence[Order] = None,
     seed: int | Sequence[int] = 0,
     callbacks: Callable[[int], CallbackLike | Iterable[CallbackLike]] | None = None,
@@ -322,6 +324,7 @@ def fit_many(
         "max_norm": max_norm,
         "ema": ema,
         "augment": augment,
+        "preprocess": preprocess,
         "order": order,
         "seed": seed,
         "diagnostics": diagnostics,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import platform
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -262,25 +262,47 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
 
 
 def load_run(path: str, device: str | None = None, data_dir: str | None = None) -> tuple[Run, MLP, Dataset]:
-    """A saved run, its network on a device of choice, and its test set.
+    """A saved run, its network on a device of choice, and its test set; see `load_runs`."""
+    (run,), (model,), test = load_runs([path], device, data_dir)
+    return run, model, test
+
+
+def load_runs(
+    paths: Sequence[str], device: str | None = None, data_dir: str | None = None
+) -> tuple[list[Run], list[MLP], Dataset]:
+    """Saved runs, their networks on a device of choice, and the test set that they share.
 
     The network is that of the best epoch if the run keeps it (``run.network_epoch``), otherwise of the last one.
 
     Args:
-        path: the folder.
-        device: that of the run's configuration if None.
+        paths: the folders.
+        device: that of each run's configuration if None.
         data_dir: folder with MNIST's files, if not that of the configuration.
 
     Raises:
-        CheckpointError: there is no run, it is damaged, or it was made with other data.
+        CheckpointError: there is no run, it is damaged, or it was made with other data, or with another test set
+            than the first one.
         DeviceError, DataError: the device or the data is not available.
     """
-    run = open_run(path)
-    config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
-    model = run.checkpoint.result.make_model(device or config.device)
-    training, test, _ = _load(config, run)
-    _check_data(run, training, test)
-    return run, model, test
+    runs, models, loaded = [], [], {}
+    for path in paths:
+        run = open_run(path)
+        config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
+        models.append(run.checkpoint.result.make_model(device or config.device))
+        task = run.checkpoint.dataset["task"]
+        source = config.dataset, config.test, config.label_column, config.stream, config.data_dir, task
+        if source not in loaded:  # runs on the same data share it
+            loaded[source] = _load(config, run)
+        training, test, _ = loaded[source]
+        _check_data(run, training, test)
+        first = next(iter(loaded.values()))[1]
+        if test.fingerprint() != first.fingerprint():
+            raise CheckpointError(
+                f"{path}: expected a run with the test set of {paths[0]}, {first.fingerprint()}, got "
+                f"{test.fingerprint()}; give runs on the same data"
+            )
+        runs.append(run)
+    return runs, models, first
 
 
 def load_training(run: Run, data_dir: str | None = None) -> Dataset:
@@ -719,6 +741,7 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
                 max_norm=config.max_norm,
                 ema=config.ema,
                 augment=config.make_augment(),
+                preprocess=config.make_preprocessing(),
                 order=config.make_order(),
                 seed=config.seed,
                 diagnostics=config.diagnostics == "on",

@@ -27,6 +27,7 @@ from ..nn.hyperparameters import (
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_totals
 from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
+from ..nn.preprocessing import Preprocessing
 from ..nn.samples import learned_names
 from ..nn.schedules import Constant, Schedule, changes_by_step, checked_schedule, learning_rate_at
 from ..words import shown
@@ -152,7 +153,7 @@ class Trainer:
         validation, class_weight, clip_norm, max_norm, ema: see `fit`.
         rows: which of the training samples to use, an array of row numbers, without a copy of the samples; None
             for all.
-        augment, order, seed, shards, group: see `fit`.
+        augment, preprocess, order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
             for ``history.findings()``; where an epoch has fewer than 3,000 samples, layers are measured after the
             first and then every second to fifth. The results are the same.
@@ -187,6 +188,7 @@ class Trainer:
         max_norm: float | None = None,
         ema: float | None = None,
         augment: Distortion | None = None,
+        preprocess: Preprocessing | None = None,
         order: Order = None,
         seed: int = 0,
         diagnostics: bool = True,
@@ -203,6 +205,7 @@ class Trainer:
         self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.augment = _checked_augment(augment, self.train_set)
+        _check_preprocess(preprocess, model)
         self.history = History()
         self.epochs = 0
         self._stop = self._in_epoch = False
@@ -219,7 +222,7 @@ class Trainer:
         with model.loss_chosen(train):
             inputs, self.batches, self.validation_batches = make_batches(
                 *(model, train, validation, batch_size, self.seed, pixels, class_weight),
-                *(rows, blocks, shards, self.augment),
+                *(rows, blocks, shards, self.augment, preprocess),
             )
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
@@ -491,6 +494,7 @@ class Trainer:
             "learning rates": self._checksum(np.array(self._learning_rates())),
             "clip_norm, max_norm, ema": (self._step.clip_norm, self._step.max_norm, self._step.decay),
             "augment": repr(self.augment),
+            "inputs": repr(self.model.inputs),
         }
 
     def _require_same_parameters(self, parameter_sum: float) -> None:
@@ -613,6 +617,7 @@ def fit(
     max_norm: float | None = None,
     ema: float | None = None,
     augment: Distortion | None = None,
+    preprocess: Preprocessing | None = None,
     order: Order = None,
     seed: int = 0,
     callbacks: CallbackLike | Iterable[CallbackLike] = (),
@@ -654,6 +659,9 @@ def fit(
             B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
         augment: a `Distortion` of the training images, each anew in every epoch; the samples have the shape
             ``(n, rows, columns)``. Validation samples are never distorted. None for none.
+        preprocess: a `Preprocessing` of all images of shape ``(n, rows, columns)``, before they are distorted: the
+            network keeps it as ``inputs.preprocessing`` and applies it to whatever images it is given. None: as a
+            trained network has it.
         order: of the samples in an epoch: ``"shuffle"``, all in random order, the default in memory; ``"blocks"``,
             the default and only choice for a `StreamedDataset`, or `Blocks` of other sizes: blocks of 1,024
             consecutive samples in random order, and the samples of 64 blocks at a time in random order; with
@@ -711,6 +719,7 @@ def fit(
         max_norm=max_norm,
         ema=ema,
         augment=augment,
+        preprocess=preprocess,
         order=order,
         seed=seed,
         diagnostics=diagnostics,
@@ -785,6 +794,19 @@ def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
             "samples.reshape(-1, 28, 28)"
         )
     return checked
+
+
+def _check_preprocess(preprocess: Any, model: MLP) -> None:
+    """Raises TypeError if it is something else, and ValueError if the network was trained with another one."""
+    if preprocess is None:
+        return
+    instance("preprocess", preprocess, Preprocessing, "Preprocessing(deskew=True, width=12)")
+    before = model.inputs
+    if before is not None and before.preprocessing != preprocess:
+        raise ValueError(
+            f"{model} was trained with the preprocessing {before.preprocessing}, got {preprocess}; leave it out, "
+            "or train a new network"
+        )
 
 
 def _checked_shards(shards: int, batch_size: int, group: Group) -> int:

@@ -1,8 +1,9 @@
 // The trained networks of this page as window.gpumlp:
 //
-//   networks                             their descriptions: name, sizes, classes, activations, height, width, ...
+//   networks                             their descriptions: name, classes, height, width, ..., and their members: one
+//                                        with sizes, activations and layers, or those of a committee
 //   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
-//   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays
+//   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays; none of a committee
 //   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
 //   inputs(image, network = 0)           such an image as inputs: 0 becomes the background's value, 1 the ink's
 //   drawing()                            the image shown as "Network input"
@@ -21,8 +22,8 @@ window.gpumlp = (() => {
   };
 
   // Weights are whole numbers of 3 bytes, lowest first, times the scale of their unit.
-  const decode = (network) =>
-    networks[network].layers.map((layer) => {
+  const decode = (member) =>
+    member.layers.map((layer) => {
       const packed = bytes(layer.weights), scales = floats(layer.scales), biases = floats(layer.biases);
       const weights = new Float32Array(packed.length / 3);
       for (let index = 0, place = 0; index < weights.length; index++, place += 3) {
@@ -44,12 +45,16 @@ window.gpumlp = (() => {
     identity: (s) => s,
   };
 
-  const forward = (pixels, network) => {
+  const membersOf = (network) => {
     if (!networks[network]) throw new RangeError(`there is no network ${network}`);
-    const { sizes, activations } = networks[network];
+    return networks[network].members;
+  };
+
+  const forward = (pixels, member) => {
+    const { sizes, activations } = member;
     if (pixels.length !== sizes[0]) throw new RangeError(`expected ${sizes[0]} pixels, got ${pixels.length}`);
-    if (!decoded.has(network)) decoded.set(network, decode(network));
-    const layers = decoded.get(network), outputs = [];
+    if (!decoded.has(member)) decoded.set(member, decode(member));
+    const layers = decoded.get(member), outputs = [];
     let input = Float32Array.from(pixels);
     layers.forEach(({ weights, biases }, number) => {
       const units = biases.length, sums = Float64Array.from(biases);
@@ -64,15 +69,23 @@ window.gpumlp = (() => {
     return outputs;
   };
 
-  const predict = (pixels, network = 0) => {
-    const logits = forward(pixels, network).at(-1);
+  const probabilities = (pixels, member) => {
+    const logits = forward(pixels, member).at(-1);
     const largest = logits.reduce((a, b) => Math.max(a, b));
     const powers = Float64Array.from(logits, (s) => Math.exp(s - largest));
     const total = powers.reduce((a, b) => a + b);
-    return Float32Array.from(powers, (power) => power / total);
+    return powers.map((power) => power / total);
   };
 
-  const activations = (pixels, network = 0) => forward(pixels, network).slice(0, -1);
+  const predict = (pixels, network = 0) => {
+    const each = membersOf(network).map((member) => probabilities(pixels, member));
+    return Float32Array.from(each[0], (_, place) => each.reduce((sum, own) => sum + own[place], 0) / each.length);
+  };
+
+  const activations = (pixels, network = 0) => {
+    const members = membersOf(network);
+    return members.length > 1 ? [] : forward(pixels, members[0]).slice(0, -1);
+  };
 
   // The cells that each of `count` equal pieces of [from, to) covers, with the covered length of each.
   const pieces = (from, to, count) => Array.from({ length: count }, (_, index) => {

@@ -184,14 +184,15 @@
     seen.width = field.width;
     seen.height = field.height;
     find("pad-seen-text").textContent = `${field.width} × ${field.height} pixels: the drawing scaled to ${field.box[1]} × ${field.box[0]} and centred`;
-    bars.replaceChildren(...Array.from({ length: field.sizes.at(-1) }, (_, label) => {
+    bars.replaceChildren(...Array.from({ length: field.classes.length }, (_, label) => {
       const row = element("li", ""), track = element("span", "track");
       track.append(element("span", "fill"));
       row.append(element("span", "label", field.classes[label]), track, element("span", "value", "–"));
       return row;
     }));
-    bars.classList.toggle("many", field.sizes.at(-1) > 12);
-    hidden.replaceChildren(...field.sizes.slice(1, -1).map((units, number) => {
+    bars.classList.toggle("many", field.classes.length > 12);
+    const shown = field.members.length > 1 ? [] : field.members[0].sizes.slice(1, -1);  // of a committee none
+    hidden.replaceChildren(...shown.map((units, number) => {
       const figure = element("figure", ""), caption = element("figcaption", ""), canvas = document.createElement("canvas");
       const columns = Math.min(units, units > 256 ? 64 : 32), cell = 14;
       Object.assign(canvas, { width: columns * cell, height: Math.ceil(units / columns) * cell });
