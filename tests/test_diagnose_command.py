@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import Callback, Trainer
+from gpumlp import Trainer
 from tests.command_helpers import DIGITS, assert_same_run, finish, history, run, spawn, tensors
 
 HEALTHY = (*DIGITS, "--epochs", 3)
@@ -147,10 +147,10 @@ def test_an_interrupted_run_is_diagnosed(
 ) -> None:
     train_epoch = Trainer._train_epoch
 
-    def interrupted(trainer: Trainer, listeners: list[Callback]) -> Any:
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.epoch == 2:
             raise KeyboardInterrupt
-        return train_epoch(trainer, listeners)
+        return train_epoch(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
     assert run("train", *DIGITS, "--quiet", "--out", tmp_path / "run") == 130

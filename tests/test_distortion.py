@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from pathlib import Path
@@ -390,18 +391,14 @@ def test_all_batches_but_the_first_are_prepared_by_a_thread(
 
 
 def test_one_thread_prepares_the_next_batch_and_ends_with_the_trainer() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     trainer = trainer_of()
     trainer.run(2)
-    assert threading.active_count() == before + 1
+    (thread,) = [each for each in set(threading.enumerate()) - before if each.name.startswith("gpumlp-ahead")]
     del trainer
-    import gc
-
     gc.collect()
-    for thread in threading.enumerate():
-        if thread.name.startswith("gpumlp-ahead"):
-            thread.join(5)
-    assert threading.active_count() <= before
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:

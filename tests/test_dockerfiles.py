@@ -67,7 +67,12 @@ def test_pinned_versions_are_those_the_project_asks_for(path: Path) -> None:
     if path.name.startswith("cuda"):
         extras = project["optional-dependencies"]
         lines += [*extras["cuda13"], *extras["nvmath"]]
-    wanted = {requirement.name: requirement for requirement in map(requirements.Requirement, lines)}
+    found = map(requirements.Requirement, lines)
+    wanted = {
+        requirement.name: requirement
+        for requirement in found
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": "3.12"})
+    }
     assert pinned(path).keys() == wanted.keys()
     assert all(wanted[name].specifier.contains(version) for name, version in pinned(path).items())
 

@@ -184,6 +184,7 @@ def test_on_a_gpu_networks_are_proposed_and_pruned_in_one_process(
     monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
     monkeypatch.setattr(FakeGPU, "together", [])
     monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
+    monkeypatch.setattr(FakeGPU, "at_once", 3)
     words = [word if word != "cpu" else "cuda" for word in SEARCH]
     assert run("sweep", *words, "--quiet", "--out", tmp_path / "s") == 0
     assert {row["state"] for row in rows(tmp_path / "s")} == {"finished", "pruned"}

@@ -19,7 +19,6 @@ import pytest
 import gpumlp
 from gpumlp import (
     MLP,
-    Callback,
     Dataset,
     Dense,
     Distortion,
@@ -643,10 +642,10 @@ def test_train_writes_the_page_of_an_interrupted_run(
 ) -> None:
     train_epoch = Trainer._train_epoch
 
-    def interrupted(trainer: Trainer, listeners: list[Callback]) -> Any:
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.epoch == 1:
             raise KeyboardInterrupt
-        return train_epoch(trainer, listeners)
+        return train_epoch(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
     assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 130

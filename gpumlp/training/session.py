@@ -312,7 +312,7 @@ def load_training(run: Run, data_dir: str | None = None) -> Dataset:
         DataError: it is not available.
     """
     config = dataclasses.replace(run.config, data_dir=data_dir or run.config.data_dir)
-    return _load(config, run.checkpoint.dataset["task"])[0]
+    return _load(config, run)[0]
 
 
 # -- Resuming ------------------------------------------------------------------------------------------------
