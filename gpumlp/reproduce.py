@@ -174,13 +174,13 @@ def _reproduce(record: Record, options: Options) -> int:
         print(f"{PROGRAM}: {sweep.path / row.run.folder} {row.state}: {row.reason}", file=sys.stderr)
     if missing:
         return command.FAILED
-    result = compare(record, [_error(row) for row in rows], len(test))
+    result = compare(record, [100 * wrong / len(test) for wrong in _wrong(rows, len(test))], len(test))
     _show(record, result, options, progress)
-    _report(sweep, rows, options, progress)
     if options.save is not None:
         jobs = {"runs_at_once": min(worker_count(options.jobs), len(rows))} if backend.name == "cpu" else {}
         save_result(user_path(options.save), _saved(record, rows, len(test)) | jobs)
         progress.say(f"result added to {options.save}")
+    _report(sweep, rows, options, progress)
     return command.OK if result.reached else command.FAILED
 
 
@@ -206,9 +206,9 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
     return dataclasses.replace(sweep, config=wanted).with_seeds(options.seeds)
 
 
-def _error(row: Row) -> float:
-    """Test error of a finished run, in percent."""
-    return 100 - 100 * float(row.metrics["test_accuracy"])
+def _wrong(rows: Sequence[Row], samples: int) -> list[int]:
+    """How many test samples each finished run gets wrong."""
+    return [round(samples * (1 - row.metrics["test_accuracy"])) for row in rows]
 
 
 def _show(record: Record, result: Comparison, options: Options, progress: SweepProgress) -> None:
@@ -247,7 +247,7 @@ def _saved(record: Record, rows: Sequence[Row], samples: int) -> dict[str, Any]:
         "device": metrics[0]["device"],
         "hardware": metrics[0]["device_name"],
         "seeds": [row.run.seed for row in rows],
-        "wrong": [round(samples * (1 - each["test_accuracy"])) for each in metrics],
+        "wrong": _wrong(rows, samples),
         "test_samples": samples,
         "epochs": metrics[0]["epochs"],
         "seconds": [round(each["seconds"], 1) for each in metrics],
@@ -289,10 +289,10 @@ class EpochProgress(SweepProgress):
 
     def _say_result(self, row: Row) -> None:
         if row.state == "finished":
-            wrong = round(self.samples * (1 - row.metrics["test_accuracy"]))
+            (wrong,) = _wrong([row], self.samples)
             self.say(
-                f"seed {row.run.seed}: test error {_error(row):.2f} % ({wrong:,} of {self.samples:,}), trained in "
-                f"{time_words(row.metrics['seconds'])}"
+                f"seed {row.run.seed}: test error {100 * wrong / self.samples:.2f} % ({wrong:,} of "
+                f"{self.samples:,}), trained in {time_words(row.metrics['seconds'])}"
             )
 
     def _watch(self, stop: threading.Event) -> None:

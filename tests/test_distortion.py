@@ -459,12 +459,24 @@ def test_samples_that_are_no_images_are_refused(capsys: pytest.CaptureFixture[st
         (lambda: Distortion(elastic=34), r"elastic must be two numbers, \(alpha, sigma\), got 34"),
         (lambda: Distortion(elastic=(34, 20)), "sigma of elastic must be a number from 0.5 to 14, got 20"),
         (lambda: ALL.apply(np.zeros((3, 64))), r"images must have the shape \(n, rows, columns\)"),
+        (lambda: ALL.apply(IMAGES[:0]), r"with pixels, and the dtype uint8, .* got \(0, 8, 8\) of uint8"),
+        (lambda: ALL.apply(IMAGES[:3], rows=[5]), r"rows must be 3 whole numbers of 0 or more, .* got \[5\]"),
+        (lambda: ALL.apply(IMAGES[:1], rows=[0.5]), r"rows must be 1 whole numbers .* got \[0\.5\]"),
+        (lambda: ALL.apply(IMAGES[:1], rows=[-1]), r"rows must be 1 whole numbers .* got \[-1\]"),
+        (lambda: ALL.apply(IMAGES[:1], epoch=1.5), "epoch must be a whole number of 0 or more, got 1.5"),
+        (lambda: ALL.apply(IMAGES[:1], seed="a"), "seed must be a whole number of 0 or more, got 'a'"),
         (lambda: ALL.apply(np.zeros((3, 8, 8), int)), "and the dtype uint8, float32 or float64, got .* of int64"),
     ],
 )
 def test_a_wrong_value_is_named(make: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+@pytest.mark.parametrize("nothing", [Distortion(), Distortion(elastic=(0, 4))])
+def test_a_distortion_that_changes_nothing_is_none(nothing: Distortion) -> None:
+    assert trainer_of(augment=nothing).augment is None
+    assert trainer_of(augment=ALL).augment == ALL
 
 
 def test_another_object_is_refused() -> None:

@@ -183,6 +183,25 @@ def test_the_device_trains_some_networks_while_the_host_works_for_others(blobs: 
     assert done == ["train 3", "train 2", "read", "train 3", "read", "train 2", "read", "read"]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_network_is_lost_whatever_their_shapes_and_epochs(seed: int) -> None:
+    """The networks of one shape take a third of the device each, those of the other a half."""
+
+    class Mixed(NumpyBackend):
+        def networks_at_once(self, step: Step) -> int:
+            return 3 if step.layers[0].weight.shape[1] == 8 else 2
+
+    rng, backend = np.random.default_rng(seed), Mixed()
+    widths = [8, 8, 8, 8, 8, 12] if not seed else rng.choice([8, 12], 9).tolist()
+    epochs = [1, 1, 1, 4, 2, 4] if not seed else rng.integers(1, 5, 9).tolist()
+    data = samples()
+    models = [MLP([20, width, 4], device=backend) for width in widths]
+    trainings = [(i, backend, Trainer(model, data).training(epochs[i])) for i, model in enumerate(models)]
+    assert sorted(key for key, _ in run_together(trainings)) == list(range(len(models)))
+    histories = fit_many(models, data, epochs=epochs, n_jobs=1)
+    assert [len(history) for history in histories] == epochs
+
+
 def test_networks_whose_backends_are_equal_are_trained_together(blobs: Dataset) -> None:
     networks = [MLP([20, 12, 4], seed=seed, device=Three()) for seed in range(3)]
     backends = [network.backend for network in networks]

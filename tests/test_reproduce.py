@@ -8,11 +8,13 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
 
+from gpumlp import reproduce
 from gpumlp.records import (
     COLUMNS,
     Record,
@@ -91,7 +93,7 @@ def test_a_member_of_a_committee_is_trained_as_the_network_it_is_said_to_be() ->
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('paper = "Nobody 2026"', "", "paper: expected a text, got 'nothing'"),
+        ('paper = "Nobody 2026"', "", "paper: expected a text, got nothing"),
         ('paper = "Nobody 2026"', "paper = 2026", "paper: expected a text, got 2026"),
         ("gate = 99.0", "", "gate: expected where there is no published error, got nothing"),
         ("gate = 99.0", "gate = 0.0", "gate: expected a test error in percent, above 0 and below 100, got 0.0"),
@@ -340,7 +342,10 @@ def test_a_damaged_file_of_results_is_refused_and_kept(
     file = tmp_path / "results.json"
     file.write_text(content)
     assert run("reproduce", *SHORT[:-4], "--save", file, "--out", tmp_path / "r") == 2
-    assert f"{file} is not a file of results, or damaged" in capsys.readouterr().err
+    assert (
+        f"{file}: expected a file of results, as --save writes it, got another or a damaged one"
+        in capsys.readouterr().err
+    )
     assert file.read_text() == content
 
 
@@ -366,3 +371,16 @@ def test_the_documentation_has_the_table_and_what_differs() -> None:
     assert text in page, f"docs/records.md needs\n{text}"
     for line in differences():
         assert f"- {line}" in " ".join(page.split()), f"docs/records.md needs\n- {line}"
+
+
+@pytest.mark.parametrize("wrong", [70, 35, 29])
+def test_a_result_exactly_at_the_gate_reaches_it(wrong: int) -> None:
+    row = SimpleNamespace(metrics={"test_accuracy": 1 - wrong / 10_000})
+    errors = [100 * each / 10_000 for each in reproduce._wrong([row], 10_000)]
+    assert compare(record(None, wrong / 100), errors, 10_000).reached
+    assert not compare(record(None, wrong / 100), [error + 0.01 for error in errors], 10_000).reached
+
+
+def test_a_missing_file_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "nofile.toml") == 2
+    assert "nofile.toml: No such file or directory" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -486,7 +487,12 @@ class Backend:
         else:
             read = self.begin_reading(self.sums(given))
             counts = [len(each.arrays) + (0 if each.more is None else len(each.more)) for each in given]
-            return lambda: [numbers.tolist() for numbers in np.split(read(), np.cumsum(counts[:-1]))]
+
+            def results() -> list[list[float]]:
+                numbers = iter(read().tolist())
+                return [list(islice(numbers, count)) for count in counts]
+
+            return results
         return lambda: [None] * len(given)
 
     # -- The training operations --------------------------------------------------------------------

@@ -468,7 +468,7 @@ class ArrayBatches:
         self._backend.copy(self.reordering(rows))
 
     def reordering(self, rows: HostArray) -> list[Copy]:
-        """The copies that are left to do for `reorder`."""
+        """Begin an epoch in this order, see `reorder`; returns the copies that are left to do."""
         copies = [Copy(rows, self.order), Copy(self._targets, self.targets, rows)]
         return copies if self.weights is None else [*copies, Copy(self._weights_of(rows), self.weights)]
 

@@ -69,6 +69,12 @@ class Distortion:
         sigma = _checked("sigma of elastic", self.elastic[1], _LEAST_SIGMA, _LARGEST_SIGMA)
         object.__setattr__(self, "elastic", (alpha, sigma))
 
+    @property
+    def changes(self) -> bool:
+        """Whether images can differ from what they were."""
+        alpha = self.elastic[0] if self.elastic else 0
+        return any((self.rotation, self.scaling, self.shear, self.translation, alpha))
+
     def warp(self, shape: tuple[int, ...], seed: int, backend: Backend) -> Warp:
         """How a device distorts images.
 
@@ -113,16 +119,22 @@ class Distortion:
             DataError: `images` are not as stated.
         """
         images = to_host(images)
-        if images.ndim != 3 or images.dtype not in (np.uint8, np.float32, np.float64):
+        if images.ndim != 3 or not images.size or images.dtype not in (np.uint8, np.float32, np.float64):
             raise DataError(
-                "images must have the shape (n, rows, columns) and the dtype uint8, float32 or float64, got "
-                f"{images.shape} of {images.dtype}"
+                "images must have the shape (n, rows, columns), with pixels, and the dtype uint8, float32 or "
+                f"float64, got {images.shape} of {images.dtype}"
             )
         backend, count = get_backend("cpu"), len(images)
         pixels = images.dtype == np.uint8
         out: HostArray = np.empty((count, images[0].size), np.float32 if pixels else images.dtype)
-        numbers = np.arange(count) if rows is None else np.asarray(rows, np.int64)
+        numbers = np.arange(count) if rows is None else np.asarray(rows)
+        if numbers.shape != (count,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+            raise DataError(f"rows must be {count:,} whole numbers of 0 or more, one for each image, got {rows!r}")
+        for name, value in (("seed", seed), ("epoch", epoch)):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+                raise DataError(f"{name} must be a whole number of 0 or more, got {value!r}")
         warp, of_epoch = self.warp(images.shape[1:], seed, backend), np.array([epoch], np.uint64)
+        numbers = numbers.astype(np.int64)
         backend.distort(images.reshape(count, -1), np.arange(count), numbers, of_epoch, warp, out)
         values = np.rint(out * 255).astype(np.uint8) if pixels else out
         result: HostArray = values.reshape(images.shape)

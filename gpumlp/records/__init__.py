@@ -87,8 +87,7 @@ def load_record(name: str) -> Record:
     """A record by its name, or from a file whose name ends in ``.toml``.
 
     Raises:
-        ConfigError: there is none, or its file has a mistake; each line of the message names one.
-        OSError: the file cannot be read.
+        ConfigError: there is none, its file cannot be read, or has a mistake; each line of the message names one.
     """
     if name.endswith(".toml"):
         return _read(user_path(name))
@@ -101,12 +100,13 @@ def load_record(name: str) -> Record:
 def _read(path: Path) -> Record:
     try:
         values = tomllib.loads(read_file(path).decode())
-    except ValueError as error:  # TOML or UTF-8
-        raise ConfigError(f"{path.name}: {in_line(error)}") from error
+    except (ValueError, OSError) as error:  # TOML or UTF-8; no file
+        raise ConfigError(f"{path.name}: {getattr(error, 'strerror', None) or in_line(error)}") from error
     problems = [f"{name}: unknown" for name in values if name not in (*_TEXTS, *_PERCENTAGES, "train")]
     for name in _TEXTS:
         if not isinstance(values.get(name, "" if name == "deviations" else None), str):
-            problems.append(f"{name}: expected a text, got {values.get(name, 'nothing')!r}")
+            got = repr(values[name]) if name in values else "nothing"
+            problems.append(f"{name}: expected a text, got {got}")
     for name in _PERCENTAGES:
         number = values.get(name, 1)
         if type(number) not in (int, float) or not 0 < number < 100:
@@ -181,7 +181,9 @@ def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
         for result in results:
             _cells(result)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is not a file of results, or damaged: {in_line(error)}") from error
+        raise ConfigError(
+            f"{path}: expected a file of results, as --save writes it, got another or a damaged one"
+        ) from error
     return list(results)
 
 

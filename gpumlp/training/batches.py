@@ -66,8 +66,7 @@ class EpochOrders:
     def state(self) -> dict[str, Any]:
         """State of the generator before the next `draw`, as JSON can hold it; set it to continue from there.
 
-        Raises:
-            ValueError: it is that of orders of another number of streams.
+        Setting it raises ValueError if it is that of orders of another number of streams.
         """
         streams = {"streams": self._streams} if self._streams > 1 else {}
         return self._state_before if self._ahead is not None else {**self._rng.bit_generator.state, **streams}

@@ -112,14 +112,14 @@ class _Cohort:
             except Exception as error:
                 each.go_on(error=error)
 
-    def end_epoch(self) -> None:
-        """Wait for the totals, and go on with them."""
+    def read_totals(self) -> None:
+        """Wait for what `train` began, and go on with it."""
         begun, self._begun = self._begun, []
         for work in begun:
             work.finish()
 
-    def run_epoch(self) -> None:
-        """Let the device copy, train and begin to compute totals."""
+    def train(self) -> None:
+        """Let the device copy, train on the steps of an epoch or a part of it, and begin to compute totals."""
         for kind in (Copies, StepRun):
             for work in self._work(kind):
                 work.finish()
@@ -185,20 +185,20 @@ def run_together(
     waiting, interrupted = iter(trainings), False
     cohorts = first, second = _Cohort(), _Cohort()
     try:
-        idle = False
-        while not idle:
-            idle = True
+        running = True
+        while running:
+            running = False
             for cohort in cohorts:
                 try:
                     if not interrupted:
                         if watch is not None:
                             watch()
-                        cohort.end_epoch()
+                        cohort.read_totals()
                         if cohort is first or (first.running and all(each.share < 1 for each in first.running)):
                             _fill(cohort, waiting)
                         if cohort is second and first.share + second.share <= 1 + _ROUNDED:
                             first.running, second.running = [*first.running, *second.running], []
-                        cohort.run_epoch()
+                        cohort.train()
                 except KeyboardInterrupt as interrupt:
                     if interrupted:
                         raise
@@ -207,9 +207,10 @@ def run_together(
                         each.go_on(error=interrupt)
                 ended = [each for each in cohort.running if each.request is None]
                 cohort.running = [each for each in cohort.running if each.request is not None]
-                idle = idle and not ended and not cohort.running
                 for each in ended:
+                    running = True  # there may be room for another
                     yield each.key, each.error
+            running = bool(running or first.running or second.running)
     finally:
         for each in [*first.running, *second.running]:
             with each.backend.activate():

@@ -784,7 +784,10 @@ def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
 
 
 def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
-    """Raises TypeError if it is something else, and ValueError if the samples are no images."""
+    """None for one that changes nothing.
+
+    Raises TypeError if it is something else, and ValueError if the samples are no images.
+    """
     if augment is None:
         return None
     checked = instance("augment", augment, Distortion, "Distortion(rotation=7.5, elastic=(34, 4))")
@@ -793,7 +796,7 @@ def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
             f"augment is expected with images of shape (n, rows, columns), got {train!r}; reshape them, as in "
             "samples.reshape(-1, 28, 28)"
         )
-    return checked
+    return checked if checked.changes else None
 
 
 def _check_preprocess(preprocess: Any, model: MLP) -> None:

@@ -140,7 +140,8 @@ def has_total_kernel(array: Array) -> bool:
 def has_copy_kernel(copy: Copy) -> bool:
     """Whether `Kernels.copy` supports this copy."""
     source, out, rows = copy
-    alike = source.dtype == out.dtype and (source.shape == out.shape if rows is None else rows.dtype == np.int64)
+    alike = source.dtype == out.dtype and out.ndim > 0
+    alike = alike and (source.shape == out.shape if rows is None else rows.dtype == np.int64)
     return bool(alike and out.size and out.dtype.itemsize % _WORD == 0 and is_c_contiguous(source, out))
 
 
