@@ -41,11 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs, models, test = load_runs(options.runs, options.device, options.data_dir)
         compared = Committee(models).compare(test) if len(models) > 1 else None
         results = [models[0].evaluate(test)] if compared is None else compared.members
-        for name, run, model, result in zip(options.runs, runs, models, results, strict=True):
-            print(repr(model))
-            print(describe_test(test, result))
-            for line in _notes(name, run):
-                print(line)
+        notes = [list(_notes(name, run)) for name, run in zip(options.runs, runs, strict=True)]
+        for model, result, lines in zip(models, results, notes, strict=True):
+            print(repr(model), describe_test(test, result), *lines, sep="\n")
         if compared is not None:
             print(f"committee of {len(models)} networks")
             print(describe_test(test, compared.committee))

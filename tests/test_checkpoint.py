@@ -181,7 +181,7 @@ MISFITS = {
     ),
     "no format": (
         lambda tensors, metadata: metadata.clear(),
-        "expected format gpumlp-model-2 or gpumlp-checkpoint-2, got none",
+        "expected format gpumlp-model-2 or gpumlp-checkpoint-2 or gpumlp-committee-1, got none",
     ),
     "other format": (lambda tensors, metadata: metadata.update(format="pt"), "expected format.*got pt"),
     "unknown group": (set_group("dropout", "{}"), "holds 'dropout', which this version of gpumlp does not know"),
