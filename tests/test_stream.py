@@ -571,6 +571,13 @@ def test_sorted_samples_are_told_from_random_ones_at_any_size(classes: int, rows
     assert sorted_note(np.sort(labels), order, blocks) is not None
 
 
+def test_a_short_last_block_does_not_look_sorted() -> None:
+    for samples in range(2_000, 2_500, 5):
+        labels = np.random.default_rng(samples).integers(0, 10, samples)
+        assert sorted_note(labels, np.arange(samples), Blocks(500, 1)) is None
+        assert sorted_note(np.sort(labels), np.arange(samples), Blocks(500, 1)) is not None
+
+
 # -- The command --------------------------------------------------------------------------------------------------
 
 

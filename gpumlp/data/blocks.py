@@ -188,7 +188,10 @@ def sorted_note(labels: HostArray, rows: HostArray, blocks: Blocks) -> str | Non
     windows = min(max(_LEAST_WINDOWS, -(-_LEAST_SAMPLES // blocks.samples)), len(rows) // blocks.samples)
     found = [_counts(labels, [order.window(index)[0]], len(counts)) for index in range(windows)]
     distance = np.mean([np.abs(each / each.sum() - frequencies).sum() / 2 for each in found])
-    chance = sum(_deviation(blocks.samples, share) for share in frequencies.tolist()) / 2  # in random order
+    shares = (
+        frequencies.tolist()
+    )  # by chance, in windows of these sizes, of which one may have the short last block
+    chance = np.mean([sum(_deviation(int(each.sum()), share) for share in shares) / 2 for each in found])
     if distance - chance <= _TOLERATED:
         return None
     return (
