@@ -188,9 +188,8 @@ def sorted_note(labels: HostArray, rows: HostArray, blocks: Blocks) -> str | Non
     windows = min(max(_LEAST_WINDOWS, -(-_LEAST_SAMPLES // blocks.samples)), len(rows) // blocks.samples)
     found = [_counts(labels, [order.window(index)[0]], len(counts)) for index in range(windows)]
     distance = np.mean([np.abs(each / each.sum() - frequencies).sum() / 2 for each in found])
-    shares = (
-        frequencies.tolist()
-    )  # by chance, in windows of these sizes, of which one may have the short last block
+    # In random order, in windows of these sizes: one may have the short last block.
+    shares = frequencies.tolist()
     chance = np.mean([sum(_deviation(int(each.sum()), share) for share in shares) / 2 for each in found])
     if distance - chance <= _TOLERATED:
         return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from ..backends import EXECUTIONS, MATMUL_PRECISIONS, check_device_name
@@ -107,25 +108,25 @@ def _is_pair(value: Any) -> bool:
     return False
 
 
+def _by_name(words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """NAME and =TEXT of words NAME or NAME=TEXT; raises ValueError if a name is given twice."""
+    pairs = [(name, equals + text) for name, equals, text in (word.partition("=") for word in words)]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name is given twice")
+    return pairs
+
+
 def _distortion(words: tuple[str, ...]) -> Distortion:
     """What NAME=NUMBER and elastic=ALPHA,SIGMA describe.
 
     Raises:
         ValueError, TypeError: a name, a number or a range is wrong.
     """
-    values: dict[str, Any] = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        if name in values:
-            raise ValueError(f"{name} is given twice")
-        values[name] = tuple(map(float, text.split(","))) if name == "elastic" else float(text)
+    values: dict[str, Any] = {
+        name: tuple(map(float, text[1:].split(","))) if name == "elastic" else float(text[1:])
+        for name, text in _by_name(words)
+    }
     return Distortion(**values)
-
-
-def _is_distortion(value: Any) -> bool:
-    with suppress(ValueError, TypeError):
-        return isinstance(value, tuple) and _distortion(value) is not None
-    return False
 
 
 def _preprocessing(words: tuple[str, ...]) -> Preprocessing:
@@ -134,18 +135,16 @@ def _preprocessing(words: tuple[str, ...]) -> Preprocessing:
     Raises:
         ValueError, TypeError: a word is wrong.
     """
-    values: dict[str, Any] = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        if name in values:
-            raise ValueError(f"{name} is given twice")
-        values[name] = True if word == "deskew" else int(text)
+    values: dict[str, Any] = {
+        name: True if (name, text) == ("deskew", "") else int(text[1:]) for name, text in _by_name(words)
+    }
     return Preprocessing(**values)
 
 
-def _is_preprocessing(value: Any) -> bool:
+def _describes(make: Callable[[tuple[str, ...]], object], value: Any) -> bool:
+    """Whether these are words of which `make` makes something, or none."""
     with suppress(ValueError, TypeError):
-        return isinstance(value, tuple) and (not value or _preprocessing(value) is not None)
+        return isinstance(value, tuple) and (not value or make(value) is not None)
     return False
 
 
@@ -185,11 +184,11 @@ _CLASS_WEIGHT = Range(
     f"balanced, or {_PAIR.words} for each class that has another weight than 1",
 )
 _AUGMENT = Range(
-    _is_distortion,
+    partial(_describes, _distortion),
     "rotation=DEGREES (to 180), scaling=PART (to 0.99), shear=PART (to 1), translation=PIXELS (to 28) and "
     "elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), each at most once, such as rotation=7.5 elastic=34,4",
 )
-_PREPROCESS = Range(_is_preprocessing, "deskew, width=PIXELS, or both")
+_PREPROCESS = Range(partial(_describes, _preprocessing), "deskew, width=PIXELS, or both")
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
 )
