@@ -22,6 +22,7 @@ from rich.text import Text
 import gpumlp
 
 from . import command
+from .backends import Backend
 from .data import Dataset
 from .extras import MissingExtraError
 from .files import user_path
@@ -40,11 +41,12 @@ from .records import (
 )
 from .terminal import cell, console
 from .training.batches import held_out_samples
+from .training.callbacks import read_curve
 from .training.config import Config, ConfigError, given
 from .training.history_file import HISTORY
 from .training.jobs import worker_count
 from .training.lock import RunLock
-from .training.run import SWEEP
+from .training.run import SWEEP, TEST_CURVE, Run
 from .training.session import Shared, plain_names
 from .training.sweeps import ENDED, INTERRUPTED, Row, Sweep, SweepProgress, duration, train_all
 from .words import listed
@@ -132,7 +134,7 @@ def _list() -> None:
 
 def _reproduce(record: Record, options: Options) -> int:
     """Train what is missing of a record, compare, write the report, and return the exit code."""
-    config = dataclasses.replace(record.config, device=options.device, data_dir=options.data_dir)
+    config = dataclasses.replace(record.config, device=options.device, data_dir=options.data_dir, test_curve=True)
     if options.epochs is not None:
         config = dataclasses.replace(config, epochs=options.epochs)
     config.check()
@@ -178,7 +180,7 @@ def _reproduce(record: Record, options: Options) -> int:
     _show(record, result, options, progress)
     if options.save is not None:
         jobs = {"runs_at_once": min(worker_count(options.jobs), len(rows))} if backend.name == "cpu" else {}
-        save_result(user_path(options.save), _saved(record, rows, len(test)) | jobs)
+        save_result(user_path(options.save), _saved(record, sweep, rows, test, backend) | jobs)
         progress.say(f"result added to {options.save}")
     _report(sweep, rows, options, progress)
     return command.OK if result.reached else command.FAILED
@@ -239,23 +241,36 @@ def _report(sweep: Sweep, rows: Sequence[Row], options: Options, progress: Sweep
         progress.say(f"report: {path}")
 
 
-def _saved(record: Record, rows: Sequence[Row], samples: int) -> dict[str, Any]:
+def _saved(record: Record, sweep: Sweep, rows: Sequence[Row], test: Dataset, backend: Backend) -> dict[str, Any]:
     """A result as a file of results holds it."""
-    metrics = [row.metrics for row in rows]
+    metrics, folders = [row.metrics for row in rows], [sweep.path / row.run.folder for row in rows]
     return {
         "record": record.name,
         "device": metrics[0]["device"],
         "hardware": metrics[0]["device_name"],
         "seeds": [row.run.seed for row in rows],
-        "wrong": _wrong(rows, samples),
-        "test_samples": samples,
+        "wrong": _wrong(rows, len(test)),
+        "test_samples": len(test),
         "epochs": metrics[0]["epochs"],
         "seconds": [round(each["seconds"], 1) for each in metrics],
         "date": time.strftime("%Y-%m-%d"),
         "gpumlp": gpumlp.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "curves": [_curve(folder, len(test)) for folder in folders],
+        "mistakes": [_mistakes(folder, test, backend) for folder in folders],
     }
+
+
+def _curve(folder: Path, samples: int) -> list[int]:
+    """How many test samples a run gets wrong after each epoch."""
+    return [round(samples * (1 - row["test_accuracy"])) for row in read_curve(folder / TEST_CURVE)]
+
+
+def _mistakes(folder: Path, test: Dataset, backend: Backend) -> list[tuple[int, int]]:
+    """The test samples that a run gets wrong: the number of each, from 0, and the class that is predicted."""
+    predicted = Run(folder).checkpoint.result.make_model(backend).predict(test.images)
+    return [(int(index), int(predicted[index])) for index in np.flatnonzero(predicted != test.labels)]
 
 
 class EpochProgress(SweepProgress):

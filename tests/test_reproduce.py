@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_limits
 
-from gpumlp import reproduce
+from gpumlp import load_digits, reproduce
 from gpumlp.records import (
     COLUMNS,
     Record,
@@ -320,6 +320,9 @@ def test_a_result_is_saved_with_hardware_versions_seeds_and_times(
         metrics = Run(tmp_path / "r" / f"seed={seed}").metrics
         assert metrics is not None
         assert 1 - wrong / 360 == pytest.approx(metrics["test_accuracy"])
+        curve, mistakes = result["curves"][seed], result["mistakes"][seed]
+        assert (len(curve), curve[-1], len(mistakes)) == (2, wrong, wrong)
+        assert all(load_digits()[1].labels[index] != predicted for index, predicted in mistakes)
     assert {"hardware", "device", "runs_at_once", "epochs", "date", "gpumlp", "python", "numpy"} <= result.keys()
 
 

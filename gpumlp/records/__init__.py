@@ -193,7 +193,9 @@ def save_result(path: Path, result: Mapping[str, Any]) -> None:
     Args:
         path: of the file, which is made if it is missing.
         result: ``record``, ``device``, ``hardware``, ``seeds``, ``wrong`` (test samples that each seed gets
-            wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more.
+            wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more: ``curves``
+            (for each seed, the number of wrong test samples after every epoch) and ``mistakes`` (for each seed,
+            pairs of the number of a wrong test sample, from 0, and the class that is predicted).
 
     Raises:
         ConfigError, OSError: the file is damaged, or cannot be read or written.
@@ -201,7 +203,8 @@ def save_result(path: Path, result: Mapping[str, Any]) -> None:
     same = ("record", "device", "hardware")
     others = [each for each in read_results(path) if any(each.get(name) != result[name] for name in same)]
     results = sorted([*others, dict(result)], key=lambda each: [str(each.get(name)) for name in same])
-    write_atomically(path, (json.dumps({"results": results}, indent=1) + "\n").encode())
+    lines = ",\n".join(map(json.dumps, results))  # a line each
+    write_atomically(path, f'{{"results": [\n{lines}\n]}}\n'.encode())
 
 
 def error_words(mean: float, deviation: float | None) -> str:

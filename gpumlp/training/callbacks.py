@@ -1,18 +1,22 @@
-"""Callbacks that watch one column of the history: stop in time, and keep the best network."""
+"""Callbacks: stop in time, keep the best network, and measure the test set after every epoch."""
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from pathlib import Path
 
 from ..backends import Array
-from ..files import user_path, write_atomically
+from ..files import read_file, user_path, utf8, write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.metrics import METRICS
 from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
+from ..nn.samples import LabelledData
 from ..words import listed
 from .history import MONITORS, Best, BestSoFar
+from .history_file import CheckpointError
 from .trainer import Callback, Trainer
 
 
@@ -160,3 +164,53 @@ class BestCheckpoint(_Monitoring):
         if best is not None and best.since == 0:
             selection = {"epoch": best.epoch, "monitor": self.monitor, "value": best.value}
             write_atomically(self.path, model_bytes(trainer.model, selection))
+
+
+class TestCurve(Callback):
+    """Writes loss and metrics of the test set after every epoch into a CSV file; training does not depend on them.
+
+    Of a run that is resumed, the lines of its earlier epochs stay.
+
+    Args:
+        path: the file, replaced atomically after every epoch.
+        test: the test set.
+
+    Raises:
+        ValueError: as for `MLP.evaluate`, after the first epoch.
+        OSError: the file cannot be read or written.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    def __init__(self, path: Path, test: LabelledData) -> None:
+        self.path, self._test = path, test
+        self._rows: list[dict[str, float]] = []
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        saved = read_curve(self.path) if trainer.epoch and self.path.exists() else []
+        self._rows = [row for row in saved if row["epoch"] < trainer.epoch]
+        if trainer.epoch:  # again: the run may have ended between its checkpoint and this file
+            self.on_epoch_end(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        found = trainer.model.evaluate(self._test).metrics()
+        self._rows.append({"epoch": trainer.epoch, **{f"test_{name}": value for name, value in found.items()}})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, utf8(text.getvalue()))
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The epochs in a file of `TestCurve`: ``epoch``, ``test_loss`` and the test set's other metrics.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        rows = csv.DictReader(io.StringIO(read_file(path).decode()), strict=True)
+        return [{name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])} for row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged: expected a table of epochs") from error

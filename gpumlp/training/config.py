@@ -350,6 +350,9 @@ class Config:
     log: str | None = option(None, _one_of("tensorboard"), on_resume=True, per_call=True)
     """tensorboard: also write event files for TensorBoard into the run's folder (needs pip install
     '.[tensorboard]')."""
+    test_curve: bool = option(False, _FLAG, on_resume=True, per_call=True)
+    """Measure the test set after every epoch, too, and write the results into test_curve.csv; training does not
+    depend on them."""
     quiet: bool = option(False, _FLAG, on_resume=True, per_call=True)
     """Print nothing but errors."""
     report: bool = option(False, _FLAG, on_resume=True, per_call=True)

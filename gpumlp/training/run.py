@@ -42,11 +42,11 @@ from .trainer import Callback, Trainer
 T = TypeVar("T")
 
 METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
-REPORT = "report.html"
+REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
 # What no other command may overwrite.
-RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, PRUNED, MODEL, LOCK)
+RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, PRUNED, MODEL, LOCK, TEST_CURVE)
 
 _TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
 _METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_second")
@@ -426,7 +426,7 @@ class RunFolder(Callback):
         if used:  # otherwise files of these names are the user's own
             self._remove(REPORT)
         if used and trainer.epoch == 0:  # files about the network before must not be taken for this one's
-            self._remove(*EXPORTED)
+            self._remove(TEST_CURVE, *EXPORTED)
             remove_event_files(self.path)
             if not own:
                 best = RunFolder(self._best_folder(), self.config)
@@ -458,7 +458,7 @@ class RunFolder(Callback):
 
     def remove_all_but_checkpoint(self) -> None:
         """Remove what was written about an earlier state of the network, except its training data."""
-        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, PRUNED, REPORT, *EXPORTED)
+        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, PRUNED, REPORT, TEST_CURVE, *EXPORTED)
         remove_event_files(self.path)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

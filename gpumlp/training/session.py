@@ -36,14 +36,14 @@ from ..nn.network import MLP
 from ..nn.schedules import learning_rate_at
 from ..words import as_product, listed
 from . import tensorboard
-from .callbacks import EarlyStopping
+from .callbacks import EarlyStopping, TestCurve
 from .checkpoint import Checkpoint, CheckpointError, execution_record
 from .config import Config, ConfigError, as_paths, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .group import ALONE, Group
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
 from .progress import Progress, dropout_words, metric, number
-from .run import Run, RunFolder, open_run
+from .run import TEST_CURVE, Run, RunFolder, open_run
 from .trainer import Callback, Trainer, Training, drive
 
 
@@ -534,7 +534,9 @@ def _run(
     try:
         try:
             # The folder first: what is shown is saved.
-            yield from trainer.training(given(folder.config.epochs), [folder, *run_callbacks(folder), display])
+            yield from trainer.training(
+                given(folder.config.epochs), [folder, *run_callbacks(folder, test), display]
+            )
             if history.interrupted and not folder.saved:  # so early that there is nothing to resume
                 raise KeyboardInterrupt
         except BaseException:
@@ -590,7 +592,7 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def run_callbacks(folder: RunFolder) -> list[Callback]:
+def run_callbacks(folder: RunFolder, test: Dataset) -> list[Callback]:
     """The callbacks that the configuration asks for. They depend on the history, so that a run resumes exactly."""
     callbacks: list[Callback] = []
     patience = folder.config.early_stopping
@@ -598,6 +600,8 @@ def run_callbacks(folder: RunFolder) -> list[Callback]:
         callbacks.append(EarlyStopping(folder.config.monitor, patience=patience, restore_best=False))
     if folder.config.log == "tensorboard":
         callbacks.append(tensorboard.TensorBoard(folder.path))
+    if folder.config.test_curve:
+        callbacks.append(TestCurve(folder.path / TEST_CURVE, test))
     return callbacks
 
 
