@@ -269,13 +269,15 @@ def test_a_page_with_a_committee_computes_the_mean_and_shows_no_hidden_layers(ch
 
 
 def drawings(size: int) -> np.ndarray:
-    """uint8 images: blank, full, dots, lines of one pixel at all slants, and a faint line."""
+    """uint8 images: blank, full, dots, lines of one pixel at all slants, and faint lines."""
     y, x = np.mgrid[:size, :size]
     images = [np.zeros((size, size)), np.full((size, size), 255)]
     images += [255 * ((y == row) & (x == column)) for row, column in ((0, 0), (3, size - 1), (size // 2, 2))]
     for slope in (-2, -0.7, 0, 0.3, 1):
         images.append(255 * (np.abs(x - size / 2 - slope * (y - size / 2)) < 0.5))
     images += [255 * (y == 2), 255 * ((y == size // 2 + x // 3) & (x > 1)), 7 * (x == y)]
+    # Beside a line, one of 2 % of its brightness, which is not ink yet, and one just above.
+    images += [50 * k * (x == size // 2) + (k + more) * (x == 1) for k in range(1, 6) for more in (0, 1)]
     return np.array(images).astype(np.uint8)
 
 
@@ -312,7 +314,8 @@ def test_the_page_preprocesses_images_as_python(chrome: Any, tmp_path: Path, nam
     for model in (Committee([*networks, networks[0]]), *networks):
         write_page(tmp_path / "pad.html", drawing_page(model, test.feature_shape))
         open_page(chrome, tmp_path / "pad.html")
-        inputs, probabilities = given.reshape(len(given), -1) / white, model.predict_proba(given)
+        inputs = (given.reshape(len(given), -1) / white).astype(np.float32)  # as those of drawings
+        probabilities = model.predict_proba(given)
         found = predictions(chrome, inputs)
         np.testing.assert_allclose(found, probabilities, atol=1e-4)
         np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
