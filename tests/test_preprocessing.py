@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from gpumlp import (
     Dataset,
     Distortion,
     Inputs,
-    ModelFileError,
     Preprocessing,
     StreamedDataset,
     fit,
@@ -281,12 +281,18 @@ def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
         np.testing.assert_allclose(found, model.predict_proba(given), atol=1e-6)
 
 
-def test_a_page_is_refused() -> None:
+def test_a_page_is_refused_for_other_images() -> None:
     pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
-    model = trained(preprocess=BOTH)
+    from gpumlp.report import drawing_page
+
+    test, model = load_digits()[1], trained(preprocess=BOTH)
     for given in (model, Committee([trained(), model])):
-        with pytest.raises(ModelFileError, match=r"needs Preprocessing\(deskew=True, width=6\)"):
-            html_bytes(given)
+        with pytest.raises(ValueError, match="preprocesses images of 8 x 8, got 4 x 16; give the image_shape"):
+            drawing_page(given, (4, 16))
+        data = Dataset(test.images - 1, test.labels, classes=10)
+        with pytest.raises(ValueError, match="on a background of 0, got data with values from -1; give data as"):
+            drawing_page(given, (8, 8), data=data)
+        assert html_bytes(given)
 
 
 def test_an_npz_file_says_what_is_to_be_done(tmp_path: Path) -> None:
@@ -316,9 +322,11 @@ def test_a_run_is_trained_resumed_evaluated_and_used_with_it(tmp_path: Path, cap
     plain.inputs = None
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), plain.predict_proba(BOTH(test.images)))
     assert run("report", tmp_path / "run") == 0
-    assert "run is not included: a page does not preprocess drawings, and the network needs Preprocessing" in (
-        tmp_path / "run" / "report.html"
-    ).read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    found = re.search(r'id="gpumlp-networks">(.*?)</script>', page, re.S)
+    assert found
+    (network,) = json.loads(found[1])
+    assert [(each["deskew"], each["width"]) for each in network["preprocessing"]] == [(True, 6)]
 
 
 @pytest.mark.parametrize("words", [["deskew=1"], ["width"], ["width=0"], ["width=6", "width=7"], ["slant"]])

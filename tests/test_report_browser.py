@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp import ELU, MLP, Committee, Dataset, LeakyReLU, fit, load_dataset
+from gpumlp import ELU, MLP, Committee, Dataset, Inputs, LeakyReLU, Preprocessing, fit, load_dataset
 from gpumlp.nn.activations import ACTIVATIONS
+from gpumlp.nn.committee import members_of
 from gpumlp.report import drawing_page, report_page, write_page
 from gpumlp.report.page import render_report
 from tests.command_helpers import DIGITS, run
@@ -265,6 +266,86 @@ def test_a_page_with_a_committee_computes_the_mean_and_shows_no_hidden_layers(ch
     np.testing.assert_allclose(predictions(chrome, images), committee.predict_proba(images), atol=1e-4)
     assert not chrome.find_elements("css selector", "#pad-hidden canvas")
     assert console(chrome) == []
+
+
+def drawings(size: int) -> np.ndarray:
+    """uint8 images: blank, full, dots, lines of one pixel at all slants, and faint lines."""
+    y, x = np.mgrid[:size, :size]
+    images = [np.zeros((size, size)), np.full((size, size), 255)]
+    images += [255 * ((y == row) & (x == column)) for row, column in ((0, 0), (3, size - 1), (size // 2, 2))]
+    for slope in (-2, -0.7, 0, 0.3, 1):
+        images.append(255 * (np.abs(x - size / 2 - slope * (y - size / 2)) < 0.5))
+    images += [255 * (y == 2), 255 * ((y == size // 2 + x // 3) & (x > 1)), 7 * (x == y)]
+    # Beside a line, one of 2 % of its brightness, which is not ink yet, and one just above.
+    images += [50 * k * (x == size // 2) + (k + more) * (x == 1) for k in range(1, 6) for more in (0, 1)]
+    return np.array(images).astype(np.uint8)
+
+
+PREPROCESSING: list[Preprocessing | None] = [
+    Preprocessing(deskew=True), None, Preprocessing(width=5), Preprocessing(deskew=True, width=3),
+    Preprocessing(width=8), Preprocessing(deskew=True, width=5),
+]  # fmt: skip
+
+
+def preprocessing_networks(shape: tuple[int, int], dtype: str) -> list[MLP]:
+    """An untrained network for images of a shape with each of `PREPROCESSING`."""
+    members = [MLP([shape[0] * shape[1], 12, 10], seed=seed, device="cpu") for seed in range(len(PREPROCESSING))]
+    for member, preprocessing in zip(members, PREPROCESSING, strict=True):
+        member.inputs = Inputs(shape, dtype, "own", preprocessing)
+    return members
+
+
+def made(model: MLP | Committee, images: np.ndarray) -> np.ndarray:
+    """Images after each preprocessing of a network, ``(images, preprocessings, pixels)``."""
+    found = dict.fromkeys(member.inputs.preprocessing for member in members_of(model) if member.inputs)
+    return np.stack([(each(images) if each else images).reshape(len(images), -1) for each in found], axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("name", ["digits", "auto"])
+def test_the_page_preprocesses_images_as_python(chrome: Any, tmp_path: Path, name: str, dtype: str) -> None:
+    """Also blank images, dots and thin lines; a network alone, and each member of a committee in its own way."""
+    test = load_dataset(name)[1]
+    images = test.images[:60] if test.images.dtype == np.uint8 else np.rint(255 * test.images[:60])
+    images = np.concatenate([drawings(images.shape[1]), images.astype(np.uint8)])
+    given = images if dtype == "uint8" else (images / 255).astype(np.float32)
+    white = 255 if dtype == "uint8" else 1
+    networks = preprocessing_networks(test.feature_shape, dtype)
+    for model in (Committee([*networks, networks[0]]), *networks):
+        write_page(tmp_path / "pad.html", drawing_page(model, test.feature_shape))
+        open_page(chrome, tmp_path / "pad.html")
+        inputs = (given.reshape(len(given), -1) / white).astype(np.float32)  # as those of drawings
+        probabilities = model.predict_proba(given)
+        found = predictions(chrome, inputs)
+        np.testing.assert_allclose(found, probabilities, atol=1e-4)
+        np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
+        script = "return arguments[0].map((each) => gpumlp.preprocessed(each).map((image) => Array.from(image)))"
+        seen = np.array(chrome.execute_script(script, inputs.tolist()))
+        np.testing.assert_allclose(seen, made(model, given) / white, atol=1e-6)  # far below a grey level
+        assert console(chrome) == []
+
+
+def test_a_drawing_is_preprocessed_and_shown_as_the_network_sees_it(chrome: Any, tmp_path: Path) -> None:
+    networks = preprocessing_networks((28, 28), "uint8")
+    captions = ["deskewed", "unchanged", "5 pixels wide"]
+    for model, shown in ((Committee(networks[:3]), captions), (networks[0], captions[:1]), (networks[1], [""])):
+        write_page(tmp_path / "pad.html", drawing_page(model, (28, 28)))
+        open_page(chrome, tmp_path / "pad.html")
+        stroke(chrome, (60, -100), (-120, 200))
+        percents = [float(text.removesuffix(" %")) for text in shares(chrome)]
+        drawing = np.array(chrome.execute_script("return Array.from(gpumlp.drawing())")).reshape(1, 28, 28)
+        image = np.rint(255 * drawing).astype(np.uint8)  # as of a picture
+        np.testing.assert_allclose(percents, 100 * model.predict_proba(image)[0], atol=0.1)
+        levels = chrome.execute_script(
+            "return [...document.querySelectorAll('#pad-seen canvas')].map((canvas) => Array.from(canvas"
+            ".getContext('2d').getImageData(0, 0, 28, 28).data).filter((_, place) => place % 4 === 0))"
+        )
+        np.testing.assert_allclose(np.array(levels), made(model, image)[0].astype(int), atol=1)
+        texts = [each.text for each in chrome.find_elements("css selector", "#pad-seen figcaption")]
+        assert texts == shown
+        assert console(chrome) == []
+    changed = made(networks[0], image).astype(int) - image.ravel()
+    assert np.abs(changed).max() > 100  # the stroke is slanted
 
 
 def test_a_drawing_of_a_test_image_is_centred_like_the_image(

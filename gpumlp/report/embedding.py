@@ -17,6 +17,8 @@ from ..nn.committee import Committee, members_of
 from ..nn.losses import output_function
 from ..nn.model_file import class_names
 from ..nn.network import MLP
+from ..nn.preprocessing import HALF, INK, STEEPEST, middle_of
+from ..words import as_product
 
 _INK = 0.02  # a pixel this fraction of the way from background to ink is part of the drawing
 _EXTENT = 0.95  # the quantile of the extents of drawings that is the size of their box
@@ -105,8 +107,8 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
         name: shown on the page.
 
     Raises:
-        ValueError: the number of pixels is not that of the network's inputs, its outputs are not classes, or the
-            page does not support an activation, a layer, or a preprocessing.
+        ValueError: the number of pixels is not that of the network's inputs, its outputs are not classes, the page
+            does not support an activation or a layer, or the images are not those that it preprocesses.
     """
     first, *others = members_of(model)
     if field.height * field.width != first.sizes[0]:
@@ -120,6 +122,13 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
             "train with softmax_cross_entropy"
         )
     sizes = "-".join(map(str, first.sizes))
+    preprocessing: list[dict[str, Any] | None] = []
+    members = []
+    for member in (first, *others):
+        own = _preprocessing(member, field)
+        if own not in preprocessing:
+            preprocessing.append(own)
+        members.append({**_member(member), "preprocessing": preprocessing.index(own)})
     return {
         "name": name,
         "about": f"committee of {1 + len(others)} networks" if others else sizes,
@@ -130,16 +139,39 @@ def embed(model: MLP | Committee, field: Field, name: str) -> dict[str, Any]:
         "ink": field.ink,
         "box": [field.box_height, field.box_width],
         "centre": [field.centre_y, field.centre_x],
-        "members": [_member(member) for member in (first, *others)],
+        "preprocessing": preprocessing,
+        "members": members,
+    }
+
+
+def _preprocessing(model: MLP, field: Field) -> dict[str, Any] | None:
+    """What ``network.js`` does with an image before the network sees it."""
+    if model.inputs is None or model.inputs.preprocessing is None:
+        return None
+    found, shape = model.inputs.preprocessing, (field.height, field.width)
+    if shape != model.inputs.shape:
+        raise ValueError(
+            f"{model} preprocesses images of {as_product(model.inputs.shape)}, got {as_product(shape)}; give the "
+            "image_shape that it was trained on"
+        )
+    if min(field.background, field.ink) < 0:
+        raise ValueError(
+            f"{found} is expected with images on a background of 0, got data with values from "
+            f"{min(field.background, field.ink):g}; give data as it was trained on"
+        )
+    return {
+        "deskew": found.deskew,
+        "width": found.width,
+        "centre": 0.0 if found.width is None else middle_of(found.width, field.width),
+        "white": 255 if model.inputs.pixels else None,
+        "ink": INK,
+        "steepest": STEEPEST,
+        "half": HALF,
     }
 
 
 def _member(model: MLP) -> dict[str, Any]:
     """What a page computes of a network."""
-    if model.inputs is not None and model.inputs.preprocessing is not None:
-        raise ValueError(
-            f"a page does not preprocess drawings, and the network needs {model.inputs.preprocessing}"
-        )
     hidden = [layer.activation for layer in dense_layers(model)[:-1]]
     for h in hidden:
         if type(h) not in ACTIVATIONS.built_in:

@@ -2,11 +2,12 @@
 //
 //   networks                             their descriptions: name, classes, height, width, ..., and their members: one
 //                                        with sizes, activations and layers, or those of a committee
-//   predict(pixels, network = 0)         probabilities, a Float32Array; pixels are the network's own inputs
+//   predict(pixels, network = 0)         probabilities, a Float32Array, of an image that is not yet preprocessed
 //   activations(pixels, network = 0)     the outputs of each hidden layer, Float32Arrays; none of a committee
+//   preprocessed(pixels, network = 0)    such an image after each preprocessing of the network, Float32Arrays
 //   centre(ink, width, height, network)  a drawing of ink from 0 to 1, scaled and centred as the training images
-//   inputs(image, network = 0)           such an image as inputs: 0 becomes the background's value, 1 the ink's
-//   drawing()                            the image shown as "Network input"
+//   inputs(image, network = 0)           such an image in the network's scale: 0 is the background's value, 1 the ink's
+//   drawing()                            the drawing of the pad, scaled and centred
 //
 // Sums are computed in double and stored in single precision: probabilities agree with Python's to 1e-4.
 "use strict";
@@ -50,12 +51,54 @@ window.gpumlp = (() => {
     return networks[network].members;
   };
 
-  const forward = (pixels, member) => {
-    const { sizes, activations } = member;
-    if (pixels.length !== sizes[0]) throw new RangeError(`expected ${sizes[0]} pixels, got ${pixels.length}`);
+  // An image as gpumlp.Preprocessing makes it, which has the equations. With white, pixels are shares of it.
+  const resampled = (pixels, columns, { deskew, width, centre, white, ink, steepest, half }) => {
+    const image = Float64Array.from(pixels, (value) => white ? Math.round(white * value) : value);
+    const sum = (value) =>
+      image.reduce((all, p, place) => all + p * value(place % columns, Math.floor(place / columns)), 0);
+    const mass = sum(() => 1) || 1, mean = (value) => sum(value) / mass, y0 = mean((x, y) => y);
+    let slope = 0, scale = 1, middle = centre;
+    if (deskew) {
+      const x0 = mean((x) => x), spread = mean((x, y) => (y - y0) ** 2);
+      slope = mean((x, y) => (x - x0) * (y - y0)) / (spread || 1);
+      slope = Math.max(-steepest, Math.min(steepest, slope));
+    }
+    const shift = (y) => slope * (y - y0);
+    if (width) {
+      const least = ink * image.reduce((a, b) => Math.max(a, b));
+      let left = columns, right = -1;
+      image.forEach((p, place) => {
+        if (p <= least) return;
+        const upright = place % columns - shift(Math.floor(place / columns));
+        left = Math.min(left, upright);
+        right = Math.max(right, upright);
+      });
+      if (right >= left) { scale = (right - left + 1) / width; middle = (left + right) / 2; }
+    }
+    const reach = Math.max(scale, 1), taps = Math.ceil(reach);
+    return Float32Array.from(image, (_, place) => {
+      const y = Math.floor(place / columns), source = middle + scale * (place % columns - centre) + shift(y);
+      let total = 0, weights = 0;
+      for (let tap = 1 - taps; tap <= taps; tap++) {
+        const column = Math.floor(source) + tap, weight = Math.max(0, 1 - Math.abs(source - column) / reach);
+        weights += weight;
+        if (column >= 0 && column < columns) total += weight * image[y * columns + column];
+      }
+      return white ? Math.floor(total / weights + half) / white : total / weights;
+    });
+  };
+
+  const preprocessed = (pixels, network = 0) => {
+    const expected = membersOf(network)[0].sizes[0], { width, preprocessing } = networks[network];
+    if (pixels.length !== expected) throw new RangeError(`expected ${expected} pixels, got ${pixels.length}`);
+    return preprocessing.map((each) => each ? resampled(pixels, width, each) : Float32Array.from(pixels));
+  };
+
+  const forward = (images, member) => {
+    const { activations } = member;
     if (!decoded.has(member)) decoded.set(member, decode(member));
     const layers = decoded.get(member), outputs = [];
-    let input = Float32Array.from(pixels);
+    let input = images[member.preprocessing];
     layers.forEach(({ weights, biases }, number) => {
       const units = biases.length, sums = Float64Array.from(biases);
       for (let from = 0, place = 0; from < input.length; from++, place += units) {
@@ -69,8 +112,8 @@ window.gpumlp = (() => {
     return outputs;
   };
 
-  const probabilities = (pixels, member) => {
-    const logits = forward(pixels, member).at(-1);
+  const probabilities = (images, member) => {
+    const logits = forward(images, member).at(-1);
     const largest = logits.reduce((a, b) => Math.max(a, b));
     const powers = Float64Array.from(logits, (s) => Math.exp(s - largest));
     const total = powers.reduce((a, b) => a + b);
@@ -78,13 +121,14 @@ window.gpumlp = (() => {
   };
 
   const predict = (pixels, network = 0) => {
-    const each = membersOf(network).map((member) => probabilities(pixels, member));
+    const images = preprocessed(pixels, network);
+    const each = networks[network].members.map((member) => probabilities(images, member));
     return Float32Array.from(each[0], (_, place) => each.reduce((sum, own) => sum + own[place], 0) / each.length);
   };
 
   const activations = (pixels, network = 0) => {
     const members = membersOf(network);
-    return members.length > 1 ? [] : forward(pixels, members[0]).slice(0, -1);
+    return members.length > 1 ? [] : forward(preprocessed(pixels, network), members[0]).slice(0, -1);
   };
 
   // The cells that each of `count` equal pieces of [from, to) covers, with the covered length of each.
@@ -133,5 +177,5 @@ window.gpumlp = (() => {
     return Float32Array.from(image, (share) => background + share * (ink - background));
   };
 
-  return { networks, predict, activations, centre, inputs, drawing: () => new Float32Array(0) };
+  return { networks, predict, activations, preprocessed, centre, inputs, drawing: () => new Float32Array(0) };
 })();

@@ -1,7 +1,7 @@
 // The drawing pad: strokes from pointer or keyboard, and the answer of the chosen network.
 "use strict";
 (() => {
-  const { networks, predict, activations, centre, inputs } = window.gpumlp;
+  const { networks, predict, activations, preprocessed, centre, inputs } = window.gpumlp;
   const find = (id) => document.getElementById(id);
   const pad = find("pad"), seen = find("pad-seen"), bars = find("pad-bars"), result = find("pad-result");
   const chooser = find("pad-network"), hidden = find("pad-hidden"), brushText = find("pad-brush");
@@ -45,11 +45,17 @@
     }
   };
 
-  const drawSeen = () => {
-    const context = seen.getContext("2d"), { height: rows, width: columns } = networks[network];
-    const pixels = context.createImageData(columns, rows);
-    image.forEach((share, place) => pixels.data.set([255 * share, 255 * share, 255 * share, 255], 4 * place));
-    context.putImageData(pixels, 0, 0);
+  const drawSeen = (images) => {
+    const { background, ink } = networks[network];
+    images.forEach((image, number) => {
+      const canvas = seen.querySelectorAll("canvas")[number], context = canvas.getContext("2d");
+      const pixels = context.createImageData(canvas.width, canvas.height);
+      image.forEach((value, place) => {
+        const level = 255 * (value - background) / (ink - background);
+        pixels.data.set([level, level, level, 255], 4 * place);
+      });
+      context.putImageData(pixels, 0, 0);
+    });
   };
 
   const drawHidden = (layers) => {
@@ -85,8 +91,8 @@
     const ink = new Float32Array(raster.width * raster.height);
     for (let place = 0; place < ink.length; place++) ink[place] = data[4 * place] / 255;
     image = centre(ink, raster.width, raster.height, network);
-    drawSeen();
     const pixels = inputs(image, network), empty = strokes.length === 0;
+    drawSeen(preprocessed(pixels, network));
     const shares = predict(pixels, network);
     drawHidden(activations(pixels, network));
     const best = shares.reduce((top, share, place) => share > shares[top] ? place : top, 0);
@@ -100,7 +106,8 @@
     timer = setTimeout(() => {
       const order = [...shares.keys()].sort((a, b) => shares[b] - shares[a]);
       result.textContent = empty ? "Draw something." : `It looks like ${networks[network].classes[order[0]]}, ${percent(shares[order[0]])}; next ${networks[network].classes[order[1]]}, ${percent(shares[order[1]])}.`;
-      seen.setAttribute("aria-label", empty ? "Nothing yet" : "Your drawing, scaled and centred");
+      const label = empty ? "Nothing yet" : "Your drawing, scaled and centred";
+      for (const canvas of seen.querySelectorAll("canvas")) canvas.setAttribute("aria-label", label);
     }, 400);
   };
 
@@ -181,8 +188,16 @@
     pad.height = 2 * LONG * height;
     raster.width = Math.round(LONG * width);
     raster.height = Math.round(LONG * height);
-    seen.width = field.width;
-    seen.height = field.height;
+    seen.replaceChildren(...field.preprocessing.map((each) => {
+      const figure = element("figure", ""), canvas = document.createElement("canvas");
+      Object.assign(canvas, { width: field.width, height: field.height });
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", "Nothing yet");
+      const done = [each?.deskew && "deskewed", each?.width && `${each.width} pixels wide`].filter(Boolean).join(", ");
+      const several = field.preprocessing.length > 1;
+      figure.append(canvas, element("figcaption", "", done || (several ? "unchanged" : "")));
+      return figure;
+    }));
     find("pad-seen-text").textContent = `${field.width} × ${field.height} pixels: the drawing scaled to ${field.box[1]} × ${field.box[0]} and centred`;
     bars.replaceChildren(...Array.from({ length: field.classes.length }, (_, label) => {
       const row = element("li", ""), track = element("span", "track");
