@@ -86,7 +86,8 @@ class Options(Config):
 
     grid: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=VALUE,VALUE ...: train every combination of these values of options, as in learning-rate=0.01,0.1
-    hidden=64,128x64 (x joins the layers of a network; none is no value)."""
+    hidden=64,128x64 (x joins the layers of a network, + words, as in augment=none,rotation=5+elastic=34,4; none is
+    no value)."""
     random: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=LOW:HIGH ...: draw the values, as in momentum=0:0.99, or with a uniform logarithm, as in
     learning-rate=log:1e-3:1, or from a list, as in --grid."""

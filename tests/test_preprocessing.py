@@ -348,4 +348,4 @@ def test_a_run_is_trained_resumed_evaluated_and_used_with_it(tmp_path: Path, cap
 @pytest.mark.parametrize("words", [["deskew=1"], ["width"], ["width=0"], ["width=6", "width=7"], ["slant"]])
 def test_bad_options_are_refused_in_words(words: list[str], capsys: Captured) -> None:
     assert run("train", *DIGITS, "--preprocess", *words) == 2
-    assert "preprocess: expected deskew, width=PIXELS, or both, got" in capsys.readouterr().err
+    assert "preprocess: expected deskew, width=PIXELS (1 or more), or both, got" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--grid"], "grid: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got none"),
         (["--random", "--trials", 3], "random: expected NAME=VALUE,VALUE"),
         (["--grid", "activation=relu,max"], "one for each hidden layer, got 'max'"),
-        (["--grid", "hidden=64x,32"], "hidden: expected whole numbers of 1 or more, or none, got ('64x',)"),
+        (["--grid", "hidden=64x,32"], "hidden: expected whole numbers of 1 or more, or none, got '64x'"),
         (["--trials", 3], "trials: expected only with random"),
         (["--random", "l2=0:1", "--trials", 0], "trials: expected a whole number of 1 or more, got 0"),
         (["--seeds", "x"], "seeds: expected a whole number of 1 or more, got 'x'"),
