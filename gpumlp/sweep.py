@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import tyro
@@ -54,6 +55,7 @@ from .training.sweeps import (
     SweepProgress,
     TrainElsewhere,
     metric_problems,
+    require_data,
     train_all,
 )
 
@@ -280,7 +282,9 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
             raise ConfigError(f"trials: the sweep has {len(sweep.runs):,} already, got {options.trials:,}")
         sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
-    training, _ = shared.data(changed, progress.display)
+    check = partial(require_data, sweep)
+    training, test = shared.data(changed, progress.display, check=check)
+    check(training, test)
     if problems := metric_problems(given(options.metric), training):
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(sweep, config=changed, metric=given(options.metric))

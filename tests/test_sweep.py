@@ -298,6 +298,12 @@ def test_a_sweep_is_resumed_with_its_own_options_and_data(
         assert f"{changed[0][2:]}: a sweep is resumed with its own options" in capsys.readouterr().err
     np.savez(tmp_path / "own.npz", x_train=-x, y_train=y, x_test=x, y_test=y)
     assert run("sweep", "--resume", out) == 2
+    assert f"{out}: the sweep was made with other data: expected a training set 60x3-" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=-x, y_test=y)
+    assert run("sweep", "--resume", out) == 2
+    assert f"{out}: the sweep was made with other data: expected a test set 60x3-" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=x, x_test=x, y_test=x)  # numbers, which have no accuracy
+    assert run("sweep", "--resume", out) == 2
     assert f"{out}: the sweep was made with other data" in capsys.readouterr().err
 
 
