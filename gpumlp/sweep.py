@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import tyro
@@ -54,6 +55,7 @@ from .training.sweeps import (
     SweepProgress,
     TrainElsewhere,
     metric_problems,
+    require_data,
     train_all,
 )
 
@@ -86,7 +88,8 @@ class Options(Config):
 
     grid: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=VALUE,VALUE ...: train every combination of these values of options, as in learning-rate=0.01,0.1
-    hidden=64,128x64 (x joins the layers of a network; none is no value)."""
+    hidden=64,128x64 (x joins the layers of a network, + words, as in augment=none,rotation=5+elastic=34,4; none is
+    no value)."""
     random: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=LOW:HIGH ...: draw the values, as in momentum=0:0.99, or with a uniform logarithm, as in
     learning-rate=log:1e-3:1, or from a list, as in --grid."""
@@ -279,7 +282,9 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
             raise ConfigError(f"trials: the sweep has {len(sweep.runs):,} already, got {options.trials:,}")
         sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
-    training, _ = shared.data(changed, progress.display)
+    check = partial(require_data, sweep)
+    training, test = shared.data(changed, progress.display, check=check)
+    check(training, test)
     if problems := metric_problems(given(options.metric), training):
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(sweep, config=changed, metric=given(options.metric))

@@ -94,7 +94,7 @@ def test_every_wrong_value_is_named_before_any_work(tmp_path: Path, capsys: pyte
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "gpumlp-train: hidden: expected whole numbers of 1 or more, or none, got (0,)",
+        "gpumlp-train: hidden: expected whole numbers of 1 or more, or none, got 0",
         f"gpumlp-train: activation: expected one of {', '.join(ACTIVATIONS)}, or several of them, one for each "
         "hidden layer, got 'f'",
         "gpumlp-train: learning_rate: expected a number above 0, got -1.0",

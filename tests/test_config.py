@@ -110,7 +110,34 @@ def test_a_wrong_value_is_refused_with_the_allowed_range(name: str, value: objec
         Config(**{name: value}).check()
     assert str(error.value).startswith(f"{name}: expected ")
     assert expected in str(error.value)
-    assert repr(value) in str(error.value)
+    assert str(error.value).endswith(repr(value[-1] if isinstance(value, tuple) and value else value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "augment",
+            ("rotation=5", "elastic=34,0"),
+            "augment: expected elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), got 'elastic=34,0'",
+        ),
+        ("augment", ("rotation",), "rotation=DEGREES (to 180), got 'rotation'"),
+        ("augment", ("shear=0.1", "twist=1"), "such as rotation=7.5 elastic=34,4, got 'twist=1'"),
+        ("augment", ("shear=0.1", "shear=0.2"), "elastic=34,4, got 'shear=0.1', 'shear=0.2'"),
+        ("preprocess", ("deskew", "width=0"), "deskew, width=PIXELS (1 or more), or both, got 'width=0'"),
+        ("class_weight", ("six=20", "seven"), "another weight than 1, got 'seven'"),
+        ("class_weight", (), "another weight than 1, got ()"),
+        ("hidden", (64, 0, 8), "whole numbers of 1 or more, or none, got 0"),
+        ("activation", ("relu", "cube"), "one for each hidden layer, got 'cube'"),
+        ("dropout", (0.1, 1.0), "one for each hidden layer, got 1.0"),
+        ("dataset", ("a.npy", "b.npy", "c.npy"), "one of their targets, got 'a.npy', 'b.npy', 'c.npy'"),
+    ],
+)
+def test_of_several_words_the_wrong_one_is_named(name: str, value: tuple, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config(**{name: value}).check()
+    assert str(error.value).startswith(f"{name}: expected ")
+    assert str(error.value).endswith(message)
 
 
 def test_all_wrong_values_are_named_at_once() -> None:

@@ -229,8 +229,6 @@ def test_streamed_images_are_distorted_by_their_place_in_the_files(tmp_path: Pat
         options["shards"] = shards
         fit(models[-1], data, optimizer=SGD(0.1, momentum=0.9), **options)
     np.testing.assert_array_equal(models[0].parameters.data, models[1].parameters.data)
-    with pytest.raises(DataError, match="images that are streamed to a GPU are not distorted, got"):
-        trainer_of(StreamedDataset(*paths), host_cuda_backend())
 
 
 def parameters(trainer: Trainer) -> np.ndarray:
@@ -433,7 +431,8 @@ def test_a_wrong_distortion_is_one_line(
 ) -> None:
     assert run("train", *DIGITS, "--augment", *words, "--out", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "augment: expected rotation=DEGREES (to 180)" in line
+    assert "augment: expected " in line
+    assert line.endswith(f"got {', '.join(map(repr, words))}")
     assert not (tmp_path / "run").exists()
 
 

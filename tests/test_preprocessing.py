@@ -13,7 +13,9 @@ import pytest
 from gpumlp import (
     MLP,
     SGD,
+    Blocks,
     Committee,
+    DataError,
     Dataset,
     Distortion,
     Inputs,
@@ -226,13 +228,35 @@ def test_anything_else_is_refused() -> None:
         trained(preprocess="deskew")
 
 
-def test_streamed_samples_are_not_preprocessed(tmp_path: Path) -> None:
-    train = load_digits()[0]
-    np.save(tmp_path / "x.npy", train.images)
-    np.save(tmp_path / "y.npy", train.labels)
-    data = StreamedDataset(tmp_path / "x.npy", tmp_path / "y.npy")
-    with pytest.raises(ValueError, match="samples that are streamed are not preprocessed"):
-        fit(MLP([64, 10], device="cpu"), data, preprocess=BOTH)
+def streamed(folder: Path, images: np.ndarray) -> StreamedDataset:
+    np.save(folder / "x.npy", images)
+    np.save(folder / "y.npy", load_digits()[0].labels)
+    return StreamedDataset(folder / "x.npy", folder / "y.npy")
+
+
+@pytest.mark.parametrize(("dtype", "pixels"), [("uint8", True), ("uint8", False), ("float32", None)])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_streamed_samples_are_preprocessed_as_those_in_memory(
+    tmp_path: Path, dtype: str, pixels: bool | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumlp.data.rows._PIECE", 7_000)  # pieces that divide no window
+    images = (load_digits()[0].images * (255 if dtype == "uint8" else 1)).astype(dtype)
+    data = streamed(tmp_path, images)
+    found = []
+    for each in (data, data.in_memory()):
+        model = MLP([64, 8, 10], device="cpu", dtype=precision)
+        options: dict[str, Any] = {"order": Blocks(50, 3), "validation": 0.1, "epochs": 2, "pixels": pixels}
+        history = fit(model, each, preprocess=BOTH, optimizer=SGD(1e-3), **options)
+        found.append((model.parameters.data.tobytes(), history["validation_loss"], model.evaluate(each)))
+    assert found[0] == found[1]
+    assert (data.images[:] == images).all()
+
+
+def test_a_streamed_sample_below_the_background_is_one_sentence(tmp_path: Path) -> None:
+    images = load_digits()[0].images.copy()
+    images[700, 3, 3] = -1
+    with pytest.raises(DataError, match=r"x\.npy: .* on a background of 0, got values from -1; add what"):
+        fit(MLP([64, 10], device="cpu"), streamed(tmp_path, images), preprocess=BOTH, epochs=1)
 
 
 # -- Files and commands ------------------------------------------------------------------------------------------
@@ -332,4 +356,4 @@ def test_a_run_is_trained_resumed_evaluated_and_used_with_it(tmp_path: Path, cap
 @pytest.mark.parametrize("words", [["deskew=1"], ["width"], ["width=0"], ["width=6", "width=7"], ["slant"]])
 def test_bad_options_are_refused_in_words(words: list[str], capsys: Captured) -> None:
     assert run("train", *DIGITS, "--preprocess", *words) == 2
-    assert "preprocess: expected deskew, width=PIXELS, or both, got" in capsys.readouterr().err
+    assert "preprocess: expected deskew, width=PIXELS (1 or more), or both, got" in capsys.readouterr().err

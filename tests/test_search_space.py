@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gpumlp.training.config import PRESETS, Config, ConfigError
-from gpumlp.training.search_space import NOTES, grid, label, random, with_values
+from gpumlp.training.search_space import NOTES, grid, label, random, value_text, with_values
 
 
 def test_a_grid_is_every_combination() -> None:
@@ -28,11 +28,20 @@ def test_a_grid_is_every_combination() -> None:
         ("clip-norm=none,1", [None, 1.0]),
         ("class-weight=none,balanced,six=2", [None, "balanced", "six=2"]),
         ("epochs=5,10,5", [5, 10]),
+        (
+            "augment=none,elastic=34,4,rotation=7.5+elastic=34,.5",
+            [(), ("elastic=34,4",), ("rotation=7.5", "elastic=34,.5")],
+        ),
+        ("preprocess=none,deskew,deskew+width=12", [(), ("deskew",), ("deskew", "width=12")]),
+        ("class-weight=six=2+seven=3,a+b=2,c++=2,d=1e+3", [("six=2", "seven=3"), "a+b=2", "c++=2", "d=1e+3"]),
     ],
 )
 def test_values_are_those_that_train_takes(word: str, values: list) -> None:
     found, _ = grid(Config(hidden=(8, 8), momentum=0.5), [word])
     assert [next(iter(each.values())) for each in found] == values
+    option = word.partition("=")[0]
+    again = [f"{option}={value_text(each[option.replace('-', '_')])}" for each in found]
+    assert [grid(Config(hidden=(8, 8), momentum=0.5), [each])[0][0] for each in again] == found
 
 
 def test_one_value_for_each_layer_needs_as_many_layers() -> None:
@@ -58,9 +67,27 @@ def test_the_grid_without_words_spans_the_ranges_of_the_notes() -> None:
             "grid: expected an option of gpumlp-train about the network or its training, got",
         ),
         (["l2=1", "l2=2"], "grid: expected each option once, got l2 twice"),
+        (["test=a,b"], "grid: expected an option of gpumlp-train about the network or its training, got test"),
+        (
+            ["augment=shear=0.1+elastic=34,0"],
+            "augment: expected elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), got",
+        ),
+        (["augment=shear=0.1+"], "augment: expected shear=PART (to 1), got 'shear=0.1+'"),
+        *(
+            (
+                [first, second, "l2=0"],
+                f"grid: expected + between the words of one network, got a space; write {first}+{second}",
+            )
+            for first, second in (
+                ("augment=none,rotation=5", "elastic=34,4,shear=0.1"),
+                ("preprocess=width=12", "deskew"),
+                ("class-weight=six=2", "seven=3"),
+            )
+        ),
+        (["augment=rotation=5", "lerning-rate=1"], "got lerning-rate; did you mean learning-rate?"),
         (
             ["learning-rate=-1,0.1,x", "hidden=0"],
-            "hidden: expected whole numbers of 1 or more, or none, got (0,)\n"
+            "hidden: expected whole numbers of 1 or more, or none, got 0\n"
             "learning_rate: expected a number above 0, got -1.0\n"
             "learning_rate: expected a number above 0, got 'x'",
         ),
@@ -90,6 +117,13 @@ def test_what_is_drawn_lies_in_its_range_and_is_the_same_for_the_same_seed() -> 
     assert sum(momenta) / 200 == pytest.approx(0.5, abs=0.05)
     assert all(len(each["hidden"]) == 1 and 8 <= each["hidden"][0] <= 256 for each in found)
     assert {each["activation"] for each in found} == {"relu", "tanh"}
+
+
+def test_words_are_drawn_from_a_list_also_with_a_colon() -> None:
+    found, _ = random(Config(), ["augment=elastic=34,4,none", "class-weight=a:b=2,six=1"], 4, 0)
+    assert {(each["augment"], each["class_weight"]) for each in found} == {
+        (augment, weight) for augment in (("elastic=34,4",), ()) for weight in ("a:b=2", "six=1")
+    }
 
 
 def test_whole_numbers_are_drawn_with_both_ends() -> None:

@@ -38,6 +38,7 @@ from gpumlp import (
     fit,
     fit_many,
     shuffle,
+    sweep,
     train,
 )
 from gpumlp.data import shuffling, stream, tables
@@ -659,6 +660,23 @@ def test_training_files_that_were_changed_are_named_and_not_those_of_the_test(
         assert "the run was trained on images.npy" in error
         assert f"put back what {files[0]}, {files[1]} was then" in error
         assert "/test-" not in error
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_training_files_of_a_sweep_that_were_changed_are_named(
+    name: str, tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = saved(tmp_path, *samples(seed=1), name="test-"), str(tmp_path / "sweep")
+    options = ["--device", "cpu", "--epochs", "1", "--jobs", "1", "--quiet", "--out", out]
+    assert sweep.main(["--dataset", *files, "--test", *test, "--grid", "hidden=4", *options]) == 0
+    CHANGES[name](files)
+    capsys.readouterr()
+    assert sweep.main(["--resume", out]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{out}: the sweep was made with other data: expected a training set " in error
+    assert ", but images.npy has " in error
+    assert not re.search("test-(images|labels)", error)
 
 
 def test_a_resumed_run_streams_as_it_did_at_its_start(

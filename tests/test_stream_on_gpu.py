@@ -19,8 +19,10 @@ from gpumlp import (
     Callback,
     DataError,
     Dataset,
+    Distortion,
     DivergenceError,
     Group,
+    Preprocessing,
     StreamedDataset,
     Trainer,
     fit,
@@ -149,6 +151,48 @@ def test_many_networks_stream_the_same_bits(tmp_path: Path, way: str) -> None:
         assert (one.backend.to_numpy(one.parameters.data) == other.backend.to_numpy(other.parameters.data)).all()
 
 
+# -- Distorted and preprocessed images ----------------------------------------------------------------------------
+
+AUGMENT = Distortion(rotation=20, scaling=0.2, shear=0.2, translation=3, elastic=(30, 4))
+PREPROCESS = Preprocessing(deskew=True, width=2)
+CHANGES: dict[str, dict[str, Any]] = {
+    "distorted": {"augment": AUGMENT, "validation": 0.1},
+    "distorted, batches larger than a window": {"augment": AUGMENT, "order": Blocks(5, 2), "batch_size": 100},
+    "preprocessed": {"preprocess": PREPROCESS, "validation": 0.1},
+    "both": {"augment": AUGMENT, "preprocess": PREPROCESS, "class_weight": "balanced"},
+}
+
+
+def pictures(dtype: Any = np.uint8) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = samples(dtype)
+    return images.reshape(-1, 3, 4), labels
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(way, name) for way in WAYS for name in CHANGES if way != "persistent" or "augment" not in CHANGES[name]],
+)
+def test_streamed_images_are_changed_as_in_memory(tmp_path: Path, way: str, name: str, dtype: Any) -> None:
+    same_bits(*pair(tmp_path, lambda: backend_of(way), *pictures(dtype), **CHANGES[name]))
+
+
+@pytest.mark.parametrize("way", ["eager", "graphs"])
+def test_distorted_streams_are_resumed_and_repeated_alike(tmp_path: Path, way: str) -> None:
+    data = StreamedDataset(*saved(tmp_path, *pictures()))
+    options: dict[str, Any] = {"augment": AUGMENT, "validation": 0.1, "diagnostics": False}
+    resumed_alike(*(trainer_on(backend_of(way), data, **options) for _ in range(3)))
+    repeated_alike(*(trainer_on(backend_of(way), data, batch_size=4, **options) for _ in range(2)))
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])
+def test_no_copy_overwrites_the_numbers_of_images_that_are_still_distorted(
+    tmp_path: Path, batch_size: int
+) -> None:
+    data = StreamedDataset(*saved(tmp_path, *pictures()))
+    assert mistakes(trainer_on(backend_of("eager"), data, augment=AUGMENT, batch_size=batch_size), 2) == 0
+
+
 # -- Epochs that are broken off, and errors -----------------------------------------------------------------------
 
 
@@ -218,22 +262,24 @@ def test_an_error_of_the_reading_thread_ends_training_after_the_last_whole_epoch
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}])
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"augment": AUGMENT}])
 def test_the_memory_that_is_announced_is_that_of_the_arrays(
     tmp_path: Path, way: str, options: dict[str, Any]
 ) -> None:
-    trainer = trainer_on(backend_of(way), StreamedDataset(*saved(tmp_path, *samples())), **options)
+    distorts = "augment" in options
+    backend = backend_of("eager" if distorts else way)
+    trainer = trainer_on(backend, StreamedDataset(*saved(tmp_path, *pictures())), **options)
     trainer.run(1)
     step, batches = trainer._step, trainer.batches
     assert isinstance(batches, DeviceBatches)
-    arrays = [step.order, step.targets, step.losses, step.scores, step.sample_weights]
-    others = sum(array._data.nbytes for array in arrays if array is not None)
+    arrays = {id(array): array for array in (step.order, step.numbers, step.targets, step.losses, step.scores)}
+    others = sum(array._data.nbytes for array in [*arrays.values(), step.sample_weights] if array is not None)
     assert batches.device_memory() == (batches.images._data.nbytes, others)
     assert len(batches.images) == 2 * 39 + 32
     held = trainer.model.backend.persistent._held.get(step)
     assert trainer.copied_bytes == (0 if held is None else held.values._data.nbytes)
-    assert (held is None) == (way != "persistent")
-    assert batches.memory()[0] == 39 * (FEATURES + 8 + 8)
+    assert (held is None) == (way != "persistent" or distorts)
+    assert batches.memory()[0] == 39 * (FEATURES + 8 + 8 + 8 * distorts)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +314,20 @@ def test_a_device_without_room_is_one_sentence(
     assert free / 2 < sum(batches.device_memory()) <= free
 
 
+def test_a_device_without_room_for_distortions_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    backend = backend_of("eager")
+    batches = StreamedDataset(*saved(tmp_path, *pictures())).batches(32, backend, np.float32)
+    on_device = batches.in_windows(Blocks(13, 3))
+    monkeypatch.setattr(backend.xp, "zeros", full, raising=False)
+    with pytest.raises(DataError, match=r"two windows of 3 blocks of 13 samples take .* on cuda:0, which has"):
+        on_device.distort(AUGMENT.warp((3, 4), 0, backend))
+
+
 class Two(Group):
     size = 2
 
@@ -292,7 +352,11 @@ def mistakes(trainer: Trainer, epochs: int) -> int:
     """Train, and count the copies that overwrite what steps read for which they have not waited."""
     backend, batches = trainer.model.backend, trainer.batches
     assert isinstance(batches, DeviceBatches)
-    arrays = {"images": batches.images, "order": batches.order, "targets": batches.targets}
+    arrays = {
+        name: getattr(batches, name)
+        for name in ("images", "order", "targets", "numbers")
+        if name != "numbers" or batches.warp is not None
+    }
     happened, run_steps = backend.xp.order, backend.run_steps
 
     def recorded(step: object, numbers: range, rates: list[float]) -> None:
@@ -300,7 +364,7 @@ def mistakes(trainer: Trainer, epochs: int) -> int:
             part = batches.slices[number]
             places = set(range(part.start, part.stop))
             rows = set(batches.order._data[part].tolist())
-            happened.append({"images": rows, "order": places, "targets": places})
+            happened.append({"images": rows, "order": places, "targets": places, "numbers": places})
         run_steps(step, numbers, rates)
 
     backend.run_steps = recorded
@@ -422,6 +486,7 @@ def many_samples(dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.integers(0, 10, 12_003)
     centres = rng.integers(90, 166, (10, 784))
     values = (centres[labels] + rng.integers(-90, 90, (12_003, 784))).astype(np.uint8)
+    values = values.reshape(-1, 28, 28)
     return (values if dtype == np.uint8 else (values / 255).astype(np.float32)), labels
 
 
@@ -442,6 +507,17 @@ def test_on_a_gpu_streamed_samples_give_the_bits_of_samples_in_memory(
     tmp_path: Path, name: str, real: Callable[[], Backend]
 ) -> None:
     same_bits(*on_the_card(tmp_path, real, validation=0.1, **SIZES[name]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("way", ["eager", "graphs"])
+def test_on_a_gpu_streamed_images_are_changed_as_in_memory(tmp_path: Path, way: str, dtype: Any) -> None:
+    if way == "graphs":
+        gpu_backend()
+        pytest.importorskip("nvmath", reason="nvmath-python is not installed")
+    options = {"order": Blocks(100, 7), "augment": AUGMENT, "preprocess": Preprocessing(width=14)}
+    same_bits(*on_the_card(tmp_path, lambda: gpu_backend(execution=way), dtype=dtype, **options))
 
 
 @pytest.mark.gpu

@@ -228,7 +228,7 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--grid"], "grid: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got none"),
         (["--random", "--trials", 3], "random: expected NAME=VALUE,VALUE"),
         (["--grid", "activation=relu,max"], "one for each hidden layer, got 'max'"),
-        (["--grid", "hidden=64x,32"], "hidden: expected whole numbers of 1 or more, or none, got ('64x',)"),
+        (["--grid", "hidden=64x,32"], "hidden: expected whole numbers of 1 or more, or none, got '64x'"),
         (["--trials", 3], "trials: expected only with random"),
         (["--random", "l2=0:1", "--trials", 0], "trials: expected a whole number of 1 or more, got 0"),
         (["--seeds", "x"], "seeds: expected a whole number of 1 or more, got 'x'"),
@@ -297,6 +297,12 @@ def test_a_sweep_is_resumed_with_its_own_options_and_data(
         assert run("sweep", "--resume", out, *changed) == 2
         assert f"{changed[0][2:]}: a sweep is resumed with its own options" in capsys.readouterr().err
     np.savez(tmp_path / "own.npz", x_train=-x, y_train=y, x_test=x, y_test=y)
+    assert run("sweep", "--resume", out) == 2
+    assert f"{out}: the sweep was made with other data: expected a training set 60x3-" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=-x, y_test=y)
+    assert run("sweep", "--resume", out) == 2
+    assert f"{out}: the sweep was made with other data: expected a test set 60x3-" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=x, x_test=x, y_test=x)  # numbers, which have no accuracy
     assert run("sweep", "--resume", out) == 2
     assert f"{out}: the sweep was made with other data" in capsys.readouterr().err
 

@@ -177,6 +177,7 @@ class Step(Protocol):
         state: of the optimizer: ``buffers``, flat arrays by name, ``scratch``, and ``steps``, the number taken.
         images: ``(n, features)``, uint8 pixels or the network's dtype.
         order: ``(samples,)`` int64, the rows of an epoch.
+        numbers: ``(samples,)`` int64, the rows of the data, by which images are distorted; usually `order`.
         targets: ``(samples, ...)``, in the epoch's order.
         sample_weights: ``(samples,)`` in the epoch's order, or None.
         losses: ``(samples,)``; a step writes the part of its batch.
@@ -234,6 +235,8 @@ class Step(Protocol):
     def images(self) -> Array: ...
     @property
     def order(self) -> Array: ...
+    @property
+    def numbers(self) -> Array: ...
     @property
     def targets(self) -> Array: ...
     @property

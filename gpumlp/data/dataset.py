@@ -329,6 +329,8 @@ class ArrayBatches:
         rows: ``(samples,)`` int64, on the host, as given.
         images: ``(n, features)``, as given.
         order: ``(samples,)`` int64 on the device, this epoch's order of the rows.
+        numbers: ``(samples,)`` int64 on the device, the rows of the data in this epoch's order: `order`, unless
+            samples are moved while they are streamed.
         targets: ``(samples, ...)`` on the device, in this epoch's order.
         samples: number of samples in an epoch.
         slices: the batches, as slices of an epoch's order.
@@ -369,6 +371,10 @@ class ArrayBatches:
         self.targets: Array = backend.xp.take(targets, self.order, axis=0)
         self._host_targets = host_targets
         self.use_weights(weights)
+
+    @property
+    def numbers(self) -> Array:
+        return self.order
 
     @property
     def label_entropy(self) -> float:
@@ -506,8 +512,7 @@ class ArrayBatches:
         return self._gather(batch, staging, out)
 
     def _gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
-        rows = self.order[batch]
-        self._fill(self.images, rows, rows, staging, out)
+        self._fill(self.images, self.order[batch], self.numbers[batch], staging, out)
         return self.targets[batch]
 
     def _fill(self, source: Array, rows: Array, numbers: Array, staging: Array | None, out: Array) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -78,6 +78,7 @@ class FileRows:
         self.dtype: np.dtype[Any] = first.dtype.newbyteorder("=")
         self.features = int(np.prod(self.shape[1:]))
         self._selected: HostArray | None = None
+        self._preprocessing: Callable[[Any], Any] | None = None
         self._file: tuple[int, BinaryIO] | None = None
         self._lock = threading.Lock()
 
@@ -100,10 +101,21 @@ class FileRows:
 
     def select(self, rows: HostArray) -> FileRows:
         """These rows of the same files."""
-        other = type(self).__new__(type(self))
-        other.__setstate__(self.__getstate__())
+        other = self._copy()
         other._selected = compact(rows if self._selected is None else self._selected[rows])
         other.shape = (len(rows), *self.shape[1:])
+        return other
+
+    def preprocessed(self, preprocessing: Callable[[Any], Any]) -> FileRows:
+        """The same rows, of which new ones ``(n, ...)`` are made whenever they are read."""
+        other = self._copy()
+        other._preprocessing = preprocessing
+        return other
+
+    def _copy(self) -> FileRows:
+        other = type(self).__new__(type(self))
+        other.__setstate__(self.__getstate__())
+        other._lock = self._lock  # the tables are shared
         return other
 
     def __getitem__(self, key: Any) -> HostArray:
@@ -132,7 +144,8 @@ class FileRows:
             out: ``(n, features)``, overwritten.
 
         Raises:
-            DataError: a file cannot be read or has become shorter, or a value is NaN or infinite.
+            DataError: a file cannot be read or has become shorter, or a value is NaN or infinite, or not as a
+                preprocessing expects.
         """
         size = max(1, _PIECE // (self.features * self._stored.itemsize))
         for start in range(0, len(rows), size):
@@ -153,14 +166,24 @@ class FileRows:
                 self._read_span(int(places[start]), values[start:stop])
         if self._stored.kind == "f":
             self._require_finite(values, places)
+        if self._preprocessing is not None:
+            try:
+                made = self._preprocessing(values.reshape(-1, *self.shape[1:]))
+            except ValueError as error:
+                raise DataError(f"{self._parts[self._part_of(first)].path}: {error}") from error
+            values = made.reshape(out.shape)
         if values is not out:
             out[...] = values
+
+    def _part_of(self, row: int) -> int:
+        """The number of the file that holds a row."""
+        return int(np.searchsorted(self._starts, row, "right")) - 1
 
     def _require_finite(self, values: HostArray, places: HostArray) -> None:
         finite = np.isfinite(values)
         if not finite.all():
             row = int(places[np.flatnonzero(~finite.all(axis=1))[0]])
-            part = int(np.searchsorted(self._starts, row, "right")) - 1
+            part = self._part_of(row)
             path, row = self._parts[part].path, row - int(self._starts[part])
             raise DataError(
                 f"{path}: images must be finite, but sample {row:,} holds NaN or infinity; remove it or fill the "
@@ -171,7 +194,7 @@ class FileRows:
         """Read consecutive rows of the files, from `first` on, into `out` of the stored dtype."""
         done = 0
         while done < len(out):
-            number = int(np.searchsorted(self._starts, first + done, "right")) - 1
+            number = self._part_of(first + done)
             stop = min(len(out), int(self._starts[number + 1]) - first)
             self._read_part(number, first + done - int(self._starts[number]), out[done:stop])
             done = stop

@@ -9,7 +9,7 @@ import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -161,14 +161,8 @@ class StreamedDataset(Dataset):
     ) -> StreamedBatches:
         """Cut the samples into batches, which are read when they are asked for; see `Dataset.batches`.
 
-        Raises:
-            DataError: the samples need a preprocessing.
+        Samples are preprocessed each time they are read, on the host.
         """
-        if preprocessing is not None:
-            raise DataError(
-                f"{self.name}: samples that are streamed are not preprocessed, got {preprocessing}; load them "
-                "into memory"
-            )
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
@@ -176,7 +170,8 @@ class StreamedDataset(Dataset):
         if weights is not None:
             weights = relative_weights(weights, dtype)
         kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
-        return StreamedBatches(self.images, _compact(targets), rows, batch_size, backend, weights, dtype=kept)
+        images = self.images if preprocessing is None else self.images.preprocessed(preprocessing)
+        return StreamedBatches(images, _compact(targets), rows, batch_size, backend, weights, dtype=kept)
 
     def _images_crc(self) -> int:
         """Of the first, the last and some 60 other places of the samples, and of the number of bytes."""
@@ -383,7 +378,7 @@ class DeviceBatches(ArrayBatches):
 
     def __init__(self, source: StreamedBatches, blocks: Blocks, uploads: Uploads) -> None:
         self.__dict__.update(source.__dict__)
-        self._source, self._uploads = source, uploads
+        self._source, self._blocks, self._uploads = source, blocks, uploads
         xp, dtype, window = self._backend.xp, source._dtype, min(blocks.samples, self.samples)
         self._room = min(2 * window + self.batch_size, self.samples)
         shape, features = self._targets.shape[1:], source.images.features
@@ -392,12 +387,11 @@ class DeviceBatches(ArrayBatches):
         outputs = 4 * shape[0] if shape else 1
         weight = 0 if self._weights is None else self._weights.itemsize
         self._sample_bytes = 8 + math.prod(shape) * kind.itemsize + 4 + outputs + weight
-        try:
+        with self._room_required():
             self.order: Array = xp.zeros(self.samples, dtype="int64")
             self.targets: Array = xp.zeros((self.samples, *shape), dtype=kind)
             self.images: Array = xp.empty((self._room, features), dtype=dtype)
-        except MemoryError as error:
-            raise self._too_large(blocks) from error
+        self._numbers: Array = None
         self._window = [
             uploads.empty((window, features), dtype),
             uploads.empty((window,), np.int64),
@@ -419,11 +413,16 @@ class DeviceBatches(ArrayBatches):
     def select(self, rows: HostArray, batch_size: int) -> StreamedBatches:
         return self._source.select(rows, batch_size)
 
+    @property
+    def numbers(self) -> Array:
+        return self.order if self._numbers is None else self._numbers
+
     def distort(self, warp: Warp) -> None:
-        raise DataError(
-            f"images that are streamed to a GPU are not distorted, got a distortion on {self._backend.name}; "
-            "choose the device cpu, or hold the samples in memory (without --stream, or with in_memory())"
-        )
+        super().distort(warp)
+        self._sample_bytes += 8
+        with self._room_required():
+            self._numbers = self._backend.xp.zeros(self.samples, dtype="int64")
+        self._window.append(self._uploads.empty(self._window[1].shape, np.int64))
 
     def reordering(self, order: BlockOrder) -> list[Copy]:  # type: ignore[override]
         """Begin an epoch; nothing is left to do."""
@@ -466,7 +465,7 @@ class DeviceBatches(ArrayBatches):
         """Read a window whose first place in the epoch is `start`, and copy it to the device; returns its end."""
         rows, places = order.window(number)
         stop = start + len(rows)
-        images, ring_rows, targets = (part[: len(rows)] for part in self._window)
+        images, ring_rows, targets, *numbers = (part[: len(rows)] for part in self._window)
         self._source.images.read(rows, images)
         np.remainder(places + start, self._room, out=ring_rows)
         targets[...] = self._targets[rows[places]]
@@ -474,7 +473,11 @@ class DeviceBatches(ArrayBatches):
             (images[first - start : last - start], self.images[first % self._room :][: last - first])
             for first, last in self._pieces(start, stop)
         ]
-        self._uploads.copy([*samples, (ring_rows, self.order[start:stop]), (targets, self.targets[start:stop])])
+        of_epoch = [(ring_rows, self.order), (targets, self.targets)]
+        if numbers:
+            numbers[0][...] = rows[places]
+            of_epoch.append((numbers[0], self._numbers))
+        self._uploads.copy([*samples, *((host, array[start:stop]) for host, array in of_epoch)])
         return stop
 
     def _arrive(self) -> None:
@@ -485,8 +488,16 @@ class DeviceBatches(ArrayBatches):
         for first, last in self._pieces(self._start, self._end):
             self._backend.samples_changed(self.images, slice(first % self._room, (last - 1) % self._room + 1))
 
-    def _too_large(self, blocks: Blocks) -> DataError:
-        memory = self._backend.memory()
+    @contextmanager
+    def _room_required(self) -> Iterator[None]:
+        """A context in which arrays are made; raises DataError if the device has no room for them."""
+        try:
+            yield
+        except MemoryError as error:
+            raise self._too_large() from error
+
+    def _too_large(self) -> DataError:
+        blocks, memory = self._blocks, self._backend.memory()
         free = 0 if memory is None else memory.free
         # A quarter is left for the network.
         rows = ((free * 3 // 4 - self.samples * self._sample_bytes) // self._row_bytes - self.batch_size) // 2

@@ -17,6 +17,7 @@ from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -409,7 +410,8 @@ def _shared(sweep: Sweep) -> Shared:
     with _lock:
         if key not in _read:
             shared = Shared()
-            require_data(sweep, shared.data(config, Progress(quiet=True)))
+            check = partial(require_data, sweep)
+            check(*shared.data(config, Progress(quiet=True), check=check))
             shared.backend(config, config.execution)
             _read.clear()
             _read[key] = shared

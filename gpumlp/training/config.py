@@ -148,6 +148,17 @@ def _describes(make: Callable[[tuple[str, ...]], object], value: Any) -> bool:
     return False
 
 
+def wrong_value(name: str, allowed: Range, value: Any) -> str:
+    """A line on a value of an option that is not allowed; of several words it names those that are wrong alone."""
+    parts = list(value) if isinstance(value, tuple) and value else [value]
+    wrong = [part for part in parts if len(parts) > 1 and not allowed.accepts((part,))] or parts
+    expected = allowed.words
+    if name == "augment" and len(wrong) == 1:
+        form = str(wrong[0]).partition("=")[0] + "="
+        expected = next((each for each in _DISTORTIONS if each.startswith(form)), expected)
+    return f"{name}: expected {expected}, got {', '.join(map(repr, wrong))}"
+
+
 def _is_table(value: Any) -> bool:
     """Whether this is the path of an Arrow or Parquet file, or of a folder of them."""
     return isinstance(value, str) and value.lower().rstrip("/").endswith(TABLE_ENDINGS)
@@ -183,12 +194,15 @@ _CLASS_WEIGHT = Range(
     lambda value: value == "balanced" or _PAIR.accepts(value) or (_PAIRS.accepts(value) and len(value) > 0),
     f"balanced, or {_PAIR.words} for each class that has another weight than 1",
 )
+_DISTORTIONS = (
+    *("rotation=DEGREES (to 180)", "scaling=PART (to 0.99)", "shear=PART (to 1)", "translation=PIXELS (to 28)"),
+    "elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14)",
+)
 _AUGMENT = Range(
     partial(_describes, _distortion),
-    "rotation=DEGREES (to 180), scaling=PART (to 0.99), shear=PART (to 1), translation=PIXELS (to 28) and "
-    "elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), each at most once, such as rotation=7.5 elastic=34,4",
+    f"{', '.join(_DISTORTIONS)}, each at most once, such as rotation=7.5 elastic=34,4",
 )
-_PREPROCESS = Range(partial(_describes, _preprocessing), "deskew, width=PIXELS, or both")
+_PREPROCESS = Range(partial(_describes, _preprocessing), "deskew, width=PIXELS (1 or more), or both")
 _BATCH_SIZE = Range(
     lambda value: value == "full" or whole_numbers(1).accepts(value), "a whole number of 1 or more, or full"
 )
@@ -456,7 +470,7 @@ class Config:
         for field in dataclasses.fields(self):
             value, allowed = getattr(self, field.name), field.metadata["allowed"]
             if not allowed.accepts(value):
-                problems.append(f"{field.name}: expected {allowed.words}, got {value!r}")
+                problems.append(wrong_value(field.name, allowed, value))
         if self.resume is None:  # a run is resumed with its own options, which fit together
             named = {problem.partition(":")[0] for problem in problems}
             problems += [

@@ -7,6 +7,7 @@ import difflib
 import functools
 import itertools
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import PRESETS, Config, ConfigError, options_marked
+from ..nn.hyperparameters import Range
+from .config import PRESETS, Config, ConfigError, options_marked, wrong_value
 
 # The ends of the ranges that the course notes suggest for MNIST in section 1.8.3, each with each.
 NOTES = ("learning-rate=0.01,0.1", "hidden=64,512", "batch-size=50,1000", "activation=relu,tanh", "l2=1e-4,1e-2")
@@ -28,13 +30,15 @@ NOTES_RANGES = (
 
 Values = dict[str, Any]  # of options, by their names in `Config`
 
+_OF_WORDS = ("augment", "preprocess", "class_weight")  # options of words, which + joins; x joins those of layers
+
 _DIGITS = 4  # significant digits of a number that is drawn, so that names of folders say exactly what it is
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
 _SAMPLE = 100  # networks of a search that are checked before it begins
 # Options that change how networks are ranked, or that do not change a network.
 _NOT_VARIED = {
-    *("device", "dataset", "task", "data_dir", "validation", "monitor", "seed", "diagnostics"),
-    *("execution", "multiprocessors"),
+    *("device", "dataset", "label_column", "test", "stream", "task", "data_dir", "validation", "monitor", "seed"),
+    *("diagnostics", "execution", "multiprocessors"),
 }
 OPTIONS = tuple(
     field.name
@@ -97,8 +101,8 @@ def grid(base: Config, words: Sequence[str]) -> tuple[list[Values], list[str]]:
 
     Args:
         base: the options that do not vary.
-        words: ``"learning-rate=0.1,0.01"``, ``"hidden=64,128x64"``, ... The layers of a network are joined by x,
-            and ``none`` is no value.
+        words: ``"learning-rate=0.1,0.01"``, ``"hidden=64,128x64"``, ``"augment=none,rotation=5+elastic=34,4"``,
+            ... The layers of a network are joined by x, its words by +, and ``none`` is no value.
 
     Returns:
         the values of each network, the last option varying fastest, and the names of the options whose values are
@@ -191,13 +195,15 @@ def label(values: Values) -> str:
 def value_text(value: Any) -> str:
     """A value as `grid` takes it.
 
-    >>> value_text((128, 64)), value_text(()), value_text(1.0)
-    ('128x64', 'none', '1')
+    >>> value_text((128, 64)), value_text(("rotation=5", "elastic=34,4")), value_text(()), value_text(1.0)
+    ('128x64', 'rotation=5+elastic=34,4', 'none', '1')
     """
     if isinstance(value, bool):
         return str(value).lower()
-    parts = value if isinstance(value, tuple) else (value,)
-    return "none" if value in (None, ()) else "x".join(str(part).removesuffix(".0") for part in parts)
+    if value in (None, ()):
+        return "none"
+    parts = [str(part).removesuffix(".0") for part in (value if isinstance(value, tuple) else (value,))]
+    return ("+" if any("=" in part for part in parts) else "x").join(parts)
 
 
 def as_number(value: Any) -> float | None:
@@ -218,9 +224,16 @@ def _named(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         ConfigError: a word has no name or no values, or its name is unknown or was there before.
     """
     seen: list[str] = []
+    before = ""
     for word in words:
         name, _, text = word.partition("=")
         name = name.removeprefix("--").replace("-", "_")
+        last = seen[-1] if seen else ""
+        if name not in OPTIONS and last in _OF_WORDS and _allowed(last).accepts(_values(last, word)[0]):
+            raise ConfigError(
+                f"{option}: expected + between the words of one network, got a space; write {before}+{word}"
+            )
+        before = word
         if not name or not text:
             raise ConfigError(f"{option}: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got {word!r}")
         if name == "seed":
@@ -241,7 +254,7 @@ def _named(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _range(name: str, text: str) -> Choice | Interval:
-    if ":" not in text:
+    if ":" not in text or name in _OF_WORDS:
         return Choice(name, _values(name, text))
     log, rest = text.startswith("log:"), text.removeprefix("log:")
     limits = [_number(name, part) for part in rest.split(":")]
@@ -266,16 +279,20 @@ def _number(name: str, text: str) -> float | None:
 
 
 def _values(name: str, text: str) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(_value(name, part) for part in text.split(",")))
+    # In elastic=34,4 a number follows the comma.
+    parts = re.split(r",(?=[a-z])", text) if name == "augment" else text.split(",")
+    return tuple(dict.fromkeys(_value(name, part) for part in parts))
 
 
 def _value(name: str, text: str) -> Any:
     """A value as the command line of `train` reads it. Other text than a number is left to `Config.check`."""
     kinds, several = _kinds(name)
-    if text == "none" and (type(None) in kinds or name == "hidden"):
-        return () if name == "hidden" else None
-    parts = text.split("x") if several and name != "class_weight" else [text]  # a class may have any name
-    if "" in parts:  # a wrong value
+    empty = isinstance(getattr(Config, name), tuple)
+    if text == "none" and (type(None) in kinds or empty):
+        return () if empty else None
+    parts = text.split("+" if name in _OF_WORDS else "x") if several else [text]
+    # An empty part is a wrong value, and a class may have any name, also one with +.
+    if "" in parts or (name == "class_weight" and not all(map(_allowed(name).accepts, parts))):
         parts = [text]
     values = tuple(_part(kinds, part) for part in parts)
     return _of_config(name, values if several else values[0])
@@ -292,6 +309,11 @@ def _part(kinds: set[type], text: str) -> Any:
             with suppress(ValueError):
                 return kind(text)
     return {"true": True, "false": False}.get(text.lower(), text) if bool in kinds else text
+
+
+def _allowed(name: str) -> Range:
+    allowed: Range = Config.__dataclass_fields__[name].metadata["allowed"]
+    return allowed
 
 
 @functools.cache
@@ -314,12 +336,11 @@ def _kinds(name: str) -> tuple[set[type], bool]:
 
 def _check_ends(ranges: Iterable[Choice | Interval]) -> None:
     """Check what may be drawn. Raises ConfigError with a line for each value that is not allowed."""
-    allowed = {field.name: field.metadata["allowed"] for field in dataclasses.fields(Config)}
     problems = [
-        f"{each.name}: expected {allowed[each.name].words}, got {end!r}"
+        wrong_value(each.name, _allowed(each.name), end)
         for each in ranges
         for end in each.ends
-        if not allowed[each.name].accepts(end)
+        if not _allowed(each.name).accepts(end)
     ]
     if problems:
         raise ConfigError("\n".join(problems))

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import platform
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -90,12 +90,21 @@ class Shared:
             self._backends[key] = backend, f"device: {backend.name} ({backend.device_name}){reason}"
         return self._backends[key]
 
-    def data(self, config: Config, display: Progress, run: Run | None = None) -> tuple[Dataset, Dataset]:
-        """Training and test set, those of a run if there is one; loaded once."""
+    def data(
+        self,
+        config: Config,
+        display: Progress,
+        run: Run | None = None,
+        check: Callable[[Dataset], object] | None = None,
+    ) -> tuple[Dataset, Dataset]:
+        """Training and test set, those of a run if there is one; loaded once.
+
+        `check` is called with a training set from files before the test set is compared with it.
+        """
         if self._data is not None:
             return self._data
         with _warnings_shown(display):
-            training, test, notice = _load(config, run)
+            training, test, notice = _load(config, run, check)
             if notice is not None:
                 display.say(notice)
         self._data = training, test
@@ -756,7 +765,9 @@ def _trainer(model: MLP, training: Dataset, config: Config, display: Progress, g
         raise ConfigError(str(error)) from error
 
 
-def _load(config: Config, run: Run | None) -> tuple[Dataset, Dataset, str | None]:
+def _load(
+    config: Config, run: Run | None, check: Callable[[Dataset], object] | None = None
+) -> tuple[Dataset, Dataset, str | None]:
     """Training set, test set and a notice, see `load_dataset` and `load_files`; those of a run if there is one."""
     dataset, task = config.dataset, config.task if run is None else run.checkpoint.dataset["task"]
     if isinstance(dataset, str) and config.label_column is None:
@@ -764,8 +775,10 @@ def _load(config: Config, run: Run | None) -> tuple[Dataset, Dataset, str | None
     if config.data_dir is not None:
         raise ConfigError("data_dir: expected only with data sets that have a name, got --dataset IMAGES LABELS")
     options: dict[str, Any] = {"label_column": config.label_column, "task": task, "stream": config.stream}
-    if run is not None:  # before the test set, which is described by the training set
-        options["check"] = partial(_check_training_set, run)
+    if run is not None:
+        check = partial(_check_training_set, run)
+    if check is not None:  # before the test set, which is described by the training set
+        options["check"] = check
     return load_files(as_paths(dataset), as_paths(config.test) or None, **options)
 
 

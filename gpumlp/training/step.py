@@ -142,6 +142,10 @@ class TrainingStep:
         return self.batches.order
 
     @property
+    def numbers(self) -> Array:
+        return self.batches.numbers
+
+    @property
     def targets(self) -> Array:
         return self.batches.targets
 
@@ -166,7 +170,7 @@ class TrainingStep:
         found = [
             *(self.parameters, self.gradient, *self.state.buffers.values(), self.state.scratch, self.average),
             *(self.losses, self.scores, self.images, self.order, self.targets, self.sample_weights, self.squares),
-            *(self.batches.epoch, *self.workspace.arrays()),
+            *(self.numbers, self.batches.epoch, *self.workspace.arrays()),
         ]
         return [array for array in found if array is not None]
 

@@ -456,7 +456,7 @@ def train_all(
             sweep.
     """
     data = shared.data(sweep.config, progress.display)
-    require_data(sweep, data)
+    require_data(sweep, *data)
     on_gpu = False
     if elsewhere is None:
         backend, device = shared.backend(sweep.config, sweep.config.execution)
@@ -507,14 +507,14 @@ def train_all(
     return SweepOutcome(now(), now().rows(failures), stopped)
 
 
-def require_data(sweep: Sweep, data: tuple[Dataset, Dataset]) -> None:
-    """Raise CheckpointError if a sweep was made with other data."""
-    found = data[0].fingerprint(), data[1].fingerprint()
-    if found != sweep.data:
-        raise CheckpointError(
-            f"{sweep.path}: the sweep was made with other data: expected {' and '.join(sweep.data)}, "
-            f"got {' and '.join(found)}; use the data it was made with"
-        )
+def require_data(sweep: Sweep, *data: Dataset) -> None:
+    """Raise CheckpointError if a sweep was made with another training set or, if it is given too, test set."""
+    for what, expected, each in zip(("training", "test"), sweep.data, data, strict=False):
+        if each.fingerprint() != expected:
+            raise CheckpointError(
+                f"{sweep.path}: the sweep was made with other data: expected a {what} set {expected}, but "
+                f"{each.name} has {each.fingerprint()}; use the data it was made with"
+            )
 
 
 def _without_joblib(workers: int) -> str:

@@ -207,8 +207,9 @@ class GraphRunner:
 
     def _capture(self, step: Step, batches: Sequence[slice], captured: Captured, stream: Any) -> Any:
         backend, xp, steps, offsets = self._backend, self._backend.xp, step.state.steps, captured.offsets
-        read = [array for array in (step.order, step.targets, step.sample_weights) if array is not None]
-        capture = Capture(offsets, read, (step.losses, step.scores))
+        read = (step.order, step.numbers, step.targets, step.sample_weights)
+        of_epoch = [array for array in read if array is not None]
+        capture = Capture(offsets, of_epoch, (step.losses, step.scores))
         with stream, xp.cuda.using_allocator(captured.pool.malloc):
             # CuPy's default mode permits the pool to grow. CuPy refuses copies from and to the host.
             stream.begin_capture()
