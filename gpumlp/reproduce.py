@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -26,11 +26,13 @@ from .backends import Backend
 from .data import Dataset
 from .extras import MissingExtraError
 from .files import user_path
+from .nn import Committee
 from .records import (
     COLUMNS,
     Comparison,
     Record,
     compare,
+    counted,
     differences,
     error_words,
     load_record,
@@ -61,13 +63,13 @@ _INTERVAL = 1.0  # seconds between two looks at the epochs
 class Options:
     """Train a record of the literature with several seeds, and compare the test error with the published one.
 
-    Without NAME, list the records. The exit code is 0 if the gate is reached, 1 if it is not or a run failed, and
-    2 for a mistake."""
+    Some records are committees of networks, whose probabilities are averaged. Without NAME, list the records. The
+    exit code is 0 if the gate is reached, 1 if it is not or a run failed, and 2 for a mistake."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """The record, or the path of a file with one, FILE.toml."""
     seeds: int = 3
-    """Number of seeds: 0 and the numbers after it."""
+    """Number of seeds, 0 and the numbers after it; of a record that is a committee, number of committees."""
     device: str = Config.device
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     out: str | None = None
@@ -156,9 +158,8 @@ def _reproduce(record: Record, options: Options) -> int:
             f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate, "
             f"{len(test):,} to test"
         )
-        progress.say(
-            f"runs: {options.seeds} seed{'s' * (options.seeds > 1)} of {resolved.epochs:,} epochs, in {sweep.path}"
-        )
+        networks = f" of {record.networks} networks, each" if record.networks > 1 else ""
+        progress.say(f"runs: {_counted(record, options)}{networks} of {resolved.epochs:,} epochs, in {sweep.path}")
         progress.epochs, progress.samples = given(resolved.epochs), len(test)
         sweep, rows, stopped = train_all(sweep, shared, progress, worker_count(options.jobs))
     finally:
@@ -176,14 +177,18 @@ def _reproduce(record: Record, options: Options) -> int:
         print(f"{PROGRAM}: {sweep.path / row.run.folder} {row.state}: {row.reason}", file=sys.stderr)
     if missing:
         return command.FAILED
-    result = compare(record, [100 * wrong / len(test) for wrong in _wrong(rows, len(test))], len(test))
-    _show(record, result, options, progress)
+    results = [
+        _tested(sweep, [row for row in rows if row.run.seed // record.each == number], test, backend)
+        for number in range(options.seeds)
+    ]
+    comparison = compare(record, [100 * len(result.mistakes) / len(test) for result in results], len(test))
+    _show(record, results, len(test), comparison, options, progress)
     if options.save is not None:
         jobs = {"runs_at_once": min(worker_count(options.jobs), len(rows))} if backend.name == "cpu" else {}
-        save_result(user_path(options.save), _saved(record, sweep, rows, test, backend) | jobs)
+        save_result(user_path(options.save), _saved(record, sweep, results, len(test)) | jobs)
         progress.say(f"result added to {options.save}")
     _report(sweep, rows, options, progress)
-    return command.OK if result.reached else command.FAILED
+    return command.OK if comparison.reached else command.FAILED
 
 
 def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset, Dataset]) -> Sweep:
@@ -195,17 +200,41 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
         OSError: it cannot be made.
     """
     path = Path("runs", f"{record.name}-record") if options.out is None else user_path(options.out)
+    seeds = options.seeds * record.each
     if not (path / SWEEP).exists():
-        return Sweep.plan(dataclasses.replace(config, out=str(path)), [{}], options.seeds, None, data)
+        return Sweep.plan(dataclasses.replace(config, out=str(path)), record.members, seeds, None, data)
     sweep = Sweep.open(path)
     wanted = dataclasses.replace(config, **plain_names(config, data[0]), out=None, quiet=False)
     had = vars(sweep.config) | {"device": wanted.device, "data_dir": wanted.data_dir}
     others = [name for name, value in vars(wanted).items() if had[name] != value]
-    if others or sweep.networks != ({},):
-        raise ConfigError(
-            f"out: {path} holds runs with other options ({listed(others or sweep.options)}); choose another folder"
-        )
-    return dataclasses.replace(sweep, config=wanted).with_seeds(options.seeds)
+    if sweep.networks != record.members:
+        others += dict.fromkeys(name for values in (*sweep.networks, *record.members) for name in values)
+    if others:
+        raise ConfigError(f"out: {path} holds runs with other options ({listed(others)}); choose another folder")
+    return dataclasses.replace(sweep, config=wanted).with_seeds(seeds)
+
+
+class Tested(NamedTuple):
+    """A committee, or a network alone, on the test set.
+
+    Attributes:
+        rows: the runs of its networks.
+        mistakes: the samples that it gets wrong: the number of each, from 0, and the class that it predicts.
+        disputed: number of samples for which not all of its networks predict the same class.
+    """
+
+    rows: list[Row]
+    mistakes: list[tuple[int, int]]
+    disputed: int
+
+
+def _tested(sweep: Sweep, rows: list[Row], test: Dataset, backend: Backend) -> Tested:
+    """Test the networks of some runs together."""
+    checkpoints = (Run(sweep.path / row.run.folder).checkpoint for row in rows)
+    found = Committee([each.result.make_model(backend) for each in checkpoints]).compare(test)
+    wrong = np.flatnonzero(found.predictions != test.labels)
+    mistakes = [(int(index), int(found.predictions[index])) for index in wrong]
+    return Tested(rows, mistakes, round((found.disagreement or 0) * len(test)))
 
 
 def _wrong(rows: Sequence[Row], samples: int) -> list[int]:
@@ -213,10 +242,30 @@ def _wrong(rows: Sequence[Row], samples: int) -> list[int]:
     return [round(samples * (1 - row.metrics["test_accuracy"])) for row in rows]
 
 
-def _show(record: Record, result: Comparison, options: Options, progress: SweepProgress) -> None:
+def _counted(record: Record, options: Options) -> str:
+    """The number of seeds or committees in words."""
+    return counted(options.seeds, committees=record.networks > 1)
+
+
+def _show(
+    record: Record,
+    results: Sequence[Tested],
+    samples: int,
+    result: Comparison,
+    options: Options,
+    progress: SweepProgress,
+) -> None:
     """Say what was reached."""
-    seeds = f" (mean and deviation of {options.seeds} seeds)" if options.seeds > 1 else " (one seed)"
-    progress.say(f"test error: {error_words(result.mean, result.deviation)}{seeds}")
+    wrong, number = [len(each.mistakes) for each in results], _counted(record, options)
+    if record.networks > 1:
+        for index, each in enumerate(results):
+            progress.say(
+                f"committee {index}: test error {error_words([wrong[index]], samples)} ({wrong[index]:,} of "
+                f"{samples:,}), of its members {error_words(_wrong(each.rows, samples), samples)}; "
+                f"{command.disagreement_line(each.disputed, samples)}"
+            )
+    of = f"mean and deviation of {number}" if len(results) > 1 else number
+    progress.say(f"test error: {error_words(wrong, samples)} ({of})")
     if options.epochs is not None and options.epochs != record.config.epochs:
         progress.say(f"this is a trial: the record has {record.config.epochs or 'other'} epochs")
     if result.verdict is not None:
@@ -241,36 +290,35 @@ def _report(sweep: Sweep, rows: Sequence[Row], options: Options, progress: Sweep
         progress.say(f"report: {path}")
 
 
-def _saved(record: Record, sweep: Sweep, rows: Sequence[Row], test: Dataset, backend: Backend) -> dict[str, Any]:
+def _saved(record: Record, sweep: Sweep, results: Sequence[Tested], samples: int) -> dict[str, Any]:
     """A result as a file of results holds it."""
-    metrics, folders = [row.metrics for row in rows], [sweep.path / row.run.folder for row in rows]
-    return {
+    rows = [row for each in results for row in each.rows]
+    metrics = rows[0].metrics
+    saved = {
         "record": record.name,
-        "device": metrics[0]["device"],
-        "hardware": metrics[0]["device_name"],
+        "device": metrics["device"],
+        "hardware": metrics["device_name"],
         "seeds": [row.run.seed for row in rows],
-        "wrong": _wrong(rows, len(test)),
-        "test_samples": len(test),
-        "epochs": metrics[0]["epochs"],
-        "seconds": [round(each["seconds"], 1) for each in metrics],
+        "wrong": [len(each.mistakes) for each in results],
+        "test_samples": samples,
+        "epochs": metrics["epochs"],
+        "seconds": [round(sum(row.metrics["seconds"] for row in each.rows), 1) for each in results],
         "date": time.strftime("%Y-%m-%d"),
         "gpumlp": gpumlp.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "curves": [_curve(folder, len(test)) for folder in folders],
-        "mistakes": [_mistakes(folder, test, backend) for folder in folders],
+        "curves": [_curve(sweep.path / row.run.folder, samples) for row in rows],
+        "mistakes": [each.mistakes for each in results],
     }
+    if record.networks > 1:
+        saved["members"] = [_wrong(each.rows, samples) for each in results]
+        saved["disputed"] = [each.disputed for each in results]
+    return saved
 
 
 def _curve(folder: Path, samples: int) -> list[int]:
     """How many test samples a run gets wrong after each epoch."""
     return [round(samples * (1 - row["test_accuracy"])) for row in read_curve(folder / TEST_CURVE)]
-
-
-def _mistakes(folder: Path, test: Dataset, backend: Backend) -> list[tuple[int, int]]:
-    """The test samples that a run gets wrong: the number of each, from 0, and the class that is predicted."""
-    predicted = Run(folder).checkpoint.result.make_model(backend).predict(test.images)
-    return [(int(index), int(predicted[index])) for index in np.flatnonzero(predicted != test.labels)]
 
 
 class EpochProgress(SweepProgress):
@@ -306,7 +354,7 @@ class EpochProgress(SweepProgress):
         if row.state == "finished":
             (wrong,) = _wrong([row], self.samples)
             self.say(
-                f"seed {row.run.seed}: test error {100 * wrong / self.samples:.2f} % ({wrong:,} of "
+                f"{row.run.folder}: test error {error_words([wrong], self.samples)} ({wrong:,} of "
                 f"{self.samples:,}), trained in {time_words(row.metrics['seconds'])}"
             )
 
@@ -330,7 +378,7 @@ class EpochProgress(SweepProgress):
 
     def _line(self, done: int = 0) -> str:
         total = self.epochs * len(self._folders)
-        text = f"epoch {done:,} of {total:,} of all seeds"
+        text = f"epoch {done:,} of {total:,} of all runs"
         if self._first < done < total:
             left = (time.monotonic() - self._start) / (done - self._first) * (total - done)
             text += f", {duration(left)} left"

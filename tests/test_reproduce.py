@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_limits
 
-from gpumlp import load_digits, reproduce
+from gpumlp import MLP, Committee, load_digits, reproduce
 from gpumlp.records import (
     COLUMNS,
     Record,
     compare,
     differences,
+    error_words,
     load_record,
     read_results,
     record_names,
@@ -42,6 +44,12 @@ dataset = "digits"
 hidden = [4]
 epochs = 2
 """
+COMMITTEE = f"""{FILE}
+[committee]
+each = 2
+members = [{{}}, {{hidden = [3], preprocess = ["deskew"]}}]
+"""
+KINDS = ("", "hidden=3,preprocess=deskew,")  # the names of its runs begin so
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +85,25 @@ def test_the_record_of_the_notes_is_their_preset() -> None:
     assert load_record("notes").config == dataclasses.replace(PRESETS["notes"], dataset="mnist")
 
 
-def test_the_record_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+def test_the_record_that_the_documentation_shows_is_one_with_a_committee(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
-    shown = page.partition("```toml\n")[2].partition("```")[0]
+    shown = "\n".join(re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     own, simard = load_record(str(written(tmp_path, shown))), load_record("simard2003-plain")
     assert (own.paper, own.deviations, own.published) == (simard.paper, simard.deviations, simard.published)
+    assert own.networks == 15
 
 
-def test_a_member_of_a_committee_is_trained_as_the_network_it_is_said_to_be() -> None:
-    for member, network in (("meier2011", "simard2003"), ("ciresan2012", "ciresan2010-5")):
-        assert load_record(member).config == load_record(network).config
-        assert f"otherwise as {network}." in load_record(member).deviations
+def test_a_committee_is_of_as_many_networks_as_its_paper_s_which_are_trained_as_it_says() -> None:
+    for name, networks, network in (("meier2011", 25, "simard2003"), ("ciresan2012", 7, "ciresan2010-5")):
+        committee = load_record(name)
+        assert committee.networks == networks
+        assert f"a committee of {networks} has {committee.published} %" in committee.source
+        assert committee.config == load_record(network).config
+        assert f"otherwise as {network}." in committee.deviations
+
+
+def test_a_record_without_a_committee_is_one_network() -> None:
+    assert (load_record("digits").members, load_record("digits").networks) == (({},), 1)
 
 
 @pytest.mark.parametrize(
@@ -108,16 +124,46 @@ def test_a_member_of_a_committee_is_trained_as_the_network_it_is_said_to_be() ->
         ("epochs = 2", "gamma = 0.5", "train: gamma: expected only with schedule step or milestones, .*"),
         ("epochs = 2", "seed = 1", "train: seed: not in a record; give it to the command"),
         ("epochs = 2", 'preset = "note"', "train: preset: expected notes, got 'note'"),
+        ("[committee]", "[[committee]]", "committee: expected a table with members and each, got a list"),
+        ("each = 2", "each = 0", "committee: each: expected a whole number of 1 or more, got 0"),
+        ("each = 2", "each = true", "committee: each: expected a whole number of 1 or more, got True"),
+        ("each = 2", "size = 2", "committee: size: unknown"),
+        ("members = [", "# [", "committee: members: expected a list of what differs, such as .* got nothing"),
+        ("members = [{}, ", "members = [5, ", "committee: members: expected a list of what differs, such as "),
+        (
+            "members = [",
+            "members = []  # [",
+            "committee: expected two networks or more, got 0; add members, or set",
+        ),
+        ("each = 2\nmembers = [", "members = [{}]  # [", "committee: expected two networks or more, got 1; "),
+        ("{}, ", "{}, {hidden = [4]}, ", "committee: members: number 2: expected another network than number 1; "),
+        ("hidden = [3]", "hidden = [0]", "committee: members: number 2: hidden: expected whole numbers .*"),
+        ("hidden = [3]", "hiden = [3]", "committee: members: number 2: hiden: not an option in which members can"),
+        ("hidden = [3]", "seed = 3", "committee: members: number 2: seed: not an option in which members can"),
+        ("hidden = [3]", 'dataset = "mnist"', "committee: members: number 2: dataset: not an option in which "),
+        ("hidden = [3]", "epochs = 3", "committee: members: number 2: epochs: not an option in which members"),
+        ('["deskew"]', '["dskew"]', "committee: members: number 2: preprocess: expected deskew, width=PIXELS, or"),
+        ('["deskew"]', "{a = 1}", "committee: members: number 2: preprocess: expected deskew, width=PIXELS, or"),
     ],
 )
 def test_a_mistake_in_a_file_is_a_clear_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
 ) -> None:
-    path = written(tmp_path, FILE.replace(old, new))
+    text = COMMITTEE.replace(old, new, 1)
+    assert text != COMMITTEE
+    path = written(tmp_path, text)
     with pytest.raises(ConfigError, match=f"^own.toml: {message}"):
         load_record(str(path))
     assert run("reproduce", path) == 2
     assert capsys.readouterr().err.startswith("gpumlp-reproduce: own.toml: ")
+
+
+@pytest.mark.parametrize("value", ["5", "-1", "nan", "true", '"x"', "[]", '["x"]', "[1]", "[[1]]", "{a = 1}"])
+def test_no_value_of_an_option_is_a_traceback(tmp_path: Path, value: str) -> None:
+    for field in dataclasses.fields(Config):
+        for old in ("hidden = [4]", "hidden = [3]"):
+            with suppress(ConfigError):
+                load_record(str(written(tmp_path, COMMITTEE.replace(old, f"{field.name} = {value}"))))
 
 
 def test_an_unknown_name_is_answered_with_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +223,7 @@ def test_every_seed_is_a_run_of_train(tmp_path: Path, capsys: pytest.CaptureFixt
         assert metrics is not None
         errors.append(100 * (1 - metrics["test_accuracy"]))
         wrong = round(3.6 * errors[-1])
-        assert f"seed {seed}: test error {errors[-1]:.2f} % ({wrong} of 360), trained in " in said
+        assert f"seed={seed}: test error {errors[-1]:.2f} % ({wrong} of 360), trained in " in said
     result = compare(record(), errors, 360)
     assert f"test error: {result.mean:.2f} ± {result.deviation:.2f} % (mean and deviation of 2 seeds)" in said
     assert "this is a trial: the record has 50 epochs" in said
@@ -199,7 +245,7 @@ def test_a_record_of_ones_own_with_a_published_error(tmp_path: Path, capsys: pyt
     assert run("reproduce", path, *CPU, "--seeds", 1, "--out", tmp_path / "r") == 0
     said = capsys.readouterr().out
     assert "record: own, Nobody 2026" in said
-    assert " % (one seed)" in said
+    assert " % (1 seed)" in said
     assert re.search(r"published: 98.00 %, so the result is better \(equal is within 1.48 points\)", said)
     assert "gate: not to be worse than the published error: reached" in said
 
@@ -241,7 +287,7 @@ def test_progress_is_shown_within_a_run(
 ) -> None:
     monkeypatch.setattr("gpumlp.reproduce._INTERVAL", 0.005)
     assert run("reproduce", "digits", *CPU, "--epochs", 60, "--seeds", 1, "--out", tmp_path / "r") == 0
-    assert re.search(r"^epoch \d+ of 60 of all seeds, \d+ s left$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^epoch \d+ of 60 of all runs, \d+ s left$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +348,76 @@ def test_a_seed_that_diverges_is_named_and_no_result_is_claimed(
     assert "gate" not in said.out
 
 
+# -- Committees ----------------------------------------------------------------------------------------------
+
+
+def test_the_result_of_a_committee_is_that_of_its_averaged_probabilities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, file = written(tmp_path, COMMITTEE), tmp_path / "r", tmp_path / "results.json"
+    assert run("reproduce", path, *CPU, "--seeds", 2, "--out", out, "--save", file) == 0
+    said, (result,) = capsys.readouterr().out, read_results(file)
+    assert "runs: 2 committees of 4 networks, each of 2 epochs, in " in said
+    test = load_digits()[1]
+    for number, seeds in enumerate(((0, 1), (2, 3))):
+        runs = [out / f"{kind}seed={seed}" for kind in KINDS for seed in seeds]
+        committee = Committee([MLP.load(folder, device="cpu") for folder in runs])
+        compared, predicted = committee.compare(test), committee.predict(test.images)
+        assert compared.committee.accuracy is not None
+        wrong, disputed = round(360 * (1 - compared.committee.accuracy)), round(360 * (compared.disagreement or 0))
+        members = [round(360 * (1 - (member.accuracy or 0))) for member in compared.members]
+        assert result["wrong"][number] == wrong
+        assert result["members"][number] == members
+        assert wrong not in members
+        assert result["disputed"][number] == disputed > 0
+        mistakes = {index: predicted[index] for index in range(360) if predicted[index] != test.labels[index]}
+        assert dict(result["mistakes"][number]) == mistakes
+        assert [curve[-1] for curve in result["curves"][4 * number : 4 * number + 4]] == members
+        metrics = [Run(folder).metrics or {} for folder in runs]
+        assert result["seconds"][number] == pytest.approx(sum(each["seconds"] for each in metrics), abs=0.051)
+        assert (
+            f"committee {number}: test error {wrong / 3.6:.2f} % ({wrong} of 360), of its members "
+            f"{error_words(members, 360)}; the members disagree on {disputed} of 360 samples"
+        ) in said
+    assert result["seeds"] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert f"test error: {error_words(result['wrong'], 360)} (mean and deviation of 2 committees)" in said
+
+
+def test_more_committees_keep_the_finished_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (written(tmp_path, COMMITTEE), *CPU, "--out", tmp_path / "r", "--seeds")
+    assert run("reproduce", *words, 1) == 0
+    first = capsys.readouterr().out
+    assert " % (1 committee)" in first
+    runs = sorted((tmp_path / "r").glob("*/checkpoint.safetensors"))
+    before = [path.stat().st_mtime_ns for path in runs]
+    assert run("reproduce", *words, 2) == 0
+    assert [path.stat().st_mtime_ns for path in runs] == before
+    (same,) = re.findall("^committee 0: .*", first, re.MULTILINE)
+    assert same in capsys.readouterr().out
+
+
+def test_a_killed_committee_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    path = written(tmp_path, COMMITTEE.replace("epochs = 2", "epochs = 40"))
+    words = (path, *CPU, "--seeds", 1, "--quiet", "--out")
+    process = spawn("reproduce", *words, tmp_path / "r")
+    wait_until(lambda: lines(tmp_path / "r" / f"{KINDS[1]}seed=0") >= 1, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    for name in ("r", "whole"):
+        assert run("reproduce", *words, tmp_path / name, "--save", tmp_path / f"{name}.json") == 0
+    for folder in (f"{kind}seed={seed}" for kind in KINDS for seed in (0, 1)):
+        assert_same_run(tmp_path / "r" / folder, tmp_path / "whole" / folder)
+    (one,), (other,) = (read_results(tmp_path / f"{name}.json") for name in ("r", "whole"))
+    assert one["mistakes"] == other["mistakes"]
+
+
+def test_a_folder_with_another_committee_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*CPU, "--seeds", 1, "--quiet", "--out", tmp_path / "r")
+    assert run("reproduce", written(tmp_path, FILE), *words) == 0
+    assert run("reproduce", written(tmp_path, COMMITTEE), *words) == 2
+    assert "holds runs with other options (hidden, preprocess); choose" in capsys.readouterr().err
+
+
 # -- Results and the table -----------------------------------------------------------------------------------
 
 
@@ -336,6 +452,15 @@ def test_a_result_on_other_hardware_stands_beside_it(tmp_path: Path) -> None:
     save_result(file, cpu)
     (row,) = (row for row in table(read_results(file)) if row[0] == "simard2003")
     assert row[-2:] == ("0.82 ± 0.03 %, 2 seeds, a CPU, 2 at once\n0.82 %, 1 seed, a GPU", "10 min\n30 s")
+
+
+def test_the_table_says_of_how_many_networks_a_committee_is(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    result = {"record": "meier2011", "device": "cpu", "hardware": "a CPU", "seeds": [0] * 50, "wrong": [40, 44]}
+    result |= {"test_samples": 10_000, "seconds": [7200, 7200], "members": [[70] * 25] * 2, "disputed": [90, 91]}
+    save_result(file, result)
+    (row,) = (row for row in table(read_results(file)) if row[0] == "meier2011")
+    assert row[2:] == ("25 networks of 800", "0.39 %", "0.42 ± 0.03 %, 2 committees, a CPU", "2.0 h")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"results": 1}', '{"results": [{"record": "digits"}]}'])

@@ -38,11 +38,13 @@ class Comparison(NamedTuple):
         members: those of each member alone, in their order.
         disagreement: the share of samples on which not all members predict the same class or labels; None for
             numbers.
+        predictions: of the committee, as `Committee.predict` gives them.
     """
 
     committee: Evaluation
     members: list[Evaluation]
     disagreement: float | None
+    predictions: HostArray
 
 
 class Committee:
@@ -152,8 +154,10 @@ class Committee:
 
         disputed = _disputed(first.loss, each)
         disagreement = None if disputed is None else float(disputed.mean())
+        predictions = self._own(first.loss.predictions, each)
         with get_backend("cpu").activate():
-            return Comparison(result(self._mean(each)), [result(outputs) for outputs in each], disagreement)
+            members = [result(outputs) for outputs in each]
+            return Comparison(result(self._mean(each)), members, disagreement, predictions)
 
     def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
         """Loss and metrics of the averaged predictions on a data set, see `compare`."""

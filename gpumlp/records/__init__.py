@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,21 @@ from ..data import DATA_SETS
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import parse_object
 from ..training.config import PRESETS, Config, ConfigError, options_marked
+from ..training.search_space import OPTIONS, Values, with_values
 from ..training.sweeps import duration
-from ..words import in_line, listed
+from ..words import in_line, listed, shown
 
 RESULTS = Path(__file__).with_name(
     "results.json"
 )  # what was measured with the records, as `save_result` writes it
-COLUMNS = ("record", "paper", "hidden layers", "published", "ours", "time a seed")
+COLUMNS = ("record", "paper", "hidden layers", "published", "ours", "time")
 NONE, NOT_RUN = "-", "not run"
 
 _TEXTS = ("paper", "source", "deviations")
 _PERCENTAGES = ("published", "gate")
 _REFUSED = {"device", "data_dir", "seed", *options_marked("per_call")} - {"preset"}  # options of the command
+_VARIED = set(OPTIONS) - {"epochs"}  # in which members may differ: one result has one number of epochs
+_MEMBERS = 'expected a list of what differs, such as [{}, {preprocess = ["deskew"]}]'
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Record:
         published: test error in percent; None if the record has only its gate.
         gate: the largest mean test error, in percent, that counts as reached; None if that is not to be worse than
             the published error.
+        members: the kinds of networks of a committee, by the options in which each differs from `config`.
+        each: number of networks of a kind, which differ by their seeds.
     """
 
     name: str
@@ -58,14 +64,21 @@ class Record:
     config: Config
     published: float | None
     gate: float | None
+    members: tuple[Values, ...] = ({},)
+    each: int = 1
+
+    @property
+    def networks(self) -> int:
+        """Number of networks of a committee; 1 without one."""
+        return len(self.members) * self.each
 
 
 class Comparison(NamedTuple):
     """Results beside the published figure; all numbers are in percent.
 
     Attributes:
-        mean, deviation: of the test error over the seeds; the standard deviation is that of a sample, and None
-            with one seed.
+        mean, deviation: of the test error over the seeds, or committees; the standard deviation is that of a
+            sample, and None with one.
         tolerance: the largest difference from the published error that counts as equal; None without one.
         verdict: better, equal or worse; None without a published error.
         reached: is the gate reached?
@@ -102,7 +115,9 @@ def _read(path: Path) -> Record:
         values = tomllib.loads(read_file(path).decode())
     except (ValueError, OSError) as error:  # TOML or UTF-8; no file
         raise ConfigError(f"{path.name}: {getattr(error, 'strerror', None) or in_line(error)}") from error
-    problems = [f"{name}: unknown" for name in values if name not in (*_TEXTS, *_PERCENTAGES, "train")]
+    problems = [
+        f"{name}: unknown" for name in values if name not in (*_TEXTS, *_PERCENTAGES, "train", "committee")
+    ]
     for name in _TEXTS:
         if not isinstance(values.get(name, "" if name == "deviations" else None), str):
             got = repr(values[name]) if name in values else "nothing"
@@ -113,15 +128,22 @@ def _read(path: Path) -> Record:
             problems.append(f"{name}: expected a test error in percent, above 0 and below 100, got {number!r}")
     if not any(name in values for name in _PERCENTAGES):
         problems.append("gate: expected where there is no published error, got nothing")
-    config = Config()
+    config, members, each = Config(), [Values()], 1
     try:
         config = _config(values.get("train"))
     except ConfigError as error:
         problems += [f"train: {line}" for line in str(error).split("\n")]
+    else:
+        try:
+            if "committee" in values:
+                members, each = _committee(values["committee"], config)
+        except ConfigError as error:
+            problems += [f"committee: {line}" for line in str(error).split("\n")]
     if problems:
         raise ConfigError("\n".join(f"{path.name}: {problem}" for problem in problems))
     paper, source, deviations = (" ".join(values.get(name, "").split()) for name in _TEXTS)
-    return Record(path.stem, paper, source, deviations, config, *map(values.get, _PERCENTAGES))
+    published, gate = map(values.get, _PERCENTAGES)
+    return Record(path.stem, paper, source, deviations, config, published, gate, tuple(members), each)
 
 
 def _config(options: Any) -> Config:
@@ -141,6 +163,56 @@ def _config(options: Any) -> Config:
     return Config.from_dict({**vars(PRESETS.get(str(options.get("preset")), Config())), **options})
 
 
+def _committee(table: Any, config: Config) -> tuple[list[Values], int]:
+    """What differs between the members of a committee, and how many there are of each kind.
+
+    Args:
+        table: of the file.
+        config: what they have in common.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    if not isinstance(table, dict):
+        raise ConfigError(f"expected a table with members and each, got {shown(table)}")
+    problems = [f"{name}: unknown" for name in table if name not in ("members", "each")]
+    members, each = table.get("members"), table.get("each", 1)
+    if type(each) is not int or each < 1:
+        problems.append(f"each: expected a whole number of 1 or more, got {each!r}")
+    if not isinstance(members, list) or not all(isinstance(values, dict) for values in members):
+        got = shown(members) if "members" in table else "nothing"
+        raise ConfigError("\n".join([*problems, f"members: {_MEMBERS}, got {got}"]))
+    found, configs = [], list[Config]()
+    for number, values in enumerate(members, 1):
+        found.append({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        try:
+            configs.append(_member(found[-1], config))
+            if configs[-1] in configs[:-1]:
+                same = configs.index(configs[-1]) + 1
+                raise ConfigError(f"expected another network than number {same}; for more of a kind, set each")
+        except ConfigError as error:
+            problems += [f"members: number {number}: {line}" for line in str(error).split("\n")]
+    if not problems and len(members) * each < 2:
+        problems.append(f"expected two networks or more, got {len(members) * each}; add members, or set each")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found, each
+
+
+def _member(values: Values, config: Config) -> Config:
+    """The options of a member.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    fixed = [name for name in values if name not in _VARIED]
+    if fixed:
+        raise ConfigError(f"{listed(fixed)}: not an option in which members can differ")
+    found = with_values(config, values)
+    found.check()
+    return found
+
+
 def compare(record: Record, errors: Sequence[float], samples: int) -> Comparison:
     """Compare results with a record.
 
@@ -150,7 +222,7 @@ def compare(record: Record, errors: Sequence[float], samples: int) -> Comparison
 
     Args:
         record: the record.
-        errors: test error of each seed in percent, at least one.
+        errors: test error of each seed, or committee, in percent; at least one.
         samples: number of test samples.
     """
     mean = statistics.fmean(errors)
@@ -195,7 +267,11 @@ def save_result(path: Path, result: Mapping[str, Any]) -> None:
         result: ``record``, ``device``, ``hardware``, ``seeds``, ``wrong`` (test samples that each seed gets
             wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more: ``curves``
             (for each seed, the number of wrong test samples after every epoch) and ``mistakes`` (for each seed,
-            pairs of the number of a wrong test sample, from 0, and the class that is predicted).
+            pairs of the number of a wrong test sample, from 0, and the class that is predicted). Of committees,
+            ``wrong``, ``seconds`` (of all its networks) and ``mistakes`` are those of each committee, and
+            ``seeds`` and ``curves`` those of each network, one committee after the other; ``members`` holds, for
+            each committee, how many test samples each of its networks gets wrong, and ``disputed`` on how many
+            they disagree.
 
     Raises:
         ConfigError, OSError: the file is damaged, or cannot be read or written.
@@ -207,13 +283,24 @@ def save_result(path: Path, result: Mapping[str, Any]) -> None:
     write_atomically(path, f'{{"results": [\n{lines}\n]}}\n'.encode())
 
 
-def error_words(mean: float, deviation: float | None) -> str:
-    """Test errors as text.
+def error_words(wrong: Sequence[int], samples: int) -> str:
+    """Test errors as text: their mean, and the deviation of several.
 
-    >>> error_words(0.8433, 0.031), error_words(0.84, None)
-    ('0.84 ± 0.03 %', '0.84 %')
+    >>> error_words([80, 84], 10_000), error_words([84], 10_000)
+    ('0.82 ± 0.03 %', '0.84 %')
     """
-    return f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+    errors = [100 * each / samples for each in wrong]
+    deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{statistics.fmean(errors):.2f}{deviation} %"
+
+
+def counted(number: int, *, committees: bool) -> str:
+    """What a result is the mean of.
+
+    >>> counted(3, committees=False), counted(1, committees=True)
+    ('3 seeds', '1 committee')
+    """
+    return f"{number} {'committee' if committees else 'seed'}{'s' * (number > 1)}"
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -223,8 +310,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         own = [_cells(result) for result in results if result["record"] == record.name]
         ours, times = zip(*own, strict=True) if own else ((NOT_RUN,), (NONE,))
         published = NONE if record.published is None else f"{record.published:.2f} %"
-        layers = _layers(record.config.hidden)
-        rows.append((record.name, record.paper, layers, published, "\n".join(ours), "\n".join(times)))
+        rows.append((record.name, record.paper, _networks(record), published, "\n".join(ours), "\n".join(times)))
     return rows
 
 
@@ -235,6 +321,14 @@ def differences() -> list[str]:
         if record.deviations:
             names.setdefault(record.deviations, []).append(record.name)
     return [f"{', '.join(own)}: {text}" for text, own in names.items()]
+
+
+def _networks(record: Record) -> str:
+    """The hidden layers of a record's network, or of the networks of its committee."""
+    kinds = Counter(_layers(with_values(record.config, values).hidden) for values in record.members)
+    if record.networks == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{kinds[layers] * record.each} networks of {layers}" for layers in kinds)
 
 
 def _layers(hidden: Sequence[int]) -> str:
@@ -257,9 +351,8 @@ def time_words(seconds: float) -> str:
 
 
 def _cells(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Errors with seeds and hardware, and the time a seed."""
-    errors = [100 * wrong / result["test_samples"] for wrong in result["wrong"]]
-    words = error_words(statistics.fmean(errors), statistics.stdev(errors) if len(errors) > 1 else None)
-    seeds = f"{len(errors)} seed{'s' * (len(errors) > 1)}"
+    """Errors with seeds or committees and hardware, and the time of one."""
+    words = error_words(result["wrong"], result["test_samples"])
+    number = counted(len(result["wrong"]), committees="members" in result)
     together = f", {result['runs_at_once']} at once" if "runs_at_once" in result else ""
-    return f"{words}, {seeds}, {result['hardware']}{together}", time_words(statistics.fmean(result["seconds"]))
+    return f"{words}, {number}, {result['hardware']}{together}", time_words(statistics.fmean(result["seconds"]))

@@ -143,8 +143,10 @@ def _preprocessing(words: tuple[str, ...]) -> Preprocessing:
 
 def _describes(make: Callable[[tuple[str, ...]], object], value: Any) -> bool:
     """Whether these are words of which `make` makes something, or none."""
+    if not isinstance(value, tuple) or not all(isinstance(word, str) for word in value):
+        return False
     with suppress(ValueError, TypeError):
-        return isinstance(value, tuple) and (not value or make(value) is not None)
+        return not value or make(value) is not None
     return False
 
 
