@@ -84,7 +84,7 @@ class Whole:
             SimpleNamespace(weight=w2, bias=b2, weight_gradient=gw2, bias_gradient=gb2, activation=None),
         ]
         self.images = put(rng.integers(0, 255, (SAMPLES, FEATURES), dtype=np.uint8))
-        self.order = put(rng.permutation(SAMPLES).astype(self.order_type))
+        self.order = self.numbers = put(rng.permutation(SAMPLES).astype(self.order_type))
         floats = self.loss.task != "classes"
         targets = rng.random(size=(SAMPLES, OUTPUTS)).astype(dtype)
         self.targets = put(targets if floats else rng.integers(0, OUTPUTS, SAMPLES))

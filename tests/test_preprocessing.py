@@ -253,10 +253,16 @@ def test_streamed_samples_are_preprocessed_as_those_in_memory(
 
 
 def test_a_streamed_sample_below_the_background_is_one_sentence(tmp_path: Path) -> None:
-    images = load_digits()[0].images.copy()
+    images, labels = load_digits()[0].images.copy(), load_digits()[0].labels
     images[700, 3, 3] = -1
-    with pytest.raises(DataError, match=r"x\.npy: .* on a background of 0, got values from -1; add what"):
-        fit(MLP([64, 10], device="cpu"), streamed(tmp_path, images), preprocess=BOTH, epochs=1)
+    np.save(tmp_path / "y.npy", labels)
+    (tmp_path / "x").mkdir()
+    for number, part in enumerate(np.split(images, [600])):
+        np.save(tmp_path / "x" / f"{number}.npy", part)
+    data = StreamedDataset(tmp_path / "x", tmp_path / "y.npy")
+    message = r"1\.npy: sample 100: .* on a background of 0, got values from -1; add what"
+    with pytest.raises(DataError, match=message):
+        fit(MLP([64, 10], device="cpu"), data, preprocess=BOTH, epochs=1)
 
 
 # -- Files and commands ------------------------------------------------------------------------------------------

@@ -167,24 +167,37 @@ class FileRows:
         if self._stored.kind == "f":
             self._require_finite(values, places)
         if self._preprocessing is not None:
-            try:
-                made = self._preprocessing(values.reshape(-1, *self.shape[1:]))
-            except ValueError as error:
-                raise DataError(f"{self._parts[self._part_of(first)].path}: {error}") from error
-            values = made.reshape(out.shape)
+            values = self._preprocessed(self._preprocessing, values.reshape(-1, *self.shape[1:]), places)
+            values = values.reshape(out.shape)
         if values is not out:
             out[...] = values
+
+    def _preprocessed(self, make: Callable[[Any], Any], values: HostArray, places: HostArray) -> HostArray:
+        try:
+            made: HostArray = make(values)
+            return made
+        except ValueError:
+            for row, value in zip(places.tolist(), values, strict=True):
+                try:
+                    make(value[None])
+                except ValueError as error:
+                    path, row = self._place_of(row)
+                    raise DataError(f"{path}: sample {row:,}: {error}") from error
+            raise
 
     def _part_of(self, row: int) -> int:
         """The number of the file that holds a row."""
         return int(np.searchsorted(self._starts, row, "right")) - 1
 
+    def _place_of(self, row: int) -> tuple[Path, int]:
+        """The file that holds a row, and its number there."""
+        part = self._part_of(row)
+        return self._parts[part].path, row - int(self._starts[part])
+
     def _require_finite(self, values: HostArray, places: HostArray) -> None:
         finite = np.isfinite(values)
         if not finite.all():
-            row = int(places[np.flatnonzero(~finite.all(axis=1))[0]])
-            part = self._part_of(row)
-            path, row = self._parts[part].path, row - int(self._starts[part])
+            path, row = self._place_of(int(places[np.flatnonzero(~finite.all(axis=1))[0]]))
             raise DataError(
                 f"{path}: images must be finite, but sample {row:,} holds NaN or infinity; remove it or fill the "
                 "values in"
