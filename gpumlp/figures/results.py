@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3  # of panels with curves
 _ROOM = 1.06  # between a line and its name, a factor on the logarithmic axis
+_FAR = 1.4  # a factor that leaves room for a name
 _IN_A_ROW = 18  # wrong samples
 _LABEL, _GAP = 0.4, 0.12  # below and beside a sample, of its height and width
 _PANEL, _SAMPLES = 7.837, 7.68  # width in inches: a pixel of MNIST is two pixels of the PNG, a third of its bytes
@@ -72,8 +73,7 @@ def records(*, results: str | os.PathLike[str] | None = None) -> FigureResult:
     drawn = [value for each in shown.values() for value in (*each["curves"].flat, each["published"]) if value]
     axis = sheet.panels[0]
     axis.set_yscale("log", nonpositive="clip")
-    if drawn:
-        axis.set_ylim(0.75 * min(drawn), 1.1 * max(drawn))
+    axis.set_ylim(0.75 * min(drawn, default=1), 1.1 * max(drawn, default=1))
     decimal_log_axis(axis.yaxis)
     for index, axes in enumerate(sheet.panels):
         axes.set_visible(index < len(shown))
@@ -83,6 +83,7 @@ def records(*, results: str | os.PathLike[str] | None = None) -> FigureResult:
             axes.set_ylabel("test error in %")
     for axes, (name, each) in zip(sheet.panels, shown.items(), strict=False):
         axes.set_title(name)
+        axes.locator_params(axis="x", integer=True)
         _curves(axes, each["curves"], each["errors"], each["published"])
     return sheet.result({"records": shown})
 
@@ -93,14 +94,18 @@ def _curves(axes: Axes, curves: HostArray, errors: Sequence[float], published: f
     epochs, low, high = range(1, length + 1), curves.min(axis=0), curves.max(axis=0)
     axes.fill_between(epochs, low, high, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(epochs, curves.mean(axis=0), color=BLUE, marker="o" if length == 1 else None)
-    top = float(high[length // 2 :].max())
+    top = float(max(*high[length // 2 :], axes.get_ylim()[0]))  # an error of 0 is below the axis
     style: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "fontsize": 8}
     if published is not None:
         axes.axhline(published, color=VERMILION, linestyle=DASHED, linewidth=1.2)
-        words = f"published {published:.2f} %"
-        axes.annotate(words, (0.02, published / _ROOM), va="top", color=VERMILION, **style)  # curves fall to it
-        top = published if top < published < 1.4 * top else top
-    axes.annotate(_error_words(errors), (0.98, top * _ROOM), ha="right", va="bottom", color=BLUE, **style)
+        words, style["color"] = f"published {published:.2f} %", VERMILION
+        if published > _FAR * top:  # where the curve is far below
+            axes.annotate(words, (0.98, published * _ROOM), ha="right", va="bottom", **style)
+        else:  # a curve comes from above
+            axes.annotate(words, (0.02, published / _ROOM), va="top", **style)
+            top = max(top, published)
+    style["color"] = BLUE
+    axes.annotate(_error_words(errors), (0.98, top * _ROOM), ha="right", va="bottom", **style)
     note(axes, _seeds(errors), colour=GREY)
 
 
