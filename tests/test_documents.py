@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +100,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def main_of(name: str) -> Callable[[list[str]], int]:
+    """What ``python -m NAME`` calls."""
+    module = importlib.import_module(name)
+    return getattr(module, "main", None) or importlib.import_module(f"{name}.__main__").main
+
+
 def run_command(words: list[str], page: Path) -> str:
     """Run ``python -m gpumlp...`` in this process and return its output; check other commands without running."""
     if words[:2] == ["pip", "install"]:
@@ -109,13 +115,9 @@ def run_command(words: list[str], page: Path) -> str:
         assert set((wanted[1] or "").split(",")) - {""} <= set(extras), words
         return ""
     if words[0] == "python" and words[1] == "-m" and words[2].startswith("gpumlp."):
-        name = words[2]
-        module = importlib.import_module(name)
-        if not hasattr(module, "main"):
-            module = importlib.import_module(f"{name}.__main__")
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            code = module.main(words[3:])
+            code = main_of(words[2])(words[3:])
         assert code == 0, f"{page.name}: {shlex.join(words)} ended with {code}"
         return out.getvalue()
     if words[0] == "python" and words[1].endswith(".py"):
@@ -143,9 +145,9 @@ def check_words(words: list[str], page: Path) -> None:
 
 
 def assert_options_exist(words: list[str]) -> None:
-    module, out = importlib.import_module(words[2]), io.StringIO()
+    out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        module.main(["--help"])
+        main_of(words[2])(["--help"])
     for option in (word for word in words[3:] if word.startswith("--")):
         assert option in out.getvalue(), words
 

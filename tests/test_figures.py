@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpumlp import (
     MLP,
     SGD,
     Cosine,
+    DataError,
     Dataset,
     Distortion,
     ExponentialDecay,
@@ -33,7 +35,28 @@ from gpumlp.figures.data import draw
 from gpumlp.figures.gradients import backward_pass, three_clouds
 from gpumlp.figures.style import in_house_style, json_values
 from gpumlp.figures.weights import XOR
+from gpumlp.records import save_result
+from gpumlp.training.config import ConfigError
 from tests.strict_device import StrictBackend
+
+LABELS = load_digits()[1].labels
+# Samples 5 and 9 are wrong with all three seeds, 2 with two, and 7 with one.
+WRONG = [[(2, 1), (5, 1), (9, 2)], [(2, 1), (5, 3), (7, 0), (9, 2)], [(5, 3), (9, 2)]]
+BASE = {"device": "cpu", "hardware": "a CPU", "seconds": [1.0], "test_samples": 10_000}
+MEASURED: list[dict[str, Any]] = [
+    {**BASE, "record": "simard2003", "wrong": [75], "curves": [[500, 75]]},
+    {
+        **BASE,
+        "record": "simard2003",
+        "hardware": "two",
+        "wrong": [70, 60],
+        "curves": [[300, 90, 70], [400, 80, 60]],
+    },
+    {**BASE, "record": "own", "wrong": [120], "curves": [[0]], "mistakes": [[(3, 1)]]},
+    {**BASE, "record": "meier2011", "wrong": [50]},
+    {**BASE, "record": "digits", "test_samples": 360, "wrong": [3, 4, 2], "mistakes": WRONG}
+    | {"curves": [[90, 3], [36, 4], [18, 2]]},
+]
 
 matplotlib_figure = pytest.importorskip("matplotlib.figure")
 
@@ -49,10 +72,20 @@ SMALL: dict[str, dict[str, Any]] = {
         "single_epochs": 1,
     },
 }
+FROM_RESULTS = {"records", "mistakes"}
 FROM_DATA = {
     *("gradient_flow", "regularization", "first_layer_weights", "learning_curves", "optimizer_noise"),
     "distortion",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _results(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A file of results for the figures that are drawn from one."""
+    path = tmp_path_factory.mktemp("results") / "results.json"
+    for own in MEASURED:
+        save_result(path, own)
+    SMALL["records"], SMALL["mistakes"] = {"results": path}, {"results": path, "record": "digits"}
 
 
 @cache
@@ -286,6 +319,80 @@ def test_distorted_images_are_those_of_training() -> None:
         row, column = np.floor(at_row).astype(int) + r, np.floor(at_column).astype(int) + c
         expected += padded[row, column] * (1 - abs(at_row - row)) * (1 - abs(at_column - column))
     assert np.abs(expected - values["forms"][0]).max() <= 255 / 128 + 0.5
+
+
+def test_the_curves_of_records_are_those_of_the_results_in_percent() -> None:
+    shown = numbers("records")["records"]
+    assert list(shown) == ["own", "digits", "simard2003"], "from the largest error to the smallest, with curves"
+    np.testing.assert_allclose(shown["simard2003"]["curves"], [[3, 0.9, 0.7], [4, 0.8, 0.6]])
+    np.testing.assert_allclose(shown["digits"]["curves"], [[25, 3 / 3.6], [10, 4 / 3.6], [5, 2 / 3.6]])
+    assert [shown[name]["published"] for name in shown] == [None, None, 0.7]
+    assert shown["simard2003"]["hardware"] == "two", "that of the most seeds"
+    panel = result("records").figure.axes[2]
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [3.5, 0.85, 0.65])
+    edges = panel.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((0.6, 4))
+    assert set(panel.lines[1].get_ydata()) == {0.7}
+    assert {text.get_text() for text in panel.texts} == {"published 0.70 %", "0.65 ± 0.07 %", "2 seeds"}
+
+
+def test_mistakes_are_sorted_by_how_many_seeds_make_them() -> None:
+    figure, shown = result("mistakes")
+    order = [*sorted((5, 9), key=lambda sample: LABELS[sample]), 2, 7]
+    assert shown["samples"] == order
+    assert list(shown["labels"]) == [LABELS[sample] for sample in order]
+    found = dict(zip(shown["samples"], shown["predictions"], strict=True))
+    assert found == {5: {1: 1, 3: 2}, 9: {2: 3}, 2: {1: 2}, 7: {0: 1}}
+    assert shown["title"] == "digits gets 4 of 360 test samples wrong, 2 with every seed"
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["wrong with every seed: 2", "wrong with 2 of 3 seeds: 1", "wrong with 1 of 3 seeds: 1"]
+    captions = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert captions == [f"{LABELS[sample]}→{ {5: '3,1', 9: '2', 2: '1', 7: '0'}[sample] }" for sample in order]
+    images = load_digits()[1].images
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array()[:8, 9:17], images[order[1]])
+    np.testing.assert_array_equal(figure.axes[1].images[0].get_array()[:8, :8], images[2])
+
+
+def test_mistakes_without_a_name_are_those_of_the_best_record_of_the_data() -> None:
+    shown = figures.mistakes(data=load_digits(), results=SMALL["mistakes"]["results"]).numbers
+    assert json_values(shown) == json_values(numbers("mistakes"))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"record": "simard2003"}, "expected one with saved mistakes, own, digits, got simard2003"),
+        (
+            {"record": "digits", "results": "none.json"},
+            "expected results with mistakes, got none; python -m gpumlp",
+        ),
+    ],
+)
+def test_a_record_without_mistakes_is_refused(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        figures.mistakes(**{**SMALL["mistakes"], **own})
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "message"),
+    [
+        (
+            {"test_samples": 361},
+            DataError,
+            "expected the 361 test samples of the results of digits, got 360 others",
+        ),
+        ({"mistakes": [[(360, 1)]]}, DataError, "got 360 others"),
+        ({"mistakes": [[(5, 10)]]}, DataError, "got 360 others"),
+        ({"mistakes": [[(5, int(LABELS[5]))]]}, DataError, "got 360 others"),
+        ({"mistakes": [[]]}, ConfigError, "expected one with mistakes, got digits, which makes none"),
+    ],
+)
+def test_mistakes_of_other_data_are_refused(
+    tmp_path: Path, own: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    save_result(tmp_path / "results.json", {**MEASURED[-1], **own})
+    with pytest.raises(error, match=message):
+        figures.mistakes(record="digits", results=tmp_path / "results.json")
 
 
 def test_each_learning_curve_is_what_its_name_says() -> None:

@@ -16,6 +16,7 @@ from gpumlp import figures, load_digits
 from gpumlp.extras import MissingExtraError, require
 from gpumlp.figures import __main__ as command
 from gpumlp.figures.style import save
+from gpumlp.records import save_result
 from tests.command_helpers import ROOT
 
 
@@ -46,6 +47,37 @@ def test_pictures_and_numbers_are_written_and_named(tmp_path: Path, capsys: pyte
     report = json.loads((folder / "schedules.json").read_text(encoding="utf-8"))
     assert report["title"] == "Learning-rate schedules"
     assert report["learning_rates"]["step"][:11] == [0.1] * 10 + [0.05]
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_results_of_ones_own_are_drawn(tmp_path: Path) -> None:
+    label = int(load_digits()[1].labels[4])
+    result = {"record": "digits", "device": "cpu", "hardware": "a CPU", "wrong": [1], "seconds": [1.0]}
+    result |= {"test_samples": 360, "curves": [[9, 1]], "mistakes": [[(4, (label + 1) % 10)]]}
+    save_result(tmp_path / "own.json", result)
+    words = ("--record", "digits", "--results", tmp_path / "own.json", "--out", tmp_path)
+    assert run("records", "mistakes", *words) == 0
+    curves, wrong = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("records", "mistakes"))
+    assert curves["records"]["digits"]["curves"] == [[2.5, 0.2777778]]
+    assert (wrong["samples"], wrong["labels"], wrong["predictions"]) == (
+        [4],
+        [label],
+        [{str((label + 1) % 10): 1}],
+    )
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_a_png_has_no_transparency_and_no_colours_without_need(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    result = figures.schedules()
+    for colour, mode in (("#445566", "RGB"), ("#555555", "L")):
+        for artist in result.figure.findobj(lambda each: hasattr(each, "set_color")):
+            artist.set_color(colour)
+        result.figure.set_facecolor(colour)
+        save(tmp_path, "one", result)
+        picture = image.open(tmp_path / "one.png")
+        assert picture.mode == mode
+        assert picture.convert("RGB").getpixel((0, 0)) == tuple(bytes.fromhex(colour[1:]))
 
 
 @pytest.mark.usefixtures("_matplotlib")

@@ -23,7 +23,7 @@ BELOW = {
     "interop": {"backends", "nn"},
     "pictures": {"backends", "nn", "data"},
     "sklearn": {"backends", "nn", "data", "training"},
-    "figures": {"backends", "nn", "data", "training", "diagnostics"},
+    "figures": {"backends", "nn", "data", "training", "diagnostics", "records"},
     "records": {"data", "training"},
     "report": {"backends", "nn", "data", "training", "diagnostics", "figures", "interop"},
 }

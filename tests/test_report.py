@@ -35,6 +35,7 @@ from gpumlp.report.charts import Line, chart
 from gpumlp.report.embedding import Field, mosaic
 from gpumlp.report.page import render_report
 from gpumlp.report.runs import measure, read_runs
+from gpumlp.training.callbacks import read_curve
 from gpumlp.training.config import Config
 from gpumlp.training.session import load_run
 from tests.command_helpers import DIGITS, run
@@ -413,6 +414,17 @@ def test_the_page_shows_how_the_network_saw_its_training_images(digits: Path, tm
     text = text_of(report_page([str(path)]))
     assert "how the network saw them in its first 2 epochs: rotation=7.5, elastic=34,4." in text
     assert "Distorted training images" not in text_of(report_page([str(digits)]))
+
+
+def test_the_test_curve_is_drawn_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    assert run("train", *QUICK, "--test-curve", "--out", tmp_path / "r") == 0
+    curve = [f"{100 * row['test_accuracy']:.4g} %" for row in read_curve(tmp_path / "r" / "test_curve.csv")]
+    charts = re.findall(r'aria-label="Accuracy over [^"]*"', report_page([str(tmp_path / "r")]))
+    assert [chart.partition("; test ")[2] for chart in charts] == [f'from {curve[0]} to {curve[-1]}."']
+    (tmp_path / "r" / "test_curve.csv").write_text("epoch\n1,2,3\n")
+    page = report_page([str(tmp_path / "r")])
+    assert "test_curve.csv is damaged: expected a table of epochs" in text_of(page)
+    assert 'aria-label="Accuracy over' in page
 
 
 def test_statistics_of_layers_and_the_reason_of_a_divergence_are_shown(copy: Path) -> None:

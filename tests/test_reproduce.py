@@ -142,8 +142,8 @@ def test_a_record_without_a_committee_is_one_network() -> None:
         ("hidden = [3]", "seed = 3", "committee: members: number 2: seed: not an option in which members can"),
         ("hidden = [3]", 'dataset = "mnist"', "committee: members: number 2: dataset: not an option in which "),
         ("hidden = [3]", "epochs = 3", "committee: members: number 2: epochs: not an option in which members"),
-        ('["deskew"]', '["dskew"]', "committee: members: number 2: preprocess: expected deskew, width=PIXELS, or"),
-        ('["deskew"]', "{a = 1}", "committee: members: number 2: preprocess: expected deskew, width=PIXELS, or"),
+        ('["deskew"]', '["dskew"]', "committee: members: number 2: preprocess: expected deskew, width=PIXELS"),
+        ('["deskew"]', "{a = 1}", "committee: members: number 2: preprocess: expected deskew, width=PIXELS"),
     ],
 )
 def test_a_mistake_in_a_file_is_a_clear_sentence(
@@ -463,7 +463,20 @@ def test_the_table_says_of_how_many_networks_a_committee_is(tmp_path: Path) -> N
     assert row[2:] == ("25 networks of 800", "0.39 %", "0.42 ± 0.03 %, 2 committees, a CPU", "2.0 h")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"results": 1}', '{"results": [{"record": "digits"}]}'])
+DAMAGED = '{"results": [{"record": "r", "hardware": "h", "wrong": [1], "seconds": [1], "test_samples": 9, %s}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"results": 1}', '{"results": [{"record": "digits"}]}'),
+        *(
+            DAMAGED % f'"curves": {curves}'
+            for curves in ("5", "[5]", "[[]]", '[["a"]]', "[[1], [null]]", "[[0.5]]")
+        ),
+        *(DAMAGED % f'"mistakes": {pairs}' for pairs in ("5", "[5]", "[[5]]", "[[[1]]]", "[[[0.5, 1]]]")),
+    ],
+)
 def test_a_damaged_file_of_results_is_refused_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
@@ -499,6 +512,28 @@ def test_the_documentation_has_the_table_and_what_differs() -> None:
     assert text in page, f"docs/records.md needs\n{text}"
     for line in differences():
         assert f"- {line}" in " ".join(page.split()), f"docs/records.md needs\n- {line}"
+
+
+def test_the_documentation_has_the_pictures_of_what_was_measured() -> None:
+    results = sorted(read_results(), key=lambda each: len(each["wrong"]))
+    best = {each["record"]: each for each in results if "curves" in each or "mistakes" in each}  # of most seeds
+    wanted, curves = [], []
+    for name, each in best.items():
+        errors = [100 * wrong / each["test_samples"] for wrong in each["wrong"]]
+        if "curves" in each and "members" not in each:
+            curves.append((compare(record(1.0), errors, each["test_samples"]).mean, name))
+        if "mistakes" in each:
+            kind = "committee" if "members" in each else "seed"
+            wrong = [{sample for sample, _ in pairs} for pairs in each["mistakes"]]
+            alt = f"{name} gets {len(set.union(*wrong)):,} of {each['test_samples']:,} test samples wrong"
+            alt += f", {len(set.intersection(*wrong)):,} with every {kind}" * (len(wrong) > 1)
+            wanted.append(f"![{alt}](figures/mistakes-{name}.png)")
+    if curves:
+        errors = ", ".join(f"{name} {mean:.2f} %" for mean, name in sorted(curves, reverse=True))
+        wanted.insert(0, f"![Test error over the epochs, at the end: {errors}](figures/records.png)")
+    page = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+    missing = [line for line in wanted if line not in page]
+    assert not missing, "docs/records.md needs\n" + "\n".join(missing)
 
 
 @pytest.mark.parametrize("wrong", [70, 35, 29])

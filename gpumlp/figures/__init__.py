@@ -1,4 +1,4 @@
-"""Figures of how networks learn, each computed with the package itself.
+"""Figures of how networks learn, each computed with the package itself, and of what was measured with the records.
 
 Each is a function that computes, draws and returns a `FigureResult`: the matplotlib figure and its numbers.
 ``python -m gpumlp.figures`` writes them to files. Needs matplotlib: ``pip install '.[report]'``.
@@ -16,6 +16,7 @@ from .descent import optimizer_noise, schedules, trajectories
 from .distortions import distortion
 from .fitting import learning_curves, regularization
 from .gradients import activations, backpropagation, gradient_flow
+from .results import mistakes, records
 from .style import FigureResult
 from .weights import first_layer_weights, initial_weights, initialization_scale
 
@@ -34,6 +35,8 @@ FIGURES: dict[str, Callable[..., FigureResult]] = {
         learning_curves,
         optimizer_noise,
         distortion,
+        records,
+        mistakes,
     )
 }
 
@@ -48,7 +51,9 @@ __all__ = [
     "initial_weights",
     "initialization_scale",
     "learning_curves",
+    "mistakes",
     "optimizer_noise",
+    "records",
     "regularization",
     "schedules",
     "trajectories",

@@ -25,7 +25,7 @@ PROGRAM = "gpumlp-figures"
 
 @dataclass(frozen=True)
 class Options:
-    """Draw figures of how networks learn, each computed now."""
+    """Draw figures of how networks learn, and of the results of records."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of figures; all of them by default."""
@@ -37,6 +37,10 @@ class Options:
     """auto, cpu, cuda, cuda:1, ...; for networks this small, the CPU is usually faster."""
     data_dir: str | None = None
     """Folder with the four MNIST files; without MNIST, the built-in digits are used."""
+    results: str | None = None
+    """For records and mistakes: FILE.json of gpumlp-reproduce --save; by default the results of the package."""
+    record: str | None = None
+    """For mistakes: the record, or FILE.toml with one; by default that of the lowest test error on the data."""
 
     def check(self) -> None:
         """Raise ConfigError, with all mistakes at once."""
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, draw, write, and return the exit code."""
 
     def work() -> int:
-        description = f"Draw figures of how networks learn, each computed now: {', '.join(FIGURES)}."
+        description = f"Draw figures of how networks learn, and of the results of records: {', '.join(FIGURES)}."
         options = command.parse(Options, PROGRAM, arguments, description=description, lenient=True)
         options.check()
         require("figures", "matplotlib", "report")
@@ -72,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = user_path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         given: dict[str, Any] = {"seed": options.seed, "device": get_backend(options.device)}
+        given |= {"results": options.results, "record": options.record}
         if any("data" in _arguments(name) for name in names):
             train, test, notice = load_dataset("auto", options.data_dir)
             given["data"] = train, test

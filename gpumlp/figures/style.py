@@ -239,16 +239,28 @@ def save(folder: Path, name: str, result: FigureResult) -> list[Path]:
         OSError: a file cannot be written.
     """
     contents = {}
-    for kind in ("png", "svg"):
+    for kind in ("svg", "png"):
         buffer = io.BytesIO()
         result.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        contents[kind] = buffer.getvalue()
+        contents[kind] = _opaque(buffer) if kind == "png" else buffer.getvalue()
     report = {"figure": name, "gpumlp": gpumlp.__version__, **json_values(result.numbers)}
     contents["json"] = utf8(json.dumps(report, allow_nan=False, ensure_ascii=False) + "\n")
     paths = [folder / f"{name}.{kind}" for kind in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_atomically(path, content)
     return paths
+
+
+def _opaque(png: io.BytesIO) -> bytes:
+    """A PNG without its transparency, and without colours if it has none: half of the bytes."""
+    from PIL import Image
+
+    picture, buffer = Image.open(png).convert("RGB"), io.BytesIO()
+    grey = picture.convert("L")
+    if picture == grey.convert("RGB"):
+        picture = grey
+    picture.save(buffer, "png", optimize=True)
+    return buffer.getvalue()
 
 
 def json_values(value: Any) -> Any:

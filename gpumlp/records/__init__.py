@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 import math
+import operator
 import statistics
 import sys
 from collections import Counter
@@ -252,11 +253,21 @@ def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
         results = parse_object(read_file(path))["results"]
         for result in results:
             _cells(result)
+            _check_seeds(result)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: expected a file of results, as --save writes it, got another or a damaged one"
         ) from error
     return list(results)
+
+
+def _check_seeds(result: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError if curves or mistakes are not what `save_result` writes."""
+    for curve in result.get("curves", ()):
+        max(map(operator.index, curve))
+    for pairs in result.get("mistakes", ()):
+        for sample, predicted in pairs:
+            operator.index(sample), operator.index(predicted)
 
 
 def save_result(path: Path, result: Mapping[str, Any]) -> None:

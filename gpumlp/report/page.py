@@ -432,7 +432,8 @@ def curves(runs: Sequence[Run]) -> dict[str, Any]:
     def lines(what: str) -> list[Line]:
         result = []
         for colour, run in enumerate(runs):
-            for dash, (part, words) in enumerate((("train", "training"), ("validation", "validation"))):
+            parts = (("train", "training"), ("validation", "validation"), ("test", "test"))
+            for dash, (part, words) in enumerate(parts):
                 values = drawn(what, [epoch.get(f"{part}_{what}") for epoch in run.epochs])
                 # One run: a colour for each line. Several: a colour for each run.
                 shade = colour if several else dash

@@ -23,9 +23,11 @@ from ..nn.metrics import Evaluation, Task
 from ..nn.network import MLP, Workspace
 from ..nn.samples import training_targets
 from ..training.batches import trained_rows
+from ..training.callbacks import read_curve
+from ..training.checkpoint import CheckpointError
 from ..training.config import Config, ConfigError, given, options_marked
+from ..training.run import TEST_CURVE, open_run
 from ..training.run import Run as TrainedRun
-from ..training.run import open_run
 from ..training.session import load_run, load_training
 
 ACTIVATION_SAMPLES = 1000  # test samples for the statistics of activations
@@ -44,7 +46,7 @@ class Run:
         network_epoch: the epoch of that network.
         test: its test set.
         data: of the training set: ``name``, ``classes``, ``train_fingerprint``, ``label_entropy``.
-        epochs: the line of the history for each epoch of the checkpoint, as in JSON.
+        epochs: the line of the history for each epoch of the checkpoint, as in JSON, with that of a test curve.
         metrics: of a finished run; None if there are none or they are damaged.
         diverged: why training diverged, or None.
         diagnosis: the result of the diagnostics.
@@ -150,6 +152,7 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
     _, model, test = load_run(path, device, data_dir)
     run = open_run(path, lenient=True)
     known = [dataclasses.asdict(record) for record in run.history]
+    tested, damaged = _test_curve(run)
     return Run(
         name=run.path.name,  # read_runs makes it unique
         path=run.path,
@@ -158,16 +161,25 @@ def _read(path: str, device: str, data_dir: str | None) -> Run:
         network_epoch=run.network_epoch,
         test=test,
         data=run.checkpoint.dataset,
-        epochs=_with_lines(known, run.epochs),
+        epochs=_with_lines(_with_lines(known, run.epochs), tested),
         metrics=run.metrics,
         diverged=run.diverged,
         diagnosis=diagnose(run),
         is_best=run.is_best,
         finished=run.finished,
         monitor=run.monitor,
-        damaged=run.damaged,
+        damaged=run.damaged + damaged,
         seen=_seen(run, data_dir),
     )
+
+
+def _test_curve(run: TrainedRun) -> tuple[list[dict[str, float]], list[str]]:
+    """The lines of ``--test-curve``, if there are any, and why they cannot be read."""
+    path = run.path / TEST_CURVE
+    try:
+        return (read_curve(path) if path.exists() else []), []
+    except CheckpointError as error:
+        return [], [str(error)]
 
 
 def _seen(run: TrainedRun, data_dir: str | None) -> HostArray | None:
@@ -187,8 +199,8 @@ def _seen(run: TrainedRun, data_dir: str | None) -> HostArray | None:
     )
 
 
-def _with_lines(known: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of the checkpoint, with the further values of the history file."""
+def _with_lines(known: list[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The epochs of the checkpoint, with the further values of a file."""
     lines = {epoch["epoch"]: epoch for epoch in epochs}
     return [{**record, **lines.get(record["epoch"], {})} for record in known]
 
