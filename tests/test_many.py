@@ -25,6 +25,7 @@ from gpumlp import (
     Callback,
     Cosine,
     Dataset,
+    DeviceError,
     DivergenceError,
     EarlyStopping,
     FitManyError,
@@ -229,6 +230,24 @@ def test_networks_on_a_gpu_have_the_bits_of_each_alone(monkeypatch: pytest.Monke
     assert (max(at_once), at_once[-1]) == (3, 1)
 
 
+def test_the_host_asks_the_device_as_often_for_many_networks_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(count: int, epochs: int) -> list[int]:
+        """How often, and in how many launches, for the epochs after the first one."""
+        backend = persistent_backend(2)
+        networks = [MLP([20, 8, 4], seed=seed, device=backend) for seed in range(count)]
+        trainers = [Trainer(network, samples(), batch_size=30, diagnostics=False) for network in networks]
+        activate, activations = backend.activate, list[None]()
+        monkeypatch.setattr(backend, "activate", lambda: (activations.append(None), activate())[1])
+        with backend.ledger.counting():
+            for _, error in run_together([(t, backend, t.training(epochs)) for t in trainers]):
+                assert error is None
+            found = [len(activations), len(backend.xp.launches), len(backend.xp.pinned)]
+            return [*found, backend.ledger.host_writes, backend.ledger.host_reads]
+
+    extra = [np.subtract(asked(count, 3), asked(count, 1)).tolist() for count in (1, 3)]
+    assert extra[0] == extra[1]
+
+
 def test_an_error_of_one_network_in_lockstep_is_its_own(blobs: Dataset) -> None:
     def callbacks(index: int) -> list[Callable[[Trainer], object]]:
         return [lambda trainer: 1 / (trainer.epoch - 2)] if index == 1 else []
@@ -256,6 +275,40 @@ def test_an_error_of_the_device_in_lockstep_ends_those_that_were_running(blobs: 
     expected = model()
     fit(expected, blobs, epochs=1)
     assert weights(networks[0]) == weights(expected)
+
+
+def test_a_device_that_fails_in_lockstep_is_named() -> None:
+    class CUDARuntimeError(Exception):
+        __module__ = "cupy_backends.cuda.api.runtime"
+
+    def fail(trainer: Trainer) -> None:
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    backend = persistent_backend(2)
+    networks = [MLP([20, 8, 4], seed=seed, device=backend) for seed in range(2)]
+    with pytest.raises(FitManyError) as caught:
+        fit_many(networks, samples(), epochs=2, callbacks=lambda index: [fail] if index else [])
+    (error,) = caught.value.errors.values()
+    assert re.fullmatch(
+        r"cuda:0 \(.*\) failed: CUDARuntimeError: cudaErrorIllegalAddress; check it .*", str(error)
+    )
+    assert isinstance(error.__cause__, CUDARuntimeError)
+    assert [len(history) for history in caught.value.histories] == [2, 1]
+
+
+def test_a_device_that_cannot_be_activated_ends_what_is_running(blobs: Dataset) -> None:
+    class Lost(Three):
+        def activate(self) -> Any:
+            if len(self.runs) > 1:  # after the second epoch's steps
+                raise DeviceError("the GPU has fallen off the bus")
+            return super().activate()
+
+    backend = Lost()
+    networks = [MLP([20, 12, 4], seed=seed, device=backend) for seed in range(2)]
+    with pytest.raises(FitManyError) as caught:
+        fit_many(networks, blobs, epochs=3, n_jobs=1)
+    assert [type(error) for error in caught.value.errors.values()] == [DeviceError, DeviceError]
+    assert [len(history) for history in caught.value.histories] == [1, 1]
 
 
 def test_an_interrupt_in_lockstep_leaves_every_network_after_its_last_epoch(blobs: Dataset) -> None:

@@ -369,6 +369,10 @@ class Backend:
         """A context in which new arrays are created on this device; required for all operations."""
         return nullcontext()
 
+    def explained(self, error: Exception) -> Exception:
+        """What `activate` raises in place of an error: a DeviceError if the device caused it."""
+        return error
+
     def owns(self, array: object) -> bool:
         """Whether the argument is an array of the backend's library."""
         raise NotImplementedError

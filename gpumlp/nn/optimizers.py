@@ -294,12 +294,18 @@ class Adam(Optimizer):
     def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> npt.ArrayLike:
         if type(self).step_factors is not Adam.step_factors:
             return super().factors_of_steps(first, learning_rates)
-        # As above; the corrections are the same for all networks that are at these steps.
-        mean_corrections, root_corrections = _corrections(self.beta1, self.beta2, first, len(learning_rates))
-        epsilons = np.full(len(learning_rates), self.epsilon)
-        if self.correct_epsilon:
-            epsilons *= root_corrections
-        return np.stack([np.array(learning_rates) * root_corrections / mean_corrections, epsilons], axis=1)
+        return self._factors(first, np.array(learning_rates))
+
+    def _factors(self, first: int, rates: HostArray, *more: HostArray) -> HostArray:
+        """Those of Adam, as in `step_factors`, and more columns."""
+        # The corrections are the same for all networks that are at these steps.
+        mean_corrections, root_corrections = _corrections(self.beta1, self.beta2, first, len(rates))
+        factors = np.empty((len(rates), 2 + len(more)))
+        factors[:, 0] = rates * root_corrections / mean_corrections
+        factors[:, 1] = self.epsilon * root_corrections if self.correct_epsilon else self.epsilon
+        for index, column in enumerate(more, 2):
+            factors[:, index] = column
+        return factors
 
     def update(  # type: ignore[override]  # one argument for each of `step_factors`
         self, xp: Any, parameters: Array, gradient: Array, state: OptimizerState, step_size: Any, epsilon: Any
@@ -346,6 +352,12 @@ class AdamW(Adam):
 
     def step_factors(self, steps: int, learning_rate: float) -> tuple[float, ...]:
         return *super().step_factors(steps, learning_rate), learning_rate * self.weight_decay
+
+    def factors_of_steps(self, first: int, learning_rates: Sequence[float]) -> npt.ArrayLike:
+        if type(self).step_factors is not AdamW.step_factors:
+            return super().factors_of_steps(first, learning_rates)
+        rates = np.array(learning_rates)
+        return self._factors(first, rates, rates * self.weight_decay)
 
     def update(  # type: ignore[override]
         self,

@@ -77,11 +77,18 @@ class _Running:
         """Go on to the next request, or throw what the last one raised into the training."""
         try:
             with self.backend.activate():
-                self.request = self.training.send(result) if error is None else self.training.throw(error)
+                self.advance(result, error)
+        except Exception as raised:  # the device cannot be activated
+            self.request, self.error = None, raised
+
+    def advance(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Like `go_on`, with the backend activated by the caller, who can do that once for many networks."""
+        try:
+            self.request = self.training.send(result) if error is None else self.training.throw(error)
         except StopIteration:
             self.request = None
         except Exception as raised:
-            self.request, self.error = None, raised
+            self.request, self.error = None, self.backend.explained(raised)
         except KeyboardInterrupt:
             if error is None:
                 raise
@@ -148,16 +155,18 @@ class _Work:
 
     def finish(self) -> None:
         """Wait for the results, and go on with them."""
-        results = [None] * len(self._networks)
-        if self._error is None:
-            try:
-                with self._backend.activate():
-                    results = self._wait()
-            except Exception as error:
-                self._error = error
-        for each, result in zip(self._networks, results, strict=True):
-            if each.request is not None:  # an interrupt may have ended it
-                each.go_on(result, self._error)
+        try:
+            with self._backend.activate():
+                if self._error is None:
+                    for each, result in zip(self._networks, self._wait(), strict=True):
+                        if each.request is not None:  # an interrupt may have ended it
+                            each.advance(result)
+        except Exception as error:
+            self._error = error
+        if self._error is not None:
+            for each in self._networks:
+                if each.request is not None:
+                    each.go_on(error=self._error)
 
 
 def run_together(

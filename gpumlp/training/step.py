@@ -352,7 +352,7 @@ class TrainingStep:
 
 def _has_methods_of(kind: type, instance: object, *methods: str) -> bool:
     """Whether these methods of an instance are those of the class, overridden neither by a subclass nor on it."""
-    return all(
-        getattr(type(instance), method) is getattr(kind, method) and method not in vars(instance)
-        for method in methods
+    inherited = type(instance) is kind or all(
+        getattr(type(instance), each) is getattr(kind, each) for each in methods
     )
+    return inherited and vars(instance).keys().isdisjoint(methods)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -191,21 +191,37 @@ class CudaBackend(Backend):
                 "device cpu",
             ) from failure
 
-    def activate(self) -> AbstractContextManager[Any]:
-        return self._active()
-
     @contextmanager
-    def _active(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
+        # CuPy has one setting for its products of float32 matrices, without a public interface.
+        linalg = cupy._core._routines_linalg
+        wanted = linalg.COMPUTE_TYPE_TF32 if self.tf32 else linalg.COMPUTE_TYPE_DEFAULT
         try:
-            with cupy.cuda.Device(self.index), _float32_products(self.tf32):
-                yield
+            with cupy.cuda.Device(self.index):
+                before = linalg.get_compute_type("float32")
+                if before == wanted:
+                    yield
+                    return
+                linalg.set_compute_type("float32", wanted)
+                try:
+                    yield
+                finally:
+                    linalg.set_compute_type("float32", before)
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in _DRIVERS or isinstance(error, MemoryError):
-                raise  # not caused by the device; CuPy's out-of-memory error is a MemoryError
-            raise DeviceError(
-                f"{self.name} ({self.device_name}) failed: {type(error).__name__}: {error}",
-                "check it with nvidia-smi and start again (resume a run with --resume), or use the device cpu",
-            ) from error
+            explained = self.explained(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def explained(self, error: Exception) -> Exception:
+        if type(error).__module__.partition(".")[0] not in _DRIVERS or isinstance(error, MemoryError):
+            return error  # not caused by the device; CuPy's out-of-memory error is a MemoryError
+        failure = DeviceError(
+            f"{self.name} ({self.device_name}) failed: {type(error).__name__}: {error}",
+            "check it with nvidia-smi and start again (resume a run with --resume), or use the device cpu",
+        )
+        failure.__cause__ = error
+        return failure
 
     def products(self) -> Products | None:
         """Products by cuBLASLt; None if it is not installed."""
@@ -599,25 +615,6 @@ def _nccl() -> Any:
     if missing:
         raise DeviceError("nccl4py finds no NCCL library", f"install it with {_GET_NCCL}")
     return module
-
-
-@contextmanager
-def _float32_products(tf32: bool) -> Iterator[None]:
-    """Set TF32 or float32 for CuPy's products of float32 matrices within the context.
-
-    CuPy has one such setting for the whole process, without a public interface.
-    """
-    linalg = cupy._core._routines_linalg
-    wanted = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT
-    before = linalg.get_compute_type("float32")
-    if before == wanted:
-        yield
-        return
-    linalg.set_compute_type("float32", wanted)
-    try:
-        yield
-    finally:
-        linalg.set_compute_type("float32", before)
 
 
 def _name(index: int) -> str:

@@ -36,9 +36,6 @@ _COPYING_BLOCKS = 256  # that divide a copy
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
-# The structures of kernels.cu.
-COPIED = np.dtype([(name, np.int64) for name in ("source", "rows", "out", "words", "row_words")])
-SUMMED = np.dtype([(name, np.int64) for name in ("values", "size", "kind")])
 _SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in kernels.cu
 
 
@@ -134,15 +131,15 @@ def is_c_contiguous(*arrays: Array) -> bool:
 
 def has_total_kernel(array: Array) -> bool:
     """Whether `Kernels.totals` supports this array."""
-    return bool(array.size and array.dtype.char in _TOTAL_KINDS and is_c_contiguous(array))
+    return bool(array.size and array.dtype.char in _TOTAL_KINDS and array.flags.c_contiguous)
 
 
 def has_copy_kernel(copy: Copy) -> bool:
     """Whether `Kernels.copy` supports this copy."""
     source, out, rows = copy
-    alike = source.dtype == out.dtype and out.ndim > 0
-    alike = alike and (source.shape == out.shape if rows is None else rows.dtype == np.int64)
-    return bool(alike and out.size and out.dtype.itemsize % _WORD == 0 and is_c_contiguous(source, out))
+    alike = source.dtype == out.dtype and (source.shape == out.shape if rows is None else rows.dtype == np.int64)
+    whole = source.flags.c_contiguous and out.flags.c_contiguous
+    return bool(alike and whole and out.ndim and out.size and out.dtype.itemsize % _WORD == 0)
 
 
 class Kernels:
@@ -333,7 +330,7 @@ class Kernels:
         for first in range(0, len(arrays), _SUMMING_BLOCKS):
             some = arrays[first : first + _SUMMING_BLOCKS]
             rows = [(array.data.ptr, array.size, _TOTAL_KINDS[array.dtype.char]) for array in some]
-            arguments = (self._table(rows, SUMMED), self._total_partials, self._arrived)
+            arguments = (self._table(rows), self._total_partials, self._arrived)
             self._totals((len(some), blocks), (_TOTAL_THREADS,), (*arguments, sums[first : first + len(some)]))
         return sums
 
@@ -342,9 +339,14 @@ class Kernels:
         # All arrays of the host go to the device at once, those of int64 first, which rows have to be.
         host = {id(array): array for each in copies for array in each if isinstance(array, np.ndarray)}
         arrays = sorted(host.values(), key=lambda array: -array.dtype.itemsize)
-        parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
-        uploaded = self._cupy.asarray(np.concatenate(parts)) if parts else None
-        addresses, address = {id(None): 0}, 0 if uploaded is None else uploaded.data.ptr
+        addresses, address = {id(None): 0}, 0
+        if arrays:
+            parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+            size = sum(array.nbytes for array in arrays)
+            pinned = np.frombuffer(self._cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+            # CuPy copies pinned memory without a copy of its own, and keeps it until the device has it.
+            uploaded = self._cupy.asarray(np.concatenate(parts, out=pinned))
+            address = uploaded.data.ptr
         for array in arrays:
             addresses[id(array)] = address
             address += array.nbytes
@@ -355,11 +357,11 @@ class Kernels:
                 words = out.size * out.dtype.itemsize // _WORD
                 rows.append((start, addresses[id(taken)], out.data.ptr, words, words // len(out)))
             blocks = min(-(-max(row[3] for row in rows) // (_AT_ONCE * _THREADS)), _COPYING_BLOCKS)
-            self._copy_words((blocks, len(rows)), (_THREADS,), (self._table(rows, COPIED),))
+            self._copy_words((blocks, len(rows)), (_THREADS,), (self._table(rows),))
 
-    def _table(self, rows: Sequence[tuple[Any, ...]], dtype: np.dtype[Any]) -> Array:
-        """Rows of a structure of the CUDA source, on the device."""
-        return self._cupy.asarray(np.array(rows, dtype=dtype).view(np.uint8))
+    def _table(self, rows: Sequence[tuple[int, ...]]) -> Array:
+        """Structures of the CUDA source, whose members are addresses and int64, on the device."""
+        return self._cupy.asarray(np.array(rows, dtype=np.int64).view(np.uint8))
 
     def _summing(self, values: Array) -> tuple[Any, ...]:
         """The grid of a kernel that sums columns, the sizes of the matrix, and memory for the blocks' sums."""

@@ -92,7 +92,7 @@ class PersistentRunner:
         self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
         self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
         self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
-        self._structures: WeakKeyDictionary[Step, Any] = WeakKeyDictionary()
+        self._structures: WeakKeyDictionary[Step, bytes] = WeakKeyDictionary()
         self._rows: WeakValueDictionary[SampleKey, Rows] = WeakValueDictionary()
         self._held: WeakKeyDictionary[Step, Rows] = WeakKeyDictionary()  # as long as a step uses them
 
@@ -252,21 +252,18 @@ class PersistentRunner:
 
     def _launch(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
         backend, plan = self._backend, compiled.plan
-        factors = [_step_factors(run) for run in runs]
+        count = FACTORS[OPTIMIZERS.index(plan.shape.optimizer)]
+        factors = [_step_factors(run)[:, :count] for run in runs]
         all_factors = backend.asarray(np.concatenate(factors))
         # Zero, so that no number seems to belong to a step of this launch.
         exchange = backend.xp.zeros((len(runs), max(1, plan.exchange_pairs)), dtype="uint64")
-        networks = np.zeros(len(runs), dtype=NETWORK)
-        address = all_factors.data.ptr
-        for number, (run, own) in enumerate(zip(runs, factors, strict=True)):
-            networks[number] = self._structure(run.step)
-            network = networks[number]
-            network["start"] = run.step.slices[run.batches[0]].start
-            network["stop"] = run.step.slices[run.batches[-1]].stop
-            network["steps_taken"] = run.step.state.steps
-            network["factors"] = address
-            network["exchange"] = exchange[number].data.ptr
-            address += own.nbytes
+        networks = np.frombuffer(bytearray().join(self._structure(run.step) for run in runs), dtype=NETWORK)
+        networks["start"] = [run.step.slices[run.batches[0]].start for run in runs]
+        networks["stop"] = [run.step.slices[run.batches[-1]].stop for run in runs]
+        networks["steps_taken"] = [run.step.state.steps for run in runs]
+        sizes = [own.nbytes for own in factors]
+        networks["factors"] = all_factors.data.ptr + np.cumsum([0, *sizes[:-1]])
+        networks["exchange"] = exchange.data.ptr + np.arange(len(runs)) * (exchange.nbytes // len(runs))
         function = compiled.kernel.kernel  # supports cooperative launches
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
         # once.
@@ -280,11 +277,11 @@ class PersistentRunner:
         for run in runs:
             run.step.state.steps += len(run.batches)
 
-    def _structure(self, step: Step) -> Any:
+    def _structure(self, step: Step) -> bytes:
         """The network's ``struct Network``, see persistent.cu, without what changes from launch to launch."""
-        network = self._structures.get(step)
-        if network is not None:
-            return network
+        found = self._structures.get(step)
+        if found is not None:
+            return found
         for layer in _dense_layers(step):
             layer.weight_gradient.fill(math.nan)  # poison stale gradients
             layer.bias_gradient.fill(math.nan)
@@ -321,8 +318,9 @@ class PersistentRunner:
             network["dropout_threshold"][position] = threshold(rate)
             network["dropout_scale"][position] = 1 / (1 - rate)
             network["dropout_layer"][position] = number
-        self._structures[step] = network
-        return network
+        result: bytes = network.tobytes()
+        self._structures[step] = result
+        return result
 
     def _rows_of(self, step: Step) -> Rows:
         key = _sample_key(step.images)
@@ -372,10 +370,8 @@ def _sample_key(samples: Array) -> SampleKey:
 
 def _step_factors(run: StepRun) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What `Optimizer.step_factors` gives for each step, ``(steps, factors)``."""
-    optimizer = run.step.optimizer
-    count = FACTORS[OPTIMIZERS.index(str(_optimizer_rule(optimizer)))]
-    factors = optimizer.factors_of_steps(run.step.state.steps + 1, run.learning_rates)
-    return np.array(factors, dtype=np.float32)[:, :count]
+    factors = run.step.optimizer.factors_of_steps(run.step.state.steps + 1, run.learning_rates)
+    return np.array(factors, dtype=np.float32)
 
 
 def _dense_layers(step: Step) -> list[Any]:
