@@ -40,11 +40,12 @@ from .records import (
     save_result,
     table,
     time_words,
+    unit,
 )
 from .terminal import cell, console
 from .training.batches import held_out_samples
 from .training.callbacks import read_curve
-from .training.config import Config, ConfigError, given
+from .training.config import Config, ConfigError, given, options_marked
 from .training.history_file import HISTORY
 from .training.jobs import worker_count
 from .training.lock import RunLock
@@ -183,11 +184,16 @@ def _reproduce(record: Record, options: Options) -> int:
     ]
     comparison = compare(record, [100 * len(result.mistakes) / len(test) for result in results], len(test))
     _show(record, results, len(test), comparison, options, progress)
-    if options.save is not None:
-        jobs = {"runs_at_once": min(worker_count(options.jobs), len(rows))} if backend.name == "cpu" else {}
-        save_result(user_path(options.save), _saved(record, sweep, results, len(test)) | jobs)
-        progress.say(f"result added to {options.save}")
     _report(sweep, rows, options, progress)
+    if options.save is not None:
+        result = _saved(record, sweep, results, len(test))
+        if backend.name == "cpu":
+            result["runs_at_once"] = min(worker_count(options.jobs), len(rows))
+        if record.networks == 1 and "curves" not in result:
+            progress.say(f"no curves: a {TEST_CURVE} in {sweep.path} does not have all epochs")
+        before = save_result(user_path(options.save), result)
+        place = "" if before is None else f", in place of one of {counted(len(before['wrong']), unit(before))}"
+        progress.say(f"result added to {options.save}{place}")
     return command.OK if comparison.reached else command.FAILED
 
 
@@ -206,7 +212,11 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
     sweep = Sweep.open(path)
     wanted = dataclasses.replace(config, **plain_names(config, data[0]), out=None, quiet=False)
     had = vars(sweep.config) | {"device": wanted.device, "data_dir": wanted.data_dir}
-    others = [name for name, value in vars(wanted).items() if had[name] != value]
+    others = [
+        name
+        for name, value in vars(wanted).items()
+        if had[name] != value and name not in options_marked("per_call")
+    ]
     if sweep.networks != record.members:
         others += dict.fromkeys(name for values in (*sweep.networks, *record.members) for name in values)
     if others:
@@ -237,14 +247,14 @@ def _tested(sweep: Sweep, rows: list[Row], test: Dataset, backend: Backend) -> T
     return Tested(rows, mistakes, round((found.disagreement or 0) * len(test)))
 
 
-def _wrong(rows: Sequence[Row], samples: int) -> list[int]:
-    """How many test samples each finished run gets wrong."""
-    return [round(samples * (1 - row.metrics["test_accuracy"])) for row in rows]
+def _wrong(row: Row, samples: int) -> int:
+    """How many test samples a finished run gets wrong."""
+    return round(samples * (1 - float(row.metrics["test_accuracy"])))
 
 
 def _counted(record: Record, options: Options) -> str:
     """The number of seeds or committees in words."""
-    return counted(options.seeds, committees=record.networks > 1)
+    return counted(options.seeds, "committee" if record.networks > 1 else "seed")
 
 
 def _show(
@@ -259,10 +269,10 @@ def _show(
     wrong, number = [len(each.mistakes) for each in results], _counted(record, options)
     if record.networks > 1:
         for index, each in enumerate(results):
+            of_members = error_words([_wrong(row, samples) for row in each.rows], samples)
             progress.say(
                 f"committee {index}: test error {error_words([wrong[index]], samples)} ({wrong[index]:,} of "
-                f"{samples:,}), of its members {error_words(_wrong(each.rows, samples), samples)}; "
-                f"{command.disagreement_line(each.disputed, samples)}"
+                f"{samples:,}), of its members {of_members}; {command.disagreement_line(each.disputed, samples)}"
             )
     of = f"mean and deviation of {number}" if len(results) > 1 else number
     progress.say(f"test error: {error_words(wrong, samples)} ({of})")
@@ -291,9 +301,17 @@ def _report(sweep: Sweep, rows: Sequence[Row], options: Options, progress: Sweep
 
 
 def _saved(record: Record, sweep: Sweep, results: Sequence[Tested], samples: int) -> dict[str, Any]:
-    """A result as a file of results holds it."""
+    """A result as a file of results holds it.
+
+    Raises:
+        ConfigError: the runs were trained on several devices.
+        CheckpointError: a curve is damaged.
+    """
     rows = [row for each in results for row in each.rows]
     metrics = rows[0].metrics
+    devices = dict.fromkeys(f"{row.metrics['device']} ({row.metrics['device_name']})" for row in rows)
+    if len(devices) > 1:
+        raise ConfigError(f"save: expected runs of one device, got {listed(devices)}")
     saved = {
         "record": record.name,
         "device": metrics["device"],
@@ -301,24 +319,32 @@ def _saved(record: Record, sweep: Sweep, results: Sequence[Tested], samples: int
         "seeds": [row.run.seed for row in rows],
         "wrong": [len(each.mistakes) for each in results],
         "test_samples": samples,
+        "published": record.published,
         "epochs": metrics["epochs"],
         "seconds": [round(sum(row.metrics["seconds"] for row in each.rows), 1) for each in results],
         "date": time.strftime("%Y-%m-%d"),
         "gpumlp": gpumlp.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "curves": [_curve(sweep.path / row.run.folder, samples) for row in rows],
+        "settings": record.settings,
         "mistakes": [each.mistakes for each in results],
     }
     if record.networks > 1:
-        saved["members"] = [_wrong(each.rows, samples) for each in results]
+        saved["members"] = [[_wrong(row, samples) for row in each.rows] for each in results]
         saved["disputed"] = [each.disputed for each in results]
+        return saved
+    curves = [_curve(sweep.path / row.run.folder, samples) for row in rows]
+    if all(len(curve) == metrics["epochs"] for curve in curves):
+        saved["curves"] = curves
     return saved
 
 
 def _curve(folder: Path, samples: int) -> list[int]:
-    """How many test samples a run gets wrong after each epoch."""
-    return [round(samples * (1 - row["test_accuracy"])) for row in read_curve(folder / TEST_CURVE)]
+    """How many test samples a run gets wrong after each epoch; none unless all epochs are known."""
+    rows = read_curve(folder / TEST_CURVE) if (folder / TEST_CURVE).exists() else []
+    if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        return []
+    return [round(samples * (1 - row["test_accuracy"])) for row in rows]
 
 
 class EpochProgress(SweepProgress):
@@ -352,7 +378,7 @@ class EpochProgress(SweepProgress):
 
     def _say_result(self, row: Row) -> None:
         if row.state == "finished":
-            (wrong,) = _wrong([row], self.samples)
+            wrong = _wrong(row, self.samples)
             self.say(
                 f"{row.run.folder}: test error {error_words([wrong], self.samples)} ({wrong:,} of "
                 f"{self.samples:,}), trained in {time_words(row.metrics['seconds'])}"

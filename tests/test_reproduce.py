@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -98,7 +99,10 @@ def test_a_committee_is_of_as_many_networks_as_its_paper_s_which_are_trained_as_
         committee = load_record(name)
         assert committee.networks == networks
         assert f"a committee of {networks} has {committee.published} %" in committee.source
-        assert committee.config == load_record(network).config
+        like = dataclasses.replace(
+            load_record(network).config, epochs=committee.config.epochs, decay_rate=committee.config.decay_rate
+        )
+        assert committee.config == like
         assert f"otherwise as {network}." in committee.deviations
 
 
@@ -120,6 +124,11 @@ def test_a_record_without_a_committee_is_one_network() -> None:
         ("[train]", "[training]", "training: unknown\nown.toml: train: expected a table with the options of"),
         ('dataset = "digits"', "", "train: dataset: expected mnist, digits, .*, got None"),
         ("epochs = 2", "epoch = 2", "train: unknown option: epoch"),
+        (
+            "epochs = 2",
+            "early_stopping = 2\nvalidation = 9",
+            "train: early_stopping: not in a record, whose result is",
+        ),
         ("epochs = 2", "epochs = 0", "train: epochs: expected a whole number of 1 or more, got 0"),
         ("epochs = 2", "gamma = 0.5", "train: gamma: expected only with schedule step or milestones, .*"),
         ("epochs = 2", "seed = 1", "train: seed: not in a record; give it to the command"),
@@ -268,6 +277,67 @@ def test_a_killed_record_goes_on_by_the_same_command(tmp_path: Path) -> None:
     assert run("reproduce", *words, tmp_path / "r") == run("reproduce", *words, tmp_path / "whole") == 0
     for seed in (0, 1):
         assert_same_run(tmp_path / "r" / f"seed={seed}", tmp_path / "whole" / f"seed={seed}")
+        curve, expected = (tmp_path / name / f"seed={seed}" / "test_curve.csv" for name in ("r", "whole"))
+        assert curve.read_bytes() == expected.read_bytes()
+
+
+def test_a_run_of_other_options_in_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out, file = written(tmp_path, FILE), tmp_path / "r", tmp_path / "results.json"
+    words = (own, *CPU, "--seeds", 1, "--quiet", "--out", out, "--save", file)
+    assert run("reproduce", *words) == 0
+    saved = file.read_bytes()
+    train = ("train", "--device", "cpu", "--quiet")
+    again = ("--out", out / "seed=0", "--overwrite")
+    for change, names in (
+        ((*train, "--resume", out / "seed=0", "--epochs", 5), "epochs"),
+        ((*train, "--dataset", "digits", "--epochs", 2, *again), "hidden"),
+    ):
+        assert run(*change) == 0
+        capsys.readouterr()
+        assert run("reproduce", *words) == 2
+        said = capsys.readouterr().err
+        assert f"{out / 'seed=0'} holds a run with other options ({names}); remove it" in said
+        assert file.read_bytes() == saved
+
+
+def test_a_curve_with_a_hole_is_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, file = written(tmp_path, FILE), tmp_path / "results.json"
+    words = (own, *CPU, "--seeds", 2, "--out", tmp_path / "r", "--save", file)
+    assert run("reproduce", *words) == 0
+    assert "curves" in read_results(file)[0]
+    curve = tmp_path / "r" / "seed=1" / "test_curve.csv"
+    first, _, last = curve.read_text().splitlines(keepends=True)
+    for content in (first + last, first, None):
+        curve.unlink()
+        if content is not None:
+            curve.write_text(content)
+        capsys.readouterr()
+        assert run("reproduce", *words) == 0
+        said = capsys.readouterr().out
+        assert "no curves: a test_curve.csv in" in said
+        assert "in place of one of 2 seeds" in said
+        (result,) = read_results(file)
+        assert "curves" not in result
+
+
+def test_runs_of_several_devices_are_not_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, file = written(tmp_path, FILE), tmp_path / "results.json"
+    words = (own, *CPU, "--seeds", 2, "--out", tmp_path / "r")
+    assert run("reproduce", *words) == 0
+    metrics = tmp_path / "r" / "seed=1" / "metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "device": "cuda:0", "device_name": "a GPU"}))
+    assert run("reproduce", *words, "--save", file) == 2
+    assert "save: expected runs of one device, got cpu (" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_a_file_cannot_have_the_name_of_another_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text(FILE)
+    assert run("reproduce", path) == 2
+    assert "expected another name than that of a record of gpumlp, digits" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
@@ -372,7 +442,6 @@ def test_the_result_of_a_committee_is_that_of_its_averaged_probabilities(
         assert result["disputed"][number] == disputed > 0
         mistakes = {index: predicted[index] for index in range(360) if predicted[index] != test.labels[index]}
         assert dict(result["mistakes"][number]) == mistakes
-        assert [curve[-1] for curve in result["curves"][4 * number : 4 * number + 4]] == members
         metrics = [Run(folder).metrics or {} for folder in runs]
         assert result["seconds"][number] == pytest.approx(sum(each["seconds"] for each in metrics), abs=0.051)
         assert (
@@ -470,6 +539,9 @@ DAMAGED = '{"results": [{"record": "r", "hardware": "h", "wrong": [1], "seconds"
     "content",
     [
         *("", "[]", "{}", '{"results": 1}', '{"results": [{"record": "digits"}]}'),
+        DAMAGED.replace('"r"', '["r"]') % '"n": 1',
+        DAMAGED.replace("9", "0") % '"n": 1',
+        DAMAGED % '"mistakes": [[[0, 1], [2, 1]]]',
         *(
             DAMAGED % f'"curves": {curves}'
             for curves in ("5", "[5]", "[[]]", '[["a"]]', "[[1], [null]]", "[[0.5]]")
@@ -490,10 +562,12 @@ def test_a_damaged_file_of_results_is_refused_and_kept(
     assert file.read_text() == content
 
 
-def test_saved_results_are_of_records_with_their_own_epochs() -> None:
+def test_saved_results_are_of_the_records_as_they_are() -> None:
     for result in read_results():
         own = load_record(result["record"])
         assert result["epochs"] == own.config.epochs
+        assert result["settings"] == own.settings
+        assert result["published"] == own.published
 
 
 def test_the_table_shows_every_record_and_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -520,7 +594,7 @@ def test_the_documentation_has_the_pictures_of_what_was_measured() -> None:
     wanted, curves = [], []
     for name, each in best.items():
         errors = [100 * wrong / each["test_samples"] for wrong in each["wrong"]]
-        if "curves" in each and "members" not in each:
+        if "curves" in each:
             curves.append((compare(record(1.0), errors, each["test_samples"]).mean, name))
         if "mistakes" in each:
             kind = "committee" if "members" in each else "seed"
@@ -539,7 +613,7 @@ def test_the_documentation_has_the_pictures_of_what_was_measured() -> None:
 @pytest.mark.parametrize("wrong", [70, 35, 29])
 def test_a_result_exactly_at_the_gate_reaches_it(wrong: int) -> None:
     row = SimpleNamespace(metrics={"test_accuracy": 1 - wrong / 10_000})
-    errors = [100 * each / 10_000 for each in reproduce._wrong([row], 10_000)]
+    errors = [100 * each / 10_000 for each in [reproduce._wrong(row, 10_000)]]
     assert compare(record(None, wrong / 100), errors, 10_000).reached
     assert not compare(record(None, wrong / 100), [error + 0.01 for error in errors], 10_000).reached
 

@@ -72,7 +72,8 @@ def test_numbers_have_their_own_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "epoch\n1,2,3\n", "epoch,test_loss\n1\n", "epoch,test_loss\nx,1\n", "\xff"]
+    "content",
+    ["", "epoch\n1,2,3\n", "epoch,test_loss\n1\n", "epoch,test_loss\nx,1\n", "epoch,loss\n1,2\n", "\xff"],
 )
 def test_a_damaged_curve_is_refused_by_name(tmp_path: Path, content: str) -> None:
     run = start(tmp_path / "run")

@@ -14,7 +14,7 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import DataError, Dataset, load_dataset
 from ..files import user_path
-from ..records import RESULTS, counted, error_words, load_record, read_results, record_names
+from ..records import RESULTS, counted, error_words, load_record, read_results, record_names, unit
 from ..training.config import ConfigError
 from ..words import listed
 from .data import Data, load
@@ -57,7 +57,7 @@ def records(*, results: str | os.PathLike[str] | None = None) -> FigureResult:
             "curves": 100 * np.array([curve[:epochs] for curve in result["curves"]]) / result["test_samples"],
             "errors": _errors(result),
             "words": _words(result),
-            "published": load_record(name).published if name in record_names() else None,
+            "published": result.get("published"),
             "hardware": result["hardware"],
         }
     shown = dict(sorted(shown.items(), key=lambda item: -statistics.fmean(item[1]["errors"])))
@@ -139,21 +139,21 @@ def mistakes(
 
     found = _of_records("mistakes", results)
     if record is None:
-        test = load(data)[1]
         packaged = [load_record(name) for name in found if name in record_names()]
-        fitting = [each for each in packaged if each.config.dataset == test.name]
-        if not fitting:
-            raise ConfigError(f"record: expected {listed(found)}, got none of them, and none is of {test.name}")
+        if not packaged:
+            raise ConfigError(f"record: expected the file of {listed(found)}, got none")
+        test = load(data)[1]
+        fitting = [each for each in packaged if each.config.dataset == test.name] or packaged
         own = min(fitting, key=lambda each: statistics.fmean(_errors(found[each.name])))
     else:
         own = load_record(record)
         if own.name not in found:
             raise ConfigError(f"record: expected one with saved mistakes, {listed(found)}, got {own.name}")
-        dataset = str(own.config.dataset)
-        test = data[1] if data is not None and data[1].name == dataset else load_dataset(dataset)[1]
+    dataset = str(own.config.dataset)
+    test = data[1] if data is not None and data[1].name == dataset else load_dataset(dataset)[1]
     result = found[own.name]
     wrong, seeds, (error, number) = _wrong(result, test), len(result["mistakes"]), _words(result)
-    each = number.split()[1].removesuffix("s")
+    each = unit(result)
     groups = {
         count: [sample for sample, predicted in wrong.items() if predicted.total() == count]
         for count in range(seeds, 0, -1)
@@ -258,7 +258,7 @@ def _errors(result: dict[str, Any]) -> list[float]:
 
 def _words(result: dict[str, Any]) -> tuple[str, str]:
     """The result as the table of records has it, and of how many seeds or committees it is."""
-    number = counted(len(result["wrong"]), committees="members" in result)
+    number = counted(len(result["wrong"]), unit(result))
     return error_words(result["wrong"], result["test_samples"]), number
 
 
@@ -266,8 +266,6 @@ def _of_records(what: str, results: str | os.PathLike[str] | None) -> dict[str, 
     """The result of each record that has curves or mistakes; of several, the one of the most seeds."""
     path = RESULTS if results is None else user_path(results)
     having = [result for result in read_results(path) if result.get(what)]
-    if what == "curves":  # a committee is tested at the end only, and its members' curves are others
-        having = [result for result in having if "members" not in result]
     if not having:
         raise ConfigError(
             f"{path}: expected results with {what}, got none; python -m gpumlp.reproduce NAME --save FILE.json "

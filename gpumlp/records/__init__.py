@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import json
@@ -28,16 +29,18 @@ from ..training.search_space import OPTIONS, Values, with_values
 from ..training.sweeps import duration
 from ..words import in_line, listed, shown
 
-RESULTS = Path(__file__).with_name(
-    "results.json"
-)  # what was measured with the records, as `save_result` writes it
+# What was measured with the records, as `save_result` writes it.
+RESULTS = Path(__file__).with_name("results.json")
 COLUMNS = ("record", "paper", "hidden layers", "published", "ours", "time")
 NONE, NOT_RUN = "-", "not run"
 
 _TEXTS = ("paper", "source", "deviations")
 _PERCENTAGES = ("published", "gate")
 _REFUSED = {"device", "data_dir", "seed", *options_marked("per_call")} - {"preset"}  # options of the command
-_VARIED = set(OPTIONS) - {"epochs"}  # in which members may differ: one result has one number of epochs
+_VARIED = set(OPTIONS) - {
+    "epochs",
+    "early_stopping",
+}  # in which members may differ: a result has one number of epochs
 _MEMBERS = 'expected a list of what differs, such as [{}, {preprocess = ["deskew"]}]'
 
 
@@ -73,6 +76,15 @@ class Record:
         """Number of networks of a committee; 1 without one."""
         return len(self.members) * self.each
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is trained: the options that are not the default, and those of a committee."""
+        default = vars(Config())
+        options = {name: value for name, value in vars(self.config).items() if value != default[name]}
+        committee = {"members": self.members, "each": self.each} if self.networks > 1 else {}
+        settings: dict[str, Any] = json.loads(json.dumps(options | committee))
+        return settings
+
 
 class Comparison(NamedTuple):
     """Results beside the published figure; all numbers are in percent.
@@ -104,7 +116,10 @@ def load_record(name: str) -> Record:
         ConfigError: there is none, its file cannot be read, or has a mistake; each line of the message names one.
     """
     if name.endswith(".toml"):
-        return _read(user_path(name))
+        record, own = _read(user_path(name)), Path(__file__).with_name(Path(name).name)
+        if own.exists() and _read(own) != record:
+            raise ConfigError(f"{name}: expected another name than that of a record of gpumlp, {record.name}")
+        return record
     if name not in record_names():
         near = difflib.get_close_matches(name, record_names(), 3) or record_names()
         raise ConfigError(f"expected the name of a record, such as {listed(near)}, got {in_line(name)}")
@@ -113,8 +128,8 @@ def load_record(name: str) -> Record:
 
 def _read(path: Path) -> Record:
     try:
-        values = tomllib.loads(read_file(path).decode())
-    except (ValueError, OSError) as error:  # TOML or UTF-8; no file
+        values = tomllib.loads(read_file(path).decode("utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:  # TOML or UTF-8; no file
         raise ConfigError(f"{path.name}: {getattr(error, 'strerror', None) or in_line(error)}") from error
     problems = [
         f"{name}: unknown" for name in values if name not in (*_TEXTS, *_PERCENTAGES, "train", "committee")
@@ -161,7 +176,10 @@ def _config(options: Any) -> Config:
     dataset = options.get("dataset")
     if dataset == "auto" or dataset not in DATA_SETS:
         raise ConfigError(f"dataset: expected {', '.join(DATA_SETS[1:])}, got {dataset!r}")
-    return Config.from_dict({**vars(PRESETS.get(str(options.get("preset")), Config())), **options})
+    config = Config.from_dict({**vars(PRESETS.get(str(options.get("preset")), Config())), **options})
+    if config.early_stopping:
+        raise ConfigError("early_stopping: not in a record, whose result is that of its last epoch")
+    return config
 
 
 def _committee(table: Any, config: Config) -> tuple[list[Values], int]:
@@ -187,7 +205,7 @@ def _committee(table: Any, config: Config) -> tuple[list[Values], int]:
     for number, values in enumerate(members, 1):
         found.append({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         try:
-            configs.append(_member(found[-1], config))
+            configs.append(_in_order(_member(found[-1], config)))
             if configs[-1] in configs[:-1]:
                 same = configs.index(configs[-1]) + 1
                 raise ConfigError(f"expected another network than number {same}; for more of a kind, set each")
@@ -212,6 +230,12 @@ def _member(values: Values, config: Config) -> Config:
     found = with_values(config, values)
     found.check()
     return found
+
+
+def _in_order(config: Config) -> Config:
+    """The same, with the words of an option in an order that does not matter."""
+    augment, preprocess = sorted(config.augment), sorted(config.preprocess)
+    return dataclasses.replace(config, augment=tuple(augment), preprocess=tuple(preprocess))
 
 
 def compare(record: Record, errors: Sequence[float], samples: int) -> Comparison:
@@ -252,46 +276,54 @@ def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
     try:
         results = parse_object(read_file(path))["results"]
         for result in results:
-            _cells(result)
-            _check_seeds(result)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _check_result(result)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: expected a file of results, as --save writes it, got another or a damaged one"
         ) from error
     return list(results)
 
 
-def _check_seeds(result: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError if curves or mistakes are not what `save_result` writes."""
+def _check_result(result: Mapping[str, Any]) -> None:
+    """Raise TypeError, ValueError, ... if a result is not what `save_result` writes."""
+    _cells(result)
+    result["record"].encode()
     for curve in result.get("curves", ()):
         max(map(operator.index, curve))
-    for pairs in result.get("mistakes", ()):
-        for sample, predicted in pairs:
-            operator.index(sample), operator.index(predicted)
+    mistakes = result.get("mistakes", ())
+    for sample, predicted in (pair for pairs in mistakes for pair in pairs):
+        operator.index(sample), operator.index(predicted)
+    if "mistakes" in result and list(map(len, mistakes)) != result["wrong"]:
+        raise ValueError("other numbers of mistakes than of wrong samples")
 
 
-def save_result(path: Path, result: Mapping[str, Any]) -> None:
+def save_result(path: Path, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Add a result to a file. It takes the place of that of the same record on the same hardware.
 
     Args:
         path: of the file, which is made if it is missing.
         result: ``record``, ``device``, ``hardware``, ``seeds``, ``wrong`` (test samples that each seed gets
-            wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more: ``curves``
-            (for each seed, the number of wrong test samples after every epoch) and ``mistakes`` (for each seed,
-            pairs of the number of a wrong test sample, from 0, and the class that is predicted). Of committees,
-            ``wrong``, ``seconds`` (of all its networks) and ``mistakes`` are those of each committee, and
-            ``seeds`` and ``curves`` those of each network, one committee after the other; ``members`` holds, for
-            each committee, how many test samples each of its networks gets wrong, and ``disputed`` on how many
-            they disagree.
+            wrong), ``test_samples``, ``seconds`` (of each seed), of a CPU ``runs_at_once``, and more:
+            ``published``, ``settings`` (of the record, as `Record.settings`), ``curves`` (for each seed, the
+            number of wrong test samples after every epoch) and ``mistakes`` (for each seed, pairs of the number of
+            a wrong test sample, from 0, and the class that is predicted). Of committees, ``wrong``, ``seconds``
+            (of all its networks) and ``mistakes`` are those of each committee, and ``seeds`` those of each network,
+            one committee after the other; ``members`` holds, for each committee, how many test samples each of its
+            networks gets wrong, and ``disputed`` on how many they disagree.
+
+    Returns:
+        The result whose place it takes; None if there was none.
 
     Raises:
         ConfigError, OSError: the file is damaged, or cannot be read or written.
     """
     same = ("record", "device", "hardware")
-    others = [each for each in read_results(path) if any(each.get(name) != result[name] for name in same)]
+    before = read_results(path)
+    others = [each for each in before if any(each.get(name) != result[name] for name in same)]
     results = sorted([*others, dict(result)], key=lambda each: [str(each.get(name)) for name in same])
     lines = ",\n".join(map(json.dumps, results))  # a line each
     write_atomically(path, f'{{"results": [\n{lines}\n]}}\n'.encode())
+    return next((each for each in before if each not in others), None)
 
 
 def error_words(wrong: Sequence[int], samples: int) -> str:
@@ -305,13 +337,18 @@ def error_words(wrong: Sequence[int], samples: int) -> str:
     return f"{statistics.fmean(errors):.2f}{deviation} %"
 
 
-def counted(number: int, *, committees: bool) -> str:
-    """What a result is the mean of.
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
 
-    >>> counted(3, committees=False), counted(1, committees=True)
+    >>> counted(3, "seed"), counted(1, "committee")
     ('3 seeds', '1 committee')
     """
-    return f"{number} {'committee' if committees else 'seed'}{'s' * (number > 1)}"
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
+def unit(result: Mapping[str, Any]) -> str:
+    """What a result counts: seeds or committees."""
+    return "committee" if "members" in result else "seed"
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -364,6 +401,6 @@ def time_words(seconds: float) -> str:
 def _cells(result: Mapping[str, Any]) -> tuple[str, str]:
     """Errors with seeds or committees and hardware, and the time of one."""
     words = error_words(result["wrong"], result["test_samples"])
-    number = counted(len(result["wrong"]), committees="members" in result)
+    number = counted(len(result["wrong"]), unit(result))
     together = f", {result['runs_at_once']} at once" if "runs_at_once" in result else ""
     return f"{words}, {number}, {result['hardware']}{together}", time_words(statistics.fmean(result["seconds"]))

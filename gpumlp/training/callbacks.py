@@ -10,7 +10,7 @@ from pathlib import Path
 from ..backends import Array
 from ..files import read_file, user_path, utf8, write_atomically
 from ..nn.hyperparameters import number, whole
-from ..nn.metrics import METRICS
+from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
 from ..nn.samples import LabelledData
@@ -211,6 +211,8 @@ def read_curve(path: Path) -> list[dict[str, float]]:
     """
     try:
         rows = csv.DictReader(io.StringIO(read_file(path).decode()), strict=True)
+        if not set(rows.fieldnames or ()) <= {"epoch", *(f"test_{name}" for name in HIGHER_IS_BETTER)}:
+            raise ValueError("other columns")
         return [{name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])} for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise CheckpointError(f"{path} is damaged: expected a table of epochs") from error

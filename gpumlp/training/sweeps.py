@@ -27,8 +27,9 @@ from ..data import Dataset
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..terminal import console
+from ..words import listed
 from .checkpoint import CheckpointError
-from .config import Config, ConfigError
+from .config import Config, ConfigError, options_marked
 from .divergence import DivergenceError
 from .history import Finding, monitor_words
 from .history_file import read_object
@@ -45,6 +46,8 @@ TABLE = "sweep.csv"
 INTERRUPTED = "interrupted"
 ENDED = ("finished", "diverged", "pruned")  # states of runs that are not trained again
 
+# Options that a run of a sweep may have changed, beside those of a call.
+_FREE = ("device", "data_dir", "execution", "multiprocessors", "diagnostics")
 _LONGEST_NAME = 60  # characters of a run's folder, without the seed
 _PATIENCE = 30.0  # seconds to wait for the worker processes of a sweep that was killed
 
@@ -452,11 +455,12 @@ def train_all(
         elsewhere: trains the runs, as `cluster.Cluster.run` does; None for this machine.
 
     Raises:
-        ConfigError, DeviceError, CheckpointError: the device cannot be used, or the data are not those of the
+        ConfigError, DeviceError, CheckpointError: the device cannot be used, or data or runs are not those of the
             sweep.
     """
     data = shared.data(sweep.config, progress.display)
     require_data(sweep, *data)
+    require_own_runs(sweep, data[0])
     on_gpu = False
     if elsewhere is None:
         backend, device = shared.backend(sweep.config, sweep.config.execution)
@@ -514,6 +518,25 @@ def require_data(sweep: Sweep, *data: Dataset) -> None:
             raise CheckpointError(
                 f"{sweep.path}: the sweep was made with other data: expected a {what} set {expected}, but "
                 f"{each.name} has {each.fingerprint()}; use the data it was made with"
+            )
+
+
+def require_own_runs(sweep: Sweep, training: Dataset) -> None:
+    """Raise ConfigError if a run in the folder of a sweep has other options than the sweep gives it."""
+    free = {*options_marked("per_call"), *_FREE}
+    for run in sweep.runs:
+        path = sweep.path / run.folder
+        had = Run(path, lenient=True).options if is_run(path) else None
+        if had is None:
+            continue
+        config = with_values(sweep.config, sweep.networks[run.network])
+        config = dataclasses.replace(config, seed=run.seed, shards=config.shards or 1)
+        expected = json.loads(config.resolved(len(training), training.task).to_json())
+        others = [name for name in expected if name not in free and had[name] != expected[name]]
+        if others:
+            raise ConfigError(
+                f"{path} holds a run with other options ({listed(others)}); remove it to train it again, or "
+                "choose another folder"
             )
 
 
