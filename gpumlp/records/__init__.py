@@ -307,9 +307,9 @@ def save_result(path: Path, result: Mapping[str, Any]) -> Mapping[str, Any] | No
             ``published``, ``settings`` (of the record, as `Record.settings`), ``curves`` (for each seed, the
             number of wrong test samples after every epoch) and ``mistakes`` (for each seed, pairs of the number of
             a wrong test sample, from 0, and the class that is predicted). Of committees, ``wrong``, ``seconds``
-            (of all its networks) and ``mistakes`` are those of each committee, and ``seeds`` those of each network,
-            one committee after the other; ``members`` holds, for each committee, how many test samples each of its
-            networks gets wrong, and ``disputed`` on how many they disagree.
+            (of all its networks) and ``mistakes`` are those of each committee, and ``seeds`` those of each
+            network, one committee after the other; ``members`` holds, for each committee, how many test samples
+            each of its networks gets wrong, and ``disputed`` on how many they disagree.
 
     Returns:
         The result whose place it takes; None if there was none.
