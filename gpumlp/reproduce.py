@@ -55,8 +55,7 @@ from .training.sweeps import ENDED, INTERRUPTED, Row, Sweep, SweepProgress, dura
 from .words import listed
 
 PROGRAM = "gpumlp-reproduce"
-_WRAPPED = ("paper", "hidden layers", "ours")  # columns of the table whose cells may take several lines
-_WIDTH = 10  # of the papers at least: the longest name
+_WRAPPED = ("hidden layers", "ours")  # columns of the table whose cells may take several lines
 _INTERVAL = 1.0  # seconds between two looks at the epochs
 
 
@@ -125,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list() -> None:
     """Print the table of the records, and what differs from the papers."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in COLUMNS:
-        width = _WIDTH if name == "paper" else None
-        header = name.replace(" ", "\n")
-        shown.add_column(header, vertical="bottom", no_wrap=name not in _WRAPPED, min_width=width)
-    for row in table(read_results()):
-        shown.add_row(*(Text("\n".join(map(cell, text.split("\n")))) for text in row))
+    record, paper, *others = COLUMNS
+    for name in (f"{record}, {paper}", *others):
+        header = name if name in _WRAPPED else name.replace(" ", "\n")
+        shown.add_column(header, vertical="top", no_wrap=name not in _WRAPPED)
+    for name, of, *rest in table(read_results()):
+        shown.add_row(*(Text("\n".join(map(cell, text.split("\n")))) for text in (f"{name}\n{of}", *rest)))
     console(highlight=False).print(shown)
     print("what differs from the paper:", *differences(), sep="\n- ")
 
