@@ -174,6 +174,20 @@ def test_a_network_sees_preprocessed_images_everywhere(backend: Backend) -> None
     assert model.inputs == Inputs((8, 8), "float32", "digits", BOTH)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_are_no_pixels_are_preprocessed_alike_in_any_dtype(tmp_path: Path, dtype: str) -> None:
+    """In training, evaluation and prediction; not rounded as pixels are."""
+    digits, found = load_digits()[0], []
+    images = np.rint(16 * digits.images).astype(np.uint8)
+    for given in (images, images.astype(np.int16), images.astype(np.float32), images.astype(np.float64)):
+        data = Dataset(given, digits.labels, classes=10)
+        model = MLP([64, 8, 10], device="cpu", dtype=dtype)
+        fit(model, data, preprocess=BOTH, epochs=1, optimizer=SGD(1e-3), pixels=False)
+        for other in (data.images, given.astype(np.float64)):
+            found.append((model.logits(other, pixels=False).tobytes(), model.evaluate(data, pixels=False)))
+    assert found == found[:1] * len(found)
+
+
 def test_images_on_a_device_stay_there(backend: Backend) -> None:
     model, images = trained(backend, preprocess=BOTH), load_digits()[1].images
     found = model.logits(backend.asarray(images))
