@@ -245,6 +245,8 @@ def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
     ("weight", "names", "message"),
     [
         ({4: 1}, None, "name classes among 0, 1, 2, 3, got 4"),
+        ({0: 1, "0": 2}, None, "name a class once, got 0 and '0'"),
+        ({"b": 1, 1: 2}, [*"abcd"], "name a class once, got 'b' and 1"),
         ({"e": 1}, [*"abcd"], "name classes among a, b, c, d, got 'e'"),
         ({0: 1}, [30, 20, 10, 5], "name classes among 30, 20, 10, 5, got 0"),
         ({0: -1}, None, "finite number of 0 or more, got -1 for class 0"),

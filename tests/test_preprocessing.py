@@ -174,6 +174,20 @@ def test_a_network_sees_preprocessed_images_everywhere(backend: Backend) -> None
     assert model.inputs == Inputs((8, 8), "float32", "digits", BOTH)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_are_no_pixels_are_preprocessed_alike_in_any_dtype(tmp_path: Path, dtype: str) -> None:
+    """In training, evaluation and prediction; not rounded as pixels are."""
+    digits, found = load_digits()[0], []
+    images = np.rint(16 * digits.images).astype(np.uint8)
+    for given in (images, images.astype(np.int16), images.astype(np.float32), images.astype(np.float64)):
+        data = Dataset(given, digits.labels, classes=10)
+        model = MLP([64, 8, 10], device="cpu", dtype=dtype)
+        fit(model, data, preprocess=BOTH, epochs=1, optimizer=SGD(1e-3), pixels=False)
+        for other in (data.images, given.astype(np.float64)):
+            found.append((model.logits(other, pixels=False).tobytes(), model.evaluate(data, pixels=False)))
+    assert found == found[:1] * len(found)
+
+
 def test_images_on_a_device_stay_there(backend: Backend) -> None:
     model, images = trained(backend, preprocess=BOTH), load_digits()[1].images
     found = model.logits(backend.asarray(images))
@@ -263,6 +277,47 @@ def test_a_streamed_sample_below_the_background_is_one_sentence(tmp_path: Path) 
     message = r"1\.npy: sample 100: .* on a background of 0, got values from -1; add what"
     with pytest.raises(DataError, match=message):
         fit(MLP([64, 10], device="cpu"), data, preprocess=BOTH, epochs=1)
+
+
+@pytest.mark.parametrize("words", [(), ("--test-curve",)])
+def test_a_test_set_below_the_background_is_one_sentence_before_training(
+    tmp_path: Path, capsys: Captured, words: tuple[str, ...]
+) -> None:
+    """Where it is in memory; of one that is streamed, the epochs that are trained before it is read are kept."""
+    train, test = load_digits()
+    arrays = {"x": train.images, "y": train.labels, "bad": test.images - 1, "good": test.images, "t": test.labels}
+    for name, values in arrays.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    np.savez(
+        tmp_path / "own.npz", x_train=arrays["x"], y_train=arrays["y"], x_test=arrays["bad"], y_test=arrays["t"]
+    )
+    own = ["--device", "cpu", "--preprocess", "deskew", "--epochs", 2, "--out", tmp_path / "run", *words]
+    files = [
+        "--dataset",
+        tmp_path / "x.npy",
+        tmp_path / "y.npy",
+        "--test",
+        tmp_path / "bad.npy",
+        tmp_path / "t.npy",
+    ]
+    for name, data in (("own.npz", ["--dataset", tmp_path / "own.npz"]), ("bad.npy", files)):
+        assert run("train", *own, *data) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"gpumlp-train: {name}: test samples: Preprocessing(")
+        assert error.endswith("on a background of 0, got values from -1; add what is missing, or leave it out\n")
+        assert not (tmp_path / "run").exists()
+    assert run("train", *own, *files, "--stream") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(r"bad\.npy: sample 0: .* got values from -1; add what is missing, or leave it out$", error)
+    assert run("report", tmp_path / "run") == 2
+    assert re.search(r"bad\.npy: sample 0: .* got values from -1", capsys.readouterr().err)
+    (tmp_path / "good.npy").replace(tmp_path / "bad.npy")
+    assert run("train", "--resume", tmp_path / "run") == 0
+    assert f"after epoch {1 if words else 2} of 2" in capsys.readouterr().out
+    model = MLP.load(tmp_path / "run", device="cpu")
+    with pytest.raises(DataError, match=r"^digits: .* on a background of 0, got values from -1"):
+        model.evaluate(Dataset(arrays["good"] - 1, test.labels, classes=10, name="digits"))
 
 
 # -- Files and commands ------------------------------------------------------------------------------------------

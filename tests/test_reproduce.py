@@ -152,6 +152,7 @@ def test_a_record_without_a_committee_is_one_network() -> None:
         ("hidden = [3]", 'dataset = "mnist"', "committee: members: number 2: dataset: not an option in which "),
         ("hidden = [3]", "epochs = 3", "committee: members: number 2: epochs: not an option in which members"),
         ('["deskew"]', '["dskew"]', "committee: members: number 2: preprocess: expected deskew, width=PIXELS"),
+        ('["deskew"]', '"deskew"', "committee: members: number 2: preprocess: expected a list of words, such as "),
         ('["deskew"]', "{a = 1}", "committee: members: number 2: preprocess: expected deskew, width=PIXELS"),
     ],
 )

@@ -32,7 +32,13 @@ def test_a_grid_is_every_combination() -> None:
             "augment=none,elastic=34,4,rotation=7.5+elastic=34,.5",
             [(), ("elastic=34,4",), ("rotation=7.5", "elastic=34,.5")],
         ),
+        (
+            "augment=none, rotation=1e+1+shear=+.1,elastic=34, 4",
+            [(), ("rotation=1e+1", "shear=+.1"), ("elastic=34, 4",)],
+        ),
+        ("activation=relu, tanh", ["relu", "tanh"]),
         ("preprocess=none,deskew,deskew+width=12", [(), ("deskew",), ("deskew", "width=12")]),
+        ("preprocess=width=+12", [("width=+12",)]),
         ("class-weight=six=2+seven=3,a+b=2,c++=2,d=1e+3", [("six=2", "seven=3"), "a+b=2", "c++=2", "d=1e+3"]),
     ],
 )
@@ -73,6 +79,40 @@ def test_the_grid_without_words_spans_the_ranges_of_the_notes() -> None:
             "augment: expected elastic=ALPHA,SIGMA (to 10000 and from 0.5 to 14), got",
         ),
         (["augment=shear=0.1+"], "augment: expected shear=PART (to 1), got 'shear=0.1+'"),
+        (["augment=none,Rotation=5"], "such as rotation=7.5 elastic=34,4, got 'Rotation=5'"),
+        (["class-weight=0=2+0=3"], "another weight than 1, got '0=2', '0=3'"),
+        *(
+            ([first, second], f"grid: expected {message}")
+            for message, first, second in (
+                (
+                    "+ between the words of one network, got a space; write augment=rotation=5+shear=0.1",
+                    "augment=rotation=5+",
+                    "shear=0.1",
+                ),
+                (
+                    "an option of gpumlp-train about the network or its training, got lerning-rate; did you mean",
+                    "class-weight=0=2",
+                    "lerning-rate=0.1",
+                ),
+                (
+                    "an option of gpumlp-train about the network or its training, got epoch; did you mean epochs?",
+                    "class-weight=0=2",
+                    "epoch=3",
+                ),
+                (
+                    "an option of gpumlp-train about the network or its training, got six",
+                    "class-weight=balanced",
+                    "six=3",
+                ),
+                (
+                    "an option of gpumlp-train about the network or its training, got test",
+                    "class-weight=0=2",
+                    "test=3",
+                ),
+                ("no seed; --seeds is how many", "class-weight=balanced", "seed=1"),
+                ("NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got 'none'", "augment=rotation=5", "none"),
+            )
+        ),
         *(
             (
                 [first, second, "l2=0"],

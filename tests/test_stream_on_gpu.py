@@ -282,50 +282,55 @@ def test_the_memory_that_is_announced_is_that_of_the_arrays(
     assert batches.memory()[0] == 39 * (FEATURES + 8 + 8 + 8 * distorts)
 
 
+def limited_backend(room: int) -> Backend:
+    """A fake GPU whose arrays of zeros and empty arrays fit in so many bytes."""
+    backend, free = backend_of("eager"), [room]
+
+    def within(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(shape: Any, dtype: Any) -> Any:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if size > free[0]:
+                raise MemoryError
+            free[0] -= size
+            return make(shape, dtype=dtype)
+
+        return made
+
+    backend.xp.zeros, backend.xp.empty = within(backend.xp.zeros), within(backend.xp.empty)
+    backend.memory = lambda: Memory(free[0], room)  # type: ignore[method-assign]
+    return backend
+
+
 @pytest.mark.parametrize(
-    ("order", "free"), [(Blocks(10, 30), 12_000), (Blocks(400, 2), 12_000), (Blocks(10, 30), 100)]
+    ("order", "room", "distorts"),
+    [
+        *((Blocks(*order), 100_000, distorts) for order in ((10, 30), (400, 2)) for distorts in (False, True)),
+        (Blocks(10, 30), 100, False),
+        (Blocks(13, 3), 91_500, True),  # room for the windows, but not for the numbers of the images
+    ],
 )
-def test_a_device_without_room_is_one_sentence(
-    tmp_path: Path, order: Blocks, free: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend, data = backend_of("eager"), StreamedDataset(*saved(tmp_path, *samples()))
-    empty = backend.xp.empty
+def test_a_device_without_room_is_one_sentence(tmp_path: Path, order: Blocks, room: int, distorts: bool) -> None:
+    images = np.zeros((303, 28, 28), np.uint8)
+    data = StreamedDataset(*saved(tmp_path, images, samples()[1]))
 
-    def limited(shape: Any, dtype: Any) -> Any:
-        if np.prod(shape) * np.dtype(dtype).itemsize > 3_000:
-            raise MemoryError
-        return empty(shape, dtype=dtype)
+    def batches_of(order: Blocks) -> DeviceBatches:
+        backend = limited_backend(room)
+        batches = data.batches(32, backend, np.float32).in_windows(order)
+        assert isinstance(batches, DeviceBatches)
+        if distorts:
+            batches.distort(AUGMENT.warp((28, 28), 0, backend))
+        return batches
 
-    with monkeypatch.context() as patch:
-        patch.setattr(backend, "memory", lambda: Memory(free, free))
-        patch.setattr(backend.xp, "empty", limited, raising=False)
-        with pytest.raises(DataError, match=r"two windows of .* on cuda:0, which has 0 MB free; ") as caught:
-            data.batches(32, backend, np.float32).in_windows(order)
-        message = str(caught.value)
-        assert "\n" not in message
-        if free == 100:
-            assert message.endswith("choose the device cpu")
-            return
-        given = dict(re.findall(r"--(block|window) (\d+)", message))
-        fits = Blocks(int(given.get("block", order.rows)), int(given["window"]))
-        assert fits.samples > 50
-        batches = data.batches(32, backend, np.float32).in_windows(fits)
-    assert isinstance(batches, DeviceBatches)
-    assert free / 2 < sum(batches.device_memory()) <= free
-
-
-def test_a_device_without_room_for_distortions_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: Any, **options: Any) -> Any:
-        raise MemoryError
-
-    backend = backend_of("eager")
-    batches = StreamedDataset(*saved(tmp_path, *pictures())).batches(32, backend, np.float32)
-    on_device = batches.in_windows(Blocks(13, 3))
-    monkeypatch.setattr(backend.xp, "zeros", full, raising=False)
-    with pytest.raises(DataError, match=r"two windows of 3 blocks of 13 samples take .* on cuda:0, which has"):
-        on_device.distort(AUGMENT.warp((3, 4), 0, backend))
+    with pytest.raises(DataError, match=r"two windows of .* on cuda:0, which has 0 MB free; ") as caught:
+        batches_of(order)
+    message = str(caught.value)
+    assert "\n" not in message
+    if room == 100:
+        assert message.endswith("choose the device cpu")
+        return
+    given = dict(re.findall(r"--(block|window) (\d+)", message))
+    fits = Blocks(int(given.get("block", order.rows)), int(given["window"]))
+    assert room / 2 < sum(batches_of(fits).device_memory()) <= room
 
 
 class Two(Group):

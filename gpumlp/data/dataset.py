@@ -214,14 +214,18 @@ class Dataset:
                 ``(n, outputs)`` of `dtype`; those of the data set by default.
             weights: ``(n,)``, how much each sample counts in the loss; those of the data set by default.
             pixels: whether uint8 values are pixels, divided by 255; otherwise they are numbers, used as they are.
-            preprocessing: makes new images ``(n, ...)`` of all those of the data set, before they are moved.
+            preprocessing: makes new images ``(n, ...)`` of all those of the data set, in `dtype` or as pixels,
+                before they are moved.
+
+        Raises:
+            DataError: the preprocessing refuses a value.
         """
         kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
         placed = {} if self._placed is None else self._placed
         key = backend.name, kept.name, preprocessing
         images = placed.get(key)
         if images is None:
-            made = self.images if preprocessing is None else preprocessing(self.images)
+            made = self.images if preprocessing is None else self._preprocessed(preprocessing, kept)
             images = placed[key] = backend.asarray(made.reshape(len(self), -1), dtype=kept)
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
@@ -232,6 +236,12 @@ class Dataset:
         return ArrayBatches(
             images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
         )
+
+    def _preprocessed(self, preprocessing: Callable[[Array], Array], dtype: npt.DTypeLike) -> Array:
+        try:
+            return preprocessing(to_host(self.images).astype(dtype, copy=False))
+        except ValueError as error:
+            raise DataError(f"{self.name}: {error}") from error
 
     @contextmanager
     def placed_once(self) -> Iterator[None]:

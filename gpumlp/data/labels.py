@@ -202,7 +202,8 @@ def class_weights(
         class_names: what the classes are called, in the order of their numbers; None for 0, 1, 2, ...
 
     Raises:
-        ValueError: a class is unknown, or a weight is negative or not finite, or all are 0 for these labels.
+        ValueError: a class is unknown or named twice, or a weight is negative or not finite, or all are 0 for
+            these labels.
         TypeError: `weight` is something else.
 
     >>> class_weights(np.array([0, 0, 0, 1]), 2, "balanced").tolist()
@@ -223,14 +224,19 @@ def class_weights(
     places = {name: number for number, name in enumerate(names)}
     if not any(name.lstrip("-").isdecimal() for name in names):
         places |= {str(number): number for number in range(classes)}
+    named: dict[int, Any] = {}
     for name, value in weight.items():
         if str(name) not in places:
             raise ValueError(f"class_weight is expected to name classes among {listed(names)}, got {name!r}")
+        place = places[str(name)]
+        if place in named:
+            raise ValueError(f"class_weight is expected to name a class once, got {named[place]!r} and {name!r}")
+        named[place] = name
         if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
             raise ValueError(
                 f"class_weight is expected to be a finite number of 0 or more, got {shown(value)} for class {name}"
             )
-        result[places[str(name)]] = value
+        result[place] = value
     if not result[labels].any():
         raise ValueError(
             "class_weight is expected to be above 0 for a class that occurs, but is 0 for all of them; "

@@ -107,7 +107,7 @@ class FileRows:
         return other
 
     def preprocessed(self, preprocessing: Callable[[Any], Any]) -> FileRows:
-        """The same rows, of which new ones ``(n, ...)`` are made whenever they are read."""
+        """The same rows, preprocessed each time they are read."""
         other = self._copy()
         other._preprocessing = preprocessing
         return other
@@ -144,8 +144,8 @@ class FileRows:
             out: ``(n, features)``, overwritten.
 
         Raises:
-            DataError: a file cannot be read or has become shorter, or a value is NaN or infinite, or not as a
-                preprocessing expects.
+            DataError: a file cannot be read or has become shorter, or a value is NaN or infinite, or a value that
+                the preprocessing refuses.
         """
         size = max(1, _PIECE // (self.features * self._stored.itemsize))
         for start in range(0, len(rows), size):
@@ -166,11 +166,11 @@ class FileRows:
                 self._read_span(int(places[start]), values[start:stop])
         if self._stored.kind == "f":
             self._require_finite(values, places)
-        if self._preprocessing is not None:
-            values = self._preprocessed(self._preprocessing, values.reshape(-1, *self.shape[1:]), places)
-            values = values.reshape(out.shape)
         if values is not out:
             out[...] = values
+        if self._preprocessing is not None:
+            images = out.reshape(-1, *self.shape[1:])
+            out[...] = self._preprocessed(self._preprocessing, images, places).reshape(out.shape)
 
     def _preprocessed(self, make: Callable[[Any], Any], values: HostArray, places: HostArray) -> HostArray:
         try:

@@ -387,6 +387,8 @@ class DeviceBatches(ArrayBatches):
         outputs = 4 * shape[0] if shape else 1
         weight = 0 if self._weights is None else self._weights.itemsize
         self._sample_bytes = 8 + math.prod(shape) * kind.itemsize + 4 + outputs + weight
+        memory = self._backend.memory()
+        self._free = 0 if memory is None else memory.free  # before there are arrays
         with self._room_required():
             self.order: Array = xp.zeros(self.samples, dtype="int64")
             self.targets: Array = xp.zeros((self.samples, *shape), dtype=kind)
@@ -497,8 +499,7 @@ class DeviceBatches(ArrayBatches):
             raise self._too_large() from error
 
     def _too_large(self) -> DataError:
-        blocks, memory = self._blocks, self._backend.memory()
-        free = 0 if memory is None else memory.free
+        blocks, free = self._blocks, self._free
         # A quarter is left for the network.
         rows = ((free * 3 // 4 - self.samples * self._sample_bytes) // self._row_bytes - self.batch_size) // 2
         cure = "choose the device cpu"

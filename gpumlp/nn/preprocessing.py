@@ -72,6 +72,14 @@ class Preprocessing:
         if self.width is not None and self.width > shape[1]:
             raise ValueError(f"width is expected to be at most the {shape[1]} columns of {what}, got {self.width}")
 
+    def check_lowest(self, value: float) -> None:
+        """Raise ValueError if the lowest value of images is below 0, the background."""
+        if value < 0:
+            raise ValueError(
+                f"{self} is expected with images on a background of 0, got values from {value:g}; add what is "
+                "missing, or leave it out"
+            )
+
     def __call__(self, images: Array) -> HostArray:
         """New images.
 
@@ -85,11 +93,8 @@ class Preprocessing:
             ValueError: a value is below 0, the background.
         """
         images = to_host(images)
-        if images.size and images.min() < 0:
-            raise ValueError(
-                f"{self} is expected with images on a background of 0, got values from {images.min():g}; add what "
-                "is missing, or leave it out"
-            )
+        if images.size:
+            self.check_lowest(float(images.min()))
         out = images if images.dtype.kind == "f" or images.dtype == np.uint8 else images.astype("float32")
         result: HostArray = np.empty_like(out)
         for start in range(0, len(out), _CHUNK):

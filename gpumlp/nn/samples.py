@@ -142,7 +142,8 @@ def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | N
     if images.dtype.kind == "f":
         _check_finite(rows, model, limits())
     if model.inputs is not None and model.inputs.preprocessing is not None:
-        rows = model.inputs.preprocessing(rows.reshape(-1, *model.inputs.shape)).reshape(rows.shape)
+        made = rows if divided else rows.astype(model.dtype, copy=False)
+        rows = model.inputs.preprocessing(made.reshape(-1, *model.inputs.shape)).reshape(rows.shape)
     return rows, divided
 
 

@@ -321,7 +321,12 @@ class Measures:
 
 
 def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
-    """Test a network; waits for its device."""
+    """Test a network; waits for its device.
+
+    Raises:
+        DataError: a sample cannot be read or preprocessed.
+    """
+    result = model.evaluate(test)  # first: its errors name the data
     targets: HostArray = training_targets(model, test, model.class_names)
     truth: HostArray
     predictions: HostArray
@@ -342,7 +347,7 @@ def measure(model: MLP, test: Dataset, mistakes: int = 40) -> Measures:
             truth, predictions = targets, probabilities.argmax(axis=1)
             worst = _most_confident(truth, predictions, probabilities)[:mistakes]
         classes = probabilities.shape[1]
-    return Measures(task, model.evaluate(test), truth, predictions, worst, _activity(model, test), classes)
+    return Measures(task, result, truth, predictions, worst, _activity(model, test), classes)
 
 
 def _most_confident(truth: HostArray, predictions: HostArray, probabilities: HostArray) -> list[Mistake]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,9 +156,16 @@ def wrong_value(name: str, allowed: Range, value: Any) -> str:
     parts = list(value) if isinstance(value, tuple) and value else [value]
     wrong = [part for part in parts if len(parts) > 1 and not allowed.accepts((part,))] or parts
     expected = allowed.words
-    if name == "augment" and len(wrong) == 1:
-        form = str(wrong[0]).partition("=")[0] + "="
-        expected = next((each for each in _DISTORTIONS if each.startswith(form)), expected)
+    if name in ("augment", "preprocess") and len(wrong) == 1:
+        text, alone = str(wrong[0]), isinstance(value, str)
+        words = re.split(rf"[+{' ' * alone}]+(?=[A-Za-z])", text)
+        if allowed.accepts(tuple(words)):
+            expected = f"a list of words, such as {json.dumps(words)}"
+            if not alone:
+                expected = f"separate words, as in {' '.join(words)}"
+        else:
+            form = text.partition("=")[0] + "="
+            expected = next((each for each in _DISTORTIONS if each.startswith(form)), expected)
     return f"{name}: expected {expected}, got {', '.join(map(repr, wrong))}"
 
 
@@ -193,8 +201,12 @@ _HELD_OUT = Range(
 _PAIR = Range(_is_pair, "CLASS=WEIGHT with a weight of 0 or more")
 _PAIRS = _each(_PAIR, _PAIR.words)
 _CLASS_WEIGHT = Range(
-    lambda value: value == "balanced" or _PAIR.accepts(value) or (_PAIRS.accepts(value) and len(value) > 0),
-    f"balanced, or {_PAIR.words} for each class that has another weight than 1",
+    lambda value: (
+        value == "balanced"
+        or _PAIR.accepts(value)
+        or (_PAIRS.accepts(value) and 0 < len(value) == len({pair.rpartition("=")[0] for pair in value}))
+    ),
+    f"balanced, or {_PAIR.words}, once for each class that has another weight than 1",
 )
 _DISTORTIONS = (
     *("rotation=DEGREES (to 180)", "scaling=PART (to 0.99)", "shear=PART (to 1)", "translation=PIXELS (to 28)"),

@@ -30,7 +30,12 @@ NOTES_RANGES = (
 
 Values = dict[str, Any]  # of options, by their names in `Config`
 
-_OF_WORDS = ("augment", "preprocess", "class_weight")  # options of words, which + joins; x joins those of layers
+# What joins the words of an option for one network. x joins the values of layers.
+_OF_WORDS = {
+    "augment": r"\+(?=[A-Za-z])",  # but not in rotation=1e+1
+    "preprocess": r"\+(?=[A-Za-z])",
+    "class_weight": r"\+",
+}
 
 _DIGITS = 4  # significant digits of a number that is drawn, so that names of folders say exactly what it is
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
@@ -228,12 +233,16 @@ def _named(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word in words:
         name, _, text = word.partition("=")
         name = name.removeprefix("--").replace("-", "_")
-        last = seen[-1] if seen else ""
-        if name not in OPTIONS and last in _OF_WORDS and _allowed(last).accepts(_values(last, word)[0]):
-            raise ConfigError(
-                f"{option}: expected + between the words of one network, got a space; write {before}+{word}"
-            )
+        near = difflib.get_close_matches(name, OPTIONS, 1)
+        last, joined = seen[-1] if seen else "", f"{before.rstrip('+')}+{word}"
         before = word
+        # A class may have any name, but the name of an option, or almost one, is taken for that.
+        is_option = name in Config.__dataclass_fields__ or (near and last == "class_weight")
+        values = _values(last, joined.partition("=")[2]) if last in _OF_WORDS and not is_option else ()
+        if values and all(map(_allowed(last).accepts, values)):
+            raise ConfigError(
+                f"{option}: expected + between the words of one network, got a space; write {joined}"
+            )
         if not name or not text:
             raise ConfigError(f"{option}: expected NAME=VALUE,VALUE, such as learning-rate=0.01,0.1, got {word!r}")
         if name == "seed":
@@ -241,7 +250,6 @@ def _named(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
                 f"{option}: expected no seed; --seeds is how many seeds each network is trained with"
             )
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             raise ConfigError(
                 f"{option}: expected an option of gpumlp-train about the network or its training, "
@@ -280,8 +288,8 @@ def _number(name: str, text: str) -> float | None:
 
 def _values(name: str, text: str) -> tuple[Any, ...]:
     # In elastic=34,4 a number follows the comma.
-    parts = re.split(r",(?=[a-z])", text) if name == "augment" else text.split(",")
-    return tuple(dict.fromkeys(_value(name, part) for part in parts))
+    parts = re.split(r",(?!\s*[-+.\d])" if name == "augment" else ",", text)
+    return tuple(dict.fromkeys(_value(name, part.strip()) for part in parts))
 
 
 def _value(name: str, text: str) -> Any:
@@ -290,7 +298,7 @@ def _value(name: str, text: str) -> Any:
     empty = isinstance(getattr(Config, name), tuple)
     if text == "none" and (type(None) in kinds or empty):
         return () if empty else None
-    parts = text.split("+" if name in _OF_WORDS else "x") if several else [text]
+    parts = re.split(_OF_WORDS.get(name, "x"), text) if several else [text]
     # An empty part is a wrong value, and a class may have any name, also one with +.
     if "" in parts or (name == "class_weight" and not all(map(_allowed(name).accepts, parts))):
         parts = [text]

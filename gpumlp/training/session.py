@@ -27,7 +27,7 @@ from ..backends import (
     get_backend,
     require_gpus,
 )
-from ..data import Dataset, load_dataset, load_files
+from ..data import DataError, Dataset, load_dataset, load_files
 from ..data.stream import DeviceBatches, StreamedBatches
 from ..files import user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
@@ -249,6 +249,7 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
     backend, device = shared.backend(config, config.execution)
     display.say(device)
     training, test = shared.data(config, display)
+    _check_test(config, test)
     config = dataclasses.replace(config, shards=config.shards or group.size)
     config = config.resolved(len(training), training.task)
     config = dataclasses.replace(config, **plain_names(config, training))
@@ -370,6 +371,7 @@ def _resumed(config: Config, shared: Shared, display: Progress, group: Group) ->
             raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
         training, test = shared.data(config, display, run)
         _check_data(run, training, test)
+        _check_test(config, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
         if config.execution != "persistent":  # perhaps no longer
@@ -795,6 +797,16 @@ def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
     if isinstance(config.dataset, str):
         return {"dataset": paths[0], "test": paths[1] if config.test else None}
     return {"dataset": paths[:2], "test": paths[2:] or None}
+
+
+def _check_test(config: Config, test: Dataset) -> None:
+    """Raise DataError if the test samples in memory cannot be preprocessed: before training, not after it."""
+    preprocessing = config.make_preprocessing()
+    if preprocessing is not None and test.limits is not None:
+        try:
+            preprocessing.check_lowest(test.limits[0])
+        except ValueError as error:
+            raise DataError(f"{test.name}: test samples: {error}") from error
 
 
 def _check_training_set(run: Run, training: Dataset) -> None:
