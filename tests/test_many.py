@@ -293,6 +293,7 @@ def test_a_device_that_fails_in_lockstep_is_named() -> None:
         r"cuda:0 \(.*\) failed: CUDARuntimeError: cudaErrorIllegalAddress; check it .*", str(error)
     )
     assert isinstance(error.__cause__, CUDARuntimeError)
+    assert error.__traceback__ is not None
     assert [len(history) for history in caught.value.histories] == [2, 1]
 
 

@@ -330,7 +330,7 @@ def test_the_page_preprocesses_images_as_python(chrome: Any, tmp_path: Path, nam
 def test_a_drawing_is_preprocessed_and_shown_as_the_network_sees_it(chrome: Any, tmp_path: Path) -> None:
     networks = preprocessing_networks((28, 28), "uint8")
     captions = ["deskewed", "unchanged", "5 pixels wide"]
-    for model, shown in ((Committee(networks[:3]), captions), (networks[0], captions[:1]), (networks[1], [""])):
+    for model, shown in ((Committee(networks[:3]), captions), (networks[0], captions[:1]), (networks[1], [])):
         write_page(tmp_path / "pad.html", drawing_page(model, (28, 28)))
         open_page(chrome, tmp_path / "pad.html")
         stroke(chrome, (60, -100), (-120, 200))

@@ -88,7 +88,7 @@ class _Running:
         except StopIteration:
             self.request = None
         except Exception as raised:
-            self.request, self.error = None, self.backend.explained(raised)
+            self.request, self.error = None, self.backend.explained(raised).with_traceback(raised.__traceback__)
         except KeyboardInterrupt:
             if error is None:
                 raise

@@ -194,8 +194,8 @@
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", "Nothing yet");
       const done = [each?.deskew && "deskewed", each?.width && `${each.width} pixels wide`].filter(Boolean).join(", ");
-      const several = field.preprocessing.length > 1;
-      figure.append(canvas, element("figcaption", "", done || (several ? "unchanged" : "")));
+      figure.append(canvas);
+      if (done || field.preprocessing.length > 1) figure.append(element("figcaption", "", done || "unchanged"));
       return figure;
     }));
     find("pad-seen-text").textContent = `${field.width} × ${field.height} pixels: the drawing scaled to ${field.box[1]} × ${field.box[0]} and centred`;
