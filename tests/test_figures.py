@@ -44,15 +44,16 @@ LABELS = load_digits()[1].labels
 WRONG = [[(2, 1), (5, 1), (9, 2)], [(2, 1), (5, 3), (7, 0), (9, 2)], [(5, 3), (9, 2)]]
 BASE = {"device": "cpu", "hardware": "a CPU", "seconds": [1.0], "test_samples": 10_000}
 MEASURED: list[dict[str, Any]] = [
-    {**BASE, "record": "simard2003", "wrong": [75], "curves": [[500, 75]]},
+    {**BASE, "record": "simard2003", "published": 0.7, "wrong": [75], "curves": [[500, 75]]},
     {
         **BASE,
         "record": "simard2003",
+        "published": 0.7,
         "hardware": "two",
         "wrong": [70, 60],
         "curves": [[300, 90, 70], [400, 80, 60]],
     },
-    {**BASE, "record": "own", "wrong": [120], "curves": [[0]], "mistakes": [[(3, 1)]]},
+    {**BASE, "record": "own", "wrong": [120], "curves": [[0]], "mistakes": [[(3, 1)] * 120]},
     {**BASE, "record": "meier2011", "wrong": [50]},
     {**BASE, "record": "digits", "test_samples": 360, "wrong": [3, 4, 2], "mistakes": WRONG}
     | {"curves": [[90, 3], [36, 4], [18, 2]]},
@@ -381,10 +382,14 @@ def test_a_record_without_mistakes_is_refused(own: dict[str, Any], message: str)
             DataError,
             "expected the 361 test samples of the results of digits, got 360 others",
         ),
-        ({"mistakes": [[(360, 1)]]}, DataError, "got 360 others"),
-        ({"mistakes": [[(5, 10)]]}, DataError, "got 360 others"),
-        ({"mistakes": [[(5, int(LABELS[5]))]]}, DataError, "got 360 others"),
-        ({"mistakes": [[]]}, ConfigError, "expected one with mistakes, got digits, which makes none"),
+        ({"wrong": [1], "mistakes": [[(360, 1)]]}, DataError, "got 360 others"),
+        ({"wrong": [1], "mistakes": [[(5, 10)]]}, DataError, "got 360 others"),
+        ({"wrong": [1], "mistakes": [[(5, int(LABELS[5]))]]}, DataError, "got 360 others"),
+        (
+            {"wrong": [0], "mistakes": [[]]},
+            ConfigError,
+            "expected one with mistakes, got digits, which makes none",
+        ),
     ],
 )
 def test_mistakes_of_other_data_are_refused(

@@ -257,8 +257,6 @@ class Run:
 
     def _read_metrics(self) -> dict[str, Any] | None:
         metrics = read_object(self.path / METRICS)
-        if metrics is not None and not any(name in metrics for name in _TEST_METRICS):
-            raise CheckpointError(f"{self.path / METRICS} is damaged: it has no test result")
         for name in _METRIC_NUMBERS:
             value = (metrics or {}).get(name)
             if value is not None and not is_number(value):

@@ -314,8 +314,8 @@ class Sweep:
     def row(self, planned: PlannedRun, failures: Mapping[str, str]) -> Row:
         """How a run has ended; arguments as for `rows`."""
         run = Run(self.path / planned.folder, lenient=True)
-        if run.finished and run.metrics is not None:
-            return Row(planned, "finished", "", run.metrics)
+        if run.finished and "test_loss" in (metrics := run.metrics or {}):  # otherwise the file is damaged
+            return Row(planned, "finished", "", metrics)
         if run.diverged is not None:
             return Row(planned, "diverged", " ".join(run.diverged.message.split()), {})
         if run.pruned is not None:
