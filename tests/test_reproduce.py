@@ -545,7 +545,7 @@ DAMAGED = '{"results": [{"record": "r", "hardware": "h", "wrong": [1], "seconds"
         DAMAGED % '"mistakes": [[[0, 1], [2, 1]]]',
         *(
             DAMAGED % f'"curves": {curves}'
-            for curves in ("5", "[5]", "[[]]", '[["a"]]', "[[1], [null]]", "[[0.5]]")
+            for curves in ("5", "[5]", "[[]]", '[["a"]]', "[[1], [null]]", "[[0.5]]", "[[1], [1, 1]]")
         ),
         *(DAMAGED % f'"mistakes": {pairs}' for pairs in ("5", "[5]", "[[5]]", "[[[1]]]", "[[[0.5, 1]]]")),
     ],

@@ -52,9 +52,8 @@ def records(*, results: str | os.PathLike[str] | None = None) -> FigureResult:
     """
     shown: dict[str, dict[str, Any]] = {}
     for name, result in _of_records("curves", results).items():
-        epochs = min(map(len, result["curves"]))  # runs that stop early have fewer
         shown[name] = {
-            "curves": 100 * np.array([curve[:epochs] for curve in result["curves"]]) / result["test_samples"],
+            "curves": 100 * np.array(result["curves"]) / result["test_samples"],
             "errors": _errors(result),
             "words": _words(result),
             "published": result.get("published"),

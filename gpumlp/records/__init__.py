@@ -37,10 +37,8 @@ NONE, NOT_RUN = "-", "not run"
 _TEXTS = ("paper", "source", "deviations")
 _PERCENTAGES = ("published", "gate")
 _REFUSED = {"device", "data_dir", "seed", *options_marked("per_call")} - {"preset"}  # options of the command
-_VARIED = set(OPTIONS) - {
-    "epochs",
-    "early_stopping",
-}  # in which members may differ: a result has one number of epochs
+# Options in which members may differ: a result has one number of epochs.
+_VARIED = set(OPTIONS) - {"epochs", "early_stopping"}
 _MEMBERS = 'expected a list of what differs, such as [{}, {preprocess = ["deskew"]}]'
 
 
@@ -288,8 +286,11 @@ def _check_result(result: Mapping[str, Any]) -> None:
     """Raise TypeError, ValueError, ... if a result is not what `save_result` writes."""
     _cells(result)
     result["record"].encode()
-    for curve in result.get("curves", ()):
+    curves = result.get("curves", ())
+    for curve in curves:
         max(map(operator.index, curve))
+    if len(set(map(len, curves))) > 1:
+        raise ValueError("curves of different numbers of epochs")
     mistakes = result.get("mistakes", ())
     for sample, predicted in (pair for pairs in mistakes for pair in pairs):
         operator.index(sample), operator.index(predicted)

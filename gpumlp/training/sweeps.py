@@ -526,9 +526,9 @@ def require_own_runs(sweep: Sweep, training: Dataset) -> None:
     free = {*options_marked("per_call"), *_FREE}
     for run in sweep.runs:
         path = sweep.path / run.folder
-        had = Run(path, lenient=True).options if is_run(path) else None
-        if had is None:
+        if not is_run(path):
             continue
+        had = Run(path, lenient=True).options
         config = with_values(sweep.config, sweep.networks[run.network])
         config = dataclasses.replace(config, seed=run.seed, shards=config.shards or 1)
         expected = json.loads(config.resolved(len(training), training.task).to_json())
