@@ -66,6 +66,12 @@ def registries() -> Iterator[None]:
 
 
 @pytest.fixture
+def progress_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report progress within epochs, however short they are."""
+    monkeypatch.setattr("gpumlp.training.trainer._PROGRESS_SECONDS", 1e-9)
+
+
+@pytest.fixture
 def blobs() -> Dataset:
     """300 samples of 20 pixels in 4 classes that a small network can learn."""
     rng = np.random.default_rng(0)

@@ -278,7 +278,7 @@ class Measures(Callback):
     def __init__(self, value: Any, found: Any = None) -> None:
         self.value, self.found = value, found
 
-    def on_measure(self, trainer: Any, seen: Any, before: Any) -> Any:
+    def on_measure(self, trainer: Any, before: Any) -> Any:
         return self.value(trainer.model.backend.xp) if callable(self.value) else self.value
 
     def on_measured(self, trainer: Any, values: list[float]) -> Any:

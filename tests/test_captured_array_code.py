@@ -49,7 +49,7 @@ class Whole:
         options: other rules than the default ones, by attribute; ``rate`` is that of dropout.
     """
 
-    same_rules, gradient_wanted, warp = True, False, None
+    same_rules, gradient_wanted, warp, evaluates = True, False, None, None
     shards = processes = 1
     clip_norm, max_norm, rate, seed = 0.5, 1.5, 0.25, 3
     optimizer: Any = SGD(momentum=0.9)

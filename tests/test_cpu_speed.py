@@ -108,7 +108,7 @@ def test_accumulated_gradients_give_the_same_training(
 class Step:
     """A step with this number of multiply-adds that records the number of threads."""
 
-    slices = (slice(0, 1),)
+    slices, evaluates = (slice(0, 1),), None
 
     def __init__(self, multiply_adds: int, weights: int = 1, warp: object = None) -> None:
         self.multiply_adds, self.weights, self.warp, self.seen = multiply_adds, slice(0, weights), warp, 0

@@ -13,6 +13,7 @@ from gpumlp.backends import Backend
 from gpumlp.diagnostics import Finding, LayerStatistics, LayerWatch, Setting, find, statistics, trend
 from gpumlp.training.history import EpochRecord, History
 from tests.diagnostics_helpers import curve, names
+from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
 
 
@@ -20,6 +21,7 @@ from tests.strict_device import StrictBackend
 def a_look_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute the statistics after every epoch, regardless of its length."""
     monkeypatch.setattr(statistics, "SAMPLES_BETWEEN", 1)
+    monkeypatch.setattr(statistics, "SAMPLES_BETWEEN_ON_GPU", 1)
 
 
 # -- The statistics -----------------------------------------------------------------------------------------
@@ -190,6 +192,15 @@ def test_not_every_short_epoch_is_analysed(
     data = Dataset(np.zeros((samples, 3), dtype=np.float32), np.arange(samples) % 2, classes=2)
     history = Trainer(MLP([3, 2, 2]), data, batch_size=1024).run(6)
     assert [record.epoch for record in history if record.layers is not None] == epochs
+
+
+@pytest.mark.parametrize(("samples", "every"), [(60_000, 1), (30_000, 2), (10_000, 5), (7, 5)])
+def test_on_a_gpu_epochs_are_analysed_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, samples: int, every: int
+) -> None:
+    monkeypatch.setattr(statistics, "SAMPLES_BETWEEN_ON_GPU", 60_000)
+    due = [epoch for epoch in range(2, 20) if statistics.is_due(epoch, samples, host_cuda_backend())]
+    assert due == list(range(every, 20, every))[every == 1 :]
 
 
 def test_a_dead_unit_is_found_although_the_last_epoch_was_not_analysed() -> None:

@@ -63,7 +63,7 @@ def test_the_caller_of_a_training_run_runs_its_steps(blobs: Dataset) -> None:
             request = training.send(result)
             kinds.append(type(request))
             (result,) = trainer.model.backend.perform([request])()
-    assert kinds == 3 * [Copies, StepRun, Totals]
+    assert kinds == 3 * [Copies, StepRun, Totals, StepRun, Totals]
     assert weights(networks[0]) == weights(networks[1])
     assert len(trainer.history) == 3
 
@@ -180,7 +180,8 @@ def test_the_device_trains_some_networks_while_the_host_works_for_others(blobs: 
             return lambda: (done.append("read"), read())[1]
 
     backend = Listed()
-    fit_many([MLP([20, 12, 4], seed=seed, device=backend) for seed in range(5)], blobs, epochs=2, n_jobs=1)
+    networks = [MLP([20, 12, 4], seed=seed, device=backend) for seed in range(5)]
+    fit_many(networks, blobs, epochs=2, diagnostics=False)
     assert done == ["train 3", "train 2", "read", "train 3", "read", "train 2", "read", "read"]
 
 

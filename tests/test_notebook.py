@@ -187,6 +187,7 @@ def test_training_in_a_notebook_is_one_output(display: Display, blobs: Dataset, 
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("progress_of_short_epochs")
 def test_the_output_changes_within_an_epoch(display: Display, blobs: Dataset, monkeypatch) -> None:
     monkeypatch.setattr(notebook, "_PAUSE", 0)
     monkeypatch.setattr(notebook, "_SHARE", 0)

@@ -99,6 +99,7 @@ SHAPES = [
     Case((20, 70, 127), batch=16, blocks=3),
     Case((784, 128, 10), batch=100, samples=250, blocks=8),
     Case((784, 64, 10), batch=100, samples=250, blocks=8, shared=99),
+    Case((500, 18, 4), batch=100, samples=250, shared=99),  # two slots in evaluation
     Case(
         (30, 100, 2),
         batch=200,
@@ -227,7 +228,20 @@ def trained(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[s
     return [arrays(trainer) for trainer in trainers]
 
 
-def trainer_on(backend: Backend, case: Case, data: Dataset, number: int, dtype: str) -> Trainer:
+def evaluated(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
+    """Losses and scores of each network on held-out samples, with initial weights, by one launch for all."""
+    data, rows = data_of(case), np.random.default_rng(1).permutation(case.samples)[: 3 * case.samples // 4]
+    steps = [trainer_on(backend, case, data, number, dtype, rows)._evaluation for number in range(case.networks)]
+    for step in steps:
+        backend.execution(step.evaluates)
+    numbers = range(len(steps[0].slices))
+    backend.run_many([StepRun(step, numbers, [0.0] * len(numbers)) for step in steps])
+    return [{name: backend.to_numpy(getattr(step, name)) for name in ("losses", "scores")} for step in steps]
+
+
+def trainer_on(
+    backend: Backend, case: Case, data: Dataset, number: int, dtype: str, validation: np.ndarray | None = None
+) -> Trainer:
     """A network of a case, with the same initial weights on every device."""
     sizes, loss = list(case.sizes), case.loss
     weights = MLP(sizes, case.activation, seed=number, dtype="float32", device="cpu").state_dict().values()
@@ -239,7 +253,7 @@ def trainer_on(backend: Backend, case: Case, data: Dataset, number: int, dtype: 
     model.load_state_dict({name: value.astype(dtype) for name, value in pairs})
     return Trainer(
         model, data, optimizer=case.optimizer, penalty=case.penalty, batch_size=case.batch, seed=number,
-        diagnostics=False,
+        diagnostics=False, validation=validation,
     )  # fmt: skip
 
 
@@ -256,11 +270,10 @@ def bits(networks: list[dict[str, np.ndarray]]) -> list[dict[str, bytes]]:
     return [{name: array.tobytes() for name, array in network.items()} for network in networks]
 
 
-def check(got: list[dict[str, np.ndarray]], case: Case) -> None:
-    """Assert that results agree with the reference in float64."""
-    for number, (network, reference) in enumerate(
-        zip(got, trained(case, StrictBackend(), "float64"), strict=True)
-    ):
+def check(got: list[dict[str, np.ndarray]], case: Case, compute: Any = None) -> None:
+    """Assert that results agree with the reference in float64; `compute` is `trained` or `evaluated`."""
+    references = (compute or trained)(case, StrictBackend(), "float64")
+    for number, (network, reference) in enumerate(zip(got, references, strict=True)):
         assert network.keys() == reference.keys()
         for name, want in reference.items():
             largest = max(
@@ -271,18 +284,20 @@ def check(got: list[dict[str, np.ndarray]], case: Case) -> None:
             assert difference <= tolerance, f"network {number}, {name}: {difference:.1e}"
 
 
+@pytest.mark.parametrize("compute", [trained, evaluated])
 @pytest.mark.parametrize("case", CASES)
-def test_it_agrees_with_the_reference_in_every_order_of_threads(case: Case) -> None:
+def test_it_agrees_with_the_reference_in_every_order_of_threads(case: Case, compute: Any) -> None:
     start = crc32(str(case).encode())
-    first, *others = (trained(case, host_backend(case, (start + 5 * k) % SCHEDULES)) for k in range(3))
-    check(first, case)
+    first, *others = (compute(case, host_backend(case, (start + 5 * k) % SCHEDULES)) for k in range(3))
+    check(first, case, compute)
     assert all(bits(other) == bits(first) for other in others)
 
 
-def test_a_network_has_the_same_bits_alone_and_among_others() -> None:
+@pytest.mark.parametrize("compute", [trained, evaluated])
+def test_a_network_has_the_same_bits_alone_and_among_others(compute: Any) -> None:
     case = USUAL[0]
-    alone = trained(case._replace(networks=1), host_backend(case))
-    assert bits(alone)[0] == bits(trained(case, host_backend(case)))[0]
+    alone = compute(case._replace(networks=1), host_backend(case))
+    assert bits(alone)[0] == bits(compute(case, host_backend(case)))[0]
 
 
 @pytest.mark.parametrize("outputs", [4, 64])  # a lane has one or two outputs
@@ -337,6 +352,7 @@ def without_barrier(before: str, after: str = "") -> dict[str, str]:
 
 CHUNKS = Case((40, 18, 4), batch=160, samples=400, blocks=3, capability=8)  # five chunks of samples in four slots
 ONE_SLOT = Case((400, 16, 4), batch=70, samples=200, shared=48)
+FEW_SLOTS = Case((600, 16, 4), batch=70, shared=72)  # one in evaluation, too, for four chunks
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
 MIDDLE_OF_ONE_CHUNK = MIDDLE._replace(batch=32)
 SHORT = Case((20, 18, 24, 4))
@@ -349,7 +365,7 @@ USUAL_MISTAKES = {
     "the second of two tags is not checked": (MIDDLE, {" && __float_as_uint(two.w) == tag": ""}),
     "small parameters are updated too early": (
         MIDDLE_OF_ONE_CHUNK,
-        without_barrier("w.middle_backward<2>();\n        "),
+        without_barrier("w.middle_backward<2>();\n            "),
     ),
     "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
 }
@@ -367,10 +383,10 @@ MISTAKES = {
     "bulk copies are expected beyond the samples": (BULK, {"max(0, min(32, remaining()))": "32"}),
     "no barrier before sums are added": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "one buffer of sums": (CHUNKS, {"sums[chunk & 1][warp": "sums[0][warp", "sums[chunk & 1][k]": "sums[0][k]"}),
-    "no barrier before error terms are read": (CHUNKS, without_barrier("w.middle_backward<2>();\n        ")),
+    "no barrier before error terms are read": (CHUNKS, without_barrier("w.middle_backward<2>();\n            ")),
     "a single slot is replaced too early": (
         ONE_SLOT,
-        without_barrier("if constexpr (SLOTS == 1) {\n            "),
+        without_barrier("if constexpr (TRAINING && SLOTS == 1) {\n            "),
     ),
     "parameters are written too early": (SHORT, without_barrier("    ", "    if (SQUARES) w.write_squares();")),
     "no barrier after inputs are dropped": (
@@ -398,19 +414,39 @@ MISTAKES = {
 }
 
 
+MISTAKES_OF_EVALUATION = {
+    "rows are read as in training": (FEW_SLOTS, {"TRAINING && CHUNKS > SLOTS": "CHUNKS > SLOTS"}),
+    "rows are issued as in training": (
+        FEW_SLOTS,
+        {"if (!TRAINING || c < CHUNKS - SLOTS)": "if (c < CHUNKS - SLOTS)"},
+    ),
+    "no wait for the rows": USUAL_MISTAKES["no wait for the rows"],
+    "turns do not wait for each other": (CHUNKS, {"w.receive_errors();": "if (TRAINING) w.receive_errors();"}),
+    "tags do not change": USUAL_MISTAKES["tags do not change"],
+    "no barrier after activations": MISTAKES["no barrier after activations"],
+}
+
+
 @pytest.mark.parametrize(
-    ("case", "changes"),
+    ("case", "changes", "compute"),
     [
-        *(pytest.param(*mistake, id=name) for name, mistake in USUAL_MISTAKES.items()),
-        *(pytest.param(*mistake, id=name, marks=pytest.mark.emulator) for name, mistake in MISTAKES.items()),
+        *(pytest.param(*mistake, trained, id=name) for name, mistake in USUAL_MISTAKES.items()),
+        *(
+            pytest.param(*mistake, trained, id=name, marks=pytest.mark.emulator)
+            for name, mistake in MISTAKES.items()
+        ),
+        *(
+            pytest.param(case._replace(samples=1000), changes, evaluated, id=f"evaluation: {name}")
+            for name, (case, changes) in MISTAKES_OF_EVALUATION.items()
+        ),
     ],
 )
-def test_a_mistake_is_found(case: Case, changes: dict[str, str]) -> None:
-    want = bits(trained(case, host_backend(case)))
-    assert any(is_found(case, changes, seed, want) for seed in range(SCHEDULES))
+def test_a_mistake_is_found(case: Case, changes: dict[str, str], compute: Any) -> None:
+    want = bits(compute(case, host_backend(case)))
+    assert any(is_found(case, changes, seed, want, compute) for seed in range(SCHEDULES))
 
 
-def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str, bytes]]) -> bool:
+def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str, bytes]], compute: Any) -> bool:
     """Whether the changed kernel breaks a rule, or has other results, in one order of its threads.
 
     `changes` are texts that are in the source once, and their replacements.
@@ -426,7 +462,7 @@ def is_found(case: Case, changes: dict[str, str], seed: int, want: list[dict[str
 
     backend.xp.RawModule = compile_changed
     try:
-        return bits(trained(case, backend)) != want
+        return bits(compute(case, backend)) != want
     except EmulationError:
         return True
 
@@ -448,8 +484,16 @@ STANDARD = {
     "784-512-512-10 at 128": Shape(784, (512, 512), 10, (RELU, RELU), 128),
     "30-100-2 at 200": Shape(30, (100,), 2, (RELU,), 200, pixels=False, optimizer="adam"),
 }
+STANDARD |= {
+    f"evaluation of {name}": STANDARD[name]._replace(batch=128, optimizer="none")
+    for name in ("784-128-10 at 128", "784-512-512-10 at 128", "30-100-2 at 200")
+}
 # 100 KiB of shared memory for a multiprocessor are too few.
-DO_NOT_FIT = {(architecture, "784-512-512-10 at 128") for architecture in ("sm_86", "sm_89", "sm_120")}
+DO_NOT_FIT = {
+    (architecture, f"{which}784-512-512-10 at 128")
+    for architecture in ("sm_86", "sm_89", "sm_120")
+    for which in ("", "evaluation of ")
+}
 # Bytes that a thread spills (stores and loads) where it spills at all, with nvcc 13.0; they must not grow.
 SPILLS = {("sm_80", "784-512-512-10 at 128"): 348}
 
@@ -518,10 +562,11 @@ def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("compute", [trained, evaluated])
 @pytest.mark.parametrize("case", [*USUAL, *SHAPES, *RULES], ids=str)
-def test_on_a_gpu_it_agrees_with_the_reference_and_is_reproducible(case: Case) -> None:
-    first, second = (trained(case, gpu_backend(**options_of(case))) for _ in range(2))
-    check(first, case)
+def test_on_a_gpu_it_agrees_with_the_reference_and_is_reproducible(case: Case, compute: Any) -> None:
+    first, second = (compute(case, gpu_backend(**options_of(case))) for _ in range(2))
+    check(first, case, compute)
     assert bits(second) == bits(first)
     if case.networks > 1:
-        assert bits(trained(case._replace(networks=1), gpu_backend(**options_of(case))))[0] == bits(first)[0]
+        assert bits(compute(case._replace(networks=1), gpu_backend(**options_of(case))))[0] == bits(first)[0]

@@ -19,6 +19,8 @@ from gpumlp import (
     Penalty,
     SoftmaxCrossEntropy,
     Trainer,
+    fit,
+    fit_many,
 )
 from gpumlp.backends import Backend, ExecutionError, StepRun
 from tests.gpu_helpers import gpu_backend
@@ -195,6 +197,46 @@ def test_networks_in_one_launch_are_those_alone() -> None:
         backend.run_many([StepRun(t._step, range(4), [rate] * 4) for t, rate in zip(together, rates, strict=True)])
     assert backend.xp.launches.count("train_networks") == 1
     assert [bits(trainer) for trainer in together] == [bits(trainer) for trainer in alone]
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
+def test_networks_are_validated_in_one_launch_as_alone(kind: str) -> None:
+    data, held_out, backend = samples(kind), samples(kind, seed=1), persistent_backend(2)
+    weighted = Dataset(held_out.images, held_out.targets, task=kind, weights=np.linspace(0.5, 2, 60))
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "diagnostics": False}
+    options["validation"] = [held_out, weighted, np.arange(20)]
+
+    def networks(device: Backend) -> list[MLP]:
+        sizes = [data.features, 18, data.outputs]
+        return [MLP(sizes, seed=seed, device=device, dropout=0.2) for seed in range(3)]
+
+    together = networks(backend)
+    backend.xp.launches.clear()
+    histories = fit_many(together, data, optimizer=[SGD(0.01), Adam(0.01), SGD(0.01, momentum=0.9)], **options)
+    alone = networks(persistent_backend(2))
+    optimizers = SGD(0.01), Adam(0.01), SGD(0.01, momentum=0.9)
+    for model, rule, validation, history in zip(alone, optimizers, options["validation"], histories, strict=True):
+        own = fit(model, data, optimizer=rule, **{**options, "validation": validation})
+        assert own["validation_loss"] == history["validation_loss"]
+    # The networks are of three kinds for training, and of one for evaluation.
+    assert backend.xp.launches.count("train_networks") == 2 * (3 + 1)
+    found = together[1].evaluate(weighted).metrics()
+    for name, value in found.items():
+        assert histories[1][f"validation_{name}"][-1] == pytest.approx(value, rel=1e-5), name
+
+
+def test_held_out_samples_that_do_not_fit_the_kernel_are_evaluated_by_array_code() -> None:
+    trainer = trainer_on(persistent_backend(), validation=samples(seed=1))
+    backend, step = trainer.model.backend, trainer._evaluation
+    backend.persistent._plan = lambda step: "it does not fit"
+    with pytest.raises(ExecutionError):
+        backend.execution(trainer._step)
+    del backend.persistent._plan
+    assert trainer.execution.name == "persistent"
+    backend.persistent._plan = lambda step: "it does not fit"
+    trainer.run(1)
+    assert backend.execution(step) == ("eager", "it does not fit", None, None)
+    assert trainer.history["validation_loss"] == [trainer.model.evaluate(samples(seed=1)).loss]
 
 
 def test_networks_in_one_launch_may_train_for_different_numbers_of_steps() -> None:

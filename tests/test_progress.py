@@ -49,6 +49,7 @@ def test_steps_that_are_slow_for_a_moment_are_not_noticed() -> None:
     assert not any(run_epoch(slowdown, clock, 0.1, parts=30))
 
 
+@pytest.mark.usefixtures("progress_of_short_epochs")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_only_several_threads_can_wait_for_each_other(
     blobs: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: int

@@ -193,27 +193,35 @@ def test_kernels_and_graphs_train_as_one_by_one() -> None:
 def test_all_fits_share_their_launches() -> None:
     device = ManyAtOnce()
     ours.GridSearchCV(classifier(device, batch_size=40, alpha=0), {"solver": ["adam", "sgd"]}, cv=3).fit(X, Y)
-    assert device.rounds == [6] * EPOCHS  # and the last network is fitted alone
+    assert device.rounds == [6] * EPOCHS + [1] * EPOCHS  # the last network is fitted alone
     device = ManyAtOnce()
-    ours.GridSearchCV(classifier(device, batch_size=50), {"solver": ["adam", "sgd"]}, cv=3).fit(X, Y)
+    ours.GridSearchCV(classifier(device, batch_size=50), {"solver": ["adam", "sgd"]}, cv=3, refit=False).fit(X, Y)
     assert device.rounds == [6] * EPOCHS * 2  # a smaller last batch has another penalty
+
+
+def test_all_fits_share_the_launches_of_their_validation() -> None:
+    device, options = ManyAtOnce(), {"early_stopping": True, "n_iter_no_change": EPOCHS}
+    grid = {"solver": ["adam", "sgd"]}
+    search = ours.GridSearchCV(classifier(device, batch_size=36, alpha=0, **options), grid, cv=3, refit=False)
+    assert_same_results(search.fit(X, Y), theirs.GridSearchCV(search.estimator, grid, cv=3, refit=False).fit(X, Y))
+    assert device.rounds[: 2 * EPOCHS] == [6] * EPOCHS * 2
 
 
 def test_a_fit_that_ends_leaves_its_place_to_the_next() -> None:
     device = ManyAtOnce(3)
-    ours.GridSearchCV(classifier(device, alpha=0), {"max_iter": [2, 6, 2, 2]}, cv=2).fit(X, Y)
+    ours.GridSearchCV(classifier(device, alpha=0), {"max_iter": [2, 6, 2, 2]}, cv=2, refit=False).fit(X, Y)
     assert device.rounds == [3] * 8  # 2 (2 + 6 + 2 + 2) epochs
 
 
-@pytest.mark.parametrize(("n_jobs", "most"), [(None, 6), (-1, 6), (2, 2), (1, None)])
-def test_n_jobs_is_how_many_fits_are_in_progress(n_jobs: int | None, most: int | None) -> None:
+@pytest.mark.parametrize(("n_jobs", "most"), [(None, 6), (-1, 6), (2, 2), (1, 1)])
+def test_n_jobs_is_how_many_fits_are_in_progress(n_jobs: int | None, most: int) -> None:
     device = ManyAtOnce()
     ours.GridSearchCV(classifier(device), {"alpha": [0.0, 1.0]}, cv=3, n_jobs=n_jobs).fit(X, Y)
-    assert max(device.rounds, default=None) == most
+    assert max(device.rounds) == most
     device.rounds.clear()
     with joblib.parallel_config(n_jobs=n_jobs):
         ours.GridSearchCV(classifier(device), {"alpha": [0.0, 1.0]}, cv=3).fit(X, Y)
-    assert max(device.rounds, default=None) == most
+    assert max(device.rounds) == most
 
 
 @pytest.mark.parametrize("pre_dispatch", ["all", "2*n_jobs", 1])
@@ -231,7 +239,7 @@ def test_pipelines_and_ensembles_share_launches_too() -> None:
     ):
         device.rounds.clear()
         search = ours.GridSearchCV(model, {name: ["adam", "sgd"]}, cv=3).fit(X, Y)
-        assert set(device.rounds) == {6}
+        assert set(device.rounds) == {6, 1}  # the best is fitted alone
         assert_same_results(search, theirs.GridSearchCV(model, {name: ["adam", "sgd"]}, cv=3).fit(X, Y))
 
 
@@ -401,7 +409,7 @@ def test_other_estimators_and_backends_are_left_to_joblib() -> None:
     device = ManyAtOnce()
     with joblib.parallel_config("threading", n_jobs=2):
         assert used(ours.GridSearchCV(classifier(device), {"alpha": [0.0, 1.0]}, **options)) == {os.getpid()}
-    assert not device.rounds
+    assert set(device.rounds) == {1}
 
 
 def test_a_search_is_an_estimator_like_any_other() -> None:

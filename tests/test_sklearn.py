@@ -535,11 +535,11 @@ def test_diverging_with_early_stopping_keeps_the_best() -> None:
 def test_an_interrupt_keeps_the_finished_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     run_epoch, calls = Epochs.run, []
 
-    def interrupted(self: Epochs, random: Any) -> Any:
+    def interrupted(self: Epochs, *arguments: Any) -> Any:
         calls.append(0)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_epoch(self, random)
+        return run_epoch(self, *arguments)
 
     monkeypatch.setattr(Epochs, "run", interrupted)
     with pytest.warns(UserWarning, match="Training interrupted by user"):

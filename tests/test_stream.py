@@ -377,6 +377,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("progress_of_short_epochs")
 @pytest.mark.parametrize("shards", [1, 3])
 def test_an_interrupted_epoch_is_repeated_from_its_beginning(files: list[str], shards: int) -> None:
     def new() -> Trainer:

@@ -195,6 +195,8 @@ class Step(Protocol):
             methods of network, layers and batches; only then can a device run them in another way.
         shards: parts of a batch whose gradients are computed one after another, by this or other processes.
         processes: that take each step together; they call `Backend.run_steps` with the same arguments.
+        evaluates: None; of a step that only computes losses and scores, the step that trains the network. It has
+            neither optimizer nor penalty, and takes the execution of the other where the device can.
         multiply_adds: of one forward pass, a measure of the work of a step.
     """
 
@@ -209,6 +211,8 @@ class Step(Protocol):
     max_norm: float | None
     squares: Array | None
 
+    @property
+    def evaluates(self) -> Step | None: ...
     @property
     def average(self) -> Array | None: ...
     @property
@@ -493,11 +497,12 @@ class Backend:
             self.copy([copy for request in given for copy in request.copies])
         else:
             read = self.begin_reading(self.sums(given))
-            counts = [len(each.arrays) + (0 if each.more is None else len(each.more)) for each in given]
 
             def results() -> list[list[float]]:
                 numbers = iter(read().tolist())
-                return [list(islice(numbers, count)) for count in counts]
+                sums = [list(islice(numbers, len(each.arrays))) for each in given]
+                more = (0 if each.more is None else len(each.more) for each in given)
+                return [own + list(islice(numbers, count)) for own, count in zip(sums, more, strict=True)]
 
             return results
         return lambda: [None] * len(given)
@@ -678,11 +683,12 @@ class Backend:
         return self.xp.stack([self.xp.sum(values, dtype="float64") for values in arrays])
 
     def sums(self, requests: Sequence[Totals]) -> Array:
-        """The results of requests, one after another, float64 on the device. Does not wait for it."""
-        if all(request.more is None for request in requests):
-            return self.totals(*(array for request in requests for array in request.arrays))
-        parts = ((self.totals(*request.arrays), request.more) for request in requests)
-        return self.xp.concatenate([part for pair in parts for part in pair if part is not None])
+        """The sums of all requests, then what is appended to them, float64 on the device. Does not wait for it."""
+        arrays = [array for request in requests for array in request.arrays]
+        parts = [request.more for request in requests if request.more is not None]
+        if arrays:
+            parts.insert(0, self.totals(*arrays))
+        return parts[0] if len(parts) == 1 else self.xp.concatenate(parts)
 
     def add_squares(self, values: Array, out: Array, scratch: Array) -> None:
         """``out <- out + sum_i v_i^2``.

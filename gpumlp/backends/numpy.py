@@ -86,7 +86,7 @@ class NumpyBackend(Backend):
         return Execution("eager", f"NumPy, {count} for {step.multiply_adds / 1e6:.3g} M multiply-adds", threads)
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
-        threads = self.execution(step).threads
+        threads = None if step.evaluates is not None else self.execution(step).threads  # as `MLP.evaluate`
         with nullcontext() if threads is None or self._openblas is None else self._openblas.threads(threads):
             super().run_steps(step, batches, learning_rates)
 

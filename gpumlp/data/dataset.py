@@ -436,8 +436,8 @@ class ArrayBatches:
             self._backend.xp.copyto(self.epoch, self._backend.asarray(np.array([epoch], np.uint64)))
 
     def draw(self, samples: int, rng: np.random.Generator) -> ArrayBatches:
-        """One batch of `samples` random rows of these, on the same arrays."""
-        return self.select(np.sort(rng.permutation(self.rows)[:samples]), samples)
+        """One batch of `samples` random rows of these, in their order, on the same arrays."""
+        return self.select(self.rows[np.sort(rng.permutation(len(self.rows))[:samples])], samples)
 
     @cached_property
     def spread(self) -> HostArray | None:
@@ -498,6 +498,10 @@ class ArrayBatches:
             if total > 0:
                 ordered[batch] *= (batch.stop - batch.start) / total
         return ordered.astype(self._weights.dtype)
+
+    def staged(self) -> ArrayBatches:
+        """The same batches, whose samples `available` copies to the device where they are not there."""
+        return self
 
     def available(self, batches: range) -> Iterator[range]:
         """Cut consecutive batches of `slices` into parts whose samples are on the device.

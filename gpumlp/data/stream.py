@@ -276,6 +276,9 @@ class StreamedBatches(ArrayBatches):
             self.images, self._targets, rows, batch_size, self._backend, self._weights, dtype=self._dtype
         )
 
+    def staged(self) -> ArrayBatches:
+        return StagedBatches(self) if self._backend.asynchronous else self
+
     def reordering(self, order: BlockOrder | ShardedOrder) -> list[Copy]:  # type: ignore[override]
         """Begin an epoch; nothing is left to do."""
         self._order = order
@@ -354,6 +357,31 @@ class StreamedBatches(ArrayBatches):
         self._begin, self._end = position, position + len(self._rows)
         self._number += 1
         self._read_ahead()
+
+
+class StagedBatches(ArrayBatches):
+    """Mini-batches of samples in files, in an order that does not change, one at a time in a device's memory.
+
+    Args:
+        source: the batches, without an order.
+    """
+
+    def __init__(self, source: StreamedBatches) -> None:
+        self.__dict__.update(source.__dict__)
+        self._dtype, self._read = source._dtype, source.images.read
+        xp, backend = self._backend.xp, self._backend
+        self.order: Array = backend.asarray(np.arange(self.samples) % self.batch_size)
+        self.targets: Array = backend.asarray(_wide(self._targets[self.rows]))
+        self.images: Array = xp.zeros((self.batch_size, source.images.features), dtype=self._dtype)
+
+    def available(self, batches: range) -> Iterator[range]:
+        for number in batches:
+            rows = self.rows[self.slices[number]]
+            values = np.empty((len(rows), self.images.shape[1]), self._dtype)
+            self._read(rows, values)
+            self.images[: len(rows)] = self._backend.asarray(values)
+            self._backend.samples_changed(self.images, slice(0, len(rows)))
+            yield range(number, number + 1)
 
 
 class DeviceBatches(ArrayBatches):

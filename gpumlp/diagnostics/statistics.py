@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Accumulation, Array
+from ..backends import Accumulation, Array, Backend
 from ..data.dataset import ArrayBatches
 from ..nn.activations import Activation, ReLU, Sigmoid, Tanh
 from ..nn.layers import Dense
@@ -21,9 +21,11 @@ from ..training.trainer import Callback, Trainer
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one of this many samples of an epoch: a hundredth of its work
-WATCHED = 256  # samples of a forward pass of its own: with fewer, healthy units are taken for dead ones
+WATCHED = 256  # samples: with fewer, healthy units are taken for dead ones
 COUNTED = 10_000  # training samples whose predictions are counted, if there is no validation
-SAMPLES_BETWEEN, MOST_EPOCHS_BETWEEN = 3000, 5  # measuring takes the time of 90 samples of a small network
+# Measuring takes the time of 90 samples of a small network on a CPU. On a GPU it takes some 30 launches, which the
+# host makes for each of many networks.
+SAMPLES_BETWEEN, SAMPLES_BETWEEN_ON_GPU, MOST_EPOCHS_BETWEEN = 3000, 60_000, 5
 
 
 class LayerWatch(Callback):
@@ -31,8 +33,7 @@ class LayerWatch(Callback):
 
     At the end it counts how often each class is predicted, for all validation samples or some training samples.
 
-    The statistics are taken from the first chunk of the validation samples, whose activations are there anyway;
-    without validation, from some training samples.
+    The statistics are taken from some validation samples; without validation, from some training samples.
 
     Args:
         trainer: the one that calls it.
@@ -40,25 +41,17 @@ class LayerWatch(Callback):
 
     def __init__(self, trainer: Trainer) -> None:
         model, batches, validation = trainer.model, trainer.batches, trainer.validation_batches
-        self._own: Sample | None = None
+        source = batches if validation is None else validation
+        rng = np.random.default_rng([trainer.seed, WATCH_STREAM])
         with model.backend.activate():
-            if validation is None:
-                rng = np.random.default_rng([trainer.seed, WATCH_STREAM])
-                seen = batches.draw(min(batches.samples, WATCHED), rng)
-                self._own = Sample(model, seen)
-            else:
-                seen = validation
-            self.probe = Probe(
-                model, seen.batch_size, batches.samples, trainer.optimizer_state.scratch, trainer.trained
-            )
+            self._sample = Sample(model, source.draw(min(source.samples, WATCHED), rng))
+            count, scratch = self._sample.batches.samples, trainer.optimizer_state.scratch
+            self.probe = Probe(model, count, batches.samples, scratch, trainer.trained)
 
-    def on_measure(self, trainer: Trainer, seen: Workspace | None, before: Array) -> Array | None:
-        if not is_due(trainer.epoch + 1, trainer.batches.samples):
+    def on_measure(self, trainer: Trainer, before: Array) -> Array | None:
+        if not is_due(trainer.epoch + 1, trainer.batches.samples, trainer.model.backend):
             return None
-        if seen is None:
-            assert self._own is not None
-            seen = self._own.forward()
-        self.probe.look(seen, before)
+        self.probe.look(self._sample.forward(), before)
         return self.probe.values
 
     def on_measured(self, trainer: Trainer, values: list[float]) -> tuple[LayerStatistics, ...]:
@@ -76,7 +69,7 @@ class LayerWatch(Callback):
 
 
 class Sample:
-    """Some training samples, for a forward pass that is made for the statistics alone."""
+    """Some samples, for a forward pass that is made for the statistics alone."""
 
     def __init__(self, model: MLP, batches: ArrayBatches) -> None:
         self.model, self.batches = model, batches
@@ -234,13 +227,14 @@ class Probe:
         )
 
 
-def is_due(epoch: int, epoch_samples: int) -> bool:
+def is_due(epoch: int, epoch_samples: int, backend: Backend) -> bool:
     """Are the layers measured after this epoch, counted from 1?
 
     After the first one, and after every one unless epochs are short: then there are 3,000 samples between two
-    measurements, but at most 5 epochs.
+    measurements (60,000 on a GPU), but at most 5 epochs.
     """
-    every = min(math.ceil(SAMPLES_BETWEEN / epoch_samples), MOST_EPOCHS_BETWEEN)
+    between = SAMPLES_BETWEEN_ON_GPU if backend.asynchronous else SAMPLES_BETWEEN
+    every = min(math.ceil(between / epoch_samples), MOST_EPOCHS_BETWEEN)
     return epoch == 1 or epoch % every == 0
 
 

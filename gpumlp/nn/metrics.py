@@ -82,7 +82,8 @@ def metric_totals(backend: Backend, task: Task, losses: Array, scores: Array) ->
     if task == "classes":
         return Totals([losses, scores])
     if task == "labels":
-        return Totals([losses, xp.all(scores, axis=1), scores])
+        exact = scores if scores.shape[1] == 1 else xp.all(scores, axis=1)
+        return Totals([losses, exact, scores])
     squares = xp.empty(scores.shape[1], dtype="float64")  # float32 may overflow where the loss does not
     backend.column_sums(xp.square(scores.astype("float64")), squares)
     return Totals([losses, xp.abs(scores)], squares)

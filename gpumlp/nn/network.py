@@ -21,6 +21,7 @@ from ..backends import (
     DeviceError,
     Draws,
     HostArray,
+    Totals,
     check_dtype,
     get_backend,
     to_host,
@@ -679,27 +680,22 @@ def forward_batches(model: MLP, batches: Batches) -> Iterator[tuple[slice, Works
 
 def evaluate_batches(model: MLP, batches: Batches) -> Evaluation:
     """Loss and metrics on batches that are already on the model's device. Waits for the device once."""
-    return evaluation_of(model, batches, model.backend.to_numpy(evaluation_sums(model, batches)).tolist())
+    backend, xp, samples = model.backend, model.backend.xp, batches.samples
+    losses = xp.empty(samples, dtype=model.dtype)
+    scores = new_scores(xp, model.loss.task, samples, model.sizes[-1], model.dtype)
+    for batch, part, targets in forward_batches(model, batches):
+        backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
+    sums = backend.sums([evaluation_totals(model, batches, losses, scores)])
+    return evaluation_of(model, batches, backend.to_numpy(sums).tolist())
 
 
 def evaluation_of(model: MLP, batches: Batches, sums: Sequence[float]) -> Evaluation:
-    """The metrics on these batches from `evaluation_sums` on the host."""
+    """The metrics on these batches from the sums of `evaluation_totals` on the host."""
     return evaluation(model.loss.task, sums, batches.samples, model.sizes[-1], batches.spread)
 
 
-def evaluation_sums(model: MLP, batches: Batches, inspect: Callable[[Workspace], None] | None = None) -> Array:
-    """The sums that the metrics are computed from, see `gpumlp.nn.metrics`, on the device. Does not wait.
-
-    `inspect` is called with the workspace of the first batch after its loss is computed: its outputs are the
-    activations, its logits the error term.
-    """
-    backend, xp, task = model.backend, model.backend.xp, model.loss.task
-    losses = xp.empty(batches.samples, dtype=model.dtype)
-    scores = new_scores(xp, task, batches.samples, model.sizes[-1], model.dtype)
-    for batch, part, targets in forward_batches(model, batches):
-        backend.output_error(model.loss, part.logits, targets, losses[batch], scores[batch])
-        if inspect is not None and batch.start == 0:
-            inspect(part)
+def evaluation_totals(model: MLP, batches: Batches, losses: Array, scores: Array) -> Totals:
+    """What is summed up for `evaluation_of`, from the losses and scores of all samples of the batches."""
     if batches.sample_weights is not None:
-        xp.multiply(losses, batches.sample_weights, out=losses)
-    return backend.sums([metric_totals(backend, task, losses, scores)])
+        losses = model.backend.xp.multiply(losses, batches.sample_weights)
+    return metric_totals(model.backend, model.loss.task, losses, scores)

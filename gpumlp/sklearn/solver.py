@@ -9,20 +9,22 @@ rescaled when the learning rate changes.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Generator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 
-from ..backends import Array, Backend, Copy, HostArray, StepRun
+from ..backends import Array, Backend, Copies, Copy, HostArray, Request, StepRun, Totals
 from ..data.dataset import ArrayBatches
 from ..nn.metrics import METRICS
-from ..nn.network import MLP, Workspace, evaluate_batches
+from ..nn.network import MLP, Workspace, evaluation_of, evaluation_totals
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
-from ..training.step import TrainingStep
-from .together import run_steps
+from ..training.step import EvaluationStep, TrainingStep
+from .together import run
 
 ROWS = 256  # samples of a forward pass outside training
 PARTS = 256  # of the sum of squares; the persistent kernel does not support a network on more multiprocessors
@@ -151,10 +153,14 @@ class Epochs:
             else:
                 self._step = TrainingStep(*arguments)
                 self._step.squares = self._squares
-        # Batches that are run in one call, and their penalty: only that of a smaller last batch differs.
+        # Batches with the same penalty: only that of a smaller last batch differs.
         full = samples // size if alpha > 0 and not varies else count
-        parts = ((range(full), size), (range(full, count), samples % size))
-        self._parts = [(part, Penalty(l2=alpha / number)) for part, number in parts if part]
+        self._parts = [(self._step, range(full))] if full else []
+        self._step.penalty = Penalty(l2=alpha / size)
+        if full < count:
+            last = copy.copy(self._step)  # another step, since a device prepares each for its rules
+            last.penalty = Penalty(l2=alpha / (samples % size))
+            self._parts.append((last, range(full, count)))
 
     def _penalties(self) -> list[Penalty | None]:
         """The penalty of each batch; None for a batch whose samples all have weight 0."""
@@ -164,35 +170,40 @@ class Epochs:
                 made[total] = Penalty(l2=self._alpha / total)
         return [made[total] for total in self.batches.batch_weights]
 
-    def run(self, random: np.random.RandomState | None) -> tuple[float, float]:
-        """Train for one epoch; waits for the device.
+    def run(
+        self, random: np.random.RandomState | None, watch: Validation | None
+    ) -> tuple[tuple[float, float], tuple[float, float] | None]:
+        """Train for one epoch, and validate; waits for the device.
 
         Args:
             random: draws the order of the samples; None keeps the current order.
+            watch: a validation set, or None.
 
         Returns:
-            Mean loss and mean penalty over the samples, each taken before the step of its batch.
+            Mean loss and mean penalty over the samples, each taken before the step of its batch; and the result of
+            `Validation.evaluate`.
         """
+
+        def epoch() -> Generator[Request, Any, tuple[tuple[float, float], tuple[float, float] | None]]:
+            trained = yield from self._train(random)
+            return trained, None if watch is None else (yield from watch.evaluate(self._step))
+
+        return run(self.solver.network.backend, epoch())
+
+    def _train(self, random: np.random.RandomState | None) -> Generator[Request, Any, tuple[float, float]]:
         solver, batches, step = self.solver, self.batches, self._step
-        backend = solver.network.backend
-        xp = backend.xp
-        with backend.activate():
-            if random is not None:
-                drawn = np.arange(len(self._order))
-                random.shuffle(drawn)
-                self._order = self._order[drawn]
-                batches.reorder(batches.rows[self._order])
-                if isinstance(step, PenalisedStep):
-                    step.penalties = self._penalties()
-            if self._squares is not None:
-                self._squares.fill(0)
-            for part, penalty in self._parts:
-                step.penalty = penalty
-                run_steps(backend, StepRun(step, part, [solver.learning_rate] * len(part)))
-            sums = backend.totals(step.losses)
-            if self._squares is not None:
-                sums = xp.concatenate([sums, self._squares])
-            total, *squares = backend.to_numpy(sums).tolist()
+        if random is not None:
+            drawn = np.arange(len(self._order))
+            random.shuffle(drawn)
+            self._order = self._order[drawn]
+            yield Copies(step, batches.reordering(batches.rows[self._order]))
+            if isinstance(step, PenalisedStep):
+                step.penalties = self._penalties()
+        if self._squares is not None:
+            self._squares.fill(0)
+        for one, part in self._parts:
+            yield StepRun(one, part, [solver.learning_rate] * len(part))
+        total, *squares = yield Totals([step.losses], self._squares)
         # A batch has alpha / 2 |W|^2, divided by the sum of its weights and, in this mean, times its samples.
         value = sum(squares)
         if isinstance(step, PenalisedStep):
@@ -271,14 +282,21 @@ class Validation:
         self, batches: ArrayBatches, encoded: HostArray, weights: HostArray | None, estimator: Any
     ) -> None:
         self._batches, self._weights, self._estimator = batches, weights, estimator
+        self._step: EvaluationStep | None = None
         if weights is not None:
             images, rows = batches.images, batches.rows
             self._images = images[rows if issparse(images) else batches.order]
             self._encoded, self._weights = encoded[rows], weights[rows]
 
-    def __call__(self, network: MLP) -> tuple[float, float]:
-        """Mean loss without the penalty, and score; both NaN if the loss is not finite."""
-        found = evaluate_batches(network, self._batches)
+    def evaluate(self, trained: TrainingStep) -> Generator[Request, Any, tuple[float, float]]:
+        """Mean loss without the penalty, and score, of a step's network; both NaN if the loss is not finite."""
+        network, batches = trained.model, self._batches
+        if self._step is None:
+            self._step = EvaluationStep(network, batches, trained)
+        numbers = range(len(batches.slices))
+        yield StepRun(self._step, numbers, [0.0] * len(numbers))
+        sums = yield evaluation_totals(network, batches, self._step.losses, self._step.scores)
+        found = evaluation_of(network, batches, sums)
         if not math.isfinite(found.loss):
             return math.nan, math.nan
         score = found.metrics()[METRICS[network.loss.task][0]]

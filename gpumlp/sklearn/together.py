@@ -1,9 +1,9 @@
 """Several fits at once on a GPU: their steps share launches, and scikit-learn's code stays as it is.
 
 joblib hands the fits of a search to a parallel backend. `Together` runs each of them in a thread of its own, but
-only one thread at a time: a fit runs until it has steps to train (`run_steps`), then the next one until it has
-some, and then one ``Backend.run_many`` runs the steps of all. A fit, whether an estimator's, a pipeline's or an
-ensemble's, does not know of the others, and no two of them use the device at the same time.
+only one thread at a time: a fit runs until it has an epoch to train (`run`), then the next one until it has one,
+and then a `Cohort` trains those of all. A fit, whether of an estimator, a pipeline or an ensemble, does not know
+of the others, and no two of them use the device at the same time.
 """
 
 from __future__ import annotations
@@ -11,29 +11,40 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 from joblib.parallel import ParallelBackendBase, SequentialBackend
 
-from ..backends import Array, Backend, Step, StepRun, get_backend
+from ..backends import Array, Backend, Request, get_backend
+from ..training.many import Cohort
+from ..training.trainer import Training, drive
 
 MOST = 1 << 16  # fits that joblib hands over at a time
+
+Result = TypeVar("Result")
 
 _local = threading.local()  # in the thread of a fit: `fit`, the Fit
 
 
-def run_steps(backend: Backend, run: StepRun) -> None:
-    """As `Backend.run_steps`; in a fit of `Together`, with the steps of other fits."""
+def run(backend: Backend, epoch: Generator[Request, Any, Result]) -> Result:
+    """What a generator returns, which yields requests to a backend; in a fit of `Together`, beside other fits."""
+    results: list[Result] = []
+
+    def training() -> Training:
+        results.append((yield from epoch))
+
     fit: Fit | None = getattr(_local, "fit", None)
-    if fit is None:
-        backend.run_steps(*run)
+    if fit is not None:
+        fit.wait_for(backend, training())
     else:
-        fit.wait_for(backend, run)
+        with backend.activate():
+            drive(training(), backend)
+    return results[0]
 
 
 def backend_of(device: str | Backend) -> Backend:
@@ -50,25 +61,22 @@ class Fit:
     """A function in a thread of its own, which runs only within `advance`.
 
     Args:
-        function: without arguments; it may call `run_steps`.
+        function: without arguments; it may call `run`.
         backends: by the name of a device, for `backend_of`.
         callback: called outside when the function has returned.
 
     Attributes:
         ended: whether the function has returned or raised.
-        backend, run: the steps that the function waits for.
-        at_once: how many networks like this one the backend trains at once.
+        backend, training: what the function waits for, and on which device.
     """
 
     backend: Backend
-    run: StepRun
-    at_once: int
+    training: Training
 
     def __init__(
         self, function: Callable[[], Any], backends: dict[Any, Backend], callback: Callable[[Any], object] | None
     ) -> None:
         self.function, self.backends, self.callback, self.ended = function, backends, callback, False
-        self._step: Step | None = None
         self._result: Any = None
         self._error: BaseException | None = None
         self._go: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -77,10 +85,10 @@ class Fit:
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
 
     def advance(self, error: BaseException | None = None) -> None:
-        """Run the function until it waits for steps or ends.
+        """Run the function until it waits for an epoch or ends.
 
         Args:
-            error: raised where the function waits, if its steps could not be run.
+            error: raised where the function waits, if its epoch could not be trained.
         """
         if self._thread.ident is None:
             self._thread.start()
@@ -106,11 +114,9 @@ class Fit:
 
     # -- In the thread ------------------------------------------------------------------------------------
 
-    def wait_for(self, backend: Backend, run: StepRun) -> None:
-        """Return when the steps have been run."""
-        if run.step is not self._step:
-            self.at_once, self._step = backend.networks_at_once(run.step), run.step
-        self.backend, self.run = backend, run
+    def wait_for(self, backend: Backend, training: Training) -> None:
+        """Return when the epoch has been trained."""
+        self.backend, self.training = backend, training
         self._paused.put(None)
         self._wait()
 
@@ -151,6 +157,7 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
         self._backends = {} if backends is None else backends
         self._waiting: deque[Fit] = deque()
         self._active: list[Fit] = []
+        self._cohort = Cohort()
         self._most = MOST
         self._terminated = False
 
@@ -195,33 +202,32 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
     # -- One round ----------------------------------------------------------------------------------------
 
     def _round(self) -> None:
-        """Begin fits while there is room, run the steps of all that are active, and let them go on."""
-        while self._waiting and len(self._active) < self._room():
-            self._active.append(self._waiting.popleft())
-            self._advance(self._active[-1:])
-        for backend in {id(fit.backend): fit.backend for fit in self._active}.values():
-            fits = [fit for fit in self._active if fit.backend is backend]
-            failure = None
-            try:
-                with backend.activate():
-                    backend.run_many([fit.run for fit in fits])
-            except Exception as error:  # each of them fails, as it would alone
-                failure = error
-            self._advance(fits, failure)
+        """Begin fits while there is room, and train a part of an epoch of all; those whose epoch ends go on."""
+        cohort = self._cohort
+        while self._waiting and len(self._active) < self._most and cohort.has_room:
+            fit = self._waiting.popleft()
+            self._active.append(fit)
+            if self._goes_on(fit):
+                cohort.begin((fit, fit.backend, fit.training))
+        cohort.train()
+        cohort.read_totals()
+        ended = [each for each in cohort.running if each.request is None]
+        traces = [None if each.error is None else each.error.__traceback__ for each in ended]
+        for each, trace in zip(ended, traces, strict=True):  # several may have the same error
+            if not self._goes_on(each.key, each.error and each.error.with_traceback(trace)):
+                cohort.running.remove(each)
+            else:
+                each.restart(each.key.backend, each.key.training)
 
-    def _room(self) -> int:
-        """How many fits may be active."""
-        return min([self._most, *(fit.at_once for fit in self._active)]) if self._active else 1
-
-    def _advance(self, fits: list[Fit], error: Exception | None = None) -> None:
-        trace = None if error is None else error.__traceback__
-        for fit in fits:
-            fit.advance(error and error.with_traceback(trace))  # to which each fit adds its own frames
-            if fit.ended:
-                self._active.remove(fit)
-                fit.outcome()  # an error ends the search at once
-                if fit.callback is not None:
-                    fit.callback(None)
+    def _goes_on(self, fit: Fit, error: Exception | None = None) -> bool:
+        """Advance a fit; False if it has ended."""
+        fit.advance(error)
+        if fit.ended:
+            self._active.remove(fit)
+            fit.outcome()  # an error ends the search at once
+            if fit.callback is not None:
+                fit.callback(None)
+        return not fit.ended
 
 
 # -- Samples that fits share -------------------------------------------------------------------------------

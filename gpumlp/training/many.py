@@ -31,7 +31,7 @@ from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
 from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks, as_dataset
 
-__all__ = ["FitManyError", "fit_many", "run_together"]
+__all__ = ["Cohort", "FitManyError", "Running", "fit_many", "run_together"]
 
 _PAUSE = 0.2  # seconds between two changes of the line of progress
 _SHOWN_ERRORS = 3  # in a message
@@ -64,7 +64,7 @@ class FitManyError(RuntimeError):
 # -- Several networks in lockstep --------------------------------------------------------------------------
 
 
-class _Running:
+class Running:
     """A network that is trained with others; `request` is None once it has ended."""
 
     def __init__(self, key: Any, backend: Backend, training: Training) -> None:
@@ -72,6 +72,11 @@ class _Running:
         self.request: Request | None = None
         self.share = 1.0  # of the device
         self.error: Exception | None = None
+
+    def restart(self, backend: Backend, training: Training) -> None:
+        """Go on with another training of this network, after the last one has ended."""
+        self.backend, self.training, self.error = backend, training, None
+        self.go_on()
 
     def go_on(self, result: Any = None, error: BaseException | None = None) -> None:
         """Go on to the next request, or throw what the last one raised into the training."""
@@ -83,23 +88,26 @@ class _Running:
 
     def advance(self, result: Any = None, error: BaseException | None = None) -> None:
         """Like `go_on`, with the backend activated by the caller, who can do that once for many networks."""
+        trace = None if error is None else error.__traceback__
         try:
             self.request = self.training.send(result) if error is None else self.training.throw(error)
         except StopIteration:
             self.request = None
         except Exception as raised:
-            self.request, self.error = None, self.backend.explained(raised).with_traceback(raised.__traceback__)
+            if raised is not error:  # otherwise it may be that of other networks, too
+                trace = raised.__traceback__
+            self.request, self.error = None, self.backend.explained(raised).with_traceback(trace)
         except KeyboardInterrupt:
             if error is None:
                 raise
             self.request = None
 
 
-class _Cohort:
+class Cohort:
     """Networks whose steps are run together."""
 
     def __init__(self) -> None:
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self._begun: list[_Work] = []  # totals that the device computes
 
     @property
@@ -107,9 +115,14 @@ class _Cohort:
         """Of the device."""
         return sum(each.share for each in self.running if each.request is not None)
 
+    @property
+    def has_room(self) -> bool:
+        """For another network."""
+        return self.share < 1 - _ROUNDED
+
     def begin(self, following: tuple[Any, Backend, Training]) -> None:
         """Begin another network."""
-        each = _Running(*following)
+        each = Running(*following)
         self.running.append(each)
         each.go_on()
         if isinstance(each.request, StepRun | Copies):
@@ -134,7 +147,7 @@ class _Cohort:
 
     def _work(self, kind: type) -> list[_Work]:
         """What networks ask for, those of one backend together."""
-        groups: dict[Backend, list[_Running]] = {}
+        groups: dict[Backend, list[Running]] = {}
         for each in self.running:
             if isinstance(each.request, kind):
                 groups.setdefault(each.backend, []).append(each)
@@ -144,7 +157,7 @@ class _Cohort:
 class _Work:
     """Requests of one kind, of networks with the same backend, which begins to perform them."""
 
-    def __init__(self, backend: Backend, networks: list[_Running]) -> None:
+    def __init__(self, backend: Backend, networks: list[Running]) -> None:
         self._backend, self._networks = backend, networks
         self._error: Exception | None = None
         try:
@@ -192,7 +205,7 @@ def run_together(
         KeyboardInterrupt: after an interrupt.
     """
     waiting, interrupted = iter(trainings), False
-    cohorts = first, second = _Cohort(), _Cohort()
+    cohorts = first, second = Cohort(), Cohort()
     try:
         running = True
         while running:
@@ -228,9 +241,9 @@ def run_together(
         raise KeyboardInterrupt
 
 
-def _fill(cohort: _Cohort, waiting: Iterator[tuple[Any, Backend, Training]]) -> None:
+def _fill(cohort: Cohort, waiting: Iterator[tuple[Any, Backend, Training]]) -> None:
     """Begin networks until the device is full."""
-    while cohort.share < 1 - _ROUNDED:
+    while cohort.has_room:
         following = next(waiting, None)
         if following is None:
             return

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
 
 from ..backends import DROPOUT, Accumulation, Array, Draws, Warp
 from ..data.blocks import part_of
@@ -17,7 +20,61 @@ from .group import ALONE, Group, on_host
 from .shards import PairwiseSum
 
 
-class TrainingStep:
+class _Step:
+    """What the steps of a network on batches have in common.
+
+    Args:
+        model, batches: on the same device.
+    """
+
+    def __init__(self, model: MLP, batches: ArrayBatches) -> None:
+        self.model, self.batches, self.loss = model, batches, model.loss
+        xp = model.backend.xp
+        self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
+        self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return self.model.layers
+
+    @property
+    def parameters(self) -> Array:
+        return self.model.parameters.data
+
+    @property
+    def gradient(self) -> Array:
+        return self.model.parameters.gradient
+
+    @property
+    def weights(self) -> slice:
+        return self.model.parameters.weights
+
+    @property
+    def images(self) -> Array:
+        return self.batches.images
+
+    @property
+    def order(self) -> Array:
+        return self.batches.order
+
+    @property
+    def numbers(self) -> Array:
+        return self.batches.numbers
+
+    @property
+    def targets(self) -> Array:
+        return self.batches.targets
+
+    @property
+    def slices(self) -> list[slice]:
+        return self.batches.slices
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches.batch_size
+
+
+class TrainingStep(_Step):
     """Forward pass, loss, backward pass and update of one mini-batch, in preallocated arrays.
 
     No activation, gradient or parameter array is allocated, and nothing waits for the device. The step implements
@@ -67,14 +124,12 @@ class TrainingStep:
         shards: int = 1,
         group: Group = ALONE,
     ) -> None:
-        self.model = model
-        self.batches = batches
+        super().__init__(model, batches)
         self.optimizer = optimizer
         self.state = state
         self.penalty = penalty
         self.clip_norm, self.max_norm = clip_norm, max_norm
         self.average, self.decay = average, decay
-        self.loss = model.loss
         state.weights = model.parameters.weights
         known = all(type(layer) in (Dense, Dropout) for layer in model.layers)
         # In parts, only the gradients of dense layers are summed.
@@ -84,9 +139,6 @@ class TrainingStep:
         self.workspace = Workspace(model, rows, pixels=batches.pixels, training=True)
         # Dense layers need no random numbers.
         self.draws = None if model.all_dense else Draws(seed, DROPOUT, 0, 0, 0)
-        xp = model.backend.xp
-        self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
-        self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
         # All parts of a batch use the same weights, so these must not change before the last part.
         self._in_parts = rows < most
         self._may_accumulate = not self._in_parts and clip_norm is None and known and shards == 1
@@ -108,6 +160,8 @@ class TrainingStep:
 
     # -- The interface `gpumlp.backends.Step` --------------------------------------------------------------
 
+    evaluates = None
+
     @property
     def same_rules(self) -> bool:
         """Whether all steps follow the same rules, by the built-in methods of network, layers and batches."""
@@ -118,52 +172,12 @@ class TrainingStep:
         )
 
     @property
-    def layers(self) -> list[Layer]:
-        return self.model.layers
-
-    @property
-    def parameters(self) -> Array:
-        return self.model.parameters.data
-
-    @property
-    def gradient(self) -> Array:
-        return self.model.parameters.gradient
-
-    @property
-    def weights(self) -> slice:
-        return self.model.parameters.weights
-
-    @property
-    def images(self) -> Array:
-        return self.batches.images
-
-    @property
-    def order(self) -> Array:
-        return self.batches.order
-
-    @property
-    def numbers(self) -> Array:
-        return self.batches.numbers
-
-    @property
-    def targets(self) -> Array:
-        return self.batches.targets
-
-    @property
     def sample_weights(self) -> Array | None:
         return self.batches.weights
 
     @property
     def warp(self) -> Warp | None:
         return self.batches.warp
-
-    @property
-    def slices(self) -> list[slice]:
-        return self.batches.slices
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches.batch_size
 
     def arrays(self) -> list[Array]:
         """Every array that a step reads or writes."""
@@ -348,6 +362,55 @@ class TrainingStep:
             self._gradient(part, targets, (part.stop - part.start) / samples, start - batch.start)
             xp.add(bias_sums, biases, out=bias_sums)
         xp.copyto(biases, bias_sums)
+
+
+class EvaluationStep(_Step):
+    """The losses and scores of held-out samples; a `gpumlp.backends.Step` without an update.
+
+    Args:
+        model: the network.
+        batches: on its device, in an order that does not change.
+        evaluates: the step that trains the network.
+
+    Attributes:
+        losses: ``(samples,)``, without sample weights.
+        scores: ``(samples, ...)``, see `gpumlp.nn.losses.Loss.output_error`.
+    """
+
+    optimizer: Any = None
+    penalty: Any = None
+    clip_norm: float | None = None
+    max_norm: float | None = None
+    squares: Array | None = None
+    average, draws, warp, sample_weights = None, None, None, None
+    gradient_wanted, decay, shards, processes, multiply_adds = False, 0.0, 1, 1, 0
+
+    def __init__(self, model: MLP, batches: ArrayBatches, evaluates: TrainingStep) -> None:
+        super().__init__(model, batches)
+        self.evaluates, self.state = evaluates, SimpleNamespace(steps=0)
+
+    @property
+    def same_rules(self) -> bool:
+        return _has_methods_of(MLP, self.model, "forward_pass") and _has_methods_of(
+            ArrayBatches, self.batches, "gather", "_gather"
+        )
+
+    def arrays(self) -> list[Array]:
+        return [self.parameters, self.losses, self.scores, self.images, self.order, self.targets]
+
+    def in_any_process(self, flag: bool) -> bool:
+        return flag
+
+    @cached_property
+    def _workspace(self) -> Workspace:  # a GPU may not need it
+        return Workspace(self.model, self.batch_size, pixels=self.batches.pixels)
+
+    def __call__(self, batch: slice, learning_rate: float = 0.0) -> None:
+        """Compute the losses and scores of a batch, one of `slices`."""
+        part = self._workspace.rows(batch.stop - batch.start)
+        targets = self.batches.gather(batch, part.staging, part.inputs)
+        self.model.forward_pass(part)
+        self.model.backend.output_error(self.loss, part.logits, targets, self.losses[batch], self.scores[batch])
 
 
 def _has_methods_of(kind: type, instance: object, *methods: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun
+from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun, Totals
 from ..data import Dataset, Distortion
 from ..data.blocks import Blocks, sorted_note
 from ..nn.hyperparameters import (
@@ -25,7 +25,7 @@ from ..nn.hyperparameters import (
     whole,
 )
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_totals
-from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_sums
+from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_totals
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.preprocessing import Preprocessing
 from ..nn.samples import learned_names
@@ -44,9 +44,10 @@ from .batches import (
 from .divergence import DivergenceError, explain_divergence
 from .group import ALONE, Group, on_host
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
-from .step import TrainingStep
+from .step import EvaluationStep, TrainingStep
 
-_PROGRESS_PARTS = 20  # reports of progress in an epoch, if there are callbacks
+# Reports of progress in an epoch, at most, if there are callbacks; and, by the epoch before, seconds between two.
+_PROGRESS_PARTS, _PROGRESS_SECONDS = 20, 0.01
 
 
 class Callback:
@@ -74,13 +75,11 @@ class Callback:
     def on_progress(self, trainer: Trainer, samples: int) -> None:
         """About 20 times an epoch: that many samples of it have been given to the device so far."""
 
-    def on_measure(self, trainer: Trainer, seen: Workspace | None, before: Array) -> Array | None:
+    def on_measure(self, trainer: Trainer, before: Array) -> Array | None:
         """After an epoch's steps, before its record is made: measure something on the device.
 
         Args:
             trainer: the epoch that has ended is ``trainer.epoch + 1``.
-            seen: that of the first chunk of the validation samples, after its loss: activations in ``outputs``,
-                the error term in ``logits``; read only. None without validation samples.
             before: ``(size,)``, ``trainer.trained``'s parameters at the start of the epoch; read only.
 
         Returns:
@@ -267,6 +266,8 @@ class Trainer:
                 shards=self.shards,
                 group=self.group,
             )
+            held_out = self.validation_batches
+            self._evaluation = None if held_out is None else EvaluationStep(model, held_out.staged(), self._step)
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
         if flag("diagnostics", diagnostics) and not self.group.rank:
@@ -430,7 +431,8 @@ class Trainer:
         numbers = range(len(batches.slices))
         size = len(numbers)
         if callbacks:
-            size = max(math.ceil(size / _PROGRESS_PARTS), backend.steps_at_a_time)
+            before = self.history.records[-1].seconds / _PROGRESS_SECONDS if self.epoch else _PROGRESS_PARTS
+            size = max(math.ceil(size / min(max(before, 1), _PROGRESS_PARTS)), backend.steps_at_a_time)
         few = size
         if self.group.size > 1 and backend.steps_at_a_time > 1:  # the same parts in all processes, see `Step`
             few = backend.steps_at_a_time
@@ -453,7 +455,7 @@ class Trainer:
 
         if not (math.isfinite(found[0]) and math.isfinite(parameter_sum)):
             return None
-        validation, layers = self._measure([*self._diagnostics, *callbacks])
+        validation, layers = yield from self._measure([*self._diagnostics, *callbacks])
         if validation is not None and not math.isfinite(validation.loss):
             return None
         results = {"train": evaluation_of(self.model, batches, found), "validation": validation}
@@ -524,35 +526,31 @@ class Trainer:
             rates = [number(what, rate, 0) for rate in rates]
         return rates if by_step else rates * steps
 
-    def _measure(self, callbacks: list[Callback]) -> tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]:
+    def _measure(
+        self, callbacks: list[Callback]
+    ) -> Generator[Request, Any, tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
-        backend, batches = self.model.backend, self.validation_batches
+        backend, batches, step = self.model.backend, self.validation_batches, self._evaluation
+        totals, validation, layers = Totals([]), None, None
+        if batches is not None and step is not None:
+            for ready in step.batches.available(range(len(batches.slices))):
+                yield StepRun(step, ready, [0.0] * len(ready))
+            totals = evaluation_totals(self.model, batches, step.losses, step.scores)
         before = self._snapshot[0 if self.trained is self.model else -1]  # that of `trained`, see `_buffers`
-        measured: list[tuple[Callback, Array]] = []
-
-        def measure(seen: Workspace | None) -> None:
-            for callback in callbacks:
-                values = callback.on_measure(self, seen, before)
-                if values is not None:
-                    measured.append((callback, _checked_values(values, callback, backend).reshape(-1)))
-
-        sums = []
-        if batches is None:
-            measure(None)
-        else:
-            sums = [evaluation_sums(self.model, batches, measure)]
-        arrays = [*sums, *(values for _, values in measured)]
-        if not arrays:
+        measured = [(each, values) for each in callbacks if (values := each.on_measure(self, before)) is not None]
+        measured = [(each, _checked_values(values, each, backend).reshape(-1)) for each, values in measured]
+        if batches is None and not measured:
             return None, None
-        numbers = backend.to_numpy(arrays[0] if len(arrays) == 1 else backend.xp.concatenate(arrays)).tolist()
-        start, layers = sum(map(len, sums)), None
+        more = [] if totals.more is None else [totals.more]
+        more += [values for _, values in measured]
+        found = yield totals._replace(more=backend.xp.concatenate(more) if more else None)
+        start = len(found) - sum(len(values) for _, values in measured)
+        if batches is not None:
+            validation = evaluation_of(self.model, batches, found[:start])
         for callback, values in measured:
-            found = callback.on_measured(self, numbers[start : start + len(values)])
-            layers = _checked_layers(found, callback) or layers
+            layers = _checked_layers(callback.on_measured(self, found[start:][: len(values)]), callback) or layers
             start += len(values)
-        if batches is None:
-            return None, layers
-        return evaluation_of(self.model, batches, numbers[: len(sums[0])]), layers
+        return validation, layers
 
     def validate(self) -> Evaluation | None:
         """Loss and accuracy on the validation samples, if there are any."""

@@ -171,6 +171,8 @@ class CudaBackend(Backend):
         # Of networks that are trained together: whether the persistent kernel is tried first for any batch size.
         self._together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
+        # Of steps that evaluate a network: what was chosen for the one that trains it, and for them.
+        self._evaluated: WeakKeyDictionary[Step, tuple[Any, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
         self._given: Any = None  # see `_keep_pace`
@@ -278,7 +280,18 @@ class CudaBackend(Backend):
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
-        return self._choose(step, self.keys.of(step))
+        if step.evaluates is None:
+            return self._choose(step, self.keys.of(step))
+        as_trained, found = self._chosen.get(step.evaluates), self._evaluated.get(step)
+        if found is None or found[0] is not as_trained:
+            reason = "as it is trained"
+            if as_trained is not None and as_trained[1].name == "persistent":
+                reason = self.persistent.unsupported_reason(step) or ""
+            execution = (
+                Execution("eager", reason) if reason else Execution("persistent", self.persistent.describe(step))
+            )
+            found = self._evaluated[step] = as_trained, execution
+        return found[1]
 
     def _choose(self, step: Step, key: StepKey) -> Execution:
         """The execution of a step; selected again if its arrays or rules have changed."""
@@ -329,7 +342,7 @@ class CudaBackend(Backend):
         together: list[StepRun] = []
         others: list[StepRun] = []
         for run in runs:
-            if len(runs) > 1 and run.step not in self._together:
+            if len(runs) > 1 and run.step.evaluates is None and run.step not in self._together:
                 self.networks_at_once(run.step)
             (together if self.execution(run.step).name == "persistent" else others).append(run)
         self.persistent.run_many(together)
@@ -337,6 +350,9 @@ class CudaBackend(Backend):
             self.run_steps(*run)
 
     def run_steps(self, step: Step, batches: range, learning_rates: Sequence[float]) -> None:
+        if step.evaluates is not None:
+            super().run_steps(step, batches, learning_rates)
+            return
         key, done = self.keys.of(step), 0
         if step.processes > 1:
             self._keep_pace()

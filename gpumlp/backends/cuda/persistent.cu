@@ -1,5 +1,6 @@
 // Many training steps of one or several networks with one to three hidden layers in one launch. plan.py defines the
-// sizes (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source.
+// sizes (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source. With OPTIMIZER
+// NONE, networks are evaluated: a turn ends with the output errors, which tell all blocks that it has ended.
 //
 // A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch:
 //
@@ -84,6 +85,7 @@ struct Network {
 #define MOMENTUM 1
 #define NESTEROV 2
 #define ADAMW 4
+#define NONE 5
 
 constexpr __device__ int up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
 constexpr __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -98,16 +100,18 @@ constexpr __device__ int power_of_two(int least, int most)
 
 constexpr int LAYERS = HIDDEN2 == 0 ? 1 : HIDDEN3 == 0 ? 2 : 3;  // hidden ones
 constexpr int THREADS = 32 * WARPS;
-constexpr int STATES = OPTIMIZER == PLAIN ? 0 : OPTIMIZER <= NESTEROV ? 1 : 2;
+constexpr bool TRAINING = OPTIMIZER != NONE;
+constexpr int STATES = OPTIMIZER == PLAIN || !TRAINING ? 0 : OPTIMIZER <= NESTEROV ? 1 : 2;
 constexpr int STATE_ROWS = STATES == 0 ? 1 : STATES;
-constexpr int FACTORS = OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER == ADAMW ? 3 : 2;
+constexpr int FACTORS = !TRAINING ? 0 : OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER == ADAMW ? 3 : 2;
 
 // Samples. A turn is a pass of a step.
 constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;                 // of 32 samples, in a turn
 constexpr int SAMPLES = 32 * CHUNKS;                                 // of a turn, with padding
 constexpr int TURN = smaller(BATCH, SAMPLES);                        // samples of a full turn
 constexpr int OWNED = ceil_div(TURN, BLOCKS);                        // samples of a block
-constexpr int LOADS = CHUNKS > SLOTS ? 2 * CHUNKS - SLOTS : CHUNKS;  // chunks read in a turn
+// Chunks read in a turn; the backward pass reads those again that have been overwritten
+constexpr int LOADS = TRAINING && CHUNKS > SLOTS ? 2 * CHUNKS - SLOTS : CHUNKS;
 constexpr int SAMPLE_STRIDE = SAMPLES + 4;                           // of arrays (unit, sample)
 
 // The first layer. Warps divide the tiles of 16 inputs by WARPS_K and those of 8 units by WARPS_N.
@@ -1436,8 +1440,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         // so that tensor cores have work all the time. Rows are issued last, since others wait for what `finish` sends,
         // unless the next products wait for them.
         auto issue = [&](int c) {
-            if (SLOTS > 1 && c == 0 && turn > 0) rows.issue();  // where the last chunk of the turn before lay
-            if (c < CHUNKS - SLOTS) rows.issue();
+            // Where the last chunk of the turn before lay; without a backward pass, where this one lay
+            if (TRAINING && SLOTS > 1 && c == 0 && turn > 0) rows.issue();
+            if (!TRAINING || c < CHUNKS - SLOTS) rows.issue();
         };
         auto finish = [&](int c) {
             w.finish<1>(c, [&](int unit, int b) { return w.input_scale() * w.first_sum(c, unit, b); });
@@ -1461,27 +1466,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         w.receive_errors();
         __syncthreads();
 
-        w.outputs_backward();
-        if constexpr (LAYERS > 2) w.middle_backward<3>();
-        if constexpr (LAYERS > 1) w.middle_backward<2>();
-        __syncthreads();
-        if (w.pass == 0) w.clear_gradients();
-        ROLLED for (int k = 0; k < CHUNKS; k++) {
-            if (k > 0) __syncthreads();
-            if (k > 0 && (early || SLOTS == 1)) rows.issue();
-            int c = CHUNKS <= SLOTS ? k : k < SLOTS ? CHUNKS - SLOTS + k : k - SLOTS;  // those still there first
-            bool again = CHUNKS > SLOTS && k >= SLOTS;
-            int slot = rows.await(again ? CHUNKS + c : c);
-            if ((DROPOUT & 1) && again) w.drop_inputs(slot, c);
-            w.first_gradients(slot, c);
-            if (k > 0 && !early && SLOTS > 1) rows.issue();
-        }
-        if (w.pass == PASSES - 1) {
-            w.update_first_weights();
-            w.update_small();
+        if constexpr (TRAINING) {
+            w.outputs_backward();
+            if constexpr (LAYERS > 2) w.middle_backward<3>();
+            if constexpr (LAYERS > 1) w.middle_backward<2>();
+            __syncthreads();
+            if (w.pass == 0) w.clear_gradients();
+            ROLLED for (int k = 0; k < CHUNKS; k++) {
+                if (k > 0) __syncthreads();
+                if (k > 0 && (early || SLOTS == 1)) rows.issue();
+                int c = CHUNKS <= SLOTS ? k : k < SLOTS ? CHUNKS - SLOTS + k : k - SLOTS;  // those still there first
+                bool again = CHUNKS > SLOTS && k >= SLOTS;
+                int slot = rows.await(again ? CHUNKS + c : c);
+                if ((DROPOUT & 1) && again) w.drop_inputs(slot, c);
+                w.first_gradients(slot, c);
+                if (k > 0 && !early && SLOTS > 1) rows.issue();
+            }
+            if (w.pass == PASSES - 1) {
+                w.update_first_weights();
+                w.update_small();
+            }
         }
         rows.end_turn();
-        if constexpr (SLOTS == 1) {
+        if constexpr (TRAINING && SLOTS == 1) {
             __syncthreads();
             rows.issue();
         }
@@ -1489,5 +1496,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     }
     __syncthreads();
     if (SQUARES) w.write_squares();
-    w.move_all<true>();
+    if (TRAINING) w.move_all<true>();
 }

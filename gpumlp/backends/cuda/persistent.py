@@ -1,5 +1,7 @@
 """The persistent kernel, ``persistent.cu``: many steps of one or of several small networks in one launch.
 
+Without the backward pass it evaluates them: the losses and scores of held-out samples.
+
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
 memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
 train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
@@ -45,6 +47,7 @@ MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
 BULK_COPIES_SINCE = 90
 _ROWS = 8192  # samples that are converted at a time
+_EVALUATED = 128, 32  # samples that are evaluated at a time; the fewer if the more do not fit
 
 SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
 
@@ -191,19 +194,26 @@ class PersistentRunner:
 
     def _plan(self, step: Step) -> Plan | str:
         """The plan for the network of a step; or why there is none."""
+        if step.evaluates is None:
+            return self._plan_of(step, step.batch_size)
+        first, *others = (self._plan_of(step, batch) for batch in _EVALUATED)
+        return next((plan for plan in (first, *others) if isinstance(plan, Plan)), first)
+
+    def _plan_of(self, step: Step, batch: int) -> Plan | str:
+        """The plan with batches of this size."""
         dense = _dense_layers(step)
         shape = Shape(
             inputs=dense[0].weight.shape[0],
             hidden=tuple(layer.bias.size for layer in dense[:-1]),
             outputs=dense[-1].bias.size,
             activations=tuple(found for layer in dense[:-1] if (found := cuda_activation(layer.activation))),
-            batch=step.batch_size,
+            batch=batch,
             pixels=bool(step.images.dtype == np.uint8),
             loss=str(loss_kernel(step.loss)),
-            optimizer=str(_optimizer_rule(step.optimizer)),
+            optimizer="none" if step.evaluates is not None else str(_optimizer_rule(step.optimizer)),
             weighted=step.sample_weights is not None,
             squares=step.squares is not None,
-            dropout=tuple(_dropout_layers(step)),
+            dropout=() if step.evaluates is not None else tuple(_dropout_layers(step)),
             parts=self._parts,
         )
         device = DeviceProperties(
@@ -253,16 +263,16 @@ class PersistentRunner:
     def _launch(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
         backend, plan = self._backend, compiled.plan
         count = FACTORS[OPTIMIZERS.index(plan.shape.optimizer)]
-        factors = [_step_factors(run)[:, :count] for run in runs]
-        all_factors = backend.asarray(np.concatenate(factors))
         # Zero, so that no number seems to belong to a step of this launch.
         exchange = backend.xp.zeros((len(runs), max(1, plan.exchange_pairs)), dtype="uint64")
         networks = np.frombuffer(bytearray().join(self._structure(run.step) for run in runs), dtype=NETWORK)
         networks["start"] = [run.step.slices[run.batches[0]].start for run in runs]
         networks["stop"] = [run.step.slices[run.batches[-1]].stop for run in runs]
         networks["steps_taken"] = [run.step.state.steps for run in runs]
-        sizes = [own.nbytes for own in factors]
-        networks["factors"] = all_factors.data.ptr + np.cumsum([0, *sizes[:-1]])
+        if count:  # not in evaluation
+            factors = [_step_factors(run)[:, :count] for run in runs]
+            all_factors = backend.asarray(np.concatenate(factors))
+            networks["factors"] = all_factors.data.ptr + np.cumsum([0, *(own.nbytes for own in factors[:-1])])
         networks["exchange"] = exchange.data.ptr + np.arange(len(runs)) * (exchange.nbytes // len(runs))
         function = compiled.kernel.kernel  # supports cooperative launches
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
@@ -282,10 +292,7 @@ class PersistentRunner:
         found = self._structures.get(step)
         if found is not None:
             return found
-        for layer in _dense_layers(step):
-            layer.weight_gradient.fill(math.nan)  # poison stale gradients
-            layer.bias_gradient.fill(math.nan)
-        network, optimizer, penalty = np.zeros(1, dtype=NETWORK)[0], step.optimizer, step.penalty
+        network = np.zeros(1, dtype=NETWORK)[0]
         arrays = {
             "images": self._rows_of(step).values,
             "order": step.order,
@@ -298,26 +305,13 @@ class PersistentRunner:
         }
         for name, array in arrays.items():
             network[name] = 0 if array is None else array.data.ptr
-        for number, name in enumerate(optimizer.active_buffers()):
-            network["buffers"][number] = step.state.buffers[name].data.ptr
         for number, layer in enumerate(_dense_layers(step)):
             network["weight_offset"][number] = _offset(step, layer.weight)
             network["bias_offset"][number] = _offset(step, layer.bias)
         network["scale"] = PIXEL_SCALE if step.images.dtype == np.uint8 else 1.0
-        if optimizer_kernel(optimizer) == "sgd":
-            network["momentum"] = optimizer.momentum
-        else:
-            network["beta1"], network["one_minus_beta1"] = optimizer.beta1, 1 - optimizer.beta1
-            network["beta2"], network["one_minus_beta2"] = optimizer.beta2, 1 - optimizer.beta2
-        network["l2"], network["l1"] = penalty.l2, penalty.l1
         network["label_smoothing"] = getattr(step.loss, "label_smoothing", 0.0)
-        if step.draws is not None:
-            network["seed"] = step.draws.seed % 2**64
-        for position, number in _dropout_layers(step).items():
-            rate = step.layers[number].rate
-            network["dropout_threshold"][position] = threshold(rate)
-            network["dropout_scale"][position] = 1 / (1 - rate)
-            network["dropout_layer"][position] = number
+        if step.evaluates is None:
+            _describe_update(step, network)
         result: bytes = network.tobytes()
         self._structures[step] = result
         return result
@@ -325,6 +319,8 @@ class PersistentRunner:
     def _rows_of(self, step: Step) -> Rows:
         key = _sample_key(step.images)
         rows = self._rows.get(key)
+        if rows is not None and rows is self._held.get(step):
+            return rows
         if rows is None:
             empty = self._backend.xp.zeros(_row_shape(step.images), dtype="uint16")
             rows = self._rows[key] = Rows(step.images, empty)
@@ -368,6 +364,29 @@ def _sample_key(samples: Array) -> SampleKey:
     return samples.data.ptr, samples.shape, samples.dtype.char
 
 
+def _describe_update(step: Step, network: np.void) -> None:
+    """Enter into a ``struct Network`` what only training needs."""
+    optimizer, penalty = step.optimizer, step.penalty
+    for layer in _dense_layers(step):
+        layer.weight_gradient.fill(math.nan)  # poison stale gradients
+        layer.bias_gradient.fill(math.nan)
+    for number, name in enumerate(optimizer.active_buffers()):
+        network["buffers"][number] = step.state.buffers[name].data.ptr
+    if optimizer_kernel(optimizer) == "sgd":
+        network["momentum"] = optimizer.momentum
+    else:
+        network["beta1"], network["one_minus_beta1"] = optimizer.beta1, 1 - optimizer.beta1
+        network["beta2"], network["one_minus_beta2"] = optimizer.beta2, 1 - optimizer.beta2
+    network["l2"], network["l1"] = penalty.l2, penalty.l1
+    if step.draws is not None:
+        network["seed"] = step.draws.seed % 2**64
+    for position, number in _dropout_layers(step).items():
+        rate = step.layers[number].rate
+        network["dropout_threshold"][position] = threshold(rate)
+        network["dropout_scale"][position] = 1 / (1 - rate)
+        network["dropout_layer"][position] = number
+
+
 def _step_factors(run: StepRun) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What `Optimizer.step_factors` gives for each step, ``(steps, factors)``."""
     factors = run.step.optimizer.factors_of_steps(run.step.state.steps + 1, run.learning_rates)
@@ -407,7 +426,7 @@ def _offset(step: Step, array: Array) -> int:
 
 def _unsupported_rule(step: Step) -> str | None:
     """Which part of a step the kernel does not compute; None if it computes all of it."""
-    dtype, loss, optimizer = step.losses.dtype, step.loss, step.optimizer
+    dtype, loss, optimizer, trains = step.losses.dtype, step.loss, step.optimizer, step.evaluates is None
     if step.shards > 1:
         return "it computes a batch as a whole, not in shards, as several processes do"
     if not step.same_rules:
@@ -433,8 +452,8 @@ def _unsupported_rule(step: Step) -> str | None:
         "it does not support an activation of the outputs": cuda_activation(dense[-1].activation)
         != CudaActivation("s", "1", "BIAS"),
         f"it does not support the loss {loss!r}": loss_kernel(loss) is None,
-        f"it does not support the optimizer {optimizer!r}": _optimizer_rule(optimizer) is None,
-        f"it does not support the penalty {step.penalty!r}": not has_penalty_kernel(step.penalty),
+        f"it does not support the optimizer {optimizer!r}": trains and _optimizer_rule(optimizer) is None,
+        f"it does not support the penalty {step.penalty!r}": trains and not has_penalty_kernel(step.penalty),
         "it does not distort images": step.warp is not None,
         "it does not clip gradients": step.clip_norm is not None,
         "it does not limit the norms of weights": step.max_norm is not None,

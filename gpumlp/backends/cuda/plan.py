@@ -16,13 +16,13 @@ import numpy as np
 from ..base import CudaActivation
 
 LOSSES = "softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "poisson_deviance"
-OPTIMIZERS = "plain", "momentum", "nesterov", "adam", "adamw"
-FACTORS = 1, 1, 1, 2, 3  # how many numbers each optimizer's `step_factors` has
+OPTIMIZERS = "plain", "momentum", "nesterov", "adam", "adamw", "none"  # none: evaluation
+FACTORS = 1, 1, 1, 2, 3, 0  # how many numbers each optimizer's `step_factors` has
 MOST_HIDDEN_LAYERS = 3
 MOST_OUTPUTS = 128
 WARPS = 8  # of a block
 
-_BUFFERS = 0, 1, 1, 2, 2  # of each optimizer's state
+_BUFFERS = 0, 1, 1, 2, 2, 0  # of each optimizer's state
 _CHUNK = 32  # samples that are multiplied at a time
 _MOST_SLOTS = 4
 # Work of a multiprocessor beyond which another one is worth the exchange: inputs x units of the first layer, all
