@@ -33,6 +33,7 @@ PEER_STYLES: dict[str, tuple[str, str, Any]] = {
 _MANY_STYLES: dict[str, tuple[str, str, Any]] = {
     "gpumlp": PEER_STYLES["gpumlp"],
     "one-by-one": ("#56B4E9", "P", "--"),
+    "validated": ("#CC79A7", "v", ":"),
     "jax": PEER_STYLES["jax"],
 }
 _INVERSE = (("median", "median"), ("min", "max"), ("max", "min"))  # the least time is that of the highest rate

@@ -1,5 +1,8 @@
 """Many networks at once: `gpumlp.fit_many`, gpumlp one by one, and JAX's `vmap`: ``python -m benchmarks.many``.
 
+`fit_many` is timed twice: training alone, as the others do, and with a fifth as many samples evaluated after every
+epoch and with the diagnostics, as a sweep or a search trains (``validated``).
+
 K networks of one shape, each with its own initial weights, learning rate and batch order, train on the same data:
 784-128-10 on MNIST (SGD with momentum 0.9, batch size 128) and 30-100-2 on generated numbers (Adam, batch size
 200). How long does a step of all of them take, and how many networks does a device train in a second?
@@ -41,7 +44,7 @@ WORKLOADS = {
     "784-128-10": Workload((784, 128, 10), 128, SGD(common.LEARNING_RATE, momentum=0.9)),
     "30-100-2": Workload((30, 100, 2), 200, Adam()),
 }
-PEERS = ("gpumlp", "one-by-one", "jax")
+PEERS = ("gpumlp", "validated", "one-by-one", "jax")
 NETWORKS = (1, 14, 64, 256)
 EPOCHS = 20  # of a training run, of which a device does so many a second
 CPU_SAMPLES, GENERATED_SAMPLES = 6_000, 10_000
@@ -60,7 +63,7 @@ class Options:
     workloads: tuple[str, ...] = tuple(WORKLOADS)
     """784-128-10, 30-100-2."""
     peers: tuple[str, ...] = PEERS
-    """gpumlp, one-by-one, jax."""
+    """gpumlp, validated, one-by-one, jax."""
     samples: int | None = None
     """Samples of an epoch, the first of the data, at most all; by default all on a GPU, and 6,000 on a CPU."""
     multiprocessors: int | None = None
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "agreement": f"losses of {CHECKED_NETWORKS} networks after {CHECKED_EPOCHS} epochs of "
                 f"{CHECKED_STEPS} steps, beside gpumlp's in float64 on the CPU",
             },
-            "peers": {"gpumlp": "gpumlp, fit_many", "one-by-one": OneByOne.title, "jax": JaxVmap.title},
+            "peers": {peer.name: peer.title for peer in (*together("cpu"), OneByOne, JaxVmap)},
             "left_out": found.left_out,
             "agreement": found.agreement,
             "results": found.results,
@@ -212,7 +215,7 @@ def measure(options: Options, name: str, data: Dataset, device: str, found: Foun
         samples, seconds = options.samples or QUICK_SAMPLES, QUICK_SECONDS
     data = common.first(data, samples)
     able = []
-    for peer in (together(device), OneByOne, JaxVmap):
+    for peer in (*together(device), OneByOne, JaxVmap):
         reason = (
             "not asked for with --peers" if peer.name not in options.peers else peer.unsupported_reason(device)
         )
@@ -326,8 +329,9 @@ def results(timings: Sequence[Timing], name: str) -> Iterator[dict[str, Any]]:
         }
         if timing.device_epochs:
             row["device_microseconds_per_step"] = 1e6 * statistics.median(timing.device_epochs) / steps
-        if together(networks.device).name in medians:  # the first to be measured
-            row["gpumlp_is"] = medians[together(networks.device).name] / medians[networks.name]
+        ours = together(networks.device)[0].name
+        if ours in medians:  # the first to be measured
+            row["gpumlp_is"] = medians[ours] / medians[networks.name]
         yield row
 
 

@@ -473,11 +473,11 @@ PARTS = {
     "machine": Part(machine, 20),
     "tests": Part(gpu_tests, 90),
     "sanitizer": Part(sanitizer, 30),
-    "times": Part(times, 60, "times.json"),
+    "times": Part(times, 50, "times.json"),
     "training": Part(training, 50, "training.json"),
     "compare": Part(compare, 120, "compare.json"),
     "differences": Part(differences, 20),
-    "many": Part(many, 90, "many.json"),
+    "many": Part(many, 100, "many.json"),
     "profile": Part(profile, 40),
     "throughput": Part(throughput, 50, "throughput.json"),
 }

@@ -15,7 +15,15 @@ import pytest
 
 from benchmarks import common, many, markdown
 from benchmarks.peers import many as peers
-from benchmarks.peers.many import Networks, OneByOne, TogetherOnCpu, TogetherOnGpu, Workload
+from benchmarks.peers.many import (
+    Networks,
+    OneByOne,
+    TogetherOnCpu,
+    TogetherOnGpu,
+    ValidatedOnCpu,
+    ValidatedOnGpu,
+    Workload,
+)
 from gpumlp import SGD, Adam, Dataset
 from gpumlp.backends import Backend, get_backend
 from tests.host_cuda import host_cuda_backend
@@ -49,7 +57,7 @@ def host_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_network_is_another_and_all_peers_train_the_same(work: Workload, blobs: Dataset) -> None:
     expected = OneByOne(work, blobs, 3, "cpu", dtype="float64").train(2)
     assert len(set(expected)) == 3
-    for peer in (OneByOne, TogetherOnCpu):
+    for peer in (OneByOne, TogetherOnCpu, ValidatedOnCpu):
         assert peer(work, blobs, 3, "cpu").train(2) == pytest.approx(expected, rel=1e-5)
     trainer = OneByOne(work, blobs, 3, "cpu")
     trainer.train(1)
@@ -64,6 +72,9 @@ def test_a_gpu_trains_them_in_one_launch_and_repeats_their_steps(blobs: Dataset,
     together, one_by_one = (peer(work, data, 2, "cuda:0") for peer in (TogetherOnGpu, OneByOne))
     assert together.train(2) == pytest.approx(expected, rel=1e-5)
     assert one_by_one.train(2) == pytest.approx(expected, rel=1e-5)
+    validated = ValidatedOnGpu(work, data, 2, "cuda:0")
+    assert validated.train(2) == together.losses()
+    assert len(validated.trainers[1].history["validation_loss"]) == 2
     assert {together.way, one_by_one.way} == {"persistent on 1 multiprocessor"}
     for networks, launches in ((together, 1), (one_by_one, 2)):
         before = networks.backend.to_numpy(networks.trainers[1].model.parameters.data)
@@ -91,7 +102,7 @@ def test_all_peers_are_checked_timed_and_reported(tmp_path: Path) -> None:
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     report = json.loads((tmp_path / "many-cpu.json").read_text())
-    wanted = {"gpumlp", "one-by-one"} | ({"jax"} if importlib.util.find_spec("jax") else set())
+    wanted = {"gpumlp", "validated", "one-by-one"} | ({"jax"} if importlib.util.find_spec("jax") else set())
     assert {row["peer"] for row in report["agreement"] if row["agrees"]} == wanted
     assert {(row["peer"], row["networks"]) for row in report["results"]} == {(peer, 2) for peer in wanted}
     for row in report["results"]:
@@ -146,20 +157,19 @@ class Failing(OneByOne):
 def test_a_peer_that_is_wrong_or_fails_has_no_figures(
     peer: type[Networks], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many, "together", lambda device: peer)
+    monkeypatch.setattr(many, "together", lambda device: (peer, ValidatedOnCpu))
     words = ["--quick", "--devices", "cpu", "--workloads", "30-100-2", "--networks", "4", "--out", str(tmp_path)]
     assert many.main([*words, "--peers", "gpumlp", "one-by-one"]) == 1
     report = json.loads((tmp_path / "many-cpu.json").read_text())
     assert {row["peer"] for row in report["results"]} == {"one-by-one"}
-    assert {"gpumlp": reason, "jax": "not asked for with --peers"} == {
-        entry["peer"]: entry["reason"] for entry in report["left_out"]
-    }
+    left_out = {entry["peer"]: entry["reason"] for entry in report["left_out"]}
+    assert left_out == {"gpumlp": reason, **dict.fromkeys(("validated", "jax"), "not asked for with --peers")}
 
 
 def test_nothing_is_written_where_no_peer_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(many, "together", lambda device: Wrong)
+    monkeypatch.setattr(many, "together", lambda device: (Wrong, ValidatedOnCpu))
     words = ["--quick", "--devices", "cpu", "--workloads", "30-100-2", "--peers", "gpumlp", "--out", str(tmp_path)]
     assert many.main(words) == 1
     assert capsys.readouterr().err == "many: no peer could be measured; nothing is written\n"
@@ -175,7 +185,7 @@ def test_bad_options_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture
         "repeats: expected 5 or more, for a median and a spread, got 1",
         "networks: expected 1 or more, got 0",
         "workloads: expected 784-128-10, 30-100-2, got '784-10'",
-        "peers: expected gpumlp, one-by-one, jax, got 'torch'",
+        "peers: expected gpumlp, validated, one-by-one, jax, got 'torch'",
         "samples: expected 1 or more, got 0",
         "multiprocessors: expected 1 or more, got 0",
         "seconds: expected more than 0 and at most 60, got 0.0",

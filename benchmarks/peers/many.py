@@ -1,7 +1,8 @@
 """Many networks of one shape at once: by `gpumlp.fit_many`, by gpumlp one by one, and by JAX's `vmap`.
 
 Each network has its own initial weights, learning rate and batch order. All peers train the same networks in the
-same order of samples, so that their losses agree.
+same order of samples, so that their losses agree. Only ``validated`` also does what a search needs and `fit_many`
+does by default: it evaluates samples after every epoch, and has the diagnostics on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Workload:
     """What each of the networks is, and how it is trained.
 
     `multiprocessors` is how many of a GPU's a network gets from `fit_many`; None: as many as it needs.
+    ``VALIDATED`` is the share of the samples that `Validated` evaluates: as many as a fold of five.
     """
+
+    VALIDATED: ClassVar[float] = 0.2
 
     sizes: tuple[int, ...]
     batch_size: int
@@ -99,6 +103,7 @@ class OneByOne(Networks):
 
     name = "one-by-one"
     title = "gpumlp, one by one"
+    validated = False
 
     def __init__(
         self, work: Workload, data: Dataset, count: int, device: str, dtype: str = "float32", **options: Any
@@ -106,9 +111,10 @@ class OneByOne(Networks):
         super().__init__(work, data, count, device)
         self.backend = get_backend(device, **options)
         models, optimizers = work.models(count, self.backend, dtype), work.optimizers(count)
+        given = {"batch_size": work.batch_size, **_validation(self)}
         with data.placed_once():
             self.trainers = [
-                Trainer(model, data, optimizer=rule, batch_size=work.batch_size, seed=seed, diagnostics=False)
+                Trainer(model, data, optimizer=rule, seed=seed, **given)
                 for seed, (model, rule) in enumerate(zip(models, optimizers, strict=True))
             ]
 
@@ -165,11 +171,20 @@ class TogetherOnGpu(OneByOne):
         return True
 
 
+class ValidatedOnGpu(TogetherOnGpu):
+    """The same with held-out samples and diagnostics."""
+
+    name = "validated"
+    title = "gpumlp, fit_many, validated"
+    validated = True
+
+
 class TogetherOnCpu(Networks):
     """`gpumlp.fit_many` in worker processes, which stay for the next call; each call is a training run."""
 
     name = "gpumlp"
     title = "gpumlp, fit_many"
+    validated = False
 
     def __init__(self, work: Workload, data: Dataset, count: int, device: str) -> None:
         super().__init__(work, data, count, device)
@@ -185,12 +200,20 @@ class TogetherOnCpu(Networks):
             seed=list(range(self.count)),
             epochs=epochs,
             batch_size=self.work.batch_size,
-            diagnostics=False,
+            **_validation(self),
         )
         return [history["train_loss"][-1] for history in histories]
 
     def synchronize(self) -> None:
         """Nothing runs after a call."""
+
+
+class ValidatedOnCpu(TogetherOnCpu):
+    """The same with held-out samples and diagnostics."""
+
+    name = "validated"
+    title = ValidatedOnGpu.title
+    validated = True
 
 
 class JaxVmap(Networks):
@@ -256,9 +279,17 @@ class JaxVmap(Networks):
         return True
 
 
-def together(device: str) -> type[Networks]:
-    """What `gpumlp.fit_many` does on this device."""
-    return TogetherOnCpu if device == "cpu" else TogetherOnGpu
+def together(device: str) -> tuple[type[Networks], type[Networks]]:
+    """What `gpumlp.fit_many` does on this device: training alone, and with validation and diagnostics."""
+    return (TogetherOnCpu, ValidatedOnCpu) if device == "cpu" else (TogetherOnGpu, ValidatedOnGpu)
+
+
+def _validation(networks: OneByOne | TogetherOnCpu) -> dict[str, Any]:
+    """Arguments of a trainer or of `fit_many`; the samples that are evaluated are some of those trained on."""
+    if not networks.validated:
+        return {"diagnostics": False}
+    data, count = networks.data, max(1, int(Workload.VALIDATED * len(networks.data)))
+    return {"validation": (data.images[:count], data.targets[:count])}
 
 
 def _epoch(

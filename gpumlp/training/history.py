@@ -47,8 +47,8 @@ class LayerStatistics:
         dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
         saturated: the share of outputs of tanh or sigmoid where the slope is below 2 % of its largest, over
             `gradient_samples`; None for layers of other activations.
-        samples: number of samples of the forward pass: the first chunk of the validation samples, or else
-            training samples.
+        samples: number of samples of the forward pass: some of the validation samples, or else of the training
+            samples.
         gradient_samples: number of them that the gradient is taken from.
         largest_input: of the network, in absolute value, over `gradient_samples`, in the first layer; None in the
             others, and in runs of earlier versions.
