@@ -36,6 +36,8 @@ MAINS = {
     "export": export.main,
     "figures": figures.main,
 }
+# Environment of processes that save runs after every epoch, as do their children.
+SAVE_EACH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests" / "saving", ROOT))), "SAVE_EVERY": "0"}
 CLOCK = ("seconds", "samples_per_second")  # fields that may differ between equal runs
 
 

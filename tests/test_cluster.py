@@ -23,7 +23,7 @@ from gpumlp.training.cluster import Cluster, WorkerFacts, worker_facts
 from gpumlp.training.config import ConfigError
 from gpumlp.training.lock import RunLock
 from gpumlp.training.sweeps import SearchPlan, Sweep, SweepProgress
-from tests.command_helpers import DIGITS, ROOT, assert_same_run, finish, lines, run, spawn, wait_until
+from tests.command_helpers import DIGITS, ROOT, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
 from tests.dask_helpers import DaskCluster, child_of, dask_cluster, wait_for
 from tests.test_sweep import rows, same_sweep
 
@@ -35,7 +35,7 @@ FIRST, SECOND = "hidden=16,seed=0", "hidden=16,seed=1"
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
     """A cluster with two workers, which tests leave as they found it."""
-    with dask_cluster(tmp_path_factory.mktemp("dask") / "two", workers=2) as cluster:
+    with dask_cluster(tmp_path_factory.mktemp("dask") / "two", workers=2, **SAVE_EACH) as cluster:
         yield cluster
 
 
@@ -153,7 +153,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_an_epoch(
     whole_worker: bool, tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "s"
-    with dask_cluster(tmp_path / "dask", workers=2) as cluster:
+    with dask_cluster(tmp_path / "dask", workers=2, **SAVE_EACH) as cluster:
         process = spawn("sweep", *LONG, "--scheduler", cluster.address, "--out", out)
         wait_until(lambda: min(lines(out / FIRST), lines(out / SECOND)) >= 5, process)
         worker = cluster.workers[0]
@@ -171,7 +171,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_an_epoch(
 @pytest.mark.parametrize("again", [True, False], ids=["with a new scheduler", "on this machine"])
 def test_after_the_scheduler_is_killed_a_sweep_goes_on(again: bool, tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "s"
-    with dask_cluster(tmp_path / "dask", workers=2) as cluster:
+    with dask_cluster(tmp_path / "dask", workers=2, **SAVE_EACH) as cluster:
         process = spawn("sweep", *LONG, "--scheduler", cluster.address, "--out", out)
         wait_until(lambda: lines(out / SECOND) >= 5, process)
         cluster.scheduler.kill()
@@ -185,7 +185,7 @@ def test_after_the_scheduler_is_killed_a_sweep_goes_on(again: bool, tmp_path: Pa
         )
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
     if again:
-        with dask_cluster(tmp_path / "new", workers=2) as cluster:
+        with dask_cluster(tmp_path / "new", workers=2, **SAVE_EACH) as cluster:
             assert run("sweep", "--resume", out, "--scheduler", cluster.address, "--quiet") == 0
     else:
         assert run("sweep", "--resume", out, "--quiet") == 0
@@ -384,7 +384,7 @@ def test_a_search_goes_on_when_something_dies(killed: str, tmp_path: Path) -> No
 
     out = tmp_path / "s"
     words = ("--random", "learning-rate=log:1e-5:1", "--search", "optuna", "--trials", 10)
-    with dask_cluster(tmp_path / "dask", workers=2) as cluster:
+    with dask_cluster(tmp_path / "dask", workers=2, **SAVE_EACH) as cluster:
         process = spawn(
             "sweep", *DIGITS, "--epochs", 30, *words, "--scheduler", cluster.address, "--quiet", "--out", out
         )

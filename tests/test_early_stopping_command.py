@@ -22,7 +22,17 @@ from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.history_file import HistoryPart
 from gpumlp.training.run import open_run
 from gpumlp.training.session import load_run, resume_config, train
-from tests.command_helpers import DIGITS, assert_same_run, finish, history, lines, run, spawn, wait_until
+from tests.command_helpers import (
+    DIGITS,
+    SAVE_EACH,
+    assert_same_run,
+    finish,
+    history,
+    lines,
+    run,
+    spawn,
+    wait_until,
+)
 
 STOPPED = (*DIGITS, "--hidden", 16, "--learning-rate", 0.2, "--early-stopping", 4)
 
@@ -71,7 +81,7 @@ def test_the_command_stops_and_keeps_the_best_network(tmp_path: Path, capsys: py
 def test_killed_and_resumed_it_stops_at_the_same_epoch_with_the_same_weights(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = (*STOPPED, "--early-stopping", 25, "--epochs", 400)
-    process = spawn("train", *options, "--out", cut)
+    process = spawn("train", *options, "--out", cut, env=SAVE_EACH)
     moments = random.Random(3)
     for _ in range(3):
         target = lines(cut) + moments.randrange(1, 8)
@@ -80,7 +90,7 @@ def test_killed_and_resumed_it_stops_at_the_same_epoch_with_the_same_weights(tmp
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
-        process = spawn("train", "--resume", cut)
+        process = spawn("train", "--resume", cut, env=SAVE_EACH)
     code, out, err = finish(process)
     assert (code, err) == (0, "")
     assert "stopped early" in out

@@ -13,6 +13,7 @@ import pytest
 from gpumlp.training.checkpoint import Checkpoint
 from tests.command_helpers import (
     DIGITS,
+    SAVE_EACH,
     assert_same_run,
     finish,
     history,
@@ -42,7 +43,8 @@ def checkpoint(run: Path) -> Path:
 
 
 def start(out: Path, *words: object, **options: object):
-    return spawn("train", *DIGITS, "--epochs", EPOCHS, "--hidden", 16, "--out", out, *words, **options)
+    words = (*DIGITS, "--epochs", EPOCHS, "--hidden", 16, "--out", out, *words)
+    return spawn("train", *words, env=SAVE_EACH, **options)
 
 
 @pytest.mark.parametrize(("name", "kills"), [("momentum", 5), ("adam", 2), ("nesterov", 2), ("all at once", 2)])
@@ -65,7 +67,7 @@ def test_killed_at_any_moment_a_run_resumes_exactly(tmp_path: Path, name: str, k
         assert len(saved.history) in (len(epochs), len(epochs) - 1)
         assert 0 < len(saved.history) < EPOCHS, kill
         assert all(np.isfinite(tensor).all() for tensor in saved.tensors.values())
-        process = spawn("train", "--resume", run)
+        process = spawn("train", "--resume", run, env=SAVE_EACH)
     code, out, err = finish(process)
     assert (code, err) == (0, "")
     assert "resuming" in out
@@ -123,7 +125,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> No
     code, _, _ = finish(start(run, "--epochs", 2))
     assert code == 0
     limit = checkpoint(run).stat().st_size + 1000
-    code, _, err = finish(spawn("train", "--resume", run, "--epochs", 100, preexec_fn=limit_files_to(limit)))
+    words, options = ("--resume", run, "--epochs", 100), {"preexec_fn": limit_files_to(limit), "env": SAVE_EACH}
+    code, _, err = finish(spawn("train", *words, **options))
     assert code == 1
     assert err == f"gpumlp-train: {run / 'history.jsonl'}: No space left on device\n"
     saved = Checkpoint.load(checkpoint(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +24,17 @@ from gpumlp.training.config import Config
 from gpumlp.training.search import FIRST, LEAST, STUDY
 from gpumlp.training.search_space import NOTES_RANGES, space
 from gpumlp.training.sweeps import Sweep
-from tests.command_helpers import DIGITS, assert_same_run, finish, history, lines, run, spawn, wait_until
+from tests.command_helpers import (
+    DIGITS,
+    SAVE_EACH,
+    assert_same_run,
+    finish,
+    history,
+    lines,
+    run,
+    spawn,
+    wait_until,
+)
 from tests.test_sweep import FakeGPU, rows, same_sweep
 
 SPACE = ("--random", "learning-rate=log:1e-5:1", "hidden=4:12", "activation=relu,tanh")
@@ -106,7 +117,7 @@ def test_the_search_seed_decides_what_is_drawn(whole: Path, tmp_path: Path) -> N
 
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    process = spawn("sweep", *SEARCH, "--jobs", 1, "--out", out)
+    process = spawn("sweep", *SEARCH, "--jobs", 1, "--out", out, env=SAVE_EACH)
     wait_until(lambda: lines(out / "network=6,seed=0") >= 2, process)
     process.kill()
     finish(process)
@@ -114,6 +125,19 @@ def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(whole: Path, tmp_
     assert values(out) == values(whole)
     same_sweep(out, whole)
     assert not [trial for trial in study(out).trials if not trial.state.is_finished()]
+
+
+def test_a_run_that_is_resumed_is_judged_by_the_epochs_up_to_the_present_one(whole: Path, tmp_path: Path) -> None:
+    """A run that is killed has reported epochs that were not saved, and are trained again."""
+    sweep = Sweep.open(Path(shutil.copytree(whole, tmp_path / "s")))
+    sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=10))
+    proposed = search.OptunaSearch(sweep)
+    planned = next(proposed.runs([]))
+    report = search.TrialReport(proposed.sweep.only(planned))
+    assert report(5, 1.0) is None
+    reason = search.TrialReport(proposed.sweep.only(planned))(LEAST, 0.0)
+    assert reason.startswith(f"stopped by the search after epoch {LEAST}: the best validation accuracy was 0.00 %")
+    assert {trial.number: trial.intermediate_values for trial in study(sweep.path).trials}[9] == {LEAST: 0, 5: 1}
 
 
 def test_worker_processes_prune_too_and_a_search_can_be_extended(tmp_path: Path) -> None:

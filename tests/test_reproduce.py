@@ -31,7 +31,7 @@ from gpumlp.records import (
 )
 from gpumlp.training.config import PRESETS, Config, ConfigError
 from gpumlp.training.run import Run
-from tests.command_helpers import ROOT, assert_same_run, finish, lines, run, spawn, wait_until
+from tests.command_helpers import ROOT, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
 
 CPU = ("--device", "cpu", "--jobs", 1)
 SHORT = ("digits", *CPU, "--epochs", 2, "--seeds", 2)
@@ -271,7 +271,7 @@ def test_the_same_command_trains_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_killed_record_goes_on_by_the_same_command(tmp_path: Path) -> None:
     words = ("digits", *CPU, "--epochs", 40, "--seeds", 2, "--quiet", "--out")
-    process = spawn("reproduce", *words, tmp_path / "r")
+    process = spawn("reproduce", *words, tmp_path / "r", env=SAVE_EACH)
     wait_until(lambda: lines(tmp_path / "r" / "seed=1") >= 1, process)
     process.send_signal(signal.SIGKILL)
     finish(process)
@@ -357,6 +357,7 @@ def test_progress_is_shown_within_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gpumlp.reproduce._INTERVAL", 0.005)
+    monkeypatch.setattr("gpumlp.training.run.INTERVAL", 0)
     assert run("reproduce", "digits", *CPU, "--epochs", 60, "--seeds", 1, "--out", tmp_path / "r") == 0
     assert re.search(r"^epoch \d+ of 60 of all runs, \d+ s left$", capsys.readouterr().out, re.MULTILINE)
 
@@ -469,7 +470,7 @@ def test_more_committees_keep_the_finished_ones(tmp_path: Path, capsys: pytest.C
 def test_a_killed_committee_goes_on_by_the_same_command(tmp_path: Path) -> None:
     path = written(tmp_path, COMMITTEE.replace("epochs = 2", "epochs = 40"))
     words = (path, *CPU, "--seeds", 1, "--quiet", "--out")
-    process = spawn("reproduce", *words, tmp_path / "r")
+    process = spawn("reproduce", *words, tmp_path / "r", env=SAVE_EACH)
     wait_until(lambda: lines(tmp_path / "r" / f"{KINDS[1]}seed=0") >= 1, process)
     process.send_signal(signal.SIGKILL)
     finish(process)

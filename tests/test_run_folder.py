@@ -55,7 +55,10 @@ def test_the_history_has_a_line_an_epoch(tmp_path: Path) -> None:
     }
 
 
-def test_the_history_and_checkpoint_are_written_as_epochs_end(tmp_path: Path, blobs: gpumlp.Dataset) -> None:
+def test_the_history_and_checkpoint_are_written_as_epochs_end(
+    tmp_path: Path, blobs: gpumlp.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumlp.training.run.INTERVAL", 0)
     config = Config(hidden=(5,), batch_size=32, out=str(tmp_path)).resolved(300)
     trainer = Trainer(gpumlp.MLP([20, 5, 4], device="cpu"), blobs)
     seen = []
@@ -73,17 +76,18 @@ def test_an_interrupt_between_an_epoch_and_its_saving_loses_nothing(
     tmp_path: Path, blobs: gpumlp.Dataset, monkeypatch: pytest.MonkeyPatch, before_the_line: bool
 ) -> None:
     folder = RunFolder(tmp_path, Config(hidden=(5,), out=str(tmp_path)).resolved(300))
-    save = folder._save_checkpoint
+    save = folder._write_checkpoint
+    monkeypatch.setattr("gpumlp.training.run.INTERVAL", 0)
 
     def interrupt(trainer: Trainer) -> None:
         if trainer.epoch == 2:
-            monkeypatch.setattr(folder, "_save_checkpoint", save)
+            monkeypatch.setattr(folder, "_write_checkpoint", save)
             raise KeyboardInterrupt
         if not before_the_line:
             save(trainer)
 
     if not before_the_line:
-        monkeypatch.setattr(folder, "_save_checkpoint", interrupt)
+        monkeypatch.setattr(folder, "_write_checkpoint", interrupt)
     trainer = Trainer(gpumlp.MLP([20, 5, 4], device="cpu"), blobs)
     assert trainer.run(3, [interrupt, folder] if before_the_line else [folder]).interrupted
     assert len(history(tmp_path)) == len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 2
@@ -356,7 +360,7 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing_behind(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("gpumlp.training.run.RunFolder._save_checkpoint", fail)
+    monkeypatch.setattr("gpumlp.training.run.RunFolder._write_checkpoint", fail)
     out = tmp_path / "run"
     assert run("train", "--dataset", "digits", "--device", "cpu", "--epochs", "1", "--out", str(out)) == code
     assert capsys.readouterr().err == f"gpumlp-train: {message}\n"

@@ -45,6 +45,7 @@ from gpumlp.data import shuffling, stream, tables
 from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
 from gpumlp.data.rows import FileRows
 from gpumlp.training.batches import ORDER_STREAM
+from tests.command_helpers import SAVE_EACH
 
 SAMPLES, FEATURES = 1_003, 12
 
@@ -733,7 +734,8 @@ def test_a_test_set_of_other_samples_is_refused(
 def test_a_killed_run_is_resumed_with_the_same_results(tmp_path: Path, files: list[str]) -> None:
     options = ["--stream", "--dataset", *files, *OPTIONS, "--epochs", "40", "--quiet", "--validation", "0.1"]
     command = [sys.executable, "-m", "gpumlp.train", *options, "--out", str(tmp_path / "killed")]
-    process, history = subprocess.Popen(command), tmp_path / "killed" / "history.jsonl"
+    process = subprocess.Popen(command, env={**os.environ, **SAVE_EACH})
+    history = tmp_path / "killed" / "history.jsonl"
     limit = time.monotonic() + 60
     while (not history.exists() or history.read_bytes().count(b"\n") < 3) and time.monotonic() < limit:
         time.sleep(0.005)

@@ -23,7 +23,7 @@ from gpumlp.training.history import Finding
 from gpumlp.training.lock import RunLock
 from gpumlp.training.run import Run
 from gpumlp.training.sweeps import Sweep
-from tests.command_helpers import DIGITS, assert_same_run, finish, lines, run, spawn, wait_until
+from tests.command_helpers import DIGITS, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
 
 GRID = ("--grid", "learning-rate=0.01,0.1", "hidden=4,6x5")
 SMALL = (*DIGITS, "--epochs", 2, "--jobs", 1)
@@ -343,7 +343,7 @@ FIRST, SECOND = "hidden=16,seed=0", "hidden=16,seed=1"
 def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Path, whole: Path) -> None:
     pytest.importorskip("joblib")
     out = tmp_path / "s"
-    process = spawn("sweep", *LONG, "--jobs", 2, "--out", out)
+    process = spawn("sweep", *LONG, "--jobs", 2, "--out", out, env=SAVE_EACH)
     wait_until(lambda: lines(out / SECOND) >= 5, process)
     process.kill()
     process.communicate()
@@ -361,7 +361,7 @@ def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Pat
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> None:
     pytest.importorskip("joblib")
     out = tmp_path / "a sweep"
-    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out)
+    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out, env=SAVE_EACH)
     wait_until(lambda: lines(out / FIRST) >= 5, process)
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)

@@ -169,10 +169,11 @@ class BestCheckpoint(_Monitoring):
 class TestCurve(Callback):
     """Writes loss and metrics of the test set after every epoch into a CSV file; training does not depend on them.
 
-    Of a run that is resumed, the lines of its earlier epochs stay.
+    Of a run that is resumed, the lines of its earlier epochs stay. So the file may be ahead of the checkpoint, but
+    not behind it by more than the checkpoint's own epoch, which is measured again: `write` comes before it.
 
     Args:
-        path: the file, replaced atomically after every epoch.
+        path: the file, replaced atomically by `write` and at the end of training.
         test: the test set.
 
     Raises:
@@ -185,21 +186,32 @@ class TestCurve(Callback):
     def __init__(self, path: Path, test: LabelledData) -> None:
         self.path, self._test = path, test
         self._rows: list[dict[str, float]] = []
+        self._written = 0  # rows in the file
 
     def on_train_begin(self, trainer: Trainer) -> None:
         saved = read_curve(self.path) if trainer.epoch and self.path.exists() else []
-        self._rows = [row for row in saved if row["epoch"] < trainer.epoch]
+        self._rows, self._written = [row for row in saved if row["epoch"] < trainer.epoch], 0
         if trainer.epoch:  # again: the run may have ended between its checkpoint and this file
             self.on_epoch_end(trainer)
+            self.write()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         found = trainer.model.evaluate(self._test).metrics()
         self._rows.append({"epoch": trainer.epoch, **{f"test_{name}": value for name, value in found.items()}})
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, if there are new epochs."""
+        if self._written == len(self._rows):
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self.path, utf8(text.getvalue()))
+        self._written = len(self._rows)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

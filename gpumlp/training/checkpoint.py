@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..backends import Backend, HostArray
+from ..backends import Array, Backend, HostArray
 from ..nn.hyperparameters import numbers
 from ..nn.metrics import METRICS
 from ..nn.model_file import (
@@ -30,6 +30,38 @@ from .history_file import CheckpointError, HistoryPart, history_path, read_histo
 from .trainer import Trainer
 
 __all__ = ["Checkpoint", "CheckpointError", "execution_record"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What each epoch changes of a trainer, beside its history.
+
+    Attributes:
+        parameters: of the network, ``(size,)``, on the device.
+        buffers: ``trainer.state_buffers``.
+        steps: optimizer steps taken.
+        random_state: of the generator of the batch order.
+    """
+
+    parameters: Array
+    buffers: dict[str, Array]
+    steps: int
+    random_state: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> State:
+        """The present one; the next epoch overwrites its arrays."""
+        return cls(
+            trainer.model.parameters.data,
+            trainer.state_buffers,
+            trainer.optimizer_state.steps,
+            trainer.random_state(),
+        )
+
+    def copy(self) -> State:
+        """With arrays of its own on the device, which is not waited for."""
+        buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}
+        return dataclasses.replace(self, parameters=self.parameters.copy(), buffers=buffers)
 
 
 @dataclass(frozen=True)
@@ -64,17 +96,29 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, trainer: Trainer, config: Config, part: HistoryPart, best: HistoryPart | None = None
+        cls,
+        trainer: Trainer,
+        config: Config,
+        part: HistoryPart,
+        best: HistoryPart | None = None,
+        state: State | None = None,
     ) -> Checkpoint:
-        """The present state of a trainer, whose history is in the given part of a file. Waits for the device."""
+        """A state of a trainer, the present one if None, whose history is in the given part of a file.
+
+        Waits for the device.
+        """
         model, train, setting = trainer.model, trainer.train_set, trainer.history.setting
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for buffer, flat in trainer.state_buffers.items():
-            named = model.parameters.to_host(flat, model.backend)
-            tensors |= {f"optimizer.{buffer}.{name}": tensor for name, tensor in named.items()}
+        state = State.of(trainer) if state is None else state
+        groups = {"model": state.parameters}
+        groups |= {f"optimizer.{name}": buffer for name, buffer in state.buffers.items()}
+        tensors = {
+            f"{group}.{name}": tensor
+            for group, flat in groups.items()
+            for name, tensor in model.parameters.to_host(flat, model.backend).items()
+        }
         return cls(
             model=describe(model),
-            steps=trainer.optimizer_state.steps,
+            steps=state.steps,
             config=config,
             dataset={
                 "name": train.name,
@@ -83,7 +127,7 @@ class Checkpoint:
                 "train_fingerprint": train.fingerprint(),
                 "label_entropy": None if setting is None else setting.label_entropy,
             },
-            random_state=trainer.random_state(),
+            random_state=state.random_state,
             part=part,
             execution=execution_record(trainer),
             best=best,

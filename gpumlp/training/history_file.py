@@ -12,7 +12,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..files import read_file, write_atomically
 from ..nn.metrics import METRICS
@@ -77,62 +77,79 @@ class HistoryPart:
         return content
 
 
+class _Line(NamedTuple):
+    """The line of an epoch, and the part of the history that ends with it, with its SHA-256."""
+
+    part: HistoryPart
+    digest: Any
+    content: bytes
+
+
 class HistoryFile:
     """Adds lines to a history file and keeps the checksum of all of them.
 
-    Attributes:
+    Args:
         path: of the file.
-        part: what the file holds.
+        content, epochs: the lines of the file, which `write` writes, and their number.
     """
 
     def __init__(self, path: Path, content: bytes = b"", epochs: int = 0) -> None:
         self.path = path
-        self._content, self._digest = content, hashlib.sha256(content)
-        self.part = HistoryPart(epochs, len(content), self._digest.hexdigest())
+        digest = hashlib.sha256(content)
+        # The last line in the file, and those to be added: one change of the list is whole or does not happen.
+        self._lines = [_Line(HistoryPart(epochs, len(content), digest.hexdigest()), digest, content)]
+
+    @property
+    def part(self) -> HistoryPart:
+        """What the file holds after the next `append`."""
+        return self._lines[-1].part
 
     def write(self) -> None:
         """Write the file anew, with the content that this object was made with."""
-        write_atomically(self.path, self._content)
-        self._content = b""
+        write_atomically(self.path, self._lines[0].content)
 
-    def append(self, record: EpochRecord) -> None:
-        """Add the line of an epoch in one write: no reader sees half of it. On a full disk, none is left.
+    def add(self, record: EpochRecord) -> None:
+        """Add the line of the next epoch, in memory. Adding it again after an interrupt changes nothing."""
+        before = self._lines[-1]
+        if record.epoch > before.part.epochs:
+            line, digest = record.to_json().encode() + b"\n", before.digest.copy()
+            digest.update(line)
+            part = HistoryPart(record.epoch, before.part.length + len(line), digest.hexdigest())
+            self._lines.append(_Line(part, digest, line))
 
-        Adding it again after an interrupt is no fault.
+    def append(self) -> None:
+        """Write the new lines in one piece: no reader sees half of one. On a full disk, none is left.
+
+        After an interrupt, or an error, it can be called again.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: they cannot be written.
             CheckpointError: another program has changed the file.
         """
-        line = record.to_json().encode() + b"\n"
-        start = self.part.length
+        start, content = self._lines[0].part.length, b"".join(line.content for line in self._lines[1:])
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _ONLY_THIS_FILE)
             with open(descriptor, "r+b", buffering=0) as file:
-                if file.seek(0, os.SEEK_END) == start:
-                    _write(file, line, start)
-                else:
-                    file.seek(start)
-                    if file.read() != line:
-                        raise CheckpointError(
-                            f"{self.path} was changed by another program while the run was trained"
-                        )
+                size = file.seek(0, os.SEEK_END)
+                file.seek(start)
+                written = file.read()  # before an interrupt
+                if size < start or not content.startswith(written):
+                    raise CheckpointError(f"{self.path} was changed by another program while the run was trained")
+                _write(file, content[len(written) :], start)
                 os.fsync(file.fileno())  # before the checkpoint that belongs to it
         except OSError as error:
             error.filename = str(self.path)
             raise
-        digest = self._digest.copy()
-        digest.update(line)
-        self._digest, self.part = digest, HistoryPart(record.epoch, start + len(line), digest.hexdigest())
+        self._lines = self._lines[-1:]
 
 
 # No links are followed and no line ends converted. Windows lacks the first flag, POSIX the second.
 _ONLY_THIS_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
-def _write(file: Any, line: bytes, start: int) -> None:
+def _write(file: Any, content: bytes, start: int) -> None:
     try:
-        if file.write(line) != len(line):
+        if file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
         file.truncate(start)

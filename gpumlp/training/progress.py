@@ -163,6 +163,8 @@ class Progress(Callback):
             self._bar.start()
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
+        if self._quiet:
+            return
         if self._slowdown.notices(samples):
             threads = trainer.execution.threads or 1
             if threads > 1:
@@ -178,7 +180,7 @@ class Progress(Callback):
             self._bar.update(self._task, completed=done, description=f"epoch {trainer.epoch + 1}/{trainer.epochs}")
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        if self._cell is None:
+        if self._cell is None and not self._quiet:
             self.say(epoch_line(trainer.history.records[-1], trainer.epochs))
 
     def on_train_end(self, trainer: Trainer) -> None:

@@ -19,7 +19,7 @@ from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.metrics import METRICS as METRICS_OF
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, State
 from .config import Config, ConfigError, with_present_names
 from .history import MONITORS, BestSoFar, EpochRecord, Finding, History, best_epoch
 from .history_file import (
@@ -42,6 +42,7 @@ from .trainer import Callback, Trainer
 T = TypeVar("T")
 
 METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
+INTERVAL = 1.0  # seconds: after a run was saved, it is not saved again for so long, unless it ends
 REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
@@ -323,14 +324,22 @@ def write_finding(path: Path, finding: Finding) -> None:
 class RunFolder(Callback):
     """Saves a run as it is trained; whenever the process dies, the folder holds a whole checkpoint.
 
-    Of an epoch, the line of the history is written first and the checkpoint second. A checkpoint says which part
-    of the history belongs to it, so that a line which is ahead of it is dropped when the run is resumed. With
-    early stopping, a checkpoint of the best epoch is kept in the folder ``best`` beside it.
+    The run is saved when training begins; after an epoch, if `INTERVAL` has passed since; and when training ends,
+    also by an interrupt or an error. So a process that is killed loses the epochs of a second at most, or the one
+    that it was training.
+
+    The lines of the history are written first and the checkpoint second. A checkpoint says which part of the
+    history belongs to it, so that lines which are ahead of it are dropped when the run is resumed. With early
+    stopping, a checkpoint of the best epoch is kept in the folder ``best`` beside it. Until it is written, its
+    state is kept in memory.
 
     Args:
         path: the folder.
         config: of the run.
         resumed: the checkpoint from which the run is resumed, in the same folder.
+
+    Attributes:
+        before_saving: called before the checkpoint is written: writes other files that must not be behind it.
     """
 
     def __init__(self, path: Path, config: Config, resumed: Checkpoint | None = None) -> None:
@@ -340,7 +349,11 @@ class RunFolder(Callback):
         self._history = HistoryFile(path / HISTORY)
         self._so_far = BestSoFar(self.config.monitor)
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
+        self._kept: tuple[HistoryPart, State] | None = None  # of the best epoch, if it is to be written
         self._saved = -1  # epochs in the checkpoint
+        self._saved_at = -math.inf  # seconds
+        self._noted: tuple[Any, ...] = ()  # what tells the states after different epochs apart, of the last one
+        self.before_saving: list[Callable[[], object]] = []
         self._lock: RunLock | None = None
 
     @classmethod
@@ -416,10 +429,11 @@ class RunFolder(Callback):
         else:
             lines, self._best = "".join(record.to_json() + "\n" for record in trainer.history).encode(), None
         self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
-        self._so_far = BestSoFar(self.config.monitor)
+        self._so_far, self._kept = BestSoFar(self.config.monitor), None
         if self.config.early_stopping and self._best is None:
             self._best = self._kept_before(trainer.history, lines)
-        self._save_checkpoint(trainer)
+        self._note(trainer)
+        self._write_checkpoint(trainer)
         self._history.write()
         remove_leftovers(self.path)
         self._remove(METRICS, DIVERGED, PRUNED)
@@ -438,15 +452,23 @@ class RunFolder(Callback):
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        self._history.append(trainer.history.records[-1])
-        self._save_checkpoint(trainer)
+        self._note(trainer)
+        if time.monotonic() - self._saved_at >= INTERVAL:
+            self._save(trainer)
+        elif self._best == self._history.part:
+            self._kept = self._history.part, State.of(trainer).copy()
 
     def on_train_end(self, trainer: Trainer) -> None:
-        # An interrupt may have come between the epoch and its checkpoint.
-        if self.saved and self._saved != trainer.epoch:
-            if self._history.part.epochs != trainer.epoch:
-                self._history.append(trainer.history.records[-1])
-            self._save_checkpoint(trainer)
+        if not self.saved or self._saved == trainer.epoch:
+            return
+        if self._noted[0] == trainer.epoch and self._noted != _signature(trainer):
+            # A second interrupt, or an error of the device, has come while an epoch was undone: the parameters are
+            # those of no epoch, and the folder stays as it was at most a second ago.
+            if trainer.history.interrupted:
+                raise KeyboardInterrupt
+            return
+        self._note(trainer)  # again: an interrupt may have come between the epoch and its end
+        self._save(trainer)
 
     def result(self) -> Checkpoint:
         """The checkpoint of the resulting network: that of the best epoch if it is kept, otherwise the last one.
@@ -475,23 +497,44 @@ class RunFolder(Callback):
             if path.is_file() and path.resolve() not in data:
                 path.unlink()
 
-    def _save_checkpoint(self, trainer: Trainer) -> None:
-        """Save the run and, if the epoch is the best one so far, the same once more as the best network."""
-        part, kept = self._history.part, None
+    def _note(self, trainer: Trainer) -> None:
+        """Take note of the last epoch, and whether it is the best one. Doing so again changes nothing."""
+        if trainer.epoch:
+            self._history.add(trainer.history.records[-1])
         if self.config.early_stopping:
             best = self._so_far.add_new(trainer.history)
             if best is not None and best.since == 0:
-                self._best = part
-            kept = self._best
-        content = Checkpoint.of(trainer, self.config, part, kept).to_bytes()
+                self._best = self._history.part
+        self._noted = _signature(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write the epochs since the last time, and the present state."""
+        for write in self.before_saving:
+            write()
+        self._history.append()
+        # What the folder held after the best epoch, if each were saved, comes first: ``best`` always fits the
+        # checkpoint beside it.
+        if self._kept is not None and self._kept[0] == self._best != self._history.part:
+            self._write_checkpoint(trainer, *self._kept)
+        self._write_checkpoint(trainer)
+        self._kept = None
+
+    def _write_checkpoint(
+        self, trainer: Trainer, part: HistoryPart | None = None, state: State | None = None
+    ) -> None:
+        """Write a state, the present one if None, and if it is that after the best epoch, the same into `best`."""
+        best = self._best if self.config.early_stopping else None
+        part = part or self._history.part
+        content = Checkpoint.of(trainer, self.config, part, best, state).to_bytes()
         write_atomically(self.path / CHECKPOINT, content)
-        if kept is not None and kept == part:
+        if best == part:
             folder = self._best_folder()
             folder.mkdir(exist_ok=True)
             write_atomically(folder / CHECKPOINT, content)
             remove_leftovers(folder)
             RunFolder(folder, self.config).remove_all_but_checkpoint()  # it was about another network
-        self._saved = trainer.epoch
+        if state is None:
+            self._saved, self._saved_at = trainer.epoch, time.monotonic()
 
     def _kept_before(self, history: History, lines: bytes) -> HistoryPart | None:
         """The part up to the best epoch, if its network was kept by an earlier version or before a pause."""
@@ -510,6 +553,11 @@ class RunFolder(Callback):
                 f"{path} is a symbolic link, and a run writes only into its own folder: remove the link"
             )
         return path
+
+
+def _signature(trainer: Trainer) -> tuple[Any, ...]:
+    """Of a trainer's state, without its arrays: no other epoch, or part of one, leaves the same."""
+    return trainer.epoch, trainer.optimizer_state.steps, trainer.random_state()
 
 
 def _holds_run(folder: Path) -> bool:

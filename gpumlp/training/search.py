@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -208,11 +209,15 @@ class TrialReport:
         self._trial = trials[0]._trial_id
 
     def __call__(self, epoch: int, value: float) -> str | None:
-        """Report the metric of an epoch; returns why the run is to be stopped, or None."""
+        """Report the metric of an epoch; returns why the run is to be stopped, or None.
+
+        What it has reported of later epochs, before it was killed and resumed, is not considered.
+        """
         if not math.isfinite(value):
             return None
         self._storage.set_trial_intermediate_value(self._trial, epoch, value)
-        trial = self._storage.get_trial(self._trial)
+        trial = copy.copy(self._storage.get_trial(self._trial))
+        trial.intermediate_values = {step: x for step, x in trial.intermediate_values.items() if step <= epoch}
         if not self._study.pruner.prune(self._study, trial):
             return None
         known = trial.intermediate_values.values()

@@ -544,7 +544,7 @@ def _run(
         trainer.history.keeps_best()
     try:
         try:
-            # The folder first: what is shown is saved.
+            # The folder first: what it saves at once is shown afterwards. All else is shown, and saved soon.
             yield from trainer.training(
                 given(folder.config.epochs), [folder, *run_callbacks(folder, test), display]
             )
@@ -612,7 +612,9 @@ def run_callbacks(folder: RunFolder, test: Dataset) -> list[Callback]:
     if folder.config.log == "tensorboard":
         callbacks.append(tensorboard.TensorBoard(folder.path))
     if folder.config.test_curve:
-        callbacks.append(TestCurve(folder.path / TEST_CURVE, test))
+        curve = TestCurve(folder.path / TEST_CURVE, test)
+        folder.before_saving.append(curve.write)
+        callbacks.append(curve)
     return callbacks
 
 

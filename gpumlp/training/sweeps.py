@@ -586,12 +586,12 @@ class RunWatch(Progress):
         cancelled: called several times an epoch.
 
     Attributes:
-        pruned: whether the search has given the run up, which its folder says then.
+        pruned: why the search has given the run up, which its folder says at the end; None if it has not.
     """
 
     def __init__(self, sweep: Sweep, cancelled: Callable[[], bool] = lambda: False) -> None:
         super().__init__(quiet=True)
-        self.pruned = False
+        self.pruned: str | None = None
         self._sweep, self._cancelled = sweep, cancelled
         self._report: Callable[[int, float], str | None] | None = None
         if sweep.search is not None:
@@ -609,9 +609,12 @@ class RunWatch(Progress):
             return
         reason = self._report(trainer.epoch, value)
         if reason is not None and trainer.epoch < trainer.epochs:
-            write_finding(self._sweep.path / self._sweep.runs[0].folder / PRUNED, Finding("pruned", reason))
-            self.pruned = True
+            self.pruned = reason
             raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer) -> None:  # after the folder has saved the last epoch
+        if self.pruned is not None:
+            write_finding(self._sweep.path / self._sweep.runs[0].folder / PRUNED, Finding("pruned", self.pruned))
 
 
 def _train_together(shared: Shared, jobs: Iterator[Sweep]) -> Iterator[tuple[int, Exception | None]]:
