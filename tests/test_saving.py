@@ -10,12 +10,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpumlp import MLP, Dataset
+from gpumlp.files import write_atomically
+from gpumlp.nn.model_file import CHECKPOINT
 from gpumlp.training.callbacks import TestCurve, read_curve
 from gpumlp.training.checkpoint import Checkpoint, CheckpointError
 from gpumlp.training.config import Config
@@ -94,6 +97,32 @@ def test_an_epoch_of_a_second_is_saved_at_once(tmp_path: Path, blobs: Dataset, c
     look = Look(tmp_path)
     trainer.run(3, [folder, look])
     assert look.seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_saving_takes_a_twentieth_of_the_time_at_most(
+    tmp_path: Path, blobs: Dataset, clock: Clock, monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    def slowly(path: Path, content: bytes) -> None:
+        clock.now += 0.125 * (path.name == CHECKPOINT)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("gpumlp.training.run.write_atomically", slowly)
+    for name in ("run", "0", "1"):
+        (tmp_path / name).mkdir()
+    others = [trainer_and_folder(tmp_path / str(n), blobs) for n in range(runs - 1)]
+    for trainer, folder in others:
+        folder.on_train_begin(trainer)
+    trainer, folder = trainer_and_folder(tmp_path / "run", blobs)
+    clock.step, look = 0.5, Look(tmp_path / "run")
+    trainer.run(40, [folder, look])
+    # 2.5 s for each run between two saves of this one, of which the first takes place after a second.
+    between = [after - before for before, after in pairwise(sorted(set(look.seen)))]
+    assert between[0] == 2
+    assert set(between[1:]) == {5 * runs}
+    for each in [folder, *(folder for _, folder in others)]:
+        each.on_train_end(trainer)
+    assert not RunFolder._trained
 
 
 def test_short_epochs_do_not_wait_for_the_disk(

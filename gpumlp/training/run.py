@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakSet
 
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, Task
@@ -42,7 +43,9 @@ from .trainer import Callback, Trainer
 T = TypeVar("T")
 
 METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
-INTERVAL = 1.0  # seconds: after a run was saved, it is not saved again for so long, unless it ends
+# After a run was saved, it is not saved again for so many seconds, unless it ends; or for longer, so that saving
+# all runs of this process takes this share of the time at most.
+INTERVAL, SHARE = 1.0, 0.05
 REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
@@ -325,8 +328,8 @@ class RunFolder(Callback):
     """Saves a run as it is trained; whenever the process dies, the folder holds a whole checkpoint.
 
     The run is saved when training begins; after an epoch, if `INTERVAL` has passed since; and when training ends,
-    also by an interrupt or an error. So a process that is killed loses the epochs of a second at most, or the one
-    that it was training.
+    also by an interrupt or an error. So a process that is killed loses the epochs of a second, or the one that it
+    was training; more where it trains so many runs that saving them would take more than `SHARE` of the time.
 
     The lines of the history are written first and the checkpoint second. A checkpoint says which part of the
     history belongs to it, so that lines which are ahead of it are dropped when the run is resumed. With early
@@ -342,6 +345,8 @@ class RunFolder(Callback):
         before_saving: called before the checkpoint is written: writes other files that must not be behind it.
     """
 
+    _trained: ClassVar[WeakSet[RunFolder]] = WeakSet()  # by this process, now
+
     def __init__(self, path: Path, config: Config, resumed: Checkpoint | None = None) -> None:
         self.path = path
         self.config = config
@@ -351,7 +356,7 @@ class RunFolder(Callback):
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
         self._kept: tuple[HistoryPart, State] | None = None  # of the best epoch, if it is to be written
         self._saved = -1  # epochs in the checkpoint
-        self._saved_at = -math.inf  # seconds
+        self._saved_at, self._took = -math.inf, 0.0  # seconds
         self._noted: tuple[Any, ...] = ()  # what tells the states after different epochs apart, of the last one
         self.before_saving: list[Callable[[], object]] = []
         self._lock: RunLock | None = None
@@ -432,6 +437,7 @@ class RunFolder(Callback):
         self._so_far, self._kept = BestSoFar(self.config.monitor), None
         if self.config.early_stopping and self._best is None:
             self._best = self._kept_before(trainer.history, lines)
+        self._trained.add(self)
         self._note(trainer)
         self._write_checkpoint(trainer)
         self._history.write()
@@ -453,12 +459,14 @@ class RunFolder(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         self._note(trainer)
-        if time.monotonic() - self._saved_at >= INTERVAL:
+        interval = INTERVAL and max(INTERVAL, self._took * len(self._trained) / SHARE)
+        if time.monotonic() - self._saved_at >= interval:
             self._save(trainer)
         elif self._best == self._history.part:
             self._kept = self._history.part, State.of(trainer).copy()
 
     def on_train_end(self, trainer: Trainer) -> None:
+        self._trained.discard(self)
         if not self.saved or self._saved == trainer.epoch:
             return
         if self._noted[0] == trainer.epoch and self._noted != _signature(trainer):
@@ -509,6 +517,7 @@ class RunFolder(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         """Write the epochs since the last time, and the present state."""
+        start = time.monotonic()
         for write in self.before_saving:
             write()
         self._history.append()
@@ -517,7 +526,7 @@ class RunFolder(Callback):
         if self._kept is not None and self._kept[0] == self._best != self._history.part:
             self._write_checkpoint(trainer, *self._kept)
         self._write_checkpoint(trainer)
-        self._kept = None
+        self._kept, self._took = None, time.monotonic() - start
 
     def _write_checkpoint(
         self, trainer: Trainer, part: HistoryPart | None = None, state: State | None = None
