@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import statistics
 from pathlib import Path
@@ -372,6 +373,15 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> Non
         f"Go on with: python -m gpumlp.sweep --resume '{out}'\n"
     )
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
+    assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
+    same_sweep(out, whole)
+
+
+def test_a_run_that_was_killed_before_its_configuration_was_written_goes_on(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "sweep"
+    shutil.copytree(whole, out)
+    for name in ("config.json", "metrics.json"):
+        (out / FIRST / name).unlink()
     assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
     same_sweep(out, whole)
 

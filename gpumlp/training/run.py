@@ -114,7 +114,9 @@ class Run:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The configuration as JSON has it, with defaults for the options that the run's version did not know."""
-        values = read_object(self.path / CONFIG) or {} if self._has_files else json.loads(self.config.to_json())
+        values = read_object(self.path / CONFIG) if self._has_files else None
+        if values is None:  # that of the best network, or killed before it was written
+            values = self._read(lambda: json.loads(self.config.to_json()), {})
         return {**json.loads(Config().to_json()), **with_present_names(values)}
 
     @cached_property
