@@ -202,10 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(sweep.path / TABLE, utf8(sweep.as_csv(results)))
             if stopped is not None:
                 done = sum(row.state in ENDED for row in rows)
+                # A search depends on how many runs are trained at once.
+                jobs = f" --jobs {options.jobs}" if sweep.search is not None and options.jobs is not None else ""
                 print(
                     f"{PROGRAM}: {stopped}; {done:,} of {sweep.planned:,} runs have ended, the others are saved "
                     "up to their last epoch. Go on with: "
-                    f"python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}",
+                    f"python -m gpumlp.sweep --resume {shlex.quote(str(sweep.path))}{jobs}",
                     file=sys.stderr,
                 )
                 return command.INTERRUPTED if stopped == INTERRUPTED else command.FAILED

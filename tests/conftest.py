@@ -68,7 +68,7 @@ def registries() -> Iterator[None]:
 @pytest.fixture
 def progress_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Report progress within epochs, however short they are."""
-    monkeypatch.setattr("gpumlp.training.trainer._PROGRESS_SECONDS", 1e-9)
+    monkeypatch.setattr("gpumlp.Trainer.progress_seconds", 0.0)
 
 
 @pytest.fixture

@@ -421,6 +421,7 @@ def test_batch_sizes_are_compared_from_the_same_start() -> None:
     assert [run["batch_size"] for run in runs.values()] == [448, 64, 1]  # of 500: no batch is short
     assert [run["samples"][-1] for run in runs.values()] == [10 * 448, 3 * 448, 448]
     assert [run["steps"] for run in runs.values()] == [10, 3 * 7, 448]
+    assert [len(run["samples"]) for run in runs.values()] == [1 + 10, 1 + 3 * 7, 1 + 20]  # whatever the clock says
     assert len({run["losses"][0] for run in runs.values()}) == 1
     for run in runs.values():
         assert min(np.diff(run["samples"])) > 0

@@ -75,6 +75,10 @@ def test_a_gpu_trains_them_in_one_launch_and_repeats_their_steps(blobs: Dataset,
     validated = ValidatedOnGpu(work, data, 2, "cuda:0")
     assert validated.train(2) == together.losses()
     assert len(validated.trainers[1].history["validation_loss"]) == 2
+    assert len({id(trainer.validation_batches.images) for trainer in validated.trainers}) == 1
+    validated.backend.xp.launches.clear()
+    assert validated.repeat_steps()
+    assert validated.backend.xp.launches.count("train_networks") == 2  # training, and evaluation
     assert {together.way, one_by_one.way} == {"persistent on 1 multiprocessor"}
     for networks, launches in ((together, 1), (one_by_one, 2)):
         before = networks.backend.to_numpy(networks.trainers[1].model.parameters.data)

@@ -100,6 +100,7 @@ SHAPES = [
     Case((784, 128, 10), batch=100, samples=250, blocks=8),
     Case((784, 64, 10), batch=100, samples=250, blocks=8, shared=99),
     Case((500, 18, 4), batch=100, samples=250, shared=99),  # two slots in evaluation
+    Case((400, 16, 4), batch=70, samples=200, shared=48),  # which is by 32 samples at a time
     Case(
         (30, 100, 2),
         batch=200,
@@ -421,6 +422,11 @@ MISTAKES_OF_EVALUATION = {
         {"if (!TRAINING || c < CHUNKS - SLOTS)": "if (c < CHUNKS - SLOTS)"},
     ),
     "no wait for the rows": USUAL_MISTAKES["no wait for the rows"],
+    "no barrier between turns of one chunk": (
+        Case((20, 16, 4), samples=420, blocks=1),
+        without_barrier("w.receive_errors();\n        "),
+    ),
+    "no barrier between chunks": (CHUNKS, {"if (c + 1 < CHUNKS) __syncthreads();": ""}),
     "turns do not wait for each other": (CHUNKS, {"w.receive_errors();": "if (TRAINING) w.receive_errors();"}),
     "tags do not change": USUAL_MISTAKES["tags do not change"],
     "no barrier after activations": MISTAKES["no barrier after activations"],
@@ -564,8 +570,10 @@ def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("case", "compute"),
-    [*((case, trained) for case in (*USUAL, *SHAPES, *RULES)), *((case, evaluated) for case in USUAL)],
-    ids=str,
+    [
+        *(pytest.param(case, trained, id=str(case)) for case in (*USUAL, *SHAPES, *RULES)),
+        *(pytest.param(case, evaluated, id=f"evaluated {case}") for case in USUAL),
+    ],
 )
 def test_on_a_gpu_it_agrees_with_the_reference_and_is_reproducible(case: Case, compute: Any) -> None:
     first, second = (compute(case, gpu_backend(**options_of(case))) for _ in range(2))

@@ -99,27 +99,27 @@ def test_an_epoch_of_a_second_is_saved_at_once(tmp_path: Path, blobs: Dataset, c
     assert look.seen == [1, 2, 3]
 
 
-@pytest.mark.parametrize("runs", [1, 3])
-def test_saving_takes_a_twentieth_of_the_time_at_most(
-    tmp_path: Path, blobs: Dataset, clock: Clock, monkeypatch: pytest.MonkeyPatch, runs: int
+@pytest.mark.parametrize(("runs", "steps"), [(1, 2), (3, 3 * 5), (20, 60)])
+def test_saving_many_runs_takes_a_twentieth_of_the_time(
+    tmp_path: Path, blobs: Dataset, clock: Clock, monkeypatch: pytest.MonkeyPatch, runs: int, steps: int
 ) -> None:
     def slowly(path: Path, content: bytes) -> None:
         clock.now += 0.125 * (path.name == CHECKPOINT)
         write_atomically(path, content)
 
     monkeypatch.setattr("gpumlp.training.run.write_atomically", slowly)
-    for name in ("run", "0", "1"):
+    for name in ("run", *map(str, range(runs - 1))):
         (tmp_path / name).mkdir()
     others = [trainer_and_folder(tmp_path / str(n), blobs) for n in range(runs - 1)]
     for trainer, folder in others:
         folder.on_train_begin(trainer)
     trainer, folder = trainer_and_folder(tmp_path / "run", blobs)
     clock.step, look = 0.5, Look(tmp_path / "run")
-    trainer.run(40, [folder, look])
-    # 2.5 s for each run between two saves of this one, of which the first takes place after a second.
+    trainer.run(130, [folder, look])
+    # 2.5 s for each run, and 30 s at most, between two saves of this one; the first takes place after a second.
     between = [after - before for before, after in pairwise(sorted(set(look.seen)))]
     assert between[0] == 2
-    assert set(between[1:]) == {5 * runs}
+    assert set(between[1:]) == {steps}
     for each in [folder, *(folder for _, folder in others)]:
         each.on_train_end(trainer)
     assert not RunFolder._trained
@@ -148,6 +148,28 @@ def test_an_interrupt_saves_the_last_epoch(tmp_path: Path, blobs: Dataset) -> No
 
     assert trainer.run(9, [folder, Interrupt()]).interrupted
     assert lines(tmp_path) == saved(tmp_path) == 4
+
+
+def test_a_second_interrupt_while_the_run_is_saved_loses_nothing(
+    tmp_path: Path, blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, folder = trainer_and_folder(tmp_path, blobs)
+    write, failed = folder._write_checkpoint, []
+
+    def interrupted(*arguments: Any) -> None:
+        if trainer.history.interrupted and not failed:
+            failed.append(trainer.epoch)
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    def interrupt(trainer: Trainer) -> None:
+        if trainer.epoch == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "_write_checkpoint", interrupted)
+    assert trainer.run(9, [interrupt, folder]).interrupted
+    assert lines(tmp_path) == saved(tmp_path) == 4
+    assert failed == [4]
 
 
 def test_an_error_saves_the_last_epoch(tmp_path: Path, blobs: Dataset) -> None:

@@ -20,7 +20,7 @@ import sklearn.model_selection as theirs
 from scipy.stats import loguniform
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_multilabel_classification
-from sklearn.ensemble import BaggingClassifier
+from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, PredefinedSplit, cross_val_score
@@ -271,6 +271,45 @@ def test_the_persistent_kernel_trains_several_networks_in_one_launch() -> None:
     assert_same_results(*searches)
     # Two launches an epoch: the smaller last batch has another penalty.
     assert [backend.xp.launches.count("train_networks") for backend in backends] == [2 * 2, 4 * 2 * 2]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_fit_has_the_same_bits_alone_and_beside_others(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, found = host_cuda_backend(cublaslt=True), {}
+    backend.xp.attributes |= {"CooperativeLaunch": 1, "MultiProcessorCount": 12}
+    # Alone, a network with batches above this size would be run by graphs.
+    monkeypatch.setitem(type(backend)._first_supported.__globals__, "PERSISTENT_BATCH", 16)
+    model: Any = classifier(backend, batch_size=20, max_iter=2, alpha=1.0)
+    name = "learning_rate_init"
+    if several:
+        model, name = BaggingClassifier(model, n_estimators=2, random_state=0), f"estimator__{name}"
+
+    def weights(fitted: Any, *_: Any) -> float:
+        rate = fitted.get_params()[name]
+        networks = [each._network for each in getattr(fitted, "estimators_", [fitted])]
+        found.setdefault(rate, []).append([network.state_dict() for network in networks])
+        return 0.0
+
+    folds = [(np.arange(90), np.arange(90, 110))]  # a smaller last batch, with another penalty
+    for rates in ([0.01], [0.01, 0.02]):
+        search = ours.GridSearchCV(model, {name: rates}, cv=folds, refit=False, scoring=weights)
+        search.fit(X[:110, :10].astype(np.float32), Y[:110])
+    alone, beside = found[0.01]
+    for one, other in zip(alone, beside, strict=True):
+        for tensor, value in one.items():
+            np.testing.assert_array_equal(value, other[tensor])
+
+
+def test_a_fit_gives_room_when_its_next_network_leaves_some() -> None:
+    class OneOrMany(ManyAtOnce):
+        def networks_at_once(self, step: Any) -> int:
+            return 1 if step.parameters.dtype == np.float64 else 100
+
+    device = OneOrMany()
+    members = [(dtype, classifier(device, dtype=dtype)) for dtype in ("float64", "float32")]
+    grid = {"float32__alpha": [0.0, 0.1, 1.0]}
+    ours.GridSearchCV(VotingClassifier(members), grid, cv=2, refit=False).fit(X, Y)
+    assert max(device.rounds) > 1
 
 
 @pytest.mark.parametrize("hidden", [8, (18, 9), (17, 8, 12)])

@@ -345,6 +345,18 @@ def test_one_random_state_one_run() -> None:
 # -- Weights and validation ----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+def test_a_sample_of_weight_0_is_left_out(alpha: float) -> None:
+    X, y = IRIS
+    weights = np.ones(len(y))
+    weights[:30] = 0  # whole batches, some of which are skipped
+    options = {"alpha": alpha, "batch_size": 10, "shuffle": False}
+    model = classifier(**options).fit(X, y, sample_weight=weights)
+    others = classifier(**options).fit(X[30:], y[30:])
+    np.testing.assert_allclose(model.loss_curve_[0] * 150, others.loss_curve_[0] * 120, rtol=1e-5)
+
+
 def test_class_weight_multiplies_the_sample_weights() -> None:
     X, y = CANCER
     given = np.random.default_rng(0).random(len(y))

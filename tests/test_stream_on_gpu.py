@@ -129,6 +129,19 @@ def test_float32_samples_are_streamed(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_held_out_samples_are_streamed_batch_by_batch(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumlp.training.batches.CHUNK", 16)
+    memory, streamed = pair(tmp_path, lambda: backend_of(way), *samples(np.float32), validation=0.3)
+    same_bits(memory, streamed)
+    step = streamed._evaluation
+    assert len(step.slices) > 5
+    assert len(step.images) == 16
+    assert streamed.model.backend.execution(step).name == ("persistent" if way == "persistent" else "eager")
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("task", ["labels", "numbers"])
 def test_targets_of_every_kind_are_streamed(tmp_path: Path, task: str, way: str) -> None:
     images, labels = samples()

@@ -112,7 +112,8 @@ class OneByOne(Networks):
         self.backend = get_backend(device, **options)
         models, optimizers = work.models(count, self.backend, dtype), work.optimizers(count)
         given = {"batch_size": work.batch_size, **_validation(self)}
-        with data.placed_once():
+        held_out = given.get("validation", data)
+        with data.placed_once(), held_out.placed_once():
             self.trainers = [
                 Trainer(model, data, optimizer=rule, seed=seed, **given)
                 for seed, (model, rule) in enumerate(zip(models, optimizers, strict=True))
@@ -131,6 +132,11 @@ class OneByOne(Networks):
             StepRun(trainer._step, range(count), [rate] * count)
             for trainer, count, rate in zip(self.trainers, counts, rates, strict=True)
         ]
+
+    def evaluations(self) -> list[StepRun]:
+        """The evaluation of each network's held-out samples, if there are some."""
+        steps = [trainer._evaluation for trainer in self.trainers if trainer._evaluation is not None]
+        return [StepRun(step, range(len(step.slices)), [0.0] * len(step.slices)) for step in steps]
 
     def losses(self) -> list[float]:
         """Mean losses of the last epoch."""
@@ -168,6 +174,7 @@ class TogetherOnGpu(OneByOne):
     def repeat_steps(self) -> bool:
         with self.backend.activate():
             self.backend.run_many(self.runs())
+            self.backend.run_many(self.evaluations())
         return True
 
 
@@ -289,7 +296,7 @@ def _validation(networks: OneByOne | TogetherOnCpu) -> dict[str, Any]:
     if not networks.validated:
         return {"diagnostics": False}
     data, count = networks.data, max(1, int(Workload.VALIDATED * len(networks.data)))
-    return {"validation": (data.images[:count], data.targets[:count])}
+    return {"validation": data.part(data.images[:count], data.targets[:count])}
 
 
 def _epoch(

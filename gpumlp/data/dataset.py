@@ -43,7 +43,8 @@ class Dataset:
 
     Args:
         images: ``(n, ...)`` with at least 2 dimensions: uint8, float, bool or another integer dtype, finite;
-            array-like, or a CuPy array, which stays on its device.
+            array-like, or a CuPy array, which stays on its device. A network may not notice that samples are
+            changed in place once it is trained on them or validated by them.
         targets: see above; numbers are finite.
         task: ``"classes"`` (whole floats too), ``"labels"`` (one column too) or ``"numbers"`` (integers and bools
             too) settles what the targets are.

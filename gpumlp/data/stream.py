@@ -368,17 +368,16 @@ class StagedBatches(ArrayBatches):
 
     def __init__(self, source: StreamedBatches) -> None:
         self.__dict__.update(source.__dict__)
-        self._dtype, self._read = source._dtype, source.images.read
-        xp, backend = self._backend.xp, self._backend
+        self._samples, backend = source.images, self._backend
         self.order: Array = backend.asarray(np.arange(self.samples) % self.batch_size)
         self.targets: Array = backend.asarray(_wide(self._targets[self.rows]))
-        self.images: Array = xp.zeros((self.batch_size, source.images.features), dtype=self._dtype)
+        self.images: Array = backend.xp.zeros((self.batch_size, self._samples.features), dtype=source._dtype)
 
     def available(self, batches: range) -> Iterator[range]:
         for number in batches:
             rows = self.rows[self.slices[number]]
-            values = np.empty((len(rows), self.images.shape[1]), self._dtype)
-            self._read(rows, values)
+            values = np.empty((len(rows), self._samples.features), self.images.dtype)
+            self._samples.read(rows, values)
             self.images[: len(rows)] = self._backend.asarray(values)
             self._backend.samples_changed(self.images, slice(0, len(rows)))
             yield range(number, number + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ WATCHED = 256  # samples: with fewer, healthy units are taken for dead ones
 COUNTED = 10_000  # training samples whose predictions are counted, if there is no validation
 # Measuring takes the time of 90 samples of a small network on a CPU. On a GPU it takes some 30 launches, which the
 # host makes for each of many networks.
-SAMPLES_BETWEEN, SAMPLES_BETWEEN_ON_GPU, MOST_EPOCHS_BETWEEN = 3000, 60_000, 5
+SAMPLES_BETWEEN, SAMPLES_BETWEEN_ON_GPU, MOST_EPOCHS_BETWEEN = 3000, 50_000, 5
 
 
 class LayerWatch(Callback):
@@ -45,8 +46,8 @@ class LayerWatch(Callback):
         rng = np.random.default_rng([trainer.seed, WATCH_STREAM])
         with model.backend.activate():
             self._sample = Sample(model, source.draw(min(source.samples, WATCHED), rng))
-            count, scratch = self._sample.batches.samples, trainer.optimizer_state.scratch
-            self.probe = Probe(model, count, batches.samples, scratch, trainer.trained)
+            scratch = trainer.optimizer_state.scratch
+            self.probe = Probe(model, self._sample.samples, batches.samples, scratch, trainer.trained)
 
     def on_measure(self, trainer: Trainer, before: Array) -> Array | None:
         if not is_due(trainer.epoch + 1, trainer.batches.samples, trainer.model.backend):
@@ -72,18 +73,22 @@ class Sample:
     """Some samples, for a forward pass that is made for the statistics alone."""
 
     def __init__(self, model: MLP, batches: ArrayBatches) -> None:
-        self.model, self.batches = model, batches
+        self.model, self.samples, self._batches = model, batches.samples, batches
         self._workspace = Workspace(model, batches.samples, pixels=batches.pixels)
         xp, shape = model.backend.xp, (batches.samples, model.sizes[-1])
         self._losses = xp.empty(batches.samples, dtype=model.dtype)
         self._scores = new_scores(xp, model.loss.task, *shape, model.dtype)
 
+    @cached_property
+    def _targets(self) -> Array:  # gathered with the samples, once
+        workspace, batches = self._workspace, self._batches
+        return batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
+
     def forward(self) -> Workspace:
         """Activations, and the error term of the loss in the logits."""
-        model, workspace, batches = self.model, self._workspace, self.batches
-        labels = batches.gather(batches.slices[0], workspace.staging, workspace.inputs)
+        model, workspace, targets = self.model, self._workspace, self._targets
         model.forward_pass(workspace)
-        model.backend.output_error(model.loss, workspace.logits, labels, self._losses, self._scores)
+        model.backend.output_error(model.loss, workspace.logits, targets, self._losses, self._scores)
         return workspace
 
 
@@ -231,7 +236,7 @@ def is_due(epoch: int, epoch_samples: int, backend: Backend) -> bool:
     """Are the layers measured after this epoch, counted from 1?
 
     After the first one, and after every one unless epochs are short: then there are 3,000 samples between two
-    measurements (60,000 on a GPU), but at most 5 epochs.
+    measurements (50,000 on a GPU), but at most 5 epochs.
     """
     between = SAMPLES_BETWEEN_ON_GPU if backend.asynchronous else SAMPLES_BETWEEN
     every = min(math.ceil(between / epoch_samples), MOST_EPOCHS_BETWEEN)

@@ -203,15 +203,17 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             while not stop and self.n_iter_ < (1 if tasks is None else self.max_iter):
                 if tasks is not None:
                     tasks.begin_epoch()
-                (data_loss, penalty), validated = epochs.run(random if self.shuffle else None, watch)
+                data_loss, penalty, found = epochs.run(random if self.shuffle else None, watch)
                 diverged = not math.isfinite(data_loss)
                 if diverged and best is None:
                     raise ValueError(_NOT_FINITE)
                 self.n_iter_ += 1
                 self.t_ += epochs.batches.samples
                 self._record_loss(data_loss / self._loss_terms + penalty)
-                if validated is not None and self._record_validation(*validated) and self.early_stopping:
-                    best = network.parameters.data.copy()
+                if watch is not None and found is not None:
+                    improved = self._record_validation(*watch.scores(network, found))
+                    if improved and self.early_stopping:
+                        best = network.parameters.data.copy()
                 if self.solver == "sgd" and self.learning_rate == "invscaling":
                     rate = float(self.learning_rate_init) / (self.t_ + 1) ** float(self.power_t)
                     epochs.solver.change_learning_rate(rate)

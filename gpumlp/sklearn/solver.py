@@ -13,14 +13,14 @@ import copy
 import math
 from collections.abc import Generator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import issparse
 
 from ..backends import Array, Backend, Copies, Copy, HostArray, Request, StepRun, Totals
 from ..data.dataset import ArrayBatches
-from ..nn.metrics import METRICS
+from ..nn.metrics import METRICS, Evaluation
 from ..nn.network import MLP, Workspace, evaluation_of, evaluation_totals
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import EvaluationStep, TrainingStep
@@ -128,6 +128,19 @@ class Solver:
         return solver
 
 
+class EpochResult(NamedTuple):
+    """What an epoch has given.
+
+    Attributes:
+        loss, penalty: means over the samples, each taken before the step of its batch.
+        validation: of the validation set, or None.
+    """
+
+    loss: float
+    penalty: float
+    validation: Evaluation | None
+
+
 class Epochs:
     """The epochs of one call of `fit` or `partial_fit`.
 
@@ -170,27 +183,22 @@ class Epochs:
                 made[total] = Penalty(l2=self._alpha / total)
         return [made[total] for total in self.batches.batch_weights]
 
-    def run(
-        self, random: np.random.RandomState | None, watch: Validation | None
-    ) -> tuple[tuple[float, float], tuple[float, float] | None]:
-        """Train for one epoch, and validate; waits for the device.
+    def run(self, random: np.random.RandomState | None, watch: Validation | None) -> EpochResult:
+        """Train for one epoch, and evaluate a validation set, if there is one; waits for the device.
 
         Args:
             random: draws the order of the samples; None keeps the current order.
-            watch: a validation set, or None.
-
-        Returns:
-            Mean loss and mean penalty over the samples, each taken before the step of its batch; and the result of
-            `Validation.evaluate`.
+            watch: the validation set.
         """
 
-        def epoch() -> Generator[Request, Any, tuple[tuple[float, float], tuple[float, float] | None]]:
+        def epoch() -> Generator[Request, Any, EpochResult]:
             trained = yield from self._train(random)
-            return trained, None if watch is None else (yield from watch.evaluate(self._step))
+            return EpochResult(*trained, None if watch is None else (yield from watch.evaluate(self._step)))
 
         return run(self.solver.network.backend, epoch())
 
     def _train(self, random: np.random.RandomState | None) -> Generator[Request, Any, tuple[float, float]]:
+        """The requests of an epoch; returns mean loss and mean penalty."""
         solver, batches, step = self.solver, self.batches, self._step
         if random is not None:
             drawn = np.arange(len(self._order))
@@ -206,7 +214,7 @@ class Epochs:
         total, *squares = yield Totals([step.losses], self._squares)
         # A batch has alpha / 2 |W|^2, divided by the sum of its weights and, in this mean, times its samples.
         value = sum(squares)
-        if isinstance(step, PenalisedStep):
+        if isinstance(step, PenalisedStep) and squares:
             value = sum(
                 square * (batch.stop - batch.start) / weight
                 for square, batch, weight in zip(squares, batches.slices, batches.batch_weights, strict=True)
@@ -288,15 +296,18 @@ class Validation:
             self._images = images[rows if issparse(images) else batches.order]
             self._encoded, self._weights = encoded[rows], weights[rows]
 
-    def evaluate(self, trained: TrainingStep) -> Generator[Request, Any, tuple[float, float]]:
-        """Mean loss without the penalty, and score, of a step's network; both NaN if the loss is not finite."""
+    def evaluate(self, trained: TrainingStep) -> Generator[Request, Any, Evaluation]:
+        """The requests by which the network of a step is evaluated."""
         network, batches = trained.model, self._batches
         if self._step is None:
             self._step = EvaluationStep(network, batches, trained)
         numbers = range(len(batches.slices))
         yield StepRun(self._step, numbers, [0.0] * len(numbers))
         sums = yield evaluation_totals(network, batches, self._step.losses, self._step.scores)
-        found = evaluation_of(network, batches, sums)
+        return evaluation_of(network, batches, sums)
+
+    def scores(self, network: MLP, found: Evaluation) -> tuple[float, float]:
+        """Mean loss without the penalty, and score; both NaN if the loss is not finite."""
         if not math.isfinite(found.loss):
             return math.nan, math.nan
         score = found.metrics()[METRICS[network.loss.task][0]]

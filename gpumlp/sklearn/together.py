@@ -190,6 +190,7 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         self._waiting.clear()
+        self._cohort = Cohort()
         while self._active:  # joblib calls this twice after an error: what a second interrupt left is closed then
             self._active[-1].close()
             self._active.pop()
@@ -207,19 +208,19 @@ class Together(ParallelBackendBase):  # type: ignore[misc]
         while self._waiting and len(self._active) < self._most and cohort.has_room:
             fit = self._waiting.popleft()
             self._active.append(fit)
-            if self._goes_on(fit):
+            if self._advance(fit):
                 cohort.begin((fit, fit.backend, fit.training))
         cohort.train()
         cohort.read_totals()
         ended = [each for each in cohort.running if each.request is None]
         traces = [None if each.error is None else each.error.__traceback__ for each in ended]
         for each, trace in zip(ended, traces, strict=True):  # several may have the same error
-            if not self._goes_on(each.key, each.error and each.error.with_traceback(trace)):
+            if not self._advance(each.key, each.error and each.error.with_traceback(trace)):
                 cohort.running.remove(each)
             else:
-                each.restart(each.key.backend, each.key.training)
+                each.start(each.key.backend, each.key.training)
 
-    def _goes_on(self, fit: Fit, error: Exception | None = None) -> bool:
+    def _advance(self, fit: Fit, error: Exception | None = None) -> bool:
         """Advance a fit; False if it has ended."""
         fit.advance(error)
         if fit.ended:

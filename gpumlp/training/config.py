@@ -360,7 +360,7 @@ class Config:
     """With --execution persistent, how many multiprocessors of a GPU the network gets (as many as it needs);
     results with another number differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
-    """Measure each layer after every epoch (after some of very short ones), to find what is wrong with training:
+    """Measure each layer after every epoch (after some of short ones), to find what is wrong with training:
     on or off; the results are the same."""
     out: str | None = option(None, _text("a folder"), per_call=True)
     """Folder for the run (runs/TIME-DATASET)."""

@@ -12,10 +12,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
-from ..backends import Backend, Copies, HostArray, Request, StepRun, Totals
+from ..backends import Backend, Copies, HostArray, Request, Step, StepRun, Totals
 from ..backends.numpy import NumpyBackend
 from ..data import Dataset, Distortion
 from ..nn.hyperparameters import flag, instance, require_arguments, whole
@@ -65,16 +66,20 @@ class FitManyError(RuntimeError):
 
 
 class Running:
-    """A network that is trained with others; `request` is None once it has ended."""
+    """A network that is trained with others; `request` is None once it has ended.
 
-    def __init__(self, key: Any, backend: Backend, training: Training) -> None:
-        self.key, self.backend, self.training = key, backend, training
+    `share` is that of the device: one network's of those like it that the device trains at once.
+    """
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
         self.request: Request | None = None
-        self.share = 1.0  # of the device
+        self.share = 1.0
         self.error: Exception | None = None
+        self._steps: WeakSet[Step] = WeakSet()  # that the backend knows to be trained with others
 
-    def restart(self, backend: Backend, training: Training) -> None:
-        """Go on with another training of this network, after the last one has ended."""
+    def start(self, backend: Backend, training: Training) -> None:
+        """Begin a training; a new one after the last one has ended."""
         self.backend, self.training, self.error = backend, training, None
         self.go_on()
 
@@ -101,6 +106,13 @@ class Running:
             if error is None:
                 raise
             self.request = None
+        step = getattr(self.request, "step", None)
+        if step is not None and step.evaluates is None and step not in self._steps:
+            try:
+                self.share = 1 / self.backend.networks_at_once(step)
+                self._steps.add(step)
+            except Exception as raised:
+                self.advance(error=raised)
 
 
 class Cohort:
@@ -122,15 +134,10 @@ class Cohort:
 
     def begin(self, following: tuple[Any, Backend, Training]) -> None:
         """Begin another network."""
-        each = Running(*following)
+        key, backend, training = following
+        each = Running(key)
         self.running.append(each)
-        each.go_on()
-        if isinstance(each.request, StepRun | Copies):
-            try:
-                with each.backend.activate():
-                    each.share = 1 / each.backend.networks_at_once(each.request.step)
-            except Exception as error:
-                each.go_on(error=error)
+        each.start(backend, training)
 
     def read_totals(self) -> None:
         """Wait for what `train` began, and go on with it."""

@@ -43,9 +43,9 @@ from .trainer import Callback, Trainer
 T = TypeVar("T")
 
 METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
-# After a run was saved, it is not saved again for so many seconds, unless it ends; or for longer, so that saving
-# all runs of this process takes this share of the time at most.
-INTERVAL, SHARE = 1.0, 0.05
+# After a run was saved, it is not saved again for so many seconds, unless it ends. If this process trains several
+# runs, not for longer, at most the second number, so that saving them takes this share of the time.
+INTERVAL, LONGEST, SHARE = 1.0, 30.0, 0.05
 REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
@@ -331,7 +331,8 @@ class RunFolder(Callback):
 
     The run is saved when training begins; after an epoch, if `INTERVAL` has passed since; and when training ends,
     also by an interrupt or an error. So a process that is killed loses the epochs of a second, or the one that it
-    was training; more where it trains so many runs that saving them would take more than `SHARE` of the time.
+    was training; up to `LONGEST` where it trains so many runs that saving them would take more than `SHARE` of the
+    time.
 
     The lines of the history are written first and the checkpoint second. A checkpoint says which part of the
     history belongs to it, so that lines which are ahead of it are dropped when the run is resumed. With early
@@ -358,7 +359,7 @@ class RunFolder(Callback):
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept
         self._kept: tuple[HistoryPart, State] | None = None  # of the best epoch, if it is to be written
         self._saved = -1  # epochs in the checkpoint
-        self._saved_at, self._took = -math.inf, 0.0  # seconds
+        self._saved_at, self._took = -math.inf, math.inf  # seconds: when it was saved, and how long that takes
         self._noted: tuple[Any, ...] = ()  # what tells the states after different epochs apart, of the last one
         self.before_saving: list[Callable[[], object]] = []
         self._lock: RunLock | None = None
@@ -441,6 +442,8 @@ class RunFolder(Callback):
             self._best = self._kept_before(trainer.history, lines)
         self._trained.add(self)
         self._note(trainer)
+        if not trainer.epoch:
+            self._remove(METRICS, DIVERGED, PRUNED)  # of a run that is replaced
         self._write_checkpoint(trainer)
         self._history.write()
         remove_leftovers(self.path)
@@ -461,7 +464,9 @@ class RunFolder(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         self._note(trainer)
-        interval = INTERVAL and max(INTERVAL, self._took * len(self._trained) / SHARE)
+        interval, runs = INTERVAL, len(self._trained)
+        if runs > 1 and INTERVAL and self._took < math.inf:
+            interval = min(max(INTERVAL, self._took * runs / SHARE), LONGEST)
         if time.monotonic() - self._saved_at >= interval:
             self._save(trainer)
         elif self._best == self._history.part:
@@ -478,7 +483,12 @@ class RunFolder(Callback):
                 raise KeyboardInterrupt
             return
         self._note(trainer)  # again: an interrupt may have come between the epoch and its end
-        self._save(trainer)
+        try:
+            self._save(trainer)
+        except KeyboardInterrupt:  # a second one may follow the first at once
+            self._save(trainer)
+            if not trainer.history.interrupted:
+                raise
 
     def result(self) -> Checkpoint:
         """The checkpoint of the resulting network: that of the best epoch if it is kept, otherwise the last one.
@@ -528,7 +538,7 @@ class RunFolder(Callback):
         if self._kept is not None and self._kept[0] == self._best != self._history.part:
             self._write_checkpoint(trainer, *self._kept)
         self._write_checkpoint(trainer)
-        self._kept, self._took = None, time.monotonic() - start
+        self._kept, self._took = None, min(self._took, time.monotonic() - start)
 
     def _write_checkpoint(
         self, trainer: Trainer, part: HistoryPart | None = None, state: State | None = None

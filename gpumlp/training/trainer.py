@@ -46,8 +46,7 @@ from .group import ALONE, Group, on_host
 from .history import EpochRecord, History, LayerStatistics, Setting, per_second
 from .step import EvaluationStep, TrainingStep
 
-# Reports of progress in an epoch, at most, if there are callbacks; and, by the epoch before, seconds between two.
-_PROGRESS_PARTS, _PROGRESS_SECONDS = 20, 0.01
+_PROGRESS_PARTS = 20  # reports of progress in an epoch, at most, if there are callbacks
 
 
 class Callback:
@@ -73,7 +72,7 @@ class Callback:
         """Before the first epoch."""
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
-        """About 20 times an epoch: that many samples of it have been given to the device so far."""
+        """So many samples of the epoch are given to the device. See ``Trainer.progress_seconds``."""
 
     def on_measure(self, trainer: Trainer, before: Array) -> Array | None:
         """After an epoch's steps, before its record is made: measure something on the device.
@@ -154,7 +153,7 @@ class Trainer:
             for all.
         augment, preprocess, order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
-            for ``history.findings()``; where an epoch has fewer than 3,000 samples (on a GPU 60,000), layers are
+            for ``history.findings()``; where an epoch has fewer than 3,000 samples (on a GPU 50,000), layers are
             measured after the first and then every second to fifth. The results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
@@ -166,11 +165,15 @@ class Trainer:
         group: the processes that train the network.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
             parameters `model` has the moving average.
+        progress_seconds: between two reports of progress to callbacks, by the time of the epoch before; there are 20
+            in an epoch at most. With 0, there are 20 however short it is.
 
     Raises:
         ValueError: the data does not fit the network (see `fit`), or a value is out of range.
         TypeError: an argument is not an object of its class.
     """
+
+    progress_seconds = 0.01
 
     def __init__(
         self,
@@ -431,8 +434,10 @@ class Trainer:
         numbers = range(len(batches.slices))
         size = len(numbers)
         if callbacks:
-            before = self.history.records[-1].seconds / _PROGRESS_SECONDS if self.epoch else _PROGRESS_PARTS
-            size = max(math.ceil(size / min(max(before, 1), _PROGRESS_PARTS)), backend.steps_at_a_time)
+            parts: float = _PROGRESS_PARTS
+            if self.epoch and self.progress_seconds:
+                parts = min(parts, max(1, self.history.records[-1].seconds / self.progress_seconds))
+            size = max(math.ceil(size / parts), backend.steps_at_a_time)
         few = size
         if self.group.size > 1 and backend.steps_at_a_time > 1:  # the same parts in all processes, see `Step`
             few = backend.steps_at_a_time
@@ -553,7 +558,7 @@ class Trainer:
         return validation, layers
 
     def validate(self) -> Evaluation | None:
-        """Loss and accuracy on the validation samples, if there are any."""
+        """Loss and metrics on the validation samples, if there are any; on a GPU, rounded unlike the history's."""
         if self.validation_batches is None:
             return None
         with self.model.backend.activate():
@@ -668,7 +673,7 @@ def fit(
             for bit, on one machine and device.
         callbacks: functions called with the trainer after every epoch, or `Callback` objects, such as
             `Progress`, `EarlyStopping`, `BestCheckpoint` and `TensorBoard`; a list of them, or a single one.
-        diagnostics: measure each layer after every epoch (after some of very short ones), and count the
+        diagnostics: measure each layer after every epoch (after some of short ones), and count the
             predictions of each class at the end, for ``history.findings()``; the results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.

@@ -1440,7 +1440,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         // so that tensor cores have work all the time. Rows are issued last, since others wait for what `finish` sends,
         // unless the next products wait for them.
         auto issue = [&](int c) {
-            // Where the last chunk of the turn before lay; without a backward pass, where this one lay
+            // Into the slot of the turn's last chunk before; without a backward pass, into that of this chunk
             if (TRAINING && SLOTS > 1 && c == 0 && turn > 0) rows.issue();
             if (!TRAINING || c < CHUNKS - SLOTS) rows.issue();
         };

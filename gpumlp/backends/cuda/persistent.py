@@ -10,8 +10,8 @@ they differ from those of other executions, which add in another order.
 The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
 are exact together. All networks that use an array of samples share this copy. It takes twice the memory of pixels
 and 1.5 times that of float32 numbers, with columns padded to a multiple of 16. It is made anew when a network is
-about to be trained for the first time; of samples that are changed in place while it is trained, only those are
-read again that `PersistentRunner.samples_changed` is told of.
+about to be trained, or evaluated by samples of another array, for the first time; of samples that are changed in
+place from then on, only those are read again that `PersistentRunner.samples_changed` is told of.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MOST_STEPS = 65_536  # per launch, which cannot be interrupted
 LEAST_CAPABILITY = 80  # 8.0: products of bfloat16 numbers, and asynchronous copies
 BULK_COPIES_SINCE = 90
 _ROWS = 8192  # samples that are converted at a time
-_EVALUATED = 128, 32  # samples that are evaluated at a time; the fewer if the more do not fit
+_EVALUATED = 128, 32  # samples that are evaluated at a time; 32 if 128 do not fit
 
 SampleKey: TypeAlias = tuple[int, tuple[int, ...], str]
 
@@ -319,12 +319,12 @@ class PersistentRunner:
     def _rows_of(self, step: Step) -> Rows:
         key = _sample_key(step.images)
         rows = self._rows.get(key)
-        if rows is not None and rows is self._held.get(step):
-            return rows
-        if rows is None:
-            empty = self._backend.xp.zeros(_row_shape(step.images), dtype="uint16")
-            rows = self._rows[key] = Rows(step.images, empty)
-        bfloat16_rows(self._backend.xp, step.images, rows.values)
+        held = [self._held.get(each) for each in (step, step.evaluates) if each is not None]
+        if rows is None or all(rows is not each for each in held):
+            if rows is None:
+                empty = self._backend.xp.zeros(_row_shape(step.images), dtype="uint16")
+                rows = self._rows[key] = Rows(step.images, empty)
+            bfloat16_rows(self._backend.xp, step.images, rows.values)
         self._held[step] = rows
         return rows
 
