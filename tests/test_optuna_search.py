@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,18 @@ def test_without_a_space_the_ranges_of_the_notes_are_searched(tmp_path: Path) ->
     Config(
         **{name: tuple(v) if isinstance(v, list) else v for name, v in values(tmp_path / "s")[0].items()}
     ).check()
+
+
+def test_an_interrupted_search_says_how_the_same_search_goes_on(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "s"
+    process = spawn("sweep", *SEARCH, "--jobs", 1, "--out", out)
+    wait_until(lambda: (out / "sweep.json").exists() and len(values(out)) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert err.endswith(f"Go on with: python -m gpumlp.sweep --resume {out} --jobs 1\n")
+    assert run("sweep", "--resume", out, "--jobs", 1, "--quiet") == 0
+    assert values(out) == values(whole)
 
 
 def test_on_a_gpu_networks_are_proposed_and_pruned_in_one_process(

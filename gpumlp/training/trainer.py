@@ -165,8 +165,8 @@ class Trainer:
         group: the processes that train the network.
         trained: the network that the steps change: `model` itself, or, with `ema`, another one, of whose
             parameters `model` has the moving average.
-        progress_seconds: between two reports of progress to callbacks, by the time of the epoch before; there are 20
-            in an epoch at most. With 0, there are 20 however short it is.
+        progress_seconds: between two reports of progress to callbacks, by the time of the epoch before; there are
+            20 in an epoch at most. With 0, there are 20 however short it is.
 
     Raises:
         ValueError: the data does not fit the network (see `fit`), or a value is out of range.
