@@ -81,7 +81,7 @@ def test_the_lines_of_the_history_hold_the_statistics(tmp_path: Path) -> None:
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "run") == 0
     for line in history(tmp_path / "run"):
         assert list(line)[-1] == "layers"
-        if line["epoch"] == 2:  # the epochs of the digits are short
+        if line["epoch"] > 1:  # the epochs of the digits are short
             assert line["layers"] is None
             continue
         assert [list(layer) for layer in line["layers"]] == 2 * [

@@ -24,9 +24,9 @@ LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one of this many samples of an epoch: a hundredth of its work
 WATCHED = 256  # samples: with fewer, healthy units are taken for dead ones
 COUNTED = 10_000  # training samples whose predictions are counted, if there is no validation
-# Measuring takes the time of 90 samples of a small network on a CPU. On a GPU it takes some 30 launches, which the
-# host makes for each of many networks.
-SAMPLES_BETWEEN, SAMPLES_BETWEEN_ON_GPU, MOST_EPOCHS_BETWEEN = 3000, 50_000, 5
+# Measuring takes the time of 170 to 400 samples of a small network on a CPU. On a GPU it takes some 30 launches,
+# which the host makes for each of many networks.
+SAMPLES_BETWEEN, SAMPLES_BETWEEN_ON_GPU, MOST_EPOCHS_BETWEEN = 5000, 50_000, 5
 
 
 class LayerWatch(Callback):
@@ -235,7 +235,7 @@ class Probe:
 def is_due(epoch: int, epoch_samples: int, backend: Backend) -> bool:
     """Are the layers measured after this epoch, counted from 1?
 
-    After the first one, and after every one unless epochs are short: then there are 3,000 samples between two
+    After the first one, and after every one unless epochs are short: then there are 5,000 samples between two
     measurements (50,000 on a GPU), but at most 5 epochs.
     """
     between = SAMPLES_BETWEEN_ON_GPU if backend.asynchronous else SAMPLES_BETWEEN

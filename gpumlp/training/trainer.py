@@ -153,7 +153,7 @@ class Trainer:
             for all.
         augment, preprocess, order, seed, shards, group: see `fit`.
         diagnostics: measure each layer after every epoch, and count the predictions of each class at the end,
-            for ``history.findings()``; where an epoch has fewer than 3,000 samples (on a GPU 50,000), layers are
+            for ``history.findings()``; where an epoch has fewer than 5,000 samples (on a GPU 50,000), layers are
             measured after the first and then every second to fifth. The results are the same.
         pixels: whether uint8 images are pixels, divided by 255, or numbers, used as they are; None: as
             ``model.inputs`` says, and for an untrained network, pixels.
