@@ -32,7 +32,7 @@ class Workload:
     """What each of the networks is, and how it is trained.
 
     `multiprocessors` is how many of a GPU's a network gets from `fit_many`; None: as many as it needs.
-    ``VALIDATED`` is the share of the samples that `Validated` evaluates: as many as a fold of five.
+    ``VALIDATED`` is the share of the samples that ``validated`` evaluates: as many as a fold of five.
     """
 
     VALIDATED: ClassVar[float] = 0.2
@@ -136,7 +136,7 @@ class OneByOne(Networks):
     def evaluations(self) -> list[StepRun]:
         """The evaluation of each network's held-out samples, if there are some."""
         steps = [trainer._evaluation for trainer in self.trainers if trainer._evaluation is not None]
-        return [StepRun(step, range(len(step.slices)), [0.0] * len(step.slices)) for step in steps]
+        return [run for step in steps for run in step.runs()]
 
     def losses(self) -> list[float]:
         """Mean losses of the last epoch."""

@@ -21,7 +21,7 @@ from scipy.sparse import issparse
 from ..backends import Array, Backend, Copies, Copy, HostArray, Request, StepRun, Totals
 from ..data.dataset import ArrayBatches
 from ..nn.metrics import METRICS, Evaluation
-from ..nn.network import MLP, Workspace, evaluation_of, evaluation_totals
+from ..nn.network import MLP, Workspace, evaluation_of
 from ..nn.optimizers import SGD, Adam, Optimizer, OptimizerState, Penalty
 from ..training.step import EvaluationStep, TrainingStep
 from .together import run
@@ -298,13 +298,10 @@ class Validation:
 
     def evaluate(self, trained: TrainingStep) -> Generator[Request, Any, Evaluation]:
         """The requests by which the network of a step is evaluated."""
-        network, batches = trained.model, self._batches
         if self._step is None:
-            self._step = EvaluationStep(network, batches, trained)
-        numbers = range(len(batches.slices))
-        yield StepRun(self._step, numbers, [0.0] * len(numbers))
-        sums = yield evaluation_totals(network, batches, self._step.losses, self._step.scores)
-        return evaluation_of(network, batches, sums)
+            self._step = EvaluationStep(trained.model, self._batches, trained)
+        yield from self._step.runs()
+        return evaluation_of(trained.model, self._batches, (yield self._step.totals()))
 
     def scores(self, network: MLP, found: Evaluation) -> tuple[float, float]:
         """Mean loss without the penalty, and score; both NaN if the loss is not finite."""

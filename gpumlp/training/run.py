@@ -478,7 +478,7 @@ class RunFolder(Callback):
             return
         if self._noted[0] == trainer.epoch and self._noted != _signature(trainer):
             # A second interrupt, or an error of the device, has come while an epoch was undone: the parameters are
-            # those of no epoch, and the folder stays as it was at most a second ago.
+            # those of no epoch, and the folder stays as it was saved last.
             if trainer.history.interrupted:
                 raise KeyboardInterrupt
             return

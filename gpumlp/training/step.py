@@ -9,12 +9,12 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
-from ..backends import DROPOUT, Accumulation, Array, Draws, Warp
+from ..backends import DROPOUT, Accumulation, Array, Draws, StepRun, Totals, Warp
 from ..data.blocks import part_of
 from ..data.dataset import ArrayBatches
 from ..nn.layers import Dense, Dropout, Layer
 from ..nn.metrics import new_scores
-from ..nn.network import MLP, Workspace
+from ..nn.network import MLP, Workspace, evaluation_totals
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
 from .group import ALONE, Group, on_host
 from .shards import PairwiseSum
@@ -404,6 +404,15 @@ class EvaluationStep(_Step):
     @cached_property
     def _workspace(self) -> Workspace:  # a GPU may not need it
         return Workspace(self.model, self.batch_size, pixels=self.batches.pixels)
+
+    def runs(self) -> Iterator[StepRun]:
+        """Runs that evaluate all samples, each to be done before the next one is asked for."""
+        for ready in self.batches.available(range(len(self.slices))):
+            yield StepRun(self, ready, [0.0] * len(ready))
+
+    def totals(self) -> Totals:
+        """What is summed up for `gpumlp.nn.network.evaluation_of`, after these runs."""
+        return evaluation_totals(self.model, self.batches, self.losses, self.scores)
 
     def __call__(self, batch: slice, learning_rate: float = 0.0) -> None:
         """Compute the losses and scores of a batch, one of `slices`."""

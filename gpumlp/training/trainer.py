@@ -25,7 +25,7 @@ from ..nn.hyperparameters import (
     whole,
 )
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_totals
-from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of, evaluation_totals
+from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.preprocessing import Preprocessing
 from ..nn.samples import learned_names
@@ -535,23 +535,23 @@ class Trainer:
         self, callbacks: list[Callback]
     ) -> Generator[Request, Any, tuple[Evaluation | None, tuple[LayerStatistics, ...] | None]]:
         """Validation, and what callbacks measure: the device is waited for once, or not at all."""
-        backend, batches, step = self.model.backend, self.validation_batches, self._evaluation
+        backend, step = self.model.backend, self._evaluation
         totals, validation, layers = Totals([]), None, None
-        if batches is not None and step is not None:
-            for ready in step.batches.available(range(len(batches.slices))):
-                yield StepRun(step, ready, [0.0] * len(ready))
-            totals = evaluation_totals(self.model, batches, step.losses, step.scores)
+        if step is not None:
+            yield from step.runs()
+            totals = step.totals()
         before = self._snapshot[0 if self.trained is self.model else -1]  # that of `trained`, see `_buffers`
         measured = [(each, values) for each in callbacks if (values := each.on_measure(self, before)) is not None]
         measured = [(each, _checked_values(values, each, backend).reshape(-1)) for each, values in measured]
-        if batches is None and not measured:
+        if step is None and not measured:
             return None, None
-        more = [] if totals.more is None else [totals.more]
-        more += [values for _, values in measured]
-        found = yield totals._replace(more=backend.xp.concatenate(more) if more else None)
+        if measured:
+            more = [values for values in (totals.more, *(values for _, values in measured)) if values is not None]
+            totals = totals._replace(more=backend.xp.concatenate(more))
+        found = yield totals
         start = len(found) - sum(len(values) for _, values in measured)
-        if batches is not None:
-            validation = evaluation_of(self.model, batches, found[:start])
+        if step is not None:
+            validation = evaluation_of(self.model, step.batches, found[:start])
         for callback, values in measured:
             layers = _checked_layers(callback.on_measured(self, found[start:][: len(values)]), callback) or layers
             start += len(values)

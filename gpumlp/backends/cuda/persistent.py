@@ -194,10 +194,9 @@ class PersistentRunner:
 
     def _plan(self, step: Step) -> Plan | str:
         """The plan for the network of a step; or why there is none."""
-        if step.evaluates is None:
-            return self._plan_of(step, step.batch_size)
-        first, *others = (self._plan_of(step, batch) for batch in _EVALUATED)
-        return next((plan for plan in (first, *others) if isinstance(plan, Plan)), first)
+        sizes = (step.batch_size,) if step.evaluates is None else _EVALUATED
+        plans = [self._plan_of(step, batch) for batch in sizes]
+        return next((plan for plan in plans if isinstance(plan, Plan)), plans[0])
 
     def _plan_of(self, step: Step, batch: int) -> Plan | str:
         """The plan with batches of this size."""
