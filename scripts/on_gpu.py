@@ -39,6 +39,13 @@ OF_MANY = (
     ((64, 64, 10), 32, None),
     ((30, 100, 2), 200, None),
 )
+# One network on more multiprocessors than it needs: replicas divide its batches.
+OF_ONE = (
+    *(((784, 128, 10), batch, count) for batch, count in ((64, 32), (128, 32), (128, 64), (256, 64), (256, 128))),
+    *(((784, 128, 10), batch, 128) for batch in (1024, 8192)),
+    ((784, 512, 512, 10), 128, 128),
+    ((30, 100, 2), 200, 14),
+)
 LOG_BYTES = 300_000  # of each part, its end
 WAYS = ("persistent", "graphs", "eager")
 EXPECTED_PEERS = ("torch-graph", "jax")  # other libraries that can train on a GPU, each in its fastest way
@@ -119,15 +126,15 @@ def times(job: Job) -> None:
             except DeviceError as error:
                 row["error"] = str(error)
             job.save()
-    for sizes, batch_size, multiprocessors in OF_MANY:
-        for networks in MANY:
-            row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "networks": networks}
-            job.result["many"].append(row)
-            try:
-                row.update(_many(job.device, sizes, batch_size, multiprocessors, networks))
-            except DeviceError as error:
-                row["error"] = str(error)
-            job.save()
+    settings = [*((*each, 1) for each in OF_ONE), *((*each, count) for each in OF_MANY for count in MANY)]
+    for sizes, batch_size, multiprocessors, networks in settings:
+        row = {"network": "-".join(map(str, sizes)), "batch_size": batch_size, "networks": networks}
+        job.result["many"].append(row)
+        try:
+            row.update(_many(job.device, sizes, batch_size, multiprocessors, networks))
+        except DeviceError as error:
+            row["error"] = str(error)
+        job.save()
     timed = [row for row in job.result["many"] if "error" not in row and row["network"] == "784-128-10"]
     if not timed:
         raise RuntimeError("no setting could be timed")
@@ -155,11 +162,11 @@ def _many(
     from benchmarks.peers.many import TogetherOnGpu, Workload
     from gpumlp import SGD, Adam, Dataset
 
-    rng, pixels = np.random.default_rng(0), sizes[0] == 784
-    images = rng.integers(0, 256, (TIMED_SAMPLES, sizes[0]), dtype=np.uint8)
+    rng, pixels, samples = np.random.default_rng(0), sizes[0] == 784, max(TIMED_SAMPLES, 32 * batch_size)
+    images = rng.integers(0, 256, (samples, sizes[0]), dtype=np.uint8)
     data = Dataset(
         images if pixels else (images / 255).astype(np.float32),
-        rng.integers(0, sizes[-1], TIMED_SAMPLES),
+        rng.integers(0, sizes[-1], samples),
         classes=sizes[-1],
     )
     work = Workload(sizes, batch_size, SGD(0.01, momentum=0.9) if pixels else Adam(), multiprocessors)
@@ -169,7 +176,7 @@ def _many(
     return {
         "networks_at_once": together.backend.networks_at_once(first._step),
         "microseconds_per_step": 1e6 * best / len(first.batches.slices),
-        "samples_per_second": networks * TIMED_SAMPLES / best,
+        "samples_per_second": networks * samples / best,
         "multiprocessors": first.execution.multiprocessors,
         "ran": str(first.execution),
     }
@@ -439,7 +446,8 @@ def sanitizer(job: Job) -> None:
         raise NotPossibleError("compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin")
     processes = []
     for check, way in wanted:
-        words = ["--dataset", "digits", "--epochs", "1", "--batch-size", "32", "--quiet", "--execution", way]
+        words = ["--dataset", "digits", "--epochs", "1", "--batch-size", "64", "--quiet", "--execution", way]
+        words += ["--multiprocessors", "6"] if way == "persistent" else []  # two replicas
         command = [tool, "--tool", check, sys.executable, "-m", "gpumlp.train", "--device", job.device, *words]
         command += ["--out", str(job.work / f"{check}-{way}")]
         with (job.work / f"{check}-{way}.log").open("w", encoding="utf-8") as log:
@@ -470,16 +478,16 @@ class Part(NamedTuple):
 
 # In this order, the most important first. The limits are below ten minutes together.
 PARTS = {
-    "machine": Part(machine, 20),
+    "machine": Part(machine, 15),
     "tests": Part(gpu_tests, 90),
-    "sanitizer": Part(sanitizer, 30),
-    "times": Part(times, 50, "times.json"),
-    "training": Part(training, 50, "training.json"),
-    "compare": Part(compare, 120, "compare.json"),
-    "differences": Part(differences, 20),
-    "many": Part(many, 100, "many.json"),
+    "sanitizer": Part(sanitizer, 25),
+    "times": Part(times, 90, "times.json"),
+    "training": Part(training, 45, "training.json"),
+    "compare": Part(compare, 115, "compare.json"),
+    "differences": Part(differences, 15),
+    "many": Part(many, 90, "many.json"),
     "profile": Part(profile, 40),
-    "throughput": Part(throughput, 50, "throughput.json"),
+    "throughput": Part(throughput, 45, "throughput.json"),
 }
 
 
@@ -776,7 +784,7 @@ def _times(result: dict[str, Any]) -> Iterator[str]:
         for (network, batch), times in by_setting.items()
     )
     yield from table(["network", "batch", *ways], rows)
-    yield "Many networks at once: a step of all of them.\n"
+    yield "On more multiprocessors, and many networks at once: a step of all of them.\n"
     yield from table(
         ["network", "batch", "networks", "in a launch", "multiprocessors", "us a step", "samples/s together"],
         (

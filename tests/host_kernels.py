@@ -274,7 +274,7 @@ class EmulatedFunction(HostFunction):
         assert cooperative, "blocks wait for others that need not be there"
         xp, module, fields = self._module.xp, self._module, self._module.networks
         address = self._convert(self._parameters[0], args[0]).value
-        per_network = int(module.defined["BLOCKS"])
+        per_network = int(module.defined.get("REPLICAS", 1)) * int(module.defined["BLOCKS"])
         assert grid[0] == 1
         assert len(grid) == 2
         assert grid[1] % per_network == 0, f"{grid[1]} blocks for networks of {per_network}"

@@ -164,12 +164,13 @@ def test_the_persistent_kernel_is_timed_beside_graphs_and_with_many_networks(
     monkeypatch.setattr(on_gpu, "TIMED_SAMPLES", 512)
     monkeypatch.setattr(on_gpu, "TIMED_BATCHES", (128, 256))
     monkeypatch.setattr(on_gpu, "MANY", (1, 3))
+    monkeypatch.setattr(on_gpu, "OF_ONE", (((30, 100, 2), 200, 14),))
     job = on_gpu.Job("cpu", tmp_path, tmp_path / "times.json")
     on_gpu.times(job)
     settings = [(row["network"], row["batch_size"]) for row in job.result["steps"][::2]]
     assert settings == [("784-128-10", 128), ("784-128-10", 256), ("784-512-512-10", 128)]
     assert [row["execution"] for row in job.result["steps"][:2]] == ["persistent", "graphs"]
-    assert [row["networks"] for row in job.result["many"]] == 4 * [1, 3]
+    assert [row["networks"] for row in job.result["many"]] == [1, *4 * (1, 3)]
     assert all(row["microseconds_per_step"] > 0 for row in (*job.result["steps"], *job.result["many"]))
     assert {"hardware", "versions"} <= job.result.keys()
     assert re.fullmatch(r"[13] networks: [\d,]+ samples/s together", job.note)

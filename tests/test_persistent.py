@@ -595,7 +595,7 @@ def test_the_number_of_multiprocessors_is_recorded_and_gives_the_same_plan_again
             again = trainer_on(recorder(multiprocessors=count), blobs, hidden)
             plans = [t.model.backend.persistent._plan(t._step) for t in (trainer, again)]
             assert plans[0] == plans[1]
-            assert count == plans[0].blocks <= (asked or 132)
+            assert count == plans[0].multiprocessors <= (asked or 132)
     assert trainer_on(recorder("eager"), blobs).execution.multiprocessors is None
 
 

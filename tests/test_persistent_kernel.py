@@ -45,6 +45,7 @@ class Case(NamedTuple):
         batch: samples of a batch.
         samples: of an epoch.
         blocks: the multiprocessors of a network; None: as many as its plan says.
+        replicas: among which the samples of a batch are divided.
         networks: trained in one launch.
         shared: KiB of shared memory of a block.
         capability: the major number of the compute capability; rows come by bulk copies from 9 on.
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     batch: int = 16
     samples: int = 60
     blocks: int | None = 2
+    replicas: int = 1
     networks: int = 1
     activation: str = "relu"
     loss: Any = "softmax_cross_entropy"
@@ -83,6 +85,8 @@ USUAL = [  # a sample of all
     ),
     Case((16, 8, 8, 8, 2), batch=1, samples=9, blocks=4, networks=2, parts=2),
     Case((20, 18, 3), batch=100, samples=250, loss="squared_error", optimizer=AdamW(0.01, epsilon=1e-3)),
+    Case((40, 33, 24, 5), batch=70, samples=150, blocks=6, replicas=3, networks=2, **EVERYTHING),
+    Case((30, 33, 2), batch=150, samples=310, replicas=2, loss="logistic_cross_entropy", pixels=False),
 ]
 OPTIMIZERS = [
     *(SGD(0.01), SGD(0.01, momentum=0.9), SGD(0.01, momentum=0.9, nesterov=True)),
@@ -120,6 +124,17 @@ SHAPES = [
     Case((20, 50, 33, 17, 10), batch=256, samples=600, blocks=8),
     Case((784, 256, 128, 10), batch=32, samples=75, blocks=24),
 ]
+REPLICAS = [
+    Case((13, 9, 3), batch=64, samples=150, replicas=2, networks=2, optimizer=Adam(0.01, epsilon=1e-3)),
+    Case((20, 40, 4), batch=250, samples=540, blocks=15, replicas=5, capability=8, **EVERYTHING),
+    Case((20, 18, 4), batch=300, samples=610, blocks=3, replicas=3, **EVERYTHING),  # passes
+    Case((784, 128, 10), batch=128, samples=300, blocks=64, replicas=4),
+    Case((784, 64, 10), batch=100, samples=250, blocks=16, replicas=2, shared=99),
+    Case((20, 50, 33, 17, 10), batch=130, samples=300, blocks=10, replicas=2, optimizer=AdamW(0.01, epsilon=1e-3)),
+    Case((100, 64, 48, 10), batch=128, samples=300, blocks=32, replicas=4, parts=2),
+    Case((20, 70, 127), batch=40, blocks=6, replicas=2),
+    Case((300, 18, 4), batch=70, samples=200, blocks=6, replicas=3, pixels=False),
+]
 RULES = [
     *(Case(activation=name) for name in ACTIVATIONS if name != "identity"),
     *(Case((20, 18, 9, 4), blocks=4, activation=name, dropout=0.2) for name in ("tanh", "gelu", "silu")),
@@ -151,7 +166,7 @@ def random_case(seed: int) -> Case:
     losses = [name for name in LOSSES if sizes[-1] > 1 or "softmax" not in name]
     loss = str(rng.choice(losses))
     exponential = loss == "poisson_deviance"  # which makes differences larger
-    return Case(
+    case = Case(
         sizes,
         batch,
         samples=2 * batch + int(rng.integers(1, batch + 1)),
@@ -168,12 +183,14 @@ def random_case(seed: int) -> Case:
         parts=3 if exponential else int(rng.choice([3, 3, 3, 2])),
         shared=99 if wide else 227,
         capability=int(rng.choice([8, 9])),
+        replicas=int(rng.integers(1, 4)) if not wide and batch > 64 else 1,
     )
+    return case if wide else case._replace(blocks=case.blocks * case.replicas)
 
 
 CASES = [
     *(pytest.param(case, id=str(case)) for case in USUAL),
-    *(pytest.param(case, id=str(case), marks=pytest.mark.emulator) for case in (*SHAPES, *RULES)),
+    *(pytest.param(case, id=str(case), marks=pytest.mark.emulator) for case in (*SHAPES, *REPLICAS, *RULES)),
     *(pytest.param(random_case(n), id=f"random {n}", marks=pytest.mark.emulator) for n in range(20)),
 ]
 
@@ -198,7 +215,7 @@ def data_of(case: Case) -> Dataset:
 
 def host_backend(case: Case, seed: int = 0) -> Backend:
     """The kernel on the emulator."""
-    backend = host_cuda_backend(**options_of(case))
+    backend = with_replicas(case, host_cuda_backend(**options_of(case)))
     backend.xp.thread_order = seed
     shared = {"MaxSharedMemoryPerBlockOptin": case.shared * 1024}
     shared["MaxSharedMemoryPerMultiprocessor"] = (case.shared + 1) * 1024
@@ -212,21 +229,37 @@ def options_of(case: Case) -> dict[str, Any]:
     return {"execution": "persistent", "multiprocessors": case.blocks, "matmul_precision": precision}
 
 
-def trained(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
-    """Parameters, optimizer state, losses and scores of each network after `EPOCHS`, each in two launches."""
+def with_replicas(case: Case, backend: Backend) -> Backend:
+    backend.persistent.replicas = case.replicas
+    return backend
+
+
+def trained(
+    case: Case, backend: Backend, dtype: str = "float32", *, step_by_step: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """Parameters, optimizer state, losses and scores of each network after `EPOCHS`.
+
+    An epoch is two launches; or each step is one, before which all replicas read the parameters of the first.
+    """
     data = data_of(case)
     trainers = [trainer_on(backend, case, data, number, dtype) for number in range(case.networks)]
     steps = len(trainers[0].batches.slices)
     for epoch in range(EPOCHS):
         for number, trainer in enumerate(trainers):
             trainer.batches.reorder(np.random.default_rng([epoch, number]).permutation(trainer.batches.rows))
-        for start, stop in pairwise(sorted({0, steps // 2, steps})):
+        for start, stop in pairwise(range(steps + 1) if step_by_step else sorted({0, steps // 2, steps})):
             rates = [case.optimizer.learning_rate / (1 + number) for number in range(case.networks)]
             pairs = zip(trainers, rates, strict=True)
             backend.run_many(
                 [StepRun(each._step, range(start, stop), [rate] * (stop - start)) for each, rate in pairs]
             )
     return [arrays(trainer) for trainer in trainers]
+
+
+def drift(case: Case, backend: Backend) -> list[dict[str, np.ndarray]]:
+    """Where replicas have come apart: results that differ from those of training step by step."""
+    pairs = zip(trained(case, backend), trained(case, backend, step_by_step=True), strict=True)
+    return [{name: whole[name] != single[name] for name in whole} for whole, single in pairs]
 
 
 def evaluated(case: Case, backend: Backend, dtype: str = "float32") -> list[dict[str, np.ndarray]]:
@@ -291,6 +324,8 @@ def test_it_agrees_with_the_reference_in_every_order_of_threads(case: Case, comp
     start = crc32(str(case).encode())
     first, *others = (compute(case, host_backend(case, (start + 5 * k) % SCHEDULES)) for k in range(3))
     check(first, case, compute)
+    if case.replicas > 1 and compute is trained:
+        others.append(trained(case, host_backend(case), step_by_step=True))
     assert all(bits(other) == bits(first) for other in others)
 
 
@@ -311,19 +346,26 @@ def test_of_equal_logits_the_first_is_the_prediction(outputs: int) -> None:
     np.testing.assert_array_equal(backend.to_numpy(step.scores), backend.to_numpy(step.targets) == 0)
 
 
-@pytest.mark.parametrize("sizes", [(20, 18, 4), (20, 18, 24, 9, 4)])
-def test_the_squares_of_the_weights_before_each_step_are_summed(sizes: tuple[int, ...]) -> None:
-    case, sums = Case(sizes, blocks=3, penalty=Penalty(l2=1e-2)), []
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(blocks=3, penalty=Penalty(l2=1e-2)),
+        Case((20, 18, 24, 9, 4), batch=40, blocks=6, replicas=2, penalty=Penalty(l2=1e-2)),
+    ],
+    ids=str,
+)
+def test_the_squares_of_the_weights_before_each_step_are_summed(case: Case) -> None:
+    sums = []
     for backend, dtype in ((host_backend(case), "float32"), (StrictBackend(), "float64")):
         trainer = trainer_on(backend, case, data_of(case), 0, dtype)
         trainer._step.squares = backend.xp.zeros(8, dtype="float64")
-        for batches in (range(1), range(1, 4)):  # launches
+        for batches in (range(1), range(1, len(trainer._step.slices))):  # launches
             backend.run_many([StepRun(trainer._step, batches, [0.1] * len(batches))])
         sums.append(backend.to_numpy(trainer._step.squares).sum())
     assert sums[0] == pytest.approx(sums[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("case", [USUAL[1], USUAL[3], USUAL[5]], ids=str)
+@pytest.mark.parametrize("case", [USUAL[1], USUAL[3], USUAL[5], USUAL[6]], ids=str)
 def test_numbers_that_are_not_finite_stay_and_nobody_waits_for_ever(case: Case) -> None:
     backend = host_backend(case)
     trainer = trainer_on(backend, case, data_of(case), 0, "float32")
@@ -357,6 +399,7 @@ FEW_SLOTS = Case((600, 16, 4), batch=70, shared=72)  # one in evaluation, too, f
 MIDDLE = Case((20, 40, 40, 20, 5), batch=64, samples=150, blocks=4)
 MIDDLE_OF_ONE_CHUNK = MIDDLE._replace(batch=32)
 SHORT = Case((20, 18, 24, 4))
+SHARED_BATCH = Case((20, 18, 24, 4), batch=64, samples=500, blocks=4, replicas=2)
 INPUTS = CHUNKS._replace(input_dropout=0.3)
 BULK = CHUNKS._replace(sizes=(300, 18, 4), capability=9)
 USUAL_MISTAKES = {
@@ -369,6 +412,8 @@ USUAL_MISTAKES = {
         without_barrier("w.middle_backward<2>();\n            "),
     ),
     "tags do not change": (CHUNKS, {"tag = turn + 1": "tag = 1"}),
+    "gradients have one place": (SHARED_BATCH, {"(step & 1) * REPLICAS": "0 * REPLICAS"}),
+    "no wait for gradients": (SHARED_BATCH, {"three.tag == tag": "true"}),
 }
 MISTAKES = {
     "the phase ignores the turns before": (CHUNKS, {"base_phase ^ (number / SLOTS & 1)": "number / SLOTS & 1"}),
@@ -389,7 +434,7 @@ MISTAKES = {
         ONE_SLOT,
         without_barrier("if constexpr (TRAINING && SLOTS == 1) {\n            "),
     ),
-    "parameters are written too early": (SHORT, without_barrier("    ", "    if (SQUARES) w.write_squares();")),
+    "parameters are written too early": (SHORT, without_barrier("    ", "    if (replica() > 0) return;")),
     "no barrier after inputs are dropped": (
         INPUTS,
         without_barrier("        }\n        fence_copies();\n        "),
@@ -410,6 +455,14 @@ MISTAKES = {
     "no barrier before bias gradients": (
         MIDDLE,
         without_barrier("        ", "        bias_gradients<LAYER - 1>();"),
+    ),
+    "gradients are vectors of floats": (
+        SHARED_BATCH,
+        {"store(words, &v, 16, 1)": "store(words, &v, 4, 4)", "load(words, &r, 16, 1)": "load(words, &r, 4, 4)"},
+    ),
+    "gradients have one place, with passes": (
+        Case(batch=120, samples=1200, replicas=2),
+        {"(step & 1) * REPLICAS": "0 * REPLICAS"},
     ),
     "partial sums overwrite each other": (MIDDLE, {"(i64)row * SAMPLES * W::WIDTH": "0"}),
 }
@@ -433,9 +486,17 @@ MISTAKES_OF_EVALUATION = {
 }
 
 
+# All replicas are right, but not by the same bits.
+DRIFT = (
+    SHARED_BATCH._replace(batch=96, blocks=6, replicas=3, samples=250),
+    {"gradients_of(k % REPLICAS, first": "gradients_of((k + replica()) % REPLICAS, first"},
+)
+
+
 @pytest.mark.parametrize(
     ("case", "changes", "compute"),
     [
+        pytest.param(*DRIFT, drift, id="replicas sum gradients in different orders"),
         *(pytest.param(*mistake, trained, id=name) for name, mistake in USUAL_MISTAKES.items()),
         *(
             pytest.param(*mistake, trained, id=name, marks=pytest.mark.emulator)
@@ -494,14 +555,15 @@ STANDARD |= {
     f"evaluation of {name}": STANDARD[name]._replace(batch=128, optimizer="none")
     for name in ("784-128-10 at 128", "784-512-512-10 at 128", "30-100-2 at 200")
 }
+ON_MORE = {"784-128-10 at 128": 64, "784-512-512-10 at 128": 128, "30-100-2 at 200": 14}  # multiprocessors
 # 100 KiB of shared memory for a multiprocessor are too few.
 DO_NOT_FIT = {
-    (architecture, f"{which}784-512-512-10 at 128")
+    (architecture, f"{which}784-512-512-10 at 128", asked)
     for architecture in ("sm_86", "sm_89", "sm_120")
-    for which in ("", "evaluation of ")
-}
+    for which, asked in (("", None), ("evaluation of ", None), ("", 128))
+} | {("sm_80", "784-512-512-10 at 128", 128)}
 # Bytes that a thread spills (stores and loads) where it spills at all, with nvcc 13.0; they must not grow.
-SPILLS = {("sm_80", "784-512-512-10 at 128"): 348}
+SPILLS = {("sm_80", "784-512-512-10 at 128", None): 348}
 
 
 class Usage(NamedTuple):
@@ -546,9 +608,9 @@ def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> 
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     planned = {
-        (architecture, name): make_plan(shape, device)
+        (architecture, name, asked): make_plan(STANDARD[name], device, multiprocessors=asked)
         for architecture, device in ARCHITECTURES.items()
-        for name, shape in STANDARD.items()
+        for name, asked in (*((name, None) for name in STANDARD), *ON_MORE.items())
     }
     plans = {key: plan for key, plan in planned.items() if isinstance(plan, Plan)}
     assert planned.keys() - plans.keys() == DO_NOT_FIT
@@ -556,12 +618,10 @@ def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> 
         found = dict(zip(plans, pool.map(usage, plans.values(), (key[0] for key in plans)), strict=True))
     for key, (registers, spills) in found.items():
         plan = plans[key]
-        print(
-            *key, f"{plan.blocks} blocks of {plan.threads} threads, {registers} registers, {spills} bytes spilled"
-        )
+        print(*key, f"{plan.multiprocessors} blocks, {registers} registers, {spills} bytes spilled")
         assert registers * plan.threads * plan.resident <= 65_536
     assert {key: each.spills for key, each in found.items() if each.spills > SPILLS.get(key, 0)} == {}
-    assert not any(architecture in ("sm_90a", "sm_100", "sm_120") for architecture, _ in SPILLS)
+    assert not any(architecture in ("sm_90a", "sm_100", "sm_120") for architecture, *_ in SPILLS)
 
 
 # -- A GPU -------------------------------------------------------------------------------------------------
@@ -571,13 +631,19 @@ def test_it_compiles_for_every_architecture_and_spills_no_more_than_before() -> 
 @pytest.mark.parametrize(
     ("case", "compute"),
     [
-        *(pytest.param(case, trained, id=str(case)) for case in (*USUAL, *SHAPES, *RULES)),
+        *(pytest.param(case, trained, id=str(case)) for case in (*USUAL, *SHAPES, *REPLICAS, *RULES)),
         *(pytest.param(case, evaluated, id=f"evaluated {case}") for case in USUAL),
     ],
 )
 def test_on_a_gpu_it_agrees_with_the_reference_and_is_reproducible(case: Case, compute: Any) -> None:
-    first, second = (compute(case, gpu_backend(**options_of(case))) for _ in range(2))
+    first, second = (compute(case, with_replicas(case, gpu_backend(**options_of(case)))) for _ in range(2))
     check(first, case, compute)
     assert bits(second) == bits(first)
+    if case.replicas > 1 and compute is trained:
+        backend = with_replicas(case, gpu_backend(**options_of(case)))
+        assert bits(trained(case, backend, step_by_step=True)) == bits(first)
     if case.networks > 1:
-        assert bits(compute(case._replace(networks=1), gpu_backend(**options_of(case))))[0] == bits(first)[0]
+        assert (
+            bits(compute(case._replace(networks=1), with_replicas(case, gpu_backend(**options_of(case)))))[0]
+            == bits(first)[0]
+        )

@@ -62,12 +62,49 @@ def test_units_suffice_on_any_number_of_multiprocessors(multiprocessors):
         assert all(plan.blocks % rows == 0 for rows in plan.rows)
 
 
+@pytest.mark.parametrize("batch", [32, 100, 200, 256, 1024])
 @pytest.mark.parametrize(
-    "sizes", [(784, 128, 10), (784, 500, 10), (30, 100, 2), (784, 300, 100, 10), (64, 9, 9, 3)]
+    "sizes",
+    [(784, 128, 10), (784, 500, 10), (30, 100, 2), (784, 300, 100, 10), (64, 9, 9, 3), (100, 502, 97, 17)],
 )
-def test_a_number_of_multiprocessors_that_is_recorded_gives_the_same_plan(sizes):
-    plan = planned(shape(*sizes))
-    assert planned(shape(*sizes), multiprocessors=plan.blocks) == plan
+def test_a_number_of_multiprocessors_that_is_recorded_gives_the_same_plan(sizes, batch):
+    for device in H100, CONSUMER:
+        for asked in None, *range(1, device.multiprocessors + 1):
+            plan = make_plan(shape(*sizes, batch=batch), device, multiprocessors=asked)
+            if isinstance(plan, Plan):
+                count = plan.multiprocessors
+                assert count <= (asked or device.multiprocessors)
+                assert planned(shape(*sizes, batch=batch), device, multiprocessors=count) == plan
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "asked", "replicas", "blocks"),
+    [
+        ((784, 128, 10), 128, None, 1, 16),
+        ((784, 128, 10), 128, 8, 1, 8),
+        ((784, 128, 10), 128, 31, 1, 16),
+        ((784, 128, 10), 128, 64, 4, 16),
+        ((784, 128, 10), 128, 132, 4, 16),
+        ((784, 128, 10), 8192, 132, 8, 16),
+        ((784, 128, 10), 32, 132, 1, 16),
+        ((784, 512, 512, 10), 128, 132, 2, 66),
+        ((30, 100, 2), 200, 11, 4, 2),  # seven chunks of samples are two for each of four, as for each of five
+        ((30, 100, 2), 200, 14, 7, 2),
+        ((30, 100, 2), 2000, 132, 8, 13),
+        ((100, 502, 97, 17), 1024, 121, 8, 14),  # 15 each would not fit
+    ],
+)
+def test_multiprocessors_beyond_those_of_a_replica_divide_the_samples(sizes, batch, asked, replicas, blocks):
+    plan = planned(shape(*sizes, batch=batch), multiprocessors=asked)
+    assert (plan.replicas, plan.blocks) == (replicas, blocks)
+    assert plan.shared_bytes <= H100.shared_per_block
+
+
+def test_evaluation_exchanges_no_gradients():
+    training = planned(shape(784, 128, 10), multiprocessors=64)
+    evaluation = planned(shape(784, 128, 10, optimizer="none"), multiprocessors=64)
+    assert training.replicas == evaluation.replicas == 4
+    assert training.gradient_words > evaluation.gradient_words == 0
 
 
 def test_what_does_not_fit_has_a_reason():

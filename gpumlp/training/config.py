@@ -357,8 +357,8 @@ class Config:
     256), persistent (a whole epoch of a small network in one launch), graphs (many steps in one launch) or eager
     (one by one); no effect on the CPU."""
     multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution persistent", on_resume=True)
-    """With --execution persistent, how many multiprocessors of a GPU the network gets (as many as it needs);
-    results with another number differ by rounding."""
+    """With --execution persistent, how many multiprocessors of a GPU the network gets (as many as it needs; with
+    more, they divide the samples of a batch); results with another number differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of short ones), to find what is wrong with training:
     on or off; the results are the same."""

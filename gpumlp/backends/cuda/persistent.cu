@@ -2,7 +2,8 @@
 // sizes (-D) and puts FORWARD1, DERIVATIVE1, ..., the expressions of the activations, before this source. With OPTIMIZER
 // NONE, networks are evaluated: a turn ends with the output errors, which tell all blocks that it has ended.
 //
-// A network has BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the samples of a batch:
+// A network has one or several REPLICAS, each with all parameters and a part of the samples of a batch. A replica has
+// BLOCKS blocks. A block owns UNITSl units of each hidden layer l, and a share of the replica's samples:
 //
 //   1. s1 and a1 of its units. Their columns of W1 stay in registers, with the optimizer's state (or that is in shared
 //      memory). Rows of samples come by asynchronous copies, 32 at a time, as bf16: pixels are exact, float32 samples
@@ -13,7 +14,8 @@
 //   3. The outputs. Partial sums from the own units of the last hidden layer go to the owners of the samples, who
 //      compute losses and output errors and send the errors to all blocks.
 //   4. The same ways back: error terms of the own units of the last hidden layer, of those below by partial sums;
-//      gradients and updates where the parameters are.
+//      gradients and updates where the parameters are. Replicas send each other all gradients first, and each sums
+//      them in the same order, so that their parameters stay the same, bit for bit.
 //
 // Products are by tensor cores: a float32 is the sum of three bf16 numbers, and of the products of parts those that
 // matter are summed in float32. The sums of the outputs, which are few, are plain float32.
@@ -31,6 +33,10 @@
 //   - A block sends backward words of turn t + 1 when it has output errors of turn t + 1 (or parts of the outputs from
 //     every block, if they are these errors). Parts of the outputs of turn t + 1 are sent by a block that has read all
 //     backward words of turn t.
+//
+//   - Between replicas only gradients are sent, by each thread to those of the same number. They have two places, for
+//     even and odd steps: a thread sends those of step t + 2 when it has received those of step t + 1, which the others
+//     have sent after they had received those of step t.
 //
 // For this, all blocks send parts of the outputs, and the owners output errors, for all samples of a full batch, also
 // where a short last batch has none. `exchange` is zero at the launch, and tags begin with 1. That a load is complete
@@ -106,7 +112,7 @@ constexpr int STATE_ROWS = STATES == 0 ? 1 : STATES;
 constexpr int FACTORS = !TRAINING ? 0 : OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER == ADAMW ? 3 : 2;
 
 // Samples. A turn is a pass of a step.
-constexpr int CHUNKS = ceil_div(BATCH, 32) / PASSES;                 // of 32 samples, in a turn
+constexpr int CHUNKS = ceil_div(ceil_div(BATCH, 32), REPLICAS) / PASSES;  // of 32 samples, in a turn of a replica
 constexpr int SAMPLES = 32 * CHUNKS;                                 // of a turn, with padding
 constexpr int TURN = smaller(BATCH, SAMPLES);                        // samples of a full turn
 constexpr int OWNED = ceil_div(TURN, BLOCKS);                        // samples of a block
@@ -179,6 +185,12 @@ template <> struct Words<1> {
     static constexpr int END = OUTPUT_ERRORS + SAMPLES * OUT2, WIDTH = 0, ERRORS = 0;
 };
 
+// The gradients that replicas send: words of three numbers and a tag. A block's words are those of its small
+// parameters, of the first weights, and of middle weights.
+constexpr int SMALL_WORDS = ceil_div(SMALL, 3), FIRST_WORDS = ceil_div(WEIGHTS, 3);  // the latter of a thread
+constexpr bool SUMMED = TRAINING && REPLICAS > 1;
+constexpr int GRADIENT_PAIRS = SUMMED ? 2 * REPLICAS * BLOCKS * GRADIENT_WORDS * 2 : 0;  // they begin `exchange`
+
 struct Shared {
     alignas(128) u8 x[SLOTS][32][ROW_BYTES];
     union {
@@ -200,6 +212,11 @@ struct Shared {
 static_assert(sizeof(Shared) <= SHARED_BYTES, "too little shared memory");
 static_assert(Words<LAYERS>::END <= EXCHANGE, "too few words to exchange");
 static_assert(LAYERS == 1 || THREADS <= 256, "own units of a middle layer need threads that have each a row");
+
+struct Gradients {  // a word
+    float value[3];
+    u32 tag;
+};
 
 // -- What depends on the machine --------------------------------------------------------------------------------------
 
@@ -230,6 +247,13 @@ __device__ void send(float2* words, float a, float b, u32 tag)
 {
     float2 v[2] = {{a, __uint_as_float(tag)}, {b, __uint_as_float(tag)}};
     cuda_host::store(words, v, 8, 2);
+}
+__device__ void send(float2* words, const Gradients& v) { cuda_host::store(words, &v, 16, 1); }
+__device__ Gradients look_gradients(const float2* words)
+{
+    Gradients r;
+    cuda_host::load(words, &r, 16, 1);
+    return r;
 }
 __device__ float2 look(const float2* word)
 {
@@ -352,6 +376,24 @@ INLINE float4 look2(const float2* words)
         : "memory");
     return r;
 }
+// Scalars of 128 bits, which PTX has since CUDA 12.3; they are used only if there are several replicas.
+INLINE void send(float2* words, const Gradients& v)
+{
+    asm volatile("{\n.reg .b64 p, q;\n.reg .b128 w;\nmov.b64 p, {%1, %2};\nmov.b64 q, {%3, %4};\nmov.b128 w, {p, q};\n"
+                 "st.relaxed.gpu.b128 [%0], w;\n}" ::"l"(words),
+                 "f"(v.value[0]), "f"(v.value[1]), "f"(v.value[2]), "r"(v.tag)
+                 : "memory");
+}
+INLINE Gradients look_gradients(const float2* words)
+{
+    Gradients r;
+    asm volatile("{\n.reg .b64 p, q;\n.reg .b128 w;\nld.relaxed.gpu.b128 w, [%4];\nmov.b128 {p, q}, w;\n"
+                 "mov.b64 {%0, %1}, p;\nmov.b64 {%2, %3}, q;\n}"
+                 : "=f"(r.value[0]), "=f"(r.value[1]), "=f"(r.value[2]), "=r"(r.tag)
+                 : "l"(words)
+                 : "memory");
+    return r;
+}
 // Two numbers rounded to bf16, packed
 __device__ u32 rounded(float low, float high)
 {
@@ -369,6 +411,12 @@ INLINE u32 opaque(u32 x)
 }
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
+
+// Of this block
+INLINE int replica() { return REPLICAS == 1 ? 0 : blockIdx.y / BLOCKS % REPLICAS; }
+
+// Where the samples of a pass begin in a batch
+INLINE int first_sample(int pass) { return (replica() * PASSES + pass) * SAMPLES; }
 
 // -- Arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -544,10 +592,14 @@ INLINE bool arrived(const float4& two, u32 tag)
 }
 INLINE void look(const float2* place, float2& word) { word = look(place); }
 INLINE void look(const float2* place, float4& two) { two = look2(place); }
+INLINE bool arrived(const Gradients& three, u32 tag) { return three.tag == tag; }
+INLINE void look(const float2* place, Gradients& three) { three = look_gradients(place); }
 
-// Wait for COUNT words (Word: float2), or pairs of words (float4), of a thread, at most MOST at a time, which are
-// looked at together: where(k) is the place of number k, or null, and put(k, word) takes it.
-template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void receive(u32 tag, Where where, Put put)
+// Wait for COUNT words (Word: float2 or Gradients), or pairs of words (float4), of a thread, at most MOST at a time,
+// which are looked at together: where(k) is the place of number k, or null if OPTIONAL, and put(k, word) takes it.
+// Without OPTIONAL the compiler keeps all loads in flight.
+template <int COUNT, int MOST, class Word, bool OPTIONAL = true, class Where, class Put>
+INLINE void receive(u32 tag, Where where, Put put)
 {
     constexpr int AT_ONCE = smaller(COUNT, MOST);
     UNROLLED for (int first = 0; first < COUNT; first += AT_ONCE) {
@@ -558,15 +610,29 @@ template <int COUNT, int MOST, class Word, class Where, class Put> INLINE void r
             UNROLLED for (int k = 0; k < AT_ONCE; k++) {
                 const float2* place = first + k < COUNT ? where(first + k) : nullptr;
                 word[k] = Word{};
-                if (place) look(place, word[k]);
+                if (OPTIONAL ? place != nullptr : first + k < COUNT) look(place, word[k]);
             }
             UNROLLED for (int k = 0; k < AT_ONCE; k++)
-                here = here && (first + k >= COUNT || !where(first + k) || arrived(word[k], tag));
+                here = here && (first + k >= COUNT || (OPTIONAL && !where(first + k)) || arrived(word[k], tag));
         } while (!here);
         UNROLLED for (int k = 0; k < AT_ONCE; k++)
             if (first + k < COUNT) put(first + k, word[k]);
     }
 }
+
+// The gradients of a middle layer's weights: COUNT tasks of warps, HIGH x WIDE tiles each, and their words.
+template <int LAYER> struct Tasks {
+    static constexpr int ROWS = Middle<LAYER>::HEIGHT / 16, COLUMNS = Middle<LAYER>::ACROSS / 8;
+    static constexpr int HIGH = tiles_at_once(ROWS, COLUMNS, 2), WIDE = tiles_at_once(COLUMNS, ROWS / HIGH, 4);
+    static constexpr int ACROSS = COLUMNS / WIDE, COUNT = ROWS / HIGH * ACROSS;
+    static constexpr int NUMBERS = 4 * HIGH * WIDE;  // of a thread
+    static constexpr int BEGIN = Tasks<LAYER - 1>::END, WORDS = ceil_div(NUMBERS, 3);
+    static constexpr int END = BEGIN + 32 * WORDS * COUNT;
+};
+template <> struct Tasks<1> {
+    static constexpr int END = SMALL_WORDS + THREADS * FIRST_WORDS;
+};
+static_assert(!SUMMED || Tasks<LAYERS>::END <= GRADIENT_WORDS, "too few words for gradients");
 
 // -- A thread's part of the training ----------------------------------------------------------------------------------
 
@@ -574,6 +640,7 @@ struct Worker {
     Shared& s;
     const Network& network;
     float2* words;
+    float2* gradients;  // this block's in the first replica, of even steps
     const int lane, warp, g, t, me;
     float weight[TILES_K][TILES_N][4];  // W1 as b of mma: inputs 2t + e % 2 + e / 2 * 8 of a tile, unit g
     float state[STATE_SHARED ? 1 : STATE_ROWS][TILES_K][TILES_N][4];
@@ -584,7 +651,9 @@ struct Worker {
     float squares = 0;  // of the weights it has updated
 
     INLINE Worker(Shared& shared, int thread, int block)
-        : s(shared), network(shared.network), words(BLOCKS == 1 ? shared.exchange : shared.network.exchange),
+        : s(shared), network(shared.network),
+          words(BLOCKS == 1 ? shared.exchange : shared.network.exchange + GRADIENT_PAIRS + (i64)replica() * EXCHANGE),
+          gradients(shared.network.exchange + (i64)block * GRADIENT_WORDS * 2),
           lane(thread % 32), warp(thread / 32), g(thread % 32 / 4), t(thread % 4), me(block)
     {
     }
@@ -603,7 +672,8 @@ struct Worker {
     }
 
     __device__ int thread() const { return warp * 32 + lane; }
-    __device__ int turn_row() const { return pass * SAMPLES; }  // of the turn's first sample in the batch
+    // Of the turn's first sample in the batch
+    __device__ int turn_row() const { return first_sample(pass); }
     __device__ i64 turn_sample() const { return network.start + (i64)step * BATCH + turn_row(); }  // in the epoch
     __device__ u64 steps_taken() const { return network.steps_taken + step; }
     __device__ Rule rule() const { return Rule(network, s.factors[step & 1]); }
@@ -1086,17 +1156,64 @@ struct Worker {
     // The gradient of a small parameter, from this pass; in each pass, the same thread has it
     INLINE void add_gradient(int k, float g) { s.small_gradient[k] = PASSES > 1 ? s.small_gradient[k] + g : g; }
 
+    // The place of a word of gradients that a replica sends in this step
+    INLINE float2* gradients_of(int from, int word) const
+    {
+        return gradients + (((step & 1) * REPLICAS + from) * BLOCKS * GRADIENT_WORDS + word) * 2;
+    }
+
+    // Send COUNT gradients of this thread, as words first, first + stride, ...
+    template <int COUNT> INLINE void send_gradients(const float* own, int first, int stride)
+    {
+        UNROLLED for (int k = 0; k < COUNT; k += 3) {
+            Gradients three = {{}, tag};
+            UNROLLED for (int j = 0; j < 3; j++)
+                if (k + j < COUNT) three.value[j] = own[k + j];
+            send(gradients_of(replica(), first + k / 3 * stride), three);
+        }
+    }
+
+    // Their sums over the replicas. Each replica reads its own too, so that all do the same.
+    template <int COUNT> INLINE void sum_gradients(float* sum, int first, int stride)
+    {
+        UNROLLED for (int n = 0; n < COUNT; n++) sum[n] = 0;
+        receive<ceil_div(COUNT, 3) * REPLICAS, RECEIVED, Gradients, false>(
+            tag, [&](int k) { return gradients_of(k % REPLICAS, first + k / REPLICAS * stride); },
+            [&](int k, const Gradients& three) {
+                UNROLLED for (int n = k / REPLICAS * 3; n < smaller(k / REPLICAS * 3 + 3, COUNT); n++)
+                    sum[n] += three.value[n % 3];
+            });
+    }
+
+    INLINE void send_small()
+    {
+        ROLLED for (int word = thread(); word < SMALL_WORDS; word += THREADS) {
+            float g[3];
+            UNROLLED for (int j = 0; j < 3; j++) g[j] = s.small_gradient[min(3 * word + j, SMALL - 1)];
+            send_gradients<3>(g, word, 0);
+        }
+    }
+
     // The update of the small parameters
     INLINE void update_small()
     {
         const Rule rule = this->rule();
-        ROLLED for (int k = threadIdx.x; k < SMALL; k += THREADS) {
+        auto update = [&](int k, const float& g) {
             bool is_weight = k < BIASES;
-            if (is_weight && k % OUT4 >= OUTPUTS) continue;  // padding
+            if (is_weight && k % OUT4 >= OUTPUTS) return;  // padding
             if (is_weight) add_square(s.small[k]);
-            rule.update(s.small[k], s.small_gradient[k], &s.small_state[0][k], &s.small_state[STATES > 1][k],
-                        is_weight);
+            rule.update(s.small[k], g, &s.small_state[0][k], &s.small_state[STATES > 1][k], is_weight);
             if (PASSES > 1) s.small_gradient[k] = 0;
+        };
+        if constexpr (SUMMED) {
+            ROLLED for (int word = thread(); word < SMALL_WORDS; word += THREADS) {
+                float g[3];
+                sum_gradients<3>(g, word, 0);
+                UNROLLED for (int j = 0; j < 3; j++)
+                    if (3 * word + j < SMALL) update(3 * word + j, g[j]);
+            }
+        } else {
+            ROLLED for (int k = threadIdx.x; k < SMALL; k += THREADS) update(k, s.small_gradient[k]);
         }
     }
 
@@ -1219,12 +1336,41 @@ struct Worker {
         }
     }
 
-    // A middle layer: partial sums for the units below, gradients and update of this block's part of the weights, and
-    // the error terms of the own units below
+    // The update of a middle layer's weights, from their gradients
+    template <int LAYER>
+    INLINE void update_task(const Rule& rule, int task, float (&d)[Tasks<LAYER>::HIGH][Tasks<LAYER>::WIDE][4])
+    {
+        typedef Middle<LAYER> M;
+        typedef Tasks<LAYER> G;
+        int n = task % G::ACROSS * G::WIDE * 8, m = task / G::ACROSS * G::HIGH * 16;
+        UNROLLED for (int i = 0; i < G::HIGH; i++)
+            UNROLLED for (int j = 0; j < G::WIDE; j++)
+                UNROLLED for (int e = 0; e < 4; e++) {
+                    int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + j * 8 + 2 * t + e % 2;
+                    add_square(s.middle[M::BEGIN + at]);
+                    rule.update(s.middle[M::BEGIN + at], d[i][j][e], &s.middle[M::STATE + at],
+                                &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
+                }
+    }
+    template <int LAYER> INLINE void update_middle()
+    {
+        typedef Tasks<LAYER> G;
+        const Rule rule = this->rule();
+        ROLLED for (int task = warp; task < G::COUNT; task += WARPS) {
+            float d[G::HIGH][G::WIDE][4];
+            sum_gradients<G::NUMBERS>(d[0][0], G::BEGIN + task * 32 * G::WORDS + lane, 32);
+            update_task<LAYER>(rule, task, d);
+        }
+        if constexpr (LAYER > 2) update_middle<LAYER - 1>();
+    }
+
+    // A middle layer: partial sums for the units below, gradients of this block's part of the weights and their update,
+    // if there are no other replicas, and the error terms of the own units below
     template <int LAYER> INLINE void middle_backward()
     {
         typedef Middle<LAYER> M;
         typedef Words<LAYER> W;
+        typedef Tasks<LAYER> G;
         int row = me / M::COLUMNS, column = me % M::COLUMNS;
         float* errors = s.errors_across;
         receive_units<M::ACROSS>(words + W::ERRORS, column * M::ACROSS, W::WIDTH, errors);
@@ -1234,21 +1380,13 @@ struct Worker {
                                             W::BELOW);
         __syncthreads();  // all products have read the weights
         const Rule rule = this->rule();
-        constexpr int ROWS = M::HEIGHT / 16, COLUMNS = M::ACROSS / 8;
-        constexpr int HIGH = tiles_at_once(ROWS, COLUMNS, 2), WIDE = tiles_at_once(COLUMNS, ROWS / HIGH, 4);
-        ROLLED for (int task = warp; task < ROWS / HIGH * (COLUMNS / WIDE); task += WARPS) {
-            int n = task % (COLUMNS / WIDE) * WIDE * 8, m = task / (COLUMNS / WIDE) * HIGH * 16;
-            float d[HIGH][WIDE][4] = {};
-            multiply<HIGH, WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE,
-                                               errors + n * SAMPLE_STRIDE, SAMPLE_STRIDE, SAMPLES, lane);
-            UNROLLED for (int i = 0; i < HIGH; i++)
-                UNROLLED for (int j = 0; j < WIDE; j++)
-                    UNROLLED for (int e = 0; e < 4; e++) {
-                        int at = (m + i * 16 + g + e / 2 * 8) * M::STRIDE + n + j * 8 + 2 * t + e % 2;
-                        add_square(s.middle[M::BEGIN + at]);
-                        rule.update(s.middle[M::BEGIN + at], d[i][j][e], &s.middle[M::STATE + at],
-                                    &s.middle[M::STATE + (STATES > 1) * M::SIZE + at], true);
-                    }
+        ROLLED for (int task = warp; task < G::COUNT; task += WARPS) {
+            int n = task % G::ACROSS * G::WIDE * 8, m = task / G::ACROSS * G::HIGH * 16;
+            float d[G::HIGH][G::WIDE][4] = {};
+            multiply<G::HIGH, G::WIDE, false, false>(d, s.middle + M::INPUT + m * SAMPLE_STRIDE, SAMPLE_STRIDE,
+                                                     errors + n * SAMPLE_STRIDE, SAMPLE_STRIDE, SAMPLES, lane);
+            if constexpr (SUMMED) send_gradients<G::NUMBERS>(d[0][0], G::BEGIN + task * 32 * G::WORDS + lane, 32);
+            else update_task<LAYER>(rule, task, d);
         }
         ROLLED for (int n = 0; n < units(LAYER - 1) / 8; n++)
             sum_parts<LAYER - 1, M::COLUMNS>(words + W::BACKWARD, W::BELOW, n, [&](int own, int b, float slope) {
@@ -1308,17 +1446,33 @@ struct Worker {
                 UNROLLED for (int e = 0; e < 8; e++) gradient[i][q][e / 4][e % 4] = 0;
     }
 
+    // The gradient of a first weight, without the scale of the inputs
+    INLINE float first_gradient(int i, int j, int e) const
+    {
+        const float* d = gradient[i][j / 2][e / 2];
+        return TILES_N == 1 ? d[e % 2] + d[e % 2 + 2] : d[e % 2 + j % 2 * 2];
+    }
+    INLINE float first_gradient(int n) const { return first_gradient(n / 4 / TILES_N, n / 4 % TILES_N, n % 4); }
+
+    INLINE void send_first()
+    {
+        float g[WEIGHTS];
+        UNROLLED for (int n = 0; n < WEIGHTS; n++) g[n] = first_gradient(n);
+        send_gradients<WEIGHTS>(g, SMALL_WORDS + thread(), THREADS);
+    }
+
     // The update of the weights in registers
     INLINE void update_first_weights()
     {
         const Rule rule = this->rule();
         const float scale = input_scale();
+        float g[WEIGHTS];
+        if constexpr (SUMMED) sum_gradients<WEIGHTS>(g, SMALL_WORDS + thread(), THREADS);
         UNROLLED for (int i = 0; i < TILES_K; i++) {
             if (i + 1 == TILES_K && tile_k(i) >= K16) break;
             UNROLLED for (int j = 0; j < TILES_N; j++)
                 UNROLLED for (int e = 0; e < 4; e++) {
-                    const float* d = gradient[i][j / 2][e / 2];
-                    float sum = TILES_N == 1 ? d[e % 2] + d[e % 2 + 2] : d[e % 2 + j % 2 * 2];
+                    float sum = SUMMED ? g[(i * TILES_N + j) * 4 + e] : first_gradient(i, j, e);
                     add_square(weight[i][j][e]);
                     rule.update(weight[i][j][e], scale * sum, state_of(0, i, j, e), state_of(1, i, j, e), true);
                 }
@@ -1348,7 +1502,7 @@ struct Rows {
     }
 
     // Where the next chunk begins in its batch
-    INLINE int in_batch() const { return pass * SAMPLES + (load < CHUNKS ? load : load - CHUNKS) * 32; }
+    INLINE int in_batch() const { return first_sample(pass) + (load < CHUNKS ? load : load - CHUNKS) * 32; }
 
     // Samples of the batch from the next chunk on; 0 or less after the last step
     INLINE int remaining() const { return min(BATCH, samples - first) - in_batch(); }
@@ -1412,7 +1566,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
     const int thread = threadIdx.x, block = blockIdx.x + gridDim.x * blockIdx.y;
     for (int k = thread; k < (int)(sizeof(Shared) / 4); k += THREADS) ((u32*)&s)[k] = 0;
     __syncthreads();
-    const u32* own = (const u32*)(networks + block / BLOCKS * sizeof(Network));
+    const u32* own = (const u32*)(networks + block / (REPLICAS * BLOCKS) * sizeof(Network));
     for (int k = thread; k < (int)(sizeof(Network) / 4); k += THREADS) ((u32*)&s.network)[k] = own[k];
     if (thread < SLOTS) init(&s.full[thread], BULK ? 1 : THREADS);
     fence_copies();
@@ -1471,6 +1625,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
             if constexpr (LAYERS > 2) w.middle_backward<3>();
             if constexpr (LAYERS > 1) w.middle_backward<2>();
             __syncthreads();
+            if constexpr (SUMMED)
+                if (w.pass == PASSES - 1) w.send_small();
             if (w.pass == 0) w.clear_gradients();
             ROLLED for (int k = 0; k < CHUNKS; k++) {
                 if (k > 0) __syncthreads();
@@ -1483,8 +1639,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
                 if (k > 0 && !early && SLOTS > 1) rows.issue();
             }
             if (w.pass == PASSES - 1) {
+                if constexpr (SUMMED) {
+                    w.send_first();
+                    if constexpr (LAYERS > 1) w.update_middle<LAYERS>();
+                    w.update_small();  // whose gradients are there by now
+                }
                 w.update_first_weights();
-                w.update_small();
+                if constexpr (!SUMMED) w.update_small();
             }
         }
         rows.end_turn();
@@ -1495,6 +1656,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) train_networks(c
         w.end_turn();
     }
     __syncthreads();
+    if (replica() > 0) return;  // it has the same parameters
     if (SQUARES) w.write_squares();
     if (TRAINING) w.move_all<true>();
 }

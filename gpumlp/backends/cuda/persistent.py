@@ -3,7 +3,8 @@
 Without the backward pass it evaluates them: the losses and scores of held-out samples.
 
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
-memory for all steps; its blocks exchange activations and errors through global memory. The other multiprocessors
+memory for all steps; its blocks exchange activations and errors through global memory. With more multiprocessors,
+several such replicas of it divide the samples of a batch and exchange gradients. The other multiprocessors
 train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
 they differ from those of other executions, which add in another order.
 
@@ -89,10 +90,14 @@ class PersistentRunner:
         backend: the backend.
         parts: bfloat16 numbers whose sum a float32 factor of a product is: 3, exact, or 2, faster.
         multiprocessors: of a network; None: by its plan.
+
+    Attributes:
+        replicas: of a network; None: by its plan, see `make_plan`.
     """
 
     def __init__(self, backend: Device, parts: int = 3, multiprocessors: int | None = None) -> None:
         self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
+        self.replicas: int | None = None
         self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
         self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
         self._structures: WeakKeyDictionary[Step, bytes] = WeakKeyDictionary()
@@ -124,17 +129,19 @@ class PersistentRunner:
         compiled = self._networks[step]
         plan, at_once = compiled.plan, compiled.at_once
         parts = [
-            f"{plan.blocks} block{'s' * (plan.blocks > 1)} of {plan.threads} threads and "
+            f"{plan.multiprocessors} block{'s' * (plan.multiprocessors > 1)} of {plan.threads} threads and "
             f"{plan.shared_bytes / 1024:.0f} KiB of shared memory",
             f"{at_once} network{'s' * (at_once > 1)} at once",
             f"float32 as {self._parts} bfloat16 parts",
             f"compiled in {compiled.seconds:.1f} s",
         ]
+        if plan.replicas > 1:
+            parts.insert(1, f"{plan.replicas} replicas (not yet measured on a GPU)")
         return ", ".join(parts)
 
     def multiprocessors(self, step: Step) -> int:
         """How many multiprocessors the network of a supported step has."""
-        return self._networks[step].plan.blocks
+        return self._networks[step].plan.multiprocessors
 
     def networks_at_once(self, step: Step) -> int:
         """How many networks like that of a supported step are trained in one launch."""
@@ -222,7 +229,7 @@ class PersistentRunner:
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
             bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
-        return make_plan(shape, device, multiprocessors=self._multiprocessors)
+        return make_plan(shape, device, multiprocessors=self._multiprocessors, replicas=self.replicas)
 
     def _capability(self) -> int:
         """The compute capability, 80 for 8.0."""
@@ -253,9 +260,10 @@ class PersistentRunner:
             first_line = (str(error).splitlines() or [""])[0]
             return f"its kernel cannot be compiled: {type(error).__name__}: {first_line}"
         blocks = resident * self._attribute("MultiProcessorCount")
-        if blocks < plan.blocks:
-            return f"its blocks ({plan.blocks}) have to be resident at once, and the device has room for {blocks}"
-        return Compiled(plan, kernel, blocks // plan.blocks, time.perf_counter() - start)
+        needed = plan.multiprocessors
+        if blocks < needed:
+            return f"its blocks ({needed}) have to be resident at once, and the device has room for {blocks}"
+        return Compiled(plan, kernel, blocks // needed, time.perf_counter() - start)
 
     # -- The launch -------------------------------------------------------------------------------------------
 
@@ -277,7 +285,7 @@ class PersistentRunner:
         # A two-dimensional grid: CuPy silently limits a one-dimensional one to the blocks that are resident at
         # once.
         function(
-            (1, plan.blocks * len(runs)),
+            (1, plan.multiprocessors * len(runs)),
             (plan.threads,),
             (backend.asarray(networks.view(np.uint8)),),
             shared_mem=plan.shared_bytes,

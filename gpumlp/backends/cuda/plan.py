@@ -31,6 +31,8 @@ _MOST_SLOTS = 4
 _FIRST_WEIGHTS, _WEIGHTS, _TILES = 784 * 8, 10_600, 7
 _SMALL_ROW = 512  # bytes; the 32 lanes of a warp copy such a row at once, faster than one lane a whole one
 _OTHER_REGISTERS = 72  # of a thread, beside weights, state and sums
+_MOST_REPLICAS = 8  # as many times a replica's gradients are read by each
+_RECEIVED = 16  # words of gradients at a time
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 
 _u64, _i64, _f32, _u32, _i32 = np.uint64, np.int64, np.float32, np.uint32, np.int32
@@ -105,7 +107,9 @@ class Plan(NamedTuple):
 
     Attributes:
         shape: of the network.
-        blocks: multiprocessors of a network, or parts of one, see `resident`.
+        replicas: among how many groups of blocks the samples of a batch are divided. Each has all parameters, and
+            they sum their gradients.
+        blocks: multiprocessors of a replica, or parts of one, see `resident`.
         warps_k: among how many of a block's `WARPS` the inputs are divided; the others divide the units.
         slots: chunks of samples in shared memory.
         rows: into how many parts the rows of each middle weight matrix are divided; their columns into ``blocks /
@@ -117,6 +121,7 @@ class Plan(NamedTuple):
     """
 
     shape: Shape
+    replicas: int
     blocks: int
     warps_k: int
     slots: int
@@ -137,15 +142,24 @@ class Plan(NamedTuple):
         return tuple(_up(-(-width // self.blocks), 8) for width in self.shape.hidden)
 
     @property
+    def multiprocessors(self) -> int:
+        """Multiprocessors of the network, or parts of them, see `resident`."""
+        return self.replicas * self.blocks
+
+    @property
     def passes(self) -> int:
-        """Parts of a batch that are processed one after another, forward and backward, before the update."""
-        chunks = -(-self.shape.batch // _CHUNK)
-        return chunks if self.blocks == 1 and len(self.shape.hidden) == 1 else 1
+        """Parts of a replica's samples, each processed forward and backward, before the update."""
+        return self._chunks if self.blocks == 1 and len(self.shape.hidden) == 1 else 1
 
     @property
     def chunks(self) -> int:
         """Chunks of samples of a pass."""
-        return -(-self.shape.batch // _CHUNK) // self.passes
+        return self._chunks // self.passes
+
+    @property
+    def _chunks(self) -> int:
+        """Chunks of a replica's samples."""
+        return -(-self.shape.batch // (_CHUNK * self.replicas))
 
     @property
     def buffers(self) -> int:
@@ -166,12 +180,13 @@ class Plan(NamedTuple):
         weights = 4 * inputs * units * (1 if self.state_shared else 1 + self.buffers)
         parts = 2 * self.shape.parts * inputs * units if self.keep_parts else 0
         sums = 4 * inputs * max(units, 2)
+        received = 4 * (inputs * units + _RECEIVED) + 2 * self.replicas if self.gradient_words else 0
         # With several passes, the sums of gradients are there in the forward pass too.
-        return weights + (sums + parts if self.passes > 1 else max(sums, parts)) + _OTHER_REGISTERS
+        return weights + max(received, sums + parts if self.passes > 1 else max(sums, parts)) + _OTHER_REGISTERS
 
     @property
     def exchange(self) -> int:
-        """Pairs (number, tag) by which blocks tell each other numbers."""
+        """Pairs (number, tag) by which blocks of a replica tell each other numbers."""
         shape, padded = self.shape, _up(self.shape.outputs, 2)
         samples = min(shape.batch, _CHUNK * self.chunks)
         owned = -(-samples // self.blocks)
@@ -182,9 +197,25 @@ class Plan(NamedTuple):
         return pairs
 
     @property
+    def gradient_words(self) -> int:
+        """Words (three numbers, tag) by which a block tells other replicas gradients."""
+        if self.replicas == 1 or self.shape.optimizer == "none":
+            return 0
+        words = -(-self._small // 3) + self.threads * -(-4 * math.prod(self.tiles) // 3)
+        for (below, width), rows in zip(pairwise(self.shape.hidden), self.rows, strict=True):
+            words += _part(below, rows) * _part(width, self.blocks // rows) // 2  # four numbers are two words
+        return words
+
+    @property
     def exchange_pairs(self) -> int:
         """The size of ``Network.exchange``; one block has its pairs in shared memory."""
-        return 0 if self.blocks == 1 else self.exchange
+        pairs = 0 if self.blocks == 1 else self.exchange
+        return self.replicas * (pairs + 2 * 2 * self.blocks * self.gradient_words)
+
+    @property
+    def _small(self) -> int:
+        """Parameters of a block that are not weights of its hidden layers."""
+        return self.units[-1] * _up(self.shape.outputs, 4) + sum(self.units) + self.shape.outputs
 
     @property
     def shared_bytes(self) -> int:
@@ -194,9 +225,8 @@ class Plan(NamedTuple):
         first = self.units[0]
         sums = 2 * self.warps_k * (_CHUNK if self.warps_k > 1 else 1) * (first + (8 if first % 16 == 0 else 0))
         errors = _up(shape.outputs, 4)
-        small = self.units[-1] * errors + units + shape.outputs
         values = units * stride + samples * (errors + (4 if errors % 8 == 0 else 0))
-        values += small * (2 + max(1, self.buffers)) + 64
+        values += self._small * (2 + max(1, self.buffers)) + 64
         widest = 0
         for (below, width), rows in zip(pairwise(shape.hidden), self.rows, strict=True):
             height, across = _part(below, rows), _part(width, self.blocks // rows)
@@ -216,7 +246,8 @@ class Plan(NamedTuple):
         hidden, units = ((*each, 0, 0)[:MOST_HIDDEN_LAYERS] for each in (shape.hidden, self.units))
         rows = (*self.rows, 1, 1)[: MOST_HIDDEN_LAYERS - 1]
         values = {
-            "INPUTS": shape.inputs, "OUTPUTS": shape.outputs, "BATCH": shape.batch, "BLOCKS": self.blocks,
+            "INPUTS": shape.inputs, "OUTPUTS": shape.outputs, "BATCH": shape.batch,
+            "REPLICAS": self.replicas, "BLOCKS": self.blocks,
             **{f"HIDDEN{layer}": width for layer, width in enumerate(hidden, 1)},
             **{f"UNITS{layer}": count for layer, count in enumerate(units, 1)},
             **{f"ROWS{layer}": count for layer, count in enumerate(rows, 2)},
@@ -226,7 +257,8 @@ class Plan(NamedTuple):
             "SQUARES": int(shape.squares),
             "DROPOUT": sum(1 << position for position in shape.dropout), "KEEP_PARTS": int(self.keep_parts),
             "STATE_SHARED": int(self.state_shared), "RESIDENT": self.resident, "BULK": int(self.bulk),
-            "EXCHANGE": self.exchange, "SHARED_BYTES": self.shared_bytes,
+            "EXCHANGE": self.exchange, "GRADIENT_WORDS": self.gradient_words,
+            "RECEIVED": _RECEIVED, "SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
@@ -239,21 +271,45 @@ class Plan(NamedTuple):
         return lines
 
 
-def make_plan(shape: Shape, device: DeviceProperties, *, multiprocessors: int | None = None) -> Plan | str:
+def make_plan(
+    shape: Shape, device: DeviceProperties, *, multiprocessors: int | None = None, replicas: int | None = None
+) -> Plan | str:
     """The plan for a network on a device; or why there is none, as a sentence without a full stop.
 
     Args:
         shape: of the network, with one to `MOST_HIDDEN_LAYERS` hidden layers.
         device: where it runs.
-        multiprocessors: how many the network gets, at most; None: as many as it is worth.
+        multiprocessors: how many the network gets, at most; None: as many as one replica is worth.
+        replicas: how many there are. None: as many as there are multiprocessors for.
     """
     if shape.outputs > MOST_OUTPUTS:
         return f"it supports {MOST_OUTPUTS} outputs at most, not {shape.outputs}"
     if multiprocessors is not None and not 1 <= multiprocessors <= device.multiprocessors:
         return f"the device has {device.multiprocessors} multiprocessors, not {multiprocessors}"
+    if replicas is not None:
+        return _plan_of_replicas(shape, device, replicas, multiprocessors and multiprocessors // replicas)
+    plan = _plan_of_replicas(shape, device, 1, None)
+    if multiprocessors is None:
+        return plan
+    blocks = plan.blocks if isinstance(plan, Plan) else _block_counts(shape, device, None)[0]
+    chunks = -(-shape.batch // _CHUNK)
+    for most in range(max(1, min(_MOST_REPLICAS, chunks, multiprocessors // blocks)), 0, -1):
+        replicas = -(-chunks // -(-chunks // most))  # of which each has samples
+        most_blocks = multiprocessors // replicas
+        for count in range(most_blocks, min(blocks, most_blocks) - 1, -1):
+            plan = _plan_of_replicas(shape, device, replicas, count)
+            if isinstance(plan, Plan):
+                return plan
+    return plan
+
+
+def _plan_of_replicas(
+    shape: Shape, device: DeviceProperties, replicas: int, multiprocessors: int | None
+) -> Plan | str:
+    """The plan with so many replicas; `multiprocessors` is how many each of them gets, see `make_plan`."""
     least: Plan | None = None
     for blocks in _block_counts(shape, device, multiprocessors):
-        for plan in _plans(shape, device, blocks):
+        for plan in _plans(shape, device, replicas, blocks):
             if _fits(plan, device):
                 return _extended(plan, device)
             if least is None or plan.shared_bytes < least.shared_bytes:
@@ -262,10 +318,10 @@ def make_plan(shape: Shape, device: DeviceProperties, *, multiprocessors: int | 
     if least.shared_bytes > device.shared_per_block:
         needed, there = (number / 1024 for number in (least.shared_bytes, device.shared_per_block))
         return (
-            f"on {least.blocks} multiprocessors it would need {needed:.0f} KiB of shared memory on each, and they "
-            f"have {there:.0f} KiB"
+            f"on {least.multiprocessors} multiprocessors it would need {needed:.0f} KiB of shared memory on each, "
+            f"and they have {there:.0f} KiB"
         )
-    return f"on {least.blocks} multiprocessors its weights would not fit into the registers"
+    return f"on {least.multiprocessors} multiprocessors its weights would not fit into the registers"
 
 
 def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int | None) -> Sequence[int]:
@@ -287,16 +343,17 @@ def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int |
     return [*counts, most][:64]
 
 
-def _plans(shape: Shape, device: DeviceProperties, blocks: int) -> Iterator[Plan]:
-    """The plans with these blocks, the best first: small ones share a multiprocessor."""
+def _plans(shape: Shape, device: DeviceProperties, replicas: int, blocks: int) -> Iterator[Plan]:
+    """The plans with these replicas and blocks, the best first: small ones share a multiprocessor."""
     rows = []
     for below, width in pairwise(shape.hidden):
         divisors = [n for n in range(1, blocks + 1) if blocks % n == 0]
         rows.append(min(divisors, key=lambda n: n * _up(width, 16) + blocks // n * _up(below, 16)))
     bulk = device.bulk_copies and _row_bytes(shape) > _SMALL_ROW
-    for resident in 2, 1:
+    for resident in (2, 1)[replicas > 1 :]:
         plans = [
-            Plan(shape, blocks, warps_k, 1, tuple(rows), False, False, resident, bulk) for warps_k in (1, 2, 4, 8)
+            Plan(shape, replicas, blocks, warps_k, 1, tuple(rows), False, False, resident, bulk)
+            for warps_k in (1, 2, 4, 8)
         ]
         plan = min(plans, key=_products)
         yield plan
