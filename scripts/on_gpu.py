@@ -32,10 +32,10 @@ TOTAL_SECONDS = 570  # no part starts or runs after this
 TIMED_SAMPLES = 16_384  # of an epoch, for the times of the persistent kernel
 TIMED_BATCHES = (16, 32, 64, 128, 256)
 MANY = (1, 4, 14, 60, 100)  # networks at once
-# Their sizes, batch size and multiprocessors of each (None: as many as it needs).
+# Their sizes, batch size and multiprocessors of each (None: as many as it gets among others).
 OF_MANY = (
     ((784, 128, 10), 128, None),
-    ((784, 128, 10), 128, 8),
+    ((784, 128, 10), 128, 16),
     ((64, 64, 10), 32, None),
     ((30, 100, 2), 200, None),
 )

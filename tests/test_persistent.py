@@ -523,6 +523,25 @@ def test_networks_that_are_trained_together_are_its_own_for_any_batch_size_down_
     assert alone.execution.name == "graphs"
 
 
+def test_a_network_among_others_has_fewer_multiprocessors_so_that_more_fit() -> None:
+    rng = np.random.default_rng(0)
+    digits = Dataset(rng.integers(0, 256, (64, 784), dtype=np.uint8), rng.integers(0, 10, 64), classes=10)
+    backend = recorder("auto")
+    together = [trainer_on(backend, digits, (128,), model_seed=seed, validation=0.2) for seed in range(2)]
+    alone, again = (
+        trainer_on(each, digits, (128,), validation=0.2) for each in (backend, recorder(multiprocessors=8))
+    )
+    with backend.activate():
+        backend.run_many([run_of(trainer) for trainer in together])
+        assert {backend.networks_at_once(trainer._step) for trainer in together} == {132 // 8}
+    assert len(backend.xp.kernels) == 1
+    counts = [trainer.execution.multiprocessors for trainer in (*together, alone, again)]
+    assert counts == [8, 8, 16, 8]
+    for way in ("_step", "_evaluation"):
+        plans = [each.model.backend.persistent._plan(getattr(each, way)) for each in (together[0], again)]
+        assert plans[0] == plans[1]
+
+
 @pytest.mark.parametrize("execution", ["eager", "graphs"])
 def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: str, blobs: Dataset) -> None:
     backend = recorder(execution, graphs=True)

@@ -32,6 +32,23 @@ def test_a_network_for_mnist_has_16_multiprocessors(batch, device):
     assert plan.shared_bytes <= device.shared_per_block
 
 
+@pytest.mark.parametrize(
+    ("sizes", "optimizer", "blocks", "among_others"),
+    [
+        ((784, 128, 10), "momentum", 16, 8),
+        ((784, 512, 10), "momentum", 64, 32),
+        ((784, 128, 10), "adam", 16, 16),  # on 8 it could not read ahead
+        ((784, 499, 241, 10), "momentum", 64, 64),  # two fit, also on 52
+        ((784, 16, 10), "momentum", 2, 2),  # on one, batches would be divided into passes
+        ((784, 512, 512, 10), "momentum", 64, 64),  # by its middle weights
+        ((30, 100, 2), "momentum", 2, 2),
+    ],
+)
+def test_it_has_fewer_among_others_if_more_fit(sizes, optimizer, blocks, among_others):
+    network = shape(*sizes, batch=32, optimizer=optimizer)
+    assert [make_plan(network, H100, together=each).blocks for each in (False, True)] == [blocks, among_others]
+
+
 def test_a_middle_layer_is_divided_in_two_dimensions():
     plan = planned(shape(784, 512, 512, 10))
     assert (plan.blocks, plan.rows, plan.units) == (64, (8,), (8, 8))
@@ -69,11 +86,12 @@ def test_units_suffice_on_any_number_of_multiprocessors(multiprocessors):
 )
 def test_a_number_of_multiprocessors_that_is_recorded_gives_the_same_plan(sizes, batch):
     for device in H100, CONSUMER:
-        for asked in None, *range(1, device.multiprocessors + 1):
-            plan = make_plan(shape(*sizes, batch=batch), device, multiprocessors=asked)
+        for asked in None, "together", *range(1, device.multiprocessors + 1):
+            options = {"together": True} if asked == "together" else {"multiprocessors": asked}
+            plan = make_plan(shape(*sizes, batch=batch), device, **options)
             if isinstance(plan, Plan):
                 count = plan.multiprocessors
-                assert count <= (asked or device.multiprocessors)
+                assert count <= (asked if isinstance(asked, int) else device.multiprocessors)
                 assert planned(shape(*sizes, batch=batch), device, multiprocessors=count) == plan
 
 

@@ -169,8 +169,6 @@ class CudaBackend(Backend):
             "persistent": self.persistent,
             "graphs": self.graphs,
         }
-        # Of networks that are trained together: whether the persistent kernel is tried first for any batch size.
-        self._together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
         # Of steps that evaluate a network: what was chosen for the one that trains it, and for them.
         self._evaluated: WeakKeyDictionary[Step, tuple[Any, Execution]] = WeakKeyDictionary()
@@ -306,7 +304,9 @@ class CudaBackend(Backend):
         wanted = self.wanted_execution
         reasons: list[str] = []
         names = [name for name in self._runners if wanted in ("auto", name)]
-        graphs_first = wanted == "auto" and step.batch_size > PERSISTENT_BATCH and not self._together.get(step)
+        graphs_first = (
+            wanted == "auto" and step.batch_size > PERSISTENT_BATCH and not self.persistent.together.get(step)
+        )
         if graphs_first:
             names.reverse()
         for name in names:
@@ -331,11 +331,11 @@ class CudaBackend(Backend):
     def networks_at_once(self, step: Step) -> int:
         if self.wanted_execution not in ("auto", "persistent"):
             return 1
-        if step not in self._together:
-            self._together[step] = True
+        if step not in self.persistent.together:
+            self.persistent.together[step] = True
             self._chosen.pop(step, None)
             if self.execution(step).name == "persistent" and self.persistent.networks_at_once(step) == 1:
-                self._together[step] = False  # one after another, as each would be alone
+                self.persistent.together[step] = False  # one after another, as each would be alone
                 self._chosen.pop(step, None)
         return self.persistent.networks_at_once(step) if self.execution(step).name == "persistent" else 1
 
@@ -343,7 +343,7 @@ class CudaBackend(Backend):
         together: list[StepRun] = []
         others: list[StepRun] = []
         for run in runs:
-            if len(runs) > 1 and run.step.evaluates is None and run.step not in self._together:
+            if len(runs) > 1 and run.step.evaluates is None and run.step not in self.persistent.together:
                 self.networks_at_once(run.step)
             (together if self.execution(run.step).name == "persistent" else others).append(run)
         self.persistent.run_many(together)

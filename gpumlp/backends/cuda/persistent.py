@@ -5,8 +5,8 @@ Without the backward pass it evaluates them: the losses and scores of held-out s
 A network has a few multiprocessors to itself, as many as ``plan.py`` says, and stays in their registers and shared
 memory for all steps; its blocks exchange activations and errors through global memory. With more multiprocessors,
 several such replicas of it divide the samples of a batch and exchange gradients. The other multiprocessors
-train other networks in the same launch. A network has the same plan alone and among others, hence the same bits;
-they differ from those of other executions, which add in another order.
+train other networks in the same launch. On as many multiprocessors a network has the same bits alone and among
+others; they differ from those of other executions, which add in another order.
 
 The kernel reads samples in bfloat16: pixels, which are exact in it, or three parts of each float32 number, which
 are exact together. All networks that use an array of samples share this copy. It takes twice the memory of pixels
@@ -92,11 +92,14 @@ class PersistentRunner:
         multiprocessors: of a network; None: by its plan.
 
     Attributes:
+        together: whether a step's network is trained with others. Then it may get fewer multiprocessors, and
+            other executions are tried after this one for any batch size.
         replicas: of a network; None: by its plan, see `make_plan`.
     """
 
     def __init__(self, backend: Device, parts: int = 3, multiprocessors: int | None = None) -> None:
         self._backend, self._parts, self._multiprocessors = backend, parts, multiprocessors
+        self.together: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
         self.replicas: int | None = None
         self._compiled: dict[Plan, Compiled | str] = {}  # or why there is none
         self._networks: WeakKeyDictionary[Step, Compiled] = WeakKeyDictionary()
@@ -229,7 +232,10 @@ class PersistentRunner:
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
             bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
-        return make_plan(shape, device, multiprocessors=self._multiprocessors, replicas=self.replicas)
+        together = self.together.get(step.evaluates or step, False)
+        return make_plan(
+            shape, device, together=together, multiprocessors=self._multiprocessors, replicas=self.replicas
+        )
 
     def _capability(self) -> int:
         """The compute capability, 80 for 8.0."""

@@ -1,7 +1,7 @@
 """How the persistent kernel, ``persistent.cu``, divides a network among multiprocessors, and whether it fits.
 
-A plan depends on the network's shape and the device, and on nothing else: a network has the same plan alone and
-among many, and therefore the same bits. Nothing here needs a GPU.
+A plan depends on the network's shape, the device, and whether the network is trained with others or alone. With
+the same number of multiprocessors it is the same, and so are the bits. Nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _CHUNK = 32  # samples that are multiplied at a time
 _MOST_SLOTS = 4
 # Work of a multiprocessor beyond which another one is worth the exchange: inputs x units of the first layer, all
 # weights, and tiles of 8 units (with few inputs, most work is for units). With these, 784-128-10 gets 16
-# multiprocessors, 784-512-512-10 64, and 30-100-2 two.
+# multiprocessors, 784-512-512-10 64, and 30-100-2 two. Among other networks it is twice as many weights of the
+# first layer: on 8 multiprocessors, 784-128-10 takes 1.25 times as long, and twice as many fit into a launch.
 _FIRST_WEIGHTS, _WEIGHTS, _TILES = 784 * 8, 10_600, 7
 _SMALL_ROW = 512  # bytes; the 32 lanes of a warp copy such a row at once, faster than one lane a whole one
 _OTHER_REGISTERS = 72  # of a thread, beside weights, state and sums
@@ -272,13 +273,20 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    shape: Shape, device: DeviceProperties, *, multiprocessors: int | None = None, replicas: int | None = None
+    shape: Shape,
+    device: DeviceProperties,
+    *,
+    together: bool = False,
+    multiprocessors: int | None = None,
+    replicas: int | None = None,
 ) -> Plan | str:
     """The plan for a network on a device; or why there is none, as a sentence without a full stop.
 
     Args:
         shape: of the network, with one to `MOST_HIDDEN_LAYERS` hidden layers.
         device: where it runs.
+        together: whether it is trained with others. It gets fewer multiprocessors if more networks fit then, and
+            samples can still be read ahead.
         multiprocessors: how many the network gets, at most; None: as many as one replica is worth.
         replicas: how many there are. None: as many as there are multiprocessors for.
     """
@@ -290,6 +298,11 @@ def make_plan(
         return _plan_of_replicas(shape, device, replicas, multiprocessors and multiprocessors // replicas)
     plan = _plan_of_replicas(shape, device, 1, None)
     if multiprocessors is None:
+        fewer = _plan_of_replicas(shape, device, 1, None, together)
+        if isinstance(plan, Plan) and isinstance(fewer, Plan):
+            rooms = [each.resident * device.multiprocessors // each.blocks for each in (plan, fewer)]
+            if rooms[1] > rooms[0] and fewer.blocks > 1 and fewer.slots > 1:
+                return fewer
         return plan
     blocks = plan.blocks if isinstance(plan, Plan) else _block_counts(shape, device, None)[0]
     chunks = -(-shape.batch // _CHUNK)
@@ -304,11 +317,11 @@ def make_plan(
 
 
 def _plan_of_replicas(
-    shape: Shape, device: DeviceProperties, replicas: int, multiprocessors: int | None
+    shape: Shape, device: DeviceProperties, replicas: int, multiprocessors: int | None, together: bool = False
 ) -> Plan | str:
     """The plan with so many replicas; `multiprocessors` is how many each of them gets, see `make_plan`."""
     least: Plan | None = None
-    for blocks in _block_counts(shape, device, multiprocessors):
+    for blocks in _block_counts(shape, device, multiprocessors, together):
         for plan in _plans(shape, device, replicas, blocks):
             if _fits(plan, device):
                 return _extended(plan, device)
@@ -324,13 +337,17 @@ def _plan_of_replicas(
     return f"on {least.multiprocessors} multiprocessors its weights would not fit into the registers"
 
 
-def _block_counts(shape: Shape, device: DeviceProperties, multiprocessors: int | None) -> Sequence[int]:
+def _block_counts(
+    shape: Shape, device: DeviceProperties, multiprocessors: int | None, together: bool = False
+) -> Sequence[int]:
     """Numbers of blocks to try: as many as the network is worth, then more."""
     tiles, most = -(-shape.hidden[0] // 8), multiprocessors or device.multiprocessors
     widths = (_up(shape.inputs, 16), *(_up(width, 8) for width in shape.hidden), shape.outputs)
     weights = [below * width for below, width in pairwise(widths)]
     worth = max(
-        -(-weights[0] // _FIRST_WEIGHTS), -(-sum(weights) // _WEIGHTS), -(-max(shape.hidden) // (8 * _TILES))
+        -(-weights[0] // (_FIRST_WEIGHTS << together)),
+        -(-sum(weights) // _WEIGHTS),
+        -(-max(shape.hidden) // (8 * _TILES)),
     )
     wanted = multiprocessors or min(worth, most)
     if len(shape.hidden) == 1:  # each block has at least one tile of units, and all but the last equally many
@@ -350,7 +367,7 @@ def _plans(shape: Shape, device: DeviceProperties, replicas: int, blocks: int) -
         divisors = [n for n in range(1, blocks + 1) if blocks % n == 0]
         rows.append(min(divisors, key=lambda n: n * _up(width, 16) + blocks // n * _up(below, 16)))
     bulk = device.bulk_copies and _row_bytes(shape) > _SMALL_ROW
-    for resident in (2, 1)[replicas > 1 :]:
+    for resident in (2, 1)[replicas > 1 :]:  # replicas are for few networks: they have all registers
         plans = [
             Plan(shape, replicas, blocks, warps_k, 1, tuple(rows), False, False, resident, bulk)
             for warps_k in (1, 2, 4, 8)
