@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -113,6 +115,64 @@ def test_an_interrupt_reaches_jobs_that_run_and_no_other_begins(tmp_path: Path) 
     assert time.monotonic() - start < 30
     assert sorted(results) == [(0, "stopped"), (1, "stopped")]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_interrupt_that_python_ignores_is_raised_again(tmp_path: Path) -> None:
+    class Nap:
+        def __init__(self, job: int) -> None:
+            (tmp_path / str(job)).touch()
+
+        def __call__(self, *_: object) -> None:
+            time.sleep(60)
+
+    class Destructor(Nap):
+        __del__ = Nap.__call__
+
+    def sleep(job: int) -> str:
+        nap = (Nap, Nap, Destructor)[job](job)
+        try:
+            if job == 0:
+                ctypes.CFUNCTYPE(None)(nap)()  # such as threadpoolctl's, for each library that is loaded
+            reference = weakref.ref(nap, Nap(job))
+            del nap
+            time.sleep(60)
+        except KeyboardInterrupt:
+            return "stopped"
+        return f"slept {reference}"
+
+    def interrupt_when_three_run() -> None:
+        if len(list(tmp_path.iterdir())) == 3 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    interrupted: list[bool] = []
+    results = []
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(run_jobs(sleep, range(3), n_jobs=3, watch=interrupt_when_three_run))
+    assert sorted(results) == [(0, "stopped"), (1, "stopped"), (2, "stopped")]
+
+
+def test_an_interrupt_waits_until_no_lock_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another thread, such as one of the BLAS, receives the signal."""
+
+    def interrupted(*arguments: Any) -> Any:
+        if not returned:
+            thread.submit(signal.raise_signal, signal.SIGINT).result()
+            returned.append(True)
+        return wait(*arguments)
+
+    returned: list[bool] = []
+    wait = jobs.wait
+    monkeypatch.setattr(jobs, "wait", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(abs, 1).result()
+            with pytest.raises(KeyboardInterrupt):
+                list(run_jobs(time.sleep, [60, 60], n_jobs=2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert returned
 
 
 def test_jobs_that_nobody_wants_any_more_are_ended() -> None:

@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -146,12 +147,12 @@ def _run_in_workers(
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
                     queue, most = (suspects, 0) if suspects else (waiting, workers)
-                    while queue and len(running) <= most and not interrupted:
-                        with _interrupts_blocked():
+                    with _interrupts_held():
+                        while queue and len(running) <= most and not interrupted:
                             running[_submit(pool, call, taken[queue[0]])] = queue[0]
-                        if queue is waiting:
-                            queue.popleft()
-                    done = wait(running, POLL, FIRST_COMPLETED).done
+                            if queue is waiting:
+                                queue.popleft()
+                        done = wait(running, POLL, FIRST_COMPLETED).done
                     if not interrupted:
                         watch()
                 except KeyboardInterrupt:
@@ -262,19 +263,31 @@ def _died(error: Exception) -> RuntimeError:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Within the context, interrupts wait; processes that are started in it begin with interrupts blocked."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
+def _interrupts_held() -> Iterator[None]:
+    """Interrupts take effect after the context; processes that are started in it begin with interrupts blocked.
 
-    resource_tracker.ensure_running()  # joblib needs it; where it is started, it unblocks interrupts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    A KeyboardInterrupt within `concurrent.futures` may leave a lock locked, for which all threads then wait
+    forever. Blocking the signal does not prevent it, since a thread of the BLAS may receive it instead.
+    """
+    handler, held, mask = signal.getsignal(signal.SIGINT), list[tuple[Any, ...]](), None
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        handler = None  # no interrupt is raised in this thread
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
     try:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            from multiprocessing import resource_tracker
+
+            resource_tracker.ensure_running()  # joblib needs it; where it is started, it unblocks interrupts
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+            if held:
+                handler(*held[0])
 
 
 class _NotRun:
@@ -330,7 +343,10 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _interrupted_by(stop: Path) -> Iterator[None]:
-    """Within the context, KeyboardInterrupt is raised once, when the file `stop` appears."""
+    """Within the context, KeyboardInterrupt is raised once, when the file `stop` appears.
+
+    It is raised again if Python ignores it, as in a destructor, and in a callback from C or of a weak reference.
+    """
     seen = False
 
     def interrupt(*_: object) -> None:
@@ -339,26 +355,34 @@ def _interrupted_by(stop: Path) -> Iterator[None]:
             seen = True
             raise KeyboardInterrupt
 
+    def ignored(error: Any) -> None:
+        nonlocal seen
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            seen = False
+        else:
+            hook(error)
+
     def look() -> None:
         while not ended.wait(POLL):
-            if stop.exists():
+            if not seen and stop.exists():
                 if hasattr(signal, "pthread_kill"):  # wakes the main thread, which handles signals, from a sleep
                     signal.pthread_kill(main, signal.SIGINT)
                 else:
                     signal.raise_signal(signal.SIGINT)
-                return
 
-    ended, main = threading.Event(), threading.main_thread().ident or 0
+    ended, main, hook = threading.Event(), threading.main_thread().ident or 0, sys.unraisablehook
     looking = threading.Thread(target=look, daemon=True)
-    signal.signal(signal.SIGINT, interrupt)
+    looking.start()
     try:
-        looking.start()
+        sys.unraisablehook = ignored
+        signal.signal(signal.SIGINT, interrupt)
         yield
     finally:
         seen = True
         ended.set()
         looking.join()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.unraisablehook = hook
 
 
 def sendable(error: Exception) -> Exception:
