@@ -110,6 +110,22 @@ def test_a_pruned_run_can_be_trained_to_its_end(whole: Path, tmp_path: Path) -> 
     assert next(row["state"] for row in rows(tmp_path / "s") if row["run"] == str(folder)) == "finished"
 
 
+@pytest.mark.parametrize("state", ["pruned", "finished"])
+def test_a_run_whose_trial_has_ended_is_trained_to_its_end(state: str, whole: Path, tmp_path: Path) -> None:
+    """Its folder was removed, or it was stopped, begun again by `train` and interrupted."""
+    out = Path(shutil.copytree(whole, tmp_path / "s"))
+    name = next(Path(row["run"]).name for row in rows(whole) if row["state"] == state)
+    if state == "pruned":
+        (out / name / "pruned.json").unlink()
+    else:
+        shutil.rmtree(out / name)
+    assert run("sweep", "--resume", out, "--quiet") == 0
+    assert next(row["state"] for row in rows(out) if Path(row["run"]).name == name) == "finished"
+    assert len(history(out / name)) == 6
+    assert values(out) == values(whole)
+    assert [trial.state for trial in study(out).trials] == [trial.state for trial in study(whole).trials]
+
+
 def test_the_search_seed_decides_what_is_drawn(whole: Path, tmp_path: Path) -> None:
     words = ("--search-seed", 1, "--trials", 1, "--quiet", "--out", tmp_path / "other")
     assert run("sweep", *SEARCH[:-2], "--jobs", 1, *words) == 0

@@ -186,6 +186,8 @@ def _value(each: Choice | Interval, found: Any) -> Any:
 class TrialReport:
     """Tells the study about a run, from whatever process trains it.
 
+    If the run's trial has ended, because it was finished or stopped before, the run is trained to its end.
+
     Args:
         sweep: of that run only.
 
@@ -200,20 +202,18 @@ class TrialReport:
         self._study = optuna.load_study(study_name=_NAME, storage=self._storage, pruner=_pruner())
         folder = sweep.runs[0].folder
         trials = [
-            trial
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.user_attrs.get(_FOLDER) == folder and not trial.state.is_finished()
+            trial for trial in self._study.get_trials(deepcopy=False) if trial.user_attrs.get(_FOLDER) == folder
         ]
         if not trials:
-            raise CheckpointError(f"{sweep.path / STUDY} has no open trial of {folder}")
-        self._trial = trials[0]._trial_id
+            raise CheckpointError(f"{sweep.path / STUDY} has no trial of {folder}")
+        self._trial, self._open = trials[0]._trial_id, not trials[0].state.is_finished()
 
     def __call__(self, epoch: int, value: float) -> str | None:
         """Report the metric of an epoch; returns why the run is to be stopped, or None.
 
         What it has reported of later epochs, before it was killed and resumed, is not considered.
         """
-        if not math.isfinite(value):
+        if not self._open or not math.isfinite(value):
             return None
         self._storage.set_trial_intermediate_value(self._trial, epoch, value)
         trial = copy.copy(self._storage.get_trial(self._trial))
