@@ -16,6 +16,7 @@ import tyro
 from . import command, terminal
 from .files import user_path, utf8, write_atomically
 from .nn.metrics import METRIC_WORDS, METRICS
+from .nn.model_file import CHECKPOINT
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, options_marked
 from .training.history import MONITORS, EpochRecord, monitor_words
@@ -90,6 +91,8 @@ def _read(names: list[str]) -> tuple[list[Run], list[str]]:
             run = Run(name)
             run.check()
             runs.append(run)
+            if run.finished and (run.path / CHECKPOINT).exists():  # the epochs of a run are of use without it
+                _ = run.header
         except CheckpointError as error:
             problems.append(" ".join(str(error).split()))
         except OSError as error:

@@ -357,12 +357,12 @@ class EpochProgress(SweepProgress):
     epochs, samples = 1, 1
 
     @contextmanager
-    def running(self, sweep: Sweep, missing: int) -> Iterator[None]:
+    def running(self, sweep: Sweep, ended: list[Row]) -> Iterator[None]:
         self._folders = [sweep.path / run.folder for run in sweep.runs]
         self._first = self._trained()
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
-        with super().running(sweep, missing):
+        with super().running(sweep, ended):
             for row in self._rows:
                 self._say_result(row)
             thread.start()

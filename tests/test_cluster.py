@@ -72,7 +72,7 @@ def test_the_line_of_progress_has_the_runs_in_progress(tmp_path: Path, capsys) -
     assert run("sweep", *SMALL, "--jobs", 1, "--quiet", "--out", tmp_path / "s") == 0
     sweep, progress = Sweep.open(tmp_path / "s"), SweepProgress()
     (tmp_path / "s" / "hidden=4,seed=0" / "metrics.json").unlink()
-    with progress.running(sweep, 1):
+    with progress.running(sweep, [sweep.row(run, {}) for run in sweep.runs[1:]]):
         progress.now_running(3)
         progress.ended(sweep.row(sweep.runs[0], {"hidden=4,seed=0": "x"}))
     assert capsys.readouterr().out.startswith("4 of 4 runs, 3 running, 1 failed, best validation accuracy ")

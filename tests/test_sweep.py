@@ -386,6 +386,54 @@ def test_a_run_that_was_killed_before_its_configuration_was_written_goes_on(tmp_
     same_sweep(out, whole)
 
 
+def test_a_finished_run_without_a_usable_network_is_trained_again_or_named(tmp_path: Path, capsys) -> None:
+    words = (*DIGITS, "--jobs", 1, "--learning-rate", 1, "--epochs", 30, "--early-stopping", 1, "--quiet")
+    whole, out = tmp_path / "whole", tmp_path / "s"
+    assert run("sweep", *words, "--grid", "hidden=8,9", "--out", whole) == 0
+    best, other = (Path(row["run"]).name for row in rows(whole))
+    network, epochs, kept = "checkpoint.safetensors", "history.jsonl", "best/checkpoint.safetensors"
+    for name in (network, epochs, kept):
+        for keep in (0, 0.5, None):  # of the file
+            shutil.copytree(whole, out)
+            file = out / best / name
+            content = file.read_bytes()
+            file.unlink()
+            if keep is not None:
+                file.write_bytes(content[: int(keep * len(content))])
+            again = (name, keep) == (network, None)
+            assert run("history", out / best, out / other) == (not again)  # epochs are of use without a network
+            assert (str(file) in capsys.readouterr().err) is not again
+            assert run("sweep", "--resume", out, "--jobs", 1) == (not again)
+            captured = capsys.readouterr()
+            assert f"saved in: {out / (best if again else other)}\n" in captured.out
+            assert (f"{out / best} failed: " in captured.err) is not again
+            assert (str(file) in captured.err) is not again
+            if again:
+                same_sweep(out, whole)
+            shutil.rmtree(out)
+
+
+def test_a_finished_run_on_other_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    x, y, file, out = rng.normal(size=(60, 3)), np.arange(60) % 3, tmp_path / "own.npz", tmp_path / "s"
+    words = ("--dataset", file, "--device", "cpu", "--epochs", 2, "--quiet")
+    for part in ("x_train", "x_test"):
+        own = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+        np.savez(file, **own)
+        assert run("sweep", *words, "--jobs", 1, "--grid", "hidden=4,5", "--out", out) == 0
+        np.savez(file, **{**own, part: -x})
+        assert run("train", *words, "--hidden", 4, "--out", out / "hidden=4,seed=0", "--overwrite") == 0
+        np.savez(file, **own)
+        assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 1
+        assert f"{out / 'hidden=4,seed=0'} failed: " in (err := capsys.readouterr().err)
+        assert "tested on other data" in err or "trained on own.npz" in err
+        assert {row["run"]: row["state"] for row in rows(out)} == {
+            str(out / "hidden=4,seed=0"): "failed",
+            str(out / "hidden=5,seed=0"): "finished",
+        }
+        shutil.rmtree(out)
+
+
 # -- On a GPU ------------------------------------------------------------------------------------------------
 
 

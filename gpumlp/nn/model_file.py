@@ -370,9 +370,9 @@ def best_file(file: Path, content: Content) -> Path:
     if best is None or best == content.groups["history"]:  # the last epoch is the best one
         return file
     kept = file.parent / BEST / CHECKPOINT
-    if kept.exists() and read_content(kept).groups.get("history") == best:
+    if kept.exists() and read_content(kept, header_only=True).groups.get("history") == best:
         return kept
-    now = read_content(file)
+    now = read_content(file, header_only=True)
     if now.groups.get("best") != best:  # the run is being trained, and has a better network by now
         return best_file(file, now)
     state = "is not of this run" if kept.exists() else "is missing"
@@ -391,7 +391,7 @@ class Content:
     Attributes:
         format: `FORMAT`, `CHECKPOINT_FORMAT` or `COMMITTEE_FORMAT`, also where the file has an older one.
         groups: JSON objects, by name.
-        tensors: on the host, by name.
+        tensors: on the host, by name; none if only the header was read.
     """
 
     format: str
@@ -424,22 +424,24 @@ def file_bytes(form: str, groups: Mapping[str, Mapping[str, Any]], tensors: dict
     return safetensors.numpy.save(tensors, metadata)
 
 
-def read_content(file: Path) -> Content:
+def read_content(file: Path, *, header_only: bool = False) -> Content:
     """Read a file that `file_bytes` made, or one of gpumlp 0.1 or 0.2.
+
+    A header alone shows whether the file is cut off, but not whether its tensors are damaged.
 
     Raises:
         ModelFileError: there is no such file, it cannot be read, it is damaged, or it is none of these; the
             message names it.
     """
     try:
-        metadata, tensors = _read_safetensors(file)
+        metadata, tensors = _read_safetensors(file, header_only)
         found = metadata.get("format", "none")
         if found not in (*_GROUPS, *_OLD):
             raise ModelFileError(
                 f"{file} is not a network of this version of gpumlp: expected format {' or '.join(_GROUPS)}, "
                 f"got {found[:100]}"
             )
-        if found in _GROUPS and metadata.get("checksum") != checksum(metadata, tensors):
+        if not header_only and found in _GROUPS and metadata.get("checksum") != checksum(metadata, tensors):
             raise ValueError("its checksum is not that of its content")
         form = _OLD.get(found, found)
         groups = _old_groups(file, found, metadata) if found in _OLD else _groups(found, metadata)
@@ -466,12 +468,12 @@ def read_content(file: Path) -> Content:
     return Content(form, groups, tensors)
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, HostArray]]:
-    """Metadata and tensors of any safetensors file."""
+def _read_safetensors(file: Path, header_only: bool) -> tuple[dict[str, str], dict[str, HostArray]]:
+    """Metadata and, unless only the header is read, tensors of any safetensors file."""
     tensors = {}
     read_file(file, 0)  # for its error: safe_open names no other cause than a missing file
     with safetensors.safe_open(file, framework="numpy") as content:
-        for name in content.keys():  # noqa: SIM118 (no mapping)
+        for name in () if header_only else content.keys():
             kind = content.get_slice(name).get_dtype()
             if kind not in _DTYPES:
                 raise ValueError(f"expected numbers as NumPy has them, got {kind} in {name}")

@@ -160,13 +160,17 @@ class Checkpoint:
         Raises:
             CheckpointError: the network of the best epoch is missing, damaged, or not that of this run.
         """
+        return self if self.best in (None, self.part) else Checkpoint.load(self.result_path)
+
+    @property
+    def result_path(self) -> Path:
+        """The file of `result`, of which only the header is read. Raises CheckpointError as `result` does."""
         if self.best in (None, self.part):
-            return self
+            return self.path
         try:
-            path = best_file(self.path, Content(CHECKPOINT_FORMAT, self._groups(), {}))
+            return best_file(self.path, Content(CHECKPOINT_FORMAT, self._groups(), {}))
         except ModelFileError as error:
             raise CheckpointError(str(error)) from error
-        return Checkpoint.load(path)
 
     def make_model(self, device: str | Backend) -> MLP:
         """The network as it was saved, on any device.
@@ -221,14 +225,14 @@ class Checkpoint:
         return file_bytes(CHECKPOINT_FORMAT, self._groups(), self.tensors)
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Read a file with what `to_bytes` gave, or one of gpumlp 0.1 or 0.2.
+    def load(cls, path: Path, *, header_only: bool = False) -> Checkpoint:
+        """Read a file with what `to_bytes` gave, or one of gpumlp 0.1 or 0.2; `header_only`: without its tensors.
 
         Raises:
             CheckpointError: it is missing, damaged, or not a checkpoint of gpumlp.
         """
         try:
-            content = read_content(path)
+            content = read_content(path, header_only=header_only)
         except ModelFileError as error:
             if not path.exists():
                 raise CheckpointError(f"there is no checkpoint {path}; give the folder of a run") from None

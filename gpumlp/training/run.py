@@ -106,6 +106,18 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         return Checkpoint.load(self.path / CHECKPOINT)
 
+    @cached_property
+    def header(self) -> Checkpoint:
+        """The checkpoint without its tensors, once the epochs and the best network that belong to it are found.
+
+        Raises:
+            CheckpointError: one of them is missing, damaged as far as headers show it, or not of this run.
+        """
+        checkpoint = Checkpoint.load(self.path / CHECKPOINT, header_only=True)
+        checkpoint.part.read(history_path(self.path))
+        _ = checkpoint.result_path
+        return checkpoint
+
     @property
     def config(self) -> Config:
         """That of the checkpoint."""

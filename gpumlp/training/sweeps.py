@@ -26,6 +26,7 @@ from ..backends import Backend
 from ..data import Dataset
 from ..files import remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
+from ..nn.model_file import CHECKPOINT
 from ..terminal import console
 from ..words import listed
 from .checkpoint import CheckpointError
@@ -291,17 +292,18 @@ class Sweep:
         )
 
     def config_of(self, run: PlannedRun) -> Config:
-        """The configuration with which `train` starts a run, or resumes it if its folder is there.
+        """The configuration with which `train` starts a run, or resumes it if its checkpoint is there.
 
         Raises:
             CheckpointError: the run is damaged.
         """
-        folder = str(self.path / run.folder)
-        if is_run(Path(folder)):
-            known = resume_config(folder)
-            return dataclasses.replace(known, device=self.config.device, data_dir=self.config.data_dir)
+        folder = self.path / run.folder
+        known = is_run(folder)
+        if (folder / CHECKPOINT).exists():
+            config = resume_config(str(folder))
+            return dataclasses.replace(config, device=self.config.device, data_dir=self.config.data_dir)
         config = with_values(self.config, self.networks[run.network])
-        return dataclasses.replace(config, seed=run.seed, out=folder)
+        return dataclasses.replace(config, seed=run.seed, out=str(folder), overwrite=known)
 
     def rows(self, failures: Mapping[str, str]) -> list[Row]:
         """How each run has ended, from its folder.
@@ -315,7 +317,10 @@ class Sweep:
         """How a run has ended; arguments as for `rows`."""
         run = Run(self.path / planned.folder, lenient=True)
         if run.finished and "test_loss" in (metrics := run.metrics or {}):  # otherwise the file is damaged
-            return Row(planned, "finished", "", metrics)
+            with suppress(CheckpointError):  # otherwise it has to be trained again, or that says what is wrong
+                data = run.header.dataset["train_fingerprint"], metrics.get("test_fingerprint", self.data[1])
+                if data == self.data:
+                    return Row(planned, "finished", "", metrics)
         if run.diverged is not None:
             return Row(planned, "diverged", " ".join(run.diverged.message.split()), {})
         if run.pruned is not None:
@@ -470,7 +475,8 @@ def train_all(
             n_jobs = worker_count(n_jobs)
             progress.say(f"runs at once: {n_jobs}, with one BLAS thread each{_without_joblib(n_jobs)}")
     failures: dict[str, str] = {}
-    missing = [row.run for row in sweep.rows(failures) if row.state not in ENDED]
+    ended = {row.run.folder: row for row in sweep.rows(failures) if row.state in ENDED}
+    missing = [run for run in sweep.runs if run.folder not in ended]
     if on_gpu and search is None:
         missing.sort(key=lambda run: _shape(sweep, run))
     taken: list[PlannedRun] = []
@@ -484,7 +490,7 @@ def train_all(
             yield now().only(run)
 
     stopped: str | None = None
-    with progress.running(sweep, len(missing)), data[0].placed_once(), data[1].placed_once():
+    with progress.running(sweep, list(ended.values())), data[0].placed_once(), data[1].placed_once():
         try:
             if elsewhere is not None:
                 ends = elsewhere(jobs(), progress)
@@ -508,7 +514,8 @@ def train_all(
             stopped = INTERRUPTED
         except ClusterLostError as error:
             stopped = str(error)
-    return SweepOutcome(now(), now().rows(failures), stopped)
+    rows = [ended.get(run.folder) or now().row(run, failures) for run in now().runs]
+    return SweepOutcome(now(), rows, stopped)
 
 
 def require_data(sweep: Sweep, *data: Dataset) -> None:
@@ -706,11 +713,10 @@ class SweepProgress:
         self.display.say(text)
 
     @contextmanager
-    def running(self, sweep: Sweep, missing: int) -> Iterator[None]:
-        """While the missing runs of a sweep are trained, and those that its search is to propose."""
-        self._rows = [row for row in sweep.rows({}) if row.state in ENDED]
-        self._sweep, self._start = sweep, time.monotonic()
-        self._total = missing + sweep.planned - len(sweep.runs)
+    def running(self, sweep: Sweep, ended: list[Row]) -> Iterator[None]:
+        """While the runs of a sweep that have not ended are trained, and those that its search is to propose."""
+        self._rows, self._sweep, self._start = ended, sweep, time.monotonic()
+        self._total = sweep.planned - len(ended)
         if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
