@@ -287,7 +287,7 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
     check = partial(require_data, sweep)
     training, test = shared.data(changed, progress.display, check=check)
     check(training, test)
-    if problems := metric_problems(given(options.metric), training):
+    if problems := metric_problems(given(options.metric), training, sweep.networks):
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(sweep, config=changed, metric=given(options.metric))
 

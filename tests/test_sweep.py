@@ -145,6 +145,25 @@ def test_a_saved_sweep_can_be_ranked_by_another_metric(metric: str, tmp_path: Pa
         assert means == sorted(means, reverse=name == "accuracy")
 
 
+def test_losses_with_different_smoothing_rank_no_saved_sweep(tmp_path: Path, capsys) -> None:
+    words = (
+        "--grid",
+        "hidden=4",
+        "--label-smoothing",
+        0.1,
+        "--metric",
+        "loss",
+        "--quiet",
+        "--out",
+        tmp_path / "one",
+    )
+    assert run("sweep", *SMALL, *words) == 0
+    words = ("--grid", "hidden=4", "label-smoothing=0,0.1", "--quiet", "--out", tmp_path / "s")
+    assert run("sweep", *SMALL, *words) == 0
+    assert run("sweep", "--resume", tmp_path / "s", "--metric", "loss") == 2
+    assert "metric: expected accuracy where label_smoothing varies" in capsys.readouterr().err
+
+
 def test_a_network_that_diverges_is_a_row_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +255,18 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--jobs", 0], "jobs: expected a whole number of 1 or more, got 0"),
         (["--metric", "f1"], "metric: expected one of loss, accuracy"),
         (["--metric", "r2", *GRID], "metric: expected one of loss, accuracy for classes, got r2"),
+        (
+            ["--metric", "loss", "--grid", "label-smoothing=0,0.1"],
+            "metric: expected accuracy where label_smoothing",
+        ),
+        (
+            ["--metric", "loss", "--random", "label-smoothing=0:0.5"],
+            "metric: expected accuracy where label_smoothing",
+        ),
+        (
+            ["--validation", 0.999, *GRID],
+            "validation is expected to be from 0 to 1,427 of the 1,437 training samples",
+        ),
         (["--report"], "report: not for a sweep; a report is about a few runs"),
         (["--overwrite"], "overwrite: not for a sweep; choose another folder"),
         (["--min-accuracy", 0.9], "min_accuracy: not for a sweep"),

@@ -29,8 +29,9 @@ from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import CHECKPOINT
 from ..terminal import console
 from ..words import listed
+from .batches import trained_rows
 from .checkpoint import CheckpointError
-from .config import Config, ConfigError, options_marked
+from .config import Config, ConfigError, given, options_marked
 from .divergence import DivergenceError
 from .history import Finding, monitor_words
 from .history_file import read_object
@@ -165,11 +166,14 @@ class Sweep:
         """
         training, test = data
         metric = metric or METRICS[training.task][0]
-        problems = dict.fromkeys(metric_problems(metric, training))
+        problems = dict.fromkeys(metric_problems(metric, training, networks))
         for values in networks:
             try:
-                with_values(config, values).resolved(len(training), training.task).planned_steps(len(training))
-            except ConfigError as error:
+                resolved = with_values(config, values).resolved(len(training), training.task)
+                resolved.planned_steps(len(training))
+                if values is networks[0]:  # all hold out as many
+                    trained_rows(training, given(resolved.validation), resolved.seed)
+            except ValueError as error:
                 problems |= dict.fromkeys(str(error).split("\n"))
         if problems:
             raise ConfigError("\n".join(problems))
@@ -375,12 +379,17 @@ class Sweep:
         return text.getvalue()
 
 
-def metric_problems(metric: str, data: Dataset) -> list[str]:
-    """What is wrong with a metric for some data; nothing if it exists for them."""
+def metric_problems(metric: str, data: Dataset, networks: Sequence[Values]) -> list[str]:
+    """What is wrong with a metric for some data and networks; nothing if it exists and can rank them."""
     metrics = ("loss", *METRICS[data.task])
-    if metric in metrics:
-        return []
-    return [f"metric: expected one of {', '.join(metrics)} for {data.task}, got {metric}"]
+    if metric not in metrics:
+        return [f"metric: expected one of {', '.join(metrics)} for {data.task}, got {metric}"]
+    if metric == "loss" and len({values.get("label_smoothing") for values in networks}) > 1:
+        return [
+            f"metric: expected {' or '.join(metrics[1:])} where label_smoothing varies, got loss, which contains "
+            "it: such losses cannot be compared"
+        ]
+    return []
 
 
 def _runs(networks: Sequence[Values], seeds: Sequence[int]) -> tuple[PlannedRun, ...]:
