@@ -651,6 +651,26 @@ def test_a_range_is_one_value_for_each_network(blobs: Dataset) -> None:
     assert weights(networks[1]) == weights(expected)
 
 
+def test_rows_and_seeds_are_whatever_numpy_reads_as_such(blobs: Dataset) -> None:
+    def trained(**options: Any) -> bytes:
+        network = model()
+        fit(network, blobs, epochs=1, **options)
+        networks = [model(), model()]
+        fit_many(networks, blobs, epochs=1, n_jobs=1, **options)
+        assert weights(networks[0]) == weights(networks[1]) == weights(network)
+        return weights(network)
+
+    fold = np.arange(20, 60)
+    assert trained(seed=np.array(3)) == trained(seed=3) != trained()
+    assert trained(validation=range(20, 60)) == trained(validation=fold) != trained()
+    network, networks = model(), [model() for _ in range(3)]
+    fit(network, blobs, epochs=1, validation=fold.tolist())
+    fit_many(networks, blobs, epochs=1, n_jobs=1, validation=[fold, range(20, 60), fold.tolist()])
+    assert [weights(each) for each in networks] == [weights(network)] * 3
+    with pytest.raises(ValueError, match=r"expected to be \(samples, targets\), and row numbers one array: "):
+        fit_many(networks[:2], blobs, validation=(fold, fold))
+
+
 def test_when_all_networks_fail_the_error_speaks_of_no_others(blobs: Dataset) -> None:
     with pytest.raises(FitManyError, match=r"^1 of 1 networks failed \(histories are in"):
         fit_many([model()], blobs, callbacks=lambda index: [lambda trainer: 1 / 0])

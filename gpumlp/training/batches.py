@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from ..backends import HostArray
-from ..data import Dataset, Distortion
+from ..data import DataError, Dataset, Distortion
 from ..data.blocks import BlockOrder, Blocks, ShardedOrder
 from ..data.dataset import ArrayBatches, relative_weights
 from ..data.labels import class_weights, stratified_split
@@ -20,7 +20,7 @@ from ..nn.preprocessing import Preprocessing
 from ..nn.samples import Inputs, check_data, learned_names, training_targets
 from ..words import shown
 
-Validation: TypeAlias = Dataset | tuple[Any, Any] | HostArray | float | None
+Validation: TypeAlias = Dataset | tuple[Any, Any] | HostArray | Sequence[int] | float | None
 Order: TypeAlias = Literal["shuffle", "blocks"] | Blocks | None
 ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 
@@ -160,7 +160,7 @@ def make_batches(
     names, backend = learned_names(model, train), model.backend
     used = np.arange(len(train)) if rows is None else checked_rows("rows", rows, len(train))
     train_rows, held_out = used, None
-    if isinstance(validation, np.ndarray) and validation.ndim:
+    if isinstance(validation, list | range) or getattr(validation, "ndim", None):
         held_out = checked_rows("validation", validation, len(train))
         train_rows = used[~np.isin(used, held_out)]
         if not len(train_rows):
@@ -216,13 +216,32 @@ def make_batches(
         return inputs, batches, held_out_batches
 
 
+def as_validation(train: Dataset, validation: Any) -> Any:
+    """`validation` of `fit`; a pair of samples and targets as a data set.
+
+    Raises:
+        DataError: a pair is something else.
+    """
+    if not isinstance(validation, tuple) or len(validation) != 2:
+        return validation
+    try:
+        return train.part(*validation)
+    except DataError as error:
+        raise DataError(
+            f"validation: a pair is expected to be (samples, targets), and row numbers one array: {error}"
+        ) from error
+
+
 def checked_rows(name: str, rows: Any, samples: int) -> HostArray:
     """Row numbers of a data set of this many samples, as int64.
 
     Raises:
         ValueError: they are not one or more whole numbers from 0 to ``samples - 1``.
     """
-    found = np.asarray(rows)
+    try:
+        found = np.asarray(rows)
+    except ValueError as error:  # a list with arrays of different shapes
+        raise ValueError(f"{name} is expected to be one array of row numbers, got {shown(rows)}") from error
     if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
         hint = "; numpy.flatnonzero makes them from True and False" if found.dtype.kind == "b" else ""
         raise ValueError(
@@ -287,7 +306,8 @@ def held_out_samples(validation: Any, samples: int) -> int:
         ValueError: it is out of range.
     """
     fraction = 0 < validation < 1
-    held_out: int = round(validation * samples) if fraction else whole("validation", validation, 0)
+    name = "validation (if not a fraction below 1)"
+    held_out: int = round(validation * samples) if fraction else whole(name, validation, 0)
     if not int(fraction) <= held_out < samples:
         words = f"{validation:g} of them, which is {held_out:,}" if fraction else f"{held_out:,}"
         raise ValueError(

@@ -26,7 +26,7 @@ from ..nn.optimizers import Optimizer, Penalty
 from ..nn.preprocessing import Preprocessing
 from ..nn.schedules import Schedule
 from ..words import shown
-from .batches import ClassWeight, Order, Validation
+from .batches import ClassWeight, Order, Validation, as_validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
 from .jobs import run_jobs, sendable, worker_count
 from .progress import metric
@@ -307,8 +307,8 @@ def fit_many(
         n_jobs: the number of worker processes for networks on the CPU; None or -1 for as many as there are cores.
             With 1, for a single network, without joblib (part of scikit-learn's installation), or in a process
             that is itself a worker, they are trained in this process, one after another, with its BLAS threads.
-        validation: as for `fit`; for each network, a list. An array holds row numbers of `data`, which are not
-            trained on: the folds of a cross-validation are ``validation=[fold, ...]``.
+        validation: as for `fit`; for each network, a list. An array or a range holds row numbers of `data`, which
+            are not trained on: the folds of a cross-validation are ``validation=[fold, ...]``.
         callbacks: a function that is given the number of a network, counted from 0, and returns its callbacks, new
             ones for each network. It is called where the network is trained, so what callbacks keep for
             themselves in a worker process is lost, while files that they write and what they change in the history
@@ -414,8 +414,8 @@ def _validation_sets(data: Dataset, given: list[Any]) -> list[Any]:
     """Pairs of samples and targets as data sets, the same one for each network that has the same pair."""
     made: dict[int, Dataset] = {}
     for pair in given:
-        if isinstance(pair, tuple) and len(pair) == 2 and id(pair) not in made:
-            made[id(pair)] = data.part(*pair)
+        if isinstance(pair, tuple) and id(pair) not in made:
+            made[id(pair)] = as_validation(data, pair)
     return [made.get(id(each), each) for each in given]
 
 

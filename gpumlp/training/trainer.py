@@ -38,6 +38,7 @@ from .batches import (
     EpochOrders,
     Order,
     Validation,
+    as_validation,
     checked_order,
     make_batches,
 )
@@ -214,8 +215,7 @@ class Trainer:
         limits = {"clip_norm": clip_norm, "max_norm": max_norm}
         limits = {name: _at_most(name, limit, model.dtype) for name, limit in limits.items()}
         decay = None if ema is None else number("ema", ema, 0, 1, open_high=True)
-        if isinstance(validation, tuple) and len(validation) == 2:
-            validation = train.part(*validation)
+        validation = as_validation(train, validation)
         self._validation_set = validation if isinstance(validation, Dataset) else None
 
         self.group = instance("group", group, Group, "MPIGroup()")
@@ -240,7 +240,7 @@ class Trainer:
         )
         self.shards = _checked_shards(shards, self.batches.batch_size, group)
         self.history.setting = self._setting
-        rng = np.random.default_rng([seed, ORDER_STREAM])
+        rng = np.random.default_rng([self.seed, ORDER_STREAM])
         if blocks is None:
             self._orders = EpochOrders(self.batches.rows, rng)
         else:
@@ -648,7 +648,7 @@ def fit(
         batch_size: samples per step, or ``"full"``.
         validation: a `Dataset`, or arrays ``(samples, targets)``; or the number of training samples to hold out,
             drawn by the seed; or their fraction, such as 0.1, with the same shares of the classes as in training;
-            or an array of the row numbers of those to hold out; None for no validation.
+            or the row numbers of those to hold out, in an array, a list or a range; None for no validation.
         schedule: of the learning rate, such as ``StepDecay(gamma=0.5, step_size=20)`` or
             ``Warmup(100, then=Cosine(2000))``.
         l2, l1: weight penalty, see `Penalty`.
