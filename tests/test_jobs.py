@@ -24,7 +24,7 @@ import pytest
 import threadpoolctl
 
 from gpumlp.training import jobs, many
-from gpumlp.training.jobs import run_jobs, worker_count
+from gpumlp.training.jobs import run_jobs, temporary_folder, worker_count
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
@@ -320,6 +320,27 @@ def test_workers_end_with_a_parent_that_is_killed(name: str, tmp_path: Path) -> 
     process.wait()
     wait_for(lambda: not list((tmp_path / "temporary").glob("gpumlp-*")))
     wait_for(lambda: time.time() - (tmp_path / "alive").stat().st_mtime > 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="only Linux tells who is alive")
+def test_files_of_killed_processes_are_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import os, signal; from gpumlp.training.jobs import temporary_folder\n"
+        "folder = temporary_folder(); open(f'{folder.name}/function', 'w').close()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(many.__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    for name in ("gpumlp-runs", "gpumlp-1-x", left.name.replace("-", "-another-", 1)):  # not of this machine's
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as first, temporary_folder():
+        assert Path(first).exists()
+        assert len(list(tmp_path.iterdir())) == 5
+        assert not left.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

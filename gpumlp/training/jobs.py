@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _run_here(
 def _run_in_workers(
     function: Callable[[Any], Any], jobs: Iterable[Any], watch: Callable[[], object], workers: int
 ) -> Iterator[tuple[int, Any]]:
-    with tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         shared, stop = Path(folder, "function"), Path(folder, "stop")
         _share(function, shared)
         call = partial(_call, shared, stop, os.getcwd())
@@ -193,6 +194,18 @@ def _run_in_workers(
                 _keep_workers(pool)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for files of this process. On Linux, those of processes that were killed are removed first."""
+    kind = "gpumlp-"
+    with suppress(OSError):  # not on Linux, or another process removes the same one
+        kind += f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}-"  # of processes seen from here
+        for left in Path(tempfile.gettempdir()).glob(f"{kind}*"):
+            process = left.name.removeprefix(kind).partition("-")[0]
+            if left.stat().st_uid == os.getuid() and not Path("/proc", process).exists():
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{kind}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
 def _share(function: Callable[[Any], Any], path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from ..nn.schedules import Schedule
 from ..words import shown
 from .batches import ClassWeight, Order, Validation, as_validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
-from .jobs import run_jobs, sendable, worker_count
+from .jobs import run_jobs, sendable, temporary_folder, worker_count
 from .progress import metric
 from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks, as_dataset
 
@@ -376,7 +375,7 @@ def fit_many(
         _check(plan, networks)
         line = None
         if flag("progress", progress):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumlp-", ignore_cleanup_errors=True))
+            folder = stack.enter_context(temporary_folder())
             line = _Line(folder, [plan.epochs(index) for index in range(count)])
         return _Fits(plan, networks, line).run(workers)
 
