@@ -332,8 +332,8 @@ def _show(sweep: Sweep, results: Sequence[Result], progress: SweepProgress) -> N
         count = f" (mean of {best.finished:,} seeds)" if best.finished > 1 else ""
         test = metric(sweep.metric, best.test_mean)
         print(f"best: {cell(label(best.values))}, test {METRIC_WORDS[sweep.metric]} {test}{count}")
-        others = len(best.rows) - 1
-        print(f"saved in: {sweep.path / best.rows[0].run.folder}{f' and {others:,} more' * (others > 0)}")
+        folders, others = [row.run.folder for row in best.rows if row.state == "finished"], best.finished - 1
+        print(f"saved in: {sweep.path / folders[0]}{f' and {others:,} more' * (others > 0)}")
     diverged = [row for result in results for row in result.rows if row.state == "diverged"]
     for row in list({row.run.network: row for row in reversed(diverged)}.values())[::-1][:_REASONS]:
         print(f"{row.run.folder} diverged: {row.reason}")

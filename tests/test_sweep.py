@@ -444,6 +444,16 @@ def test_a_finished_run_without_a_usable_network_is_trained_again_or_named(tmp_p
             shutil.rmtree(out)
 
 
+def test_the_best_network_is_saved_where_a_seed_is_finished(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "s"
+    words = (*SMALL, "--grid", "hidden=4", "--seeds", 3, "--out", out)
+    assert run("sweep", *words) == 0
+    assert f"saved in: {out / 'hidden=4,seed=0'} and 2 more\n" in capsys.readouterr().out
+    (out / "hidden=4,seed=0" / "checkpoint.safetensors").write_bytes(b"")
+    assert run("sweep", "--resume", out, "--jobs", 1) == 1
+    assert f"saved in: {out / 'hidden=4,seed=1'} and 1 more\n" in capsys.readouterr().out
+
+
 def test_a_finished_run_on_other_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     x, y, file, out = rng.normal(size=(60, 3)), np.arange(60) % 3, tmp_path / "own.npz", tmp_path / "s"
