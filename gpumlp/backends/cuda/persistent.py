@@ -365,7 +365,8 @@ def bfloat16_rows(xp: Any, samples: Array, out: Array) -> None:
         for plane in range(planes):
             bits = xp.bitwise_and(rest.view("uint32"), np.uint32(0xFFFF0000))
             out[chunk, plane, :inputs] = xp.right_shift(bits, np.uint32(16)).astype("uint16")
-            rest = xp.subtract(rest, bits.view("float32"))  # exact
+            if plane + 1 < planes:
+                rest = xp.subtract(rest, bits.view("float32"))  # exact
 
 
 def _row_shape(samples: Array) -> tuple[int, int, int]:
