@@ -602,7 +602,8 @@ def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> No
     if compiler is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     source = tmp_path / "kernels.cu"
-    source.write_text(kernel_source("kernels.cu", "activation.cu", activation=get_activation("sigmoid").cuda))
+    names = "kernels.cu", "activation.cu", "distortion.cu"
+    source.write_text(kernel_source(*names, activation=get_activation("sigmoid").cuda))
     command = [
         compiler,
         "-cubin",

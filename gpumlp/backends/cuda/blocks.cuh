@@ -1,5 +1,5 @@
-// What kernels.cu and activation.cu share: types, and what the threads of a warp, of a block or of several blocks do
-// together.
+// What kernels.cu, activation.cu and distortion.cu share: types, random bits, and what the threads of a warp, of a block
+// or of several blocks do together.
 
 typedef REAL real;
 typedef unsigned char u8;
@@ -94,4 +94,19 @@ __device__ void sum_column(real value, int64 columns, real* partials, unsigned* 
     }
     if (threadIdx.y == 0 && column < columns)
         sums[column] = value;
+}
+
+// Philox 4x64-10: the random words of a counter, in place; see philox.py.
+__device__ void philox(uint64* x, uint64 key0, uint64 key1)
+{
+    for (int round = 0; round < 10; round++) {
+        uint64 high0 = __umul64hi(0xD2E7470EE14C6C93ULL, x[0]), low0 = 0xD2E7470EE14C6C93ULL * x[0];
+        uint64 high1 = __umul64hi(0xCA5A826395121157ULL, x[2]), low1 = 0xCA5A826395121157ULL * x[2];
+        x[0] = high1 ^ x[1] ^ key0;
+        x[1] = low1;
+        x[2] = high0 ^ x[3] ^ key1;
+        x[3] = low0;
+        key0 += 0x9E3779B97F4A7C15ULL;
+        key1 += 0xBB67AE8584CAA73BULL;
+    }
 }

@@ -1,4 +1,4 @@
-"""Compilation and launches of the kernels in ``kernels.cu`` and ``activation.cu``.
+"""Compilation and launches of the kernels in ``kernels.cu``, ``activation.cu`` and ``distortion.cu``.
 
 CuPy is passed as an argument and not imported, so that tests can run this code on the CPU.
 """
@@ -162,11 +162,9 @@ class Kernels:
         self._total_partials = cupy.empty(_SUMMING_BLOCKS * _TOTAL_BLOCKS, dtype="float64")
         self._real = dtype.type
         self._null = np.uint64(0)
-        self._activations: dict[CudaActivation, dict[str, Any]] = {}
+        self._others: dict[tuple[str, str, CudaActivation | None], Any] = {}  # of other sources
         self._gather_pixels = module.get_function("gather_pixels")
         self._gather_rows = module.get_function("gather_rows")
-        self._distort_pixels = module.get_function("distort_pixels")
-        self._distort_rows = module.get_function("distort_rows")
         self._column_sums = module.get_function("column_sums")
         self._copy_words, self._totals = module.get_function("copy_words"), module.get_function("totals")
         self._narrow_forward = module.get_function("narrow_forward")
@@ -180,14 +178,13 @@ class Kernels:
         self._load_rows, self._store_rows = module.get_function("load_rows"), module.get_function("store_rows")
         self._load_factors = module.get_function("load_factors")
 
-    def _activation(self, activation: CudaActivation, name: str) -> Any:
-        """A kernel of an activation, compiled when first used."""
-        if activation not in self._activations:
-            code = kernel_source("activation.cu", activation=activation)
-            module = self._cupy.RawModule(code=code, options=self._options)
-            names = ("bias_activation", "bias_activation_apart", "activation_backward")
-            self._activations[activation] = {name: module.get_function(name) for name in names}
-        return self._activations[activation][name]
+    def _other(self, name: str, source: str, activation: CudaActivation | None = None) -> Any:
+        """A kernel of another source, compiled when first used."""
+        key = name, source, activation
+        if key not in self._others:
+            code = kernel_source(source, activation=activation)
+            self._others[key] = self._cupy.RawModule(code=code, options=self._options).get_function(name)
+        return self._others[key]
 
     def gather(
         self, source: Array, rows: Array, scale: float | None, offsets: GraphOffsets | None, out: Array
@@ -225,7 +222,7 @@ class Kernels:
             *(np.uint64(warp.seed % 2**64), np.uint64(DISTORTION), epoch),
             *(self._real(scale), self._position(offsets), out),
         )
-        kernel = self._distort_pixels if source.dtype == np.uint8 else self._distort_rows
+        kernel = self._other("distort_pixels" if source.dtype == np.uint8 else "distort_rows", "distortion.cu")
         kernel((min(batch, _MOST_BLOCKS),), (_THREADS,), arguments, shared_mem=_warp_bytes(warp))
 
     def bias_activation(self, s: Array, bias: Array, activation: CudaActivation, a: Array | None = None) -> None:
@@ -233,7 +230,8 @@ class Kernels:
         batch, units = s.shape
         width = _vector_width(units, s, bias, *([] if a is None else [a]))
         arguments = (s, bias, np.int64(batch), np.int64(units), np.int32(width), *([] if a is None else [a]))
-        kernel = self._activation(activation, "bias_activation" if a is None else "bias_activation_apart")
+        name = "bias_activation" if a is None else "bias_activation_apart"
+        kernel = self._other(name, "activation.cu", activation)
         kernel(_matrix_grid(batch, units // width), _MATRIX_BLOCK, arguments)
 
     def activation_backward(
@@ -243,7 +241,7 @@ class Kernels:
 
         With `sums`, also ``sums = delta.sum(axis=0)``.
         """
-        kernel = self._activation(activation, "activation_backward")
+        kernel = self._other("activation_backward", "activation.cu", activation)
         grid, sizes, shared = self._summing(delta)
         kernel(grid, _SUM_BLOCK, (delta, saved, *sizes, *shared, self._null if sums is None else sums))
 
