@@ -69,6 +69,8 @@ class HostCupy(StrictNamespace):
         )
 
     def RawModule(self, **arguments: Any) -> HostModule:
+        if self.capture is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
         return HostModule(self, **arguments)
 
     def occupancy(self, function: int, block_size: int, shared_bytes: int) -> int:

@@ -1,8 +1,8 @@
 """The CUDA kernels on the CPU: CuPy's `RawModule` with g++ instead of NVRTC.
 
-Tests run the source of ``kernels.cu`` and ``persistent.cu`` with the code that launches them on a
-GPU. The fake is stricter than a GPU, which does not check arguments: a scalar or an array of another type, an
-array that is not contiguous, a wrong number of arguments, or an address of memory that has been freed is an error.
+Tests run the sources of the kernels with the code that launches them on a GPU. The fake is stricter than a GPU,
+which does not check arguments: a scalar or an array of another type, an array that is not contiguous, a wrong
+number of arguments, or an address of memory that has been freed is an error.
 
 A source that calls functions of ``cuda_emulator.h`` is run by the emulator, the others by ``host_cuda.h``.
 """
