@@ -42,6 +42,7 @@ from gpumlp.nn.metrics import new_scores
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 
+SOURCES = sorted(path.name for path in Path(kernels.__file__).parent.glob("*.cu") if path.stem != "persistent")
 DTYPES = ["float32", "float64"]
 SHAPES = [(1, 1), (7, 3), (33, 65), (128, 10), (130, 31)]  # near multiples of the block sizes
 OPTIMIZERS = [SGD(), SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), Adam(), AdamW(weight_decay=0.5)]
@@ -59,7 +60,7 @@ def device(request: pytest.FixtureRequest) -> Backend:
     backend = host_cuda_backend() if request.param == "host" else gpu_backend()
     with backend.activate():
         for dtype in DTYPES:
-            backend.kernels(np.dtype(dtype))  # to be compiled before launches are counted
+            backend.kernels(np.dtype(dtype))  # its arrays are made before launches are counted
     return backend
 
 
@@ -535,7 +536,7 @@ def test_the_overrides_have_the_signature_of_the_reference(operation: str) -> No
 
 def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
     backend = host_cuda_backend()
-    code = kernel_source("kernels.cu")
+    code = kernel_source("layers.cu")
     kernel = backend.xp.RawModule(code=code, options=("-DREAL=float",)).get_function("column_sums")
     values, sums = backend.asarray(np.ones((2, 3), np.float32)), backend.asarray(np.zeros(3, np.float32))
     unused = (sums, np.uint64(0))  # by a single block
@@ -553,7 +554,7 @@ def test_the_fake_refuses_arguments_that_a_gpu_would_misread() -> None:
 
 
 def test_python_and_cuda_number_the_rules_alike() -> None:
-    source = kernel_source("kernels.cu")
+    source = kernel_source("layers.cu", "losses.cu", "optimizers.cu")
     defined = {name: int(number) for name, number in re.findall(r"#define (\w+) (\d+)", source)}
     losses = {name.partition("_")[0]: code for code, name in enumerate(LOSSES) if name != "softmax_cross_entropy"}
     for codes in (kernels._SGD_CODES, losses):
@@ -602,8 +603,7 @@ def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> No
     if compiler is None:
         pytest.skip("nvcc is not installed: the CUDA source cannot be compiled")
     source = tmp_path / "kernels.cu"
-    names = "kernels.cu", "activation.cu", "distortion.cu"
-    source.write_text(kernel_source(*names, activation=get_activation("sigmoid").cuda))
+    source.write_text(kernel_source(*SOURCES, activation=get_activation("sigmoid").cuda))
     command = [
         compiler,
         "-cubin",

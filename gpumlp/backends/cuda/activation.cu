@@ -1,5 +1,5 @@
-// The kernels of an activation; preceded by blocks.cuh. kernels.py defines FORWARD and DERIVATIVE, the expressions of its
-// class (nn/activations.py).
+// The kernels of an activation. kernels.py defines FORWARD and DERIVATIVE, the expressions of its class
+// (nn/activations.py).
 
 // h(s)
 __device__ real activate(real s)

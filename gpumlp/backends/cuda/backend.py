@@ -181,8 +181,7 @@ class CudaBackend(Backend):
             self.tf32 = matmul_precision == "high" and capability >= _TF32_SINCE
             with self.activate():
                 ones = cupy.ones((2, 2), dtype=cupy.float32)
-                (ones @ ones).sum().item()  # tests cuBLAS, the compiler and a launch
-                self.kernels(ones.dtype)
+                self.totals(ones @ ones).item()  # tests cuBLAS, the compiler and a launch
         except Exception as failure:
             error = failure.__cause__ if isinstance(failure, DeviceError) else failure
             raise DeviceError(
@@ -394,7 +393,7 @@ class CudaBackend(Backend):
     # -- The training operations --------------------------------------------------------------------
 
     def kernels(self, dtype: npt.DTypeLike) -> Kernels:
-        """The kernels for float32 or float64, compiled on first use."""
+        """The kernels for float32 or float64."""
         found = self._kernels.get(dtype)
         if found is None:
             found = self._kernels[dtype] = Kernels(self.xp, np.dtype(dtype))

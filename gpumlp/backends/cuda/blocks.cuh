@@ -1,5 +1,15 @@
-// What kernels.cu, activation.cu and distortion.cu share: types, random bits, and what the threads of a warp, of a block
-// or of several blocks do together.
+// The beginning of each source of kernels, except persistent.cu: types, random bits, and what the threads of a warp, of a
+// block or of several blocks do together. base.py contains the reference implementations of the operations.
+//
+// A source is compiled with -DREAL=float or -DREAL=double by NVRTC when one of its kernels is first used. Without a GPU,
+// tests compile it for sm_80 and sm_90, and as C++ for the CPU, where they run it.
+//
+// Matrices are row-major and contiguous, and indices have 64 bits. No sum depends on the order in which threads run, so
+// training is reproducible bit for bit.
+//
+// `position` is {samples, slots, steps}, so that a graph can be launched at any position of an epoch: the first two are
+// added to the captured addresses and slots, the third is the number of steps taken before the launch. It is a null
+// pointer if the call is not part of a graph, or its addresses do not depend on the position.
 
 typedef REAL real;
 typedef unsigned char u8;
@@ -109,4 +119,10 @@ __device__ void philox(uint64* x, uint64 key0, uint64 key1)
         key0 += 0x9E3779B97F4A7C15ULL;
         key1 += 0xBB67AE8584CAA73BULL;
     }
+}
+
+// The factors of a step; a graph reads them from the device, since they change between launches.
+__device__ const real* factors_of(const real* factors, int count, int64 slot, const int64* position)
+{
+    return factors + count * (position[1] + slot);
 }

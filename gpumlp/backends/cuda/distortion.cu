@@ -1,5 +1,4 @@
-// The kernels of distorted images; preceded by blocks.cuh. They are compiled when first used: with them, kernels.cu would
-// take a quarter longer.
+// Distorted images.
 
 // The constants of distortion.py
 #define PLACES 256  // between two pixels

@@ -191,7 +191,8 @@ class GraphRunner:
         """Capture a graph of each length up to the number of full batches; nothing is computed."""
         xp, dtype = self._backend.xp, step.parameters.dtype
         count = len(step.optimizer.step_factors(step.state.steps + 1, learning_rate))
-        offsets = GraphOffsets(xp.zeros(3, dtype="int64"), xp.zeros((CAPACITY, count), dtype=dtype))
+        offsets = GraphOffsets(xp.empty(3, dtype="int64"), xp.zeros((CAPACITY, count), dtype=dtype))
+        self._backend.kernels(dtype).set_position(offsets, 0, 0, 0)  # compiles what only a capture uses
         captured = Captured(key, None, {}, offsets, step.arrays(), xp.cuda.MemoryPool())
         full = _full_batches(step, range(min(LENGTHS[0], len(step.slices))))
         stream = xp.cuda.Stream(non_blocking=True)  # one, since a pool reuses memory on the same stream only

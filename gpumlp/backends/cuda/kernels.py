@@ -1,10 +1,11 @@
-"""Compilation and launches of the kernels in ``kernels.cu``, ``activation.cu`` and ``distortion.cu``.
+"""Compilation and launches of the kernels of the operations, which are in sources by subject.
 
 CuPy is passed as an argument and not imported, so that tests can run this code on the CPU.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
@@ -24,19 +25,20 @@ _MATRIX_BLOCK = (32, 8)  # columns, rows
 _GATHER_BLOCK = (64, 4)
 _ROW_THREADS = 128
 _SUM_BLOCK = (32, 32)  # SUM_COLUMNS and SUM_ROWS of blocks.cuh
-_NARROW_BLOCK = (32, 8)  # NARROW_ROWS of kernels.cu
+_NARROW_BLOCK = (32, 8)  # NARROW_ROWS of layers.cu
 _SHARED_BYTES = 48 * 1024  # of shared memory for a block, which any GPU has
 _MOST_BLOCKS = 65_535  # CUDA's limit in y; the kernels loop over larger arrays
 _SUMMING_BLOCKS = 512  # that divide the rows of column sums; a few for each multiprocessor
-_TOTAL_THREADS = 256  # TOTAL_THREADS of kernels.cu
+_TOTAL_THREADS = 256  # TOTAL_THREADS of arrays.cu
 _TOTAL_BLOCKS = 64  # that divide the elements of a total
-_TOTAL_KINDS = {"f": 0, "d": 1, "?": 2}  # by dtype, numbered as in kernels.cu
+_TOTAL_KINDS = {"f": 0, "d": 1, "?": 2}  # by dtype, numbered as in arrays.cu
 _WORD = 4  # bytes that a thread copies
 _COPYING_BLOCKS = 256  # that divide a copy
 _ROWS_PER_BLOCK = 128  # fewer take longer to be added up than they save
 _AT_ONCE = 4  # numbers that a thread reads or writes at once, and reads that it starts before it waits
 _VECTOR_BYTES = 16  # the alignment that reading several numbers at once requires
-_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in kernels.cu
+_KERNEL = re.compile(r'^extern "C" __global__ .*?void (\w+)\(', re.MULTILINE)
+_SGD_CODES = {"plain": 0, "momentum": 1, "nesterov": 2, "accumulated": 3}  # numbered as in optimizers.cu
 
 
 class Device(Protocol):
@@ -114,7 +116,7 @@ def sgd_rule(optimizer: Any) -> str:
 
 
 def sgd_code(optimizer: Any, accumulated: bool = False) -> np.int32:
-    """The number of SGD's variant, as in kernels.cu."""
+    """The number of SGD's variant, as in optimizers.cu."""
     code: np.int32 = np.int32(_SGD_CODES["accumulated" if accumulated else sgd_rule(optimizer)])
     return code
 
@@ -155,36 +157,22 @@ class Kernels:
 
     def __init__(self, cupy: Any, dtype: np.dtype[Any]) -> None:
         self._cupy, self._options = cupy, (f"-DREAL={real_name(dtype)}",)
-        module = cupy.RawModule(code=kernel_source("kernels.cu"), options=self._options)
         # What blocks tell each other; kernels run one after the other, so that all can use the same.
         self._partials = cupy.empty(_SUMMING_BLOCKS * NARROW * _NARROW_BLOCK[0], dtype=dtype)
         self._arrived = cupy.zeros(_SUMMING_BLOCKS, dtype="uint32")
         self._total_partials = cupy.empty(_SUMMING_BLOCKS * _TOTAL_BLOCKS, dtype="float64")
         self._real = dtype.type
         self._null = np.uint64(0)
-        self._others: dict[tuple[str, str, CudaActivation | None], Any] = {}  # of other sources
-        self._gather_pixels = module.get_function("gather_pixels")
-        self._gather_rows = module.get_function("gather_rows")
-        self._column_sums = module.get_function("column_sums")
-        self._copy_words, self._totals = module.get_function("copy_words"), module.get_function("totals")
-        self._narrow_forward = module.get_function("narrow_forward")
-        self._narrow_backward = module.get_function("narrow_backward")
-        self._softmax_cross_entropy = module.get_function("softmax_cross_entropy")
-        self._independent_outputs = module.get_function("independent_outputs")
-        self._sgd_step = module.get_function("sgd_step")
-        self._adam_step = module.get_function("adam_step")
-        self._set_position = module.get_function("set_position")
-        self._dropout, self._weigh = module.get_function("dropout"), module.get_function("weigh")
-        self._load_rows, self._store_rows = module.get_function("load_rows"), module.get_function("store_rows")
-        self._load_factors = module.get_function("load_factors")
+        self._compiled: dict[tuple[str, CudaActivation | None], dict[str, Any]] = {}
 
-    def _other(self, name: str, source: str, activation: CudaActivation | None = None) -> Any:
-        """A kernel of another source, compiled when first used."""
-        key = name, source, activation
-        if key not in self._others:
+    def _kernel(self, source: str, name: str, activation: CudaActivation | None = None) -> Any:
+        """A kernel of a source, which is compiled when first used."""
+        key = source, activation
+        if key not in self._compiled:
             code = kernel_source(source, activation=activation)
-            self._others[key] = self._cupy.RawModule(code=code, options=self._options).get_function(name)
-        return self._others[key]
+            module = self._cupy.RawModule(code=code, options=self._options)
+            self._compiled[key] = {each: module.get_function(each) for each in _KERNEL.findall(code)}
+        return self._compiled[key][name]
 
     def gather(
         self, source: Array, rows: Array, scale: float | None, offsets: GraphOffsets | None, out: Array
@@ -194,11 +182,10 @@ class Kernels:
         width = _vector_width(features, source, out)
         sizes, vector = (np.int64(batch), np.int64(features)), np.int32(width)
         grid = _matrix_grid(batch, -(-features // (width * _AT_ONCE)), _GATHER_BLOCK)
-        if scale is None:
-            self._gather_rows(grid, _GATHER_BLOCK, (source, rows, *sizes, vector, self._position(offsets), out))
-        else:
-            arguments = (source, rows, *sizes, self._real(scale), vector, self._position(offsets), out)
-            self._gather_pixels(grid, _GATHER_BLOCK, arguments)
+        factor = () if scale is None else (self._real(scale),)
+        arguments = (source, rows, *sizes, *factor, vector, self._position(offsets), out)
+        kernel = self._kernel("samples.cu", "gather_rows" if scale is None else "gather_pixels")
+        kernel(grid, _GATHER_BLOCK, arguments)
 
     def distort(
         self,
@@ -222,7 +209,7 @@ class Kernels:
             *(np.uint64(warp.seed % 2**64), np.uint64(DISTORTION), epoch),
             *(self._real(scale), self._position(offsets), out),
         )
-        kernel = self._other("distort_pixels" if source.dtype == np.uint8 else "distort_rows", "distortion.cu")
+        kernel = self._kernel("distortion.cu", "distort_pixels" if source.dtype == np.uint8 else "distort_rows")
         kernel((min(batch, _MOST_BLOCKS),), (_THREADS,), arguments, shared_mem=_warp_bytes(warp))
 
     def bias_activation(self, s: Array, bias: Array, activation: CudaActivation, a: Array | None = None) -> None:
@@ -231,7 +218,7 @@ class Kernels:
         width = _vector_width(units, s, bias, *([] if a is None else [a]))
         arguments = (s, bias, np.int64(batch), np.int64(units), np.int32(width), *([] if a is None else [a]))
         name = "bias_activation" if a is None else "bias_activation_apart"
-        kernel = self._other(name, "activation.cu", activation)
+        kernel = self._kernel("activation.cu", name, activation)
         kernel(_matrix_grid(batch, units // width), _MATRIX_BLOCK, arguments)
 
     def activation_backward(
@@ -241,7 +228,7 @@ class Kernels:
 
         With `sums`, also ``sums = delta.sum(axis=0)``.
         """
-        kernel = self._other("activation_backward", "activation.cu", activation)
+        kernel = self._kernel("activation.cu", "activation_backward", activation)
         grid, sizes, shared = self._summing(delta)
         kernel(grid, _SUM_BLOCK, (delta, saved, *sizes, *shared, self._null if sums is None else sums))
 
@@ -250,7 +237,8 @@ class Kernels:
         batch, (units, outputs) = len(x), weight.shape
         grid = (1, min(-(-batch // _NARROW_BLOCK[1]), _SUMMING_BLOCKS))
         arguments = (x, weight, bias, np.int64(batch), np.int32(units), np.int32(outputs), out)
-        self._narrow_forward(grid, _NARROW_BLOCK, arguments, shared_mem=_narrow_bytes(weight))
+        kernel = self._kernel("layers.cu", "narrow_forward")
+        kernel(grid, _NARROW_BLOCK, arguments, shared_mem=_narrow_bytes(weight))
 
     def narrow_backward(
         self,
@@ -270,7 +258,8 @@ class Kernels:
             *(weight_gradient.out, self._null if bias_gradient is None else bias_gradient),
             self._null if input_delta is None else input_delta,
         )
-        self._narrow_backward((across, _blocks_down(batch, across)), _NARROW_BLOCK, arguments)
+        grid = (across, _blocks_down(batch, across))
+        self._kernel("layers.cu", "narrow_backward")(grid, _NARROW_BLOCK, arguments)
 
     def dropout(
         self, x: Array, rate: float, draws: Draws, slot: int, offsets: GraphOffsets | None, out: Array
@@ -283,24 +272,24 @@ class Kernels:
             *(x, np.int64(batch), np.int64(units), np.uint32(threshold(rate)), self._real(1 / (1 - rate))),
             *(*numbers, self._position(offsets), out),
         )
-        self._dropout(_grid(batch * -(-units // 8)), (_THREADS,), arguments)
+        self._kernel("layers.cu", "dropout")(_grid(batch * -(-units // 8)), (_THREADS,), arguments)
 
     def weigh(self, delta: Array, losses: Array, weights: Array, offsets: GraphOffsets | None) -> None:
         """See `Backend.weigh`."""
         batch, outputs = delta.shape
         sizes = (np.int64(batch), np.int64(outputs))
         arguments = (delta, *sizes, self._position(offsets), losses, weights)
-        self._weigh(_matrix_grid(batch, outputs), _MATRIX_BLOCK, arguments)
+        self._kernel("losses.cu", "weigh")(_matrix_grid(batch, outputs), _MATRIX_BLOCK, arguments)
 
     def load(self, rows: Array, offsets: GraphOffsets) -> Array:
         """A copy of rows of an epoch, at the position of the launch."""
         out = self._cupy.empty(rows.shape, dtype=rows.dtype)
-        self._move(self._load_rows, rows, offsets, out)
+        self._move(self._kernel("graphs.cu", "load_rows"), rows, offsets, out)
         return out
 
     def store(self, rows: Array, offsets: GraphOffsets, out: Array) -> None:
         """Copy into rows of an epoch, at the position of the launch."""
-        self._move(self._store_rows, rows, offsets, out)
+        self._move(self._kernel("graphs.cu", "store_rows"), rows, offsets, out)
 
     def _move(self, kernel: Any, source: Array, offsets: GraphOffsets, out: Array) -> None:
         size = source.size * source.dtype.itemsize
@@ -313,13 +302,13 @@ class Kernels:
         count = offsets.factors.shape[1]
         out = self._cupy.empty(count, dtype=offsets.factors.dtype)
         arguments = (offsets.factors, np.int32(count), np.int64(slot), offsets.position, out)
-        self._load_factors((1,), (_ROW_THREADS,), arguments)
+        self._kernel("graphs.cu", "load_factors")((1,), (_ROW_THREADS,), arguments)
         return [out[index : index + 1].reshape(()) for index in range(count)]
 
     def column_sums(self, values: Array, sums: Array) -> None:
         """``sums = values.sum(axis=0)``."""
         grid, sizes, shared = self._summing(values)
-        self._column_sums(grid, _SUM_BLOCK, (values, *sizes, *shared, sums))
+        self._kernel("layers.cu", "column_sums")(grid, _SUM_BLOCK, (values, *sizes, *shared, sums))
 
     def totals(self, arrays: Sequence[Array]) -> Array:
         """See `Backend.totals`, for arrays with `has_total_kernel`, of any dtype."""
@@ -328,8 +317,9 @@ class Kernels:
         for first in range(0, len(arrays), _SUMMING_BLOCKS):
             some = arrays[first : first + _SUMMING_BLOCKS]
             rows = [(array.data.ptr, array.size, _TOTAL_KINDS[array.dtype.char]) for array in some]
-            arguments = (self._table(rows), self._total_partials, self._arrived)
-            self._totals((len(some), blocks), (_TOTAL_THREADS,), (*arguments, sums[first : first + len(some)]))
+            out = sums[first : first + len(some)]
+            arguments = (self._table(rows), self._total_partials, self._arrived, out)
+            self._kernel("arrays.cu", "totals")((len(some), blocks), (_TOTAL_THREADS,), arguments)
         return sums
 
     def copy(self, copies: Sequence[Copy]) -> None:
@@ -355,7 +345,7 @@ class Kernels:
                 words = out.size * out.dtype.itemsize // _WORD
                 rows.append((start, addresses[id(taken)], out.data.ptr, words, words // len(out)))
             blocks = min(-(-max(row[3] for row in rows) // (_AT_ONCE * _THREADS)), _COPYING_BLOCKS)
-            self._copy_words((blocks, len(rows)), (_THREADS,), (self._table(rows),))
+            self._kernel("arrays.cu", "copy_words")((blocks, len(rows)), (_THREADS,), (self._table(rows),))
 
     def _table(self, rows: Sequence[tuple[int, ...]]) -> Array:
         """Structures of the CUDA source, whose members are addresses and int64, on the device."""
@@ -384,10 +374,10 @@ class Kernels:
         common = (outputs, targets, np.int64(batch), np.int64(count))
         arguments: tuple[Any, ...]
         if name == "softmax_cross_entropy":
-            kernel = self._softmax_cross_entropy
+            kernel = self._kernel("losses.cu", "softmax_cross_entropy")
             arguments = (*common, smoothing, np.int32(lanes), position, losses, scores)
         else:
-            kernel, code = self._independent_outputs, np.int32(LOSSES.index(str(name)))
+            kernel, code = self._kernel("losses.cu", "independent_outputs"), np.int32(LOSSES.index(str(name)))
             places = (scores, self._null) if scores.dtype == np.bool_ else (self._null, scores)
             arguments = (*common, code, smoothing, np.int32(lanes), position, losses, *places)
         kernel(_grid(batch * lanes, _ROW_THREADS), (_ROW_THREADS,), arguments)
@@ -417,21 +407,21 @@ class Kernels:
         factors = (self._null, np.int32(0), np.int64(0), self._null)
         if offsets is not None:
             factors = (offsets.factors, np.int32(offsets.factors.shape[1]), np.int64(slot), offsets.position)
-        grid = _grid(parameters.size)
         if name == "sgd":
-            velocity = state.buffers["velocity"] if optimizer.momentum else self._null
+            buffers = [state.buffers["velocity"] if optimizer.momentum else self._null]
             rule = (sgd_code(optimizer, accumulated), real(optimizer.momentum), step_size)
-            self._sgd_step(grid, (_THREADS,), (parameters, gradient, velocity, *common, *rule, *factors))
         else:
-            means = (state.buffers["mean"], state.buffers["mean_square"])
+            buffers = [state.buffers["mean"], state.buffers["mean_square"]]
             betas = [real(beta) for b in (optimizer.beta1, optimizer.beta2) for beta in (b, 1 - b)]
             rule = (*betas, step_size, epsilon, decay)
-            self._adam_step(grid, (_THREADS,), (parameters, gradient, *means, *common, *rule, *factors))
+        kernel = self._kernel("optimizers.cu", "sgd_step" if name == "sgd" else "adam_step")
+        arguments = (parameters, gradient, *buffers, *common, *rule, *factors)
+        kernel(_grid(parameters.size), (_THREADS,), arguments)
 
     def set_position(self, offsets: GraphOffsets, samples: int, slots: int, steps: int) -> None:
         """Set the position of the next launch of a graph."""
         numbers = (np.int64(samples), np.int64(slots), np.int64(steps))
-        self._set_position((1,), (1,), (offsets.position, *numbers))
+        self._kernel("graphs.cu", "set_position")((1,), (1,), (offsets.position, *numbers))
 
     def _position(self, offsets: GraphOffsets | None) -> Any:
         return self._null if offsets is None else offsets.position
