@@ -537,9 +537,27 @@ def test_a_network_among_others_has_fewer_multiprocessors_so_that_more_fit() -> 
     assert len(backend.xp.kernels) == 1
     counts = [trainer.execution.multiprocessors for trainer in (*together, alone, again)]
     assert counts == [8, 8, 16, 8]
-    for way in ("_step", "_evaluation"):
-        plans = [each.model.backend.persistent._plan(getattr(each, way)) for each in (together[0], again)]
-        assert plans[0] == plans[1]
+    plans = [each.model.backend.persistent._plan(each._step) for each in (together[0], again)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("batch", [32, 256])
+@pytest.mark.parametrize("sizes", [(784, 128), (784, 16), (64, 32, 32), (30, 100, 50)])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_resumed_run_is_evaluated_as_before(sizes: tuple[int, ...], batch: int, together: bool) -> None:
+    rng, (features, *hidden) = np.random.default_rng(0), sizes
+    data = Dataset(rng.integers(0, 256, (300, features), dtype=np.uint8), rng.integers(0, 10, 300), classes=10)
+
+    def plan_of_evaluation(backend: Backend, together: bool = False) -> Any:
+        trainer = trainer_on(backend, data, tuple(hidden), optimizer=Adam(), batch_size=batch, validation=0.1)
+        with backend.activate():
+            _ = backend.networks_at_once(trainer._step) if together else None
+        assert trainer.execution.name == "persistent"
+        return trainer.execution.multiprocessors, backend.persistent._plan(trainer._evaluation)
+
+    count, plan = plan_of_evaluation(recorder(), together)
+    assert plan.replicas == 1
+    assert plan_of_evaluation(recorder(multiprocessors=count)) == (count, plan)
 
 
 @pytest.mark.parametrize("execution", ["eager", "graphs"])
@@ -554,7 +572,7 @@ def test_another_execution_that_is_asked_for_is_taken_for_many_too(execution: st
 
 
 def test_networks_for_which_there_is_room_once_only_are_trained_as_each_alone(blobs: Dataset) -> None:
-    room = {"multiprocessors": 2, "MultiProcessorCount": 3, "MaxThreadsPerMultiProcessor": 128}
+    room = {"multiprocessors": 2, "MultiProcessorCount": 3, "MaxThreadsPerMultiProcessor": 256}
     backend = recorder("auto", graphs=True, **room)
     trainers = [trainer_on(backend, blobs, batch_size=300, model_seed=seed) for seed in range(2)]
     with backend.activate():

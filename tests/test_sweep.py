@@ -484,15 +484,21 @@ class FakeGPU(NumpyBackend):
     together: ClassVar[list[tuple[str, int]]] = []  # the way of each launch, and its number of networks
     interrupted_at: ClassVar[int] = 30  # launches
     at_once: ClassVar[int] = 1  # networks
+    asked: ClassVar[
+        dict[int, str]
+    ] = {}  # what was asked first of each step that trains, which compiles its kernel
 
     def __init__(self, way: str) -> None:
         super().__init__()
         self.name, self.way = "cuda:0", way
 
     def execution(self, step: Any) -> Execution:
+        if step.evaluates is None:
+            self.asked.setdefault(id(step.state), "execution")
         return Execution(self.way, "as tested")
 
     def networks_at_once(self, step: Any) -> int:
+        self.asked.setdefault(id(step.state), "networks_at_once")
         return self.at_once
 
     def run_many(self, runs: Any) -> None:
@@ -512,11 +518,13 @@ def test_on_a_gpu_networks_are_trained_together_and_resumed_in_their_own_way(
 
     monkeypatch.setattr("gpumlp.training.session.get_backend", get_backend)
     monkeypatch.setattr(FakeGPU, "together", [])
+    monkeypatch.setattr(FakeGPU, "asked", {})
     out = tmp_path / "s"
     words = (*LONG[:2], "--device", "cuda", *LONG[4:], "--quiet")
     assert run("sweep", *words, "--out", out) == 130
     assert {row["state"] for row in rows(out)} == {"unfinished", "not started"}
     assert FakeGPU.together == [("persistent", 1)] * 30
+    assert set(FakeGPU.asked.values()) == {"networks_at_once"}
     monkeypatch.setattr(FakeGPU, "together", [])
     monkeypatch.setattr(FakeGPU, "interrupted_at", 0)
     monkeypatch.setattr(FakeGPU, "at_once", 3)

@@ -235,8 +235,12 @@ def _shared_device(device: str, shared: Shared, group: Group) -> str:
     return "cpu"
 
 
-def prepare(config: Config, shared: Shared, display: Progress, group: Group = ALONE) -> PreparedRun:
+def prepare(
+    config: Config, shared: Shared, display: Progress, group: Group = ALONE, *, together: bool = False
+) -> PreparedRun:
     """All of `train` before the first epoch. In a group, the first process alone makes or locks the folder.
+
+    `together` says that the run is trained with others on one device, by `run_together`.
 
     Raises:
         ConfigError, DataError, DeviceError, CheckpointError, MissingExtraError, OSError: with messages for the
@@ -265,7 +269,9 @@ def prepare(config: Config, shared: Shared, display: Progress, group: Group = AL
         input_dropout=config.input_dropout,
     )
     trainer = _trainer(model, training, config, display, group)
-    _ = trainer.execution  # an ExecutionError before the folder is made
+    _ = (
+        trainer.networks_at_once() if together else trainer.execution
+    )  # an ExecutionError before the folder is made
     folder = RunFolder(Path(), config) if group.rank else RunFolder.create(config, training.name)
     folder.config = dataclasses.replace(config, overwrite=False, parallel=None, out=str(folder.path))
     return PreparedRun(trainer, test, folder, display)

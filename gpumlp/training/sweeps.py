@@ -645,7 +645,7 @@ def _train_together(shared: Shared, jobs: Iterator[Sweep]) -> Iterator[tuple[int
         for index, sweep in enumerate(jobs):
             watch = RunWatch(sweep)
             try:
-                run = prepare(sweep.config_of(sweep.runs[0]), shared, watch)
+                run = prepare(sweep.config_of(sweep.runs[0]), shared, watch, together=True)
             except Exception as error:
                 failed.append((index, error))
             else:  # the backend of a resumed run may be another one, which runs steps as before

@@ -306,6 +306,11 @@ class Trainer:
         with self.model.backend.activate():
             return self.model.backend.execution(self._step)
 
+    def networks_at_once(self) -> int:
+        """How many networks like this one the device trains at a time, see `Backend.networks_at_once`."""
+        with self.model.backend.activate():
+            return self.model.backend.networks_at_once(self._step)
+
     @property
     def copied_bytes(self) -> int:
         """Bytes of the copy of the samples on the device that its way of running steps needs."""

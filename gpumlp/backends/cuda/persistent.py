@@ -232,10 +232,14 @@ class PersistentRunner:
             registers=self._attribute("MaxRegistersPerMultiprocessor"),
             bulk_copies=self._capability() >= BULK_COPIES_SINCE,
         )
-        together = self.together.get(step.evaluates or step, False)
-        return make_plan(
-            shape, device, together=together, multiprocessors=self._multiprocessors, replicas=self.replicas
-        )
+        if step.evaluates is None:
+            together = self.together.get(step, False)
+            return make_plan(
+                shape, device, together=together, multiprocessors=self._multiprocessors, replicas=self.replicas
+            )
+        trained = self._networks[step.evaluates].plan  # so that a resumed run is evaluated as before
+        replicas = self.replicas or (1 if trained.replicas == 1 else None)
+        return make_plan(shape, device, multiprocessors=trained.multiprocessors, replicas=replicas)
 
     def _capability(self) -> int:
         """The compute capability, 80 for 8.0."""
