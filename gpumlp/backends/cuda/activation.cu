@@ -1,4 +1,4 @@
-// The kernels of an activation. kernels.py defines FORWARD and DERIVATIVE, the expressions of its class
+// The kernels of one activation, compiled for each. kernels.py defines FORWARD and DERIVATIVE, the expressions of its class
 // (nn/activations.py).
 
 // h(s)

@@ -1,8 +1,8 @@
-// The beginning of each source of kernels, except persistent.cu: types, random bits, and what the threads of a warp, of a
+// The beginning of each source of kernels, except persistent.cu: types, indices, random bits, and what the threads of a
 // block or of several blocks do together. base.py contains the reference implementations of the operations.
 //
-// A source is compiled with -DREAL=float or -DREAL=double by NVRTC when one of its kernels is first used. Without a GPU,
-// tests compile it for sm_80 and sm_90, and as C++ for the CPU, where they run it.
+// NVRTC compiles a source with -DREAL=float or -DREAL=double when one of its kernels is first used, activation.cu once for
+// each activation. Without a GPU, tests compile it for sm_80 and sm_90, and as C++ for the CPU, where they run it.
 //
 // Matrices are row-major and contiguous, and indices have 64 bits. No sum depends on the order in which threads run, so
 // training is reproducible bit for bit.
@@ -29,34 +29,6 @@ __device__ int64 threads_y() { return (int64)gridDim.y * blockDim.y; }
 
 // WIDTH consecutive numbers, which a thread reads or writes with as few accesses as possible
 template <typename T, int WIDTH> struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Pack { T at[WIDTH]; };
-
-// The sum of the values of `lanes` neighbouring threads, a power of two up to 32; each of them gets the same bits.
-__device__ real sum_over_lanes(real value, int lanes)
-{
-    for (int mask = lanes / 2; mask > 0; mask /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, mask);
-    return value;
-}
-
-// Add the values of the lane that differs in bit COUNT of its index; each of the two lanes keeps one half of the sums.
-template <int COUNT> __device__ void halve(real* values, int lane)
-{
-#pragma unroll
-    for (int k = 0; k < COUNT / 2; k++) {
-        real low = values[k], high = values[k + COUNT / 2];
-        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
-    }
-}
-
-// Lane l of a warp gets the sum of value l / 2 over all lanes, in 16 shuffles; separate sums would need 80.
-__device__ real sum_over_warp(real (&values)[16], int lane)
-{
-    halve<16>(values, lane);
-    halve<8>(values, lane);
-    halve<4>(values, lane);
-    halve<2>(values, lane);
-    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
-}
 
 // Whether all other blocks of this column of the grid have got here before, so that this one sees what they have
 // written to global memory. `arrived` has a counter for each column, which is 0 before and after a launch.

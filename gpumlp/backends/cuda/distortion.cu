@@ -1,4 +1,4 @@
-// Distorted images.
+// The rows of a batch as distorted images, see backends/distortion.py.
 
 // The constants of distortion.py
 #define PLACES 256  // between two pixels

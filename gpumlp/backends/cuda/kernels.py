@@ -1,4 +1,4 @@
-"""Compilation and launches of the kernels of the operations, which are in sources by subject.
+"""Compiles and launches the kernels of the operations; each source, a subject, is compiled when first used.
 
 CuPy is passed as an argument and not imported, so that tests can run this code on the CPU.
 """

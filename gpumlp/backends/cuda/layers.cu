@@ -1,4 +1,5 @@
-// What layers compute besides products by cuBLAS and activations.
+// Narrow layers forward and backward, sums of columns (bias gradients), and dropout. Wide layers are products by cuBLAS;
+// activation.cu has the activations.
 
 // A layer is narrow if it has few units: as many as a thread has registers for, as in kernels.py.
 #define NARROW 16
@@ -6,6 +7,26 @@
 #define NARROW_SAMPLES 64  // of which the error terms are in shared memory at a time
 
 typedef Pack<real, 4> Four;
+
+// Add the values of the lane that differs in bit COUNT of its index; each of the two lanes keeps one half of the sums.
+template <int COUNT> __device__ void halve(real* values, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < COUNT / 2; k++) {
+        real low = values[k], high = values[k + COUNT / 2];
+        values[k] = (lane & COUNT ? high : low) + __shfl_xor_sync(0xffffffff, lane & COUNT ? low : high, COUNT);
+    }
+}
+
+// Lane l of a warp gets the sum of value l / 2 over all lanes, in 16 shuffles; separate sums would need 80.
+__device__ real sum_over_warp(real (&values)[16], int lane)
+{
+    halve<16>(values, lane);
+    halve<8>(values, lane);
+    halve<4>(values, lane);
+    halve<2>(values, lane);
+    return values[0] + __shfl_xor_sync(0xffffffff, values[0], 1);
+}
 
 // Part of narrow_forward: out[i] = x[i] W + b, one warp per sample, with W in shared memory in GROUPS groups of four
 // columns. A thread multiplies every 32nd input.

@@ -1,5 +1,13 @@
 // Losses with their gradients.
 
+// The sum of the values of `lanes` neighbouring threads, a power of two up to 32; each of them gets the same bits.
+__device__ real sum_over_lanes(real value, int lanes)
+{
+    for (int mask = lanes / 2; mask > 0; mask /= 2)
+        value += __shfl_xor_sync(0xffffffff, value, mask);
+    return value;
+}
+
 // Loss, correctness and error term, which overwrites the logits; `lanes` threads per sample, a power of two up to 32.
 // The targets are (1 - smoothing) onehot(label) + smoothing / classes.
 extern "C" __global__ void softmax_cross_entropy(real* logits, const int64* labels, int64 batch, int64 classes,

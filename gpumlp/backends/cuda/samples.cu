@@ -1,4 +1,4 @@
-// The rows of a batch.
+// The rows of a batch, gathered from all samples; distortion.cu gathers distorted images.
 
 // out[i, j] = source[rows[i], j] * scale, WIDTH columns at a time
 template <typename T, int WIDTH>
