@@ -121,7 +121,8 @@ def get_backend(
             with graphs first for batches of more than 256 samples of a network that is trained alone. Results of
             ``"persistent"`` differ from the others' by rounding. No effect on the CPU.
         multiprocessors: how many of a GPU's a network gets in the execution ``"persistent"``; results with
-            different numbers differ by rounding. None: as many as the network needs.
+            different numbers differ by rounding. None: a number that follows from the network's shape, smaller for
+            some networks among others.
 
     Raises:
         ValueError: the name or an option is invalid.

@@ -354,11 +354,12 @@ class Config:
     """Precision of float32 matrix products on a GPU: highest (float32) or high (TF32); no effect on the CPU."""
     execution: str = option("auto", _one_of(*EXECUTIONS), on_resume=True)
     """How a GPU runs the steps: auto (the first of these that is possible; graphs first for batches of more than
-    256), persistent (a whole epoch of a small network in one launch), graphs (many steps in one launch) or eager
-    (one by one); no effect on the CPU."""
+    256 of a network that is trained alone), persistent (many steps of small networks in one launch), graphs (many
+    steps in one launch) or eager (one by one); no effect on the CPU."""
     multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution persistent", on_resume=True)
-    """With --execution persistent, how many multiprocessors of a GPU the network gets (as many as it needs; with
-    more, they divide the samples of a batch); results with another number differ by rounding."""
+    """With --execution persistent, how many multiprocessors of a GPU the network gets at most (by default a number
+    that follows from its shape, smaller in a sweep; a multiple of it divides the samples of a batch); results with
+    another number differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of short ones), to find what is wrong with training:
     on or off; the results are the same."""

@@ -132,8 +132,8 @@ class CudaBackend(Backend):
         matmul_precision: of float32 matrix products: ``"highest"`` is float32, regardless of CUPY_TF32;
             ``"high"`` is TF32, on GPUs with compute capability 8.0 or higher.
         execution: ``"auto"``, ``"persistent"``, ``"graphs"`` or ``"eager"``; see `get_backend`.
-        multiprocessors: of a network in the execution ``"persistent"``; None: as many as it needs. A multiple of
-            these divides the samples of each batch among replicas of the network.
+        multiprocessors: of a network in the execution ``"persistent"``, at most; None: by its plan. A multiple of
+            what it gets alone divides the samples of each batch among replicas of the network.
 
     Raises:
         DeviceError: the GPU does not exist, or a first computation on it fails.
