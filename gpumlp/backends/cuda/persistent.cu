@@ -113,12 +113,12 @@ constexpr int FACTORS = !TRAINING ? 0 : OPTIMIZER <= NESTEROV ? 1 : OPTIMIZER ==
 
 // Samples. A turn is a pass of a step.
 constexpr int CHUNKS = ceil_div(ceil_div(BATCH, 32), REPLICAS) / PASSES;  // of 32 samples, in a turn of a replica
-constexpr int SAMPLES = 32 * CHUNKS;                                 // of a turn, with padding
-constexpr int TURN = smaller(BATCH, SAMPLES);                        // samples of a full turn
-constexpr int OWNED = ceil_div(TURN, BLOCKS);                        // samples of a block
+constexpr int SAMPLES = 32 * CHUNKS;                                      // of a turn, with padding
+constexpr int TURN = smaller(BATCH, SAMPLES);                             // samples of a full turn
+constexpr int OWNED = ceil_div(TURN, BLOCKS);                             // samples of a block
 // Chunks read in a turn; the backward pass reads those again that have been overwritten
 constexpr int LOADS = TRAINING && CHUNKS > SLOTS ? 2 * CHUNKS - SLOTS : CHUNKS;
-constexpr int SAMPLE_STRIDE = SAMPLES + 4;                           // of arrays (unit, sample)
+constexpr int SAMPLE_STRIDE = SAMPLES + 4;                                // of arrays (unit, sample)
 
 // The first layer. Warps divide the tiles of 16 inputs by WARPS_K and those of 8 units by WARPS_N.
 constexpr int K16 = ceil_div(INPUTS, 16);

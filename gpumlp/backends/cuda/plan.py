@@ -298,7 +298,7 @@ def make_plan(
         return _plan_of_replicas(shape, device, replicas, multiprocessors and multiprocessors // replicas)
     plan = _plan_of_replicas(shape, device, 1, None)
     if multiprocessors is None:
-        fewer = _plan_of_replicas(shape, device, 1, None, together)
+        fewer = _plan_of_replicas(shape, device, 1, None, together=True) if together else plan
         if isinstance(plan, Plan) and isinstance(fewer, Plan):
             rooms = [each.resident * device.multiprocessors // each.blocks for each in (plan, fewer)]
             if rooms[1] > rooms[0] and fewer.blocks > 1 and fewer.slots > 1:
