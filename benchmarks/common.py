@@ -11,9 +11,10 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import threadpoolctl
 from rich.progress import Progress
@@ -54,15 +55,16 @@ _SPEED_VARIABLES = (
 # -- Options, devices and data -----------------------------------------------------------------------------
 
 
-class DataOptions(Protocol):
-    """The options that say which data to take."""
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data to take."""
 
-    @property
-    def data_dir(self) -> str | None: ...
-    @property
-    def generated(self) -> bool: ...
-    @property
-    def quick(self) -> bool: ...
+    data_dir: str | None = None
+    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+    generated: bool = False
+    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
+    quick: bool = False
+    """Only show that it works: generated samples, few small settings. No figures to quote."""
 
 
 def chosen_devices(names: Sequence[str]) -> list[Device]:
@@ -273,9 +275,12 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def output_folder(out: str, *, trial: bool) -> Path:
-    """The folder for the results, made before anything is measured; a trial's is another."""
-    folder = user_path(TRIAL_FOLDER if trial else out)
+def output_folder(options: Any) -> Path:
+    """The folder for the results, made before anything is measured; a part of them must not replace the whole."""
+    names = ("data_dir", "devices", "seconds", "repeats")
+    kept = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    trial = options.out == type(options).out and options != type(options)(**kept)
+    folder = user_path(TRIAL_FOLDER if trial else options.out)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -22,7 +22,6 @@ Writes ``compare-DEVICE.json``, and ``.png`` where matplotlib is installed.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -70,7 +69,7 @@ _LIBRARIES = ("torch", "jax", "jaxlib", "scikit-learn", "scipy")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.DataOptions):
     """Compare gpumlp's training throughput with other libraries', on each device there is."""
 
     devices: tuple[str, ...] = ()
@@ -94,16 +93,10 @@ class Options:
     """Samples of an epoch, the first of the data; as --seconds allows by default."""
     threads: int | None = None
     """CPU threads of every peer; by default each library's own choice, or what a trial finds best."""
-    data_dir: str | None = None
-    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
-    generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
     out: str = "benchmarks/results"
     """Folder for the results."""
     check: bool = False
     """Only check that the peers agree; measure nothing, write nothing."""
-    quick: bool = False
-    """Only show that it works: generated samples, 784-128-10, batch sizes 32 and 256. No figures to quote."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train, notice = common.load_data(options)
         networks = [tuple(common.layers(network)) for network in or_quick(options, "networks", NETWORKS[:1])]
         check_fits(options, networks, train)
-        folder = Path() if options.check else output_folder(options)
+        folder = Path() if options.check else common.output_folder(options)
         agreed, found = True, False
         for device in devices:
             measured = compare(options, device, networks, train)
@@ -187,19 +180,6 @@ def or_quick(options: Options, name: str, quick: tuple) -> tuple:
     """An option's value; with --quick what `quick` says, unless the option was given."""
     value: tuple = getattr(options, name)
     return quick if options.quick and value == getattr(Options, name) else value
-
-
-def output_folder(options: Options) -> Path:
-    """The folder for the results; by default that of trials for a part, or it would replace the whole."""
-    whole = dataclasses.replace(
-        Options(),
-        data_dir=options.data_dir,
-        devices=options.devices,
-        seconds=options.seconds,
-        repeats=options.repeats,
-    )
-    trial = options.out == Options.out and options != whole
-    return common.output_folder(options.out, trial=trial)
 
 
 # -- Measuring -----------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(options)
         common.check_clock()
         require("benchmarks of estimators", "sklearn", "sklearn")
-        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options)
         datasets, seeds, max_iter = options.datasets, options.seeds, options.max_iter
         if options.quick:
             datasets, seeds, max_iter = ("wine",), 2, 3

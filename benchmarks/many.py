@@ -53,7 +53,7 @@ QUICK_NETWORKS, QUICK_SAMPLES, QUICK_SECONDS = (1, 3), 640, 0.01
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.DataOptions):
     """Time the training of many networks at once, beside one by one and JAX's vmap, on each device there is."""
 
     devices: tuple[str, ...] = ()
@@ -72,14 +72,8 @@ class Options:
     """Timed runs of each peer, at least 5."""
     seconds: float = 0.3
     """About how long a timed run takes; an epoch at least."""
-    data_dir: str | None = None
-    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
-    generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
     out: str = "benchmarks/results"
     """Folder for the results."""
-    quick: bool = False
-    """Only show that it works: 1 and 3 networks, 640 generated samples. No figures to quote."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         common.check_clock()
         devices = common.chosen_devices(options.devices)
         data, notice = load_data(options)
-        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options)
         found = Found()
         for device in devices:
             for name in options.workloads:

@@ -25,19 +25,13 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.DataOptions):
     """Measure the peak memory of training on the CPU."""
 
     network: str = "784-128-10"
     """Units of each layer, from 784 to 10."""
     batch_size: int = 128
     """Samples a step."""
-    data_dir: str | None = None
-    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
-    generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
-    quick: bool = False
-    """Only show that it works, with 2,048 generated samples."""
     json: bool = False
     """Print JSON."""
 

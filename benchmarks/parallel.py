@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             networks, batches, repeats = ("784-8-10",), (32,), 1
         else:
             networks, batches, repeats = options.networks, options.batch_sizes, options.repeats
-        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options)
         ranks = list(dict.fromkeys((1, *options.ranks)))
         times = measure(ranks, networks, batches, repeats, quick=options.quick)
         devices = common.chosen_devices(("cpu",))

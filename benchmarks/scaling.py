@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, words)
         check(options)
         common.check_clock()
-        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options)
         devices = common.chosen_devices(options.devices)
         unit = QUICK_SAMPLES if options.quick else MNIST_SAMPLES
         if problems := common.too_large("batch_size", [options.batch_size], unit):

@@ -41,7 +41,7 @@ QUICK_NETWORKS, QUICK_BATCH_SIZES = ("784-128-10", "784-32-32-10"), (32, 256)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.DataOptions):
     """Measure training throughput over batch sizes, for several networks, on each device there is."""
 
     devices: tuple[str, ...] = ()
@@ -52,15 +52,8 @@ class Options:
     """Samples a step."""
     repeats: int = common.LEAST_REPEATS
     """Timed epochs of each setting, at least 5."""
-    data_dir: str | None = None
-    """Folder with MNIST's four files; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
-    generated: bool = False
-    """Random data of MNIST's shape in place of MNIST; also taken where MNIST is not available."""
     out: str = "benchmarks/results"
     """Folder for the results."""
-    quick: bool = False
-    """Only show that it works: 2,048 generated samples, small networks, batch sizes 32 and 256. No figures to
-    quote."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, words)
         check(options)
         common.check_clock()
-        folder = common.output_folder(options.out, trial=options.quick and options.out == Options.out)
+        folder = common.output_folder(options)
         networks, batch_sizes = options.networks, options.batch_sizes
         if options.quick:
             networks = QUICK_NETWORKS if networks == NETWORKS else networks

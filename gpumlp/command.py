@@ -14,7 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from . import interrupts, terminal
-from .backends import DeviceError
+from .backends import DeviceError, check_device_name
 from .data import DataError
 from .extras import MissingExtraError
 from .files import PathError, user_path
@@ -23,6 +23,7 @@ from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
 from .training.divergence import DivergenceError
 from .training.group import GroupError
+from .training.jobs import worker_count
 from .training.progress import percent
 from .training.run import RUN_FILES, is_run
 
@@ -137,6 +138,23 @@ def disagreement_line(disputed: int, samples: int) -> str:
     return f"the members disagree on {disputed:,} of {samples:,} samples ({percent(disputed / samples)})"
 
 
+def device_problems(name: str) -> list[str]:
+    """The problem with the name of a device, if there is one."""
+    try:
+        check_device_name(name)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def workers(jobs: int | None) -> int:
+    """As `worker_count`, for the option jobs. Raises ConfigError."""
+    try:
+        return worker_count(jobs)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("n_jobs", "jobs")) from error
+
+
 def check_output(
     option: str, path: str | Path, inputs: Iterable[str | Path] = (), *, endings: Sequence[str] = ()
 ) -> None:
@@ -153,8 +171,8 @@ def check_output(
         ConfigError: nothing can or may be written there.
     """
     file = user_path(path)
-    if not str(path) or file.is_dir():
-        raise ConfigError(f"{option}: expected the path of a file to write, got {str(path) or 'nothing'}")
+    if file.is_dir():
+        raise ConfigError(f"{option}: expected the path of a file to write, got {path}")
     if not file.parent.is_dir():
         raise ConfigError(f"{option}: there is no folder {file.parent}")
     if file.exists() and not file.is_file():

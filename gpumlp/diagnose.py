@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         if not options.runs:
             raise ConfigError("runs: expected the folder of at least one run, got none")
-        if not all(options.runs):  # an empty path would be the current folder
-            raise ConfigError("runs: expected the folders of runs, got an empty name")
         runs = [open_run(path, lenient=True) for path in options.runs]
         for line in [line for run in runs for line in diagnosis(run)]:
             print(line)

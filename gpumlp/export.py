@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, test = command.load_committee(options.runs), None
         if options.format == "html" and sources[0].name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as for the report, if the data is available.
-            with suppress(DataError):
+            with suppress(DataError) if options.data_dir is None else nullcontext():
                 _, _, test = load_run(str(sources[0].parent), "cpu", options.data_dir)
         content = html_bytes(model, test) if options.format == "html" else FORMATS[options.format](model)
         write_atomically(out, content)

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import command
-from .backends import check_device_name
 from .files import user_path, utf8, write_atomically
 from .nn import MLP, Committee
 from .nn.metrics import Task
@@ -84,14 +82,9 @@ class Options:
             problems.append("expected one file or more to predict; - is standard input")
         if self.files.count(STANDARD_INPUT) > 1:
             problems.append("- can be given only once: standard input is read to its end")
-        try:
-            check_device_name(self.device)
-        except ValueError as error:
-            problems.append(str(error))
+        problems += command.device_problems(self.device)
         if self.preparation not in CHOICES:
             problems.append(f"preparation: expected one of {', '.join(CHOICES)}, got {self.preparation!r}")
-        if self.out is not None and Path(self.out).suffix not in (".csv", ".npy"):
-            problems.append(f"out: expected FILE.csv or FILE.npy, got {self.out!r}")
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -191,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         files = expand(options.inputs)
         if options.out is not None:
-            command.check_output("out", options.out, [*options.runs, *files])
+            command.check_output("out", options.out, [*options.runs, *files], endings=(".csv", ".npy"))
         committee = command.load_committee(options.runs, options.device)
         pixels = None if options.pixels is None else options.pixels == "true"
         with silent_libraries():
@@ -216,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in results:
             if result.error is not None:
                 print(f"{PROGRAM}: {cell(result.error)}", file=sys.stderr)
-        if options.out is not None and Path(options.out).suffix == ".npy" and 0 < len(predicted) < len(results):
+        if options.out is not None and options.out.lower().endswith(".npy") and 0 < len(predicted) < len(results):
             print(f"{PROGRAM}: {_without_rows(options.out, results)}", file=sys.stderr)
         return command.OK if len(predicted) == len(results) else command.FAILED
 
@@ -290,7 +283,7 @@ def _without_rows(out: str, results: Sequence[Prediction]) -> str:
 
 def _content(out: str, results: Sequence[Prediction], outputs: Numbers) -> bytes:
     """The content of the file with all predictions."""
-    if Path(out).suffix == ".npy":
+    if out.lower().endswith(".npy"):
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([result.values for result in results if result.values is not None]))
         return buffer.getvalue()

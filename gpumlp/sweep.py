@@ -28,7 +28,6 @@ from .training import tensorboard
 from .training.batches import held_out_samples
 from .training.config import PRESETS, Config, ConfigError, given, option
 from .training.history import monitor_words
-from .training.jobs import worker_count
 from .training.lock import RunLock
 from .training.progress import metric
 from .training.search_space import (
@@ -168,10 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.check()
         if options.log is not None:
             tensorboard.check_installed()
-        try:
-            workers = worker_count(options.jobs)
-        except ValueError as error:
-            raise ConfigError(str(error).replace("n_jobs", "jobs")) from error
+        workers = command.workers(options.jobs)
         progress, shared = SweepProgress(quiet=options.quiet), Shared()
         with ExitStack() as stack:
             elsewhere: TrainElsewhere | None = None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from . import command, interrupts
-from .backends import EXECUTIONS
 from .training.config import PRESETS, Config, ConfigError
 from .training.divergence import DivergenceError
 from .training.group import ALONE, Group, GroupError, MPIGroup, launcher
@@ -75,7 +73,6 @@ def _work(words: Sequence[str], group: Group) -> int:
 
 
 def _configuration(words: Sequence[str]) -> Config:
-    _refuse_old_options(words)
     config = command.parse(Config, PROGRAM, words, default=_starting_point(words), lenient=True)
     if config.resume is None:
         config = config.without_leftovers()
@@ -138,20 +135,6 @@ def _write_report(run: Run) -> None:
     report.write_page(path, report.report_page([run.name], data_dir=run.config.data_dir))
     if not run.config.quiet:
         print(f"report: {path}")
-
-
-def _refuse_old_options(words: Sequence[str]) -> None:
-    """Name the option that has replaced an old one.
-
-    Raises:
-        ConfigError: an old one is given.
-    """
-    for word in words:
-        old = re.match(r"--(?:no-)?(cuda[-_]graphs|persistent[-_]kernel)\b", word)
-        if old is not None:
-            name = old[1].replace("-", "_")
-            instead = "eager for off" if name == "cuda_graphs" else "persistent for on"
-            raise ConfigError(f"{name}: replaced by --execution {'|'.join(EXECUTIONS)} ({instead})")
 
 
 def _starting_point(words: Sequence[str]) -> Config:

@@ -396,20 +396,20 @@ def profile(job: Job) -> None:
     ]
     for sizes, batch_size in settings:
         for way in WAYS[:2] if job.device != "cpu" else ("eager",):
-            network = "-".join(map(str, sizes))
+            row: dict[str, Any] = {
+                "network": "-".join(map(str, sizes)),
+                "batch_size": batch_size,
+                "execution": way,
+            }
+            rows.append(row)
             try:
                 one = trainer(sizes, data, get_backend(job.device, execution=way), batch_size)
-                one.run(5)
+                row.update(_epoch_times(one))
             except DeviceError as error:
-                rows.append({"network": network, "batch_size": batch_size, "execution": way, "error": str(error)})
+                row["error"] = str(error)
                 continue
-            steps = -(-len(data) // batch_size)
-            row: dict[str, Any] = {"network": network, "batch_size": batch_size, "execution": way}
-            row["microseconds_per_step"] = 1e6 * min(one.history["seconds"][2:]) / steps
-            row["ran"] = str(one.execution)
-            rows.append(row)
             if by_kernel:
-                row["kernels"] = _kernels(one, steps)
+                row["kernels"] = _kernels(one, len(one.batches.slices))
             job.save()
     job.note = "" if by_kernel else "by kernel: not possible without PyTorch for CUDA"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -25,6 +26,7 @@ from benchmarks import (
     many,
     markdown,
     memory,
+    parallel,
     scaling,
     throughput,
 )
@@ -47,6 +49,34 @@ def run_quick(name: str, folder: Path) -> Quick:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert module.main(["--quick", "--devices", "cpu", "--out", str(folder)]) == 0
     return json.loads((folder / f"{name}-cpu.json").read_text()), output.getvalue(), folder
+
+
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [
+        (throughput, {"networks": ("784-8-10",), "batch_sizes": (8192,), "generated": True}),
+        (compare, {"batch_sizes": (32,)}),
+        (many, {"networks": (3,)}),
+        (estimators, {"seeds": 2}),
+        (parallel, {"ranks": (1,)}),
+        (scaling, {"depths": (1, 2)}),
+        (scaling, {"quick": True}),
+    ],
+)
+def test_a_part_of_the_results_does_not_replace_the_whole(
+    module: ModuleType, part: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert common.output_folder(module.Options(**part)) == Path("runs/benchmark-trial")
+    whole = module.Options()
+    kept = {"devices": ("cpu",), "repeats": 9, "data_dir": "mnist"}
+    whole = dataclasses.replace(whole, **{name: value for name, value in kept.items() if hasattr(whole, name)})
+    assert common.output_folder(whole) == Path("benchmarks/results")
+    assert common.output_folder(module.Options(**part, out="mine")) == Path("mine")
+    assert Path("mine").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        common.output_folder(module.Options(out="file"))
 
 
 @pytest.fixture(scope="module")

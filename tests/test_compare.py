@@ -195,19 +195,6 @@ def test_network_and_batch_that_the_data_does_not_fit(capsys: pytest.CaptureFixt
     assert "batch_sizes: expected no more than the 2,048 samples, got 4,096" in message
 
 
-def test_a_part_of_the_comparison_does_not_replace_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert compare.output_folder(compare.Options()) == Path("benchmarks/results")
-    assert compare.output_folder(compare.Options(batch_sizes=(32,))) == Path("runs/benchmark-trial")
-    assert compare.output_folder(compare.Options(batch_sizes=(32,), out="mine")) == Path("mine")
-    assert Path("mine").is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        compare.output_folder(compare.Options(out="file"))
-
-
 # -- What is timed ---------------------------------------------------------------------------------------
 
 

@@ -175,7 +175,6 @@ def test_invalid_input_prints_one_line_and_exits_with_2(
     assert run("train", *HEALTHY, "--quiet", "--out", tmp_path / "good") == 0
     for words, message in (
         ([], "runs: expected the folder of at least one run, got none"),
-        ([tmp_path / "good", ""], "runs: expected the folders of runs, got an empty name"),
         ([tmp_path / "good", tmp_path / "none"], f"there is no run {tmp_path / 'none'}: no such folder"),
     ):
         assert run("diagnose", *words) == 2

@@ -269,15 +269,6 @@ def test_an_old_run_on_the_cpu_is_resumed_without_a_message(tmp_path: Path, caps
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("old", ["cuda-graphs", "persistent-kernel", "cuda_graphs"])
-@pytest.mark.parametrize("form", ["--{} off", "--{}=off", "--{}", "--no-{}"])
-def test_the_old_options_are_refused_with_the_new_one(old: str, form: str, capsys) -> None:
-    assert run("train", *form.format(old).split()) == 2
-    err = capsys.readouterr().err
-    assert "replaced by --execution auto|persistent|graphs|eager" in err
-    assert len(err.splitlines()) == 1
-
-
 def test_an_unknown_execution_is_refused() -> None:
     with pytest.raises(ConfigError, match="execution: expected one of auto, persistent, graphs, eager"):
         Config(execution="fast").check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gpumlp import MLP, Inputs, LeakyReLU, load_digits
 from gpumlp.exporting import FORMATS
 from gpumlp.report import report_page
 from tests.command_helpers import DIGITS, run
+from tests.data_helpers import small_mnist, write_files
 
 
 def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
@@ -132,6 +134,22 @@ def test_the_page_of_a_run_draws_as_its_report_does(shape: tuple[int, ...], tmp_
     assert exported["background"] == 5
     assert -0.5 <= exported["ink"] < -0.4
     assert {**exported, "name": ""} == {**reported, "name": ""}
+
+
+def test_data_for_a_page_may_be_missing_but_not_where_the_user_says_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    write_files(tmp_path / "mnist", small_mnist())
+    words = ["--dataset", "mnist", "--data-dir", tmp_path / "mnist", "--hidden", 4, "--epochs", 1]
+    assert run("train", *words, "--device", "cpu", "--quiet", "--out", tmp_path / "run") == 0
+    shutil.rmtree(tmp_path / "mnist")
+    assert page_of(tmp_path / "run")
+    (tmp_path / "run" / "network.html").unlink()
+    capsys.readouterr()
+    assert run("export", tmp_path / "run", "--format", "html", "--data-dir", tmp_path / "none") == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not (tmp_path / "run" / "network.html").exists()
 
 
 def test_the_page_calls_the_classes_by_their_names(tmp_path: Path) -> None:

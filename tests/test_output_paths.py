@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ),
         ("export run --out net.html", "out: expected a name that ends in .onnx, got net.html"),
         ("history run --csv in.npy", "csv: expected a name that ends in .csv, got in.npy; choose such a name"),
-        ("predict run in.npy --out net.npz", "out: expected FILE.csv or FILE.npy, got 'net.npz'"),
+        ("predict run in.npy --out net.npz", "out: expected a name that ends in .csv or .npy, got net.npz"),
         ("predict run in.npy --out in.npy", "out: in.npy is read by this command; choose another name"),
         ("predict run in.npy --out run/../in.npy", "is read by this command"),
         ("predict run in.npy --out none/a.npy", "out: there is no folder none"),

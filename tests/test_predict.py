@@ -497,7 +497,7 @@ def test_pictures_are_refused_if_the_preparation_is_unknown(
         (["net"], "expected one file or more to predict"),
         (["net", "-", "-"], "- can be given only once"),
         (["net", "a.png", "--preparation", "magic"], "preparation: expected one of auto, mnist, digits, resize"),
-        (["net", "a.png", "--out", "a.txt"], "out: expected FILE.csv or FILE.npy, got 'a.txt'"),
+        (["net", "a.png", "--out", "a.txt"], "out: expected a name that ends in .csv or .npy, got a.txt"),
         (["net", "a.png", "--out", "none/a.csv"], "out: there is no folder none"),
         (["net", "a.png", "--device", "tpu"], "device is expected to be"),
         (["none", "a.png"], "there is no run or saved network none"),

@@ -727,7 +727,7 @@ def test_a_test_set_of_other_samples_is_refused(
 ) -> None:
     test = saved(tmp_path, samples()[0][:, :5], samples()[1], name="test-")
     assert train.main(["--stream", "--dataset", *files, "--test", *test, "--device", "cpu"]) == 2
-    assert "test-images.npy: expected samples of (12,) of uint8" in capsys.readouterr().err
+    assert "test-images.npy: expected samples of shape (12,) as in" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
@@ -955,7 +955,7 @@ def test_the_command_takes_a_table(
 TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no such column": (
         lambda: {"x": [1, 2], "y": [0, 1]},
-        "expected one column label with the labels, found x, y",
+        "expected a column label with the labels, found x, y",
     ),
     "text": (
         lambda: {"x": ["a", "b"], "label": [0, 1]},
@@ -965,6 +965,16 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "missing values": (lambda: {"x": [1.0, None], "label": [0, 1]}, "found 1 missing ones in x"),
     "missing labels": (lambda: {"x": [1.0, 2.0], "label": [0, None]}, "found 1 missing ones in label"),
 }
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.feather import write_feather
+
+    columns = [pa.array([1.0, 2.0])] * 2 + [pa.array([0, 1])]
+    write_feather(pa.Table.from_arrays(columns, names=["x", "x", "label"]), tmp_path / "data.arrow")
+    with pytest.raises(DataError, match=r"data.arrow: expected columns with different names, found x twice"):
+        StreamedDataset(tmp_path / "data.arrow", label_column="label")
 
 
 @pytest.mark.parametrize("name", TABLES)

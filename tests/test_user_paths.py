@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import common, markdown
+from benchmarks import common, markdown, throughput
 from gpumlp import (
     MLP,
     BestCheckpoint,
@@ -22,7 +22,7 @@ from gpumlp import (
     load_npz,
 )
 from gpumlp.data.mnist import ENVIRONMENT_VARIABLE, mnist_folders
-from gpumlp.files import PathError
+from gpumlp.files import PathError, user_path
 from gpumlp.predicting import predict_files
 from gpumlp.report import report_page
 from tests.command_helpers import DIGITS, run
@@ -141,6 +141,47 @@ def test_a_user_who_does_not_exist_is_one_line(words: Any, home: Path, capsys: p
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", *NEW, "--out", ""),
+        ("train", "--resume", ""),
+        ("train", "--dataset", "mnist", "--data-dir", ""),
+        ("sweep", *NEW[:4], "--grid", "hidden=2,4", "--out", ""),
+        ("reproduce", "digits", "--out", ""),
+        ("figures", "activations", "--out", ""),
+        ("evaluate", ""),
+        ("evaluate", "~/run", ""),
+        ("history", ""),
+        ("history", "~/run", "--csv", ""),
+        ("diagnose", ""),
+        ("diagnose", "~/run", ""),
+        ("predict", "", "~/x.npy"),
+        ("predict", "~/run", "~/x.npy", "--out", ""),
+        ("export", ""),
+        ("export", "~/run", "--format", "npz", "--out", ""),
+        ("report", ""),
+        ("report", "~/run", "--out", ""),
+        ("shuffle", "", "~/x.npy", "out"),
+        ("shuffle", "~/x.npy", "~/x.npy", ""),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_an_empty_path_is_one_line(words: Any, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*map(str, words)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" or words[0] == "train"
+    assert len(err.splitlines()) == 1
+    assert "'': expected a path" in err or "expected a folder, got ''" in err
+    assert not list(Path().iterdir())
+
+
+def test_an_empty_path_in_python() -> None:
+    for path in ("", "a\0b"):
+        with pytest.raises(PathError, match="expected a path, without null characters"):
+            user_path(path)
+
+
 def test_a_file_of_a_user_who_does_not_exist_ends_its_own_row(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +211,7 @@ PYTHON: dict[str, Callable[[str], object]] = {
     "BestCheckpoint": lambda folder: _fit(BestCheckpoint(f"{folder}/best.safetensors", "train_loss")),
     "TensorBoard": lambda folder: _fit(TensorBoard(f"{folder}/log")),
     "report_page": lambda folder: report_page([f"{folder}/run"]),
-    "benchmarks": lambda folder: common.output_folder(f"{folder}/results", trial=False),
+    "benchmarks": lambda folder: common.output_folder(throughput.Options(out=f"{folder}/results")),
 }
 
 

@@ -342,7 +342,6 @@ class Backend:
         logits_order: preferred memory order of ``(batch, classes)`` arrays, ``"C"`` or ``"F"``.
         asynchronous: whether operations return before the device has finished them.
         stores_masks: whether `dropout` stores which units are kept; otherwise `dropout_backward` draws them again.
-        prepares_ahead: whether a thread should distort the images of a batch while the one before is trained on.
         steps_at_a_time: preferred number of steps per call of `run_steps`.
         rows_at_a_time: preferred maximum number of samples per forward pass; None for no maximum.
         options: with which it was made. A backend can run the steps of another one with the same device and
@@ -358,7 +357,6 @@ class Backend:
     logits_order: Literal["C", "F"] = "C"
     asynchronous: bool = False
     stores_masks: bool = True
-    prepares_ahead: bool = False
     rows_at_a_time: int | None = None
     steps_at_a_time: int = 1
     options: tuple[Any, ...] = ()

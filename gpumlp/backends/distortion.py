@@ -150,18 +150,24 @@ def distorted(xp: Any, images: Any, warp: Warp, words: Any) -> Any:
     padded = xp.zeros((count, rows + 3, wide), dtype=images.dtype)
     padded[:, 1 : rows + 1, 1 : columns + 1] = images
     first = whole[0] * wide + whole[1] + xp.arange(count).reshape(count, 1, 1) * ((rows + 3) * wide)
-    corners = [xp.take(padded.reshape(-1), first + offset) for offset in (0, wide, 1, wide + 1)]
     if images.dtype == np.uint8:
+        corners = (xp.take(padded.reshape(-1), first + offset) for offset in (0, wide, 1, wide + 1))
         down, right = fraction
         upper_left, lower_left, upper_right, lower_right = (corner.astype("int64") for corner in corners)
         left = upper_left * (STEPS - down) + lower_left * down
         other = upper_right * (STEPS - down) + lower_right * down
         return xp.right_shift(left * (STEPS - right) + other * right + STEPS**2 // 2, 16).astype("uint8")
-    down, right = (each.astype(images.dtype) * (1 / STEPS) for each in fraction)
-    upper_left, lower_left, upper_right, lower_right = corners
-    left = upper_left + (lower_left - upper_left) * down
-    other = upper_right + (lower_right - upper_right) * down
-    return left + (other - left) * right
+    return _between(xp, padded, first, fraction)
+
+
+def _between(xp: Any, padded: Any, first: Any, fraction: Any) -> Any:
+    """Floating values between four pixels: a fraction down and right of the first, in images with a border."""
+    pixels, wide = padded.reshape(-1), padded.shape[2]
+    down, right = (each.astype(padded.dtype) * (1 / STEPS) for each in fraction)
+    upper, lower = xp.take(pixels, first), xp.take(pixels, first + wide)
+    left = upper + (lower - upper) * down
+    upper, lower = xp.take(pixels, first + 1), xp.take(pixels, first + wide + 1)
+    return left + (upper + (lower - upper) * down - left) * right
 
 
 class NumpyDistorter:
@@ -172,7 +178,7 @@ class NumpyDistorter:
     """
 
     def __init__(self, warp: Warp) -> None:
-        self._warp = warp
+        self.warp = warp
         (rows, columns), size = warp.shape, warp.noise
         by_row, by_column = warp.weights
         self._by_row, self._by_column = by_row.astype(np.float32), by_column.astype(np.float32)
@@ -204,7 +210,7 @@ class NumpyDistorter:
             ``(n, rows, columns)``, uint32 with values of uint8, or of the images' dtype; overwritten by the next
             call.
         """
-        count, warp = len(images), self._warp
+        count, warp = len(images), self.warp
         words = self._words[:count]
         self._draw(numbers, epoch, words)
         places = self._places[:count]
@@ -240,7 +246,7 @@ class NumpyDistorter:
 
     def _smooth(self, words: Any, field: Any) -> None:
         """Write the displacements by the noise into `field`."""
-        count, size = len(words), self._warp.noise
+        count, size = len(words), self.warp.noise
         noise, half = self._noise[:count], self._half[:count]
         octets = words[:, 4:].view(np.uint8)[:, : 2 * size**2]
         np.copyto(noise, octets.reshape(count, 2, size, size))
@@ -255,7 +261,7 @@ class NumpyDistorter:
 
     def _blend_pixels(self, images: Any, first: Any, fraction: Any, wide: int) -> Any:
         """Interpolate two neighbours in a row at once: their 16-bit sums are the halves of a word."""
-        count, (rows, columns) = len(images), self._warp.shape
+        count, (rows, columns) = len(images), self.warp.shape
         padded = self._padded[:count]
         padded[:, 1 : rows + 1, 1 : columns + 1] = images
         flat = padded.reshape(-1)
@@ -280,30 +286,16 @@ class NumpyDistorter:
         return upper
 
     def _blend_numbers(self, images: Any, first: Any, fraction: Any, wide: int) -> Any:
-        count, (rows, columns) = len(images), self._warp.shape
+        count, (rows, columns) = len(images), self.warp.shape
         padded = np.zeros((count, rows + 3, wide), images.dtype)
         padded[:, 1 : rows + 1, 1 : columns + 1] = images
-        flat = padded.reshape(-1)
-        down, right = (np.multiply(fraction[:, axis], 1 / STEPS, dtype=images.dtype) for axis in range(2))
-        sides = []
-        for side in range(2):
-            upper, lower = flat[side:].take(first), flat[wide + side :].take(first)
-            lower -= upper
-            lower *= down
-            upper += lower
-            sides.append(upper)
-        left, other = sides
-        other -= left
-        other *= right
-        left += other
-        return left
+        return _between(np, padded, first, np.moveaxis(fraction, 1, 0))
 
 
 class _Local(threading.local):
     """The distorter that a thread has used last."""
 
     distorter: NumpyDistorter | None = None
-    warp: Warp | None = None
 
 
 _LOCAL = _Local()
@@ -311,6 +303,6 @@ _LOCAL = _Local()
 
 def numpy_distorter(warp: Warp) -> NumpyDistorter:
     """The `NumpyDistorter` of this thread; one for another `warp` replaces it."""
-    if _LOCAL.distorter is None or _LOCAL.warp is not warp:
-        _LOCAL.distorter, _LOCAL.warp = NumpyDistorter(warp), warp
+    if _LOCAL.distorter is None or _LOCAL.distorter.warp is not warp:
+        _LOCAL.distorter = NumpyDistorter(warp)
     return _LOCAL.distorter

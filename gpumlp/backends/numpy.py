@@ -52,7 +52,6 @@ class NumpyBackend(Backend):
     """The CPU. Arrays are `numpy.ndarray`, and operations are synchronous."""
 
     logits_order = "F"
-    prepares_ahead = True
 
     def __init__(self) -> None:
         self.name = "cpu"

@@ -108,7 +108,7 @@ def _notice(asked: str, train: Dataset, test: Dataset, data_dir: str | os.PathLi
     """What the user must see of data that are not MNIST's."""
     found = train.name
     # Only a folder that the user named can hold such files: those in the cache are checked one by one.
-    folder = user_path(os.environ.get(ENVIRONMENT_VARIABLE, "") if data_dir is None else data_dir)
+    folder = os.environ.get(ENVIRONMENT_VARIABLE) if data_dir is None else user_path(data_dir)
     lines = []
     if found == "mnist-like":
         lines.append(

@@ -314,6 +314,19 @@ def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, t
     return train
 
 
+def require_alike(train: Dataset, test: Dataset, where: str, like: str) -> None:
+    """Raise DataError, which names a file, if the samples of a test set have another shape or dtype."""
+    for what, expected, found in (
+        ("shape", train.feature_shape, test.feature_shape),
+        ("dtype", train.images.dtype, test.images.dtype),
+    ):
+        if expected != found:
+            raise DataError(
+                f"{where}: expected samples of {what} {expected} as in {like}, found {found}; prepare both in the "
+                "same way"
+            )
+
+
 def relative_weights(weights: HostArray, dtype: npt.DTypeLike) -> HostArray:
     """Sample weights for `ArrayBatches`. Only their ratios count; the largest is 1, in any dtype."""
     result: HostArray = (weights / weights.max()).astype(dtype)
@@ -425,7 +438,7 @@ class ArrayBatches:
             parts: the rows that `gather` is called with in an epoch, in order.
             inputs: ``(samples, features)``, an array like that into which it writes.
         """
-        if self._backend.prepares_ahead:
+        if not self._backend.asynchronous:
             buffer = self._backend.xp.empty_like(inputs)
             self._ahead = Ahead(lambda rows, out: self._gather(rows, None, out), parts, buffer)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import PathError, user_path
-from .dataset import DataError, Dataset, training_set
+from .dataset import DataError, Dataset, require_alike, training_set
 from .download import DataNotAvailable, Mirrors, fetch
 from .idx import read_idx
 
@@ -271,17 +271,10 @@ def _load(name: str, paths: list[Path]) -> tuple[Dataset, Dataset]:
     labels = [read_idx(path, ndims=(1, 2), content="labels") for path in paths[1::2]]
     if name == "mnist":
         name = _recognised(paths, [images[0], labels[0], images[1], labels[1]])
-    for what, expected, found in (
-        ("shape", images[0].shape[1:], images[1].shape[1:]),
-        ("dtype", images[0].dtype, images[1].dtype),
-    ):
-        if expected != found:
-            raise DataError(
-                f"{paths[2]}: expected images of {what} {expected} as in {paths[0]}, found {found}; "
-                "use training and test files of one data set"
-            )
     train = _pair(images[0], labels[0], paths[:2], name)
-    return train, _pair(images[1], labels[1], paths[2:], name, train)
+    test = _pair(images[1], labels[1], paths[2:], name, train)
+    require_alike(train, test, str(paths[2]), str(paths[0]))
+    return train, test
 
 
 def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: Dataset | None = None) -> Dataset:

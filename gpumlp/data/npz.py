@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..files import user_path
 from ..words import listed
-from .dataset import DataError, Dataset, checked_images, training_set
+from .dataset import DataError, Dataset, checked_images, require_alike, training_set
 from .idx import GZIP_MAGIC, has_idx_magic, is_idx
 from .mnist import read_images
 from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
@@ -52,15 +52,7 @@ def load_npz(path: str | os.PathLike[str], *, task: str | None = None) -> tuple[
     make = partial(training_set, name=f"{path.stem}.npz", task=task)
     train = _dataset(path, arrays, "train", make)
     test = _dataset(path, arrays, "test", train.part)
-    for what, expected, found in (
-        ("sample shape", train.feature_shape, test.feature_shape),
-        ("dtype", arrays["x_train"].dtype, arrays["x_test"].dtype),
-    ):
-        if expected != found:
-            raise DataError(
-                f"{path}: expected x_test of {what} {expected} as in x_train, found {found}; "
-                "prepare both in the same way"
-            )
+    require_alike(train, test, f"{path}, x_test", "x_train")
     return train, test
 
 
@@ -176,7 +168,8 @@ def damage_named(expected: str, cure: str) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{expected}, found one that does not fit in memory; give fewer samples") from error
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen types for damaged files
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a negative offset raises
+        # A negative offset raises EINVAL, and Arrow errors without a number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise DataError(f"{expected}, found {error.strerror or error}; check its permissions") from error
         reason = str(error).partition("\n")[0][:200]  # zipfile's hold a part of the file
         raise DataError(f"{expected}, found a damaged one ({reason}){cure}") from error

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..backends import Array, Backend, Copy, HostArray, Uploads, Warp
 from ..files import user_path
 from .blocks import BlockOrder, Blocks, ShardedOrder
-from .dataset import ArrayBatches, DataError, Dataset, relative_weights
+from .dataset import ArrayBatches, DataError, Dataset, relative_weights, require_alike
 from .labels import stratified_split
 from .reading import require_memory
 from .rows import FileRows, compact, read_targets
@@ -596,13 +596,9 @@ def load_files(
         assert isinstance(found, StreamedDataset)
         tested = found
         tested.name = user_path(test[0]).name
-        if (tested.images.columns, tested.feature_shape, tested.images.dtype) != (
-            train.images.columns,
-            train.feature_shape,
-            train.images.dtype,
-        ):
+        require_alike(train, tested, test[0], paths[0])
+        if tested.images.columns != train.images.columns:
             raise DataError(
-                f"{test[0]}: expected samples of {train.feature_shape} of {train.images.dtype} as in {paths[0]}, "
-                f"found {tested.feature_shape} of {tested.images.dtype}; prepare both in the same way"
+                f"{test[0]}: expected the columns of {paths[0]}, found others; prepare both in the same way"
             )
     return training, tested if stream else tested.in_memory(), notice

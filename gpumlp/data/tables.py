@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ..backends import HostArray
 from ..extras import require
 from ..words import listed
 from .labels import DataError
+from .npz import damage_named
 
 ARROW_MAGIC, PARQUET_MAGIC = b"ARROW1", b"PAR1"
 TABLE_ENDINGS = (".arrow", ".feather", ".parquet")
@@ -27,22 +27,10 @@ def is_zarr(path: Path) -> bool:
 
 def is_table(path: Path) -> bool:
     """Whether a file is an Arrow or Parquet table, by its name or its content."""
-    if not path.is_file():
-        return path.suffix in TABLE_ENDINGS
+    if not path.is_file():  # a Zarr array
+        return False
     with path.open("rb") as file:
         return file.read(6).startswith((ARROW_MAGIC, PARQUET_MAGIC))
-
-
-@contextmanager
-def _named(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library raises for a damaged file into a DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # each library has a dozen types
-        reason = str(error).partition("\n")[0][:200]
-        raise DataError(f"{path}: expected {what}, found a damaged one ({reason}); get it again") from error
 
 
 class ZarrArray:
@@ -60,7 +48,7 @@ class ZarrArray:
     def _open(self) -> None:
         import zarr
 
-        with _named(self.path, "a Zarr array"):
+        with damage_named(f"{self.path}: expected a Zarr array", "; get it again"):
             self._array: Any = zarr.open(self.path, mode="r")
             if not hasattr(self._array, "shape"):
                 raise DataError(
@@ -69,12 +57,12 @@ class ZarrArray:
 
     def read(self, first: int, out: HostArray) -> None:
         """Read consecutive rows, ``(n, features)``, from `first` on."""
-        with _named(self.path, "a Zarr array"):
+        with damage_named(f"{self.path}: expected a Zarr array", "; get it again"):
             out[...] = np.asarray(self._array[first : first + len(out)]).reshape(out.shape)
 
     def values(self) -> HostArray:
         """The whole array."""
-        with _named(self.path, "a Zarr array"):
+        with damage_named(f"{self.path}: expected a Zarr array", "; get it again"):
             return np.asarray(self._array[...])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,12 +94,14 @@ class TablePart:
     def __init__(self, path: Path, label_column: str) -> None:
         require("Arrow and Parquet tables", "pyarrow", "arrow")
         self.path = path
-        with _named(path, "an Arrow or Parquet file"):
+        with damage_named(f"{path}: expected an Arrow or Parquet file", "; get it again"):
             schema, self._lengths = self._facts()
             names = [field.name for field in schema]
-            if label_column not in names or names.count(label_column) > 1:
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise DataError(f"{path}: expected columns with different names, found {listed(twice)} twice")
+            if label_column not in names:
                 raise DataError(
-                    f"{path}: expected one column {label_column} with the labels, found {listed(names)}; name it "
+                    f"{path}: expected a column {label_column} with the labels, found {listed(names)}; name it "
                     "with --label-column"
                 )
             self.columns = tuple(name for name in names if name != label_column)
@@ -192,7 +182,7 @@ class TablePart:
     def read(self, first: int, out: HostArray) -> None:
         """Read consecutive rows, ``(n, features)``, from `first` on."""
         done = 0
-        with _named(self.path, "an Arrow or Parquet file"):
+        with damage_named(f"{self.path}: expected an Arrow or Parquet file", "; get it again"):
             while done < len(out):
                 number = int(np.searchsorted(self._starts, first + done, "right")) - 1
                 if self._cached is None or self._cached[0] != number:
@@ -209,7 +199,7 @@ class TablePart:
 
     def labels(self) -> HostArray:
         """The label column."""
-        with _named(self.path, "an Arrow or Parquet file"):
+        with damage_named(f"{self.path}: expected an Arrow or Parquet file", "; get it again"):
             groups = [self._group(number, (self.label_column,)) for number in range(len(self._lengths))]
             parts = [self._values(group.columns[0], self.label_column) for group in groups]
         values = np.concatenate(parts) if parts else np.empty(0, np.int64)

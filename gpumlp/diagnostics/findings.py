@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +44,8 @@ def diagnose(run: Run) -> Diagnosis:
         augment=bool(config.augment),
         ema=config.ema or 0.0,
         steps=checkpoint.steps // max(1, checkpoint.epochs),
+        early_stopping=config.early_stopping > 0 and config.monitor == "validation_loss",
     )
-    keeps_best = config.early_stopping > 0 and config.monitor == "validation_loss"
-    setting = dataclasses.replace(setting, early_stopping=keeps_best)
     findings = [*find(records, setting), *_of_classes(run.metrics)]
     if run.diverged is not None:  # an exploding loss ends so
         findings = [run.diverged, *(finding for finding in findings if finding.name != "exploding loss")]

@@ -19,6 +19,8 @@ from ..training.batches import WATCH_STREAM
 from ..training.history import ClassCounts, LayerStatistics
 from ..training.trainer import Callback, Trainer
 
+# What is measured of each layer: squares of norms, counts, sums.
+ROWS = ("gradient", "change", "weight", "dead", "saturated", "input", "mean", "square")
 SATURATED = 0.99  # |a| of tanh, |2 a - 1| of sigmoid: the slope is then below 2 % of its largest
 LEAST_ROWS, MOST_ROWS = 16, 128  # samples that the gradient is taken from
 ROWS_SHARE = 100  # one of this many samples of an epoch: a hundredth of its work
@@ -130,10 +132,7 @@ class Probe:
         trained: the network that the steps change, if not `model` itself.
     """
 
-    def __init__(
-        self, model: MLP, samples: int, epoch_samples: int, scratch: Array, trained: MLP | None = None
-    ) -> None:
-        trained = trained or model
+    def __init__(self, model: MLP, samples: int, epoch_samples: int, scratch: Array, trained: MLP) -> None:
         self.model, self._trained = model, trained.parameters
         self.samples = samples
         self.rows = min(samples, max(LEAST_ROWS, min(MOST_ROWS, epoch_samples // ROWS_SHARE)))
@@ -155,7 +154,8 @@ class Probe:
         others = len(self._targets) < sum(len(shape) > 1 for shape in parameters.shapes.values())
         self._overwritten = parameters.gradient[0 if others else parameters.weights.stop :]
         self._kept = xp.empty_like(self._overwritten)
-        self.values: Array = xp.zeros((8, len(model.dense_layers)), dtype="float64")
+        self.values: Array = xp.zeros((len(ROWS), len(model.dense_layers)), dtype="float64")
+        self._rows = dict(zip(ROWS, self.values, strict=True))
 
     def look(self, seen: Workspace, before: Array) -> None:
         """Take the statistics.
@@ -164,7 +164,7 @@ class Probe:
             seen: after a forward pass over the batch and its loss; read only.
             before: ``(size,)``, the parameters that the steps change at the start of the epoch.
         """
-        model, backend, values = self.model, self.model.backend, self.values
+        model, backend, row = self.model, self.model.backend, self._rows
         xp = backend.xp
         own = self._workspace
         for cache, source in zip(own.caches[:-1], seen.caches[:-1], strict=True):
@@ -174,18 +174,18 @@ class Probe:
         for index, layer in enumerate(model.dense_layers[:-1]):
             outputs, free, rest = self._caches[index].output, self._caches[index].delta, self._deviations[index]
             mean = backend.totals(outputs)[0] / outputs.size
-            values[6, index] = mean
+            row["mean"][index] = mean
             xp.subtract(outputs, mean.astype(outputs.dtype), out=free)  # until the backward pass
-            values[7, index] = xp.vdot(rest, rest)
+            row["square"][index] = xp.vdot(rest, rest)
             if isinstance(layer.activation, ReLU):
                 largest = xp.max(seen.caches[model.layers.index(layer)].output, axis=0)
-                values[3, index] = backend.totals(xp.less_equal(largest, 0))[0]
+                row["dead"][index] = backend.totals(xp.less_equal(largest, 0))[0]
             elif can_saturate(layer.activation):
                 xp.copyto(free, outputs)
-                values[4, index] = backend.totals(saturated_outputs(xp, layer.activation, free))[0]
+                row["saturated"][index] = backend.totals(saturated_outputs(xp, layer.activation, free))[0]
         xp.copyto(own.inputs, seen.inputs[: self.rows])
         if not self._inputs_known:  # they are the same after every epoch
-            values[5, 0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))
+            row["input"][0] = xp.maximum(xp.max(own.inputs), xp.abs(xp.min(own.inputs)))
             self._inputs_known = True
         # The loss has left the error term of a mean over the whole batch.
         xp.multiply(seen.logits[: self.rows], self.samples / self.rows, out=own.logits)
@@ -194,42 +194,38 @@ class Probe:
         model.backward_pass(own, self._targets)
         xp.copyto(self._overwritten, self._kept)
         for index, gradient in enumerate(self._flat_targets):
-            values[0, index] = xp.vdot(gradient, gradient)
+            row["gradient"][index] = xp.vdot(gradient, gradient)
         weights = self._trained.weights
         xp.subtract(self._trained.data[weights], before[weights], out=self._scratch[weights])
         for index, (change, weight) in enumerate(zip(self._flat_targets, self._weights, strict=True)):
-            values[1, index] = xp.vdot(change, change)
-            values[2, index] = xp.vdot(weight, weight)
+            row["change"][index] = xp.vdot(change, change)
+            row["weight"][index] = xp.vdot(weight, weight)
 
     def statistics(self, values: Sequence[float]) -> tuple[LayerStatistics, ...]:
         """The `values`, flattened and read by the host, as statistics of each layer."""
         layers = self.model.dense_layers
-        count = len(layers)
-        gradients, changes, weights, dead, saturated, inputs, means, squares = (
-            values[start : start + count] for start in range(0, 8 * count, count)
-        )
-        outputs = [
-            _mean_and_deviation(means[index], squares[index] / (layer.out_features * self.rows))
-            for index, layer in enumerate(layers[:-1])
-        ]
-        outputs.append((None, None))
-        return tuple(
-            LayerStatistics(
-                gradient_norm=_root(gradients[index]),
-                update_ratio=_root(changes[index] / weights[index] if weights[index] else 0.0),
-                weight_norm=_root(weights[index]),
-                dead=dead[index] / layer.out_features if isinstance(layer.activation, ReLU) else None,
-                saturated=saturated[index] / (layer.out_features * self.rows)
-                if can_saturate(layer.activation)
-                else None,
-                samples=self.samples,
-                gradient_samples=self.rows,
-                largest_input=inputs[0] if index == 0 and math.isfinite(inputs[0]) else None,
-                mean=outputs[index][0],
-                deviation=outputs[index][1],
+        found = dict(zip(ROWS, np.reshape(values, (len(ROWS), len(layers))).tolist(), strict=True))
+        result = []
+        for index, layer in enumerate(layers):
+            of = {name: row[index] for name, row in found.items()}
+            count = layer.out_features * self.rows
+            last, saturates = index == len(layers) - 1, can_saturate(layer.activation)
+            mean, deviation = (None, None) if last else _mean_and_deviation(of["mean"], of["square"] / count)
+            result.append(
+                LayerStatistics(
+                    gradient_norm=_root(of["gradient"]),
+                    update_ratio=_root(of["change"] / of["weight"] if of["weight"] else 0.0),
+                    weight_norm=_root(of["weight"]),
+                    dead=of["dead"] / layer.out_features if isinstance(layer.activation, ReLU) else None,
+                    saturated=of["saturated"] / count if saturates else None,
+                    samples=self.samples,
+                    gradient_samples=self.rows,
+                    largest_input=of["input"] if index == 0 and math.isfinite(of["input"]) else None,
+                    mean=mean,
+                    deviation=deviation,
+                )
             )
-            for index, layer in enumerate(layers)
-        )
+        return tuple(result)
 
 
 def is_due(epoch: int, epoch_samples: int, backend: Backend) -> bool:

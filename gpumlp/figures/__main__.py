@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from .. import command
-from ..backends import check_device_name, get_backend
+from ..backends import get_backend
 from ..data import load_dataset
 from ..extras import require
 from ..files import user_path
@@ -50,12 +50,7 @@ class Options:
             problems.append(f"there is no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
         if not isinstance(self.seed, int) or self.seed < 0:
             problems.append(f"seed: expected a whole number of 0 or more, got {self.seed}")
-        try:
-            check_device_name(self.device)
-        except ValueError as error:
-            problems.append(str(error))
-        if not self.out:
-            problems.append("out: expected the path of a folder, got an empty one")
+        problems += command.device_problems(self.device)
         out = user_path(self.out)
         files = [path for path in (out, *out.parents) if path.exists() and not path.is_dir()]
         if files:

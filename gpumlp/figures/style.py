@@ -168,7 +168,7 @@ class Sheet:
         return FigureResult(self.figure, {"title": self.title, "caption": self.caption, **numbers})
 
 
-def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]], *, gap: float = 0.06) -> None:
+def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Write names at the ends of lines, moved apart where they would overlap.
 
     Args:
@@ -183,10 +183,10 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]], *, g
     )
     heights = [float(min(max(spot[1], 0.0), 1.0)) for spot, _, _ in spots]
     for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + gap)
+        heights[index] = max(heights[index], heights[index - 1] + 0.06)
     excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
     for index in range(len(heights) - 1, -1, -1):
-        ceiling = heights[index + 1] - gap if index + 1 < len(heights) else 1.0
+        ceiling = heights[index + 1] - 0.06 if index + 1 < len(heights) else 1.0
         heights[index] = min(heights[index], ceiling) if excess else heights[index]
     for (spot, text, colour), height in zip(spots, heights, strict=True):
         axes.annotate(

@@ -113,13 +113,12 @@ class Orthogonal:
 INITIALIZERS = ("auto", "he", "he_uniform", "glorot", "glorot_uniform", "orthogonal", "normal")
 
 
-def get_initializer(initializer: str | Initializer, activation: Activation, scale: float = 0.01) -> Initializer:
+def get_initializer(initializer: str | Initializer, activation: Activation) -> Initializer:
     """Return the initializer with this name; an object with a `std` method is returned unchanged.
 
     Args:
         initializer: one of `INITIALIZERS`; ``"auto"`` selects by the activation.
         activation: of the hidden layers.
-        scale: standard deviation for ``"normal"``.
 
     Raises:
         ValueError: the name is unknown.
@@ -134,7 +133,7 @@ def get_initializer(initializer: str | Initializer, activation: Activation, scal
     if name == "orthogonal":
         return Orthogonal(math.sqrt(2) if activation.initializer == "he" else 1.0)
     if name == "normal":
-        return Normal(scale)
+        return Normal()
     raise ValueError(
         f"initializer is expected to be one of {', '.join(INITIALIZERS)}, or an object with a method "
         f"std(in_features, out_features), got {shown(initializer)}"

@@ -201,8 +201,7 @@ class Dense(Layer):
         super().__init__(in_features, out_features)
         self.activation = get_activation(activation)
         self.initializer = get_initializer(initializer, self.activation)
-        get_backend(device)  # for its error
-        self._home = device, check_dtype(dtype)
+        self._home = get_backend(device).name, check_dtype(dtype)
         if seed is not None:
             self._draw(seed)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..backends import Array, Backend, HostArray, to_host
 from ..words import as_product, listed, numeric_array, shown
@@ -82,18 +81,8 @@ class LabelledData(Protocol):
     def feature_shape(self) -> tuple[int, ...]: ...
     @property
     def limits(self) -> tuple[float, float] | None: ...
-    def batches(
-        self,
-        batch_size: int,
-        backend: Backend,
-        dtype: npt.DTypeLike,
-        rows: HostArray | None = None,
-        *,
-        targets: HostArray | None = None,
-        weights: HostArray | None = None,
-        pixels: bool = True,
-        preprocessing: Callable[[Any], Any] | None = None,
-    ) -> Any: ...
+    @property
+    def batches(self) -> Callable[..., Any]: ...
 
 
 def flat_samples(model: Network, images: Any, backend: Backend, pixels: bool | None) -> tuple[Array, bool]:

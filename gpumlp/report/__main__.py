@@ -11,7 +11,6 @@ from typing import Annotated
 import tyro
 
 from .. import command
-from ..backends import check_device_name
 from ..files import user_path
 from ..training.config import ConfigError
 from .page import FILE, render_report, require_libraries, write_page
@@ -38,10 +37,7 @@ class Options:
         problems = []
         if not self.runs:
             problems.append("expected the folder of at least one run, got none")
-        try:
-            check_device_name(self.device)
-        except ValueError as error:
-            problems.append(str(error))
+        problems += command.device_problems(self.device)
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -463,7 +463,7 @@ def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
     result = []
     for run in runs:
         recorded = [epoch.get("layers") for epoch in run.epochs]
-        depth = max((len(layers) for layers in recorded if isinstance(layers, list | tuple)), default=0)
+        depth = max((len(layers or ()) for layers in recorded), default=0)
         charts: list[Chart] = []
         for key, title, unit, log in _LAYER_VALUES:
             lines = []
@@ -481,10 +481,8 @@ def _layer_value(layers: Any, index: int, key: str) -> float | None:
     """A statistic of a layer: None if none was taken after the epoch, NaN if it is missing or not finite."""
     if not layers:
         return None
-    if not isinstance(layers, list | tuple) or index >= len(layers) or not isinstance(layers[index], dict):
-        return math.nan
     value = layers[index].get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return math.nan if value is None else float(value)
 
 
 def _setting(value: Any) -> str:

@@ -197,10 +197,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         network, best = epochs.solver.network, None
         if self.early_stopping and self.best_validation_score_ is not None:  # of a previous fit, of these weights
             best = network.parameters.data.copy()
-        stop = False
         self.n_iter_ = 0
         try:
-            while not stop and self.n_iter_ < (1 if tasks is None else self.max_iter):
+            for _ in range(1 if tasks is None else self.max_iter):
                 if tasks is not None:
                     tasks.begin_epoch()
                 data_loss, penalty, found = epochs.run(random if self.shuffle else None, watch)
@@ -217,28 +216,29 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
                 if self.solver == "sgd" and self.learning_rate == "invscaling":
                     rate = float(self.learning_rate_init) / (self.t_ + 1) ** float(self.power_t)
                     epochs.solver.change_learning_rate(rate)
-                stop = self._stops_improving(epochs.solver)
+                ends = self._stops_improving(epochs.solver)
                 if tasks is not None and tasks.end_epoch(network):
-                    stop = True
+                    ends = True
                 if diverged:
                     warn_user(
                         f"Training diverged in epoch {self.n_iter_}; the weights are those with the best "
                         "validation score. Scale the features, or lower learning_rate_init.",
                         ConvergenceWarning,
                     )
-                    stop = True
+                if ends or diverged:
+                    break
+            else:
+                if tasks is not None:
+                    warn_user(
+                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                        "hasn't converged yet.",
+                        ConvergenceWarning,
+                    )
         except KeyboardInterrupt:
             if self.n_iter_ == 0:
                 raise
             warn_user("Training interrupted by user.")
-            stop = True
         if tasks is not None:
-            if not stop:
-                warn_user(
-                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
-                    "hasn't converged yet.",
-                    ConvergenceWarning,
-                )
             tasks.end(network)
         return best
 

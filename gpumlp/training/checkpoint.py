@@ -189,11 +189,6 @@ class Checkpoint:
         Raises:
             CheckpointError: the data set, the optimizer's state or the history is different.
         """
-        found, expected = trainer.train_set.fingerprint(), self.dataset["train_fingerprint"]
-        if found != expected:
-            raise CheckpointError(
-                f"{self.path}: the run was trained on other data: expected {expected}, got {found}"
-            )
         content, history = self._content(), self.history
         parameters, backend = trainer.model.parameters, trainer.model.backend
         try:

@@ -350,9 +350,9 @@ class History:
     def __len__(self) -> int:
         return len(self.records)
 
-    def best(self, monitor: str = "validation_loss", min_delta: float = 0.0) -> Best | None:
+    def best(self, monitor: str = "validation_loss") -> Best | None:
         """The best epoch by one of the columns in `MONITORS`, see `best_epoch`."""
-        return best_epoch(self[monitor], monitor, min_delta)
+        return best_epoch(self[monitor], monitor)
 
     def findings(self) -> list[Finding]:
         """What is wrong with training, each with evidence and advice; an empty list if nothing is.

@@ -82,11 +82,11 @@ class Running:
         self.backend, self.training, self.error = backend, training, None
         self.go_on()
 
-    def go_on(self, result: Any = None, error: BaseException | None = None) -> None:
-        """Go on to the next request, or throw what the last one raised into the training."""
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Go on to the first request, or throw what the last one raised into the training."""
         try:
             with self.backend.activate():
-                self.advance(result, error)
+                self.advance(error=error)
         except Exception as raised:  # the device cannot be activated
             self.request, self.error = None, raised
 

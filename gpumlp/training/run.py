@@ -354,18 +354,18 @@ class RunFolder(Callback):
     Args:
         path: the folder.
         config: of the run.
-        resumed: the checkpoint from which the run is resumed, in the same folder.
 
     Attributes:
+        resumed: the checkpoint from which the run is resumed, in the same folder; None for a new run.
         before_saving: called before the checkpoint is written: writes other files that must not be behind it.
     """
 
     _trained: ClassVar[WeakSet[RunFolder]] = WeakSet()  # by this process, now
 
-    def __init__(self, path: Path, config: Config, resumed: Checkpoint | None = None) -> None:
+    def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
-        self.resumed = resumed
+        self.resumed: Checkpoint | None = None
         self._history = HistoryFile(path / HISTORY)
         self._so_far = BestSoFar(self.config.monitor)
         self._best: HistoryPart | None = None  # of the history, up to the epoch whose network is kept

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
-from ..backends import DROPOUT, Accumulation, Array, Draws, StepRun, Totals, Warp
+from ..backends import DROPOUT, Accumulation, Array, Draws, StepRun, Totals
 from ..data.blocks import part_of
 from ..data.dataset import ArrayBatches
-from ..nn.layers import Dense, Dropout, Layer
+from ..nn.layers import Dense, Dropout
 from ..nn.metrics import new_scores
 from ..nn.network import MLP, Workspace, evaluation_totals
 from ..nn.optimizers import Optimizer, OptimizerState, Penalty
@@ -33,45 +34,16 @@ class _Step:
         self.losses: Array = xp.empty(batches.samples, dtype=model.dtype)
         self.scores: Array = new_scores(xp, model.loss.task, batches.samples, model.sizes[-1], model.dtype)
 
-    @property
-    def layers(self) -> list[Layer]:
-        return self.model.layers
-
-    @property
-    def parameters(self) -> Array:
-        return self.model.parameters.data
-
-    @property
-    def gradient(self) -> Array:
-        return self.model.parameters.gradient
-
-    @property
-    def weights(self) -> slice:
-        return self.model.parameters.weights
-
-    @property
-    def images(self) -> Array:
-        return self.batches.images
-
-    @property
-    def order(self) -> Array:
-        return self.batches.order
-
-    @property
-    def numbers(self) -> Array:
-        return self.batches.numbers
-
-    @property
-    def targets(self) -> Array:
-        return self.batches.targets
-
-    @property
-    def slices(self) -> list[slice]:
-        return self.batches.slices
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches.batch_size
+    layers = property(attrgetter("model.layers"))
+    parameters = property(attrgetter("model.parameters.data"))
+    gradient = property(attrgetter("model.parameters.gradient"))
+    weights = property(attrgetter("model.parameters.weights"))
+    images = property(attrgetter("batches.images"))
+    order = property(attrgetter("batches.order"))
+    numbers = property(attrgetter("batches.numbers"))
+    targets = property(attrgetter("batches.targets"))
+    slices = property(attrgetter("batches.slices"))
+    batch_size = property(attrgetter("batches.batch_size"))
 
 
 class TrainingStep(_Step):
@@ -132,8 +104,8 @@ class TrainingStep(_Step):
         self.average, self.decay = average, decay
         state.weights = model.parameters.weights
         known = all(type(layer) in (Dense, Dropout) for layer in model.layers)
-        # In parts, only the gradients of dense layers are summed.
         most = -(-batches.batch_size // shards)
+        # A layer of the user's may need the whole batch.
         rows = min(most, (model.backend.rows_at_a_time if known else None) or most)
         self.multiply_adds = rows * sum(layer.weight.size for layer in model.dense_layers)
         self.workspace = Workspace(model, rows, pixels=batches.pixels, training=True)
@@ -171,13 +143,9 @@ class TrainingStep(_Step):
             and _has_methods_of(ArrayBatches, self.batches, "gather", "_gather")
         )
 
-    @property
-    def sample_weights(self) -> Array | None:
-        return self.batches.weights
-
-    @property
-    def warp(self) -> Warp | None:
-        return self.batches.warp
+    sample_weights = property(attrgetter("batches.weights"))
+    warp = property(attrgetter("batches.warp"))
+    processes = property(attrgetter("group.size"))
 
     def arrays(self) -> list[Array]:
         """Every array that a step reads or writes."""
@@ -229,10 +197,6 @@ class TrainingStep(_Step):
             yield
         finally:
             self.group = group
-
-    @property
-    def processes(self) -> int:
-        return self.group.size
 
     def in_any_process(self, flag: bool) -> bool:
         return self.group.any(flag)
@@ -351,17 +315,13 @@ class TrainingStep(_Step):
 
     def _gradient_in_parts(self, rows: slice, batch: slice) -> None:
         """Compute the gradient of rows of a batch that do not fit into the workspace, as the sum over parts."""
-        xp, parameters, samples = self.model.backend.xp, self.model.parameters, batch.stop - batch.start
-        weights = [layer.weight_gradient for layer in self.model.dense_layers]
-        biases = parameters.gradient[parameters.weights.stop :]  # overwritten by each part
-        bias_sums = self.state.scratch[parameters.weights.stop :]
-        bias_sums.fill(0)
+        xp, total, samples = self.model.backend.xp, self.state.scratch, batch.stop - batch.start
+        total.fill(0)
         for start in range(rows.start, rows.stop, self.workspace.batch_size):
             part = slice(start, min(start + self.workspace.batch_size, rows.stop))
-            targets = [Accumulation(weight, keep=0.0 if start == rows.start else 1.0) for weight in weights]
-            self._gradient(part, targets, (part.stop - part.start) / samples, start - batch.start)
-            xp.add(bias_sums, biases, out=bias_sums)
-        xp.copyto(biases, bias_sums)
+            self._gradient(part, share=(part.stop - part.start) / samples, first=start - batch.start)
+            xp.add(total, self.gradient, out=total)
+        xp.copyto(self.gradient, total)
 
 
 class EvaluationStep(_Step):

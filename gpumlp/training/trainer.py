@@ -205,6 +205,7 @@ class Trainer:
         self.optimizer = SGD() if optimizer is None else checked_optimizer(optimizer)
         self.schedule: Schedule = Constant() if schedule is None else checked_schedule("schedule", schedule)
         self.seed = whole("seed", seed, 0)
+        diagnostics = flag("diagnostics", diagnostics)
         self.blocks = blocks = checked_order(order, streamed=self.train_set.streamed)
         penalty = Penalty() if penalty is None else instance("penalty", penalty, Penalty, "Penalty(l2=1e-4)")
         self.augment = _checked_augment(augment, self.train_set)
@@ -226,6 +227,7 @@ class Trainer:
                 *(model, train, validation, batch_size, self.seed, pixels, class_weight),
                 *(rows, blocks, shards, self.augment, preprocess),
             )
+            self.shards = _checked_shards(shards, self.batches.batch_size, group)
         model.class_names, model.inputs = learned_names(model, train), inputs
         self._setting = Setting.of(
             model,
@@ -238,7 +240,6 @@ class Trainer:
             ema=decay or 0.0,
             steps=len(self.batches.slices),
         )
-        self.shards = _checked_shards(shards, self.batches.batch_size, group)
         self.history.setting = self._setting
         rng = np.random.default_rng([self.seed, ORDER_STREAM])
         if blocks is None:
@@ -273,7 +274,7 @@ class Trainer:
             self._evaluation = None if held_out is None else EvaluationStep(model, held_out.staged(), self._step)
             self._snapshot = [buffer.copy() for buffer in self._buffers()]
         self._diagnostics: list[Callback] = []
-        if flag("diagnostics", diagnostics) and not self.group.rank:
+        if diagnostics and not self.group.rank:
             from ..diagnostics import LayerWatch  # a callback like any other: this module does not need it
 
             self._diagnostics = [LayerWatch(self)]
@@ -469,16 +470,14 @@ class Trainer:
         if validation is not None and not math.isfinite(validation.loss):
             return None
         results = {"train": evaluation_of(self.model, batches, found), "validation": validation}
-        columns = {
-            f"{part}_{name}": getattr(result, name)
+        columns: dict[str, Any] = {
+            f"{part}_{name}": getattr(result, name, None)
             for part, result in results.items()
             for name in HIGHER_IS_BETTER
-            if result is not None
         }
-        none = {"validation_loss": None, "validation_accuracy": None}
         return EpochRecord(
             epoch=self.epoch + 1,
-            **{**none, **columns},
+            **columns,
             learning_rate=rates[-1],
             seconds=seconds,
             samples_per_second=per_second(batches.samples, seconds),

@@ -51,7 +51,7 @@ from ..base import (
 from ..distortion import Warp
 from ..philox import Draws
 from .cublaslt import Products
-from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey, StepKeys
+from .graphs import LENGTHS, Capture, CapturedStep, GraphRunner, NotCapturableError, StepKey
 from .kernels import (
     GraphOffsets,
     Kernels,
@@ -162,16 +162,14 @@ class CudaBackend(Backend):
         self.tf32 = False
         self.wanted_execution = execution
         self.options = matmul_precision, execution, multiprocessors
-        self.keys = StepKeys()
         parts = 2 if matmul_precision == "high" else 3
         self.persistent, self.graphs = PersistentRunner(self, parts, multiprocessors), GraphRunner(self)
         self._runners: dict[str, PersistentRunner | GraphRunner] = {
             "persistent": self.persistent,
             "graphs": self.graphs,
         }
-        self._chosen: WeakKeyDictionary[Step, tuple[StepKey, Execution]] = WeakKeyDictionary()
-        # Of steps that evaluate a network: what was chosen for the one that trains it, and for them.
-        self._evaluated: WeakKeyDictionary[Step, tuple[Any, Execution]] = WeakKeyDictionary()
+        # By key; of a step that evaluates a network, that is what was chosen for the one that trains it.
+        self._chosen: WeakKeyDictionary[Step, tuple[Any, Execution]] = WeakKeyDictionary()
         self._kernels: dict[Any, Kernels] = {}
         self._capture: Capture | None = None
         self._given: Any = None  # see `_keep_pace`
@@ -278,25 +276,22 @@ class CudaBackend(Backend):
     # -- Steps --------------------------------------------------------------------------------------
 
     def execution(self, step: Step) -> Execution:
-        if step.evaluates is None:
-            return self._choose(step, self.keys.of(step))
-        as_trained, found = self._chosen.get(step.evaluates), self._evaluated.get(step)
-        if found is None or found[0] is not as_trained:
-            reason = "as it is trained"
-            if as_trained is not None and as_trained[1].name == "persistent":
-                reason = self.persistent.unsupported_reason(step) or ""
-            execution = (
-                Execution("eager", reason) if reason else Execution("persistent", self.persistent.describe(step))
-            )
-            found = self._evaluated[step] = as_trained, execution
-        return found[1]
+        return self._choose(step, StepKey(step) if step.evaluates is None else self._chosen.get(step.evaluates))
 
-    def _choose(self, step: Step, key: StepKey) -> Execution:
+    def _choose(self, step: Step, key: Any) -> Execution:
         """The execution of a step; selected again if its arrays or rules have changed."""
         found = self._chosen.get(step)
         if found is None or found[0] != key:
-            found = self._chosen[step] = key, self._first_supported(step)
+            execution = self._first_supported(step) if step.evaluates is None else self._as_trained(step, key)
+            found = self._chosen[step] = key, execution
         return found[1]
+
+    def _as_trained(self, step: Step, trained: tuple[Any, Execution] | None) -> Execution:
+        """The execution of a step that evaluates a network."""
+        reason: str | None = "as it is trained"
+        if trained is not None and trained[1].name == "persistent":
+            reason = self.persistent.unsupported_reason(step)
+        return Execution("eager", reason) if reason else Execution("persistent", self.persistent.describe(step))
 
     def _first_supported(self, step: Step) -> Execution:
         """The first execution that supports the step, or the requested one."""
@@ -353,7 +348,7 @@ class CudaBackend(Backend):
         if step.evaluates is not None:
             super().run_steps(step, batches, learning_rates)
             return
-        key, done = self.keys.of(step), 0
+        key, done = StepKey(step), 0
         if step.processes > 1:
             self._keep_pace()
         if step.in_any_process(not self.graphs.holds(step, key)):  # all processes capture it, or none

@@ -20,7 +20,8 @@ import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import chain
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -29,16 +30,10 @@ from ..base import Array, Step
 from .kernels import (
     Device,
     GraphOffsets,
-    cuda_activation,
-    has_penalty_kernel,
-    loss_kernel,
-    optimizer_kernel,
 )
 
 LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
 CAPACITY = 256  # steps whose factors are copied to the device at a time
-
-StepKey: TypeAlias = tuple[Any, ...]
 
 
 class NotCapturableError(RuntimeError):
@@ -103,11 +98,10 @@ class Captured:
     """The graphs of one `Step`.
 
     Attributes:
-        key: the `step_key` for which the graphs are valid.
+        key: the `StepKey` for which the graphs are valid.
         refusal: why the step could not be captured, or None.
         graphs: by number of steps, in descending order.
         offsets: from which the graphs read the values that change.
-        arrays: the captured arrays; the references prevent the reuse of their addresses.
         pool: the memory of the temporary arrays in the graphs; nothing else is allocated from it.
     """
 
@@ -115,7 +109,6 @@ class Captured:
     refusal: str | None
     graphs: dict[int, Any]
     offsets: GraphOffsets
-    arrays: list[Array]
     pool: Any
 
 
@@ -134,14 +127,14 @@ class GraphRunner:
         found = self._captured.get(step)
         if step in self._changing:
             return "each step changes an attribute of a rule, which a graph would not repeat"
-        if found is not None and found.refusal is not None and found.key == step_key(step):
+        if found is not None and found.refusal is not None and found.key == StepKey(step):
             return found.refusal
         if not step.same_rules:
             return "its rules change from batch to batch, or a method of it is overridden"
         return None
 
     def holds(self, step: Step, key: StepKey) -> bool:
-        """Whether a step with this `step_key` was captured, or could not be."""
+        """Whether a step with this `StepKey` was captured, or could not be."""
         found = self._captured.get(step)
         return found is not None and found.key == key
 
@@ -158,7 +151,7 @@ class GraphRunner:
 
         Args:
             step: the step.
-            key: its `step_key`.
+            key: its `StepKey`.
             batches, learning_rates: as for `Backend.run_steps`.
 
         Returns:
@@ -175,7 +168,7 @@ class GraphRunner:
                 step(batch, learning_rates[done])
                 done += 1
                 if not known and batch.stop - batch.start == step.batch_size:
-                    before, key = key, step_key(step)
+                    before, key = key, StepKey(step)
                     if key == before:
                         self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
                     elif changed:  # twice: it is no array that the first step keeps
@@ -193,7 +186,7 @@ class GraphRunner:
         count = len(step.optimizer.step_factors(step.state.steps + 1, learning_rate))
         offsets = GraphOffsets(xp.empty(3, dtype="int64"), xp.zeros((CAPACITY, count), dtype=dtype))
         self._backend.kernels(dtype).set_position(offsets, 0, 0, 0)  # compiles what only a capture uses
-        captured = Captured(key, None, {}, offsets, step.arrays(), xp.cuda.MemoryPool())
+        captured = Captured(key, None, {}, offsets, xp.cuda.MemoryPool())
         full = _full_batches(step, range(min(LENGTHS[0], len(step.slices))))
         stream = xp.cuda.Stream(non_blocking=True)  # one, since a pool reuses memory on the same stream only
         try:
@@ -225,10 +218,7 @@ class GraphRunner:
                 raise
             finally:
                 step.state.steps = steps
-            graph = stream.end_capture()
-        if capture.steps != len(batches):
-            raise NotCapturableError(f"expected {len(batches)} optimizer steps in a capture, got {capture.steps}")
-        return graph
+            return stream.end_capture()
 
     def _launch(self, step: Step, found: Captured, batches: range, learning_rates: Sequence[float]) -> None:
         """Run at most `CAPACITY` full batches."""
@@ -246,82 +236,46 @@ class GraphRunner:
             done += length
 
 
-class StepKeys:
-    """The keys of steps, see `step_key`, computed again where something that they depend on is another object."""
+class StepKey:
+    """What a captured graph of a step and the choice of its execution depend on.
 
-    def __init__(self) -> None:
-        self._found: WeakKeyDictionary[Step, tuple[list[Any], StepKey]] = WeakKeyDictionary()
+    Numbers, strings and what lists hold are compared by value, all else by identity, such as arrays, whose values
+    a graph reads; the references prevent the reuse of their addresses.
+    """
 
-    def of(self, step: Step) -> StepKey:
-        """The key of a step."""
-        objects = _objects(step)
-        found = self._found.get(step)
-        if found is not None and len(found[0]) == len(objects) and all(map(operator.is_, found[0], objects)):
-            return found[1]
-        key = step_key(step)
-        if not any(isinstance(each, (list, dict, set)) for each in objects):  # which can change in place
-            self._found[step] = objects, key
-        return key
-
-
-def _objects(step: Step) -> list[Any]:
-    """Everything that the key of a step depends on."""
-    activations = [getattr(layer, "activation", None) for layer in step.layers]
-    rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
-    state = {name: value for name, value in vars(step.state).items() if name != "steps"}
-    objects: list[Any] = [step.batch_size, step.gradient_wanted, step.same_rules, step.shards]
-    objects += [step.clip_norm, step.max_norm, step.decay, step.warp]
-    objects += [*rules, *step.arrays(), *([] if step.draws is None else step.draws[:2])]
-    for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
-        for value in attributes.values():
-            objects += value.values() if type(value) is dict else [value]
-    return objects
-
-
-def step_key(step: Step) -> StepKey:
-    """Addresses, shapes and rules of a step: a captured graph is valid while they are unchanged."""
-    rules = (step.optimizer, step.penalty, step.loss, *step.layers)
-    state = {name: value for name, value in vars(step.state).items() if name != "steps"}
-    activations = [getattr(layer, "activation", None) for layer in step.layers]
-    return (
-        *((array.data.ptr, array.shape, array.dtype.char) for array in step.arrays()),
-        *(_description(rule) for rule in (*rules, *activations)),
-        _comparable(state),
-        *(cuda_activation(activation) for activation in activations),
-        *(optimizer_kernel(step.optimizer), has_penalty_kernel(step.penalty), loss_kernel(step.loss)),
-        *(step.batch_size, step.gradient_wanted, step.same_rules, step.shards, step.clip_norm, step.max_norm),
-        *(None if step.average is None else step.decay, None if step.draws is None else step.draws[:2]),
-        _Same(step.warp),
-    )
-
-
-class _Same:
-    """Something that is compared by identity, such as an array, whose values a graph reads."""
-
-    __slots__ = ("thing",)
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, thing: object) -> None:
-        self.thing = thing
+    def __init__(self, step: Step) -> None:
+        activations = [getattr(layer, "activation", None) for layer in step.layers]
+        rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
+        state = {name: value for name, value in vars(step.state).items() if name != "steps"}
+        found: list[Any] = [step.batch_size, step.gradient_wanted, step.same_rules, step.shards, step.clip_norm]
+        found += [step.max_norm, step.decay, step.warp, *([] if step.draws is None else step.draws[:2])]
+        found += [*step.arrays(), *rules]
+        for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
+            for value in attributes.values():
+                found += _flat(value) if type(value) in _CONTAINERS else [value]
+        self._found = found
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
+        if not isinstance(other, StepKey) or len(self._found) != len(other._found):
+            return False
+        return all(map(operator.is_, self._found, other._found)) or all(
+            one is two or (type(one) in _VALUES and type(one) is type(two) and one == two)
+            for one, two in zip(self._found, other._found, strict=True)
+        )
 
 
-def _description(rule: Any) -> Any:
-    """The class and attributes of a rule, to be compared. Computed before each part of an epoch."""
-    return type(rule), *((name, _comparable(value)) for name, value in getattr(rule, "__dict__", {}).items())
+_CONTAINERS = (list, tuple, set, frozenset, dict)  # some can change in place
+_VALUES = (int, float, str, bool)
 
 
-def _comparable(value: Any) -> Any:
-    kind = type(value)
-    if kind in (int, float, str, bool, type(None)):
-        return kind, value
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return kind, *map(_comparable, value)
-    if isinstance(value, dict):
-        return tuple((key, _comparable(item)) for key, item in value.items())
-    return _Same(value)
+def _flat(value: Any) -> list[Any]:
+    """What a container holds."""
+    if type(value) not in _CONTAINERS:
+        return [value]
+    head, items = (list(value), value.values()) if type(value) is dict else ([len(value)], value)
+    return [*head, *chain.from_iterable(map(_flat, items))]
 
 
 def _full_batches(step: Step, batches: range) -> int:

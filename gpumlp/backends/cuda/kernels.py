@@ -115,7 +115,7 @@ def sgd_rule(optimizer: Any) -> str:
     return "nesterov" if optimizer.nesterov else "momentum" if optimizer.momentum else "plain"
 
 
-def sgd_code(optimizer: Any, accumulated: bool = False) -> np.int32:
+def sgd_code(optimizer: Any, accumulated: bool) -> np.int32:
     """The number of SGD's variant, as in optimizers.cu."""
     code: np.int32 = np.int32(_SGD_CODES["accumulated" if accumulated else sgd_rule(optimizer)])
     return code

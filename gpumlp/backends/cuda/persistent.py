@@ -40,7 +40,7 @@ from .kernels import (
     optimizer_kernel,
     sgd_rule,
 )
-from .plan import FACTORS, NETWORK, OPTIMIZERS, DeviceProperties, Plan, Shape, make_plan
+from .plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 
 # Quotients and roots to two units in the last place: exact ones would be half of an update by Adam.
 COMPILER = "--std=c++17", "--prec-div=false", "--prec-sqrt=false"
@@ -110,7 +110,7 @@ class PersistentRunner:
     def unsupported_reason(self, step: Step) -> str | None:
         """Why the kernel does not support this step on this device; None if it does. Compiles it.
 
-        It must be called again when the `step_key` has changed; until then, the step's rules are not read again.
+        It must be called again when the `StepKey` has changed; until then, the step's rules are not read again.
         """
         self._structures.pop(step, None)
         reason = _unsupported_rule(step) or self._unsupported_device(step)
@@ -279,15 +279,14 @@ class PersistentRunner:
 
     def _launch(self, compiled: Compiled, runs: Sequence[StepRun]) -> None:
         backend, plan = self._backend, compiled.plan
-        count = FACTORS[OPTIMIZERS.index(plan.shape.optimizer)]
         # Zero, so that no number seems to belong to a step of this launch.
         exchange = backend.xp.zeros((len(runs), max(1, plan.exchange_pairs)), dtype="uint64")
         networks = np.frombuffer(bytearray().join(self._structure(run.step) for run in runs), dtype=NETWORK)
         networks["start"] = [run.step.slices[run.batches[0]].start for run in runs]
         networks["stop"] = [run.step.slices[run.batches[-1]].stop for run in runs]
         networks["steps_taken"] = [run.step.state.steps for run in runs]
-        if count:  # not in evaluation
-            factors = [_step_factors(run)[:, :count] for run in runs]
+        if plan.shape.optimizer != "none":  # not in evaluation
+            factors = [_step_factors(run) for run in runs]
             all_factors = backend.asarray(np.concatenate(factors))
             networks["factors"] = all_factors.data.ptr + np.cumsum([0, *(own.nbytes for own in factors[:-1])])
         networks["exchange"] = exchange.data.ptr + np.arange(len(runs)) * (exchange.nbytes // len(runs))
