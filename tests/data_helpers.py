@@ -1,4 +1,4 @@
-"""Helpers for tests of gpumlp.data: IDX files, a small MNIST, a local mirror."""
+"""Helpers for tests of gpumlp.data: IDX files, a small MNIST, a local mirror, the order of batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+
+from gpumlp.data.dataset import ArrayBatches
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
@@ -105,3 +107,8 @@ def serve_folder(folder: Path) -> contextlib.AbstractContextManager[Mirror]:
         return (200, file.read_bytes()) if file.is_file() else (404, b"not found")
 
     return mirror(answer)
+
+
+def reorder(batches: ArrayBatches, rows: np.ndarray) -> None:
+    """Begin an epoch in this order, as training does."""
+    batches._backend.copy(batches.reordering(rows))

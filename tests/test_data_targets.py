@@ -11,6 +11,7 @@ import pytest
 from gpumlp import DataError, Dataset, get_backend, load_npz
 from gpumlp.data import load_dataset
 from gpumlp.data.dataset import ArrayBatches
+from tests.data_helpers import reorder
 from tests.strict_device import StrictBackend
 
 X = np.arange(8.0).reshape(4, 2)
@@ -242,7 +243,7 @@ def test_batches_hold_targets_of_the_dtype_of_the_network() -> None:
         batches = Dataset(X, targets).batches(3, backend, dtype)
         assert batches.targets.dtype == expected
         np.testing.assert_array_equal(batches.targets, targets)
-        batches.reorder(np.array([3, 1, 0, 2]))
+        reorder(batches, np.array([3, 1, 0, 2]))
         np.testing.assert_array_equal(batches.targets, np.asarray(targets)[[3, 1, 0, 2]])
 
 

@@ -23,6 +23,7 @@ from gpumlp import (
 )
 from gpumlp.backends import Backend
 from gpumlp.nn.activations import ACTIVATIONS
+from tests.data_helpers import reorder
 from tests.strict_device import StrictBackend
 
 HIDDEN = [name for name in ACTIVATIONS if name != "identity"]
@@ -58,7 +59,7 @@ def test_initial_weights_and_batch_order_are_the_same_on_every_device(backend: B
     for name, expected in cpu.model.state_dict().items():
         np.testing.assert_array_equal(other.model.state_dict()[name], expected)
     for trainer in (cpu, other):
-        trainer.batches.reorder(np.random.default_rng(7).permutation(trainer.batches.rows))
+        reorder(trainer.batches, np.random.default_rng(7).permutation(trainer.batches.rows))
     gathered = []
     for trainer in (cpu, other):
         backend_of = trainer.model.backend

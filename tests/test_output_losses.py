@@ -28,6 +28,7 @@ from gpumlp.backends import Backend, DeviceError
 from gpumlp.data.dataset import ArrayBatches
 from gpumlp.nn.losses import sigmoid
 from gpumlp.training.step import TrainingStep
+from tests.data_helpers import reorder
 from tests.strict_device import StrictBackend
 
 RNG = np.random.default_rng(0)
@@ -181,7 +182,7 @@ def test_weights_follow_the_order_of_the_samples() -> None:
     batches = ArrayBatches(*arrays, np.arange(5), 2, backend, np.array([1, 2, 3, 0, 0], np.float32))
     np.testing.assert_allclose(backend.to_numpy(batches.weights), [2 / 3, 4 / 3, 2, 0, 0])
     assert batches.batch_weights == [3, 3, 0]
-    batches.reorder(np.array([4, 2, 0, 1, 3]))
+    reorder(batches, np.array([4, 2, 0, 1, 3]))
     np.testing.assert_allclose(backend.to_numpy(batches.weights), [0, 2, 2 / 3, 4 / 3, 0])
     assert batches.batch_weights == [3, 3, 0]
 

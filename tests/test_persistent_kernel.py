@@ -26,6 +26,7 @@ from gpumlp.backends.cuda.persistent import COMPILER
 from gpumlp.backends.cuda.plan import NETWORK, DeviceProperties, Plan, Shape, make_plan
 from gpumlp.nn.activations import ACTIVATIONS, ReLU
 from gpumlp.nn.losses import LOSSES, get_loss
+from tests.data_helpers import reorder
 from tests.emulator import COMPILED, SCHEDULES, EmulationError
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
@@ -246,7 +247,7 @@ def trained(
     steps = len(trainers[0].batches.slices)
     for epoch in range(EPOCHS):
         for number, trainer in enumerate(trainers):
-            trainer.batches.reorder(np.random.default_rng([epoch, number]).permutation(trainer.batches.rows))
+            reorder(trainer.batches, np.random.default_rng([epoch, number]).permutation(trainer.batches.rows))
         for start, stop in pairwise(range(steps + 1) if step_by_step else sorted({0, steps // 2, steps})):
             rates = [case.optimizer.learning_rate / (1 + number) for number in range(case.networks)]
             pairs = zip(trainers, rates, strict=True)

@@ -23,6 +23,7 @@ from gpumlp import (
     fit_many,
 )
 from gpumlp.backends import Backend, ExecutionError, StepRun
+from tests.data_helpers import reorder
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
@@ -127,7 +128,7 @@ def test_neither_the_division_of_a_run_nor_the_order_of_threads_changes_a_bit(se
     whole.run(2)
     divided = trainer_on(persistent_backend(multiprocessors, order=3), **network, **options)
     for batches in ((range(2), range(2, 4)), (range(1), range(1, 4))):
-        divided.batches.reorder(divided._orders.draw())
+        reorder(divided.batches, divided._orders.draw())
         with divided.model.backend.activate():
             for part in batches:
                 rate = divided.optimizer.learning_rate
@@ -189,7 +190,7 @@ def test_networks_in_one_launch_are_those_alone() -> None:
     backend = persistent_backend(4, order=5)
     together = [trainer_on(backend, **shared, **options) for options in each]
     for trainer in together:
-        trainer.batches.reorder(trainer._orders.draw())
+        reorder(trainer.batches, trainer._orders.draw())
     rates = [trainer.optimizer.learning_rate for trainer in together]
     with backend.activate():
         assert backend.networks_at_once(together[0]._step) >= 3
@@ -299,7 +300,7 @@ def test_on_a_gpu_it_agrees_with_eager_training_alone_and_together(
     together = [on_a_gpu(backend, sizes, batch_size, seed, **options) for seed in range(3)]
     with backend.activate():
         for trainer in together:
-            trainer.batches.reorder(trainer._orders.draw())
+            reorder(trainer.batches, trainer._orders.draw())
         count = len(together[0].batches.slices)
         backend.run_many([StepRun(t._step, range(count), [optimizer.learning_rate] * count) for t in together])
     assert [bits(trainer) for trainer in together] == [bits(trainer) for trainer in alone]

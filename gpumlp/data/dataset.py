@@ -337,7 +337,7 @@ class ArrayBatches:
     """Mini-batches of arrays that are stored on the device; ``Dataset.batches`` creates them.
 
     uint8 images stay uint8 there, a quarter of the memory and of the traffic, and are scaled as a batch is
-    gathered. Loops use only `slices`, `reorder` and `gather`, so batches may come from another source.
+    gathered. Loops use only `slices`, `reordering` and `gather`, so batches may come from another source.
 
     Args:
         images: ``(n, features)`` on the device, uint8 or the network's dtype.
@@ -443,7 +443,7 @@ class ArrayBatches:
             self._ahead = Ahead(lambda rows, out: self._gather(rows, None, out), parts, buffer)
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch with a number; distortions depend on it. `reorder` follows."""
+        """Begin an epoch with a number; distortions depend on it. `reordering` follows."""
         if self._ahead is not None:
             self._ahead.wait()
         if self.warp is not None:
@@ -493,12 +493,8 @@ class ArrayBatches:
         factors *= self.samples / sum(self.batch_weights)
         return self._backend.xp.multiply(losses, self._backend.asarray(factors.astype(losses.dtype)))
 
-    def reorder(self, rows: HostArray) -> None:
-        """Set the order of the samples: ``(samples,)`` int64, a permutation of `rows`."""
-        self._backend.copy(self.reordering(rows))
-
     def reordering(self, rows: HostArray) -> list[Copy]:
-        """Begin an epoch in this order, see `reorder`; returns the copies that are left to do."""
+        """Begin an epoch in this order, a permutation of the rows; returns the copies that are left to do."""
         copies = [Copy(rows, self.order), Copy(self._targets, self.targets, rows)]
         return copies if self.weights is None else [*copies, Copy(self._weights_of(rows), self.weights)]
 

@@ -186,9 +186,9 @@ class StreamedDataset(Dataset):
 class StreamedBatches(ArrayBatches):
     """Mini-batches of samples in files.
 
-    After `reorder`, `gather` takes the batches of an epoch one after another, from two windows in memory, of which
-    a thread fills one while the other is trained on. With several shards, it takes the parts of batches that are
-    asked for, and reads the streams of their shards alone, each by two windows of its own. Without an order,
+    After `reordering`, `gather` takes the batches of an epoch one after another, from two windows in memory, of
+    which a thread fills one while the other is trained on. With several shards, it takes the parts of batches that
+    are asked for, and reads the streams of their shards alone, each by two windows of its own. Without an order,
     `gather` reads the samples themselves.
 
     Args:
