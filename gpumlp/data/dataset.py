@@ -221,22 +221,32 @@ class Dataset:
         Raises:
             DataError: the preprocessing refuses a value.
         """
-        kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
+        kept, rows, targets, weights = self._for_batches(dtype, rows, targets, weights, pixels)
         placed = {} if self._placed is None else self._placed
         key = backend.name, kept.name, preprocessing
         images = placed.get(key)
         if images is None:
             made = self.images if preprocessing is None else self._preprocessed(preprocessing, kept)
             images = placed[key] = backend.asarray(made.reshape(len(self), -1), dtype=kept)
+        return ArrayBatches(
+            images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
+        )
+
+    def _for_batches(
+        self,
+        dtype: npt.DTypeLike,
+        rows: HostArray | None,
+        targets: HostArray | None,
+        weights: HostArray | None,
+        pixels: bool,
+    ) -> tuple[np.dtype[Any], HostArray, HostArray, HostArray | None]:
+        """What `batches` takes: the dtype of the images, rows, targets, and weights."""
+        kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
         rows = np.arange(len(self)) if rows is None else rows
         if targets is None:
             targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
         weights = self.weights if weights is None else weights
-        if weights is not None:
-            weights = relative_weights(weights, dtype)
-        return ArrayBatches(
-            images, backend.asarray(targets), rows, batch_size, backend, weights, host_targets=targets
-        )
+        return kept, rows, targets, None if weights is None else relative_weights(weights, dtype)
 
     def _preprocessed(self, preprocessing: Callable[[Array], Array], dtype: npt.DTypeLike) -> Array:
         try:
@@ -381,12 +391,7 @@ class ArrayBatches:
         *,
         host_targets: HostArray | None = None,
     ) -> None:
-        self.samples = len(rows)
-        self.batch_size = min(batch_size, self.samples)
-        self.slices = [
-            slice(start, min(start + self.batch_size, self.samples))
-            for start in range(0, self.samples, self.batch_size)
-        ]
+        self._cut(len(rows), batch_size)
         self.pixels = bool(images.dtype == np.uint8)
         self.images, self._targets, self._backend = images, targets, backend
         self.rows = rows
@@ -395,6 +400,11 @@ class ArrayBatches:
         self.targets: Array = backend.xp.take(targets, self.order, axis=0)
         self._host_targets = host_targets
         self.use_weights(weights)
+
+    def _cut(self, samples: int, batch_size: int) -> None:
+        self.samples, self.batch_size = samples, min(batch_size, samples)
+        starts = range(0, samples, self.batch_size)
+        self.slices = [slice(start, min(start + self.batch_size, samples)) for start in starts]
 
     @property
     def numbers(self) -> Array:

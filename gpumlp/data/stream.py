@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..backends import Array, Backend, Copy, HostArray, Uploads, Warp
 from ..files import user_path
 from .blocks import BlockOrder, Blocks, ShardedOrder
-from .dataset import ArrayBatches, DataError, Dataset, relative_weights, require_alike
+from .dataset import ArrayBatches, DataError, Dataset, require_alike
 from .labels import stratified_split
 from .reading import require_memory
 from .rows import FileRows, compact, read_targets
@@ -163,13 +163,7 @@ class StreamedDataset(Dataset):
 
         Samples are preprocessed each time they are read, on the host.
         """
-        rows = np.arange(len(self)) if rows is None else rows
-        if targets is None:
-            targets = self.targets if self.task == "classes" else self.targets.astype(dtype)
-        weights = self.weights if weights is None else weights
-        if weights is not None:
-            weights = relative_weights(weights, dtype)
-        kept = self.images.dtype if pixels and self.images.dtype == np.uint8 else np.dtype(dtype)
+        kept, rows, targets, weights = self._for_batches(dtype, rows, targets, weights, pixels)
         images = self.images if preprocessing is None else self.images.preprocessed(preprocessing)
         return StreamedBatches(images, _compact(targets), rows, batch_size, backend, weights, dtype=kept)
 
@@ -211,12 +205,8 @@ class StreamedBatches(ArrayBatches):
         *,
         dtype: npt.DTypeLike,
     ) -> None:
-        self.samples, self.rows = len(rows), compact(rows)
-        self.batch_size = min(batch_size, self.samples)
-        self.slices = [
-            slice(start, min(start + self.batch_size, self.samples))
-            for start in range(0, self.samples, self.batch_size)
-        ]
+        self.rows = compact(rows)
+        self._cut(len(rows), batch_size)
         self.images, self._targets, self._host_targets, self._backend = images, targets, targets, backend
         self._dtype = np.dtype(dtype)
         self.pixels = self._dtype == np.uint8
