@@ -47,7 +47,6 @@ from .training.batches import held_out_samples
 from .training.callbacks import read_curve
 from .training.config import Config, ConfigError, given, options_marked
 from .training.history_file import HISTORY
-from .training.jobs import worker_count
 from .training.lock import RunLock
 from .training.run import SWEEP, TEST_CURVE, Run
 from .training.session import Shared, plain_names
@@ -91,10 +90,6 @@ class Options:
         problems = []
         if self.seeds < 1:
             problems.append(f"seeds: expected a whole number of 1 or more, got {self.seeds}")
-        try:
-            worker_count(self.jobs)
-        except ValueError as error:
-            problems.append(str(error).replace("n_jobs", "jobs"))
         if self.save is not None and self.epochs is not None:
             problems.append("save: expected with the record's own epochs, got epochs too")
         if problems:
@@ -116,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.name is None:
             _list()
             return command.OK
-        return _reproduce(load_record(options.name), options)
+        return _reproduce(load_record(options.name), options, command.workers(options.jobs))
 
     return command.run(PROGRAM, work)
 
@@ -134,7 +129,7 @@ def _list() -> None:
     print("what differs from the paper:", *differences(), sep="\n- ")
 
 
-def _reproduce(record: Record, options: Options) -> int:
+def _reproduce(record: Record, options: Options, workers: int) -> int:
     """Train what is missing of a record, compare, write the report, and return the exit code."""
     config = dataclasses.replace(record.config, device=options.device, data_dir=options.data_dir, test_curve=True)
     if options.epochs is not None:
@@ -161,7 +156,7 @@ def _reproduce(record: Record, options: Options) -> int:
         networks = f" of {record.networks} networks, each" if record.networks > 1 else ""
         progress.say(f"runs: {_counted(record, options)}{networks} of {resolved.epochs:,} epochs, in {sweep.path}")
         progress.epochs, progress.samples = given(resolved.epochs), len(test)
-        sweep, rows, stopped = train_all(sweep, shared, progress, worker_count(options.jobs))
+        sweep, rows, stopped = train_all(sweep, shared, progress, workers)
     finally:
         lock.release()
     if stopped is not None:
@@ -187,7 +182,7 @@ def _reproduce(record: Record, options: Options) -> int:
     if options.save is not None:
         result = _saved(record, sweep, results, len(test))
         if backend.name == "cpu":
-            result["runs_at_once"] = min(worker_count(options.jobs), len(rows))
+            result["runs_at_once"] = min(workers, len(rows))
         if record.networks == 1 and "curves" not in result:
             progress.say(f"no curves: a {TEST_CURVE} in {sweep.path} does not have all epochs")
         before = save_result(user_path(options.save), result)
