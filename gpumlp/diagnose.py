@@ -11,8 +11,9 @@ import tyro
 
 from . import command
 from .diagnostics import diagnose
-from .training.config import ConfigError
+from .training.config import ConfigError, given
 from .training.run import Run, open_run
+from .words import counted
 
 PROGRAM = "gpumlp-diagnose"
 
@@ -49,10 +50,10 @@ def diagnosis(run: Run) -> list[str]:
     if checkpoint.epochs and not run.history.records:
         return []
     found = diagnose(run)
-    done, planned = found.epochs, run.config.epochs
-    epochs = f"{done:,} epoch{'' if done == 1 else 's'}"
+    done, planned = found.epochs, given(run.config.epochs)
+    epochs = counted(done, "epoch")
     if not run.finished:
-        epochs = f"{done:,} of {planned:,} epoch{'' if planned == 1 else 's'}"
+        epochs = f"{done:,} of {counted(planned, 'epoch')}"
     unknown = "too few to tell how it goes"
     if done > 1 and checkpoint.dataset["task"] != "classes":
         unknown = "of which only the units are judged, as there are no classes"

@@ -14,6 +14,7 @@ from .nn.metrics import METRIC_WORDS, METRICS, Task
 from .training.history import History, monitor_words
 from .training.progress import columns, drawn, epoch_cells, metric, number
 from .training.trainer import Trainer
+from .words import counted
 
 _MOST_ROWS = 100  # of a table; a longer history is shown in steps
 _PAUSE = 0.2  # seconds between two changes of a cell's output
@@ -26,7 +27,7 @@ def history_html(history: History) -> str:
         return "<p>History: no epochs</p>"
     state = ", interrupted" if history.interrupted else ""
     about = (
-        f"History: {_count(len(history), 'epoch')}, {history.seconds:.3g} s of training, "
+        f"History: {counted(len(history), 'epoch')}, {history.seconds:.3g} s of training, "
         f"{history.samples_per_second:,.0f} samples/s{state}"
     )
     task = history.records[-1].task
@@ -118,7 +119,3 @@ def notebook_cell() -> Cell | None:
     if getattr(shell, "kernel", None) is None:  # none in a terminal
         return None
     return Cell(importlib.import_module("IPython.display").display)
-
-
-def _count(number: int, of_what: str) -> str:
-    return f"{number:,} {of_what}{'' if number == 1 else 's'}"

@@ -30,6 +30,7 @@ from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
 from .training.progress import percent
 from .training.run import network_note
+from .words import counted
 
 PROGRAM = "gpumlp-predict"
 _SHOWN = 20  # samples of a file of arrays that the table shows
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if (left := len(list(_samples(result))) - _SHOWN) > 0:
                     print(f"{cell(result.file)}: {left:,} more; --out FILE.csv writes all")
             for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
-                print(f"{count:,} picture{'s' if count > 1 else ''}: {DONE[done]}")
+                print(f"{counted(count, 'picture')}: {DONE[done]}")
             if options.out is not None:
                 print(f"written: {user_path(options.out)}")
         for note in _notes(options.runs, committee, predicted) if predicted else ():
@@ -276,7 +277,7 @@ def _without_rows(out: str, results: Sequence[Prediction]) -> str:
     rows = sum(len(result.values) for result in results if result.values is not None)
     missing = [result.file for result in results if result.values is None]
     return (
-        f"{out}: has {rows:,} row{'' if rows == 1 else 's'}, none for {', '.join(missing)}; --out FILE.csv names "
+        f"{out}: has {counted(rows, 'row')}, none for {', '.join(missing)}; --out FILE.csv names "
         "the file of each row"
     )
 

@@ -32,7 +32,6 @@ from .records import (
     Comparison,
     Record,
     compare,
-    counted,
     differences,
     error_words,
     load_record,
@@ -51,7 +50,7 @@ from .training.lock import RunLock
 from .training.run import SWEEP, TEST_CURVE, Run
 from .training.session import Shared, plain_names
 from .training.sweeps import ENDED, INTERRUPTED, Row, Sweep, SweepProgress, duration, train_all
-from .words import listed
+from .words import counted, listed
 
 PROGRAM = "gpumlp-reproduce"
 _WRAPPED = ("hidden layers", "ours")  # columns of the table whose cells may take several lines

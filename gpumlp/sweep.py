@@ -57,6 +57,7 @@ from .training.sweeps import (
     require_data,
     train_all,
 )
+from .words import counted
 
 PROGRAM = "gpumlp-sweep"
 FIGURE = "figure"
@@ -299,8 +300,7 @@ def _about(sweep: Sweep, training: Dataset, test: Dataset) -> list[str]:
     return [
         f"data: {training.name}, {len(training) - held_out:,} samples to train, {held_out:,} to validate and "
         f"rank, {len(test):,} to test",
-        f"sweep: {networks:,} network{'s' * (networks > 1)}, each with {seeds:,} seed{'s' * (seeds > 1)}, "
-        f"in {sweep.path}",
+        f"sweep: {counted(networks, 'network')}, each with {counted(seeds, 'seed')}, in {sweep.path}",
     ]
 
 

@@ -27,6 +27,16 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(words[:_NAMES]) + (f", ... ({len(words):,} in all)" if len(words) > _NAMES else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(3, "seed"), counted(1, "class"), counted(2_000, "class")
+    ('3 seeds', '1 class', '2,000 classes')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def numeric_array(found: Any) -> str:
     """What to give instead of an array of another dtype. A sparse matrix becomes an array of one object.
 

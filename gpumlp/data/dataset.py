@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, Copy, HostArray, Warp, is_device_array, to_host
-from ..words import as_product, numeric_array
+from ..words import as_product, counted, numeric_array
 from .ahead import Ahead
 from .labels import DataError, require_finite, to_array
 from .targets import check_weights, encode_targets
@@ -185,10 +185,10 @@ class Dataset:
 
     def __repr__(self) -> str:
         shape = as_product(self.feature_shape)
-        samples = f"{len(self):,} sample{'s' if len(self) > 1 else ''}"
-        targets = f"{self.outputs:,} class{'es' if self.outputs > 1 else ''}"
+        samples = counted(len(self), "sample")
+        targets = counted(self.outputs, "class")
         if self.task != "classes":
-            targets = f"{self.outputs:,} {self.task if self.outputs > 1 else self.task[:-1]} a sample"
+            targets = f"{counted(self.outputs, self.task[:-1])} a sample"
         weights = "" if self.weights is None else ", weights"
         return f"Dataset({self.name!r}, {samples} of {shape} {self.images.dtype}, {targets}{weights})"
 

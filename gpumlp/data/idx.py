@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from ..words import counted
 from .dataset import DataError
 from .reading import MAX_DEFLATE_RATIO, read_values, require_file, require_memory
 
@@ -74,7 +75,7 @@ def read_idx(
     path = Path(path)
     name = str(path) if name is None else name
     require_file(path, name, "an IDX file")
-    dimensions = _dimensions(ndims[0]) if len(ndims) == 1 else f"{min(ndims)} to {max(ndims)} dimensions"
+    dimensions = counted(ndims[0], "dimension") if len(ndims) == 1 else f"{min(ndims)} to {max(ndims)} dimensions"
     expected = f"{name}: expected IDX {content} of {dimensions}"
     try:
         with path.open("rb") as file:
@@ -121,10 +122,6 @@ def _kind(header: bytes) -> tuple[np.dtype[Any], int] | None:
     if len(header) < 4 or header[:2] != b"\0\0" or header[2] not in _DTYPES or header[3] not in _ANY:
         return None
     return _DTYPES[header[2]], header[3]
-
-
-def _dimensions(ndim: int) -> str:
-    return f"{ndim} dimension{'s' if ndim > 1 else ''}"
 
 
 def _header_size(ndim: int) -> int:
@@ -207,7 +204,7 @@ def _checked_kind(
         dtype, ndim = kind
         if ndim in ndims:
             return kind
-        raise DataError(f"{expected}, found {dtype.name} of {_dimensions(ndim)}; were two files swapped?")
+        raise DataError(f"{expected}, found {dtype.name} of {counted(ndim, 'dimension')}; were two files swapped?")
     header += stream.read(12)
     if len(header) < 4:
         found = f"only {len(header)} bytes" if header else "an empty file"

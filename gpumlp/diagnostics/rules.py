@@ -22,7 +22,8 @@ from ..training.history import (
     Setting,
     best_epoch,
 )
-from ..words import in_line
+from ..training.progress import percent
+from ..words import counted, in_line
 from .statistics import MOST_EPOCHS_BETWEEN
 
 # Layers.
@@ -223,10 +224,10 @@ def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
     if not (ratio < FAINT_RATIO or (norm < FAINT and high > NO_BETTER)):
         return []
     layers = len(setting.hidden)
-    hidden = f"{layers} hidden layer{'s' if layers > 1 else ''}"
+    hidden = counted(layers, "hidden layer")
     if small:
         advice = (
-            f"none of the {hidden} gives on more than {_percent(scale)} of its input's size: the initial "
+            f"none of the {hidden} gives on more than {percent(scale, 0)} of its input's size: the initial "
             f"weights are too small, use initializer {_suited_initializer(setting)}"
         )
     else:
@@ -239,7 +240,8 @@ def _vanishing(records: Sequence[EpochRecord], setting: Setting) -> list[Finding
         Finding(
             "vanishing gradients",
             f"layer 1: the norm of its gradient is {norm:.2g}, {ratio:.2g} times the largest layer's (medians of "
-            f"{_epochs(len(looks))}), while the training loss is still {records[-1].train_loss:.3g}: {advice}",
+            f"{counted(len(looks), 'epoch')}), while the training loss is still {records[-1].train_loss:.3g}: "
+            f"{advice}",
             1,
         )
     ]
@@ -256,7 +258,7 @@ def _faintness(looks: Sequence[Sequence[LayerStatistics]]) -> tuple[float, float
 def _layers(shares: Sequence[tuple[int, float]]) -> str:
     """``layer 2: 61 %``, or ``layers 1 and 2: 98 % and 100 %``."""
     numbers = _listed([str(number) for number, _ in shares])
-    percents = _listed([_percent(share) for _, share in shares])
+    percents = _listed([percent(share, 0) for _, share in shares])
     return f"layer{'s' if len(shares) > 1 else ''} {numbers}: {percents}"
 
 
@@ -282,7 +284,7 @@ def _unstable(records: Sequence[EpochRecord], setting: Setting) -> Finding:
     return Finding(
         "unstable",
         f"the training loss rose by 5 % or more in {len(rises)} of the last "
-        f"{_epochs(min(RECENT, len(records) - 1))} (from {before:.3g} to {after:.3g} in epoch "
+        f"{counted(min(RECENT, len(records) - 1), 'epoch')} (from {before:.3g} to {after:.3g} in epoch "
         f"{worst + 1}): {_large_inputs(records) or steps}",
     )
 
@@ -369,8 +371,8 @@ def _underfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
     distortion = "; or distort the images less" if setting.augment else ""
     return Finding(
         "underfitting",
-        f"after {_epochs(len(records))} the training loss is {last.train_loss:.3g} (guessing has "
-        f"{setting.guessing:.3g}{least}) and the accuracy {_percent(last.train_accuracy)}"
+        f"after {counted(len(records), 'epoch')} the training loss is {last.train_loss:.3g} (guessing has "
+        f"{setting.guessing:.3g}{least}) and the accuracy {percent(last.train_accuracy, 0)}"
         f"{_why_underfitting(records, setting)}{dropout}{distortion}",
     )
 
@@ -385,16 +387,16 @@ def _overfitting(records: Sequence[EpochRecord], setting: Setting) -> Finding:
             "overfitting",
             f"the validation loss has not fallen since epoch {best.epoch} ({best.value:.3g}, now "
             f"{last.validation_loss:.3g}), while the training loss fell from {then.train_loss:.2g} to "
-            f"{last.train_loss:.2g} at an accuracy of {_percent(last.train_accuracy)}. The validation accuracy is "
-            f"{_percent(last.validation_accuracy, 1)} ({_percent(then.validation_accuracy, 1)} in epoch "
+            f"{last.train_loss:.2g} at an accuracy of {percent(last.train_accuracy, 0)}. The validation accuracy "
+            f"is {percent(last.validation_accuracy, 1)} ({percent(then.validation_accuracy, 1)} in epoch "
             f"{best.epoch}): the network has become more certain, not better. Stop early (early_stopping "
-            f"{STALLED}), train for about {_epochs(best.epoch)}, or raise l2 (now {setting.l2:g})",
+            f"{STALLED}), train for about {counted(best.epoch, 'epoch')}, or raise l2 (now {setting.l2:g})",
         )
-    stop = f", or stop after about {_epochs(best.epoch)}" if best.since else ""
+    stop = f", or stop after about {counted(best.epoch, 'epoch')}" if best.since else ""
     return Finding(
         "overfitting",
         f"the validation loss is {last.validation_loss:.3g} ({best.value:.3g} in epoch {best.epoch}) and the "
-        f"accuracy {_percent(last.validation_accuracy)} in validation against {_percent(last.train_accuracy)} "
+        f"accuracy {percent(last.validation_accuracy, 0)} in validation against {percent(last.train_accuracy, 0)} "
         f"in training: train on more data, raise l2 (now {setting.l2:g}), use fewer hidden units{stop}",
     )
 
@@ -478,8 +480,8 @@ def _initial_share(records: Sequence[EpochRecord], setting: Setting) -> float:
 def _lagging(epochs: int, setting: Setting, share: float) -> Finding:
     return Finding(
         "lagging average",
-        f"after {setting.steps * epochs:,} steps, {_percent(share)} of the moving average, which is the network, "
-        f"are still the initial parameters: lower ema (now {setting.ema:g}) or train for more epochs",
+        f"after {setting.steps * epochs:,} steps, {percent(share, 0)} of the moving average, which is the "
+        f"network, are still the initial parameters: lower ema (now {setting.ema:g}) or train for more epochs",
     )
 
 
@@ -505,8 +507,8 @@ def _classes(counts: ClassCounts, setting: Setting, *, explained: bool) -> list[
     enough = total - most >= (1 if missed else LEAST_MISTAKES)
     if enough and hits - most <= NO_GAIN * (total - most):
         guessed = (
-            f"the accuracy of {_percent(hits / total, 1)} is no better than that of always answering class "
-            f"{common} ({_percent(most / total, 1)}), the commonest class"
+            f"the accuracy of {percent(hits / total, 1)} is no better than that of always answering class "
+            f"{common} ({percent(most / total, 1)}), the commonest class"
         )
     if not missed and (not guessed or _informedness(counts) > INFORMED):
         return []
@@ -545,7 +547,7 @@ def _missed(counts: ClassCounts, missed: Sequence[int]) -> str:
     if len(missed) > LISTED:
         names.append(f"{len(missed) - LISTED:,} more")
     times = sum(counts.predicted[number] for number in missed)
-    how_often = f"hardly ever predicted ({times:,} time{'s' * (times > 1)})" if times else "never predicted"
+    how_often = f"hardly ever predicted ({counted(times, 'time')})" if times else "never predicted"
     samples = sum(counts.samples[number] for number in missed)
     return (
         f"class{'es' * several} {_listed(names)} {'are' if several else 'is'} {how_often}, although {samples:,} "
@@ -641,14 +643,6 @@ def _largest_move(records: Sequence[EpochRecord]) -> float | None:
     """Largest update ratio of a layer in some epochs; None without statistics."""
     moves = [layer.update_ratio or 0.0 for record in records for _, layer in _numbered(record)]
     return max(moves, default=None)
-
-
-def _percent(share: float | None, digits: int = 0) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _epochs(count: int) -> str:
-    return f"{count:,} epoch{'' if count == 1 else 's'}"
 
 
 def _listed(words: Sequence[str]) -> str:

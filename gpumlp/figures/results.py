@@ -14,9 +14,9 @@ import numpy as np
 from ..backends import HostArray, to_host
 from ..data import DataError, Dataset, load_dataset
 from ..files import user_path
-from ..records import RESULTS, counted, error_words, load_record, read_results, record_names, unit
+from ..records import RESULTS, error_words, load_record, read_results, record_names, unit
 from ..training.config import ConfigError
-from ..words import listed
+from ..words import counted, listed
 from .data import Data, load
 from .style import BLUE, DASHED, GREY, VERMILION, FigureResult, Sheet, decimal_log_axis, in_house_style, note
 

@@ -27,7 +27,7 @@ from ..strict_json import parse_object
 from ..training.config import PRESETS, Config, ConfigError, options_marked
 from ..training.search_space import OPTIONS, Values, with_values
 from ..training.sweeps import duration
-from ..words import in_line, listed, shown
+from ..words import counted, in_line, listed, shown
 
 # What was measured with the records, as `save_result` writes it.
 RESULTS = Path(__file__).with_name("results.json")
@@ -336,15 +336,6 @@ def error_words(wrong: Sequence[int], samples: int) -> str:
     errors = [100 * each / samples for each in wrong]
     deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     return f"{statistics.fmean(errors):.2f}{deviation} %"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(3, "seed"), counted(1, "committee")
-    ('3 seeds', '1 committee')
-    """
-    return f"{number} {noun}{'s' * (number > 1)}"
 
 
 def unit(result: Mapping[str, Any]) -> str:
