@@ -33,10 +33,15 @@ from gpumlp.pictures import (
     reading,
 )
 from gpumlp.pictures.components import connected_components
-from gpumlp.pictures.reading import LONGEST
+from gpumlp.pictures.reading import LONGEST, grey_levels
 from tests.photographs import as_file, photograph, ring
 
 PHOTOGRAPHS = 200
+
+
+def grey(path: Path) -> np.ndarray:
+    """A picture as ``(height, width)`` grey levels."""
+    return grey_levels(read_picture(path))
 
 
 def accuracies(
@@ -365,7 +370,7 @@ def pictures() -> dict[str, Callable[[Path], None]]:
 @pytest.mark.parametrize("name", pictures())
 def test_every_kind_of_picture_gives_the_same_digit(name: str, tmp_path: Path) -> None:
     pictures()[name](tmp_path / name)
-    prepared = as_mnist(read_picture(tmp_path / name)).astype(int)
+    prepared = as_mnist(grey(tmp_path / name)).astype(int)
     assert np.abs(prepared - as_mnist(1 - ring())).mean() < 4
 
 
@@ -376,24 +381,24 @@ def test_the_exif_rotation_is_undone(tmp_path: Path) -> None:
     for orientation, turns in ((1, 0), (3, 2), (6, 1), (8, 3)):
         exif[0x0112] = orientation
         Image.fromarray(np.rot90(page, turns)).save(tmp_path / "bar.png", exif=exif)
-        values = read_picture(tmp_path / "bar.png")
+        values = grey(tmp_path / "bar.png")
         assert values.shape == (100, 200)
-        assert values[:40].mean() < values[60:].mean() == 1
+        assert values[:40].mean() < values[60:].mean() == pytest.approx(1)
 
 
 def test_large_pictures_are_read_smaller(tmp_path: Path) -> None:
     large = Image.fromarray(np.rint(255 * (1 - ring())).astype(np.uint8)).resize((2400, 1800))
     for name in ("large.jpg", "large.png"):
         large.save(tmp_path / name)
-        assert read_picture(tmp_path / name).shape == (LONGEST * 3 // 4, LONGEST)
+        assert read_picture(tmp_path / name).shape == (LONGEST * 3 // 4, LONGEST, 3)
 
 
-def test_colours_can_be_kept(tmp_path: Path) -> None:
+def test_colours_are_kept(tmp_path: Path) -> None:
     red = np.zeros((20, 30, 3), dtype=np.uint8)
     red[..., 0] = 255
     Image.fromarray(red).save(tmp_path / "red.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "red.png", colour=True)[0, 0], [1, 0, 0])
-    np.testing.assert_allclose(read_picture(tmp_path / "red.png"), 0.299)
+    np.testing.assert_array_equal(read_picture(tmp_path / "red.png")[0, 0], [1, 0, 0])
+    np.testing.assert_allclose(grey(tmp_path / "red.png"), 0.299)
 
 
 def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +481,7 @@ def test_a_damaged_picture_is_an_error_of_one_kind_whatever_pillow_raises(tmp_pa
 def test_values_of_any_depth_are_scaled_by_it(depth: int, tmp_path: Path) -> None:
     levels = np.rint((2**depth - 1) * np.linspace(0, 1, 64)).astype(np.uint16).reshape(8, 8)
     Image.fromarray(levels).save(tmp_path / "page.png")
-    np.testing.assert_allclose(read_picture(tmp_path / "page.png").ravel(), np.linspace(0, 1, 64), atol=0.003)
+    np.testing.assert_allclose(grey(tmp_path / "page.png").ravel(), np.linspace(0, 1, 64), atol=0.003)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
@@ -486,7 +491,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
     large = Image.fromarray(np.rint(255 * (1 - ring())).astype(np.uint8)).resize((4000, 4000))
     large.save(tmp_path / "page.jpg", **options)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # more than twice as many are an error in Pillow
-    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST)
+    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST, 3)
     large.save(tmp_path / "page.png")
     with pytest.raises(DataError, match="too large"):
         read_picture(tmp_path / "page.png")
@@ -507,7 +512,7 @@ def test_the_memory_of_a_picture_is_bounded(
 
 def test_a_row_costs_memory_however_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (1, 100_000)).save(tmp_path / "page.png")
-    assert read_picture(tmp_path / "page.png").shape == (LONGEST, 1)
+    assert read_picture(tmp_path / "page.png").shape == (LONGEST, 1, 3)
     monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
     with pytest.raises(DataError, match="found one of 1 x 100,000 pixels and 1 MB"):
         read_picture(tmp_path / "page.png")
@@ -515,7 +520,7 @@ def test_a_row_costs_memory_however_short(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_scans_of_a_jpeg_are_bounded(tmp_path: Path) -> None:
     Image.new("L", (4096, 4096), 128).save(tmp_path / "page.jpg", progressive=True)
-    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST)
+    assert read_picture(tmp_path / "page.jpg").shape == (LONGEST, LONGEST, 3)
     content = (tmp_path / "page.jpg").read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]
     (tmp_path / "page.jpg").write_bytes(content[:-2] + 1000 * last)
@@ -576,7 +581,7 @@ def test_a_tiff_of_several_pages_is_refused_and_a_preview_is_no_page(tmp_path: P
     preview.encoderinfo = {"tiffinfo": {254: 1}}  # type: ignore[attr-defined]
     for more in ([], [preview]):
         page.save(path, save_all=True, append_images=more, compression=kind)
-        np.testing.assert_allclose(read_picture(path), levels / np.float32(255), atol=1e-6)
+        np.testing.assert_allclose(grey(path), levels / np.float32(255), atol=1e-6)
     page.save(path, save_all=True, append_images=[page], compression=kind)
     with pytest.raises(DataError, match="expected one picture, found several in a TIFF file; save each"):
         read_picture(path)
@@ -587,7 +592,7 @@ def test_an_animation_is_refused(tmp_path: Path, kind: str) -> None:
     levels = np.tile(np.arange(0, 200, 4, dtype=np.uint8), (50, 1))
     first, path = Image.fromarray(levels), tmp_path / "film"
     first.save(path, kind)
-    assert read_picture(path).shape == (50, 50)
+    assert read_picture(path).shape == (50, 50, 3)
     first.save(
         path, kind, save_all=True, append_images=[Image.fromarray(levels[::-1, ::-1].copy())], lossless=True
     )

@@ -71,7 +71,7 @@ def read_sample(
     """
     name = str(path) if name is None else name
     chosen = choose_preparation(inputs, preparation, name, pixels)
-    colours = read_picture(path, name, colour=True)
+    colours = read_picture(path, name)
     if chosen in _PREPARATIONS:
         try:
             return _PREPARATIONS[chosen](contrasting_grey(colours)), chosen

@@ -57,7 +57,7 @@ _BEGINNINGS = (
 )
 
 
-def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -> npt.NDArray[np.float32]:
+def read_picture(path: Path, name: str | None = None) -> npt.NDArray[np.float32]:
     """Read a picture in one of `FORMATS`: grey or colour, palette, transparency, up to 32 bits, EXIF rotation.
 
     Transparent parts become white paper, or black if what is drawn on them is light. Values of more than 8 bits
@@ -66,11 +66,10 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
     Args:
         path: of the file; its content determines the format, not its name.
         name: used for the file in messages; the path by default.
-        colour: return red, green and blue in place of grey.
 
     Returns:
-        ``(height, width)`` float32, or ``(height, width, 3)`` in colour: 0 is black, 1 is white; at most 640
-        pixels on the longer side, larger pictures are averaged down.
+        ``(height, width, 3)`` float32: red, green and blue, from 0 to 1; at most 640 pixels on the longer side,
+        larger pictures are averaged down.
 
     Raises:
         DataError: the file is missing, damaged, too large (some 500 megapixels of a JPEG, otherwise 179 megapixels
@@ -94,7 +93,7 @@ def read_picture(path: Path, name: str | None = None, *, colour: bool = False) -
                 picture.draft(None, (2 * LONGEST, 2 * LONGEST))  # a JPEG is decoded at a fraction of its size
                 _check_size(picture, size, name)
                 orientation = picture.getexif().get(0x0112)
-                values = _values(_reduced(picture), colour)
+                values = _values(_reduced(picture))
     except UnidentifiedImageError:
         raise DataError(f"{name}: expected {TAKEN}, found {_found(path)}") from None
     except (DataError, KeyboardInterrupt):
@@ -202,15 +201,14 @@ def _plain(picture: Image.Image) -> Image.Image:
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
-def _values(picture: Image.Image, colour: bool) -> npt.NDArray[np.float32]:
+def _values(picture: Image.Image) -> npt.NDArray[np.float32]:
     values: npt.NDArray[Any] = np.asarray(picture, dtype=np.float32)
     if values.ndim == 2:  # more than 8 bits
-        values = _scaled(values)
-        return np.repeat(values[:, :, None], 3, axis=2) if colour else values
+        return np.repeat(_scaled(values)[:, :, None], 3, axis=2)
     values = values / np.float32(255)
     if values.shape[2] == 4:
         values = _on_paper(values[:, :, :3], values[:, :, 3:])
-    return values if colour else grey_levels(values)
+    return values
 
 
 def _scaled(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
