@@ -83,13 +83,16 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
 
     # -- Defined by subclasses ----------------------------------------------------------------------------
 
-    def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
+    def _encode_targets(
+        self, y: HostArray, *, first: bool, same_classes: bool = False, classes: HostArray | None = None
+    ) -> HostArray:
         """Class numbers ``(samples,)``, or labels or numbers ``(samples, outputs)``.
 
         Args:
             y: as `read_targets` returns it.
             first: learn from y the number of outputs, the loss (see `_learn_outputs`) and the classes.
             same_classes: refuse a y in which a class is missing.
+            classes: of which y has some, the first time; those of y by default.
         """
         raise NotImplementedError
 
@@ -142,7 +145,15 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             incremental=False,
         )
 
-    def _train(self, samples: Any, validation: Any, *, first: bool, incremental: bool) -> Any:
+    def _train(
+        self,
+        samples: Any,
+        validation: Any,
+        *,
+        first: bool,
+        incremental: bool,
+        classes: HostArray | None = None,
+    ) -> Any:
         """`fit`, or `partial_fit` if incremental. On failure the previous state, or no fitted state, remains."""
         check_parameters(self)
         if self.early_stopping and incremental:
@@ -152,7 +163,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
             for name in _NETWORK_ATTRIBUTES:
                 self.__dict__.pop(name, None)
         X, y, weights = self._read(samples, backend, reset=first)
-        encoded = self._encode_targets(y, first=first, same_classes=bool(self.warm_start))
+        encoded = self._encode_targets(y, first=first, same_classes=bool(self.warm_start), classes=classes)
         factors = self._class_factors(encoded)
         weights = _combine(weights, factors, encoded)
         random = check_random_state(self.random_state)

@@ -126,11 +126,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None:
-            self._note_classes(np.unique(to_cpu(classes, self._backend())), first=first)
-        try:
-            return self._train((X, y, sample_weight), None, first=first, incremental=True)
-        finally:
-            self.__dict__.pop("_expected_classes", None)
+            classes = np.unique(to_cpu(classes, self._backend()))
+            if not first and not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
+                )
+        return self._train((X, y, sample_weight), None, first=first, incremental=True, classes=classes)
 
     def predict(self, X: Any) -> Any:
         """The most probable class of each sample, ``(samples,)``, or ``(samples, labels)`` of 0 and 1.
@@ -195,16 +196,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             xp = array_namespace(found)
             return xp.concatenate([xp.negative(found), found], axis=1)
 
-    def _note_classes(self, classes: HostArray, *, first: bool) -> None:
-        """Keep the classes given to `partial_fit`, or compare them."""
-        if first:
-            self._expected_classes = classes
-        elif not np.array_equal(classes, self.classes_):
-            raise ValueError(
-                f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
-            )
-
-    def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
+    def _encode_targets(
+        self, y: HostArray, *, first: bool, same_classes: bool = False, classes: HostArray | None = None
+    ) -> HostArray:
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "multiclass-multioutput":
@@ -212,7 +206,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 "y is expected to hold one label per sample, or 0 and 1 in each column, got several classes"
             )
         if first:
-            self._learn_classes(y, kind)
+            self._learn_classes(y, kind, classes)
         if kind == "multilabel-indicator" or self._multilabel:
             if not (kind == "multilabel-indicator" and self._multilabel and y.shape[1] == self.n_outputs_):
                 expected = "one label per sample"
@@ -232,8 +226,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             )
         return index
 
-    def _learn_classes(self, y: HostArray, kind: str) -> None:
-        expected = self.__dict__.get("_expected_classes")
+    def _learn_classes(self, y: HostArray, kind: str, expected: HostArray | None) -> None:
         if kind == "multilabel-indicator":
             classes = np.arange(y.shape[1])
             if self.class_weight is not None:
@@ -370,7 +363,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         """R^2, the coefficient of determination; the mean over several outputs."""
         return self._score(X, y, sample_weight)
 
-    def _encode_targets(self, y: HostArray, *, first: bool, same_classes: bool = False) -> HostArray:
+    def _encode_targets(
+        self, y: HostArray, *, first: bool, same_classes: bool = False, classes: HostArray | None = None
+    ) -> HostArray:
         encoded = y[:, None] if y.ndim == 1 else y
         loss, outputs = PoissonDeviance() if self.loss == "poisson" else loss_for("numbers", 1), encoded.shape[1]
         if first:
