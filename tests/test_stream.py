@@ -46,6 +46,7 @@ from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
 from gpumlp.data.rows import FileRows
 from gpumlp.training.batches import ORDER_STREAM
 from tests.command_helpers import SAVE_EACH
+from tests.data_helpers import idx_bytes
 
 SAMPLES, FEATURES = 1_003, 12
 
@@ -471,6 +472,13 @@ def test_a_folder_without_all_parts_is_refused(tmp_path: Path, names: list[str],
         np.save(tmp_path / "parts" / name, samples()[0])
     with pytest.raises(DataError, match=message):
         FileRows(tmp_path / "parts")
+
+
+def test_parts_may_have_the_names_of_idx_files(tmp_path: Path) -> None:
+    values = samples()[0].reshape(-1, 4, 3)
+    for name, part in (("train-images-1-idx3-ubyte", values[500:]), ("train-images-0-idx3-ubyte", values[:500])):
+        (tmp_path / name).write_bytes(idx_bytes(part))
+    np.testing.assert_array_equal(np.asarray(FileRows(tmp_path)), values)
 
 
 def test_parts_of_different_samples_are_refused(tmp_path: Path) -> None:

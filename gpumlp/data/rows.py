@@ -260,7 +260,9 @@ def numbered_files(path: Path) -> list[Path]:
             require_file(path, str(path), _FILES)
         return [path]
     files = [file for file in path.iterdir() if not file.name.startswith(".")]
-    numbers = {file: re.findall(r"\d+", file.stem if file.suffix == ".npy" else file.name) for file in files}
+    # The ending of a name holds no number of a part: .npy, or the idx3-ubyte of MNIST's files.
+    names = {file: re.sub(r"\.npy$|idx\d-ubyte$", "", file.name) for file in files}
+    numbers = {file: re.findall(r"\d+", name) for file, name in names.items()}
     without = sorted(file.name for file, found in numbers.items() if not found)
     if not files or without:
         found = f"{listed(without)} without a number" if files else "an empty folder"
