@@ -201,6 +201,12 @@ def test_sizes_of_blocks_are_checked(sizes: Any) -> None:
         Blocks(*sizes)
 
 
+def test_sizes_of_blocks_may_be_integers_of_numpy() -> None:
+    blocks = Blocks(np.int16(1024), np.uint8(64))
+    assert repr(blocks) == repr(Blocks(1024, 64))
+    assert blocks.samples == 65_536
+
+
 def test_a_full_shuffle_of_streamed_samples_is_refused(files: list[str]) -> None:
     with pytest.raises(ValueError, match="order is expected to be 'blocks' for samples that are streamed"):
         trained(StreamedDataset(*files), order="shuffle")

@@ -40,8 +40,9 @@ class Blocks:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise DataError(f"Blocks: {name} must be a whole number of 1 or more, got {value!r}; correct it")
+            object.__setattr__(self, name, int(value))  # NumPy's may overflow
 
     @property
     def samples(self) -> int:
