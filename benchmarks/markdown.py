@@ -1,4 +1,4 @@
-"""The benchmarks' tables in Markdown: ``python -m benchmarks.markdown benchmarks/results/*.json``.
+"""The benchmarks' tables in Markdown: ``python -m benchmarks.markdown FILE.json ...``.
 
 A benchmark prints its tables in full when it has measured (`show`); the command prints the short ones of the
 README from the files of results, and with ``--figure`` it also draws the figure beside each file.
@@ -24,7 +24,7 @@ Lines = Iterator[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of each file, and return the exit code."""
+    """Print the tables of each file, and return the exit code: 1 if one has no table, 2 if it is damaged."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     paths = [word for word in words if not word.startswith("-")]
     if {"-h", "--help"} & {*words}:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     def work() -> int:
+        code = command.OK
         for path in paths:
             try:
                 report = json.loads(user_path(path).read_text(encoding="utf-8"))
@@ -46,12 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if kind not in _SHORT:
                 what = f"of {kind}" if kind else "of results that do not name their benchmark"
                 print(f"{path}: there is no table {what}, only of {', '.join(_SHORT)}", file=sys.stderr)
+                code = command.FAILED
                 continue
-            print(f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n")
-            print("\n".join(_SHORT[kind](report)))
+            try:
+                lines = [f"\n<!-- {path}, {report['date'][:10]}: {report['command']} -->\n", *_SHORT[kind](report)]
+            except KeyError as error:
+                print(f"{path} is not a whole file of results: it has no {error}", file=sys.stderr)
+                return 2
+            print("\n".join(lines))
             if "--figure" in words and kind not in ("estimators", "several processes"):
                 figures.plot(report, user_path(path).with_suffix(".png"))
-        return 0
+        return code
 
     return command.run("markdown", work)
 

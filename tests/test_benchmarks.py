@@ -496,10 +496,12 @@ def test_columns_are_aligned() -> None:
 def test_a_file_that_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in {"other": '{"benchmark": "tea"}', "unnamed": '{"results": []}', "list": "[1]"}.items():
         (tmp_path / name).write_text(text)
-        assert markdown.main([str(tmp_path / name)]) == 0
+        assert markdown.main([str(tmp_path / name)]) == 1
     (tmp_path / "broken").write_text("{")
     assert markdown.main([str(tmp_path / "broken")]) == markdown.main([]) == markdown.main(["--figures", "x"]) == 2
-    other, unnamed, a_list, broken, nothing, _ = capsys.readouterr().err.splitlines()
+    (tmp_path / "part").write_text('{"benchmark": "estimators"}')
+    assert markdown.main([str(tmp_path / "part")]) == 2
+    other, unnamed, a_list, broken, nothing, _, part = capsys.readouterr().err.splitlines()
     assert other.startswith(
         f"{tmp_path}/other: there is no table of tea, only of comparison of training throughput, "
     )
@@ -507,6 +509,7 @@ def test_a_file_that_is_not_a_result_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "of results that do not name their benchmark" in a_list
     assert "broken is not a file of results: " in broken
     assert nothing.startswith("expected [--figure] and files of results")
+    assert part == f"{tmp_path}/part is not a whole file of results: it has no 'date'"
 
 
 @pytest.mark.parametrize("name", ["compare-cpu", "compare-cuda-h100", "throughput-cpu", "scaling-cpu"])
