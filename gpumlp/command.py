@@ -17,7 +17,7 @@ from . import interrupts, terminal
 from .backends import DeviceError, check_device_name
 from .data import DataError
 from .extras import MissingExtraError
-from .files import PathError, user_path
+from .files import PathError, require_distinct, user_path
 from .nn import Committee, ModelFileError
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError
@@ -122,9 +122,11 @@ def load_committee(paths: Sequence[str], device: str = "cpu") -> Committee:
     """The networks in folders of runs or files, as a committee.
 
     Raises:
+        PathError: a run is named twice.
         ModelFileError: as for `Committee.load`; also the networks do not fit together.
         DeviceError: the device cannot be used.
     """
+    require_distinct(paths)
     try:
         return Committee.load(*paths, device=device)
     except ModelFileError:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from . import command
+from .files import require_distinct
 from .nn import Committee
 from .training.config import ConfigError
 from .training.run import Run, network_note
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         if not options.runs:
             raise ConfigError("expected the folder of a run, or several, got none")
+        require_distinct(options.runs)
         runs, models, test = load_runs(options.runs, options.device, options.data_dir)
         compared = Committee(models).compare(test) if len(models) > 1 else None
         results = [models[0].evaluate(test)] if compared is None else compared.members

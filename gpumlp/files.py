@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Every path that a command or a public function takes comes through here.
 
     Raises:
-        PathError: the user does not exist, or the path holds a null character.
+        PathError: the path is empty or holds a null character, or the user does not exist.
 
     >>> user_path("runs/1")
     PosixPath('runs/1')
@@ -34,6 +35,14 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         name = Path(path).parts[0]
         raise PathError(f"{os.fspath(path)}: {name} has no home folder; write the path out, or ./{name}") from None
+
+
+def require_distinct(runs: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise PathError if the folder of a run is given twice: it would count twice."""
+    folders = [user_path(run).resolve() for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise PathError(f"{run}: expected each run once, got it {folders.count(folder)} times")
 
 
 def utf8(text: str) -> bytes:

@@ -396,6 +396,20 @@ def test_members_are_compared_on_one_test_set(runs: list[Path], tmp_path: Path, 
     assert f"{tmp_path / 'own'}: expected a run with the test set of {runs[0]}" in capsys.readouterr().err
 
 
+def test_commands_refuse_a_member_that_is_named_twice(runs: list[Path], tmp_path: Path, capsys: Captured) -> None:
+    twice = [runs[0], runs[1], f"{runs[0]}/"]
+    np.save(tmp_path / "x.npy", load_digits()[1].images)
+    for words in (
+        ("evaluate", *twice),
+        ("export", *twice, "--out", tmp_path / "c.onnx"),
+        ("predict", *twice, tmp_path / "x.npy"),
+        ("report", *twice, "--out", tmp_path / "c.html"),
+    ):
+        assert run(*words) == 2
+        message = f"gpumlp-{words[0]}: {runs[0]}: expected each run once, got it 2 times\n"
+        assert capsys.readouterr() == ("", message)
+
+
 def test_a_committee_is_better_than_its_members() -> None:
     train, test = load_digits()
     members = [MLP([64, 12, 10], seed=seed, device="cpu") for seed in range(5)]

@@ -73,7 +73,8 @@ def report_page(paths: Sequence[str], *, device: str = "cpu", data_dir: str | No
 
     Raises:
         MissingExtraError: a library of ``.[report]`` is not installed.
-        ConfigError: a run is named twice, or there are too many runs for one page.
+        PathError: a run is named twice.
+        ConfigError: there are too many runs for one page.
         CheckpointError, DataError, DeviceError: a run or its data cannot be read.
     """
     require_libraries()

@@ -16,7 +16,7 @@ from ..backends import HostArray, to_host
 from ..data import Dataset, uses_data_dir
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
-from ..files import user_path
+from ..files import require_distinct
 from ..nn.activations import ReLU
 from ..nn.layers import Dense, Dropout
 from ..nn.metrics import Evaluation, Task
@@ -25,7 +25,7 @@ from ..nn.samples import training_targets
 from ..training.batches import trained_rows
 from ..training.callbacks import read_curve
 from ..training.checkpoint import CheckpointError
-from ..training.config import Config, ConfigError, given, options_marked
+from ..training.config import Config, given, options_marked
 from ..training.run import TEST_CURVE, open_run
 from ..training.run import Run as TrainedRun
 from ..training.session import load_run, load_training
@@ -126,13 +126,10 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
         data_dir: folder with the files of MNIST or a relative, for the runs on such data.
 
     Raises:
-        ConfigError: a run is named twice.
+        PathError: a run is named twice.
         CheckpointError, DataError, DeviceError: a run or its data cannot be read.
     """
-    resolved = [user_path(path).resolve() for path in paths]
-    for path, folder in zip(paths, resolved, strict=True):
-        if resolved.count(folder) > 1:
-            raise ConfigError(f"{path}: expected each run once, got it {resolved.count(folder)} times")
+    require_distinct(paths)
     takes_folder = [uses_data_dir(str(open_run(path).config.dataset)) for path in paths]
     if not any(takes_folder):
         takes_folder = [True] * len(paths)  # loading the data refuses a data_dir without effect
