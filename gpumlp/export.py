@@ -45,6 +45,8 @@ class Options:
             problems.append(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}")
         if len(self.runs) > 1 and self.out is None:
             problems.append("out: expected the file to write for a committee of several runs, got none")
+        if self.data_dir is not None and self.format in FORMATS and self.format != "html":
+            problems.append(f"data_dir: expected only with format html, got {self.format}")
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = folder / f"network.{options.format}" if options.out is None else user_path(options.out)
         endings = command.PAGES if options.format == "html" else (f".{options.format}",)
         command.check_output("out", out if options.out is None else options.out, sources, endings=endings)
+        if options.data_dir is not None and sources[0].name != CHECKPOINT:
+            raise ConfigError(f"data_dir: expected only with a training run, got {sources[0]}")
         model, test = command.load_committee(options.runs), None
         if options.format == "html" and sources[0].name == CHECKPOINT:
             # Paper and ink are measured on the run's test set, as for the report, if the data is available.

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from .nn import MLP, Committee
 from .nn.metrics import Task
 from .nn.model_file import class_names, is_network
 from .nn.samples import is_binary
-from .pictures import CHOICES, DONE
+from .pictures import CHOICES, DONE, SUFFIXES
 from .predicting import STANDARD_INPUT, Prediction, expand, predict_files, short_names
 from .terminal import cell, console, silent_libraries, write_data
 from .training.config import ConfigError
@@ -184,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         options.check()
         files = expand(options.inputs)
+        if options.array is not None and all(Path(file).suffix.lower() in (".npy", *SUFFIXES) for file in files):
+            raise ConfigError(f"array: expected only with an .npz file, got {', '.join(short_names(files))}")
         if options.out is not None:
             command.check_output("out", options.out, [*options.runs, *files], endings=(".csv", ".npy"))
         committee = command.load_committee(options.runs, options.device)

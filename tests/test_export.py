@@ -50,6 +50,11 @@ def test_a_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["net", "--format", "npz", "--out", "none/a.npz"], "out: there is no folder none"),
         (["net", "--format", "npz", "--out", "net"], "out: expected the path of a file to write, got net"),
         (["none", "--format", "npz"], "there is no run or saved network none"),
+        (["net", "--data-dir", "mnist"], "data_dir: expected only with format html, got onnx"),
+        (
+            ["net", "--format", "html", "--data-dir", "mnist"],
+            "data_dir: expected only with a training run, got net",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_words(

@@ -113,6 +113,26 @@ def test_all_wrong_options_are_reported_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("schedules", "--results", "own.json"), "results: expected only with records, mistakes, got schedules"),
+        (("records", "--record", "digits"), "record: expected only with mistakes, got records"),
+        (
+            ("schedules", "activations", "--data-dir", "mnist"),
+            "data_dir: expected only with gradient_flow, regularization, first_layer_weights, learning_curves, "
+            "optimizer_noise, distortion, mistakes, got schedules, activations",
+        ),
+    ],
+)
+def test_an_option_of_other_figures_is_refused(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr() == ("", f"gpumlp-figures: {message}\n")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("below", ["", "new/folder"])
 def test_a_file_as_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
     (tmp_path / "file").write_text("mine")

@@ -501,6 +501,10 @@ def test_pictures_are_refused_if_the_preparation_is_unknown(
         (["net", "a.png", "--out", "none/a.csv"], "out: there is no folder none"),
         (["net", "a.png", "--device", "tpu"], "device is expected to be"),
         (["none", "a.png"], "there is no run or saved network none"),
+        (
+            ["net", "a.npy", "b/c.png", "--array", "x"],
+            "array: expected only with an .npz file, got a.npy, c.png\n",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_words(

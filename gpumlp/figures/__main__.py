@@ -21,6 +21,7 @@ from . import FIGURES
 from .style import save
 
 PROGRAM = "gpumlp-figures"
+_ARGUMENTS = {"data_dir": "data", "results": "results", "record": "record"}  # of figures, by the option for it
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Options:
         if not isinstance(self.seed, int) or self.seed < 0:
             problems.append(f"seed: expected a whole number of 0 or more, got {self.seed}")
         problems += command.device_problems(self.device)
+        names = [name for name in self.names if name in FIGURES] or list(FIGURES)
+        for option, argument in _ARGUMENTS.items():
+            fitting = [name for name in FIGURES if argument in _arguments(name)]
+            if getattr(self, option) is not None and not {*fitting} & {*names}:
+                problems.append(f"{option}: expected only with {', '.join(fitting)}, got {', '.join(names)}")
         out = user_path(self.out)
         files = [path for path in (out, *out.parents) if path.exists() and not path.is_dir()]
         if files:
