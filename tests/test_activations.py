@@ -288,3 +288,11 @@ class OtherExpression(Mish):
 def test_a_wrong_derivative_from_is_named(kind: type[Activation], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         get_activation(kind())
+
+
+@pytest.mark.parametrize("h", [row.h for row in TABLE], ids=repr)
+def test_integers_are_taken_as_floats(h: Activation) -> None:
+    integers = np.array([[-1, 0, 2]])
+    for function in h, h.derivative:
+        np.testing.assert_array_equal(function(integers), function(integers.astype(np.float64)))
+        assert function(integers).dtype == np.float64

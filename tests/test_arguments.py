@@ -43,6 +43,10 @@ def net(**options: Any) -> MLP:
     return MLP([6, 4, 3], device="cpu", **options)
 
 
+def wrong_state(dtype: str) -> dict[str, Any]:
+    return {name: tensor.astype(dtype) for name, tensor in net().state_dict().items()}
+
+
 DATA = Dataset(X, Y)
 
 
@@ -176,6 +180,10 @@ def test_an_object_of_another_kind_is_named_with_what_to_give(call: Callable[[],
         (lambda: net(dtype="half a float"), "dtype is expected to be float32 or float64, got 'half a float'"),
         (lambda: Dense("a", 3), "in_features is expected to be a whole number of 1 or more, got 'a'"),
         (lambda: net().load_state_dict({"layers.0.weight": "x"}), r"expected to have shape \(6, 4\), got \(\)"),
+        *(
+            (lambda dtype=dtype: net().load_state_dict(wrong_state(dtype)), "weight is expected to hold numbers")
+            for dtype in ("U1", "complex64", "O")
+        ),
         (lambda: net().predict([[0.0] * 6, [0.0]]), "images cannot be read as one array"),
         (
             lambda: net().predict(X[0]),

@@ -14,7 +14,7 @@ import safetensors.numpy
 from gpumlp import MLP, SGD, BestCheckpoint, Dataset, EarlyStopping, Trainer, fit
 from gpumlp.backends import Backend
 from gpumlp.training import EpochRecord, History
-from gpumlp.training.history import BestSoFar
+from gpumlp.training.history import BestSoFar, best_epoch
 
 
 def history_of(*losses: float | None) -> History:
@@ -59,8 +59,19 @@ def train_noisy(
     ],
 )
 def test_the_best_epoch(losses: tuple, min_delta: float, expected: tuple) -> None:
-    assert history_of(*losses).best("validation_loss", min_delta) == pytest.approx(expected)
-    assert history_of(*losses).best("validation_accuracy", min_delta)[::2] == expected[::2]
+    for monitor in "validation_loss", "validation_accuracy":
+        history = history_of(*losses)
+        best = best_epoch(history[monitor], monitor, min_delta)
+        assert best is not None
+        assert best[::2] == expected[::2]
+        if not min_delta:
+            assert history.best(monitor) == best
+    assert best_epoch(losses, "validation_loss", min_delta) == pytest.approx(expected)
+
+
+def test_the_best_epoch_of_another_column_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"monitor is expected to be one of train_loss, .*, got 'seconds'"):
+        history_of(0.5).best("seconds")
 
 
 def test_no_epoch_is_no_best_epoch() -> None:
@@ -186,6 +197,13 @@ def test_the_file_is_written_only_for_a_better_network(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path is expected to be that of a file, but .* is a folder"):
         train_noisy(BestCheckpoint(tmp_path))
+
+
+def test_the_checkpoint_of_a_run_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"kept")
+    with pytest.raises(ValueError, match=r"safetensors is a file of the run in .*; choose another"):
+        train_noisy(BestCheckpoint(tmp_path / "checkpoint.safetensors"))
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"kept"
 
 
 # -- What they refuse --------------------------------------------------------------------------------------

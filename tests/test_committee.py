@@ -182,6 +182,14 @@ def test_anything_but_networks_is_refused() -> None:
         Committee([])
     with pytest.raises(TypeError, match=r"expected to be networks \(MLP\), got 'runs/a'"):
         Committee(["runs/a"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected to be a list of networks, got an MLP"):
+        Committee(networks()[0])  # type: ignore[arg-type]
+
+
+def test_no_samples_are_no_error() -> None:
+    committee, none = Committee(networks()), samples()[:0]
+    assert committee.predict(none).shape == committee.vote(none).disputed.shape == (0,)
+    assert committee.disagreement(none) == 0
 
 
 # -- Files -------------------------------------------------------------------------------------------------------

@@ -299,6 +299,9 @@ def test_a_configuration_goes_through_json_unchanged(config: Config) -> None:
 
 def test_one_value_for_all_layers_is_the_same_as_a_list_of_one() -> None:
     assert Config(activation=("tanh",), dropout=(0.5,)) == Config(activation="tanh", dropout=0.5)
+    assert Config(hidden=[8], activation=["tanh"], preprocess=["deskew"]) == Config(
+        hidden=(8,), activation="tanh", preprocess=("deskew",)
+    )
 
 
 @pytest.mark.parametrize("values", [{"lerning_rate": 0.1}, {"epochs": 0}, {"hidden": 5}])

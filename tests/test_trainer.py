@@ -134,7 +134,8 @@ def test_a_batch_of_more_than_all_samples_is_the_full_batch(blobs: Dataset) -> N
 @pytest.mark.parametrize(
     "wrong",
     [{"batch_size": 0}, {"batch_size": "half"}, {"batch_size": 2.5}, {"epochs": 0}, {"l2": -1.0}]
-    + [{"validation": count} for count in (-1, 300)],
+    + [{"validation": count} for count in (-1, 300)]
+    + [{"shards": 301}, {"diagnostics": "off"}],
 )
 def test_wrong_values_are_refused(blobs: Dataset, wrong: dict) -> None:
     network = model()
@@ -142,6 +143,7 @@ def test_wrong_values_are_refused(blobs: Dataset, wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* expected"):
         fit(network, blobs, **wrong)
     assert weights(network) == before
+    assert network.inputs is network.class_names is None
 
 
 def test_data_that_does_not_fit_is_refused(blobs: Dataset) -> None:

@@ -62,30 +62,36 @@ class Activation:
         raise NotImplementedError
 
     def __call__(self, s: Array) -> Array:
-        """h(s) as a new array of the library, shape and dtype of `s`, which is kept.
+        """h(s) as a new array of the library, shape and dtype of `s`, which is kept; float64 for integers.
 
         >>> import numpy as np
         >>> ReLU()(np.array([-1.0, 0.0, 2.0]))
         array([0., 0., 2.])
         """
-        xp = array_namespace(s)
+        xp, s = array_namespace(s), _new_floats(s)
         out = xp.empty_like(s)
-        self.forward(xp, s.copy(), out)
+        self.forward(xp, s, out)
         return out
 
     def derivative(self, s: Array) -> Array:
-        """h'(s) as a new array of the library, shape and dtype of `s`, which is kept.
+        """h'(s) as a new array of the library, shape and dtype of `s`, which is kept; float64 for integers.
 
         >>> import numpy as np
         >>> Tanh().derivative(np.array([0.0]))
         array([1.])
         """
-        slope = array_namespace(s).ones_like(s)
-        self.backward(array_namespace(s), s.copy() if self.derivative_from == "input" else self(s), slope)
+        xp = array_namespace(s)
+        saved = _new_floats(s) if self.derivative_from == "input" else self(s)
+        slope = xp.ones_like(saved)
+        self.backward(xp, saved, slope)
         return slope
 
     def __repr__(self) -> str:
         return with_options(self, vars(self))
+
+
+def _new_floats(s: Array) -> Array:
+    return s.astype(s.dtype if s.dtype.kind == "f" else "float64")
 
 
 class Identity(Activation):

@@ -75,6 +75,8 @@ class Committee:
     """
 
     def __init__(self, members: Sequence[MLP]) -> None:
+        if isinstance(members, MLP):
+            raise TypeError(f"members are expected to be a list of networks, got {shown(members)}")
         self.members = list(members)
         if not self.members:
             raise ValueError("members are expected to be one network or more, got none")
@@ -127,7 +129,7 @@ class Committee:
         disputed = self.vote(images, pixels=pixels).disputed
         if disputed is None:
             raise ValueError(f"{self} predicts numbers, on which members do not agree or disagree")
-        return float(disputed.mean())
+        return float(disputed.mean()) if disputed.size else 0.0
 
     def compare(self, dataset: LabelledData, *, pixels: bool | None = None) -> Comparison:
         """The committee's results on a data set beside those of each member, from one pass of each.
@@ -276,10 +278,10 @@ def _disputed(loss: Loss, each: Sequence[HostArray]) -> HostArray | None:
     """Where the predictions for the outputs of the members are not all the same, ``(samples,)``."""
     if loss.task == "numbers":
         return None
-    first, *others = (loss.predictions(outputs).reshape(len(outputs), -1) for outputs in each)
+    first, *others = (loss.predictions(outputs) for outputs in each)  # one class a sample, or several labels
     result = np.zeros(len(first), dtype=bool)
     for other in others:
-        result |= (other != first).any(axis=1)
+        result |= (other != first).any(axis=tuple(range(1, first.ndim)))
     return result
 
 

@@ -226,7 +226,7 @@ class SGD(Optimizer):
             return None  # custom rules, which `complete` does not support
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
-        if not self.momentum and penalty == Penalty():
+        if not (self.momentum or penalty.l2 or penalty.l1):
             return Accumulation(parameters, scale=-learning_rate, keep=1.0)
         return None
 

@@ -104,10 +104,10 @@ def shapes_of(layers: Iterable[Mapping[str, tuple[int, ...]]]) -> dict[str, tupl
 
 
 def check_tensors(shapes: dict[str, tuple[int, ...]], tensors: dict[str, HostArray]) -> None:
-    """Check that there is a tensor of each shape and no other.
+    """Check that there is a tensor of real numbers of each shape, and no other.
 
     Raises:
-        ValueError: tensors are missing, unknown, or of another shape; the message lists all of them.
+        ValueError: tensors are missing, unknown, or of another shape or dtype; the message lists all of them.
     """
     problems = [f"{name} is missing" for name in shapes if name not in tensors]
     problems += [f"{name} is not part of this network" for name in tensors if name not in shapes]
@@ -115,6 +115,11 @@ def check_tensors(shapes: dict[str, tuple[int, ...]], tensors: dict[str, HostArr
         f"{name} is expected to have shape {shapes[name]}, got {tensor.shape}"
         for name, tensor in tensors.items()
         if name in shapes and tensor.shape != shapes[name]
+    ]
+    problems += [
+        f"{name} is expected to hold numbers, got dtype {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if not np.can_cast(tensor.dtype, np.float64, "same_kind")
     ]
     if problems:
         raise ValueError("; ".join(problems))

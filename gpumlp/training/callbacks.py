@@ -15,8 +15,9 @@ from ..nn.model_file import describe, model_bytes
 from ..nn.network import MLP
 from ..nn.samples import LabelledData
 from ..words import listed
-from .history import MONITORS, Best, BestSoFar
+from .history import Best, BestSoFar, checked_monitor
 from .history_file import CheckpointError
+from .run import RUN_FILES, is_run
 from .trainer import Callback, Trainer
 
 
@@ -24,9 +25,7 @@ class _Monitoring(Callback):
     """A callback that watches a column of the history; checked when it is made and when training begins."""
 
     def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
-        if not isinstance(monitor, str) or monitor not in MONITORS:
-            raise ValueError(f"monitor is expected to be one of {', '.join(MONITORS)}, got {monitor!r}")
-        self.monitor = monitor
+        self.monitor = checked_monitor(monitor)
         self.min_delta = number("min_delta", min_delta, 0)
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -156,6 +155,8 @@ class BestCheckpoint(_Monitoring):
         super().on_train_begin(trainer)
         if self.path.is_dir():
             raise ValueError(f"path is expected to be that of a file, but {self.path} is a folder")
+        if self.path.name in RUN_FILES and is_run(self.path.parent):
+            raise ValueError(f"{self.path} is a file of the run in {self.path.parent}; choose another name")
         describe(trainer.model)  # a network that cannot be saved is refused before it is trained
         self.path.parent.mkdir(parents=True, exist_ok=True)
 

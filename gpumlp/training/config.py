@@ -392,9 +392,11 @@ class Config:
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
     def __post_init__(self) -> None:
-        for name in ("activation", "dropout", "class_weight", "dataset", "test"):  # one value may stand alone
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) == 1:
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, value := tuple(value))
+            alone = name in ("activation", "dropout", "class_weight", "dataset", "test")
+            if alone and isinstance(value, tuple) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", self.schedule.replace("-", "_"))
@@ -646,8 +648,7 @@ class Config:
         unknown = sorted(set(values) - names)
         if unknown:
             raise ConfigError(f"unknown option: {', '.join(unknown)}")
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        config = cls(**{**values, **lists})
+        config = cls(**values)
         config.check()
         return config
 

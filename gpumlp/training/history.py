@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 MONITORS = {f"{part}_{name}": more for part in ("train", "validation") for name, more in HIGHER_IS_BETTER.items()}
 
 
+def checked_monitor(monitor: object) -> str:
+    """The name of a column that can be watched. Raises ValueError if it is something else."""
+    if not isinstance(monitor, str) or monitor not in MONITORS:
+        raise ValueError(f"monitor is expected to be one of {', '.join(MONITORS)}, got {monitor!r}")
+    return monitor
+
+
 def monitor_words(monitor: str) -> str:
     """What one of `MONITORS` is called.
 
@@ -351,8 +358,12 @@ class History:
         return len(self.records)
 
     def best(self, monitor: str = "validation_loss") -> Best | None:
-        """The best epoch by one of the columns in `MONITORS`, see `best_epoch`."""
-        return best_epoch(self[monitor], monitor)
+        """The best epoch by one of the columns in `MONITORS`, see `best_epoch`.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        return best_epoch(self[checked_monitor(monitor)], monitor)
 
     def findings(self) -> list[Finding]:
         """What is wrong with training, each with evidence and advice; an empty list if nothing is.

@@ -25,7 +25,7 @@ from ..nn.hyperparameters import (
     whole,
 )
 from ..nn.metrics import HIGHER_IS_BETTER, Evaluation, metric_totals
-from ..nn.network import MLP, Workspace, evaluate_batches, evaluation_of
+from ..nn.network import MLP, Workspace, evaluation_of
 from ..nn.optimizers import SGD, Optimizer, Penalty, checked_optimizer
 from ..nn.preprocessing import Preprocessing
 from ..nn.samples import learned_names
@@ -560,13 +560,6 @@ class Trainer:
             layers = _checked_layers(callback.on_measured(self, found[start:][: len(values)]), callback) or layers
             start += len(values)
         return validation, layers
-
-    def validate(self) -> Evaluation | None:
-        """Loss and metrics on the validation samples, if there are any; on a GPU, rounded unlike the history's."""
-        if self.validation_batches is None:
-            return None
-        with self.model.backend.activate():
-            return evaluate_batches(self.model, self.validation_batches)
 
     # -- State ------------------------------------------------------------------------------------------
 

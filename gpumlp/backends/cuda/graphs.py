@@ -27,10 +27,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 
 from ..base import Array, Step
-from .kernels import (
-    Device,
-    GraphOffsets,
-)
+from .kernels import Device, GraphOffsets
 
 LENGTHS = (16, 4, 1)  # steps per graph; running 16 takes far longer than launching the next graph
 CAPACITY = 256  # steps whose factors are copied to the device at a time
@@ -159,25 +156,24 @@ class GraphRunner:
         """
         done, changed = 0, False
         while done < len(batches) and step not in self._changing:
-            batch = step.slices[batches[done]]
-            found = self._captured.get(step)
-            known = found is not None and found.key == key
-            if known and found is not None and found.refusal is not None:
+            found, full = self._captured.get(step), _full_batches(step, batches[done : done + CAPACITY])
+            if found is not None and found.key != key:
+                found = None
+            if found is not None and found.refusal is not None:
                 break
-            if found is None or not known or batch.stop - batch.start < step.batch_size:
-                step(batch, learning_rates[done])
-                done += 1
-                if not known and batch.stop - batch.start == step.batch_size:
-                    before, key = key, StepKey(step)
-                    if key == before:
-                        self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
-                    elif changed:  # twice: it is no array that the first step keeps
-                        self._changing.add(step)
-                    changed = key != before
+            if found is not None and full:
+                self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
+                done += full
                 continue
-            full = _full_batches(step, batches[done : done + CAPACITY])
-            self._launch(step, found, batches[done : done + full], learning_rates[done : done + full])
-            done += full
+            step(step.slices[batches[done]], learning_rates[done])
+            done += 1
+            if found is None and full:
+                before, key = key, StepKey(step)
+                if key == before:
+                    self._captured[step] = self._prepare(step, key, learning_rates[done - 1])
+                elif changed:  # twice: it is no array that the first step keeps
+                    self._changing.add(step)
+                changed = key != before
         return done
 
     def _prepare(self, step: Step, key: StepKey, learning_rate: float) -> Captured:

@@ -459,9 +459,9 @@ def _unsupported_rule(step: Step) -> str | None:
     twice = len(_dropout_layers(step)) < len(numbers) or not is_dense(step.layers[-1])
     targets = np.int64 if loss.task == "classes" else dtype
     scores = dtype if loss.task == "numbers" else np.bool_
-    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters]
-    if step.sample_weights is not None:
-        arrays.append(step.sample_weights)
+    weights = step.losses if step.sample_weights is None else step.sample_weights
+    arrays = [step.images, step.order, step.targets, step.losses, step.scores, step.parameters, weights]
+    dtypes = [step.targets.dtype, step.scores.dtype, weights.dtype]
     reasons = {
         f"it computes in float32 only, not in {dtype}": dtype != np.float32,
         f"it supports one to three hidden layers, this network has {len(dense) - 1}": not 2 <= len(dense) <= 4,
@@ -476,12 +476,9 @@ def _unsupported_rule(step: Step) -> str | None:
         "it does not limit the norms of weights": step.max_norm is not None,
         "it does not average the parameters": step.average is not None,
         "it does not store the gradients that a callback reads": step.gradient_wanted,
-        "the samples are neither uint8 nor float32": step.images.dtype not in (np.uint8, dtype),
-        f"the targets are not {np.dtype(targets)}": step.targets.dtype != targets,
-        f"the scores are not {np.dtype(scores)}": step.scores.dtype != scores,
-        "the sample weights are not float32": step.sample_weights is not None
-        and step.sample_weights.dtype != dtype,
-        "an array is not C-contiguous": not is_c_contiguous(*arrays),
+        "an array has another dtype or layout than the kernel reads": dtypes != [targets, scores, dtype]
+        or step.images.dtype not in (np.uint8, dtype)
+        or not is_c_contiguous(*arrays),
         "a layer's parameters are not in the network's buffer": not all(
             0 <= _offset(step, array) <= step.parameters.size - array.size and array.flags.c_contiguous
             for layer in dense
