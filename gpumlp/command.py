@@ -25,7 +25,7 @@ from .training.divergence import DivergenceError
 from .training.group import GroupError
 from .training.jobs import worker_count
 from .training.progress import percent
-from .training.run import RUN_FILES, is_run
+from .training.run import RUN_FILES, SWEEP, TABLE, is_run
 
 T = TypeVar("T")
 
@@ -181,6 +181,8 @@ def check_output(
         raise ConfigError(f"{option}: expected the path of a file to write, but {file} is a device or a pipe")
     if file.name in RUN_FILES and is_run(file.parent):
         raise ConfigError(f"{option}: {file} is a file of the run in {file.parent}; choose another name")
+    if file.name in (SWEEP, TABLE) and (file.parent / SWEEP).exists():
+        raise ConfigError(f"{option}: {file} is a file of the sweep in {file.parent}; choose another name")
     for name in map(user_path, inputs):
         if file.exists() and name.is_file() and os.path.samefile(file, name):
             raise ConfigError(f"{option}: {file} is read by this command; choose another name")

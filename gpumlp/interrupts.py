@@ -36,6 +36,11 @@ def program() -> str | None:
 def _guard_start() -> bool:
     """From now on, an interrupt ends the process, if it is a command's (returned); see `started`."""
     name = program()
+    for stream in range(3 if name else 0):
+        try:
+            os.fstat(stream)
+        except OSError:  # closed, so that the next file would take its number, and be written into
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return False
 

@@ -203,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console(highlight=False).print(_table(predicted, outputs))
             for result in predicted:
                 if (left := len(list(_samples(result))) - _SHOWN) > 0:
-                    print(f"{cell(result.file)}: {left:,} more; --out FILE.csv writes all")
+                    where = "--out FILE.csv writes all" if options.out is None else f"all are in {options.out}"
+                    print(f"{cell(result.file)}: {left:,} more; {where}")
             for done, count in Counter(result.preparation for result in predicted if result.preparation).items():
                 print(f"{counted(count, 'picture')}: {DONE[done]}")
             if options.out is not None:

@@ -22,7 +22,7 @@ from .data import Dataset
 from .extras import MissingExtraError, require
 from .files import utf8, write_atomically
 from .nn.hyperparameters import Range, whole_numbers
-from .nn.metrics import HIGHER_IS_BETTER, METRIC_WORDS
+from .nn.metrics import HIGHER_IS_BETTER, METRIC_WORDS, METRICS
 from .terminal import cell, console
 from .training import tensorboard
 from .training.batches import held_out_samples
@@ -30,6 +30,7 @@ from .training.config import PRESETS, Config, ConfigError, given, option
 from .training.history import monitor_words
 from .training.lock import RunLock
 from .training.progress import metric
+from .training.run import TABLE
 from .training.search_space import (
     NOTES,
     NOTES_RANGES,
@@ -46,7 +47,6 @@ from .training.session import Shared
 from .training.sweeps import (
     ENDED,
     INTERRUPTED,
-    TABLE,
     Result,
     Search,
     SearchPlan,
@@ -181,8 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sweep = _new(options, shared, progress)
             else:
                 sweep = _resumed(options, start, shared, progress)
-            lock = RunLock(sweep.path, "running this sweep")
-            stack.callback(lock.release)
+            stack.enter_context(RunLock(sweep.path, "running this sweep"))
             if options.resume is None:
                 sweep.save()
             search: Search | None = None
@@ -262,7 +261,23 @@ def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
     if options.scheduler is None:  # otherwise the workers have the device
         shared.backend(config, config.execution)
     data = shared.data(config, progress.display)
+    _require_samples(config, options.metric, data[0])
     return Sweep.plan(config, networks, options.seeds, options.metric, data, axes, search)
+
+
+def _require_samples(config: Config, metric: str | None, training: Dataset) -> None:
+    """Raise ConfigError if there are too few samples by which to rank the networks."""
+    try:
+        validation = given(config.resolved(len(training), training.task).validation)
+        found = held_out_samples(validation, len(training))
+    except ValueError:  # `Sweep.plan` names all that is wrong
+        return
+    least = 2 if (metric or METRICS[training.task][0]) == "r2" else 1  # of one number R^2 is not defined
+    if found < least:
+        raise ConfigError(
+            f"validation: expected {least} or more samples by which to rank the networks, got {found} of "
+            f"{len(training):,}; give their number, or more data"
+        )
 
 
 def _resumed(options: Options, start: Options, shared: Shared, progress: SweepProgress) -> Sweep:

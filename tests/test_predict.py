@@ -62,7 +62,7 @@ def test_batches_go_to_csv_and_npy(tmp_path: Path, capsys: Captured) -> None:
         assert run("predict", tmp_path / "net", path, *words, "--out", tmp_path / "p.npy") == 0
         np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
         out = capsys.readouterr().out
-        assert "30 more; --out FILE.csv writes all" in out
+        assert "30 more; all are in" in out
     assert run("predict", tmp_path / "net", files["x.npy"], files["x.npz"], "--out", tmp_path / "p.csv") == 0
     with (tmp_path / "p.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -583,7 +583,7 @@ def test_numbers_are_predicted(tmp_path: Path, capsys: Captured, loss: str, outp
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
     out = capsys.readouterr().out
     assert f"{expected[3, 0]:.6g}" in out
-    assert "10 more; --out FILE.csv writes all" in out
+    assert "10 more; all are in" in out
     assert run(*words, "--out", tmp_path / "p.csv") == 0
     header, *rows = (tmp_path / "p.csv").read_text().splitlines()
     assert header == "file,index," + ("value" if outputs == 1 else ",".join(f"value {i}" for i in range(outputs)))

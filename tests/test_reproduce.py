@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -523,6 +524,19 @@ def test_a_result_on_other_hardware_stands_beside_it(tmp_path: Path) -> None:
     save_result(file, cpu)
     (row,) = (row for row in table(read_results(file)) if row[0] == "simard2003")
     assert row[-2:] == ("0.82 ± 0.03 %, 2 seeds, a CPU, 2 at once\n0.82 %, 1 seed, a GPU", "10 min\n30 s")
+
+
+def test_no_result_of_several_commands_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    result = {"device": "cpu", "hardware": "a CPU", "seeds": [0], "wrong": [80], "test_samples": 9, "seconds": [1]}
+
+    def save(number: int) -> None:
+        save_result(file, {**result, "record": f"r{number}"})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(40)))
+    assert {each["record"] for each in read_results(file)} == {f"r{number}" for number in range(40)}
+    assert os.listdir(tmp_path) == ["results.json"]
 
 
 def test_the_table_says_of_how_many_networks_a_committee_is(tmp_path: Path) -> None:

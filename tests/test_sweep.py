@@ -9,6 +9,8 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -229,6 +231,14 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
     assert run("sweep", *SMALL, *GRID, "--validation", 0, "--out", tmp_path / "s") == 2
     message = "gpumlp-sweep: validation: expected samples by which to rank the networks, got 0\n"
     assert capsys.readouterr().err == message
+    rng = np.random.default_rng(0)
+    for samples, targets, least in ((9, np.arange(9) % 2, 1), (15, rng.normal(size=15), 2)):
+        x = rng.normal(size=(samples, 3))
+        np.savez(tmp_path / "few.npz", x_train=x, y_train=targets, x_test=x, y_test=targets)
+        assert run("sweep", "--dataset", tmp_path / "few.npz", *GRID, "--out", tmp_path / "s") == 2
+        message = f"validation: expected {least} or more samples by which to rank the networks, got {least - 1} of"
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
     words = ("--preset", "notes", "--grid", "optimizer=sgd,adam", "--out", tmp_path / "s")
     assert run("sweep", *SMALL, *words) == 0
     assert "some are held out\ndata: digits, 1,294 samples to train, 143 to validate and rank, 360 to test\n" in (
@@ -314,6 +324,38 @@ def test_two_commands_cannot_run_the_same_sweep(tmp_path: Path, capsys: pytest.C
     lock.release()
     assert run("sweep", "--resume", out, "--quiet") == 0
     assert not (out / "run.lock").exists()
+
+
+def test_the_folder_of_a_sweep_is_not_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s"
+    assert run("sweep", *SMALL, "--grid", "hidden=4", "--quiet", "--out", out) == 0
+    before = sorted(out.iterdir())
+    for overwrite in ((), ("--overwrite",)):
+        assert run("train", *DIGITS, "--epochs", 1, "--out", out, *overwrite) == 2
+        assert f"out: {out} holds a sweep; choose another folder" in capsys.readouterr().err
+    for name in ("sweep.csv", "sweep.json"):
+        assert run("history", out, "--csv", out / name) == 2
+        assert f"csv: {out / name} is a file of the sweep in {out}; choose another" in capsys.readouterr().err
+    assert sorted(out.iterdir()) == before
+
+
+def test_of_a_run_with_a_damaged_configuration_the_checkpoint_is_used(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    assert run("sweep", *SMALL, "--grid", "hidden=4,5", "--quiet", "--out", out) == 0
+    before = rows(out)
+    for width in (4, 5):
+        (out / f"hidden={width},seed=0" / "metrics.json").unlink()
+    (config := out / "hidden=4,seed=0" / "config.json").write_text("")
+    assert run("sweep", "--resume", out, "--jobs", 1, "--quiet") == 0
+    assert [row["validation_loss"] for row in rows(out)] == [row["validation_loss"] for row in before]
+    assert json.loads(config.read_text())["hidden"] == [4]
+
+
+def test_a_sweep_without_standard_error_trains(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "gpumlp.sweep", *SMALL[:-2], *GRID, "--jobs", "2", "--out", str(tmp_path / "s")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&- >&-', "sh", *map(str, words)], timeout=120)
+    assert done.returncode == 0
+    assert {row["state"] for row in rows(tmp_path / "s")} == {"finished"}
 
 
 def test_a_sweep_is_resumed_with_its_own_options_and_data(

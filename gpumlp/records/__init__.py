@@ -25,6 +25,7 @@ from ..data import DATA_SETS
 from ..files import read_file, user_path, write_atomically
 from ..strict_json import parse_object
 from ..training.config import PRESETS, Config, ConfigError, options_marked
+from ..training.lock import RunLock
 from ..training.search_space import OPTIONS, Values, with_values
 from ..training.sweeps import duration
 from ..words import counted, in_line, listed, shown
@@ -35,6 +36,7 @@ COLUMNS = ("record", "paper", "hidden layers", "published", "ours", "time")
 NONE, NOT_RUN = "-", "not run"
 
 _TEXTS = ("paper", "source", "deviations")
+_PATIENCE = 30.0  # seconds to wait for other commands that save a result
 _PERCENTAGES = ("published", "gate")
 _REFUSED = {"device", "data_dir", "seed", *options_marked("per_call")} - {"preset"}  # options of the command
 # Options in which members may differ: a result has one number of epochs.
@@ -319,11 +321,12 @@ def save_result(path: Path, result: Mapping[str, Any]) -> Mapping[str, Any] | No
         ConfigError, OSError: the file is damaged, or cannot be read or written.
     """
     same = ("record", "device", "hardware")
-    before = read_results(path)
-    others = [each for each in before if any(each.get(name) != result[name] for name in same)]
-    results = sorted([*others, dict(result)], key=lambda each: [str(each.get(name)) for name in same])
-    lines = ",\n".join(map(json.dumps, results))  # a line each
-    write_atomically(path, f'{{"results": [\n{lines}\n]}}\n'.encode())
+    with RunLock(path.parent, "saving a result there", name=f"{path.name}.lock", patience=_PATIENCE):
+        before = read_results(path)
+        others = [each for each in before if any(each.get(name) != result[name] for name in same)]
+        results = sorted([*others, dict(result)], key=lambda each: [str(each.get(name)) for name in same])
+        lines = ",\n".join(map(json.dumps, results))  # a line each
+        write_atomically(path, f'{{"results": [\n{lines}\n]}}\n'.encode())
     return next((each for each in before if each not in others), None)
 
 

@@ -90,11 +90,11 @@ def worker_count(n_jobs: int | None) -> int:
     None is also 1 in a thread of joblib, beside which there are others.
     """
     try:
-        number = -1 if n_jobs is None else operator.index(n_jobs)
+        number = -1 if n_jobs is None else 0 if isinstance(n_jobs, bool) else operator.index(n_jobs)
     except TypeError:
         number = 0
     if number < 1 and number != -1:
-        raise ValueError(f"n_jobs is expected to be a number of 1 or more, or None for all cores, got {n_jobs!r}")
+        raise ValueError(f"n_jobs is expected to be a number of 1 or more, or -1 for all cores, got {n_jobs!r}")
     try:
         import joblib
     except ImportError:
@@ -269,10 +269,9 @@ def _cloudpickle() -> Any:
 
 def _died(error: Exception) -> RuntimeError:
     """The result of a job with which a worker has died twice, the second time alone."""
-    codes = re.search(r"\{.*?\}", str(error))  # of joblib's six lines
-    return RuntimeError(
-        f"its worker process died{f' (exit code {codes[0]})' if codes else ''}, perhaps for lack of memory"
-    )
+    found = re.search(r"\{(.*?)\}", str(error))  # of joblib's six lines, such as SIGKILL(-9) or EXIT(1)
+    code = found[1] if found else "exit code unknown"
+    return RuntimeError(f"its worker process died ({code}){', perhaps for lack of memory' * ('KILL' in code)}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK = "run.lock"
+_PAUSE = 0.02  # seconds between attempts
 _OURS = re.compile(rb"(\d+ on [^\n]*\n)?\0*")  # zeros: after a power failure
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
@@ -45,6 +47,8 @@ class RunLock:
     Args:
         folder: that of the run.
         work: what another process is told that this one does.
+        name: of the file.
+        patience: seconds to wait for another process.
 
     Raises:
         LockedError: another process holds the lock.
@@ -52,8 +56,10 @@ class RunLock:
         OSError: the file cannot be made.
     """
 
-    def __init__(self, folder: Path, work: str = "training this run") -> None:
-        self._path = folder / LOCK
+    def __init__(
+        self, folder: Path, work: str = "training this run", *, name: str = LOCK, patience: float = 0.0
+    ) -> None:
+        self._path, end = folder / name, time.monotonic() + patience
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         foreign = ConfigError(f"{self._path} is not a lock of gpumlp: rename it, or choose another folder")
         while True:
@@ -61,11 +67,13 @@ class RunLock:
                 raise foreign
             self._file = os.open(self._path, flags, 0o666)
             try:
-                if not _try_to_lock(self._file):
-                    raise LockedError(
-                        f"{folder}: another process{self._holder()} is {work}; wait until it ends, or "
-                        "choose another folder"
-                    )
+                while not _try_to_lock(self._file):
+                    if time.monotonic() > end:
+                        raise LockedError(
+                            f"{folder}: another process{self._holder()} is {work}; wait until it ends, or "
+                            "choose another folder"
+                        )
+                    time.sleep(_PAUSE)
                 with suppress(FileNotFoundError):  # another process has released and removed it in between
                     if os.path.samestat(os.fstat(self._file), os.stat(self._path, follow_symlinks=False)):
                         break
@@ -80,6 +88,12 @@ class RunLock:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Release the lock and remove its file."""

@@ -638,7 +638,7 @@ class _Line:
         self.path = Path(folder, "progress.npy")
         np.save(self.path, np.zeros((len(epochs), 3)))  # epochs, best value, place of its column in MONITORS
         self._epochs = np.array(epochs)
-        self._in_place = sys.stdout.isatty() or notebook_cell() is not None
+        self._in_place = notebook_cell() is not None or (sys.stdout is not None and sys.stdout.isatty())
         self._start, self._next, self._shown = time.monotonic(), 0.0, ""
 
     def show(self, missing: set[int], *, last: bool = False) -> None:

@@ -48,7 +48,7 @@ METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
 INTERVAL, LONGEST, SHARE = 1.0, 30.0, 0.05
 REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
-SWEEP = "sweep.json"  # in the folder of a sweep, which holds run folders
+SWEEP, TABLE = "sweep.json", "sweep.csv"  # in the folder of a sweep, which holds run folders
 # What no other command may overwrite.
 RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, PRUNED, MODEL, LOCK, TEST_CURVE)
 
@@ -126,7 +126,7 @@ class Run:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The configuration as JSON has it, with defaults for the options that the run's version did not know."""
-        values = read_object(self.path / CONFIG) if self._has_files else None
+        values = self._read(lambda: read_object(self.path / CONFIG), None) if self._has_files else None
         if values is None:  # that of the best network, or killed before it was written
             values = self._read(lambda: json.loads(self.config.to_json()), {})
         return {**json.loads(Config().to_json()), **with_present_names(values)}
@@ -166,7 +166,7 @@ class Run:
     @property
     def damaged(self) -> list[str]:
         """A sentence for each damaged file that was done without."""
-        _ = self.metrics, self.diverged, self.history
+        _ = self.options, self.metrics, self.diverged, self.history
         return self._damaged
 
     def check(self) -> None:
@@ -395,6 +395,8 @@ class RunFolder(Callback):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"out: expected a folder, got the file {path}; choose another name")
         path.mkdir(parents=True, exist_ok=True)
+        if (path / SWEEP).exists():
+            raise ConfigError(f"out: {path} holds a sweep; choose another folder")
         folder = cls(path, config).locked()
         if _holds_run(path) and not config.overwrite:
             folder.release()

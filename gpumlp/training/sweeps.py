@@ -44,7 +44,6 @@ from .search_space import Values, label, space, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
 from .trainer import Trainer, Training
 
-TABLE = "sweep.csv"
 INTERRUPTED = "interrupted"
 ENDED = ("finished", "diverged", "pruned")  # states of runs that are not trained again
 
@@ -689,11 +688,9 @@ def _wait_for_workers(folders: Sequence[Path]) -> None:
     """Wait until nobody trains runs; worker processes end soon after a sweep that is killed."""
     end = time.monotonic() + _PATIENCE
     for folder in folders:
-        while (folder / LOCK).exists() and time.monotonic() < end:
+        if (folder / LOCK).exists():
             with suppress(ConfigError):
-                RunLock(folder).release()
-                break
-            time.sleep(0.05)
+                RunLock(folder, patience=end - time.monotonic()).release()
 
 
 class SweepProgress:
