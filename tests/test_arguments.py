@@ -56,9 +56,9 @@ DATA = Dataset(X, Y)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fit(net(), (X, Y)), r"train .* a Dataset, or an array .* fit\(model, X, y\); got a tuple alone"),
-        (lambda: fit(net(), X), r"train is expected to be a Dataset, or .*; got an array of shape \(6, 6\) alone"),
-        (lambda: fit(net(), "digits"), "train is expected to be a Dataset, or .*; got 'digits' alone"),
+        (lambda: fit(net(), (X, Y)), r"a Dataset is expected, or an array .* fit\(model, X, y\); got a tuple alone"),
+        (lambda: fit(net(), X), r"a Dataset is expected, or .*; got an array of shape \(6, 6\) alone"),
+        (lambda: fit(net(), "digits"), "a Dataset is expected, or .*; got 'digits' alone"),
         (
             lambda: fit(net(), DATA, Y),
             "targets and sample_weight are expected with an array of samples; a Dataset",
@@ -106,8 +106,8 @@ DATA = Dataset(X, Y)
             lambda: fit(net(), DATA, callbacks=[lambda: None]),
             "a callback is expected to be a function of the train",
         ),
-        (lambda: net().accuracy((X, Y)), r"a Dataset is expected, got a tuple; give Dataset\(images, targets\)"),
-        (lambda: net().evaluate(X), "a Dataset is expected, got an array of shape"),
+        (lambda: net().accuracy((X, Y)), "a Dataset is expected, or an array with its targets, got a tuple"),
+        (lambda: net().evaluate(X), "a Dataset is expected, or an array with its targets, got an array of shape"),
         (
             lambda: net().load_state_dict([X]),
             r"tensors are expected by name, as state_dict\(\) returns",

@@ -186,6 +186,16 @@ def test_anything_but_networks_is_refused() -> None:
         Committee(networks()[0])  # type: ignore[arg-type]
 
 
+def test_arrays_are_evaluated_as_a_data_set_of_them() -> None:
+    x, y = samples(), np.arange(len(samples())) % 4
+    committee, data = Committee(networks()), Dataset(x, y)
+    for model in (committee, committee.members[0]):
+        assert model.evaluate(x, y) == model.evaluate(data)
+        assert model.accuracy(x, y) == model.accuracy(data)
+        with pytest.raises(TypeError, match="targets and sample_weight are expected with an array of samples"):
+            model.evaluate(data, y)
+
+
 def test_no_samples_are_no_error() -> None:
     committee, none = Committee(networks()), samples()[:0]
     assert committee.predict(none).shape == committee.vote(none).disputed.shape == (0,)

@@ -108,6 +108,7 @@ def test_only_the_cuda_backend_knows_a_gpu_library(name: str) -> None:
 
 # Methods that import from above when they are called, so that users find them where they are expected.
 UPWARDS = {
+    "gpumlp.nn.samples": {"gpumlp.data.dataset"},  # MLP.evaluate(X, y)
     "gpumlp.nn.network": {"gpumlp.interop.sklearn", "gpumlp.interop.torch"},  # MLP.from_sklearn, from_torch
     "gpumlp.training.trainer": {"gpumlp.diagnostics"},  # Trainer(diagnostics=True)
     "gpumlp.training.history": {"gpumlp.diagnostics"},  # History.findings and trend

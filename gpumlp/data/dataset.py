@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backends import Array, Backend, Copy, HostArray, Warp, is_device_array, to_host
-from ..words import as_product, counted, numeric_array
+from ..words import as_product, counted, numeric_array, shown
 from .ahead import Ahead
 from .labels import DataError, require_finite, to_array
 from .targets import check_weights, encode_targets
@@ -322,6 +322,27 @@ def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, t
         only = train.labels[0] if train.class_names is None else train.class_names[0]
         raise DataError(f"{name}: labels must be of two classes or more, found only {only}")
     return train
+
+
+def as_dataset(samples: Any, targets: Any, weights: Any = None) -> Dataset:
+    """A data set as it is; samples with their targets as one.
+
+    Raises:
+        TypeError: samples without targets, or a `Dataset` with some.
+        DataError: as for `Dataset`.
+    """
+    if isinstance(samples, Dataset):
+        if targets is not None or weights is not None:
+            raise TypeError(
+                "targets and sample_weight are expected with an array of samples; a Dataset has its own"
+            )
+        return samples
+    if targets is None:
+        raise TypeError(
+            f"a Dataset is expected, or an array with its targets, as in fit(model, X, y); got {shown(samples)} "
+            "alone"
+        )
+    return Dataset(samples, targets, weights=weights)
 
 
 def require_alike(train: Dataset, test: Dataset, where: str, like: str) -> None:

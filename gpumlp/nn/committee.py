@@ -15,7 +15,7 @@ from .losses import Loss, output_function
 from .metrics import Evaluation, evaluation, metric_totals, new_scores
 from .model_file import ModelFileError, class_names, load_members, plain_inputs, save_committee
 from .network import MLP, Batches, forward_batches
-from .samples import Inputs, LabelledData, same_shape, training_targets
+from .samples import Inputs, same_shape, training_targets, with_targets
 
 
 class Vote(NamedTuple):
@@ -131,24 +131,24 @@ class Committee:
             raise ValueError(f"{self} predicts numbers, on which members do not agree or disagree")
         return float(disputed.mean()) if disputed.size else 0.0
 
-    def compare(self, dataset: LabelledData, *, pixels: bool | None = None) -> Comparison:
+    def compare(self, dataset: Any, targets: Any = None, *, pixels: bool | None = None) -> Comparison:
         """The committee's results on a data set beside those of each member, from one pass of each.
 
         The outputs of all members for all samples are in memory at the same time. Arguments and errors are as for
         `MLP.evaluate`. The loss is that of the averaged predictions.
         """
-        first = self.members[0]
+        first, dataset = self.members[0], with_targets(dataset, targets)
         batches = first.batches(dataset, pixels=pixels)
         each = [_outputs(first, batches)]
         each += [_outputs(member, member.batches(dataset, pixels=pixels)) for member in self.members[1:]]
-        targets = training_targets(first, dataset, first.class_names)
+        expected = training_targets(first, dataset, first.class_names)
         weights = batches.sample_weights
 
         def result(outputs: HostArray) -> Evaluation:
             backend, (samples, count) = get_backend("cpu"), outputs.shape
             losses = np.empty(samples)
             scores = new_scores(np, first.loss.task, samples, count, np.float64)
-            first.loss.output_error(backend, outputs.astype(np.float64), targets, losses, scores)
+            first.loss.output_error(backend, outputs.astype(np.float64), expected, losses, scores)
             if weights is not None:
                 losses *= first.backend.to_numpy(weights)
             sums = backend.sums([metric_totals(backend, first.loss.task, losses, scores)]).tolist()
@@ -161,17 +161,17 @@ class Committee:
             members = [result(outputs) for outputs in each]
             return Comparison(result(self._mean(each)), members, disagreement, predictions)
 
-    def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
+    def evaluate(self, dataset: Any, targets: Any = None, *, pixels: bool | None = None) -> Evaluation:
         """Loss and metrics of the averaged predictions on a data set, see `compare`."""
-        return self.compare(dataset, pixels=pixels).committee
+        return self.compare(dataset, targets, pixels=pixels).committee
 
-    def accuracy(self, dataset: LabelledData, *, pixels: bool | None = None) -> float:
+    def accuracy(self, dataset: Any, targets: Any = None, *, pixels: bool | None = None) -> float:
         """The fraction of samples that are predicted correctly, as `MLP.accuracy`.
 
         Raises:
             ValueError: the targets are numbers; also as for `MLP.evaluate`.
         """
-        found = self.evaluate(dataset, pixels=pixels).accuracy
+        found = self.evaluate(dataset, targets, pixels=pixels).accuracy
         if found is None:
             raise ValueError(
                 f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"

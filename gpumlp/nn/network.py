@@ -34,7 +34,7 @@ from .layers import LAYERS, Cache, Dense, Dropout, Layer
 from .losses import Loss, get_loss, loss_for
 from .metrics import Evaluation, evaluation, metric_totals, new_scores
 from .parameters import Parameters, by_name, shapes_of
-from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets
+from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets, with_targets
 
 M = TypeVar("M", bound="MLP")
 
@@ -394,27 +394,29 @@ class MLP:
             self.loss = before
             raise
 
-    def evaluate(self, dataset: LabelledData, *, pixels: bool | None = None) -> Evaluation:
+    def evaluate(self, dataset: Any, targets: Any = None, *, pixels: bool | None = None) -> Evaluation:
         """Loss and metrics on a data set, reproducible bit for bit on one machine. Waits for the device once.
 
         Args:
-            dataset: of the shape, scale and classes that the network was trained on.
+            dataset: of the shape, scale and classes that the network was trained on; or an array of samples, with
+                their `targets`, as for `fit`.
+            targets: of an array of samples.
             pixels: what uint8 values are, see `logits`.
 
         Raises:
             ValueError, TypeError: as for `batches`.
         """
-        batches = self.batches(dataset, pixels=pixels)
+        batches = self.batches(with_targets(dataset, targets), pixels=pixels)
         with self.backend.activate():
             return evaluate_batches(self, batches)
 
-    def accuracy(self, dataset: LabelledData, *, pixels: bool | None = None) -> float:
+    def accuracy(self, dataset: Any, targets: Any = None, *, pixels: bool | None = None) -> float:
         """The fraction of samples whose class, or all of whose labels, are predicted correctly; see `evaluate`.
 
         Raises:
             ValueError: the targets are numbers; also as for `batches`.
         """
-        found = self.evaluate(dataset, pixels=pixels)
+        found = self.evaluate(dataset, targets, pixels=pixels)
         if found.accuracy is None:
             raise ValueError(
                 f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"

@@ -233,6 +233,15 @@ def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None
     return dataset.class_names if new else model.class_names
 
 
+def with_targets(dataset: Any, targets: Any) -> Any:
+    """A data set as it is; an array of samples with its targets as a `Dataset`."""
+    if targets is None:
+        return dataset
+    from ..data.dataset import as_dataset  # imports this folder
+
+    return as_dataset(dataset, targets)
+
+
 def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pixels: bool | None) -> bool:
     """Check a data set against what a network was trained on; return whether its values are divided by 255.
 
@@ -241,7 +250,7 @@ def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pix
         TypeError: something else than a data set is given.
     """
     if not hasattr(dataset, "feature_shape"):
-        raise TypeError(f"a Dataset is expected, got {shown(dataset)}; give Dataset(images, targets)")
+        raise TypeError(f"a Dataset is expected, or an array with its targets, got {shown(dataset)}")
     dtype, limits = dataset.images.dtype, lambda: dataset.limits
     divided = check_samples(model, inputs, dataset.feature_shape, dtype, limits, pixels, lambda: repr(dataset))
     largest = float(np.finfo(model.dtype).max)

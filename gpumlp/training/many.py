@@ -18,6 +18,7 @@ import numpy as np
 from ..backends import Backend, Copies, HostArray, Request, Step, StepRun, Totals
 from ..backends.numpy import NumpyBackend
 from ..data import Dataset, Distortion
+from ..data.dataset import as_dataset
 from ..nn.hyperparameters import flag, instance, require_arguments, whole
 from ..nn.metrics import METRICS
 from ..nn.network import MLP
@@ -29,7 +30,7 @@ from .batches import ClassWeight, Order, Validation, as_validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
 from .jobs import run_jobs, sendable, temporary_folder, worker_count
 from .progress import metric
-from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks, as_dataset
+from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks
 
 __all__ = ["Cohort", "FitManyError", "Running", "fit_many", "run_together"]
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..backends import Array, Backend, Copies, Copy, Execution, HostArray, Request, StepRun, Totals
 from ..data import Dataset, Distortion
 from ..data.blocks import Blocks, sorted_note
+from ..data.dataset import as_dataset
 from ..nn.hyperparameters import (
     flag,
     instance,
@@ -760,27 +761,6 @@ def _checked_data(name: str, value: object) -> Dataset:
     if not isinstance(value, Dataset):
         raise TypeError(f"{name} is expected to be a Dataset, got {shown(value)}; give Dataset(samples, targets)")
     return value
-
-
-def as_dataset(train: Any, targets: Any, sample_weight: Any) -> Dataset:
-    """The training set of `fit`.
-
-    Raises:
-        TypeError: samples without targets, or a `Dataset` with some.
-        DataError: as for `Dataset`.
-    """
-    if isinstance(train, Dataset):
-        if targets is not None or sample_weight is not None:
-            raise TypeError(
-                "targets and sample_weight are expected with an array of samples; a Dataset has its own"
-            )
-        return train
-    if targets is None:
-        raise TypeError(
-            f"train is expected to be a Dataset, or an array with its targets, as in fit(model, X, y); got "
-            f"{shown(train)} alone"
-        )
-    return Dataset(train, targets, weights=sample_weight)
 
 
 def _checked_augment(augment: Any, train: Dataset) -> Distortion | None:
