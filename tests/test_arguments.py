@@ -56,7 +56,10 @@ DATA = Dataset(X, Y)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fit(net(), (X, Y)), r"a Dataset is expected, or an array .* fit\(model, X, y\); got a tuple alone"),
+        (
+            lambda: fit(net(), (X, Y)),
+            r"a Dataset is expected, or an array .* fit\(model, X, y\); got a tuple alone",
+        ),
         (lambda: fit(net(), X), r"a Dataset is expected, or .*; got an array of shape \(6, 6\) alone"),
         (lambda: fit(net(), "digits"), "a Dataset is expected, or .*; got 'digits' alone"),
         (

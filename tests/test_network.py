@@ -46,7 +46,9 @@ def test_repr_shows_the_number_of_parameters() -> None:
     assert str(MLP([784, 10], device="cpu")) == "MLP([784, 10])"
 
 
-@pytest.mark.parametrize("sizes", [[], [784], [784, 0], [0, 10], [784, 0, 10], [-1, 10], [2.5, 1], "ab"])
+@pytest.mark.parametrize(
+    "sizes", [[], [784], [784, 0], [0, 10], [784, 0, 10], [-1, 10], [2.5, 1], [True, 2], "ab"]
+)
 def test_invalid_sizes_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="sizes are expected to be the number of inputs"):
         MLP(sizes, device="cpu")

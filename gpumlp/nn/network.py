@@ -647,7 +647,7 @@ def _checked_sizes(sizes: Any, loss: Loss | None) -> list[int]:
         result = [] if isinstance(sizes, str | bytes) else [operator.index(size) for size in sizes]
     except TypeError:
         result = []
-    if len(result) < 2 or min(result) < 1 or result[-1] < least:
+    if len(result) < 2 or min(result) < 1 or result[-1] < least or any(isinstance(size, bool) for size in sizes):
         raise ValueError(
             "sizes are expected to be the number of inputs, of units in each hidden layer (1 or more) and "
             f"of {outputs} ({least} or more), such as "

@@ -17,10 +17,9 @@ for those of the others. Their first step, without a graph, connects them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -249,8 +248,7 @@ class StepKey:
         found += [step.max_norm, step.decay, step.warp, *([] if step.draws is None else step.draws[:2])]
         found += [*step.arrays(), *rules]
         for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
-            for value in attributes.values():
-                found += _flat(value) if type(value) in _CONTAINERS else [value]
+            _flatten(attributes.values(), found)
         self._found = found
 
     def __eq__(self, other: object) -> bool:
@@ -262,16 +260,21 @@ class StepKey:
         )
 
 
-_CONTAINERS = (list, tuple, set, frozenset, dict)  # some can change in place
-_VALUES = (int, float, str, bool)
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})  # some can change in place
+_VALUES = frozenset({int, float, str, bool})
 
 
-def _flat(value: Any) -> list[Any]:
-    """What a container holds."""
-    if type(value) not in _CONTAINERS:
-        return [value]
-    head, items = (list(value), value.values()) if type(value) is dict else ([len(value)], value)
-    return [*head, *chain.from_iterable(map(_flat, items))]
+def _flatten(values: Iterable[Any], found: list[Any]) -> None:
+    """Append values to a list, and in place of containers what they hold."""
+    for value in values:
+        if type(value) not in _CONTAINERS:
+            found.append(value)
+        elif type(value) is dict:
+            _flatten(value, found)
+            _flatten(value.values(), found)
+        else:
+            found.append(len(value))
+            _flatten(value, found)
 
 
 def _full_batches(step: Step, batches: range) -> int:
