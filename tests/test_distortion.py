@@ -189,9 +189,8 @@ class Seen(Callback):
 
         def watched(batch: slice, staging: Any, out: Any) -> Any:
             targets = gather(batch, staging, out)
-            rows = batches._rows[batch.start - batches._begin :] if trainer.train_set.streamed else None
-            rows = batches.order[batch] if rows is None else rows
-            for row, image in zip(rows, np.rint(out * 255).astype(np.uint8), strict=False):
+            order = batches._order.rows() if trainer.train_set.streamed else batches.order
+            for row, image in zip(order[batch], np.rint(out * 255).astype(np.uint8), strict=True):
                 self.images[trainer.epoch, int(row)] = image.copy()
             return targets
 

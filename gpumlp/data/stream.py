@@ -8,7 +8,7 @@ import os
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -177,13 +177,64 @@ class StreamedDataset(Dataset):
         return crc
 
 
+class _Windows:
+    """The samples of an epoch, two windows of which are in memory: a thread reads one while the other is used.
+
+    In front of each window there is room for the samples of a batch that begins in the window before it.
+    """
+
+    def __init__(self, images: FileRows, dtype: Any, room: int, reader: Executor, order: BlockOrder) -> None:
+        self._images, self._room, self._reader = images, room, reader
+        self._buffers = [np.empty((0, images.features), dtype)] * 2
+        self.begin(order)
+
+    def begin(self, order: BlockOrder) -> None:
+        """Begin an epoch: read its first window."""
+        self._order, self._number, self._start = order, 0, 0
+        self._rows = self._places = np.empty(0, np.int64)
+        self._read_ahead()
+
+    def take(self, batch: slice) -> tuple[HostArray, HostArray, HostArray]:
+        """The next batch of the epoch, or the first again: an array, its places there, and its rows."""
+        if batch.start < self._start:  # the epoch is repeated
+            self.begin(self._order)
+        while batch.stop > self._start + len(self._rows):
+            self._advance(batch.start)
+        part = slice(batch.start - self._start, batch.stop - self._start)
+        return self._buffers[(self._number - 1) % 2], self._places[part], self._rows[part]
+
+    def _read_ahead(self) -> None:
+        """Begin to read the next window of the epoch, if there is one, into the buffer that is not in use."""
+        more = self._number < len(self._order)
+        self._following = self._reader.submit(self._read, self._order, self._number) if more else None
+
+    def _read(self, order: BlockOrder, number: int) -> tuple[HostArray, HostArray]:
+        rows, places = order.window(number)
+        buffer, need = self._buffers[number % 2], self._room + len(rows)
+        if len(buffer) < need:
+            buffer = self._buffers[number % 2] = np.empty((need, self._images.features), buffer.dtype)
+        self._images.read(rows, buffer[self._room : need])
+        return rows, places
+
+    def _advance(self, position: int) -> None:
+        """Go on to the next window, before which the rest of the present one from a position on is put."""
+        assert self._following is not None
+        rows, places = self._following.result()
+        room, rest = self._room, slice(position - self._start, None)
+        left = self._places[rest]
+        now, following = self._buffers[(self._number - 1) % 2], self._buffers[self._number % 2]
+        np.take(now, left, axis=0, out=following[room - len(left) : room])
+        self._rows = np.concatenate([self._rows[rest], rows[places]])
+        self._places = np.concatenate([np.arange(room - len(left), room), places + room])
+        self._start, self._number = position, self._number + 1
+        self._read_ahead()
+
+
 class StreamedBatches(ArrayBatches):
     """Mini-batches of samples in files.
 
-    After `reordering`, `gather` takes the batches of an epoch one after another, from two windows in memory, of
-    which a thread fills one while the other is trained on. With several shards, it takes the parts of batches that
-    are asked for, and reads the streams of their shards alone, each by two windows of its own. Without an order,
-    `gather` reads the samples themselves.
+    After `reordering`, `gather` takes the batches of an epoch one after another; with several shards, parts of
+    them, and each shard that is asked for has windows of its own. Without an order, it reads from the files.
 
     Args:
         images: the samples.
@@ -211,10 +262,9 @@ class StreamedBatches(ArrayBatches):
         self._dtype = np.dtype(dtype)
         self.pixels = self._dtype == np.uint8
         self._order: BlockOrder | ShardedOrder | None = None
-        self._streams: dict[int, StreamedBatches] = {}  # of the shards that this process computes
-        self._buffers: list[HostArray] = []
-        self._reader: ThreadPoolExecutor | None = None
-        self._following: Future[tuple[HostArray, HostArray]] | None = None
+        self._windows: dict[int, _Windows] = {}  # of the shards that this process computes
+        # One thread, so what it still reads of an epoch that was broken off comes before the next one's windows.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
         self.use_weights(weights)
 
     @property
@@ -274,79 +324,31 @@ class StreamedBatches(ArrayBatches):
         self._order = order
         if self.weights is not None:
             self._backend.xp.copyto(self.weights, self._weights_of(order.rows()))
-        self._rows, self._places = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._begin = self._end = self._number = 0
-        if self._reader is None:
-            # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
-        if isinstance(order, ShardedOrder):
-            for shard, stream in self._streams.items():
-                stream.reordering(order.streams[shard])
-        else:
-            self._read_ahead()
+        for shard, windows in self._windows.items():
+            windows.begin(_streams(order)[shard])
         return []
 
     def _gather(self, batch: slice, staging: Array | None, out: Array) -> Array:
         if self._order is None:
-            rows = self.rows[batch]
-            values, backend = np.empty((len(rows), self.images.features), self._dtype), self._backend
-            self.images.read(rows, values)
-            backend.gather(backend.asarray(values), backend.asarray(np.arange(len(rows))), staging, out)
-            return backend.asarray(_wide(self._targets[rows]))
-        if isinstance(self._order, ShardedOrder):
-            shard, part = self._order.place(batch)
-            if shard not in self._streams:
-                self._streams[shard] = self._stream(self._order, shard)
-            return self._streams[shard]._gather(part, staging, out)
-        if batch.start < self._begin:  # the epoch is repeated
-            self.reordering(self._order)
-        while batch.stop > self._end:
-            self._advance(batch.start)
-        part = slice(batch.start - self._begin, batch.stop - self._begin)
-        places, rows = self._places[part], self._rows[part]
-        self._fill(self._buffers[(self._number - 1) % 2], places, rows, staging, out)
+            return self._read(self.rows[batch], staging, out)
+        shard, part = self._order.place(batch) if isinstance(self._order, ShardedOrder) else (0, batch)
+        if shard not in self._windows:
+            streams = _streams(self._order)
+            room = -(-self.batch_size // len(streams))
+            self._windows[shard] = _Windows(self.images, self._dtype, room, self._reader, streams[shard])
+        samples, places, rows = self._windows[shard].take(part)
+        self._fill(samples, places, rows, staging, out)
         return _wide(self._targets[rows])
 
-    def _stream(self, order: ShardedOrder, shard: int) -> StreamedBatches:
-        """The batches of the rows that are a shard of each of these."""
-        stream = copy.copy(self)
-        stream.batch_size = -(-self.batch_size // len(order.streams))
-        stream._buffers, stream.weights = [], None
-        stream.reordering(order.streams[shard])
-        return stream
+    def _read(self, rows: HostArray, staging: Array | None, out: Array) -> Array:
+        values, backend = np.empty((len(rows), self.images.features), self._dtype), self._backend
+        self.images.read(rows, values)
+        backend.gather(backend.asarray(values), backend.asarray(np.arange(len(rows))), staging, out)
+        return backend.asarray(_wide(self._targets[rows]))
 
-    def _read_ahead(self) -> None:
-        """Begin to read the next window of the epoch, if there is one, into the buffer that is not in use."""
-        assert isinstance(self._order, BlockOrder)
-        assert self._reader is not None
-        self._following = None
-        if self._number < len(self._order):
-            self._following = self._reader.submit(self._read, self._order, self._number)
 
-    def _read(self, order: BlockOrder, number: int) -> tuple[HostArray, HostArray]:
-        rows, places = order.window(number)
-        room, need = self.batch_size, self.batch_size + len(rows)
-        while len(self._buffers) < 2:
-            self._buffers.append(np.empty((0, self.images.features), self._dtype))
-        if len(self._buffers[number % 2]) < need:
-            self._buffers[number % 2] = np.empty((need, self.images.features), self._dtype)
-        self.images.read(rows, self._buffers[number % 2][room:need])
-        return rows, places
-
-    def _advance(self, position: int) -> None:
-        """Go on to the next window, before which the rest of the present one from a position on is put."""
-        assert self._following is not None
-        rows, places = self._following.result()
-        room, rest = self.batch_size, slice(position - self._begin, None)
-        left = self._places[rest]
-        if len(left):
-            now = self._buffers[(self._number - 1) % 2]
-            np.take(now, left, axis=0, out=self._buffers[self._number % 2][room - len(left) : room])
-        self._rows = np.concatenate([self._rows[rest], rows[places]])
-        self._places = np.concatenate([np.arange(room - len(left), room), places + room])
-        self._begin, self._end = position, position + len(self._rows)
-        self._number += 1
-        self._read_ahead()
+def _streams(order: BlockOrder | ShardedOrder) -> list[BlockOrder]:
+    return order.streams if isinstance(order, ShardedOrder) else [order]
 
 
 class StagedBatches(ArrayBatches):
@@ -416,8 +418,7 @@ class DeviceBatches(ArrayBatches):
             uploads.empty((window,), np.int64),
             uploads.empty((window, *shape), kind),
         ]
-        # One thread, so what it still reads of an epoch that was broken off comes before this one's windows.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gpumlp-reader")
+        self._reader = source._reader
 
     def memory(self) -> tuple[int, int]:
         """Bytes on the host: of samples in a window; of targets and rows of all."""
