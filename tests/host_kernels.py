@@ -10,6 +10,7 @@ A source that calls functions of ``cuda_emulator.h`` is run by the emulator, the
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import re
 import shutil
@@ -27,6 +28,8 @@ from tests.emulator import COMPILED, EmulatedModule, EmulationError
 from tests.strict_device import StrictArray
 
 HEADER = Path(__file__).with_name("host_cuda.h")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE")
+# without the last one, the C library would prevent switching fibers
 KERNEL = (
     r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)'
 )
@@ -73,6 +76,27 @@ def body_of(source: str, function: str) -> str:
     return re.search(rf" {function}\([^;{{]*\{{.*?\n\}}", source, re.DOTALL)[0]
 
 
+def hashed(text: str) -> str:
+    return hashlib.sha256("\0".join((text, *FLAGS)).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def precompiled_header(compiler: str) -> Path:
+    """A copy of ``host_cuda.h``; g++ reads its precompiled form instead, ``.gch`` beside it, if there is one."""
+    header = COMPILED / f"{hashed(HEADER.read_text())}.h"
+    precompiled = header.with_suffix(".h.gch")
+    if not precompiled.exists():
+        COMPILED.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
+            copy, out = Path(folder) / "copy.h", Path(folder) / "out.gch"
+            copy.write_text(HEADER.read_text())
+            subprocess.run([compiler, *FLAGS, "-x", "c++-header", str(copy), "-o", str(out)], check=False)
+            copy.replace(header)
+            if out.exists():
+                out.replace(precompiled)
+    return header
+
+
 def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
     """A library of the source, with ``run_KERNEL(grid, block, shared_bytes, ...)`` per kernel."""
     compiler = shutil.which("g++")
@@ -88,16 +112,13 @@ def compile_for_the_host(source: str, defined: dict[str, str]) -> ctypes.CDLL:
         )
     source = re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = (\1*)host::shared_memory();", source)
     definitions = [f"#define {name} {value}" for name, value in defined.items()]
-    text = "\n".join([f'#include "{HEADER}"', *definitions, source, *wrappers])
-    key = hashlib.sha256((text + HEADER.read_text()).encode()).hexdigest()[:16]
-    library = COMPILED / f"{key}.so"
+    text = "\n".join([f'#include "{precompiled_header(compiler)}"', *definitions, source, *wrappers])
+    library = COMPILED / f"{hashed(text)}.so"
     if not library.exists():
-        COMPILED.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
             (Path(folder) / "kernels.cpp").write_text(text)
-            command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            command += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]  # it would prevent switching fibers
-            subprocess.run([*command, "kernels.cpp", "-o", "out.so"], cwd=folder, check=True)
+            command = [compiler, *FLAGS, "-shared", "kernels.cpp", "-o", "out.so"]
+            subprocess.run(command, cwd=folder, check=True)
             (Path(folder) / "out.so").replace(library)
     return ctypes.CDLL(str(library))
 
