@@ -63,12 +63,17 @@ def launches_of_an_epoch(trainer: Trainer, callbacks: list[object] = ()) -> list
     return list(trainer.model.backend.xp.launches)
 
 
-@pytest.mark.parametrize("listeners", [[], [Listener()]], ids=["whole", "in parts"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-@pytest.mark.parametrize("batch_size", [16, 75, 7])  # 18 and a smaller one, 4, 42 and a smaller one
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "listeners"),
+    [
+        *((Adam(0.01), size, each) for size in (16, 75, 7) for each in ([], [Listener()])),
+        *((optimizer, 16, [Listener()]) for optimizer in OPTIMIZERS[:-1]),
+    ],
+)
 def test_graph_and_eager_weights_are_the_same_bit_for_bit(
-    blobs: Dataset, batch_size: int, optimizer: object, listeners: list[object]
+    blobs: Dataset, optimizer: object, batch_size: int, listeners: list[object]
 ) -> None:
+    """In 18 batches and a smaller one, 4 batches, 42 batches and a smaller one; whole epochs, and in parts."""
     graph, eager = pair(blobs, optimizer=optimizer, batch_size=batch_size)
     graph.model.backend.steps_at_a_time = eager.model.backend.steps_at_a_time = 2
     for _ in range(4):
