@@ -26,7 +26,7 @@ import pytest
 
 import gpumlp
 from gpumlp import load_digits
-from tests.command_helpers import ROOT
+from tests.command_helpers import ROOT, run
 
 PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
@@ -233,9 +233,18 @@ def test_the_first_command_of_the_readme_prints_what_it_shows(
     monkeypatch.setattr(sys, "argv", ["gpumlp-train"])
     assert main() == 0
     output = capsys.readouterr().out
-    assert "mnist test accuracy: 9" in output
-    assert len(list((folder / "runs").glob("*-mnist/metrics.json"))) == 1
+    (metrics,) = (folder / "runs").glob("*-mnist/metrics.json")
+    assert json.loads(metrics.read_text())["test_accuracy"] >= 0.975
     assert_shows(shown.text, output, "README.md")
+
+
+@pytest.mark.slow
+def test_the_preset_of_the_notes_reaches_97_6_percent_on_mnist(tmp_path: Path) -> None:
+    """With one seed; docs/notes.md states 97.8 on average."""
+    if not os.environ.get("GPUMLP_DATA_DIR"):
+        pytest.skip("GPUMLP_DATA_DIR is not set, so there is no MNIST to train on")
+    words = ("--preset", "notes", "--dataset", "mnist", "--device", "cpu", "--quiet", "--out", tmp_path / "run")
+    assert run("train", *words, "--min-accuracy", 0.976) == 0
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
