@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -156,16 +157,17 @@ def test_value_and_derivative_of_pytorch(row: Row, dtype: str) -> None:
     assert_close(row.h.derivative(WIDE.astype(dtype)), s.grad.numpy())
 
 
-@EVERY
-@DTYPES
-def test_cuda_expressions(row: Row, dtype: str) -> None:
-    """Compiled for the processor, they compute what the array code does."""
-    assert row.h.cuda is not None
-    assert row.h.cuda.derivative_from == row.h.derivative_from
+@functools.cache
+def compiled_expressions(real: str) -> ctypes.CDLL:
+    """The kernels ``value_I`` and ``slope_I`` of each activation of the table."""
     source = "typedef REAL real;\ntypedef long long int64;\n"
     for name, variable, expression in (
-        ("value", "s", row.h.cuda.forward),
-        ("slope", "s" if row.h.derivative_from == "input" else "a", row.h.cuda.derivative),
+        part
+        for i, (h, *_) in enumerate(TABLE)
+        for part in (
+            (f"value_{i}", "s", h.cuda.forward),
+            (f"slope_{i}", "s" if h.derivative_from == "input" else "a", h.cuda.derivative),
+        )
     ):
         source += f"""
 extern "C" __global__ void {name}(const real* from, real* to, int64 count)
@@ -177,12 +179,20 @@ extern "C" __global__ void {name}(const real* from, real* to, int64 count)
     }}
 }}
 """
-    real = {"float32": "float", "float64": "double"}[dtype]
-    library = compile_for_the_host(source, {"REAL": real})
+    return compile_for_the_host(source, {"REAL": real})
+
+
+@EVERY
+@DTYPES
+def test_cuda_expressions(row: Row, dtype: str) -> None:
+    """Compiled for the processor, they compute what the array code does."""
+    assert row.h.cuda is not None
+    assert row.h.cuda.derivative_from == row.h.derivative_from
+    library, i = compiled_expressions({"float32": "float", "float64": "double"}[dtype]), TABLE.index(row)
     s, one = np.concatenate([WIDE, EXTREME]).astype(dtype), (ctypes.c_uint * 3)(1, 1, 1)
     for function, x, expected in (
-        (library.run_value, s, row.h(s)),
-        (library.run_slope, saved_by(row.h, s), row.h.derivative(s)),
+        (library[f"run_value_{i}"], s, row.h(s)),
+        (library[f"run_slope_{i}"], saved_by(row.h, s), row.h.derivative(s)),
     ):
         found = np.full_like(x, np.nan)
         function(one, one, 0, x.ctypes, found.ctypes, ctypes.c_longlong(len(x)))
