@@ -13,6 +13,7 @@ from gpumlp import (
     ELU,
     MLP,
     SGD,
+    Dataset,
     Dense,
     Dropout,
     Layer,
@@ -20,9 +21,11 @@ from gpumlp import (
     Loss,
     Penalty,
     SoftmaxCrossEntropy,
+    Trainer,
+    fit,
     register,
 )
-from gpumlp.backends import DROPOUT, Draws, reference_backend
+from gpumlp.backends import DROPOUT, Backend, Draws, reference_backend
 from gpumlp.data.dataset import ArrayBatches
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.nn.layers import Cache
@@ -111,6 +114,28 @@ def test_penalty_by_hand() -> None:
     gradient = np.zeros(3)
     Penalty(l2=0.5, l1=0.25).add_gradient(reference_backend(np), weights, gradient, np.empty(3))
     assert gradient.tolist() == [0.75, -1.25, 0]  # 0.5 W + 0.25 sign W, and sign 0 = 0
+
+
+def test_the_penalty_of_the_code_of_the_notes_is_that_of_l2_7_8e_7() -> None:
+    """Their code divides 1e-4 by the number of samples of a batch, 128."""
+    rng = np.random.default_rng(0)
+    data = Dataset(rng.normal(size=(128, 6)), rng.integers(0, 3, 128))
+    models = [MLP([6, 3], device="cpu", dtype="float64") for _ in range(3)]
+    for model, l2 in zip(models, (0.0, 7.8e-7), strict=False):
+        fit(model, data, optimizer=SGD(1.0), batch_size=128, epochs=1, l2=l2)
+    without, penalised, before = (model.state_dict()["layers.0.weight"] for model in models)
+    np.testing.assert_allclose(without - penalised, 1e-4 / 128 * before, rtol=0.01)
+
+
+def test_the_training_loss_is_without_the_penalty(backend: Backend, blobs: Dataset) -> None:
+    """The first batch is one for all: the loss of the first weights."""
+    losses = []
+    for penalty in (Penalty(), Penalty(l2=1.0, l1=1.0)):
+        model = MLP([20, 8, 4], device=backend)
+        history = Trainer(model, blobs, optimizer=SGD(0.01), batch_size="full", penalty=penalty).run(2)
+        losses.append(history["train_loss"])
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]  # of the weights that the penalty has changed
 
 
 # -- Networks --------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import threadpoolctl
 
 from gpumlp import MLP, Dataset, Group, MPIGroup, Trainer
 from gpumlp.extras import MissingExtraError
@@ -154,3 +156,15 @@ def test_mpi_and_nccl_are_loaded_only_for_a_group() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
     )
+
+
+def test_each_process_has_as_many_blas_threads_as_there_are_cores_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes on one machine share its 8 cores, while mpiexec gave a fourth one others."""
+    group, cores = MPIGroup(), [*range(8)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*cores}, raising=False)
+    monkeypatch.setattr(group, "_machine", SimpleNamespace(allgather=lambda own: [own, cores, cores, [8, 9]]))
+    for threads, expected in ((8, 8 // 3), (1, 1)):
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            group._limit_threads()
+            blas = threadpoolctl.ThreadpoolController().select(user_api="blas").info()
+            assert {library["num_threads"] for library in blas} == {expected}

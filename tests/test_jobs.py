@@ -387,3 +387,12 @@ def test_joblib_has_workers_of_its_own() -> None:
     assert sorted(run_jobs(abs, [-1, -2], n_jobs=2)) == [(0, 1), (1, 2)]
     assert joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(number) for number in (-3, -4)) == [3, 4]
     assert sorted(run_jobs(abs, [-5, -6], n_jobs=2)) == [(0, 5), (1, 6)]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux tells who is alive")
+def test_workers_without_a_job_stay_for_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert jobs.IDLE == 300
+    monkeypatch.setattr(jobs, "IDLE", 0.5)
+    # Three new ones: other tests have left two.
+    workers = {process for _, process in run_jobs(lambda _: os.getpid(), range(6), n_jobs=3)}
+    wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in workers))

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from gpumlp import (
     Warmup,
     fit,
 )
+from gpumlp.training.checkpoint import Checkpoint
+from tests.command_helpers import DIGITS, run
+from tests.file_helpers import change_file, change_group
 from tests.strict_device import StrictBackend
 
 MOMENTUM = SGD(0.05, momentum=0.9)
@@ -300,3 +304,18 @@ def test_every_step_has_its_rate(schedule: Callable[[float, int], float], blobs:
     history = trainer.run(4)
     assert rates == [schedule(0.1, number) for number in range(40)]
     assert history["learning_rate"] == rates[9::10]
+
+
+def test_a_resumed_run_says_if_the_number_of_blas_threads_is_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *DIGITS, "--hidden", 4, "--epochs", 1, "--out", tmp_path / "run") == 0
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    threads = Checkpoint.load(file).execution["threads"]
+    if threads is None:
+        pytest.skip("the number of threads is not known of this BLAS")
+    for epochs, had in ((2, threads), (3, threads + 1)):
+        change_file(file, change_group("execution", threads=had))
+        assert run("train", "--resume", tmp_path / "run", "--epochs", epochs) == 0
+        said = f"BLAS threads: {threads} instead of {threads + 1}: results may differ by rounding\n"
+        assert (said in capsys.readouterr().out) is (had != threads)
