@@ -54,14 +54,11 @@ uint32_t shared_address(const void* p);
 
 void barrier_sync();
 void syncwarp(uint32_t mask);
-uint64_t shuffle(uint32_t mask, uint64_t value, int kind, int argument, int width);  // kind: 'i' index, 'u', 'd', 'x'
-uint32_t ballot(uint32_t mask, bool predicate);
+uint64_t shuffle(uint32_t mask, uint64_t value, int kind, int argument, int width);  // kind: 'i' index, 'x'
 void ldmatrix(uint32_t* r, uint32_t address, int count, bool transposed);       // .m8n8.x1, .x2, .x4, .b16
 void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);  // float32 sums, d += a b
 
 void cp_async(uint32_t to, const void* from, int bytes);
-void cp_async_commit_group();
-void cp_async_wait_group(int groups);  // -1: wait_all
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
 void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier);  // from global memory, with complete_tx
 void mbarrier_init(uint32_t barrier, uint32_t count);
@@ -133,12 +130,7 @@ __device__ void __syncwarp(uint32_t mask = ~0u) { cuda_host::syncwarp(mask); }
         return value;                                                                                                   \
     }
 CUDA_HOST_SHUFFLE(__shfl_sync, 'i')
-CUDA_HOST_SHUFFLE(__shfl_up_sync, 'u')
-CUDA_HOST_SHUFFLE(__shfl_down_sync, 'd')
 CUDA_HOST_SHUFFLE(__shfl_xor_sync, 'x')
-__device__ uint32_t __ballot_sync(uint32_t mask, int predicate) { return cuda_host::ballot(mask, predicate); }
-__device__ int __all_sync(uint32_t mask, int predicate) { return cuda_host::ballot(mask, predicate) == mask; }
-__device__ int __any_sync(uint32_t mask, int predicate) { return cuda_host::ballot(mask, predicate) != 0; }
 
 #ifdef CUDA_HOST_IMPLEMENTATION
 #include <algorithm>
@@ -164,10 +156,10 @@ constexpr size_t STACK = 64 << 10, GUARD = 8;
 constexpr uint64_t MAGIC = 0x6d62617272696572;  // where an mbarrier lies, so that a store over it is noticed
 
 #define CUDA_HOST_OPERATIONS                                                                                            \
-    X(START, "start") X(BARRIER, "__syncthreads") X(SYNCWARP, "__syncwarp") X(SHUFFLE, "shfl.sync") X(VOTE, "vote.sync") \
-    X(LDMATRIX, "ldmatrix") X(MMA, "mma.sync") X(COPY, "cp.async") X(COMMIT, "cp.async.commit_group")                   \
-    X(GROUP, "cp.async.wait_group") X(COPY_ARRIVE, "cp.async.mbarrier.arrive") X(INIT, "mbarrier.init")                 \
-    X(ARRIVE, "mbarrier.arrive") X(BULK, "cp.async.bulk") X(WAIT, "mbarrier wait") X(LOAD, "ld") X(STORE, "st")
+    X(START, "start") X(BARRIER, "__syncthreads") X(SYNCWARP, "__syncwarp") X(SHUFFLE, "shfl.sync")                      \
+    X(LDMATRIX, "ldmatrix") X(MMA, "mma.sync") X(COPY, "cp.async") X(COPY_ARRIVE, "cp.async.mbarrier.arrive")           \
+    X(INIT, "mbarrier.init") X(ARRIVE, "mbarrier.arrive") X(BULK, "cp.async.bulk") X(WAIT, "mbarrier wait")             \
+    X(LOAD, "ld") X(STORE, "st")
 enum Operation {
 #define X(name, text) name,
     CUDA_HOST_OPERATIONS
@@ -585,10 +577,10 @@ void deliver_store(size_t at)
     make_visible(s);
 }
 
-void deliver_copy(Fiber* f, bool in_order)
+void deliver_copy(Fiber* f)
 {
     Item* item = &f->queue[f->queue_head];
-    if (item->operation == COPY && !in_order) {  // copies of a group in any order
+    if (item->operation == COPY) {  // copies before an arrival in any order
         uint32_t n = 1;
         while (n < 8 && f->queue_head + n < f->queue.size() && item[n].operation == COPY) n++;
         std::swap(item[0], item[g->random.below(n)]);
@@ -636,7 +628,7 @@ bool deliver()
         deliver_store(k - g->copiers.size());
     } else {
         Fiber* f = g->copiers[k];
-        for (int count = 1 + g->random.below(16); count && f->copier >= 0; count--) deliver_copy(f, false);
+        for (int count = 1 + g->random.below(16); count && f->copier >= 0; count--) deliver_copy(f);
     }
     return true;
 }
@@ -649,7 +641,7 @@ void enqueue(Item item)
         g->copiers.push_back(self);
     }
     if (g->effect == EARLY)
-        while (self->copier >= 0) deliver_copy(self, false);
+        while (self->copier >= 0) deliver_copy(self);
     yield();
 }
 
@@ -860,8 +852,6 @@ uint64_t shuffle(uint32_t mask, uint64_t value, int kind, int argument, int widt
     int lane = self->lane, begin = lane & ~(width - 1), source = lane;
     if (kind == 'i') source = begin + (argument & (width - 1));
     if (kind == 'x' && (lane ^ argument) < begin + width) source = lane ^ argument;
-    if (kind == 'u' && lane - argument >= begin) source = lane - argument;
-    if (kind == 'd' && lane + argument < begin + width) source = lane + argument;
     if (!(mask >> source & 1)) fail(text("lane %d reads lane %d, which is not in mask 0x%08x", lane, source, mask));
     a.value = value, a.source = source;
     if (Meeting* m = meet(mask, &a)) {
@@ -869,20 +859,6 @@ uint64_t shuffle(uint32_t mask, uint64_t value, int kind, int argument, int widt
             Arguments* each = (Arguments*)m->arguments[__builtin_ctz(rest)];
             each->result = ((Arguments*)m->arguments[each->source])->value;
         }
-        part(m);
-    }
-    return a.result;
-}
-
-uint32_t ballot(uint32_t mask, bool predicate)
-{
-    CUDA_HOST_ENTER(VOTE);
-    struct Arguments { bool predicate; uint32_t result; } a = {predicate, 0};
-    if (Meeting* m = meet(mask, &a)) {
-        uint32_t result = 0;
-        for (uint32_t rest = mask; rest; rest &= rest - 1)
-            if (((Arguments*)m->arguments[__builtin_ctz(rest)])->predicate) result |= rest & -rest;
-        for (uint32_t rest = mask; rest; rest &= rest - 1) ((Arguments*)m->arguments[__builtin_ctz(rest)])->result = result;
         part(m);
     }
     return a.result;
@@ -951,24 +927,6 @@ void cp_async_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier)
     g->bulks.push_back({self, (const char*)from, to, barrier, bytes});
     if (g->effect == EARLY) deliver_bulk(g->bulks.size() - 1);
     yield();
-}
-
-void cp_async_commit_group()
-{
-    CUDA_HOST_ENTER(COMMIT);
-    enqueue({COMMIT, 0, nullptr, 0});
-}
-
-void cp_async_wait_group(int groups)
-{
-    CUDA_HOST_ENTER(GROUP);
-    yield();
-    int committed = 0;
-    for (size_t k = self->queue_head; k < self->queue.size(); k++) committed += self->queue[k].operation == COMMIT;
-    while (self->copier >= 0 && (groups < 0 || committed > groups)) {
-        committed -= self->queue[self->queue_head].operation == COMMIT;
-        deliver_copy(self, true);
-    }
 }
 
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier)

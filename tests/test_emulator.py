@@ -1,4 +1,4 @@
-"""The emulator of a GPU's threads computes what a GPU does, and finds a missing wait or barrier with some seed."""
+"""The emulator of a GPU's threads computes what a GPU does, and says where a kernel breaks a rule."""
 
 from __future__ import annotations
 
@@ -7,67 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.emulator import SCHEDULES, EmulatedModule, EmulationError
+from tests.emulator import EmulatedModule, EmulationError
 from tests.host_cuda import HostCupy
 from tests.host_kernels import HostKernel
 
 KERNELS = Path(__file__).with_name("emulator_kernels.cu")
 RNG = np.random.default_rng(0)
-X = RNG.normal(size=(16, 256)).astype(np.float32)
-SEEDS = range(2 * SCHEDULES)
+X = RNG.normal(size=(3, 256)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def module() -> EmulatedModule:
     return EmulatedModule(KERNELS.read_text())
-
-
-def reverse(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    out = np.zeros_like(X)
-    module.launch("reverse", [X, out, bug], grid=(2, 8), threads=256, shared_bytes=1024, seed=seed)
-    return np.array_equal(out, X[:, ::-1])
-
-
-def pipeline(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    tiles, out = aligned(X.reshape(16, 64, 4)), np.zeros(64, np.float32)
-    module.launch("pipeline", [tiles, out, np.int32(16), bug], threads=64, shared_bytes=2048, seed=seed)
-    return np.allclose(out, np.roll(tiles.sum((0, 2)), -1), atol=1e-4)
-
-
-def warp(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    v, out = np.arange(64, dtype=np.int32) ** 2 % 61 - 1, np.zeros((64, 8), np.int32)
-    module.launch("warp", [v, out, bug], threads=64, shared_bytes=256, seed=seed)
-    t, w = np.arange(64), v.reshape(2, 32)
-    want = [
-        v[np.where(t % 16 >= 3, t - 3, t)],
-        v[np.where(t % 8 < 3, t + 5, t)],
-        v[t ^ 9],
-        np.repeat(w[:, 21], 32),
-    ]
-    votes = ((w & 1).astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(1, dtype=np.uint32).view(np.int32)
-    want += [np.repeat(votes, 32), np.repeat((w >= 0).all(1) * 2 + 1, 32), v[t ^ 1]]
-    want.append(np.where(t % 32 < 8, v[t // 32 * 32 + 7 - t % 8], 0))
-    return np.array_equal(out, np.stack(want, 1))
-
-
-def exchange(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    out = np.zeros((3, 4, 64), np.float32)
-    module.launch(
-        "exchange", [aligned(np.zeros((4, 64, 4), np.float32)), out, bug], grid=(4, 1), threads=64, seed=seed
-    )
-    return np.array_equal(out[:, 1:], np.broadcast_to(2 * (np.c_[1000:4000:1000] + np.arange(64)), (3, 3, 64)))
-
-
-def queue(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    rows, out = X[:2].reshape(16, 32), np.zeros((16, 32), np.float32)
-    module.launch("queue", [rows, out, np.int32(16), bug], threads=64, shared_bytes=144, seed=seed)
-    return np.array_equal(out, rows[:, ::-1])
-
-
-def rows(module: EmulatedModule, seed: int, bug: np.int32) -> bool:
-    values, out = aligned(X[0].reshape(64, 4)), np.zeros(64, np.float32)
-    module.launch("rows", [values, out, bug], threads=64, shared_bytes=1040, seed=seed)
-    return np.array_equal(out, values[::-1, 1])
 
 
 def aligned(values: np.ndarray) -> np.ndarray:
@@ -76,21 +27,6 @@ def aligned(values: np.ndarray) -> np.ndarray:
     out = raw[-raw.ctypes.data % 256 :][: values.nbytes].view(values.dtype).reshape(values.shape)
     out[...] = values
     return out
-
-
-@pytest.mark.parametrize(
-    ("run", "bugs"), [(reverse, 1), (pipeline, 3), (warp, 1), (exchange, 3), (queue, 3), (rows, 3)]
-)
-def test_every_schedule_is_right_and_each_bug_is_found(run: object, bugs: int, module: EmulatedModule) -> None:
-    assert all(run(module, seed, np.int32(0)) for seed in SEEDS)
-    for bug in range(1, bugs + 1):
-        found = 0
-        for seed in SEEDS:
-            try:
-                found += not run(module, seed, np.int32(bug))
-            except EmulationError:
-                found += 1
-        assert found, f"bug {bug}"
 
 
 @pytest.mark.parametrize(("sum_bits", "tolerance"), [(1, 2e-6), (-1, 3e-7)])
