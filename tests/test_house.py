@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
     """Full names of a module's imports, at run time and for type checking."""
     path, found = MODULES[name], set()
@@ -56,21 +63,25 @@ def imports(name: str) -> set[str]:
             elif isinstance(node, ast.If | ast.Try):
                 visit([*node.body, *node.orelse])
 
-    visit(ast.parse(path.read_text(encoding="utf-8")).body)
+    visit(tree(name).body)
     return found
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_folder_imports_only_from_those_below_it(name: str) -> None:
-    folder = name.split(".")[1:2]
-    if not folder or folder[0] not in BELOW or name == "gpumlp.data.preparation":  # kept for its public name
-        return
-    allowed = {*folder, *BELOW[folder[0]], *SHARED}
-    if name.endswith(".__main__"):
-        allowed.add("command")
-    for module in imports(name):
-        parts = module.split(".")
-        assert parts[0] != "gpumlp" or len(parts) < 2 or parts[1] in allowed, f"{name} imports {module}"
+def folder_of(name: str) -> str | None:
+    """The package of a module, if it is in one of `BELOW`."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in BELOW else None
+
+
+def test_a_folder_imports_only_from_those_below_it() -> None:
+    offenders = []
+    for name in MODULES.keys() - {"gpumlp.data.preparation"}:  # kept for its public name
+        if folder := folder_of(name):
+            allowed = {folder, *BELOW[folder], *SHARED, *(("command",) if name.endswith(".__main__") else ())}
+            parts = ((module, module.split(".")) for module in imports(name))
+            wrong = [module for module, part in parts if part[0] == "gpumlp" and {*part[1:2]} - allowed]
+            offenders += [f"{name} imports {module}" for module in wrong]
+    assert offenders == []
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -91,19 +102,22 @@ def test_no_imports_go_in_circles() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_the_cuda_backend_knows_a_gpu_library(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    used = {module.partition(".")[0] for module in imports(name)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            used |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            used.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.Name) and ".cuda." not in name:  # there, a parameter may be called so
-            used.add(node.id)
-    allowed = {"gpumlp.backends.cuda.backend": {"cupy", "nvmath"}, "gpumlp.backends.cuda.nccl": {"nccl"}}
-    assert not ({"cupy", "cupyx", "nccl", "nvmath", "torch"} & used) - allowed.get(name, set())
+def test_only_the_cuda_backend_knows_a_gpu_library() -> None:
+    found = {}
+    for name in MODULES:
+        used = set()
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                used.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Name) and ".cuda." not in name:  # there, a parameter may be called so
+                used.add(node.id)
+        found[name] = {"cupy", "cupyx", "nccl", "nvmath", "torch"} & used
+    assert {name: used for name, used in found.items() if used} == {
+        "gpumlp.backends.cuda.backend": {"cupy", "nvmath"},
+        "gpumlp.backends.cuda.nccl": {"nccl"},
+    }
 
 
 # Methods that import from above when they are called, so that users find them where they are expected.
@@ -115,17 +129,14 @@ UPWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_from_above_within_functions_are_those_that_are_listed(name: str) -> None:
-    folder = name.split(".")[1:2]
-    if not folder or folder[0] not in BELOW:
-        return
-    above, found = set(BELOW) - BELOW[folder[0]] - set(folder), set()
-    for function in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
-        if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.ImportFrom) and node.level == 2:
-                    module = f"gpumlp.{node.module}"
-                    if module.split(".")[1] in above:
-                        found.add(module)
-    assert found == UPWARDS.get(name, set())
+def test_imports_from_above_within_functions_are_those_that_are_listed() -> None:
+    found: dict[str, set[str]] = {}
+    for name in MODULES:
+        if folder := folder_of(name):
+            above = set(BELOW) - BELOW[folder] - {folder}
+            functions = (each for each in ast.walk(tree(name)) if isinstance(each, ast.FunctionDef))
+            for node in (node for function in functions for node in ast.walk(function)):
+                module = node.module if isinstance(node, ast.ImportFrom) and node.level == 2 else None
+                if module and module.split(".")[0] in above:
+                    found.setdefault(name, set()).add(f"gpumlp.{module}")
+    assert found == UPWARDS
