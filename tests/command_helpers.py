@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
-from gpumlp import diagnose, evaluate, export, info, predict, reproduce, shuffle, sweep, train
+from gpumlp import Trainer, diagnose, evaluate, export, info, predict, reproduce, shuffle, sweep, train
 from gpumlp import history as history_command
 from gpumlp.figures import __main__ as figures
 from gpumlp.report import __main__ as report
@@ -73,6 +75,27 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.001)
+
+
+def kill_at(process: subprocess.Popen[str], condition: Callable[[], bool], delay: float = 0) -> None:
+    """Kill a process a delay in seconds after the condition holds, which is before it has ended."""
+    wait_until(condition, process)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+
+
+def interrupt_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt training, as Ctrl+C does, in the epoch after this one."""
+    train_epoch = Trainer._train_epoch
+
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
+        if trainer.epoch == epoch:
+            raise KeyboardInterrupt
+        return train_epoch(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
 
 
 def lines(folder: Path) -> int:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gpumlp import Dataset, get_backend
 from gpumlp.backends import Backend
 from gpumlp.nn.registry import Registry
+from tests import data_helpers
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
@@ -73,12 +73,7 @@ def progress_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def blobs() -> Dataset:
-    """300 samples of 20 pixels in 4 classes that a small network can learn."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 300)
-    centres = rng.integers(0, 256, (4, 20))
-    images = np.clip(centres[labels] + rng.normal(0, 25, (300, 20)), 0, 255).astype(np.uint8)
-    return Dataset(images, labels, classes=4, name="blobs")
+    return data_helpers.blobs()
 
 
 @pytest.fixture

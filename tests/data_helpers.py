@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpumlp import Dataset
 from gpumlp.data.dataset import ArrayBatches
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -42,6 +43,15 @@ def small_mnist(train: int = 30, test: int = 20, side: int = 4, seed: int = 0) -
         TEST_IMAGES: rng.integers(0, 256, (test, side, side), dtype=np.uint8),
         TEST_LABELS: (np.arange(test) % 10).astype(np.uint8),
     }
+
+
+def blobs() -> Dataset:
+    """300 samples of 20 pixels in 4 classes that a small network can learn."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    centres = rng.integers(0, 256, (4, 20))
+    images = np.clip(centres[labels] + rng.normal(0, 25, (300, 20)), 0, 255).astype(np.uint8)
+    return Dataset(images, labels, classes=4, name="blobs")
 
 
 def write_files(folder: Path, arrays: dict[str, np.ndarray]) -> Path:

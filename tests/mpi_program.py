@@ -36,17 +36,10 @@ from gpumlp.data.rows import FileRows
 from gpumlp.training import run
 from gpumlp.training.shards import PairwiseSum
 from gpumlp.training.step import TrainingStep
+from tests.data_helpers import blobs as data
 from tests.host_cuda import HostCupy, host_cuda_backend, host_products, load_cupy_backend
 from tests.host_nccl import use_host_nccl
 from tests.test_resume import SETTINGS, state
-
-
-def data() -> Dataset:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 300)
-    centres = rng.integers(0, 256, (4, 20))
-    images = np.clip(centres[labels] + rng.normal(0, 25, (300, 20)), 0, 255).astype(np.uint8)
-    return Dataset(images, labels, classes=4, name="blobs")
 
 
 def settings(group: Group) -> dict[str, str]:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.history_file import CheckpointError
 from gpumlp.training.lock import RunLock
 from gpumlp.training.run import RunFolder
-from tests.command_helpers import DIGITS, finish, history, run, spawn
+from tests.command_helpers import DIGITS, finish, history, kill_at, run, spawn
 from tests.file_helpers import Change, change_file, set_group, set_value
 
 QUIET = (*DIGITS, "--quiet")
@@ -419,11 +418,6 @@ def test_without_locks_a_changed_history_stops_the_run(
 
 def test_a_killed_run_can_be_resumed_at_once(tmp_path: Path) -> None:
     process = spawn("train", *QUIET, "--epochs", 2000, "--hidden", 8, "--out", tmp_path / "run")
-    end = time.monotonic() + 30
-    while not (tmp_path / "run" / "history.jsonl").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    kill_at(process, (tmp_path / "run" / "history.jsonl").exists)
     saved = max(1, len(history(tmp_path / "run")))
     assert run("train", "--resume", tmp_path / "run", "--epochs", saved + 1, "--quiet") == 0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from gpumlp import Trainer
-from tests.command_helpers import DIGITS, assert_same_run, finish, history, run, spawn, tensors
+from tests.command_helpers import DIGITS, assert_same_run, finish, history, interrupt_after, run, spawn, tensors
 
 HEALTHY = (*DIGITS, "--epochs", 3)
 DEAD = (*DIGITS, "--epochs", 2, "--learning-rate", 1, "--hidden", 64, 64)
@@ -145,14 +143,7 @@ def test_an_exploding_loss_that_diverges_is_reported_once(
 def test_an_interrupted_run_is_diagnosed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_epoch = Trainer._train_epoch
-
-    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.epoch == 2:
-            raise KeyboardInterrupt
-        return train_epoch(trainer, *arguments)
-
-    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    interrupt_after(2, monkeypatch)
     assert run("train", *DIGITS, "--quiet", "--out", tmp_path / "run") == 130
     capsys.readouterr()
     assert run("diagnose", tmp_path / "run") == 0

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +26,10 @@ from tests.command_helpers import (
     assert_same_run,
     finish,
     history,
+    kill_at,
     lines,
     run,
     spawn,
-    wait_until,
 )
 
 STOPPED = (*DIGITS, "--hidden", 16, "--learning-rate", 0.2, "--early-stopping", 4)
@@ -85,11 +83,7 @@ def test_killed_and_resumed_it_stops_at_the_same_epoch_with_the_same_weights(tmp
     moments = random.Random(3)
     for _ in range(3):
         target = lines(cut) + moments.randrange(1, 8)
-        wait_until(lambda at_least=target: lines(cut) >= at_least, process)
-        time.sleep(moments.uniform(0, 0.01))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+        kill_at(process, lambda at_least=target: lines(cut) >= at_least, moments.uniform(0, 0.01))
         process = spawn("train", "--resume", cut, env=SAVE_EACH)
     code, out, err = finish(process)
     assert (code, err) == (0, "")

@@ -31,6 +31,7 @@ from tests.command_helpers import (
     assert_same_run,
     finish,
     history,
+    kill_at,
     lines,
     run,
     spawn,
@@ -135,9 +136,7 @@ def test_the_search_seed_decides_what_is_drawn(whole: Path, tmp_path: Path) -> N
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     process = spawn("sweep", *SEARCH, "--jobs", 1, "--out", out, env=SAVE_EACH)
-    wait_until(lambda: lines(out / "network=6,seed=0") >= 2, process)
-    process.kill()
-    finish(process)
+    kill_at(process, lambda: lines(out / "network=6,seed=0") >= 2)
     assert run("sweep", "--resume", out, "--jobs", 1, "--quiet") == 0
     assert values(out) == values(whole)
     same_sweep(out, whole)

@@ -27,6 +27,7 @@ from tests.data_helpers import reorder
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
+from tests.test_stream import hand_over
 
 # Arguments of the network and of its trainer, and how many multiprocessors it has. An epoch has 4 steps of 16
 # samples, the last of 12.
@@ -143,9 +144,7 @@ def test_a_restored_run_goes_on_with_the_same_bits() -> None:
     )
     whole.run(3)
     first.run(1)
-    second.model.load_state_dict(first.model.state_dict())
-    buffers = {name: first.model.backend.to_numpy(buffer) for name, buffer in first.state_buffers.items()}
-    second.restore(buffers, first.optimizer_state.steps, first.random_state(), first.history)
+    hand_over(first, second)
     second.run(3)
     assert bits(second) == bits(whole)
 

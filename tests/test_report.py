@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +37,7 @@ from gpumlp.report.runs import measure, read_runs
 from gpumlp.training.callbacks import read_curve
 from gpumlp.training.config import Config
 from gpumlp.training.session import load_run
-from tests.command_helpers import DIGITS, run
+from tests.command_helpers import DIGITS, interrupt_after, run
 from tests.data_helpers import small_mnist, write_files
 from tests.file_helpers import set_history
 from tests.report_helpers import trained
@@ -652,14 +651,7 @@ def test_train_writes_the_page_of_a_run_that_diverges(tmp_path: Path, capsys: py
 def test_train_writes_the_page_of_an_interrupted_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_epoch = Trainer._train_epoch
-
-    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-        return train_epoch(trainer, *arguments)
-
-    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    interrupt_after(1, monkeypatch)
     assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 130
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)

@@ -32,7 +32,7 @@ from gpumlp.records import (
 )
 from gpumlp.training.config import PRESETS, Config, ConfigError
 from gpumlp.training.run import Run
-from tests.command_helpers import ROOT, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
+from tests.command_helpers import ROOT, SAVE_EACH, assert_same_run, finish, kill_at, lines, run, spawn, wait_until
 
 CPU = ("--device", "cpu", "--jobs", 1)
 SHORT = ("digits", *CPU, "--epochs", 2, "--seeds", 2)
@@ -273,9 +273,7 @@ def test_the_same_command_trains_only_what_is_missing(tmp_path: Path) -> None:
 def test_a_killed_record_goes_on_by_the_same_command(tmp_path: Path) -> None:
     words = ("digits", *CPU, "--epochs", 40, "--seeds", 2, "--quiet", "--out")
     process = spawn("reproduce", *words, tmp_path / "r", env=SAVE_EACH)
-    wait_until(lambda: lines(tmp_path / "r" / "seed=1") >= 1, process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
+    kill_at(process, lambda: lines(tmp_path / "r" / "seed=1") >= 1)
     assert run("reproduce", *words, tmp_path / "r") == run("reproduce", *words, tmp_path / "whole") == 0
     for seed in (0, 1):
         assert_same_run(tmp_path / "r" / f"seed={seed}", tmp_path / "whole" / f"seed={seed}")
@@ -472,9 +470,7 @@ def test_a_killed_committee_goes_on_by_the_same_command(tmp_path: Path) -> None:
     path = written(tmp_path, COMMITTEE.replace("epochs = 2", "epochs = 40"))
     words = (path, *CPU, "--seeds", 1, "--quiet", "--out")
     process = spawn("reproduce", *words, tmp_path / "r", env=SAVE_EACH)
-    wait_until(lambda: lines(tmp_path / "r" / f"{KINDS[1]}seed=0") >= 1, process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
+    kill_at(process, lambda: lines(tmp_path / "r" / f"{KINDS[1]}seed=0") >= 1)
     for name in ("r", "whole"):
         assert run("reproduce", *words, tmp_path / name, "--save", tmp_path / f"{name}.json") == 0
     for folder in (f"{kind}seed={seed}" for kind in KINDS for seed in (0, 1)):

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +28,7 @@ from gpumlp.training.run import Run, RunFolder
 from gpumlp.training.session import resume_config, train
 from gpumlp.training.trainer import Callback, Trainer
 
-from .command_helpers import DIGITS, SAVE_EACH, assert_same_run, finish, history, lines, spawn, wait_until
+from .command_helpers import DIGITS, SAVE_EACH, assert_same_run, finish, history, kill_at, lines, run, spawn
 
 
 class Clock:
@@ -324,22 +323,18 @@ def test_a_disk_that_fills_up_at_any_write_is_one_error_and_loses_no_saved_epoch
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_process_that_is_killed_between_two_writes_is_resumed_exactly(tmp_path: Path) -> None:
-    words = (*DIGITS, "--hidden", 8, "--epochs", 500, "--early-stopping", 500, "--learning-rate", 0.2, "--quiet")
+    words = (*DIGITS, "--hidden", 8, "--epochs", 150, "--early-stopping", 150, "--learning-rate", 0.2, "--quiet")
     environment, moments = {**SAVE_EACH, "SAVE_EVERY": "0.05"}, random.Random(2)
-    run, other = tmp_path / "run", tmp_path / "whole"
-    process = spawn("train", *words, "--out", run, env=environment)
+    folder, other = tmp_path / "run", tmp_path / "whole"
+    process = spawn("train", *words, "--out", folder, env=environment)
     for _ in range(2):
-        before = lines(run)
-        wait_until(lambda before=before: lines(run) > before, process)
-        time.sleep(moments.uniform(0.02, 0.1))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
-        assert 1 < saved(run) < 500
-        process = spawn("train", "--resume", run, env=environment)
-    assert finish(process)[0] == finish(spawn("train", *words, "--out", other))[0] == 0
-    assert_same_run(run, other)
-    best, expected = (Checkpoint.load(folder / "checkpoint.safetensors").result for folder in (run, other))
+        before = lines(folder)
+        kill_at(process, lambda before=before: lines(folder) > before, moments.uniform(0.02, 0.1))
+        assert 1 < saved(folder) < 150
+        process = spawn("train", "--resume", folder, env=environment)
+    assert finish(process)[0] == run("train", *words, "--out", other) == 0
+    assert_same_run(folder, other)
+    best, expected = (Checkpoint.load(each / "checkpoint.safetensors").result for each in (folder, other))
     assert best.part.epochs == expected.part.epochs
     assert all(tensor.tobytes() == expected.tensors[name].tobytes() for name, tensor in best.tensors.items())
 

@@ -12,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +44,7 @@ from gpumlp.data import shuffling, stream, tables
 from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
 from gpumlp.data.rows import FileRows
 from gpumlp.training.batches import ORDER_STREAM
-from tests.command_helpers import SAVE_EACH
+from tests.command_helpers import SAVE_EACH, kill_at, lines, spawn
 from tests.data_helpers import idx_bytes
 
 SAMPLES, FEATURES = 1_003, 12
@@ -84,6 +83,13 @@ def numbers(history: History) -> list[tuple[Any, ...]]:
         (each.train_loss, each.train_accuracy, each.validation_loss, each.validation_accuracy, each.layers)
         for each in history
     ]
+
+
+def hand_over(first: Trainer, second: Trainer) -> None:
+    """Give a trainer the state of another, as a checkpoint does."""
+    second.model.load_state_dict(first.model.state_dict())
+    buffers = {name: first.model.backend.to_numpy(buffer) for name, buffer in first.state_buffers.items()}
+    second.restore(buffers, first.optimizer_state.steps, first.random_state(), first.history)
 
 
 def trained(data: Dataset, outputs: int = 4, **options: Any) -> tuple[MLP, History]:
@@ -179,14 +185,12 @@ def test_a_resumed_run_goes_on_with_the_same_blocks(files: list[str], streamed: 
     whole, first, second = new(), new(), new()
     whole.run(4)
     first.run(2)
-    second.model.load_state_dict(first.model.state_dict())
-    state = {name: buffer.copy() for name, buffer in first.state_buffers.items()}
-    second.restore(state, first.optimizer_state.steps, first.random_state(), first.history)
+    hand_over(first, second)
     second.run(4)
     assert numbers(second.history) == numbers(whole.history)
     assert (second.model.parameters.data == whole.model.parameters.data).all()
     with pytest.raises(ValueError, match=f"expected an order of the samples in 2 streams, got {shards}"):
-        new(shards=2).restore(state, first.optimizer_state.steps, first.random_state(), first.history)
+        hand_over(first, new(shards=2))
 
 
 @pytest.mark.parametrize("order", ["random", 3, ("blocks",)])
@@ -747,14 +751,8 @@ def test_a_test_set_of_other_samples_is_refused(
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_killed_run_is_resumed_with_the_same_results(tmp_path: Path, files: list[str]) -> None:
     options = ["--stream", "--dataset", *files, *OPTIONS, "--epochs", "40", "--quiet", "--validation", "0.1"]
-    command = [sys.executable, "-m", "gpumlp.train", *options, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, env={**os.environ, **SAVE_EACH})
-    history = tmp_path / "killed" / "history.jsonl"
-    limit = time.monotonic() + 60
-    while (not history.exists() or history.read_bytes().count(b"\n") < 3) and time.monotonic() < limit:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was over before it was killed"
+    process = spawn("train", *options, "--out", tmp_path / "killed", env=SAVE_EACH)
+    kill_at(process, lambda: lines(tmp_path / "killed") >= 3)
     assert train.main(["--resume", str(tmp_path / "killed"), "--quiet"]) == 0
     assert train.main([*options, "--out", str(tmp_path / "whole")]) == 0
     assert same_network(tmp_path / "killed", tmp_path / "whole")

@@ -33,7 +33,7 @@ from gpumlp.backends.cuda.uploads import StreamUploads
 from gpumlp.data.stream import DeviceBatches
 from tests.gpu_helpers import gpu_backend
 from tests.host_cuda import HostEvent, HostStream, Upload, host_cuda_backend
-from tests.test_stream import FEATURES, numbers, saved
+from tests.test_stream import FEATURES, hand_over, numbers, saved
 from tests.test_stream import samples as all_samples
 
 WAYS = ("eager", "graphs", "persistent")
@@ -181,10 +181,13 @@ def pictures(dtype: Any = np.uint8) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 3, 4), labels
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(
-    ("way", "name"),
-    [(way, name) for way in WAYS for name in CHANGES if way != "persistent" or "augment" not in CHANGES[name]],
+    ("way", "name", "dtype"),
+    [
+        *((way, name, np.uint8) for way in ("eager", "graphs") for name in CHANGES),
+        *(("eager", "distorted", np.float32), ("graphs", "both", np.float32)),
+        *(("persistent", "preprocessed", dtype) for dtype in (np.uint8, np.float32)),
+    ],
 )
 def test_streamed_images_are_changed_as_in_memory(tmp_path: Path, way: str, name: str, dtype: Any) -> None:
     same_bits(*pair(tmp_path, lambda: backend_of(way), *pictures(dtype), **CHANGES[name]))
@@ -247,9 +250,7 @@ def test_a_resumed_run_ends_alike(tmp_path: Path, way: str) -> None:
 def resumed_alike(whole: Trainer, first: Trainer, second: Trainer) -> None:
     whole.run(2)
     first.run(1)
-    second.model.load_state_dict(first.model.state_dict())
-    state = {name: first.model.backend.to_numpy(buffer) for name, buffer in first.state_buffers.items()}
-    second.restore(state, first.optimizer_state.steps, first.random_state(), first.history)
+    hand_over(first, second)
     second.run(2)
     assert bits(second) == bits(whole)
 
