@@ -596,8 +596,7 @@ def test_a_custom_activation_with_cuda_expressions_runs_in_the_kernels(blobs: Da
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("real", ["float", "double"])
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("architecture", "real"), [("sm_80", "float"), ("sm_90", "double")])
 def test_the_source_compiles(tmp_path: Path, architecture: str, real: str) -> None:
     compiler = shutil.which("nvcc")
     if compiler is None:

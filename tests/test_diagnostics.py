@@ -8,13 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer
+from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer, get_backend
 from gpumlp.backends import Backend
 from gpumlp.diagnostics import Finding, LayerStatistics, LayerWatch, Setting, find, statistics, trend
 from gpumlp.training.history import EpochRecord, History
 from tests.diagnostics_helpers import curve, names
 from tests.host_cuda import host_cuda_backend
 from tests.strict_device import StrictBackend
+
+SAMPLES_BETWEEN = {name: getattr(statistics, name) for name in ("SAMPLES_BETWEEN", "SAMPLES_BETWEEN_ON_GPU")}
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +144,16 @@ class Gradients(Callback):
         self.seen.append(backend.to_numpy(parameters.gradient).tobytes())
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("validation", [None, 50])
-@pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01)])
+@pytest.mark.parametrize(
+    ("optimizer", "validation", "keep"),
+    [
+        (SGD(0.1), None, False),
+        (SGD(0.1), 50, True),
+        (SGD(0.1, momentum=0.9, nesterov=True), 50, False),
+        (Adam(0.01), None, True),
+        (Adam(0.01), 50, False),
+    ],
+)
 def test_training_gives_the_same_bits_with_and_without_diagnostics(
     backend: Backend, blobs: Dataset, optimizer: object, validation: int | None, keep: bool
 ) -> None:
@@ -196,14 +205,15 @@ def test_not_every_short_epoch_is_analysed(
 
 @pytest.mark.parametrize(
     ("samples", "epochs"),
-    [(50_000, [1, 2, 3, 4, 5, 6]), (49_999, [1, 2, 4, 6]), (12_500, [1, 4]), (7, [1, 5])],
+    [(50_000, [1, 2, 3, 4, 5, 6]), (49_999, [1, 2, 4, 6]), (12_500, [1, 4]), (70, [1, 5])],
 )
-def test_on_a_gpu_epochs_are_analysed_more_rarely(
+def test_epochs_of_fewer_than_5000_samples_or_50000_on_a_gpu_are_analysed_more_rarely(
     monkeypatch: pytest.MonkeyPatch, samples: int, epochs: list[int]
 ) -> None:
-    monkeypatch.setattr(statistics, "SAMPLES_BETWEEN_ON_GPU", 50_000)
-    backend = host_cuda_backend()
-    assert [epoch for epoch in range(1, 7) if statistics.is_due(epoch, samples, backend)] == epochs
+    for name, count in SAMPLES_BETWEEN.items():
+        monkeypatch.setattr(statistics, name, count)
+    for backend, count in ((host_cuda_backend(), samples), (get_backend("cpu"), samples // 10)):
+        assert [epoch for epoch in range(1, 7) if statistics.is_due(epoch, count, backend)] == epochs
 
 
 def test_a_dead_unit_is_found_although_the_last_epoch_was_not_analysed() -> None:

@@ -130,8 +130,9 @@ def test_training_is_timed_and_its_bits_are_compared(
 
 
 def test_a_test_is_named_when_it_starts(
-    on_gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    on_gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     file = tmp_path / "test_small.py"
     file.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_that_ends():\n    pass\n")
     job = on_gpu.Job("cpu", tmp_path, tmp_path / "tests.json")

@@ -98,13 +98,6 @@ def assert_same_results(found: Any, expected: Any) -> None:
             cv=2,
             error_score="raise",
         ),
-        ours.RandomizedSearchCV(
-            MLPRegressor("squared_error", (8,), random_state=0, dtype="float64", max_iter=20, device=ManyAtOnce()),
-            {"learning_rate_init": [0.05, 0.1]},
-            n_iter=2,
-            cv=2,
-            error_score="raise",
-        ),
     ]
 )
 def test_estimator_check(estimator: Any, check: Any) -> None:
