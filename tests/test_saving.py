@@ -323,14 +323,14 @@ def test_a_disk_that_fills_up_at_any_write_is_one_error_and_loses_no_saved_epoch
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_process_that_is_killed_between_two_writes_is_resumed_exactly(tmp_path: Path) -> None:
-    words = (*DIGITS, "--hidden", 8, "--epochs", 150, "--early-stopping", 150, "--learning-rate", 0.2, "--quiet")
+    words = (*DIGITS, "--hidden", 8, "--epochs", 300, "--early-stopping", 300, "--learning-rate", 0.2, "--quiet")
     environment, moments = {**SAVE_EACH, "SAVE_EVERY": "0.05"}, random.Random(2)
     folder, other = tmp_path / "run", tmp_path / "whole"
     process = spawn("train", *words, "--out", folder, env=environment)
     for _ in range(2):
         before = lines(folder)
         kill_at(process, lambda before=before: lines(folder) > before, moments.uniform(0.02, 0.1))
-        assert 1 < saved(folder) < 150
+        assert 1 < saved(folder) < 300
         process = spawn("train", "--resume", folder, env=environment)
     assert finish(process)[0] == run("train", *words, "--out", other) == 0
     assert_same_run(folder, other)
