@@ -28,8 +28,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     >>> user_path("runs/1")
     PosixPath('runs/1')
     """
-    if not os.fspath(path) or "\0" in os.fspath(path):
-        raise PathError(f"{os.fspath(path)!r}: expected a path, without null characters")
+    if not os.fspath(path):
+        raise PathError("expected a path, got an empty one")
+    if "\0" in os.fspath(path):
+        raise PathError(f"{os.fspath(path)!r}: expected a path without null characters")
     try:
         return Path(path).expanduser()
     except RuntimeError:

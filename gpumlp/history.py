@@ -225,7 +225,9 @@ def _sort_key(value: Any) -> tuple[int, Any]:
     """Numbers by size, before text by the alphabet, before lists."""
     if isinstance(value, int | float):
         return 0, value
-    return (1, value) if isinstance(value, str) else (2, [_sort_key(part) for part in value])
+    if isinstance(value, list | tuple):
+        return 2, [_sort_key(part) for part in value]
+    return 1, str(value)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -306,3 +306,4 @@ def test_integers_are_taken_as_floats(h: Activation) -> None:
     for function in h, h.derivative:
         np.testing.assert_array_equal(function(integers), function(integers.astype(np.float64)))
         assert function(integers).dtype == np.float64
+        assert function(integers + 1j).dtype == np.complex128 or isinstance(h, ReLU | LeakyReLU)

@@ -200,7 +200,10 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_of_a_run_is_not_replaced(tmp_path: Path) -> None:
+    train_noisy(BestCheckpoint(tmp_path / "checkpoint.safetensors"), epochs=2)
+    train_noisy(BestCheckpoint(tmp_path / "checkpoint.safetensors"), epochs=2)  # its own
     (tmp_path / "checkpoint.safetensors").write_bytes(b"kept")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"safetensors is a file of the run in .*; choose another"):
         train_noisy(BestCheckpoint(tmp_path / "checkpoint.safetensors"))
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"kept"

@@ -194,6 +194,8 @@ def test_arrays_are_evaluated_as_a_data_set_of_them() -> None:
         assert model.accuracy(x, y) == model.accuracy(data)
         with pytest.raises(TypeError, match="targets and sample_weight are expected with an array of samples"):
             model.evaluate(data, y)
+    numbers = MLP([12, 1], loss="squared_error", device="cpu")
+    assert numbers.evaluate(x, y) == numbers.evaluate(Dataset(x, y, task="numbers"))
 
 
 def test_no_samples_are_no_error() -> None:

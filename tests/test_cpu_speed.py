@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,17 @@ def test_softmax_cross_entropy_in_column_order(batch: int) -> None:
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7)
 
 
-@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.01), Penalty(l2=0.01, l1=0.001)])
+@dataclass(frozen=True)
+class Pull(Penalty):
+    """A penalty without L1 and L2 that says which kernel computes it, as the built-in ones do."""
+
+    kernel = "pull"
+
+    def add_gradient(self, backend: Any, weights: Any, gradient: Any, scratch: Any) -> None:
+        backend.add_scaled(weights, 0.1, gradient, scratch)
+
+
+@pytest.mark.parametrize("penalty", [Penalty(), Penalty(l2=0.01), Penalty(l2=0.01, l1=0.001), Pull()])
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, 0.9, nesterov=True), Adam()])
 def test_accumulated_gradients_give_the_same_training(
     optimizer: SGD | Adam, penalty: Penalty, blobs: Dataset

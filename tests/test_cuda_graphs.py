@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable
 from functools import reduce
 
@@ -155,6 +157,10 @@ class Listing(LeakyReLU):
     def __init__(self) -> None:
         super().__init__()
         self.factors = [1.0]
+        self.lists, self.names, self.one = [[1], []], defaultdict(int, a=1), 1
+
+    def rename(self) -> None:
+        self.names["b"] = self.names.pop("a")
 
 
 def assign(name: str, value: object) -> Callable[[Trainer], None]:
@@ -173,6 +179,11 @@ CHANGES = {
     "a penalty": assign("_step.penalty", Penalty(l1=0.1)),
     "an attribute of an activation": assign("model.activation.negative_slope", 0.3),
     "in place": lambda trainer: trainer.model.activation.factors.append(2.0),
+    "a length in place": lambda trainer: trainer.model.activation.lists.reverse(),
+    "a key in place": lambda trainer: trainer.model.activation.names.update(
+        b=trainer.model.activation.names.pop("a")
+    ),
+    "a type": assign("model.activation.one", 1.0),
     "a new attribute": assign("model.activation.other", 1.0),
     "a loss": assign("_step.loss", SoftmaxCrossEntropy(label_smoothing=0.1)),
     "an array of the step": lambda trainer: setattr(trainer._step, "losses", trainer._step.losses.copy()),
@@ -193,6 +204,13 @@ def test_every_change_of_a_step_changes_its_key(blobs: Dataset, change: Callable
     assert StepKey(trainer._step) == before
     change(trainer)
     assert StepKey(trainer._step) != before
+
+
+def test_equal_rules_have_the_same_key(blobs: Dataset) -> None:
+    trainer = trainer_on(host_cuda_backend(), blobs)
+    key = StepKey(trainer._step)
+    trainer._step.optimizer, trainer._step.penalty = map(copy.copy, (trainer.optimizer, trainer._step.penalty))
+    assert StepKey(trainer._step) == key
 
 
 def test_training_does_not_change_a_key(blobs: Dataset) -> None:

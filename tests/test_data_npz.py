@@ -66,6 +66,10 @@ def test_labels_in_a_column_are_flattened(path: Path) -> None:
         ),
         ({"x_test": ARRAYS["x_test"] / 255}, "samples of dtype uint8 as in x_train, found float64"),
         (
+            {"x_train": ARRAYS["x_train"].astype(np.int64), "x_test": ARRAYS["x_test"].astype(np.float32) / 255},
+            "samples of dtype int64 as in x_train, found float32",
+        ),
+        (
             {"y_test": np.array([1, 3])},
             r"x_test and y_test: labels must be classes from 0 to 2, but labels\[1\] is 3",
         ),

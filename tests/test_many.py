@@ -643,6 +643,11 @@ def test_on_a_narrow_terminal_the_line_of_progress_ends_with_the_metric(
     assert re.fullmatch(r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % *\n", line)
 
 
+def test_without_standard_output_progress_is_not_shown(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    fit_many([model(), model(1)], blobs, epochs=1, n_jobs=1, progress=True)
+
+
 def test_a_range_is_one_value_for_each_network(blobs: Dataset) -> None:
     networks = [model() for seed in range(2)]
     fit_many(networks, blobs, epochs=1, seed=range(2), n_jobs=1)

@@ -374,7 +374,7 @@ FITS: dict[str, tuple[int, str, Any, Any, dict[str, Any], Any]] = {
     ),
     "labels for numbers": (3, SQUARED, None, BINARY, {}, r"has several .*task='numbers'\) if these are numbers"),
     "fewer labels": (3, LOGISTIC, None, BINARY[:, :2], {}, "3 outputs, but .* 2 labels a sample; make a network"),
-    "more numbers": (1, SQUARED, None, VALUES, {}, "has 1 outputs, but .* 3 numbers a sample"),
+    "more numbers": (1, SQUARED, None, VALUES, {}, "has 1 output, but .* 3 numbers a sample"),
     "other labels": (
         3,
         LOGISTIC,

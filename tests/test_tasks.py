@@ -87,9 +87,9 @@ def test_the_loss_is_chosen_by_the_first_data(targets: Any, outputs: int, loss: 
         (CLASSES, 1, r"\[6, 8, 1\]\) has the loss .*"),
         (CLASSES, 2, r"MLP\(\[6, 8, 2\]\) has 2 classes, but Dataset.* has 3"),
         (LABELS, 4, r"has 4 outputs, but Dataset.* has 3 labels a sample; make a network with 3"),
-        (LABELS, 1, r"has 1 outputs, but Dataset.* has 3 labels a sample"),
-        (NUMBERS, 1, r"has 1 outputs, but Dataset.* has 3 numbers a sample"),
-        (NUMBERS[:, 0], 3, r"has 3 outputs, but Dataset.* has 1 numbers a sample"),
+        (LABELS, 1, r"has 1 output, but Dataset.* has 3 labels a sample"),
+        (NUMBERS, 1, r"has 1 output, but Dataset.* has 3 numbers a sample"),
+        (NUMBERS[:, 0], 3, r"has 3 outputs, but Dataset.* has 1 number a sample"),
         (1e300 * NUMBERS, 3, r"computes in float32, but the targets of .* are up to \S+e\+30\d; scale them"),
     ],
 )

@@ -172,14 +172,13 @@ def test_an_empty_path_is_one_line(words: Any, home: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == "" or words[0] == "train"
     assert len(err.splitlines()) == 1
-    assert "'': expected a path" in err or "expected a folder, got ''" in err
+    assert "expected a path, got an empty one" in err or "expected a folder, got ''" in err
     assert not list(Path().iterdir())
 
 
 def test_an_empty_path_in_python() -> None:
-    for path in ("", "a\0b"):
-        with pytest.raises(PathError, match="expected a path, without null characters"):
-            user_path(path)
+    with pytest.raises(PathError, match="expected a path, got an empty one"):
+        user_path("")
 
 
 def test_a_file_of_a_user_who_does_not_exist_ends_its_own_row(

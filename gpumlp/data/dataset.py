@@ -324,8 +324,8 @@ def training_set(images: Any, targets: Any, weights: Any = None, *, name: str, t
     return train
 
 
-def as_dataset(samples: Any, targets: Any, weights: Any = None) -> Dataset:
-    """A data set as it is; samples with their targets as one.
+def as_dataset(samples: Any, targets: Any, weights: Any = None, *, task: str | None = None) -> Dataset:
+    """A data set as it is; samples with their targets as one, of a task if it is known.
 
     Raises:
         TypeError: samples without targets, or a `Dataset` with some.
@@ -342,14 +342,19 @@ def as_dataset(samples: Any, targets: Any, weights: Any = None) -> Dataset:
             f"a Dataset is expected, or an array with its targets, as in fit(model, X, y); got {shown(samples)} "
             "alone"
         )
-    return Dataset(samples, targets, weights=weights)
+    return Dataset(samples, targets, weights=weights, task=task)
 
 
-def require_alike(train: Dataset, test: Dataset, where: str, like: str) -> None:
-    """Raise DataError, which names a file, if the samples of a test set have another shape or dtype."""
+def require_alike(train: Any, test: Any, where: str, like: str) -> None:
+    """Raise DataError, which names a file, if the samples of a test set have another shape or dtype.
+
+    Args:
+        train, test: ``(n, ...)``, arrays or `FileRows`, with the dtype of the file.
+        where, like: what the message calls them.
+    """
     for what, expected, found in (
-        ("shape", train.feature_shape, test.feature_shape),
-        ("dtype", train.images.dtype, test.images.dtype),
+        ("shape", train.shape[1:], test.shape[1:]),
+        ("dtype", train.dtype, test.dtype),
     ):
         if expected != found:
             raise DataError(

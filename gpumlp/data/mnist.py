@@ -271,10 +271,9 @@ def _load(name: str, paths: list[Path]) -> tuple[Dataset, Dataset]:
     labels = [read_idx(path, ndims=(1, 2), content="labels") for path in paths[1::2]]
     if name == "mnist":
         name = _recognised(paths, [images[0], labels[0], images[1], labels[1]])
+    require_alike(images[0], images[1], str(paths[2]), str(paths[0]))
     train = _pair(images[0], labels[0], paths[:2], name)
-    test = _pair(images[1], labels[1], paths[2:], name, train)
-    require_alike(train, test, str(paths[2]), str(paths[0]))
-    return train, test
+    return train, _pair(images[1], labels[1], paths[2:], name, train)
 
 
 def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: Dataset | None = None) -> Dataset:

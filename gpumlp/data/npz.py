@@ -52,7 +52,7 @@ def load_npz(path: str | os.PathLike[str], *, task: str | None = None) -> tuple[
     make = partial(training_set, name=f"{path.stem}.npz", task=task)
     train = _dataset(path, arrays, "train", make)
     test = _dataset(path, arrays, "test", train.part)
-    require_alike(train, test, f"{path}, x_test", "x_train")
+    require_alike(arrays["x_train"], arrays["x_test"], f"{path}, x_test", "x_train")
     return train, test
 
 

@@ -587,7 +587,7 @@ def load_files(
         assert isinstance(found, StreamedDataset)
         tested = found
         tested.name = user_path(test[0]).name
-        require_alike(train, tested, test[0], paths[0])
+        require_alike(train.images, tested.images, test[0], paths[0])
         if tested.images.columns != train.images.columns:
             raise DataError(
                 f"{test[0]}: expected the columns of {paths[0]}, found others; prepare both in the same way"

@@ -97,7 +97,7 @@ class TablePart:
         with damage_named(f"{path}: expected an Arrow or Parquet file", "; get it again"):
             schema, self._lengths = self._facts()
             names = [field.name for field in schema]
-            if twice := {name for name in names if names.count(name) > 1}:
+            if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{path}: expected columns with different names, found {listed(twice)} twice")
             if label_column not in names:
                 raise DataError(

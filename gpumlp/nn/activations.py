@@ -91,7 +91,7 @@ class Activation:
 
 
 def _new_floats(s: Array) -> Array:
-    return s.astype(s.dtype if s.dtype.kind == "f" else "float64")
+    return s.astype("float64" if s.dtype.kind in "biu" else s.dtype)
 
 
 class Identity(Activation):

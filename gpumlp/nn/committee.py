@@ -137,7 +137,8 @@ class Committee:
         The outputs of all members for all samples are in memory at the same time. Arguments and errors are as for
         `MLP.evaluate`. The loss is that of the averaged predictions.
         """
-        first, dataset = self.members[0], with_targets(dataset, targets)
+        first = self.members[0]
+        dataset = with_targets(dataset, targets, first.loss.task)
         batches = first.batches(dataset, pixels=pixels)
         each = [_outputs(first, batches)]
         each += [_outputs(member, member.batches(dataset, pixels=pixels)) for member in self.members[1:]]

@@ -201,9 +201,17 @@ class Dense(Layer):
         super().__init__(in_features, out_features)
         self.activation = get_activation(activation)
         self.initializer = get_initializer(initializer, self.activation)
-        self._home = get_backend(device).name, check_dtype(dtype)
+        get_backend(device)  # for its error
+        self._home = device, check_dtype(dtype)
         if seed is not None:
             self._draw(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_home" in state:
+            device, dtype = state["_home"]
+            state["_home"] = getattr(device, "name", device), dtype  # a `Backend` cannot be pickled
+        return state
 
     def _draw(self, seed: int | np.random.Generator) -> None:
         device, dtype = self._home

@@ -38,8 +38,7 @@ from .samples import Inputs, LabelledData, check_data, flat_samples, training_ta
 
 M = TypeVar("M", bound="MLP")
 
-# What `_allocate` makes, and the backend.
-_NOT_PICKLED = {"backend", "parameters", "layers", "dense_layers", "all_dense", "_dense_weights", "_first"}
+_PICKLED = ("sizes", "layers", "loss", "_default_loss", "dtype", "inputs", "class_names")
 _OUTPUTS = {"classes": "classes", "labels": "labels", "numbers": "outputs"}
 
 CHUNK = 1024  # samples per forward pass outside training; constant, so that results do not depend on the caller
@@ -406,7 +405,8 @@ class MLP:
         Raises:
             ValueError, TypeError: as for `batches`.
         """
-        batches = self.batches(with_targets(dataset, targets), pixels=pixels)
+        task = None if self.loss is self._default_loss else self.loss.task
+        batches = self.batches(with_targets(dataset, targets, task), pixels=pixels)
         with self.backend.activate():
             return evaluate_batches(self, batches)
 
@@ -534,23 +534,23 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state, with all arrays on the host: a network on a GPU can be unpickled on any machine."""
-        attributes = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
-        layers = [layer.without_arrays() for layer in self.layers]
-        return {**attributes, "layers": layers, "device": self.backend.name, "tensors": self.state_dict()}
+        attributes = {name: getattr(self, name) for name in _PICKLED}
+        attributes["layers"] = [layer.without_arrays() for layer in self.layers]
+        return {**attributes, "device": self.backend.name, "tensors": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the network on its device, or on the CPU, with a warning, if the device cannot be used."""
-        layers, device, tensors = (state.pop(name) for name in ("layers", "device", "tensors"))
-        self.__dict__.update(state)
+        self.__dict__.update({name: state[name] for name in _PICKLED})
+        device = state["device"]
         try:
             self.backend = get_backend(device)
         except DeviceError as error:
             message = f"a network from {device} is loaded onto the CPU: {error.cause}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.backend = get_backend("cpu")
-        self._allocate(layers)
+        self._allocate(self.layers)
         with self.backend.activate():  # not load_state_dict, which refuses the weights of a run that diverged
-            flat = self.parameters.from_host(tensors, self.backend)
+            flat = self.parameters.from_host(state["tensors"], self.backend)
             self.backend.xp.copyto(self.parameters.data, flat)
 
     def __deepcopy__(self: M, memo: dict[int, Any]) -> M:

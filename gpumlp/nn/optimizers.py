@@ -77,6 +77,9 @@ class Penalty:
             backend.xp.add(gradient, scratch, out=gradient)
 
 
+_NO_PENALTY = Penalty()
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """Base class of optimizers. To add one, subclass, set `buffer_names`, and implement `update`.
@@ -226,7 +229,7 @@ class SGD(Optimizer):
             return None  # custom rules, which `complete` does not support
         if self.momentum and not self.nesterov:
             return Accumulation(state.buffers["velocity"], scale=1.0, keep=self.momentum)
-        if not (self.momentum or penalty.l2 or penalty.l1):
+        if not self.momentum and penalty == _NO_PENALTY:
             return Accumulation(parameters, scale=-learning_rate, keep=1.0)
         return None
 

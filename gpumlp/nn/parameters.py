@@ -117,7 +117,7 @@ def check_tensors(shapes: dict[str, tuple[int, ...]], tensors: dict[str, HostArr
         if name in shapes and tensor.shape != shapes[name]
     ]
     problems += [
-        f"{name} is expected to hold numbers, got dtype {tensor.dtype}"
+        f"{name} is expected to hold real numbers, got dtype {tensor.dtype}; convert it with astype(float)"
         for name, tensor in tensors.items()
         if not np.can_cast(tensor.dtype, np.float64, "same_kind")
     ]

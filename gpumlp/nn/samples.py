@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..backends import Array, Backend, HostArray, to_host
-from ..words import as_product, listed, numeric_array, shown
+from ..words import as_product, counted, listed, numeric_array, shown
 from .losses import Loss, loss_for
 from .metrics import Task
 from .preprocessing import Preprocessing
@@ -233,13 +233,13 @@ def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None
     return dataset.class_names if new else model.class_names
 
 
-def with_targets(dataset: Any, targets: Any) -> Any:
+def with_targets(dataset: Any, targets: Any, task: str | None) -> Any:
     """A data set as it is; an array of samples with its targets as a `Dataset`."""
     if targets is None:
         return dataset
     from ..data.dataset import as_dataset  # imports this folder
 
-    return as_dataset(dataset, targets)
+    return as_dataset(dataset, targets, task=task)
 
 
 def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pixels: bool | None) -> bool:
@@ -305,8 +305,8 @@ def training_targets(model: Network, dataset: LabelledData, class_names: Sequenc
     targets = dataset.targets
     if targets.shape[1] != outputs:
         raise ValueError(
-            f"{model} has {outputs} outputs, but {dataset} has {targets.shape[1]} {task} a sample; make a network "
-            f"with {targets.shape[1]}"
+            f"{model} has {counted(outputs, 'output')}, but {dataset} has {counted(targets.shape[1], task[:-1])} "
+            f"a sample; make a network with {targets.shape[1]}"
         )
     if task == "labels" and class_names is not None and dataset.class_names is not None:
         places = {_key(name): place for place, name in enumerate(dataset.class_names)}

@@ -52,7 +52,7 @@ class EpochOrders:
         return self._rng.permutation(self._rows)
 
     def draw(self) -> Any:
-        """The next epoch's order, for `reorder` of the batches: ``(samples,)`` rows, or an order by blocks."""
+        """The next epoch's order, for `reordering` of the batches: ``(samples,)`` rows, or an order by blocks."""
         ahead, self._ahead = self._ahead, None
         return self._next() if ahead is None else ahead.result()
 

@@ -16,8 +16,8 @@ from ..nn.network import MLP
 from ..nn.samples import LabelledData
 from ..words import listed
 from .history import Best, BestSoFar, checked_monitor
-from .history_file import CheckpointError
-from .run import RUN_FILES, is_run
+from .history_file import CONFIG, HISTORY, CheckpointError
+from .run import RUN_FILES
 from .trainer import Callback, Trainer
 
 
@@ -155,8 +155,9 @@ class BestCheckpoint(_Monitoring):
         super().on_train_begin(trainer)
         if self.path.is_dir():
             raise ValueError(f"path is expected to be that of a file, but {self.path} is a folder")
-        if self.path.name in RUN_FILES and is_run(self.path.parent):
-            raise ValueError(f"{self.path} is a file of the run in {self.path.parent}; choose another name")
+        folder = self.path.parent
+        if self.path.name in RUN_FILES and any((folder / name).exists() for name in (CONFIG, HISTORY)):
+            raise ValueError(f"{self.path} is a file of the run in {folder}; choose another name")
         describe(trainer.model)  # a network that cannot be saved is refused before it is trained
         self.path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -28,6 +28,7 @@ import gpumlp
 from ..backends.blas_kernel import VARIABLE, running_kernel
 from ..extras import require
 from ..files import user_path
+from ..words import counted
 from .config import ConfigError
 from .jobs import POLL, sendable
 from .lock import LOCK, LockedError, RunLock
@@ -191,8 +192,8 @@ class _Tasks:
                 self._check(worker, present[worker], facts[worker])
             if self._threads.keys() & new:
                 self._progress.say(
-                    f"runs at once: {sum(self._threads.values()):,}, on {len(self._threads):,} "
-                    f"worker{'s' * (len(self._threads) > 1)} of {self._address}, with one BLAS thread each"
+                    f"runs at once: {sum(self._threads.values()):,}, on {counted(len(self._threads), 'worker')} "
+                    f"of {self._address}, with one BLAS thread each"
                 )
         for future, task in list(self._running.items()):
             if not future.done() and task.worker not in present:

@@ -393,7 +393,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, list):
+            if isinstance(value, list) and "tuple" in self.__annotations__.get(name, ""):
                 object.__setattr__(self, name, value := tuple(value))
             alone = name in ("activation", "dropout", "class_weight", "dataset", "test")
             if alone and isinstance(value, tuple) and len(value) == 1:

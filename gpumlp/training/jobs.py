@@ -271,7 +271,8 @@ def _died(error: Exception) -> RuntimeError:
     """The result of a job with which a worker has died twice, the second time alone."""
     found = re.search(r"\{(.*?)\}", str(error))  # of joblib's six lines, such as SIGKILL(-9) or EXIT(1)
     code = found[1] if found else "exit code unknown"
-    return RuntimeError(f"its worker process died ({code}){', perhaps for lack of memory' * ('KILL' in code)}")
+    guess = ", perhaps for lack of memory" if "KILL" in code else ""
+    return RuntimeError(f"its worker process died ({code}){guess}")
 
 
 @contextmanager

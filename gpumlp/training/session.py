@@ -34,7 +34,7 @@ from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
 from ..nn.model_file import BEST, class_names
 from ..nn.network import MLP
 from ..nn.schedules import learning_rate_at
-from ..words import as_product, listed
+from ..words import as_product, counted, listed
 from . import tensorboard
 from .callbacks import EarlyStopping, TestCurve
 from .checkpoint import Checkpoint, CheckpointError, execution_record
@@ -543,7 +543,7 @@ def _run(
         f"{model.dtype.name}, {model.parameters.count:,} parameters"
     )
     if model.loss.task == "numbers":
-        display.say(f"targets: {model.sizes[-1]:,} number{'s' * (model.sizes[-1] > 1)} a sample")
+        display.say(f"targets: {counted(model.sizes[-1], 'number')} a sample")
     elif model.class_names is not None or model.loss.task == "labels":
         display.say(f"{model.loss.task}: {listed(class_names(model))}")
     if folder.config.early_stopping and folder.config.monitor == "validation_loss":

@@ -20,6 +20,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -234,8 +235,9 @@ class GraphRunner:
 class StepKey:
     """What a captured graph of a step and the choice of its execution depend on.
 
-    Numbers, strings and what lists hold are compared by value, all else by identity, such as arrays, whose values
-    a graph reads; the references prevent the reuse of their addresses.
+    Rules are compared by their class and attributes. Of these, numbers, strings and what containers hold are
+    compared by value, all else by identity, such as arrays, whose values a graph reads; the references prevent the
+    reuse of their addresses.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -246,7 +248,7 @@ class StepKey:
         state = {name: value for name, value in vars(step.state).items() if name != "steps"}
         found: list[Any] = [step.batch_size, step.gradient_wanted, step.same_rules, step.shards, step.clip_norm]
         found += [step.max_norm, step.decay, step.warp, *([] if step.draws is None else step.draws[:2])]
-        found += [*step.arrays(), *rules]
+        found += [*step.arrays(), *map(type, rules)]
         for attributes in (state, *(vars(rule) for rule in rules if hasattr(rule, "__dict__"))):
             _flatten(attributes.values(), found)
         self._found = found
@@ -260,17 +262,23 @@ class StepKey:
         )
 
 
-_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})  # some can change in place
 _VALUES = frozenset({int, float, str, bool})
+
+
+@cache
+def _is_container(kind: Any) -> bool:
+    """Whether instances hold values, which some of them can change in place."""
+    return issubclass(kind, (list, tuple, set, frozenset, dict))
 
 
 def _flatten(values: Iterable[Any], found: list[Any]) -> None:
     """Append values to a list, and in place of containers what they hold."""
     for value in values:
-        if type(value) not in _CONTAINERS:
+        kind: Any = type(value)
+        if not _is_container(kind):
             found.append(value)
-        elif type(value) is dict:
-            _flatten(value, found)
+        elif isinstance(value, dict):
+            found += value
             _flatten(value.values(), found)
         else:
             found.append(len(value))
