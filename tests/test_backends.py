@@ -311,6 +311,11 @@ def test_update_leaves_biases_unpenalised(backend: Backend, optimizer: object) -
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name in vars(NumpyBackend)])
+def test_overrides_have_the_signature_of_the_reference(operation: str) -> None:
+    assert inspect.signature(getattr(NumpyBackend, operation)) == inspect.signature(getattr(Backend, operation))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_cupy_overrides_have_the_signature_of_the_reference(operation: str) -> None:

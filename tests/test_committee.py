@@ -195,7 +195,10 @@ def test_arrays_are_evaluated_as_a_data_set_of_them() -> None:
         with pytest.raises(TypeError, match="targets and sample_weight are expected with an array of samples"):
             model.evaluate(data, y)
     numbers = MLP([12, 1], loss="squared_error", device="cpu")
-    assert numbers.evaluate(x, y) == numbers.evaluate(Dataset(x, y, task="numbers"))
+    two = MLP([12, 1], loss="logistic_cross_entropy", device="cpu")
+    for single, targets, task in ((numbers, y, "numbers"), (two, y % 2, None), (two, y % 2 > 0, None)):
+        for model in (single, Committee([single, single])):
+            assert model.evaluate(x, targets) == model.evaluate(Dataset(x, targets, task=task))
 
 
 def test_no_samples_are_no_error() -> None:

@@ -157,10 +157,17 @@ class Listing(LeakyReLU):
     def __init__(self) -> None:
         super().__init__()
         self.factors = [1.0]
-        self.lists, self.names, self.one = [[1], []], defaultdict(int, a=1), 1
+        self.lists, self.names, self.none, self.one = [[1], []], defaultdict(int, a=1), {}, 1
 
     def rename(self) -> None:
         self.names["b"] = self.names.pop("a")
+
+    def swap(self) -> None:
+        self.names, self.none = self.none, self.names
+
+
+class OwnLoss(SoftmaxCrossEntropy):
+    """Another class with the same attributes."""
 
 
 def assign(name: str, value: object) -> Callable[[Trainer], None]:
@@ -180,9 +187,10 @@ CHANGES = {
     "an attribute of an activation": assign("model.activation.negative_slope", 0.3),
     "in place": lambda trainer: trainer.model.activation.factors.append(2.0),
     "a length in place": lambda trainer: trainer.model.activation.lists.reverse(),
-    "a key in place": lambda trainer: trainer.model.activation.names.update(
-        b=trainer.model.activation.names.pop("a")
-    ),
+    "a key in place": lambda trainer: trainer.model.activation.rename(),
+    "values moved": lambda trainer: trainer.model.activation.swap(),
+    "a tuple in place of a list": assign("model.activation.factors", (1.0,)),
+    "a class": assign("_step.loss", OwnLoss()),
     "a type": assign("model.activation.one", 1.0),
     "a new attribute": assign("model.activation.other", 1.0),
     "a loss": assign("_step.loss", SoftmaxCrossEntropy(label_smoothing=0.1)),

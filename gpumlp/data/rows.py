@@ -262,7 +262,7 @@ def numbered_files(path: Path) -> list[Path]:
     files = [file for file in path.iterdir() if not file.name.startswith(".")]
     # The ending of a name holds no number of a part: .npy, or the idx3-ubyte of MNIST's files.
     names = {file: re.sub(r"\.npy$|idx\d-ubyte$", "", file.name) for file in files}
-    numbers = {file: re.findall(r"\d+", name) or re.findall(r"\d+", file.name) for file, name in names.items()}
+    numbers = {file: re.findall(r"\d+", name if len(files) > 1 else file.name) for file, name in names.items()}
     without = sorted(file.name for file, found in numbers.items() if not found)
     if not files or without:
         found = f"{listed(without)} without a number" if files else "an empty folder"

@@ -57,7 +57,9 @@ class Options:
             fitting = [name for name in FIGURES if argument in _arguments(name)]
             if getattr(self, option) is not None and not {*fitting} & {*names}:
                 problems.append(f"{option}: expected only with {', '.join(fitting)}, got {', '.join(names)}")
-        out = user_path(self.out)
+        if not self.out:
+            problems.append("out: expected the path of a folder, got an empty one")
+        out = user_path(self.out or ".")
         files = [path for path in (out, *out.parents) if path.exists() and not path.is_dir()]
         if files:
             problems.append(f"out: expected a folder, got a file: {files[0]}")

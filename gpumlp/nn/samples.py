@@ -234,12 +234,13 @@ def learned_names(model: Network, dataset: LabelledData) -> Sequence[Any] | None
 
 
 def with_targets(dataset: Any, targets: Any, task: str | None) -> Any:
-    """A data set as it is; an array of samples with its targets as a `Dataset`."""
+    """A data set as it is; an array of samples with its targets as a `Dataset`, for a network of this task."""
     if targets is None:
         return dataset
     from ..data.dataset import as_dataset  # imports this folder
 
-    return as_dataset(dataset, targets, task=task)
+    # Numbers may be whole; other targets say themselves what they are.
+    return as_dataset(dataset, targets, task="numbers" if task == "numbers" else None)
 
 
 def check_data(model: Network, inputs: Inputs | None, dataset: LabelledData, pixels: bool | None) -> bool:

@@ -392,8 +392,9 @@ class Config:
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, list) and "tuple" in self.__annotations__.get(name, ""):
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(value, list) and "tuple" in str(field.type):
                 object.__setattr__(self, name, value := tuple(value))
             alone = name in ("activation", "dropout", "class_weight", "dataset", "test")
             if alone and isinstance(value, tuple) and len(value) == 1:

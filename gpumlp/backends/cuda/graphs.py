@@ -277,12 +277,12 @@ def _flatten(values: Iterable[Any], found: list[Any]) -> None:
         kind: Any = type(value)
         if not _is_container(kind):
             found.append(value)
-        elif isinstance(value, dict):
+            continue
+        found += kind, len(value)
+        if isinstance(value, dict):
             found += value
-            _flatten(value.values(), found)
-        else:
-            found.append(len(value))
-            _flatten(value, found)
+            value = value.values()
+        _flatten(value, found)
 
 
 def _full_batches(step: Step, batches: range) -> int:
