@@ -172,9 +172,11 @@ def check_output(
     Raises:
         ConfigError: nothing can or may be written there.
     """
-    file = user_path(path) if str(path) else Path()
+    if not str(path):
+        raise ConfigError(f"{option}: expected the path of a file to write, got an empty one")
+    file = user_path(path)
     if file.is_dir():
-        raise ConfigError(f"{option}: expected the path of a file to write, got {str(path) or 'an empty one'}")
+        raise ConfigError(f"{option}: expected the path of a file to write, got {path}")
     if not file.parent.is_dir():
         raise ConfigError(f"{option}: there is no folder {file.parent}")
     if file.exists() and not file.is_file():

@@ -33,14 +33,18 @@ def program() -> str | None:
     return f"gpumlp-{command}" if package == "gpumlp" and command in COMMANDS else None
 
 
+def _open_streams() -> None:
+    """Open the standard streams of a command that are closed: the next file would take their number."""
+    for stream in range(3 if program() else 0):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def _guard_start() -> bool:
     """From now on, an interrupt ends the process, if it is a command's (returned); see `started`."""
     name = program()
-    for stream in range(3 if name else 0):
-        try:
-            os.fstat(stream)
-        except OSError:  # closed, so that the next file would take its number, and be written into
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return False
 
@@ -68,4 +72,5 @@ def work_finished() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+_open_streams()
 _guarded = _guard_start()

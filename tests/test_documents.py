@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -239,12 +240,15 @@ def test_the_first_command_of_the_readme_prints_what_it_shows(
 
 
 @pytest.mark.slow
-def test_the_preset_of_the_notes_reaches_97_6_percent_on_mnist(tmp_path: Path) -> None:
-    """With one seed; docs/notes.md states 97.8 on average."""
+def test_the_preset_of_the_notes_reaches_97_8_percent_on_average(tmp_path: Path) -> None:
     if not os.environ.get("GPUMLP_DATA_DIR"):
         pytest.skip("GPUMLP_DATA_DIR is not set, so there is no MNIST to train on")
-    words = ("--preset", "notes", "--dataset", "mnist", "--device", "cpu", "--quiet", "--out", tmp_path / "run")
-    assert run("train", *words, "--min-accuracy", 0.976) == 0
+    found = []
+    for seed in range(2):
+        words = ("--dataset", "mnist", "--device", "cpu", "--quiet", "--seed", seed, "--out", tmp_path / str(seed))
+        assert run("train", "--preset", "notes", *words) == 0
+        found.append(json.loads((tmp_path / str(seed) / "metrics.json").read_text())["test_accuracy"])
+    assert statistics.mean(found) >= 0.978
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:

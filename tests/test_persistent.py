@@ -28,7 +28,7 @@ from gpumlp import (
 from gpumlp.backends import Backend, ExecutionError, StepRun
 from gpumlp.backends.cuda import persistent, plan
 from gpumlp.backends.cuda.persistent import bfloat16_rows
-from gpumlp.backends.cuda.plan import FACTORS, NETWORK
+from gpumlp.backends.cuda.plan import NETWORK
 from gpumlp.backends.philox import threshold
 from gpumlp.nn.activations import ACTIVATIONS, LeakyReLU
 from gpumlp.nn.losses import LOSSES
@@ -44,6 +44,9 @@ def values(address: int, dtype: Any, *shape: int) -> np.ndarray:
     """A copy of what is in the memory of the fake device."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(ctypes.string_at(int(address), size), dtype=dtype).reshape(shape)
+
+
+FACTORS = 1, 1, 1, 2, 3, 0  # how many numbers each optimizer's `step_factors` has, as in persistent.cu
 
 
 class RecordedKernel:

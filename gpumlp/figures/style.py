@@ -182,11 +182,12 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> N
         ((to_axes.transform((x, y)), text, colour) for x, y, text, colour in labels), key=lambda s: s[0][1]
     )
     heights = [float(min(max(spot[1], 0.0), 1.0)) for spot, _, _ in spots]
+    gap = 0.06
     for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + 0.06)
+        heights[index] = max(heights[index], heights[index - 1] + gap)
     excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
     for index in range(len(heights) - 1, -1, -1):
-        ceiling = heights[index + 1] - 0.06 if index + 1 < len(heights) else 1.0
+        ceiling = heights[index + 1] - gap if index + 1 < len(heights) else 1.0
         heights[index] = min(heights[index], ceiling) if excess else heights[index]
     for (spot, text, colour), height in zip(spots, heights, strict=True):
         axes.annotate(

@@ -240,8 +240,6 @@ class StepKey:
     reuse of their addresses.
     """
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __init__(self, step: Step) -> None:
         activations = [getattr(layer, "activation", None) for layer in step.layers]
         rules = [step.optimizer, step.penalty, step.loss, *step.layers, *activations]
@@ -256,6 +254,7 @@ class StepKey:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StepKey) or len(self._found) != len(other._found):
             return False
+        # The first comparison is all that most calls take.
         return all(map(operator.is_, self._found, other._found)) or all(
             one is two or (type(one) in _VALUES and type(one) is type(two) and one == two)
             for one, two in zip(self._found, other._found, strict=True)

@@ -17,7 +17,6 @@ from ..base import CudaActivation
 
 LOSSES = "softmax_cross_entropy", "logistic_cross_entropy", "squared_error", "poisson_deviance"
 OPTIMIZERS = "plain", "momentum", "nesterov", "adam", "adamw", "none"  # none: evaluation
-FACTORS = 1, 1, 1, 2, 3, 0  # how many numbers each optimizer's `step_factors` has
 MOST_HIDDEN_LAYERS = 3
 MOST_OUTPUTS = 128
 WARPS = 8  # of a block
