@@ -71,8 +71,8 @@ class Options:
     device: str = Config.device
     """auto (a usable GPU, otherwise the CPU), cpu, cuda, cuda:1, ..."""
     out: str | None = None
-    """Folder for the runs (runs/NAME-record). Runs that it holds already are not trained again, and one that was
-    interrupted is resumed."""
+    """Folder for the runs (runs/NAME-record, for a trial runs/NAME-EPOCHS-epochs). Runs that it holds already are
+    not trained again, and one that was interrupted is resumed."""
     data_dir: str | None = None
     """Folder with the four files of MNIST; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
     epochs: int | None = None
@@ -141,8 +141,7 @@ def _reproduce(record: Record, options: Options, workers: int) -> int:
         raise ConfigError(f"the record {record.name} is of {config.dataset}, but the data are {training.name}")
     resolved = config.resolved(len(training), training.task)
     sweep = _sweep(record, config, options, (training, test))
-    lock = RunLock(sweep.path, "reproducing this record")
-    try:
+    with RunLock(sweep.path, "reproducing this record"):
         sweep.save()
         progress.say(f"record: {record.name}, {record.paper}")
         if record.deviations:
@@ -156,8 +155,6 @@ def _reproduce(record: Record, options: Options, workers: int) -> int:
         progress.say(f"runs: {_counted(record, options)}{networks} of {resolved.epochs:,} epochs, in {sweep.path}")
         progress.epochs, progress.samples = given(resolved.epochs), len(test)
         sweep, rows, stopped = train_all(sweep, shared, progress, workers)
-    finally:
-        lock.release()
     if stopped is not None:
         done = sum(row.state in ENDED for row in rows)
         print(
@@ -198,7 +195,8 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
         CheckpointError: it is damaged.
         OSError: it cannot be made.
     """
-    path = Path("runs", f"{record.name}-record") if options.out is None else user_path(options.out)
+    kind = "record" if options.epochs is None else f"{options.epochs}-epochs"
+    path = Path("runs", f"{record.name}-{kind}") if options.out is None else user_path(options.out)
     seeds = options.seeds * record.each
     if not (path / SWEEP).exists():
         return Sweep.plan(dataclasses.replace(config, out=str(path)), record.members, seeds, None, data)

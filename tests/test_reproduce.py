@@ -382,6 +382,13 @@ def test_a_wrong_option_is_refused_before_anything_is_trained(
     assert os.listdir() == []
 
 
+def test_a_trial_leaves_the_folder_of_the_record_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (written(tmp_path, FILE), *CPU, "--seeds", 1, "--quiet")
+    assert run("reproduce", *words, "--epochs", 1) == run("reproduce", *words) == 0
+    assert sorted(os.listdir("runs")) == ["own-1-epochs", "own-record"]
+
+
 def test_a_folder_with_other_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r"
     assert run("reproduce", *SHORT, "--quiet", "--out", out) == 1
