@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..nn.activations import Identity
+from ..nn.metrics import Evaluation
 from ..nn.optimizers import SGD, Optimizer
 from .history import Finding, History
 from .step import TrainingStep
@@ -37,13 +38,16 @@ class DivergenceError(RuntimeError):
         return type(self), (self.finding, self.history), self.__dict__
 
 
-def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[float]) -> Finding:
+def explain_divergence(
+    step: TrainingStep, epoch: int, learning_rates: Sequence[float], validation: Evaluation | None = None
+) -> Finding:
     """Run the epoch again from its start, step by step, until the loss is no longer finite.
 
     Args:
         step: with parameters and optimizer state as they were before the epoch; both are overwritten.
         epoch: its number, counted from 1.
         learning_rates: of the epoch's steps.
+        validation: the results on the validation samples, if their loss alone is not finite.
 
     Returns:
         A finding with the step, the learning rate, the largest gradient, and what to try.
@@ -74,6 +78,9 @@ def explain_divergence(step: TrainingStep, epoch: int, learning_rates: Sequence[
     ranges += [f"targets up to {targets:.3g}"] * (model.loss.task == "numbers")
     range_note = f", {' and '.join(ranges)} in absolute value" if ranges else ""
     advice = _advice(step, epoch, learning_rate, inputs, targets, first_loss)
+    if validation is not None:
+        where += f", where the loss of the validation samples became {validation.loss}"
+        advice = f"Check that the validation samples are scaled as the training samples are. {advice}"
     return Finding(
         "diverged",
         f"training diverged {where}: learning_rate {learning_rate:g}{gradient_note}{range_note}. "

@@ -410,12 +410,12 @@ class Trainer:
             yield Copies(self._step, [*kept, *self.batches.reordering(order)])
             begun = True
             record = yield from self._train_epoch(rates, start, callbacks)
-            if record is not None:
+            if isinstance(record, EpochRecord):
                 self.history.append(record)
                 return
             self._undo(steps)
             with self._step.alone():
-                finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates())
+                finding = explain_divergence(self._step, start_epoch + 1, self._learning_rates(), record)
             raise DivergenceError(finding, self.history)
         except BaseException:
             if self.epoch == start_epoch:
@@ -434,8 +434,13 @@ class Trainer:
 
     def _train_epoch(
         self, rates: list[float], start: float, callbacks: list[Callback]
-    ) -> Generator[Request, Any, EpochRecord | None]:
-        """The steps of an epoch that began at `start`; None if the loss or a parameter is no longer finite."""
+    ) -> Generator[Request, Any, EpochRecord | Evaluation | None]:
+        """The steps of an epoch that began at `start`.
+
+        Returns:
+            Its record; None if the loss or a parameter is no longer finite; the results on the validation samples
+            if only their loss is not.
+        """
         backend, step, batches = self.model.backend, self._step, self.batches
         step.clear_results()
         numbers = range(len(batches.slices))
@@ -469,7 +474,7 @@ class Trainer:
             return None
         validation, layers = yield from self._measure([*self._diagnostics, *callbacks])
         if validation is not None and not math.isfinite(validation.loss):
-            return None
+            return validation
         results = {"train": evaluation_of(self.model, batches, found), "validation": validation}
         columns: dict[str, Any] = {
             f"{part}_{name}": getattr(result, name, None)
