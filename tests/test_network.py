@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
-from gpumlp import MLP, Dataset, fit, softmax
+from gpumlp import MLP, Committee, Dataset, fit, softmax
 from gpumlp.nn.network import CHUNK
 
 RNG = np.random.default_rng(0)
@@ -136,6 +139,17 @@ def test_values_that_are_not_finite_in_the_networks_dtype_are_refused(model: MLP
             call(x)
     double = MLP([784, 10], device="cpu", dtype="float64")
     assert np.isfinite(double.logits(np.nan_to_num(x, nan=1e39, posinf=1e39, neginf=-1e39))).all()
+
+
+@pytest.mark.parametrize("method", ["logits", "predict", "predict_proba"])
+@pytest.mark.parametrize("make", [lambda member: member, lambda member: Committee([member, member])])
+def test_outputs_that_overflow_are_no_prediction(make: Callable[[MLP], Any], method: str) -> None:
+    asked = make(MLP([2, 8, 2], seed=0, device="cpu"))
+    images = np.array([[1.0, 2.0], [3e38, 3e38], [2.0, 1.0]])
+    predict = getattr(asked, method, None) or asked.vote
+    with pytest.raises(ValueError, match=r"not finite in float32 for 1 of 3 samples, first for sample 1"):
+        predict(images)
+    predict(images[:1])
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "object", "U3"])

@@ -132,9 +132,9 @@ class MLP:
         activation: of the hidden layers: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"silu"``,
             ``"softplus"``, ``"tanh"``, ``"sigmoid"``, or an `Activation`; or a list of these, one for each hidden
             layer.
-        initializer: of the weights: ``"auto"`` (what suits the activation: He for the ReLUs, Glorot otherwise),
-            ``"he"``, ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``, ``"orthogonal"``, ``"normal"``
-            (standard deviation 0.01), or an object with a ``std`` method.
+        initializer: of the weights: ``"auto"`` (Glorot for tanh and the sigmoid, He for the others; of the output
+            layer, that of the last hidden one), ``"he"``, ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``,
+            ``"orthogonal"``, ``"normal"`` (standard deviation 0.01), or an object with a ``std`` method.
         seed: of the initial weights, which are the same on every device.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: float32 or float64.
@@ -316,7 +316,7 @@ class MLP:
         Raises:
             ValueError: the number of features is not the network's, shape or scale are not those that it was
                 trained on, the dtype is not a real one, or a value in host memory is NaN, infinite, or too large
-                for the network's dtype.
+                for the network's dtype, or so large that the outputs are.
             TypeError: a `Dataset` is given in place of its images.
         """
         backend = self.backend
@@ -333,10 +333,22 @@ class MLP:
                 backend.gather(source, order[chunk], part.staging, part.inputs)
                 self.forward_pass(part)
                 result[chunk] = part.logits
-            return result if on_device else backend.to_numpy(result)
+            if on_device and backend.asynchronous:
+                return result
+            outputs = backend.to_numpy(result)
+        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        if bad.size:
+            raise ValueError(
+                f"the outputs are not finite in {self.dtype.name} for {bad.size:,} of {len(outputs):,} samples, "
+                f"first for sample {bad[0]}: the values are too large, or the training of {self} diverged"
+            )
+        return outputs
 
     def predict_proba(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
+
+        With ``"logistic_cross_entropy"`` that of a 1 in each output, ``(samples, outputs)``: of two classes with
+        one output only that of the second.
 
         Raises:
             ValueError: the network's loss does not define probabilities; also as for `logits`.
@@ -350,7 +362,7 @@ class MLP:
         Returns:
             The number of the most probable class of each sample, ``(samples,)`` int64 (`class_names` says what it
             is called); with ``"logistic_cross_entropy"`` 0 or 1 for each output, ``(samples, outputs)`` int64;
-            with ``"squared_error"`` the outputs.
+            with ``"squared_error"`` the outputs, with ``"poisson_deviance"`` their exponentials.
         """
         with self.backend.activate():
             return self.loss.predictions(self.logits(images, pixels=pixels))
