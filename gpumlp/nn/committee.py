@@ -102,6 +102,8 @@ class Committee:
     def predict_proba(self, images: Array, *, pixels: bool | None = None) -> HostArray:
         """The mean of the members' probabilities, ``(samples, classes)`` on the host; waits for the devices.
 
+        The form is that of `MLP.predict_proba`.
+
         Args:
             images: ``(samples, ...)``, as for `MLP.logits`; every member checks them and prepares them as its own
                 `inputs` say.

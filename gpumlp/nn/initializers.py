@@ -63,7 +63,7 @@ class Glorot:
 
 @dataclass(frozen=True)
 class He:
-    """Var W = 2 / in, for the ReLUs, which pass about half of the signal.
+    """Var W = 2 / in, for the ReLUs and functions like them, which pass about half of the signal.
 
     Args:
         uniform: draw from ``-sqrt(6 / in)`` to ``sqrt(6 / in)`` instead of from a normal distribution; the
@@ -89,8 +89,8 @@ class Orthogonal:
     """Orthonormal columns, or rows if a layer has more outputs than inputs, times `gain`: W keeps lengths.
 
     Args:
-        gain: the length of each column (or row). The name ``"orthogonal"`` takes sqrt(2) for the ReLUs, which pass
-            about half of the signal, and 1 otherwise.
+        gain: the length of each column (or row). The name ``"orthogonal"`` takes 1 for tanh and the sigmoid,
+            and sqrt(2) for the others, which pass about half of the signal.
 
     A. M. Saxe, J. L. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep
     linear neural networks", ICLR 2014. Drawn uniformly, as in F. Mezzadri, "How to generate random matrices from

@@ -42,9 +42,11 @@ class Evaluation(NamedTuple):
             numbers.
         correct: the number of these samples; None for numbers.
         samples: the number of samples.
-        label_accuracy: the fraction of correct labels; None unless a sample has several.
+        label_accuracy: the fraction of correct labels, of one output the accuracy; None unless the loss is one of
+            labels.
         r2: the coefficient of determination, 1 - sum (prediction - y)^2 / sum (y - mean)^2, mean over the outputs;
-            None unless the targets are numbers.
+            of an output whose y are all equal it is 1 if they are predicted exactly, otherwise 0; None unless the
+            targets are numbers.
         mae: the mean absolute error, mean over the outputs; None unless the targets are numbers.
     """
 

@@ -260,8 +260,8 @@ class Config:
     input_dropout: float = option(0.0, _RATE)
     """Probability of dropping an input in training."""
     initializer: str = option("auto", _one_of(*INITIALIZERS))
-    """Initial weights: auto (He for the ReLUs, Glorot otherwise), he, he_uniform, glorot, glorot_uniform,
-    orthogonal or normal."""
+    """Initial weights: auto (Glorot for tanh and sigmoid, He for the others), he, he_uniform, glorot,
+    glorot_uniform, orthogonal or normal."""
     initializer_scale: float | None = option(
         None, numbers(0, open_low=True), only_with="initializer normal", usual=Normal.scale
     )

@@ -48,8 +48,8 @@ class LayerStatistics:
     Attributes:
         gradient_norm: of the gradient of the mean loss, without the weight penalty, over `gradient_samples`.
         update_ratio: how far the epoch has moved the weights: the norm of their change over their norm at its end.
-            With a moving average of the parameters, it is about the weights that the steps change, all else about
-            the average.
+            With a moving average of the parameters, it and `weight_norm` are about the weights that the steps
+            change, all else about the average.
         weight_norm: at the epoch's end.
         dead: the share of ReLU units whose output is 0 for all `samples`; None for layers of other activations.
         saturated: the share of outputs of tanh or sigmoid where the slope is below 2 % of its largest, over
