@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from gpumlp import (
 )
 from gpumlp.data import shuffling, stream, tables
 from gpumlp.data.blocks import BlockOrder, ShardedOrder, part_of, sorted_note
-from gpumlp.data.rows import FileRows
+from gpumlp.data.rows import FileRows, read_targets
 from gpumlp.training.batches import ORDER_STREAM
 from tests.command_helpers import SAVE_EACH, kill_at, lines, spawn
 from tests.data_helpers import idx_bytes
@@ -976,7 +977,66 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no features": (lambda: {"label": [0, 1]}, "expected feature columns with numbers, found none"),
     "missing values": (lambda: {"x": [1.0, None], "label": [0, 1]}, "found 1 missing ones in x"),
     "missing labels": (lambda: {"x": [1.0, 2.0], "label": [0, None]}, "found 1 missing ones in label"),
+    "labels that are decimals": (
+        lambda: {"x": [1.0, 2.0], "label": [Decimal("0.50"), Decimal("1.25")]},
+        r"text, found decimal128\(3, 2\) in label; convert that column",
+    ),
+    "labels that are bytes": (lambda: {"x": [1.0, 2.0], "label": [b"\xff", b"a"]}, "found binary in label"),
+    "labels that are lists": (lambda: {"x": [1.0, 2.0], "label": [[0], [1]]}, r"found list<.*> in label"),
+    "no rows": (lambda: {"x": np.empty(0), "label": np.empty(0, int)}, "expected at least one row, found none"),
 }
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_labels_of_a_dictionary_are_its_values(tmp_path: Path, missing: bool) -> None:
+    pa = pytest.importorskip("pyarrow")
+    words = pa.array(["cat", None if missing else "eel", "dog"])
+    labels = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1]), words)
+    made = pa.table({"x": [1.0, 2.0, 3.0, 4.0], "label": labels})
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
+        writer.write_table(made)
+    if missing:
+        with pytest.raises(DataError, match="found 2 missing ones in label"):
+            StreamedDataset(tmp_path / "data.arrow", label_column="label")
+    else:
+        data = StreamedDataset(tmp_path / "data.arrow", label_column="label")
+        assert (data.class_names, data.labels.tolist()) == (("cat", "dog", "eel"), [0, 2, 1, 2])
+
+
+@pytest.mark.parametrize("name", [None, "id"])
+def test_the_index_of_a_data_frame_is_no_feature(tmp_path: Path, name: str | None) -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    index = pandas.Index([7, 3, 5], name=name)  # as it is after a frame is shuffled
+    pandas.DataFrame({"a": [1.0, 2.0, 3.0], "label": ["x", "y", "x"]}, index).to_parquet(tmp_path / "d.parquet")
+    assert StreamedDataset(tmp_path / "d.parquet", label_column="label").images.columns == ("a",)
+
+
+def test_parts_of_a_table_have_the_same_columns(tmp_path: Path) -> None:
+    images, labels = samples(np.float32)
+    (tmp_path / "parts.arrow").mkdir()
+    table(tmp_path / "parts.arrow" / "0.arrow", images[:, :2], labels)
+    made = table(tmp_path / "1.arrow", images[:, :3], labels)
+    Path(made).rename(tmp_path / "parts.arrow" / "1.arrow")
+    with pytest.raises(
+        DataError, match=r"1\.arrow: expected the columns x0, x1 as in the first part, found x0, x1, x2"
+    ):
+        StreamedDataset(tmp_path / "parts.arrow", label_column="label")
+
+
+@pytest.mark.parametrize("other", [np.array(["1", "0"]), np.array([1.0, 0.0]), np.array([True, False])])
+def test_parts_of_labels_are_of_one_kind(tmp_path: Path, other: np.ndarray) -> None:
+    parts = tmp_path / "labels"
+    parts.mkdir()
+    for number, values in enumerate([np.array([0, 1]), np.array([1, 0], np.uint8)]):
+        np.save(parts / f"{number}.npy", values)
+    assert read_targets(parts).tolist() == [0, 1, 1, 0]
+    np.save(parts / "2.npy", other)
+    with pytest.raises(
+        DataError,
+        match=f"labels of one kind in all parts, found .*{'text' if other.dtype.kind == 'U' else other.dtype}",
+    ):
+        read_targets(parts)
 
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -66,7 +66,12 @@ class FileRows:
         parts = [_opened(file, label_column) for file in numbered_files(path)]
         first = parts[0]
         for part in parts[1:]:
-            if (part.shape[1:], part.dtype, part.columns) != (first.shape[1:], first.dtype, first.columns):
+            if part.columns != first.columns:
+                raise DataError(
+                    f"{part.path}: expected the columns {listed(first.columns)} as in the first part, found "
+                    f"{listed(part.columns)}; write all parts with the same columns in the same order"
+                )
+            if (part.shape[1:], part.dtype) != (first.shape[1:], first.dtype):
                 raise DataError(
                     f"{part.path}: expected samples of {first.shape[1:]} of {first.dtype} as in the first part, "
                     f"found {part.shape[1:]} of {part.dtype}; prepare all parts in the same way"
@@ -75,6 +80,8 @@ class FileRows:
         self._parts, self._stored, self.columns = parts, first.dtype, first.columns
         self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
         self.shape = (int(self._starts[-1]), *first.shape[1:])
+        if not len(self):
+            raise DataError(f"{path}: expected at least one row, found none; check how it was made")
         self.dtype: np.dtype[Any] = first.dtype.newbyteorder("=")
         self.features = int(np.prod(self.shape[1:]))
         self._selected: HostArray | None = None
@@ -199,8 +206,8 @@ class FileRows:
         if not finite.all():
             path, row = self._place_of(int(places[np.flatnonzero(~finite.all(axis=1))[0]]))
             raise DataError(
-                f"{path}: images must be finite, but sample {row:,} holds NaN or infinity; remove it or fill the "
-                "values in"
+                f"{path}: images must be finite, but sample {row:,} holds NaN, infinity or a value too large for "
+                f"{self._stored.name}; remove it or fill the values in"
             )
 
     def _read_span(self, first: int, out: HostArray) -> None:
@@ -283,9 +290,9 @@ def read_targets(path: str | os.PathLike[str], label_column: str | None = None) 
     Also from a folder of numbered ones.
 
     Raises:
-        DataError: there is no such file, or it is damaged.
+        DataError: there is no such file, it is damaged, or the parts hold values of different kinds.
     """
-    arrays = []
+    arrays: list[HostArray] = []
     for file in numbered_files(user_path(path)):
         if label_column is not None:
             arrays.append(TablePart(file, label_column).labels())
@@ -296,9 +303,14 @@ def read_targets(path: str | os.PathLike[str], label_column: str | None = None) 
         else:
             arrays.append(read_idx(file, ndims=(1, 2), content="labels"))
     try:
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    except ValueError as error:
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path}: expected labels of one shape in all parts, found others ({error})") from error
+    kinds = {array.dtype.kind.replace("u", "i") for array in (whole, *arrays)}
+    if len(kinds) > 1:
+        found = sorted({"text" if array.dtype.kind == "U" else array.dtype.name for array in arrays})
+        raise DataError(f"{path}: expected labels of one kind in all parts, found {listed(found)}; convert them")
+    return whole
 
 
 def _start(path: Path) -> bytes:

@@ -76,6 +76,8 @@ class ZarrArray:
 class TablePart:
     """The feature columns of an Arrow or Parquet file; a row group, or record batch, is in memory at a time.
 
+    The index of a data frame, which pandas stores as further columns, is not among the features.
+
     Args:
         path: of the file.
         label_column: the column that holds the targets; all others are features.
@@ -87,7 +89,8 @@ class TablePart:
         buffered: bytes of the largest row group, of which one is in memory.
 
     Raises:
-        DataError: the file is damaged, a column is not numeric, or there is no such label column.
+        DataError: the file is damaged, a feature is not numeric, or there is no such label column, or it holds
+            neither numbers nor text.
         MissingExtraError: pyarrow is not installed.
     """
 
@@ -96,7 +99,9 @@ class TablePart:
         self.path = path
         with damage_named(f"{path}: expected an Arrow or Parquet file", "; get it again"):
             schema, self._lengths = self._facts()
-            names = [field.name for field in schema]
+            # What pandas stores of a frame's index is none of its columns.
+            index = (schema.pandas_metadata or {}).get("index_columns", [])
+            names = [field.name for field in schema if field.name not in index or field.name == label_column]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{path}: expected columns with different names, found {listed(twice)} twice")
             if label_column not in names:
@@ -105,7 +110,8 @@ class TablePart:
                     "with --label-column"
                 )
             self.columns = tuple(name for name in names if name != label_column)
-            kinds = {name: self._dtype_of(schema.field(name)) for name in self.columns}
+            kinds = {name: self._dtype_of(schema.field(name).type) for name in self.columns}
+            self._check_labels(schema.field(label_column))
         wrong = [name for name, kind in kinds.items() if kind is None]
         if wrong or not kinds:
             found = f"other values in {listed(wrong)}" if wrong else "none"
@@ -142,15 +148,26 @@ class TablePart:
             return reader.schema, [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
 
     @staticmethod
-    def _dtype_of(field: Any) -> np.dtype[Any] | None:
+    def _dtype_of(kind: Any) -> np.dtype[Any] | None:
         """NumPy's dtype of a column of numbers; None for others."""
         import pyarrow as pa
 
-        kind = field.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             return None
         dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
         return dtype
+
+    def _check_labels(self, field: Any) -> None:
+        """Raise DataError if the label column can hold other values than numbers and text."""
+        import pyarrow as pa
+
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        text = str(kind) in ("string", "large_string", "string_view")
+        if not (text or pa.types.is_null(kind) or self._dtype_of(kind)):
+            raise DataError(
+                f"{self.path}: expected labels that are integers, bools, floats or text, found {kind} in "
+                f"{field.name}; convert that column"
+            )
 
     def _group(self, number: int, columns: tuple[str, ...]) -> Any:
         """Columns of a row group or record batch; the file stays open for the same columns of the next one."""
@@ -171,6 +188,8 @@ class TablePart:
         return lambda number: pa.Table.from_batches([reader.get_batch(number)])
 
     def _values(self, column: Any, name: str) -> HostArray:
+        if hasattr(column.type, "value_type"):  # of a dictionary, whose values may be missing, too
+            column = column.cast(column.type.value_type)
         if column.null_count:
             raise DataError(
                 f"{self.path}: expected a value in every row, found {column.null_count:,} missing ones in {name}; "
