@@ -40,12 +40,16 @@ def counted(number: int, noun: str) -> str:
 def numeric_array(found: Any) -> str:
     """What to give instead of an array of another dtype. A sparse matrix becomes an array of one object.
 
+    Data frames of several dtypes, or of pandas's own, become arrays of objects.
+
     >>> import numpy
     >>> numeric_array(numpy.array(["a", "b"]))
     'give one dense numeric array, such as uint8 or float32'
     """
     if found.shape == () and hasattr(found.item(), "toarray"):
         return "it is sparse, give its toarray()"
+    if found.shape and found.dtype == object:
+        return "give one dense numeric array, such as its astype(float), without missing values"
     return "give one dense numeric array, such as uint8 or float32"
 
 

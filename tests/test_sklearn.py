@@ -132,6 +132,8 @@ def test_several_values_per_sample() -> None:
         (classifier, [0.5, 1.5, 2.5], "Unknown label type"),
         (classifier, [[1, 2], [3, 4], [5, 6]], "one label per sample"),
         (classifier, None, "requires y to be passed"),
+        (classifier, ["a", float("nan"), "b"], "contains NaN"),
+        (classifier, np.ma.masked_array([0, 1, 2], [0, 0, 1]), "y must be there, but 1 are masked"),
         (regressor, [1e300, 0, 1], r"computes in float32, but the values of y are up to 1e\+300; scale them"),
         (regressor, ["a", "b", "c"], "could not convert"),
         (
@@ -148,6 +150,14 @@ def test_invalid_targets_are_refused(kind: Any, y: Any, words: str) -> None:
         model.fit([[1.0], [2.0], [3.0]], y)
     with pytest.raises(NotFittedError):
         model.predict([[1.0]])
+
+
+def test_masked_samples_are_refused() -> None:
+    X = np.ma.masked_equal([[1.0], [2.0], [-999.0]], -999)
+    with pytest.raises(ValueError, match="X must be there, but 1 are masked; fill them in or leave them out"):
+        classifier().fit(X, [0, 1, 0])
+    with pytest.raises(ValueError, match="X must be there"):
+        fit(classifier(), [[1.0], [2.0]], [0, 1]).predict(X)
 
 
 def test_values_too_large_for_the_dtype_are_refused() -> None:

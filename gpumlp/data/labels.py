@@ -129,6 +129,8 @@ def _numbers_of(values: npt.NDArray[Any], names: tuple[Any, ...], what: str) -> 
         label, cure = values[where].item(), ""
         if not isinstance(label, str) and 0 <= label < len(names):
             cure = f", or add classes={len(names)} if these are class numbers"
+        if str(label) in map(str, names):
+            cure = ": the classes are numbers, not text" if isinstance(label, str) else ": the classes are text"
         raise DataError(
             f"{what} must be among the classes {listed(names)}, but labels[{where}] is {label}; "
             f"correct the labels{cure}"
@@ -165,7 +167,11 @@ def to_array(values: Any, what: str) -> npt.NDArray[Any]:
             f"{what} must be there, but {values.mask.sum():,} are masked; fill them in or leave them out"
         )
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
+        if array.dtype.kind == "U" and not hasattr(values, "dtype"):  # NumPy makes text of all else in a list, too
+            given = np.asarray(values, dtype=object)
+            return array if all(isinstance(value, str) for value in given.flat) else given
+        return array
     except Exception as error:  # any array-like may raise anything in its __array__
         cure = "; give rows of equal shape" if isinstance(error, ValueError) else ""
         raise DataError(f"{what} cannot be read as one array ({error}){cure}") from error

@@ -14,6 +14,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
 from ..backends import Array, Backend, HostArray, check_device_name, check_dtype, is_device_array, to_host
+from ..data.labels import to_array
 from ..data.targets import check_weights
 from ..nn.activations import ACTIVATIONS as KINDS
 from ..nn.hyperparameters import flag, number, whole
@@ -57,7 +58,12 @@ def read_samples(estimator: Any, X: Any, backend: Backend, *, reset: bool) -> Ar
     if not on_device(X, backend):
         with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become inf: refused
             return validate_data(
-                estimator, to_cpu(X, backend), accept_sparse="csr", dtype=dtype, order="C", reset=reset
+                estimator,
+                _as_array(to_cpu(X, backend), "X"),
+                accept_sparse="csr",
+                dtype=dtype,
+                order="C",
+                reset=reset,
             )
     name = type(estimator).__name__
     if X.ndim != 2 or 0 in X.shape:
@@ -113,7 +119,7 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
     y = check_array(
-        to_cpu(y, backend),
+        _as_array(to_cpu(y, backend), "y"),
         accept_sparse="csr",
         ensure_2d=False,
         dtype=np.float64 if numeric else None,
@@ -132,6 +138,11 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
         )
     result: HostArray = np.asarray(y)
     return result
+
+
+def _as_array(values: Any, name: str) -> Any:
+    """Lists and masked arrays as arrays: scikit-learn takes NaN in a list of words for a word, and ignores masks."""
+    return to_array(values, name) if isinstance(values, list | tuple | np.ma.MaskedArray) else values
 
 
 def read_weights(
