@@ -37,6 +37,7 @@ from gpumlp import (
     evaluate,
     fit,
     fit_many,
+    predict,
     shuffle,
     sweep,
     train,
@@ -874,7 +875,7 @@ def test_shuffle_leaves_nothing_half_written(
 
     monkeypatch.setattr(np, "save", full)
     assert shuffle.main([*files, str(tmp_path / "out"), "--quiet"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    assert f"{tmp_path / 'out'}: No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -1047,6 +1048,20 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     write_feather(pa.Table.from_arrays(columns, names=["x", "x", "label"]), tmp_path / "data.arrow")
     with pytest.raises(DataError, match=r"data.arrow: expected columns with different names, found x twice"):
         StreamedDataset(tmp_path / "data.arrow", label_column="label")
+
+
+def test_a_folder_named_like_a_known_data_set_is_not_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).normal(0, 5, (100, 64)).astype(np.float32)
+    Path("digits").mkdir()
+    np.save("digits/0.npy", images)
+    np.save("labels.npy", (images[:, 0] > 0).astype(int))
+    options = ["--device", "cpu", "--epochs", "1", "--quiet", "--out", "run"]
+    assert train.main(["--dataset", "digits", "labels.npy", *options]) == 0
+    assert predict.main(["run", "digits/0.npy", "--out", "p.csv"]) == 0, capsys.readouterr().err
+    assert MLP.load("run").inputs.data == "./digits"
 
 
 @pytest.mark.parametrize("name", TABLES)

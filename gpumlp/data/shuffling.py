@@ -67,11 +67,13 @@ def shuffle_files(
             np.save(made[1], labels[order])
             for written, path in zip(made, results, strict=True):
                 os.replace(written, path)
-    except BaseException:
+    except BaseException as error:
         for path in results:
             path.unlink(missing_ok=True)
         if new:
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):  # a failed write does not say where
+            error.filename = error.filename or str(folder)
         raise
     return results
 

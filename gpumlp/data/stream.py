@@ -22,6 +22,7 @@ from ..files import user_path
 from .blocks import BlockOrder, Blocks, ShardedOrder
 from .dataset import ArrayBatches, DataError, Dataset, require_alike
 from .labels import stratified_split
+from .mnist import FILE_NAMES
 from .reading import require_memory
 from .rows import FileRows, compact, read_targets
 from .targets import check_weights, encode_targets
@@ -77,7 +78,7 @@ class StreamedDataset(Dataset):
             )
         self.images = FileRows(images, label_column)
         self.label_column = label_column
-        self.name = user_path(images).name if name is None else name
+        self.name = _name_of(images) if name is None else name
         where, words = self.name, [os.fspath(images), "LABELS", "OUT"]
         if label_column is not None:
             words[1:] = [words[0], "OUT", "--label-column", label_column]
@@ -175,6 +176,12 @@ class StreamedDataset(Dataset):
         for start in np.unique(starts.astype(np.int64)).tolist():
             crc = zlib.crc32(self.images[start : start + size].tobytes(), crc)
         return crc
+
+
+def _name_of(path: str | os.PathLike[str]) -> str:
+    """The name of a data set in files: never that of a known one, such as the built-in digits."""
+    name = user_path(path).name
+    return f"./{name}" if name in ("digits", "fashion-mnist", "kmnist", *FILE_NAMES) else name
 
 
 class _Windows:
@@ -586,7 +593,7 @@ def load_files(
         found = whole.part(*test)
         assert isinstance(found, StreamedDataset)
         tested = found
-        tested.name = user_path(test[0]).name
+        tested.name = _name_of(test[0])
         require_alike(train.images, tested.images, test[0], paths[0])
         if tested.images.columns != train.images.columns:
             raise DataError(
