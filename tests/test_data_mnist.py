@@ -280,8 +280,8 @@ def test_the_first_field_of_qmnist_is_the_label(tmp_path: Path) -> None:
     assert train.name == test.name == "qmnist"
 
 
-@pytest.mark.parametrize("kind", ["i2", "i4"])
-def test_labels_may_be_of_any_integer_type(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["i2", "i4", "f4"])
+def test_labels_are_classes_of_any_type(tmp_path: Path, kind: str) -> None:
     wide = {name: ARRAYS[name].astype(kind) for name in (TRAIN_LABELS, TEST_LABELS)}
     assert_loaded(*load_mnist(write_files(tmp_path, ARRAYS | wide)))
 

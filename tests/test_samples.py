@@ -332,6 +332,11 @@ def test_samples_of_one_value_in_a_row() -> None:
         MLP([1, 4, 2], device="cpu").predict(np.zeros(3))
 
 
+def test_infinity_in_float16_is_counted() -> None:
+    with pytest.raises(ValueError, match="2 of 6 values are NaN, infinite or too large, the first in sample 1"):
+        MLP([3, 4, 2], device="cpu").predict(np.array([[0, 1, 2], [np.inf, 0, np.nan]], np.float16))
+
+
 def test_masked_values_are_refused() -> None:
     with pytest.raises(ValueError, match="images hold 2 masked values; fill them in"):
         MLP([3, 4, 2], device="cpu").predict(np.ma.masked_array(np.zeros((2, 3)), [[0, 1, 0], [0, 1, 0]]))

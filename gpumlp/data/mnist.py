@@ -292,7 +292,9 @@ def _pair(images: _Array, labels: _Array, paths: list[Path], name: str, train: D
             )
         labels = labels[:, 0]
     try:
-        return training_set(images, labels, name=name) if train is None else train.part(images, labels)
+        if train is None:
+            return training_set(images, labels, name=name, task="classes")
+        return train.part(images, labels)
     except DataError as error:
         reason = str(error).removeprefix(f"{name}: ")
         raise DataError(f"{images_path} with {labels_path}: {reason}") from error

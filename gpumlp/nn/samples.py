@@ -210,8 +210,8 @@ def _check_finite(rows: Array, model: Network, limits: tuple[float, float] | Non
     largest = float(np.finfo(model.dtype).max)
     if limits is None or (limits[0] >= -largest and limits[1] <= largest):
         return
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(rows) <= largest)
+    with np.errstate(invalid="ignore", over="ignore"):
+        bad = ~(np.abs(rows.astype(np.float64)) <= largest)  # in float16 this limit is infinity
     sample = int(bad.any(axis=1).argmax())
     raise ValueError(
         f"images are expected to be finite in {model.dtype.name}, but {int(bad.sum()):,} of {rows.size:,} values "
