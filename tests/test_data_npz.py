@@ -52,6 +52,17 @@ def test_both_parts_have_the_classes_of_the_training_labels(path: Path) -> None:
     assert [data.classes for data in load_npz(path)] == [3, 3]
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_damaged_text_is_refused(path: Path, order: str) -> None:
+    text = np.array(["a", "b", "c", "a", "b", "c"], f"{order}U2")
+    save(path, y_train=text, y_test=text[:2])
+    assert load_npz(path)[0].class_names == ("a", "b", "c")
+    text.view(f"{order}u4")[3] = 0x110000
+    save(path, y_train=text, y_test=text[:2])
+    with pytest.raises(DataError, match="y_train: expected text, found numbers that are no characters"):
+        load_npz(path)
+
+
 def test_labels_in_a_column_are_flattened(path: Path) -> None:
     save(path, y_train=ARRAYS["y_train"][:, None], y_test=ARRAYS["y_test"][:, None])
     assert [data.labels.tolist() for data in load_npz(path)] == [[0, 1, 2, 0, 1, 2], [1, 0]]

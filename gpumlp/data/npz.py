@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -226,6 +227,10 @@ def _read_npy(stream: BinaryIO, size: int, name: str) -> npt.NDArray[Any]:
     promise = f"{name}: expected {size:,} bytes from the header's shape {shape} of {dtype}"
     require_memory(size, f"{name}:")
     array = read_values(stream, shape[::-1] if by_columns else shape, dtype, promise, start)
+    if dtype.kind == "U" and array.size:
+        codes = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if codes.max() > sys.maxunicode:  # which no function of NumPy expects
+            raise DataError(f"{name}: expected text, found numbers that are no characters; the file is damaged")
     return array.transpose() if by_columns else array
 
 

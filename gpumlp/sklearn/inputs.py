@@ -141,7 +141,7 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
 
 
 def _as_array(values: Any, name: str) -> Any:
-    """Lists and masked arrays as arrays: scikit-learn takes NaN in a list of words for a word, and ignores masks."""
+    """Lists and masked arrays as arrays; scikit-learn makes text of NaN in a list of words, and ignores masks."""
     return to_array(values, name) if isinstance(values, list | tuple | np.ma.MaskedArray) else values
 
 
