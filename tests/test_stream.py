@@ -988,16 +988,43 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("missing", [True, False])
-def test_labels_of_a_dictionary_are_its_values(tmp_path: Path, missing: bool) -> None:
+@pytest.mark.parametrize("name", ["data.npy", "data.parquet", "data.arrow"])
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path, name: str) -> None:
+    images, labels = samples(np.float32)
+
+    def write(images: np.ndarray) -> None:
+        if name == "data.npy":
+            np.save(tmp_path / name, images)
+        else:
+            table(tmp_path / name, images, labels)
+
+    write(images)
+    options = {"targets": labels} if name == "data.npy" else {"label_column": "label"}
+    data = StreamedDataset(tmp_path / name, **options)
+    assert (data.images[:10] == images[:10]).all()
+    write(images + 1)
+    with pytest.raises(DataError, match=f"{name}: expected .* the file was changed while it was read"):
+        np.asarray(data.images)
+
+
+@pytest.mark.parametrize(
+    ("words", "places", "message"),
+    [
+        (["cat", "eel", "dog"], [0, 1, 2, 1], None),
+        (["cat", None, "dog"], [0, 1, 2, 1], "found 2 missing ones in label"),
+        (["cat", "eel", "dog"], [0, 1, 2, 3], r"found a damaged one \(.*out of bounds"),
+    ],
+)
+def test_labels_of_a_dictionary_are_its_values(
+    tmp_path: Path, words: list[Any], places: list[int], message: str | None
+) -> None:
     pa = pytest.importorskip("pyarrow")
-    words = pa.array(["cat", None if missing else "eel", "dog"])
-    labels = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1]), words)
+    labels = pa.DictionaryArray.from_arrays(pa.array(places), pa.array(words), safe=False)
     made = pa.table({"x": [1.0, 2.0, 3.0, 4.0], "label": labels})
     with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
         writer.write_table(made)
-    if missing:
-        with pytest.raises(DataError, match="found 2 missing ones in label"):
+    if message:
+        with pytest.raises(DataError, match=message):
             StreamedDataset(tmp_path / "data.arrow", label_column="label")
     else:
         data = StreamedDataset(tmp_path / "data.arrow", label_column="label")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,19 @@ def require_file(path: Path, name: str, expected: str) -> None:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "no such file"
         raise DataError(f"{name}: expected {expected}, found {found}; check the path")
+
+
+def file_state(found: os.stat_result) -> tuple[int, int]:
+    """Bytes of a file, and when it was written."""
+    return found.st_size, found.st_mtime_ns
+
+
+def changed(path: Path, state: tuple[int, int], found: os.stat_result) -> DataError:
+    """The error for a file that is not in the `file_state` that it was in at the start."""
+    return DataError(
+        f"{path}: expected {state[0]:,} bytes as at the start, found {found.st_size:,}, written since; the file "
+        "was changed while it was read: put it back, and resume"
+    )
 
 
 def require_memory(size: int, what: str) -> None:

@@ -23,7 +23,7 @@ from .idx import GZIP_MAGIC, has_idx_magic, read_idx, read_idx_header
 from .labels import DataError
 from .mnist import is_transposed
 from .npz import NPY_MAGIC, damage_named, read_npy, read_npy_header
-from .reading import require_file
+from .reading import changed, file_state, require_file
 from .tables import TablePart, ZarrArray, is_table, is_zarr
 
 _PIECE = 2**22  # bytes of samples that are read at a time
@@ -31,12 +31,13 @@ _FILES = "a .npy or IDX file that is not compressed, a table or Zarr array, or a
 
 
 class _Part(NamedTuple):
-    """A file of samples: ``shape`` of the whole array, ``start`` of the first value in bytes."""
+    """A file of samples: ``shape`` of the whole array, ``start`` of the first value in bytes, `file_state`."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     start: int
+    state: tuple[int, int]
     columns: tuple[str, ...] = ()
 
 
@@ -232,12 +233,11 @@ class FileRows:
             while len(view):
                 count = file.readinto(view)  # type: ignore[attr-defined]
                 if not count:
-                    size = os.stat(part.path).st_size
-                    raise DataError(
-                        f"{part.path}: expected {part.start + part.shape[0] * row:,} bytes as at the start, found "
-                        f"{size:,}; the file was changed while it was read: put it back, and resume"
-                    )
+                    break
                 view = view[count:]
+            found = os.fstat(file.fileno())
+            if len(view) or file_state(found) != part.state:
+                raise changed(part.path, part.state, found)
 
     def _opened(self, number: int) -> BinaryIO:
         """The file of a part; only the last one that was used stays open."""
@@ -362,7 +362,8 @@ def _read_header(path: Path) -> _Part:
         found = f"one that begins with {start.hex(' ')}" if start else "an empty file"
         raise DataError(f"{path}: expected {_FILES}, found {found}")
     with damage_named(f"{path}: expected a readable file", "; get it again"), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        state = file_state(os.fstat(file.fileno()))
+        size = state[0]
         if start == NPY_MAGIC:
             shape, by_columns, dtype, offset = read_npy_header(file, size, name)
         else:
@@ -375,4 +376,4 @@ def _read_header(path: Path) -> _Part:
         )
     if is_transposed(path) and len(shape) > 2:
         raise DataError(f"{path}: images of EMNIST are stored transposed; save them upright as .npy")
-    return _Part(path, shape, dtype, offset)
+    return _Part(path, shape, dtype, offset, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..extras import require
 from ..words import listed
 from .labels import DataError
 from .npz import damage_named
+from .reading import changed, file_state
 
 ARROW_MAGIC, PARQUET_MAGIC = b"ARROW1", b"PAR1"
 TABLE_ENDINGS = (".arrow", ".feather", ".parquet")
@@ -97,6 +99,7 @@ class TablePart:
     def __init__(self, path: Path, label_column: str) -> None:
         require("Arrow and Parquet tables", "pyarrow", "arrow")
         self.path = path
+        self._state = file_state(os.stat(path))
         with damage_named(f"{path}: expected an Arrow or Parquet file", "; get it again"):
             schema, self._lengths = self._facts()
             # What pandas stores of a frame's index is none of its columns.
@@ -171,9 +174,16 @@ class TablePart:
 
     def _group(self, number: int, columns: tuple[str, ...]) -> Any:
         """Columns of a row group or record batch; the file stays open for the same columns of the next one."""
-        if self._reader is None or self._reader[0] != columns:
-            self._reader = columns, self._opened(columns)
-        return self._reader[1](number)
+        try:
+            if self._reader is None or self._reader[0] != columns:
+                self._reader = columns, self._opened(columns)
+            table = self._reader[1](number)
+        finally:  # before an error of what was read
+            found = os.stat(self.path)
+            if file_state(found) != self._state:
+                raise changed(self.path, self._state, found)
+        table.validate(full=True)  # places outside of a damaged file would end the process
+        return table
 
     def _opened(self, columns: tuple[str, ...]) -> Callable[[int], Any]:
         import pyarrow as pa
