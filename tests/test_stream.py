@@ -452,7 +452,14 @@ DAMAGE: dict[str, tuple[Callable[[Path, list[str]], object], str]] = {
         "numpy.ascontiguousarray",
     ),
     "gzip": (lambda folder, files: Path(files[0]).write_bytes(b"\x1f\x8b" + bytes(99)), "unpack it first"),
-    "text": (lambda folder, files: Path(files[0]).write_text("<html>"), "found one that begins with 3c 68"),
+    "other": (
+        lambda folder, files: Path(files[0]).write_bytes(b"\x89PNG\r\n"),
+        "found one that begins with 89 50",
+    ),
+    "text": (
+        lambda folder, files: Path(files[0]).write_text("a,b\n1,2"),
+        r"text that begins with 'a,b\\n1,'; save .* CSV",
+    ),
 }
 
 

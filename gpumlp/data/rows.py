@@ -360,6 +360,8 @@ def _read_header(path: Path) -> _Part:
         )
     if start != NPY_MAGIC and not has_idx_magic(start):
         found = f"one that begins with {start.hex(' ')}" if start else "an empty file"
+        if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+            found = f"text that begins with {start.decode('ascii')!r}; save numbers in text, such as CSV, as .npy"
         raise DataError(f"{path}: expected {_FILES}, found {found}")
     with damage_named(f"{path}: expected a readable file", "; get it again"), path.open("rb") as file:
         state = file_state(os.fstat(file.fileno()))
