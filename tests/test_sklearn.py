@@ -506,7 +506,7 @@ def test_a_warm_start_that_gets_worse_keeps_the_best_weights_of_the_fit_before()
 
 
 def test_too_few_samples_to_hold_out() -> None:
-    with pytest.raises(ValueError, match=r"least populated classes in y have only 1 member.*\['b'\]"):
+    with pytest.raises(ValueError, match=r"least populated class(es)? in y ha(s|ve) only 1 member"):
         classifier(early_stopping=True).fit(np.ones((4, 2)), ["a", "a", "a", "b"])
     with pytest.raises(ValueError, match="The validation set is too small"):
         regressor(early_stopping=True).fit([[1.0], [2.0]], [1.0, 2.0])

@@ -39,7 +39,6 @@ ROUNDING = {
         for dtype in ("float32", "float64")
     ],
     expected_failed_checks=lambda estimator: ROUNDING if estimator.dtype == "float32" else {},
-    xfail_strict=True,
 )
 def test_estimator_check(estimator: Any, check: Any) -> None:
     check(estimator)

@@ -221,7 +221,10 @@ def _progress_bar(filename: str, size: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     output = console(stderr=True)
+    if not output.is_terminal:  # where a disabled bar of rich before 14.3 prints an empty line
+        yield lambda received: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=output, disable=not output.is_terminal) as progress:
+    with Progress(*columns, console=output) as progress:
         task = progress.add_task(filename, total=size)
         yield lambda received: progress.update(task, completed=received)
