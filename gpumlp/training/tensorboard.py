@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +78,32 @@ class TensorBoard(Callback):
             if self._writer is None:
                 self._writer = self._open(epoch)
             for summary in summaries:
-                self._writer.write_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+                event = Event(wall_time=time.time(), step=epoch, summary=summary)
+                self._writer.write(event.SerializeToString())
             self._writer.flush()
         except OSError as error:
-            self._writer = None
+            if self._writer is not None:
+                with suppress(OSError):  # what it still holds; without this, Python 3.13 prints the error again
+                    self._writer.close()
+                self._writer = None
             error.filename = error.filename or str(self.folder / EVENT_FILES)
             raise
 
     def _open(self, epoch: int) -> Any:
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         # Not tensorboardX's SummaryWriter: it writes in a thread of its own, and where that fails (a full disk),
         # training is not told and waits for ever.
         # TensorBoard reads files in the order of their names, which begin with the second: the part of it is next.
         # The end is random, so that there cannot be a link of that name.
-        name = f".{time.time_ns() % 10**9:09d}.{epoch:06d}.{secrets.token_hex(4)}"
-        writer = EventsWriter(str(self.folder / "events"), name)
+        seconds, part = divmod(time.time_ns(), 10**9)
+        name = f"{seconds:010d}.{socket.gethostname()}.{part:09d}.{epoch:06d}.{secrets.token_hex(4)}"
+        writer = RecordWriter(str(self.folder / EVENT_FILES.replace("*", name)))
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         # From this epoch on, what files before this one say is void.
         start = SessionLog(status=SessionLog.START)
-        writer.write_event(Event(wall_time=time.time(), step=epoch, session_log=start))
+        writer.write(Event(wall_time=time.time(), step=epoch, session_log=start).SerializeToString())
         return writer
 
 
