@@ -61,13 +61,13 @@ struct Fiber {
 static ucontext_t first_scheduler;
 static jmp_buf scheduler;
 static Fiber* current;
-static const std::function<void()>* body;
+static std::function<void()> body;
 static unsigned order;  // 0: threads in order; otherwise a random order
 static bool progress;
 
 static void enter()
 {
-    (*body)();
+    body();
     current->done = progress = true;
     _longjmp(scheduler, 1);
 }
@@ -145,7 +145,7 @@ static void launch(const unsigned* grid, const unsigned* block, bool barriers, u
 {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    body = &kernel;
+    body = kernel;
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {

@@ -84,8 +84,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no momentum": ("MLPClassifier", "digits", SGD | {"momentum": 0}),
     "no momentum, no penalty": ("MLPClassifier", "digits", SGD | {"momentum": 0, "alpha": 0}),
     "invscaling": ("MLPClassifier", "digits", SGD | {"learning_rate": "invscaling", "power_t": 0.1}),
-    "adaptive": (
-        "MLPClassifier", "iris", SGD | {"learning_rate": "adaptive", "tol": 0.01, "n_iter_no_change": 2}
+    "adaptive, down to the smallest rate": (
+        "MLPClassifier", "iris", SGD | {"learning_rate": "adaptive", "tol": 1.0, "n_iter_no_change": 1}
     ),
     "early stopping": ("MLPClassifier", "iris", {"early_stopping": True, "validation_fraction": 0.2}),
     "early stopping, two classes": ("MLPClassifier", "cancer", {"early_stopping": True}),

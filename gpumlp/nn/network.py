@@ -85,11 +85,6 @@ class Workspace:
     def logits(self) -> Array:
         return self.caches[-1].output
 
-    @property
-    def outputs(self) -> list[Array]:
-        """a_l of each layer, ``(batch, out_features)``."""
-        return [cache.output for cache in self.caches]
-
     def rows(self, count: int) -> Workspace:
         """The first `count` rows of the same arrays, for a smaller batch."""
         if count == self.batch_size:

@@ -127,8 +127,6 @@ def read_targets(y: Any, samples: int, backend: Backend, *, numeric: bool) -> Ho
     )
     if hasattr(y, "toarray"):  # a sparse indicator matrix
         y = y.toarray()
-    if y.ndim > 2:
-        raise ValueError(f"y is expected to have shape (samples,) or (samples, outputs), got {y.shape}")
     if y.ndim == 2 and y.shape[1] == 1:
         y = column_or_1d(y, warn=True)
     if len(y) != samples:
