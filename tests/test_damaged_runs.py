@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,13 +224,13 @@ def test_an_unreadable_file_is_not_a_missing_one(
 def test_a_folder_that_may_not_be_read_hides_no_other_run(
     copy: Path, finished: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stat(path: Path, **options: object) -> os.stat_result:
-        if path.parent == copy:
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if os.path.dirname(path) == str(copy):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real(path, **options)
+        return real(path, *arguments, **options)
 
-    real = Path.stat
-    monkeypatch.setattr(Path, "stat", stat)
+    real = os.stat
+    monkeypatch.setattr(os, "stat", stat)
     other = shutil.copytree(finished, copy.parent / "other")
     for words in ([copy, other], [copy.parent]):
         assert run("history", *words) == 1

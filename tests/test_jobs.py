@@ -194,8 +194,9 @@ def test_a_process_that_is_a_worker_itself_has_no_workers(tmp_path: Path) -> Non
         "def work(job):\n"
         "    return dict(sorted(run_jobs(abs, [-1, -job], n_jobs=2)))\n"
         "if __name__ == '__main__':\n"
+        "    methods = multiprocessing.get_all_start_methods()\n"  # on Python 3.14, later with joblib's own
         "    print(work(2))\n"
-        "    for method in multiprocessing.get_all_start_methods():\n"
+        "    for method in methods:\n"
         "        with multiprocessing.get_context(method).Pool(1) as pool:\n"
         "            print(pool.map(work, [3]))\n"
         "        process = multiprocessing.get_context(method).Process(target=work, args=(4,))\n"
