@@ -160,6 +160,13 @@ def test_masked_samples_are_refused() -> None:
         fit(classifier(), [[1.0], [2.0]], [0, 1]).predict(X)
 
 
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba"])
+def test_outputs_that_overflow_are_no_prediction(method: str) -> None:
+    model = fit(classifier(), *IRIS)
+    with pytest.raises(ValueError, match="not finite in float32 for 1 of 2 samples, first for sample 1"):
+        getattr(model, method)(np.vstack([IRIS[0][:1], np.full((1, 4), 3.4e38)]))
+
+
 def test_values_too_large_for_the_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match=r"infinity or a value too large for dtype\('float32'\)"):
         classifier().fit(IRIS[0] * 1e300, IRIS[1])

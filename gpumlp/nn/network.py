@@ -330,14 +330,7 @@ class MLP:
                 result[chunk] = part.logits
             if on_device and not isinstance(result, np.ndarray):  # a look at its values would wait for the device
                 return result
-            outputs = backend.to_numpy(result)
-        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-        if bad.size:
-            raise ValueError(
-                f"the outputs are not finite in {self.dtype.name} for {bad.size:,} of {len(outputs):,} samples, "
-                f"first for sample {bad[0]}: the values are too large, or the training of {self} diverged"
-            )
-        return outputs
+            return require_finite(self, backend.to_numpy(result))
 
     def predict_proba(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
@@ -676,6 +669,17 @@ class Batches(Protocol):
     @property
     def spread(self) -> HostArray | None: ...
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
+
+
+def require_finite(model: MLP, outputs: HostArray) -> HostArray:
+    """The outputs of a network for some samples, ``(samples, outputs)``; raise ValueError if they overflowed."""
+    bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"the outputs are not finite in {model.dtype.name} for {bad.size:,} of {len(outputs):,} samples, "
+            f"first for sample {bad[0]}: the values are too large, or the training of {model} diverged"
+        )
+    return outputs
 
 
 def forward_batches(model: MLP, batches: Batches) -> Iterator[tuple[slice, Workspace, Array]]:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..backends import Array, Backend, HostArray, check_dtype, is_device_array
 from ..data.dataset import ArrayBatches
 from ..nn.losses import Loss
-from ..nn.network import MLP
+from ..nn.network import MLP, require_finite
 from ..nn.samples import Inputs, float_targets
 from .inputs import (
     ACTIVATIONS,
@@ -464,14 +464,18 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         return network
 
     def _outputs_of(self, X: Any) -> Array:
-        """The network's outputs, of the dtype of answers: on the device if X is there, otherwise on the host."""
+        """The network's outputs, of the dtype of answers: on the device if X is there, otherwise on the host.
+
+        Raises:
+            ValueError: as for `read_samples`, or outputs on the host are not finite.
+        """
         network = self._current()
         backend = network.backend
         samples = read_samples(self, X, backend, reset=False)
         with backend.activate():
             source = samples if is_converted_by_rows(samples, network.dtype) else backend.asarray(samples)
             found = outputs(network, source, answer_dtype(X))
-        return found if on_device(samples, backend) else backend.to_numpy(found)
+        return found if on_device(samples, backend) else require_finite(network, backend.to_numpy(found))
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         found = self.predict(X)
