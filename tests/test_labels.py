@@ -66,6 +66,7 @@ def test_one_is_not_called_several() -> None:
         ([1, -1, 0, -1], (-1, 0, 1)),
         (["c", "a", "b", "a"], ("a", "b", "c")),
         (np.array(["c", "a", "b", "a"], object), ("a", "b", "c")),
+        ([np.array("c"), np.str_("a"), "b", np.array("a")], ("a", "b", "c")),  # Zarr gives words as such arrays
         (np.array([30, 10, 20, 10], object), (10, 20, 30)),
         (np.array([np.int64(30), 10, np.int8(20), np.int64(10)], object), (10, 20, 30)),
         (np.array([9, 5, 7, 5], np.uint8), (5, 7, 9)),

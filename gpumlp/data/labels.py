@@ -170,7 +170,8 @@ def to_array(values: Any, what: str) -> npt.NDArray[Any]:
         array = np.asarray(values)
         if array.dtype.kind == "U" and not hasattr(values, "dtype"):  # NumPy makes text of all else in a list, too
             given = np.asarray(values, dtype=object)
-            return array if all(isinstance(value, str) for value in given.flat) else given
+            texts = (isinstance(value, str) or np.asarray(value).dtype.kind == "U" for value in given.flat)
+            return array if all(texts) else given
         return array
     except Exception as error:  # any array-like may raise anything in its __array__
         cure = "; give rows of equal shape" if isinstance(error, ValueError) else ""
