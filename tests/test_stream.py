@@ -1038,6 +1038,16 @@ def test_labels_of_a_dictionary_are_its_values(
         assert (data.class_names, data.labels.tolist()) == (("cat", "dog", "eel"), [0, 2, 1, 2])
 
 
+def test_damaged_words_of_a_table_are_a_message(tmp_path: Path) -> None:
+    images = samples(np.float32)[0]
+    path = Path(table(tmp_path / "data.arrow", images[:4], np.array(["a", "bb", "ccc", "d"])))
+    places, far = (np.array(of, np.int32).tobytes() for of in ([0, 1, 3, 6, 7], [0, 1, 3, 2**30, 2**31 - 1]))
+    assert path.read_bytes().count(places) == 1
+    path.write_bytes(path.read_bytes().replace(places, far))  # reading there would end the process
+    with pytest.raises(DataError, match="found a damaged one"):
+        StreamedDataset(path, label_column="label")
+
+
 @pytest.mark.parametrize("name", [None, "id"])
 def test_the_index_of_a_data_frame_is_no_feature(tmp_path: Path, name: str | None) -> None:
     pytest.importorskip("pyarrow")
@@ -1059,9 +1069,9 @@ def test_parts_of_a_table_have_the_same_columns(tmp_path: Path) -> None:
         StreamedDataset(tmp_path / "parts.arrow", label_column="label")
 
 
-@pytest.mark.parametrize("other", [np.array(["1", "0"]), np.array([1.0, 0.0]), np.array([True, False])])
-def test_parts_of_labels_are_of_one_kind(tmp_path: Path, other: np.ndarray) -> None:
-    parts = tmp_path / "labels"
+@pytest.mark.parametrize("other", [["1", "0"], [1.0, 0.0], [True, False], np.array([1, 0], np.uint64)])
+def test_parts_of_labels_are_of_one_kind(tmp_path: Path, other: Any) -> None:
+    parts, other = tmp_path / "labels", np.array(other)
     parts.mkdir()
     for number, values in enumerate([np.array([0, 1]), np.array([1, 0], np.uint8)]):
         np.save(parts / f"{number}.npy", values)
