@@ -152,7 +152,7 @@ class FileRows:
             out: ``(n, features)``, overwritten.
 
         Raises:
-            DataError: a file cannot be read or has become shorter, or a value is NaN or infinite, or a value that
+            DataError: a file cannot be read or was written to, or a value is NaN or infinite, or a value that
                 the preprocessing refuses.
         """
         size = max(1, _PIECE // (self.features * self._stored.itemsize))
