@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpumlp import MLP, DataError, Dataset, load_npz
-from gpumlp.data.labels import class_weights, stratified_split
+from gpumlp.data.labels import class_weights, stratified_split, to_array
 from gpumlp.data.targets import encode_targets
 from tests.command_helpers import run
 
@@ -75,6 +75,14 @@ def test_one_is_not_called_several() -> None:
 )
 def test_the_classes_are_the_distinct_labels_in_sorted_order(labels: Any, names: Any) -> None:
     assert encoded(labels) == ([2, 0, 1, 0], 3, names)
+
+
+def test_words_of_an_array_like() -> None:
+    class Words:
+        def __array__(self) -> Any:
+            return np.array(["b", "a"])
+
+    assert to_array(Words(), "labels").tolist() == ["b", "a"]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def to_array(values: Any, what: str) -> npt.NDArray[Any]:
         )
     try:
         array = np.asarray(values)
-        if array.dtype.kind == "U" and not hasattr(values, "dtype"):  # NumPy makes text of all else in a list, too
+        if array.dtype.kind == "U" and not hasattr(values, "__array__"):  # of a list NumPy makes text of all else
             given = np.asarray(values, dtype=object)
             texts = (isinstance(value, str) or np.asarray(value).dtype.kind == "U" for value in given.flat)
             return array if all(texts) else given
