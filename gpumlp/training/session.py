@@ -638,7 +638,10 @@ def _test(trainer: Trainer, network: Checkpoint, test: Dataset) -> Evaluation:
     result = trainer.model.evaluate(test)
     if not math.isfinite(result.loss):
         advice = smaller_steps(trainer.optimizer, trainer.optimizer.learning_rate)
-        message = f"training diverged: the test loss after epoch {network.epochs} is {result.loss}. {advice}"
+        message = (
+            f"training diverged: the test loss after epoch {network.epochs} is {result.loss}. "
+            f"Check that the test samples are scaled as the training samples are. {advice}"
+        )
         raise DivergenceError(Finding("diverged", message), trainer.history)
     return result
 
