@@ -150,6 +150,9 @@ def test_outputs_that_overflow_are_no_prediction(make: Callable[[MLP], Any], met
     with pytest.raises(ValueError, match=r"not finite in float32 for 1 of 3 samples, first for sample 1"):
         predict(images)
     predict(images[:1])
+    assert asked.accuracy(images[:1], [0]) in (0, 1)
+    with pytest.raises(ValueError, match="is nan for these samples: the values are too large"):
+        asked.accuracy(images, [0, 1, 0])
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "object", "U3"])

@@ -12,7 +12,7 @@ import numpy as np
 from ..backends import Array, Backend, HostArray, get_backend
 from ..words import listed, shown
 from .losses import Loss, output_function
-from .metrics import Evaluation, evaluation, metric_totals, new_scores
+from .metrics import Evaluation, accuracy_of, evaluation, metric_totals, new_scores
 from .model_file import ModelFileError, class_names, load_members, plain_inputs, save_committee
 from .network import MLP, Batches, forward_batches
 from .samples import Inputs, same_shape, training_targets, with_targets
@@ -172,14 +172,9 @@ class Committee:
         """The fraction of samples that are predicted correctly, as `MLP.accuracy`.
 
         Raises:
-            ValueError: the targets are numbers; also as for `MLP.evaluate`.
+            ValueError: the targets are numbers, or the loss is not finite; also as for `MLP.evaluate`.
         """
-        found = self.evaluate(dataset, targets, pixels=pixels).accuracy
-        if found is None:
-            raise ValueError(
-                f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"
-            )
-        return found
+        return accuracy_of(self, self.evaluate(dataset, targets, pixels=pixels))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write all members atomically to one file, ``folder/model.safetensors``, for `load` on any device.

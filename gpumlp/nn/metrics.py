@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,6 +90,20 @@ def metric_totals(backend: Backend, task: Task, losses: Array, scores: Array) ->
     squares = xp.empty(scores.shape[1], dtype="float64")  # float32 may overflow where the loss does not
     backend.column_sums(xp.square(scores.astype("float64")), squares)
     return Totals([losses, xp.abs(scores)], squares)
+
+
+def accuracy_of(predictor: object, found: Evaluation) -> float:
+    """The accuracy of a network or a committee; raise ValueError if it has none."""
+    if found.accuracy is None:
+        raise ValueError(
+            f"{predictor} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"
+        )
+    if not math.isfinite(found.loss):  # outputs that are NaN count as the first class
+        raise ValueError(
+            f"the loss of {predictor} is {found.loss} for these samples: the values are too large, or "
+            "its training diverged"
+        )
+    return found.accuracy
 
 
 def evaluation(

@@ -32,7 +32,7 @@ from .hyperparameters import number, whole
 from .initializers import Initializer, get_initializer
 from .layers import LAYERS, Cache, Dense, Dropout, Layer
 from .losses import Loss, get_loss, loss_for
-from .metrics import Evaluation, evaluation, metric_totals, new_scores
+from .metrics import Evaluation, accuracy_of, evaluation, metric_totals, new_scores
 from .parameters import Parameters, by_name, shapes_of
 from .samples import Inputs, LabelledData, check_data, flat_samples, training_targets, with_targets
 
@@ -330,7 +330,7 @@ class MLP:
                 result[chunk] = part.logits
             if on_device and not isinstance(result, np.ndarray):  # a look at its values would wait for the device
                 return result
-            return require_finite(self, backend.to_numpy(result))
+            return finite_outputs(self, backend.to_numpy(result))
 
     def predict_proba(self, images: Array, *, pixels: bool | None = None) -> Array:
         """The probability of each class, ``(samples, classes)``; arguments as for `logits`.
@@ -414,14 +414,9 @@ class MLP:
         """The fraction of samples whose class, or all of whose labels, are predicted correctly; see `evaluate`.
 
         Raises:
-            ValueError: the targets are numbers; also as for `batches`.
+            ValueError: the targets are numbers, or the loss is not finite; also as for `batches`.
         """
-        found = self.evaluate(dataset, targets, pixels=pixels)
-        if found.accuracy is None:
-            raise ValueError(
-                f"{self} predicts numbers, which have no accuracy; evaluate(dataset).r2 says how good it is"
-            )
-        return found.accuracy
+        return accuracy_of(self, self.evaluate(dataset, targets, pixels=pixels))
 
     # -- State ------------------------------------------------------------------------------------------
 
@@ -671,7 +666,7 @@ class Batches(Protocol):
     def gather(self, batch: slice, staging: Array | None, out: Array) -> Array: ...
 
 
-def require_finite(model: MLP, outputs: HostArray) -> HostArray:
+def finite_outputs(model: MLP, outputs: HostArray) -> HostArray:
     """The outputs of a network for some samples, ``(samples, outputs)``; raise ValueError if they overflowed."""
     bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
     if bad.size:

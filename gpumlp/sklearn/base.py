@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..backends import Array, Backend, HostArray, check_dtype, is_device_array
 from ..data.dataset import ArrayBatches
 from ..nn.losses import Loss
-from ..nn.network import MLP, require_finite
+from ..nn.network import MLP, finite_outputs
 from ..nn.samples import Inputs, float_targets
 from .inputs import (
     ACTIVATIONS,
@@ -475,7 +475,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
         with backend.activate():
             source = samples if is_converted_by_rows(samples, network.dtype) else backend.asarray(samples)
             found = outputs(network, source, answer_dtype(X))
-        return found if on_device(samples, backend) else require_finite(network, backend.to_numpy(found))
+        return found if on_device(samples, backend) else finite_outputs(network, backend.to_numpy(found))
 
     def _score(self, X: Any, y: Any, sample_weight: Any) -> float:
         found = self.predict(X)
