@@ -62,8 +62,8 @@ class Options:
     array: str | None = None
     """Name of the array to use from an .npz file with several."""
     pixels: Literal["true", "false"] | None = None
-    """What uint8 values in arrays are: pixels, divided by 255 (true), or numbers, used as they are (false); as in
-    training by default. Needed for a network trained on floats."""
+    """What uint8 values of arrays and pictures are: pixels, divided by 255 (true), or numbers, used as they are
+    (false); as in training by default. Needed for a network trained on floats."""
 
     @property
     def runs(self) -> list[str]:

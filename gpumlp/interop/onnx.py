@@ -33,8 +33,8 @@ def onnx_bytes(model: MLP | Committee) -> bytes:
     The input is ``samples``, ``(samples, *shape)`` with any number of samples. If the network was trained on
     uint8, it is uint8, and the division by 255 is part of the graph; otherwise it has the network's dtype and is
     used as it is. The outputs are ``probabilities`` and ``logits``, ``(samples, classes)`` of the network's dtype,
-    and ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only ``outputs``. A committee
-    has the means over its members, and no ``logits``.
+    and, of a softmax, ``classes``, ``(samples,)`` int64, the most probable ones; a regression has only
+    ``outputs``. A committee has the means over its members, and no ``logits``.
 
     Raises:
         ModelFileError: an activation or a layer is not one of gpumlp's, the loss makes other predictions than

@@ -15,7 +15,8 @@ from .registry import Registry
 
 
 class Loss:
-    """Base class of losses. To add one, subclass and implement `output_error`, `check` and `predictions`.
+    """Base class of losses. To add one, subclass and implement `output_error` and `predictions`; for classes, or
+    where not every target is allowed, `check` too.
 
     A subclass that overrides `output_error` does not inherit `kernel`. To save networks with it, `register` it.
 

@@ -456,8 +456,8 @@ class MLP:
             The path of the file.
 
         Raises:
-            ModelFileError: the folder is that of a training run, the activation or the loss is not registered, or
-                the number of class names is not that of the classes.
+            ModelFileError: the folder is that of a training run, an activation, a layer or the loss is not
+                registered, a weight is NaN or infinite, or there is not one class name for each class.
             OSError: the disk is full, the folder is read-only, ...; a previous file is unchanged.
         """
         from .model_file import save_model

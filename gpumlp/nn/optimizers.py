@@ -30,7 +30,7 @@ class OptimizerState:
     Attributes:
         buffers: arrays by name, each of the shape and dtype of the parameters.
         scratch: a temporary array of the same shape and dtype.
-        steps: the number of steps taken, counted by `Backend.update`; optimizers neither read nor change it.
+        steps: the number of steps taken, counted by the backend; optimizers neither read nor change it.
         weights: the part of the parameters that holds the weights; the biases follow.
     """
 

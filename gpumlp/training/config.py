@@ -245,7 +245,7 @@ class Config:
     """What the targets of FILE.npz or LABELS are: classes, labels (several of them a sample) or numbers
     (regression); otherwise integers and text are classes, a matrix of 0 and 1 labels, and floats numbers."""
     data_dir: str | None = option(None, _text("a folder"), on_resume=True)
-    """Folder with the four files of MNIST or a relative; otherwise $GPUMLP_DATA_DIR, the cache, a download."""
+    """Folder with the four files of MNIST or a relative; without it, $GPUMLP_DATA_DIR, the cache or a download."""
     hidden: tuple[int, ...] = option((128,), _each(whole_numbers(1), "whole numbers of 1 or more, or none"))
     """Units of each hidden layer; none at all is softmax, logistic or linear regression."""
     activation: str | tuple[str, ...] = option(
@@ -357,9 +357,9 @@ class Config:
     256 of a network that is trained alone), persistent (many steps of small networks in one launch), graphs (many
     steps in one launch) or eager (one by one); no effect on the CPU."""
     multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution persistent", on_resume=True)
-    """With --execution persistent, how many multiprocessors of a GPU the network gets at most (by default a number
-    that follows from its shape, smaller in a sweep; a multiple of it divides the samples of a batch); results with
-    another number differ by rounding."""
+    """With --execution persistent, the most multiprocessors of a GPU that the network gets (by default as its
+    shape needs, fewer in a sweep); several times as many share the samples of a batch. Results with another number
+    differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of short ones), to find what is wrong with training:
     on or off; the results are the same."""

@@ -80,11 +80,11 @@ class EpochRecord:
     """One epoch: a line of ``history.jsonl``.
 
     Losses are means without the weight penalty, with sample weights weighted means over all samples; for the
-    other metrics see `gpumlp.nn.metrics.Evaluation`: those that do not exist for the targets are None, and are
-    not in the file. The training ones are taken over the epoch's batches, each before its own update; the
-    validation ones after the epoch, and None without validation samples. `learning_rate` is that of the epoch's
-    last step. `layers` is None where the diagnostics are off, and after some of the epochs that are short
-    (`gpumlp.diagnostics.is_due`).
+    other metrics see `gpumlp.nn.metrics.Evaluation`. Those that do not exist for the targets are None and,
+    except the accuracy, not in the file. The training ones are taken over the epoch's batches, each before its own
+    update; the validation ones after the epoch, and None without validation samples. `learning_rate` is that of
+    the epoch's last step. `layers` is None where the diagnostics are off, and after some of the epochs that are
+    short (`gpumlp.diagnostics.is_due`).
     """
 
     epoch: int  # counted from 1
