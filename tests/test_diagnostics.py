@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer, get_backend
+from gpumlp import MLP, SGD, Adam, Callback, Dataset, Normal, Penalty, Trainer, fit, get_backend
 from gpumlp.backends import Backend
 from gpumlp.diagnostics import Finding, LayerStatistics, LayerWatch, Setting, find, statistics, trend
 from gpumlp.training.history import EpochRecord, History
@@ -127,6 +127,13 @@ def test_predictions_are_counted_by_class(backend: Backend, blobs: Dataset, vali
     assert counts.predicted == tuple(np.bincount(predicted, minlength=4))
     assert counts.correct == tuple(np.bincount(labels[labels == predicted], minlength=4))
     assert counts.names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(("validation", "counted"), [(None, 10_000), (11_000, 11_000)])
+def test_of_many_samples_some_are_examined(validation: int | None, counted: int) -> None:
+    data = Dataset(np.linspace(0, 1, 12_000)[:, None], np.arange(12_000) % 2)
+    history = fit(MLP([1, 2], device="cpu"), data, epochs=1, batch_size="full", validation=validation)
+    assert (history.records[0].layers[0].samples, sum(history.classes.samples)) == (256, counted)
 
 
 def test_predictions_are_not_counted_without_diagnostics(blobs: Dataset) -> None:

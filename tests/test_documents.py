@@ -8,6 +8,7 @@ takes long.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -18,7 +19,7 @@ import shlex
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,12 @@ import pytest
 
 import gpumlp
 from gpumlp import load_digits
+from gpumlp.diagnostics.rules import CLASS_FINDINGS
+from gpumlp.exporting import FORMATS
+from gpumlp.extras import EXTRAS
+from gpumlp.nn.model_file import MODEL
+from gpumlp.training.config import Config
+from gpumlp.training.run import REPORT, RUN_FILES
 from tests.command_helpers import ROOT, run
 
 PAGES = [ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -271,6 +278,36 @@ def test_version_changelog_and_citation_agree() -> None:
 def test_every_public_name_is_in_the_api_reference() -> None:
     listed = re.findall(r"^   ([\w.]+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(gpumlp.__all__) <= set(listed)
+
+
+def found_in(file: str, pattern: str) -> list[str]:
+    return re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+RULES, FIGURES = "gpumlp/diagnostics/rules.py", "gpumlp/figures/__init__.py"  # which needs matplotlib
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/runs.md", [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)]),
+        ("docs/runs.md", {*RUN_FILES, REPORT} - {MODEL}),
+        ("docs/runs.md", [f"| `{name}` |" for name in found_in(FIGURES, r"^        (\w+),$")]),
+        (
+            "docs/runs.md",
+            [f"`{name}`" for name in [*found_in(RULES, r'Finding\(\s*"([a-z ]+)"'), *CLASS_FINDINGS]],
+        ),
+        ("docs/models.md", [f"| `{name}` |" for name in FORMATS]),
+        ("docs/start.md", [f"`{name}`" for name in EXTRAS]),
+        ("docs/house.md", [path.name for path in (ROOT / "gpumlp").glob("*.py") if path.name != "__init__.py"]),
+        ("docs/house.md", [f"  {path.parent.name}/" for path in (ROOT / "gpumlp").glob("*/__init__.py")]),
+        ("tests/README.md", [f"| `{name}` |" for name in found_in("pyproject.toml", r'^    "(\w+): ')]),
+    ],
+)
+def test_a_page_has_all_there_is(page: str, names: Collection[str]) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(names) > 3
+    assert [name for name in names if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
 
 
 def test_the_extra_docs_brings_all_that_the_documented_modules_import() -> None:

@@ -496,6 +496,21 @@ def test_early_stopping_keeps_the_best_network_which_does_not_overfit() -> None:
     assert (stopped.findings(), stopped.trend()) == ([], "converging")
 
 
+def test_a_gap_between_the_accuracies_is_overfitting_with_early_stopping_too() -> None:
+    history = curve([0.5, 0.1, 0.01], [0.9, 0.8, 0.7])
+    history.records = [dataclasses.replace(record, validation_accuracy=0.75) for record in history]
+    history.setting = dataclasses.replace(history.setting, early_stopping=True)
+    assert (names(history), history.trend()) == ({"overfitting"}, "overfitting")
+
+
+def test_of_labels_and_numbers_only_units_and_averages_are_judged() -> None:
+    dead, overfitting, lagging = train([64, 64], optimizer=SGD(1.0, momentum=0.9)), stalled(), stalled()
+    lagging.setting = dataclasses.replace(lagging.setting, ema=0.999, steps=10)
+    for history, expected in (dead, {"dead units"}), (overfitting, set()), (lagging, {"lagging average"}):
+        history.setting = dataclasses.replace(history.setting, classes=0)
+        assert (names(history), history.trend()) == (expected, None)
+
+
 def test_early_stopping_that_leaves_the_last_network_does_not_hide_overfitting() -> None:
     stopping = EarlyStopping(patience=30, restore_best=False)
     history = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[stopping])

@@ -291,6 +291,7 @@ def test_layers_without_a_seed_are_drawn_from_that_of_the_network() -> None:
     assert (first != second).all()
 
     changed = Dense(2, 2)
+    np.testing.assert_array_equal(changed.weight, Dense(2, 2, seed=0).weight)
     changed.weight[...] = 7  # it has weights from here on
     assert (MLP([changed], device="cpu").dense_layers[0].weight == 7).all()
 

@@ -295,13 +295,16 @@ def test_a_network_without_hidden_layers_has_a_command_line(tmp_path: Path) -> N
     assert "softmax regression" in text_of(report_page([str(tmp_path / "a")]))
 
 
-def test_several_runs_show_what_differs_and_what_does_not(digits: Path, tmp_path: Path) -> None:
+def test_several_runs_show_what_differs_and_what_does_not(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     npz = table_data(tmp_path / "table.npz", (5,), classes=12)
     other = ("--dataset", npz, "--device", "cpu", "--epochs", 2, "--quiet", "--validation", 0)
     assert run("train", *other, "--activation", "tanh", "--dtype", "float64", "--out", tmp_path / "<b>") == 0
     (tmp_path / "new").mkdir()
-    assert run("report", digits, tmp_path / "<b>", "--out", tmp_path / "new" / "page.html") == 0
-    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "new")
+    assert run("report", digits, tmp_path / "<b>") == 0
+    page = Path("report.html").read_text(encoding="utf-8")
     text = text_of(page)
     assert "<b></" not in page
     assert "&lt;b&gt;" in page
