@@ -171,7 +171,7 @@ def test_training_that_was_stopped_does_not_continue_by_an_epoch() -> None:
 
 
 def test_the_file_holds_the_best_network(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "best.safetensors"
+    path = tmp_path / "new" / "folder" / "best.safetensors"
     stopping = EarlyStopping(patience=4)
     model, _ = train_noisy(BestCheckpoint(path), stopping)
     loaded = MLP.load(path, device="cpu")

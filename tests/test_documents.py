@@ -32,7 +32,7 @@ from gpumlp.diagnostics.rules import CLASS_FINDINGS
 from gpumlp.exporting import FORMATS
 from gpumlp.extras import EXTRAS
 from gpumlp.nn.model_file import MODEL
-from gpumlp.training.config import Config
+from gpumlp.training.config import Config, options_marked
 from gpumlp.training.run import REPORT, RUN_FILES
 from tests.command_helpers import ROOT, run
 
@@ -286,11 +286,14 @@ def found_in(file: str, pattern: str) -> list[str]:
 
 RULES, FIGURES = "gpumlp/diagnostics/rules.py", "gpumlp/figures/__init__.py"  # which needs matplotlib
 
+ON_RESUME = ", ".join(f"`--{name.replace('_', '-')}`" for name in options_marked("on_resume") if name != "resume")
+
 
 @pytest.mark.parametrize(
     ("page", "names"),
     [
         ("docs/runs.md", [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)]),
+        ("docs/runs.md", [f"Only {ON_RESUME} can be changed"]),
         ("docs/runs.md", {*RUN_FILES, REPORT} - {MODEL}),
         ("docs/runs.md", [f"| `{name}` |" for name in found_in(FIGURES, r"^        (\w+),$")]),
         (
@@ -300,13 +303,13 @@ RULES, FIGURES = "gpumlp/diagnostics/rules.py", "gpumlp/figures/__init__.py"  # 
         ("docs/models.md", [f"| `{name}` |" for name in FORMATS]),
         ("docs/start.md", [f"`{name}`" for name in EXTRAS]),
         ("docs/house.md", [path.name for path in (ROOT / "gpumlp").glob("*.py") if path.name != "__init__.py"]),
-        ("docs/house.md", [f"  {path.parent.name}/" for path in (ROOT / "gpumlp").glob("*/__init__.py")]),
+        ("docs/house.md", [f" {path.parent.name}/" for path in (ROOT / "gpumlp").glob("*/__init__.py")]),
         ("tests/README.md", [f"| `{name}` |" for name in found_in("pyproject.toml", r'^    "(\w+): ')]),
     ],
 )
 def test_a_page_has_all_there_is(page: str, names: Collection[str]) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert len(names) > 3
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert names
     assert [name for name in names if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
 
 

@@ -175,6 +175,9 @@ def test_callbacks_are_called_in_order(blobs: Dataset) -> None:
     log = Log()
     fit(model(), blobs, epochs=2, batch_size=128, callbacks=[log])
     assert log.calls == ["begin", 128, 256, 300, "epoch 1", 128, 256, 300, "epoch 2", "end"]
+    log = Log()
+    fit(model(), blobs, epochs=1, batch_size=3, callbacks=[log])
+    assert log.calls[1:-2] == list(range(15, 301, 15))  # 20 reports, of 100 steps
 
 
 def test_callbacks_do_not_change_the_result(blobs: Dataset) -> None:
