@@ -84,7 +84,7 @@ def _option_of_train(name: str) -> Any:
 class Options(Config):
     """Train many networks, a run folder each, and rank them by their validation samples.
 
-    Without --grid and --random: the ends of the ranges that the course notes suggest for MNIST."""
+    Without --grid, --random and --search: the ends of the ranges that the course notes suggest for MNIST."""
 
     grid: tuple[str, ...] = option((), _WORDS, per_call=True)
     """NAME=VALUE,VALUE ...: train every combination of these values of options, as in learning-rate=0.01,0.1
@@ -121,6 +121,7 @@ class Options(Config):
     report: Annotated[bool, tyro.conf.Suppress] = _option_of_train("report")
     overwrite: Annotated[bool, tyro.conf.Suppress] = _option_of_train("overwrite")
     min_accuracy: Annotated[float | None, tyro.conf.Suppress] = _option_of_train("min_accuracy")
+    parallel: Annotated[str | None, tyro.conf.Suppress] = _option_of_train("parallel")
 
     @property
     def config(self) -> Config:
@@ -213,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM}: {sweep.path / row.run.folder} failed: {row.reason}", file=sys.stderr)
         if len(failed) > _REASONS:
             print(f"{PROGRAM}: {len(failed):,} runs failed; {sweep.path / TABLE} says why", file=sys.stderr)
+        if results[0].mean is None and not failed:
+            print(f"{PROGRAM}: no run has a result; {sweep.path / TABLE} says why", file=sys.stderr)
         return command.FAILED if failed or results[0].mean is None else command.OK
 
     return command.run(PROGRAM, work)

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -183,9 +184,11 @@ def test_a_network_that_diverges_is_a_row_and_stops_nothing(
     assert (folder / "diverged.json").stat().st_mtime_ns == before, "it was trained again"
 
 
-def test_without_any_result_there_is_no_figure_and_the_command_fails(tmp_path: Path) -> None:
+def test_without_any_result_there_is_no_figure_and_the_command_fails(tmp_path: Path, capsys) -> None:
     words = ("--initializer", "normal", "--grid", "initializer-scale=1e30")
-    assert run("sweep", *SMALL, *words, "--out", tmp_path / "s") == 1
+    assert run("sweep", *SMALL, *words, "--quiet", "--out", tmp_path / "s") == 1
+    out = tmp_path / "s" / "sweep.csv"
+    assert capsys.readouterr() == ("", f"gpumlp-sweep: no run has a result; {out} says why\n")
     assert not list((tmp_path / "s").glob("*.png"))
 
 
@@ -280,6 +283,7 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--report"], "report: not for a sweep; a report is about a few runs"),
         (["--overwrite"], "overwrite: not for a sweep; choose another folder"),
         (["--min-accuracy", 0.9], "min_accuracy: not for a sweep"),
+        (["--parallel", "mpi"], "parallel: not for a sweep; each network has a process of its own"),
         (["--preset", "torch"], "preset: expected notes, got 'torch'"),
         (["--grid", "schedule=cosine", "warmup=0,1000000"], "warmup: expected fewer than the 82 steps"),
         (["--grid", "label-smoothing=2"], "label_smoothing: expected a number of at least 0 and below 1, got 2.0"),
@@ -297,6 +301,14 @@ def test_bad_input_is_refused_before_any_training(
     assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_has_no_option_that_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", "--help") == 0
+    shown = capsys.readouterr().out
+    options = set(re.findall(r"^\W? --([a-z-]+)", shown, re.MULTILINE))
+    assert {"grid", "hidden", "shards"} <= options
+    assert not options & {"report", "overwrite", "min-accuracy", "parallel"}
 
 
 def test_a_folder_that_is_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
