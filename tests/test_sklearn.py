@@ -55,6 +55,14 @@ def fit(estimator: Any, *arguments: Any, **options: Any) -> Any:
 NAMES = np.array(["setosa", "versicolor", "virginica"], dtype=object)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu", "silu", "softplus"])
+def test_activations_that_scikit_learn_does_not_have(activation: str) -> None:
+    model = fit(classifier(activation=activation, max_iter=60, learning_rate_init=0.01), *IRIS)
+    assert model._network.activation.name == activation
+    assert model.score(*IRIS) > 0.8
+    assert (pickle.loads(pickle.dumps(model)).predict_proba(IRIS[0]) == model.predict_proba(IRIS[0])).all()
+
+
 # -- Labels and predictions -----------------------------------------------------------------------------------
 
 

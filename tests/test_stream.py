@@ -331,6 +331,11 @@ def test_a_held_out_test_set_is_the_same_for_each_seed_and_shares_no_sample(file
     assert np.abs(shares[0] - shares[1]).max() < 0.01
 
 
+def test_a_held_out_test_set_has_10_000_samples_at_most(tmp_path: Path) -> None:
+    data = StreamedDataset(*saved(tmp_path, np.zeros((110_000, 1), np.uint8), np.arange(110_000) % 4))
+    assert [len(part) for part in data.held_out()] == [100_000, 10_000]
+
+
 def test_networks_of_fit_many_stream_the_same_bits(files: list[str]) -> None:
     data = StreamedDataset(*files)
     models = [MLP([FEATURES, 16, 4], seed=seed, device="cpu") for seed in range(2)]
@@ -578,6 +583,15 @@ def test_a_changed_file_has_another_fingerprint(
     found.add(StreamedDataset(*saved(tmp_path, images, labels)).fingerprint())
     found.add(StreamedDataset(*saved(tmp_path, images[:-1], labels[:-1])).fingerprint())
     assert len(found) == 6
+
+
+def test_the_fingerprint_reads_64_kb_in_each_of_64_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = StreamedDataset(*saved(tmp_path, np.zeros((5_000, 1024), np.uint8), np.arange(5_000) % 4))
+    places, read = [], FileRows.__getitem__
+    monkeypatch.setattr(FileRows, "__getitem__", lambda rows, key: places.append(key) or read(rows, key))
+    data.fingerprint()
+    assert {place.stop - place.start for place in places} == {64}
+    assert (len(places), places[0].start, places[-1].stop) == (64, 0, 5_000)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
