@@ -21,7 +21,7 @@ class Options:
     """Write samples and their labels in random order, in bounded memory, for train --stream."""
 
     images: Annotated[str, tyro.conf.Positional]
-    """Samples: a .npy or IDX file, or a folder of numbered ones."""
+    """Samples: a .npy or IDX file, a Zarr array, with --label-column a table; or a folder of numbered ones."""
     labels: Annotated[str, tyro.conf.Positional]
     """Their labels, or other targets; the same file again with --label-column."""
     out: Annotated[str, tyro.conf.Positional]

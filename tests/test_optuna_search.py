@@ -85,7 +85,7 @@ def test_runs_that_are_behind_are_stopped_and_are_rows_that_say_so(whole: Path, 
         best = max(epoch["validation_accuracy"] for epoch in epochs)
         assert row["reason"] == (
             f"stopped by the search after epoch {len(epochs)}: the best validation accuracy was "
-            f"{100 * best:.2f} %, worse than the median of the other runs then"
+            f"{100 * best:.2f} %, worse than the median of the finished ones then"
         )
         assert (row["rank"], row["mean_validation_accuracy"]) == ("", "")
         assert not (folder / "metrics.json").exists()

@@ -37,7 +37,7 @@ class Options:
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1, ...; for networks this small, the CPU is usually faster."""
     data_dir: str | None = None
-    """Folder with the four MNIST files; without MNIST, the built-in digits are used."""
+    """Folder with the four MNIST files; otherwise $GPUMLP_DATA_DIR, the cache, a download, or the small digits."""
     results: str | None = None
     """For records and mistakes: FILE.json of gpumlp-reproduce --save; by default the results of the package."""
     record: str | None = None

@@ -26,9 +26,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     and one sigmoid per label if y is a matrix of 0 and 1. Answers are float32 for float32 X, otherwise float64.
     X may be sparse.
 
-    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``.
+    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``, a y of one class.
 
     Args:
+        activation: also ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"silu"`` and ``"softplus"``.
         class_weight: None, ``"balanced"`` (inversely proportional to the frequency of a class in y), or a dict of
             weights by class. Multiplies the sample weights, in training and validation.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
@@ -266,9 +267,11 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     and, up to rounding, the same losses. Answers are float32 for float32 X, otherwise float64. X may be
     sparse.
 
-    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``.
+    Not supported, and refused by `fit`: ``solver="lbfgs"`` with its ``max_fun``, ``momentum=1``, and with
+    ``loss="poisson"`` a y below 0.
 
     Args:
+        activation: also ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"silu"`` and ``"softplus"``.
         device: ``"auto"`` (a usable GPU, otherwise the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: in which the network computes: ``"float32"``, or ``"float64"`` as in scikit-learn, which is slower.
 

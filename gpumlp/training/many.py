@@ -294,8 +294,8 @@ def fit_many(
     thread, which each worker process has; on a GPU bit for bit as in the same way of running alone, on as many
     multiprocessors.
 
-    Arguments are those of `fit`, each one value for all networks, or a list, a tuple, a range or a one-dimensional
-    array with one for each. Only the following differ.
+    Arguments are those of `fit`, except `shards` and `group`, each one value for all networks, or a list, a tuple,
+    a range or a one-dimensional array with one for each. Only the following differ.
 
     Args:
         models: the networks, of any shapes and devices. Those on a GPU are trained in this process, as many at a

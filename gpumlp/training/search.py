@@ -225,5 +225,5 @@ class TrialReport:
         name = self._sweep.monitor
         return (
             f"stopped by the search after epoch {epoch}: the best {monitor_words(name)} was {metric(name, best)}, "
-            "worse than the median of the other runs then"
+            "worse than the median of the finished ones then"
         )
