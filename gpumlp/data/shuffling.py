@@ -35,7 +35,7 @@ def shuffle_files(
 
     Each sample is written into one of some buckets, drawn at random; then each bucket is shuffled in memory. Both
     passes read and write from the beginning to the end. Needs room for the samples twice on the disk, and memory
-    for a bucket: 64 MB, or a 256th of the samples if that is more.
+    for a bucket, 64 MB, or a 256th of the samples if that is more, and about 30 bytes for each sample.
 
     Args:
         images: of the samples, see `StreamedDataset`.

@@ -23,7 +23,7 @@ from .search_space import Choice, Interval, space, value_text
 from .sweeps import ENDED, PlannedRun, Row, Sweep
 
 STUDY = "study.log"  # Optuna's journal: several processes and machines append to it, each under a lock
-FIRST = 5  # runs that end before any is pruned
+FIRST = 5  # runs that finish before any is pruned
 LEAST = 3  # epochs that a run has before it is pruned
 GRACE = 10  # seconds after which the journal's lock is taken from a process that was killed while it had it
 
