@@ -265,6 +265,29 @@ def test_links_between_the_documents_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_numbers_of_the_pages_are_those_of_the_code() -> None:
+    from gpumlp import Blocks, reproduce, sweep
+    from gpumlp.data import tables
+    from gpumlp.nn.network import CHUNK
+    from gpumlp.training import cluster, search
+
+    words = ["no", "one", "two", "three", "four", "five", "six"]
+    for page, sentence in (
+        ("docs/sweeps.md", f"once {words[search.FIRST]} runs have finished, and not before epoch {search.LEAST},"),
+        ("docs/sweeps.md", f"after {words[cluster.DEATHS + 1]} deaths it has failed"),
+        ("docs/sweeps.md", f"cannot be reached for {cluster.CONNECT:.0f} seconds"),
+        ("docs/stream.md", f"(`--block`, {Blocks.rows:,})"),
+        ("docs/stream.md", f"(`--window`, {Blocks.window})"),
+        ("docs/stream.md", f"of at most {tables._MAX_GROUP / 1e6:.0f} MB"),
+        ("docs/stream.md", f"copied in chunks of {CHUNK:,}"),
+        ("docs/records.md", f"`--seeds` is their number ({reproduce.Options.seeds})"),
+        ("gpumlp/sweep.py", f"that --random or --search draws ({sweep._TRIALS})"),
+        ("gpumlp/training/config.py", f"Samples in a block ({Blocks.rows})"),
+        ("gpumlp/training/config.py", f"in memory at a time ({Blocks.window})"),
+    ):
+        assert sentence in " ".join((ROOT / page).read_text(encoding="utf-8").split()), page
+
+
 def test_version_changelog_and_citation_agree() -> None:
     changes = re.findall(
         r"^## (\d+\.\d+\.\d+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
