@@ -318,7 +318,7 @@ class Config:
     epochs: int | None = option(None, whole_numbers(1), on_resume=True)
     """Passes over the training samples (20, or 50 with fewer than 10,000 of them)."""
     validation: int | float | None = option(None, _HELD_OUT)
-    """Training samples held out for validation (5,000, or a tenth of a smaller set), or their fraction, such as
+    """Training samples held out for validation (a tenth of them, at most 5,000), or their fraction, such as
     0.1, with the same shares of the classes as in training; 0 for none."""
     early_stopping: int = option(0, whole_numbers(0), on_resume=True)
     """Stop when --monitor has not improved for this many epochs, and keep the best network; 0: never."""
