@@ -239,6 +239,12 @@ def test_a_folder_that_may_not_be_read_hides_no_other_run(
         assert str(other) in captured.out
 
 
+def test_a_link_that_leads_to_itself_is_no_run(copy: Path, capsys) -> None:
+    (copy.parent / "loop").symlink_to("loop")
+    assert run("history", copy.parent) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are those of POSIX")
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "metrics.json"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy: Path, name: str, capsys) -> None:

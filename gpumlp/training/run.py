@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import stat
@@ -58,15 +59,17 @@ _METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_seco
 
 
 def is_run(folder: Path) -> bool:
-    """Does the folder hold files of a run? Raises PermissionError if that cannot be known."""
+    """Does the folder hold files of a run? Raises OSError if that cannot be known."""
     return any(_is_file(folder / name) for name in (CONFIG, HISTORY, CHECKPOINT))
 
 
 def _is_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)  # from Python 3.14 on, Path.is_file hides that it may not look
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link may lead to itself
+            return False
+        raise
 
 
 def find_runs(name: str) -> list[str]:
