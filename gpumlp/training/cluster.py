@@ -38,7 +38,7 @@ from .session import Shared
 from .sweeps import ENDED, ClusterLostError, Sweep, SweepProgress, require_data, train_run
 
 CONNECT = 10.0  # seconds to wait for a scheduler, at the start and after a lost connection
-DEATHS = 3  # of its workers, after each of which a run is given to another one
+DEATHS = 3  # of workers, after each of which their run is given to another one
 _REFRESH = 1.0  # seconds between two looks at the list of workers
 _PATIENCE = 15.0  # seconds to wait for runs that were interrupted to be saved
 

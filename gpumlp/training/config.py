@@ -358,8 +358,8 @@ class Config:
     steps in one launch) or eager (one by one); no effect on the CPU."""
     multiprocessors: int | None = option(None, whole_numbers(1), only_with="execution persistent", on_resume=True)
     """With --execution persistent, the most multiprocessors of a GPU that the network gets (by default as its
-    shape needs, fewer in a sweep); several times as many share the samples of a batch. Results with another number
-    differ by rounding."""
+    shape needs, fewer in a sweep); at a multiple of that, copies of the network share each batch. Results with
+    another number differ by rounding."""
     diagnostics: str = option("on", _one_of("on", "off"), on_resume=True)
     """Measure each layer after every epoch (after some of short ones), to find what is wrong with training:
     on or off; the results are the same."""
