@@ -491,8 +491,8 @@ def test_early_stopping_keeps_the_best_network_which_does_not_overfit() -> None:
     history = stalled()
     history.setting = dataclasses.replace(history.setting, early_stopping=True)
     assert (history.findings(), history.trend()) == ([], "converging")
-    stopped = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[EarlyStopping(patience=8)])
-    assert stopped.best().since == 8
+    stopped = train([128], optimizer=SGD(0.1, momentum=0.9), epochs=50, callbacks=[EarlyStopping(patience=25)])
+    assert stopped.best().since == 25
     assert (stopped.findings(), stopped.trend()) == ([], "converging")
 
 
