@@ -87,6 +87,7 @@ def test_shards_larger_than_the_workspace_are_processed_in_parts() -> None:
     weights = []
     for shards in (1, 2):
         model = MLP([12, 8, 3], seed=0, device="cpu", dtype="float64", dropout=0.25)
+        model.backend.rows_at_a_time = 1024  # also without OpenBLAS
         trainer = Trainer(model, data, batch_size=4000, shards=shards)
         assert trainer.workspace.batch_size < 4000 / shards
         trainer.run(2)
