@@ -6,11 +6,14 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = ".gpumlp-"  # how the names of temporary files begin
+_PATIENCE = 5.0 if os.name == "nt" else 0.0  # seconds; Windows replaces no file that another program has open
+_PAUSE = 0.02  # seconds between attempts
 
 
 class PathError(ValueError):
@@ -25,8 +28,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         PathError: the path is empty or holds a null character, or the user does not exist.
 
-    >>> user_path("runs/1")
-    PosixPath('runs/1')
+    >>> user_path("runs/1").as_posix()
+    'runs/1'
     """
     if not os.fspath(path):
         raise PathError("expected a path, got an empty one")
@@ -71,13 +74,25 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # a failed write does not say of which file, others of the temporary one
         raise
+
+
+def replace(source: Path, target: Path) -> None:
+    """As `os.replace`; on Windows, waits for programs that read the target or look for viruses."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_PAUSE)
 
 
 def remove_leftovers(folder: Path) -> None:

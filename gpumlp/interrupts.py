@@ -53,7 +53,8 @@ def _guard_start() -> bool:
             os.write(2, f"{name}: interrupted\n".encode())
         finally:
             if any(os.environ.get(size, "1") != "1" for size in _MPI_SIZES):
-                os.kill(os.getpid(), signal.SIGKILL)  # else mpiexec lets the others wait for this one forever
+                # Else mpiexec lets the others wait for this one forever. On Windows the other signal kills, too.
+                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
             os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
     signal.signal(signal.SIGINT, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -108,6 +109,8 @@ class Output:
             yield
         except OSError as error:
             if self.name is not None:
+                if os.name == "nt" and error.errno == errno.EINVAL:  # so it says that a pipe's reader is gone
+                    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
                 error.filename = self.name
                 raise
 

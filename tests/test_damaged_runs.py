@@ -22,7 +22,7 @@ from gpumlp.nn.model_file import ModelFileError
 from gpumlp.training import history_file, lock
 from gpumlp.training.config import Config, ConfigError
 from gpumlp.training.history_file import CheckpointError
-from gpumlp.training.lock import RunLock
+from gpumlp.training.lock import LockedError, RunLock
 from gpumlp.training.run import RunFolder
 from tests.command_helpers import DIGITS, finish, history, kill_at, run, spawn
 from tests.file_helpers import Change, change_file, set_group, set_value
@@ -421,6 +421,37 @@ def test_without_locks_a_changed_history_stops_the_run(
     second.release()
     first.release()
     assert lock.LOCK not in {path.name for path in tmp_path.iterdir()}
+
+
+class Msvcrt:
+    """Locks of Windows on the first byte of a file."""
+
+    LK_UNLCK, LK_NBLCK = 0, 2
+
+    def __init__(self) -> None:
+        self.locked: dict[int, int] = {}  # descriptor by file
+
+    def locking(self, descriptor: int, mode: int, count: int) -> None:
+        assert (os.lseek(descriptor, 0, os.SEEK_CUR), count) == (0, 1)
+        file = os.fstat(descriptor).st_ino
+        if self.locked.get(file) != (descriptor if mode == self.LK_UNLCK else None):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        self.locked = {file: descriptor} if mode == self.LK_NBLCK else {}  # only one file is locked
+
+
+def test_on_windows_a_lock_is_released_before_its_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", system := Msvcrt(), raising=False)
+    for _ in range(2):  # the second time, a file that a killed process has left is there
+        with RunLock(tmp_path):
+            assert len(system.locked) == 1
+            with pytest.raises(LockedError, match=r"another process .*is training this run"):
+                RunLock(tmp_path)
+        assert not system.locked
+        assert not list(tmp_path.iterdir())
+        (tmp_path / lock.LOCK).write_bytes(b"12 on there\r\n")
 
 
 def test_a_killed_run_can_be_resumed_at_once(tmp_path: Path) -> None:

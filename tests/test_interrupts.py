@@ -80,6 +80,18 @@ def test_the_installed_programs_end_so_too(module: str, interrupted: Path, tmp_p
     assert (done.returncode, done.stderr) == (130, "gpumlp-history: interrupted\n")
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_below_mpiexec_the_process_is_killed(
+    name: str, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(interrupted, "tyro")
+    if name == "SIGTERM":  # which kills on Windows, where there is no other
+        (interrupted / "sitecustomize.py").write_text("import signal\ndel signal.SIGKILL\n")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    done = python(interrupted, "-m", "gpumlp.train", "--help")
+    assert (done.returncode, done.stderr) == (-getattr(signal, name), "gpumlp-train: interrupted\n")
+
+
 def test_an_interrupt_after_the_work_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(signal.SIGINT)})\n"

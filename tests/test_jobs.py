@@ -13,8 +13,9 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def test_every_job_gives_its_result_or_its_exception(n_jobs: int) -> None:
 def test_workers_share_read_only_arrays_and_have_one_thread() -> None:
     def seen(data: np.ndarray, job: int) -> tuple[float, bool, int, set[int]]:
         threads = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        threads.add(int(os.environ["VECLIB_MAXIMUM_THREADS"]))  # Apple's, which threadpoolctl does not know
         return float(data[job]), data.flags.writeable, os.getpid(), threads
 
     data = np.arange(1000.0)
@@ -397,3 +399,23 @@ def test_workers_without_a_job_stay_for_five_minutes(monkeypatch: pytest.MonkeyP
     # Three new ones: other tests have left two.
     workers = {process for _, process in run_jobs(lambda _: os.getpid(), range(6), n_jobs=3)}
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in workers))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux tells who is alive")
+def test_on_windows_workers_end_before_the_file_that_they_have_open_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, left = set[int](), list[int]()
+
+    @contextmanager
+    def folder() -> Iterator[str]:
+        yield str(tmp_path)
+        left.extend(process for process in workers if Path(f"/proc/{process}").exists())
+
+    monkeypatch.setattr(jobs, "temporary_folder", folder)
+    for keep in (True, False):
+        monkeypatch.setattr(jobs, "_KEEP", keep)
+        workers.clear()
+        workers.update(process for _, process in run_jobs(lambda _: os.getpid(), range(6), n_jobs=2))
+        assert (set(left) == workers) == keep
+        left.clear()

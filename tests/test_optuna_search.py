@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -177,8 +178,18 @@ def test_a_proposal_that_was_cut_off_is_given_up(tmp_path: Path) -> None:
     assert len(rows(out)) == 3
 
 
-def test_a_lock_that_a_killed_process_has_left_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the sweep was started with a relative path."""
+@pytest.mark.parametrize("links", [True, False])
+def test_a_lock_that_a_killed_process_has_left_is_taken(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the sweep was started with a relative path, and where links are not allowed, as on Windows."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "A required privilege is not held by the client")
+
+    if not links:
+        monkeypatch.setattr(search, "_LINKS", False)
+        monkeypatch.setattr(os, "symlink", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "GRACE", 3)
     words = ("--jobs", 1, "--quiet")

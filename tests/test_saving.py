@@ -9,13 +9,14 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpumlp import MLP, Dataset
+from gpumlp import MLP, Dataset, files
 from gpumlp.files import write_atomically
 from gpumlp.nn.model_file import CHECKPOINT
 from gpumlp.training.callbacks import TestCurve, read_curve
@@ -400,3 +401,23 @@ def test_a_state_that_is_kept_does_not_change_with_the_network(tmp_path: Path, c
         assert dataclasses.replace(best.config, epochs=0, early_stopping=0, out=None) == dataclasses.replace(
             expected.config, epochs=0, out=None
         )
+
+
+def test_a_file_that_another_program_has_open_on_windows_is_replaced_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        if next(attempts) < 3:
+            raise PermissionError(errno.EACCES, "Access is denied", str(source), None, str(target))
+        real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", refuse)
+    for patience, content in ((files._PATIENCE, b"old"), (5.0, b"new")):
+        attempts = iter(range(100))
+        monkeypatch.setattr(files, "_PATIENCE", patience)
+        (tmp_path / "file").write_bytes(b"old")
+        with nullcontext() if patience else pytest.raises(PermissionError, match=r"Access is denied: '.*file'"):
+            write_atomically(tmp_path / "file", b"new")
+        assert next(attempts) == (4 if patience else 1)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [content]

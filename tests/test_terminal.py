@@ -324,6 +324,19 @@ def test_an_interrupt_while_standard_output_is_full_is_one_line(
     assert capsys.readouterr().err == "gpumlp-history: interrupted\n"
 
 
+def test_a_closed_pipe_on_windows_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    for system, message in (("nt", ""), ("posix", "program: standard output: Invalid argument\n")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Closed())
+            patch.setattr(os, "name", system)
+            code = run_command("program", lambda: 0)
+        assert (code, capsys.readouterr().err) == (1, message)
+
+
 def test_a_name_of_several_lines_stays_in_its_row(trained: Path, capsys: Any) -> None:
     Path("run").rename("a\nb")
     assert run("history", "a\nb", "./a\nb") == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import user_path
+from ..files import replace, user_path
 from ..words import as_product, listed
 from .labels import DataError
 from .rows import FileRows, read_targets
@@ -66,7 +66,7 @@ def shuffle_files(
             order = _Buckets(source, Path(temporary), seed, progress).write(made[0])
             np.save(made[1], labels[order])
             for written, path in zip(made, results, strict=True):
-                os.replace(written, path)
+                replace(written, path)
     except BaseException as error:
         for path in results:
             path.unlink(missing_ok=True)

@@ -32,9 +32,11 @@ POLL = 0.1  # seconds between checks for an interrupt, and between calls of `wat
 IDLE = 300  # seconds after which a worker process without a job ends
 _ALIGNMENT = 64  # bytes; of arrays in a file
 # What a worker process starts with. A job in it that runs jobs of its own runs them there, one after another.
-_ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "BLIS", "VECLIB")}
-_ENVIRONMENT["LOKY_MAX_CPU_COUNT"] = "1"
+_ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "BLIS")}
+_ENVIRONMENT |= {"VECLIB_MAXIMUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}  # the first of Apple's Accelerate
 
+# Workers keep the file of their last call open, and Windows removes no open file.
+_KEEP = os.name != "nt"
 # Workers that wait for the next call, by the process that they belong to: a child by fork cannot use them.
 _idle: dict[int, Any] = {}
 
@@ -50,7 +52,8 @@ def run_jobs(
 
     Workers have one BLAS thread each. Arrays that `function` holds (give a ``functools.partial``) are written to a
     temporary file once, which the workers map into their memory, read only; so put there what jobs share. Workers
-    stay for the next call, and end soon after this process, however that ends. Jobs run in its current folder.
+    stay for the next call, and end soon after this process, however that ends. Jobs run in its current folder. On
+    Windows, workers end with the call; if this process is killed, with the job that they do.
 
     An interrupt is raised as KeyboardInterrupt in every job that runs, and no other job begins; what the
     interrupted ones return is yielded, and then KeyboardInterrupt is raised. A job that raises it interrupts all.
@@ -190,8 +193,10 @@ def _run_in_workers(
             if running:  # an error, or the caller wants no more
                 stop.touch()
                 pool.shutdown(kill_workers=True)
-            else:
+            elif _KEEP:
                 _keep_workers(pool)
+            else:
+                pool.shutdown()
     if interrupted:
         raise KeyboardInterrupt
 

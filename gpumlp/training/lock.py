@@ -97,7 +97,10 @@ class RunLock:
 
     def release(self) -> None:
         """Release the lock and remove its file."""
-        if fcntl is None:  # Windows removes no open file
+        if fcntl is None:  # Windows removes no open file, and may keep the lock of a closed one for a while
+            with suppress(OSError):  # the file system has no locks
+                os.lseek(self._file, 0, os.SEEK_SET)
+                msvcrt.locking(self._file, msvcrt.LK_UNLCK, 1)
             os.close(self._file)
         with suppress(OSError):
             self._path.unlink()

@@ -27,6 +27,7 @@ FIRST = 5  # runs that finish before any is pruned
 LEAST = 3  # epochs that a run has before it is pruned
 GRACE = 10  # seconds after which the journal's lock is taken from a process that was killed while it had it
 
+_LINKS = os.name != "nt"  # which need a privilege on Windows
 _NAME = "sweep"
 _FOLDER = "folder"  # user attribute of a trial: the folder of its run
 
@@ -46,13 +47,14 @@ def _storage(path: Path) -> Any:
         CheckpointError: it is damaged.
     """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
-    file = str((path / STUDY).resolve())  # the lock is a link to it, which has to lead there from its folder
+    kind = JournalFileSymlinkLock if _LINKS else JournalFileOpenLock
+    file = str((path / STUDY).resolve())  # the lock may be a link to it, which has to lead there from its folder
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # Optuna leaves closing its file to the collector
-            return JournalStorage(JournalFileBackend(file, JournalFileSymlinkLock(file, GRACE)))
+            return JournalStorage(JournalFileBackend(file, kind(file, GRACE)))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / STUDY} is damaged: {' '.join(str(error).split())}") from error
 
