@@ -1,6 +1,6 @@
 """A scikit-learn pipeline with grid search; the network is trained on a GPU where there is one.
 
-pip install '.[sklearn]' && python examples/scikit_learn_pipeline.py
+pip install ".[sklearn]" && python examples/scikit_learn_pipeline.py
 """
 
 import sys

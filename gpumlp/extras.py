@@ -1,4 +1,4 @@
-"""Optional parts of gpumlp, and the libraries they need: ``pip install '.[report]'``, and so on."""
+"""Optional parts of gpumlp, and the libraries they need: ``pip install ".[report]"``, and so on."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def require(part: str, library: str, extra: str) -> None:
         if (error.name or "").partition(".")[0] != library:
             raise
         raise MissingExtraError(
-            f"{part} need {library}, which is not installed; install it with pip install '.[{extra}]'"
+            f'{part} need {library}, which is not installed; install it with pip install ".[{extra}]"'
         ) from error
     except ImportError as error:  # a broken installation
         raise MissingExtraError(
             f"{part} need {library}, which cannot be imported ({error}); reinstall it with "
-            f"pip install --force-reinstall '.[{extra}]'"
+            f'pip install --force-reinstall ".[{extra}]"'
         ) from error
     except ValueError as error:  # how matplotlib refuses the settings that it reads
         backend = os.environ.get("MPLBACKEND")

@@ -63,7 +63,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield from mnist_folders()
     for name, extra in EXTRAS.items():
         missing = extra.missing
-        state = f"pip install '.[{name}]' ({', '.join(missing)} missing)" if missing else "installed"
+        state = f'pip install ".[{name}]" ({", ".join(missing)} missing)' if missing else "installed"
         yield f"extra {name}", f"{state}: {extra.purpose}"
 
 
@@ -75,7 +75,7 @@ def executions(backend: Backend, reason: str) -> Iterator[tuple[str, str]]:
         reason: why it was chosen.
     """
     on_gpu = backend.name != "cpu"
-    graphs = "available" if version("nvmath-python") else "needs nvmath-python: pip install '.[nvmath]'"
+    graphs = "available" if version("nvmath-python") else 'needs nvmath-python: pip install ".[nvmath]"'
     yield "execution persistent", "available for small networks" if on_gpu else f"not available: {reason}"
     yield "execution graphs", graphs if on_gpu else f"not available: {reason}"
     yield "execution eager", "available"

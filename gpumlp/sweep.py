@@ -95,7 +95,7 @@ class Options(Config):
     learning-rate=log:1e-3:1, or from a list, as in --grid."""
     search: str | None = option(None, Range(lambda value: value == "optuna", "optuna"), per_call=True)
     """optuna: draw the values of --random by the results of the runs before, and stop runs that are behind the
-    others; without --random, from the ranges of the course notes (needs pip install '.[optuna]')."""
+    others; without --random, from the ranges of the course notes (needs pip install ".[optuna]")."""
     trials: int | None = option(None, whole_numbers(1), per_call=True)
     """Networks that --random or --search draws (20)."""
     search_seed: int | None = option(None, whole_numbers(0), per_call=True)
@@ -113,7 +113,7 @@ class Options(Config):
     """Runs that a CPU trains at once, with one BLAS thread each; by default as many as it has cores."""
     scheduler: str | None = option(None, Range(lambda value: isinstance(value, str), "an address"), per_call=True)
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers train the runs; all machines need the
-    folder of the sweep (needs pip install '.[dask]')."""
+    folder of the sweep (needs pip install ".[dask]")."""
     out: str | None = _option_of_train("out")
     """Folder for the sweep (runs/TIME-sweep)."""
     resume: str | None = _option_of_train("resume")

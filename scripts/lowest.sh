@@ -9,5 +9,5 @@ python3 -m venv "$work/venv"
 # shellcheck disable=SC1091
 . "$work/venv/bin/activate"
 pip install --quiet uv
-uv pip install --quiet --resolution lowest-direct '.[test]'
+uv pip install --quiet --resolution lowest-direct ".[test]"
 python -m pytest -W ignore::DeprecationWarning "$@"

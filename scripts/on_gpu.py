@@ -50,7 +50,7 @@ LOG_BYTES = 300_000  # of each part, its end
 WAYS = ("persistent", "graphs", "eager")
 EXPECTED_PEERS = ("torch-graph", "jax")  # other libraries that can train on a GPU, each in its fastest way
 QUICK_RUN = ("--epochs", "12", "--schedule", "one_cycle", "--learning-rate", "0.3")  # to 98 % on MNIST
-INSTALL = "pip install '.[cuda13,nvmath,test]'"
+INSTALL = 'pip install ".[cuda13,nvmath,test]"'
 NOT_POSSIBLE = "not possible"
 
 

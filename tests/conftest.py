@@ -79,7 +79,7 @@ def blobs() -> Dataset:
 @pytest.fixture
 def nn() -> Any:
     """PyTorch's modules, whose initial weights are the same in each test."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install ".[torch]"')
     torch.manual_seed(0)
     return torch.nn
 

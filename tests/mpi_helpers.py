@@ -18,7 +18,7 @@ MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable)
 
 def require_mpi() -> pytest.MarkDecorator:
     """A mark for a module; skips it where mpi4py or mpiexec is missing."""
-    pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install '.[mpi]'")
+    pytest.importorskip("mpi4py", reason='mpi4py is not installed: pip install ".[mpi]"')
     return pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec: pip install mpich")
 
 

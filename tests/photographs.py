@@ -13,7 +13,7 @@ SIZE = (210, 280)  # pixels, height and width
 
 def pillow() -> Any:
     """``PIL.Image``; tests that need it skip where Pillow is not installed."""
-    return pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install '.[images]'")
+    return pytest.importorskip("PIL.Image", reason='Pillow is not installed: pip install ".[images]"')
 
 
 def photograph(

@@ -435,7 +435,7 @@ def test_a_gpu_that_cannot_be_used_ends_with_cause_and_cure(
 
 def test_without_cupy_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match=r"CuPy is not installed; install it with pip install '\.\[cuda13\]'"):
+    with pytest.raises(DeviceError, match=r'CuPy is not installed; install it with pip install "\.\[cuda13\]"'):
         get_backend("cuda")
     assert get_backend("auto").name == "cpu"
 

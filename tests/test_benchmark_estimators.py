@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
+pytest.importorskip("sklearn", reason='scikit-learn is not installed: pip install ".[sklearn]"')
 
 from benchmarks import estimators, markdown
 from gpumlp.backends import blas_kernel

@@ -137,7 +137,7 @@ def test_without_matplotlib_only_the_figure_is_missing(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     report = json.loads((RESULTS / "throughput-cpu.json").read_text())
     assert common.write(report, tmp_path / "throughput-cpu", figures.plot) == [tmp_path / "throughput-cpu.json"]
-    assert "pip install '.[benchmark]'" in capsys.readouterr().out
+    assert 'pip install ".[benchmark]"' in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["throughput-cpu.json"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
+pytest.importorskip("distributed", reason='Dask is not installed: pip install ".[dask]"')
 
 from gpumlp.extras import MissingExtraError
 from gpumlp.training import cluster as cluster_module

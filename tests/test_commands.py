@@ -526,7 +526,7 @@ def test_info_says_which_folder_may_not_be_read(
 def test_info_shows_missing_parts_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(EXTRAS, "onnx", EXTRAS["onnx"]._replace(modules=("onnx_of_tomorrow",)))
     assert run("info") == 0
-    assert "pip install '.[onnx]' (onnx_of_tomorrow missing): export to ONNX" in capsys.readouterr().out
+    assert 'pip install ".[onnx]" (onnx_of_tomorrow missing): export to ONNX' in capsys.readouterr().out
 
 
 def test_the_optional_parts_are_extras_of_the_package() -> None:

@@ -252,8 +252,8 @@ def test_an_npz_file_holds_all_members(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_onnx_file_gives_the_mean(loss: str, dtype: str) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
+    runtime = pytest.importorskip("onnxruntime", reason='onnxruntime is not installed: pip install ".[test]"')
     committee, x = Committee(networks(loss, dtype=dtype)), samples().astype(dtype)
     program = runtime.InferenceSession(onnx_bytes(committee), providers=["CPUExecutionProvider"])
     name, *others = [output.name for output in program.get_outputs()]
@@ -286,7 +286,7 @@ def test_members_of_different_scales_have_no_common_input() -> None:
 
 
 def test_a_page_holds_a_committee_of_at_most_3_mb() -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     members = [MLP([784, 450, 10], seed=seed, device="cpu") for seed in range(3)]
     for member in members:
         member.inputs = Inputs((28, 28), "uint8", "mnist")

@@ -274,4 +274,4 @@ def test_peer_says_why_it_cannot_run_without_a_gpu(peer: type[Peer]) -> None:
 def test_missing_library_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     (peer,) = (peer for peer in ALL if peer.name == name)
-    assert peer.unsupported_reason("cpu", "float32") == "not installed; pip install '.[compare]' brings it"
+    assert peer.unsupported_reason("cpu", "float32") == 'not installed; pip install ".[compare]" brings it'

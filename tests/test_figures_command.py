@@ -152,7 +152,7 @@ def test_without_matplotlib_the_error_says_how_to_install_it(
     assert capsys.readouterr() == (
         "",
         "gpumlp-figures: figures need matplotlib, which is not installed; install it with "
-        "pip install '.[report]'\n",
+        'pip install ".[report]"\n',
     )
     assert not (tmp_path / "out").exists()
     with pytest.raises(MissingExtraError, match="pip install"):

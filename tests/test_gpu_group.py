@@ -98,7 +98,7 @@ def test_the_run_is_that_of_one_process(tmp_path: Path) -> None:
     [
         (1, "2 processes on this machine need a GPU each, and they see 1; start at most 1 on it, let"),
         pytest.param(
-            -2, "GPUs of several processes need nccl4py; install it with pip install '.[nccl]'", marks=EVERY
+            -2, 'GPUs of several processes need nccl4py; install it with pip install ".[nccl]"', marks=EVERY
         ),
     ],
 )

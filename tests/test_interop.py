@@ -131,7 +131,7 @@ def test_every_kind_of_estimator_becomes_a_network_that_predicts_and_exports_the
     assert (again.loss.name, again.class_names, again.inputs) == (loss, names, Inputs((4,), "any", ""))
     np.testing.assert_array_equal(again.logits(x), model.logits(x))
     assert npz_bytes(model)
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     (exported,) = session(onnx_bytes(model)).run([first], {"samples": x})
     np.testing.assert_allclose(exported.reshape(expected.shape), expected, atol=1e-12)
 
@@ -670,7 +670,7 @@ ACTIVATIONS = [{"leaky_relu": LeakyReLU(0.2), "elu": ELU(0.7)}.get(name, name) f
 
 
 def session(content: bytes) -> Any:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
+    runtime = pytest.importorskip("onnxruntime", reason='onnxruntime is not installed: pip install ".[test]"')
     return runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
@@ -694,7 +694,7 @@ def pixel_network(activation: object, dtype: str) -> MLP:
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_onnxruntime_gives_the_same_on_a_thousand_images(activation: object, dtype: str) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     model, images = pixel_network(activation, dtype), test_images()
     assert images.shape == (1000, 28, 28)
     program = session(onnx_bytes(model))
@@ -713,7 +713,7 @@ def test_onnxruntime_gives_the_same_on_a_thousand_images(activation: object, dty
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_onnx_of_a_network_with_different_layers(dtype: str) -> None:
     """In onnxruntime, and in the reference evaluator, which is strict about types."""
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     from onnx.reference import ReferenceEvaluator
 
     sizes, activations = [5, *range(6, 6 + len(ACTIVATIONS)), 3], [*ACTIVATIONS[::-1]]
@@ -730,7 +730,7 @@ def test_onnx_of_a_network_with_different_layers(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("sizes", [[12, 3], [12, 7, 3]])
 def test_values_other_than_uint8_are_used_as_they_are(dtype: str, sizes: list[int]) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     model = MLP(sizes, device="cpu", dtype=dtype)
     x = np.random.default_rng(0).normal(size=(20, 12)).astype(dtype)
     for inputs, shape in ((None, (12,)), (Inputs((4, 3), "float32", "own"), (4, 3))):
@@ -750,7 +750,7 @@ def test_values_other_than_uint8_are_used_as_they_are(dtype: str, sizes: list[in
     ],
 )
 def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     model = MLP([6, 5, 1], "tanh", loss=loss, device="cpu")
     x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
     program = session(onnx_bytes(model))
@@ -766,7 +766,7 @@ def test_other_losses_have_other_outputs(loss: str, names: list[str]) -> None:
     ids=lambda base: base.output,
 )
 def test_a_loss_of_ones_own_has_the_outputs_of_its_predictions(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
 
     class Own(base):  # type: ignore[misc]
         name = "own"
@@ -794,7 +794,7 @@ def test_a_loss_of_ones_own_has_the_outputs_of_its_predictions(base: Any, monkey
 
 
 def test_the_names_of_classes_are_in_the_file() -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
     model = MLP([4, 2], device="cpu")
     model.class_names = ("no", "yes")
     program = onnx.load_from_string(onnx_bytes(model))
@@ -804,7 +804,7 @@ def test_the_names_of_classes_are_in_the_file() -> None:
 
 @pytest.mark.parametrize("base", [Tanh, LeakyReLU])
 def test_a_custom_activation_is_refused(base: Any) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
 
     class Own(base):  # type: ignore[misc]
         name = "own"

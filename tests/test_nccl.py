@@ -34,7 +34,7 @@ def test_on_a_gpu_nccl_leaves_the_bits_of_one_process(
     backend, group = gpu_backend(execution=execution), ToItself()
     import_showing_warnings("nccl.core")
     for library in ("nccl.core", "nvmath"):
-        pytest.importorskip(library, reason=f"{library} is not installed: pip install '.[nccl,nvmath]'")
+        pytest.importorskip(library, reason=f'{library} is not installed: pip install ".[nccl,nvmath]"')
     group.connect(backend)
     weights, losses = [], []
     for each in (Group(), group):

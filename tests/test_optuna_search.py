@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("optuna", reason="Optuna is not installed: pip install '.[optuna]'")
+pytest.importorskip("optuna", reason='Optuna is not installed: pip install ".[optuna]"')
 
 import optuna
 from optuna.storages import JournalStorage

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("PIL", reason="Pillow is not installed: pip install '.[images]'")
+pytest.importorskip("PIL", reason='Pillow is not installed: pip install ".[images]"')
 
 from PIL import Image
 

@@ -344,7 +344,7 @@ def test_without_pillow_pictures_are_refused_and_arrays_predicted(
     assert run("predict", digits, tmp_path / "x.npy") == 0
     capsys.readouterr()
     assert run("predict", digits, *paths) == 2
-    assert "pip install '.[images]'" in capsys.readouterr().err
+    assert 'pip install ".[images]"' in capsys.readouterr().err
 
 
 def test_the_preparation_matches_the_training_data(tmp_path: Path, capsys: Captured) -> None:

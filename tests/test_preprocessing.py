@@ -346,8 +346,8 @@ def test_versions_that_do_not_know_it_refuse_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
     """All members from one input, also blank, flat, slanted and full images."""
-    pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[test]'")
+    pytest.importorskip("onnx", reason='onnx is not installed: pip install ".[onnx]"')
+    runtime = pytest.importorskip("onnxruntime", reason='onnxruntime is not installed: pip install ".[test]"')
     digits = np.rint(255 * load_digits()[0].images[:300]).astype(np.uint8)
     images = np.pad(digits.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2)))
     images = np.concatenate([images, bars([-0.6, 0.0, 0.3, 2.0]), np.full((1, 28, 28), 255, np.uint8)])
@@ -367,7 +367,7 @@ def test_an_onnx_file_preprocesses_its_samples(dtype: str) -> None:
 
 
 def test_a_page_is_refused_for_other_images() -> None:
-    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install '.[report]'")
+    pytest.importorskip("jinja2", reason='jinja2 is not installed: pip install ".[report]"')
     from gpumlp.report import drawing_page
 
     test, model = load_digits()[1], trained(preprocess=BOTH)

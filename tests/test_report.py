@@ -688,7 +688,7 @@ def test_without_the_extra_there_is_one_error_before_any_work(
 ) -> None:
     importlib.import_module("matplotlib")  # complete, before anything it imports is missing
     monkeypatch.setitem(sys.modules, library, None)
-    expected = f"reports need {library}, which is not installed; install it with pip install '.[report]'\n"
+    expected = f'reports need {library}, which is not installed; install it with pip install ".[report]"\n'
     assert run("train", *QUICK, "--out", tmp_path / "a", "--report") == 2
     assert capsys.readouterr() == ("", f"gpumlp-train: {expected}")
     assert not (tmp_path / "a").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
+pytest.importorskip("sklearn", reason='scikit-learn is not installed: pip install ".[sklearn]"')
 
 import joblib
 import scipy.sparse

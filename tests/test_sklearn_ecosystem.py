@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install '.[sklearn]'")
+pytest.importorskip("sklearn", reason='scikit-learn is not installed: pip install ".[sklearn]"')
 
 import scipy.sparse
 from sklearn import config_context
@@ -82,7 +82,7 @@ def test_scaled_targets() -> None:
 
 
 def test_frames_and_set_output() -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install '.[test]'")
+    pandas = pytest.importorskip("pandas", reason='pandas is not installed: pip install ".[test]"')
     frame = pandas.DataFrame(X, columns=[f"f{index}" for index in range(X.shape[1])])
     labels = pandas.Series(np.where(Y, "benign", "malignant"), name="kind")
     pipeline = make_pipeline(StandardScaler(), classifier(early_stopping=True)).set_output(transform="pandas")
@@ -274,5 +274,5 @@ def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch: pyte
     for name in [name for name in sys.modules if name.startswith("gpumlp.sklearn")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingExtraError, match=r"need sklearn.*pip install.*'\.\[sklearn\]'"):
+    with pytest.raises(MissingExtraError, match=r'need sklearn.*pip install.*"\.\[sklearn\]"'):
         import gpumlp.sklearn  # noqa: F401

@@ -165,7 +165,7 @@ def test_a_missing_library_is_reported_before_training(tmp_path: Path, monkeypat
     assert captured.out == ""
     assert captured.err == (
         "gpumlp-train: TensorBoard's event files need tensorboardX, which is not installed; install it with "
-        "pip install '.[tensorboard]'\n"
+        'pip install ".[tensorboard]"\n'
     )
     assert not (tmp_path / "run").exists()
     with pytest.raises(MissingExtraError, match="tensorboardX"):

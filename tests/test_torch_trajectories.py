@@ -34,7 +34,7 @@ from gpumlp.backends import DROPOUT, Draws
 from gpumlp.backends.philox import random_bits, threshold
 from gpumlp.nn.schedules import changes_by_step
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]' to compare with it")
+torch = pytest.importorskip("torch", reason='PyTorch is not installed: pip install ".[torch]" to compare with it')
 torch.set_num_threads(1)  # one thread is fastest for such small networks
 
 SAMPLES, FEATURES, CLASSES, BATCH, EPOCHS, SEED = 58, 12, 4, 16, 50, 5  # 4 steps an epoch, the last of 10 samples

@@ -123,7 +123,7 @@ def missing(module: str) -> str | None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == module:
-            return "not installed; pip install '.[compare]' brings it"
+            return 'not installed; pip install ".[compare]" brings it'
         return f"cannot be imported: {error}"
     except Exception as error:  # a broken installation raises what it likes
         return f"cannot be imported: {type(error).__name__}: {first_line(error)}"

@@ -205,7 +205,7 @@ def _cuda_module() -> Any:
     if spec is None or spec.origin is None:  # without an origin: a folder with that name
         raise DeviceError(
             "CuPy is not installed",
-            "install it with pip install '.[cuda13]' (or '.[cuda12]' for a driver older than 580), or use "
+            'install it with pip install ".[cuda13]" (or ".[cuda12]" for a driver older than 580), or use '
             "the device cpu",
         )
     try:
@@ -213,6 +213,6 @@ def _cuda_module() -> Any:
     except Exception as error:  # a broken installation can raise anything
         raise DeviceError(
             f"CuPy is installed, but cannot be imported: {type(error).__name__}: {error}",
-            "reinstall it with pip install '.[cuda13]' (or '.[cuda12]'), or use the device cpu",
+            'reinstall it with pip install ".[cuda13]" (or ".[cuda12]"), or use the device cpu',
         ) from error
     return module

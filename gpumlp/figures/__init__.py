@@ -1,7 +1,7 @@
 """Figures of how networks learn, each computed with the package itself, and of what was measured with the records.
 
 Each is a function that computes, draws and returns a `FigureResult`: the matplotlib figure and its numbers.
-``python -m gpumlp.figures`` writes them to files. Needs matplotlib: ``pip install '.[report]'``.
+``python -m gpumlp.figures`` writes them to files. Needs matplotlib: ``pip install ".[report]"``.
 
 >>> from gpumlp.figures import FIGURES
 >>> list(FIGURES)[:2]

@@ -368,8 +368,8 @@ class Config:
     overwrite: bool = option(False, _FLAG, per_call=True)
     """Replace a run that is in the folder."""
     parallel: str | None = option(None, _one_of("mpi"), on_resume=True, per_call=True)
-    """mpi: the processes that mpiexec has started train one network together, on CPUs (needs pip install '.[mpi]'
-    and MPI) or, with device cuda, on a GPU each (needs '.[nccl]')."""
+    """mpi: the processes that mpiexec has started train one network together, on CPUs (needs pip install ".[mpi]"
+    and MPI) or, with device cuda, on a GPU each (needs ".[nccl]")."""
     resume: str | None = option(None, _text("the folder of a run"), on_resume=True, per_call=True)
     """Resume the run in this folder, with its own configuration."""
     min_accuracy: float | None = option(
@@ -378,7 +378,7 @@ class Config:
     """Exit with code 1 if the test accuracy, as a fraction, is below this; not for numbers."""
     log: str | None = option(None, _one_of("tensorboard"), on_resume=True, per_call=True)
     """tensorboard: also write event files for TensorBoard into the run's folder (needs pip install
-    '.[tensorboard]')."""
+    ".[tensorboard]")."""
     test_curve: bool = option(False, _FLAG, on_resume=True, per_call=True)
     """Measure the test set after every epoch, too, and write the results into test_curve.csv; training does not
     depend on them."""
@@ -386,7 +386,7 @@ class Config:
     """Print nothing but errors."""
     report: bool = option(False, _FLAG, on_resume=True, per_call=True)
     """Write report.html, a page about the run, into its folder at the end, also if it diverges or is interrupted
-    (needs pip install '.[report]')."""
+    (needs pip install ".[report]")."""
     preset: str | None = option(None, _one_of("notes"), per_call=True)
     """notes: the course notes' recipe, 784-128-10 with SGD 0.1 halved after epochs 20 and 40 of 50, and an l2 of
     1e-4 (the notes' code divides the penalty by the number of samples; here it is not divided)."""

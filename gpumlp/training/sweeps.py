@@ -558,7 +558,7 @@ def require_own_runs(sweep: Sweep, training: Dataset) -> None:
 def _without_joblib(workers: int) -> str:
     """The words that say how to train more runs at once, if only joblib is missing for that."""
     if workers == 1 and (os.cpu_count() or 1) > 1 and importlib.util.find_spec("joblib") is None:
-        return "; more need joblib: pip install '.[sklearn]'"
+        return '; more need joblib: pip install ".[sklearn]"'
     return ""
 
 

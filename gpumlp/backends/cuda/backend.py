@@ -73,7 +73,7 @@ _TF32_SINCE = 80  # compute capability 8.0
 # Samples of a batch up to which `auto` prefers the persistent kernel. Measured on an H200: for larger batches
 # graphs are as fast or faster.
 PERSISTENT_BATCH = 256
-_GET_NCCL = "pip install '.[nccl]' 'nccl4py[cu13]' (or 'nccl4py[cu12]'), or use the device cpu"
+_GET_NCCL = 'pip install ".[nccl]" "nccl4py[cu13]" (or "nccl4py[cu12]"), or use the device cpu'
 _DRIVERS = {"cupy", "cupy_backends", "nvmath", "nccl"}  # packages whose exceptions mean that the device failed
 
 
@@ -98,8 +98,8 @@ def device_count() -> int:
         raise DeviceError(
             f"CuPy {cupy.__version__} cannot use the NVIDIA driver, which supports CUDA "
             f"{driver // 1000}.{driver % 1000 // 10}: {error}",
-            "update the driver, or install the extra for its CUDA version (pip install '.[cuda12]' or "
-            "'.[cuda13]'), or use the device cpu",
+            'update the driver, or install the extra for its CUDA version (pip install ".[cuda12]" or '
+            '".[cuda13]"), or use the device cpu',
         ) from error
     if count == 0:
         raise DeviceError(
@@ -185,7 +185,7 @@ class CudaBackend(Backend):
             raise DeviceError(
                 f"{self.name} ({self.device_name}) is there, but a first computation on it failed: "
                 f"{type(error).__name__}: {error}",
-                "reinstall CuPy with NVIDIA's libraries (pip install '.[cuda13]' or '.[cuda12]'), or use the "
+                'reinstall CuPy with NVIDIA\'s libraries (pip install ".[cuda13]" or ".[cuda12]"), or use the '
                 "device cpu",
             ) from failure
 

@@ -120,7 +120,7 @@ class GraphRunner:
     def unsupported_reason(self, step: Step) -> str | None:
         """Why graphs do not support this step; None if they do, as far as known before its capture."""
         if self._backend.products() is None:
-            return "CuPy's products cannot be captured; install nvmath-python (pip install '.[nvmath]')"
+            return 'CuPy\'s products cannot be captured; install nvmath-python (pip install ".[nvmath]")'
         found = self._captured.get(step)
         if step in self._changing:
             return "each step changes an attribute of a rule, which a graph would not repeat"
