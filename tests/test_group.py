@@ -141,7 +141,7 @@ def test_without_an_mpi_library_the_error_says_how_to_get_one() -> None:
 
 def test_without_mpi4py_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(MissingExtraError, match=r"pip install '.\[mpi\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[mpi\]"'):
         MPIGroup()
 
 

@@ -28,7 +28,7 @@ class JaxScan(Peer):
         try:
             device_of(device)
         except (RuntimeError, IndexError) as error:
-            return f"this JAX finds no {device}: {first_line(error)}; pip install 'jax[cuda13]' brings it"
+            return f'this JAX finds no {device}: {first_line(error)}; pip install "jax[cuda13]" brings it'
         return None
 
     def __init__(
