@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still starting: one line and exit code 130, as later on.
+"""Ctrl-C while a command is still starting: one line and exit code 130, as later on. SIGTERM acts like Ctrl-C.
 
 Imported before everything else of the package, and imports as little as possible.
 """
@@ -43,7 +43,10 @@ def _open_streams() -> None:
 
 
 def _guard_start() -> bool:
-    """From now on, an interrupt ends the process, if it is a command's (returned); see `started`."""
+    """From now on, an interrupt ends the process, if it is a command's (returned); see `started`.
+
+    SIGTERM is an interrupt from now on: by it batch systems and ``kill`` end a process.
+    """
     name = program()
     if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return False
@@ -58,6 +61,8 @@ def _guard_start() -> bool:
             os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
     signal.signal(signal.SIGINT, end)
+    if hasattr(signal, "SIGKILL") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     return True
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command starts ends a command as at any other time."""
+"""Ctrl-C or SIGTERM while a command starts ends a command as at any other time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def interrupted(tmp_path: Path) -> Path:
     return folder
 
 
-def interrupt(folder: Path, module: str) -> None:
-    lines = "import os, signal, time", f"os.kill(os.getpid(), {int(signal.SIGINT)})", "time.sleep(10)"
+def interrupt(folder: Path, module: str, number: int = signal.SIGINT) -> None:
+    lines = "import os, signal, time", f"os.kill(os.getpid(), {int(number)})", "time.sleep(10)"
     # As libraries do that take any error in a part of theirs for one that is missing.
     text = "try:\n" + "".join(f"    {line}\n" for line in lines) + "except BaseException: raise ImportError\n"
     (folder / f"{module}.py").write_text(text)
@@ -44,10 +44,16 @@ def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 # imported with the package, and with the command
 @pytest.mark.parametrize(
-    ("command", "module"), [*((command, "threadpoolctl") for command in COMMANDS), ("train", "tyro")]
+    ("command", "module", "number"),
+    [
+        *((command, "threadpoolctl", signal.SIGINT) for command in COMMANDS),
+        *(("train", "tyro", number) for number in (signal.SIGINT, signal.SIGTERM)),
+    ],
 )
-def test_an_interrupted_import_is_one_line(command: str, module: str, interrupted: Path) -> None:
-    interrupt(interrupted, module)
+def test_an_interrupted_import_is_one_line(
+    command: str, module: str, number: signal.Signals, interrupted: Path
+) -> None:
+    interrupt(interrupted, module, number)
     done = python(interrupted, "-m", f"gpumlp.{command}", "--help")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"gpumlp-{command}: interrupted\n")
 
@@ -92,9 +98,10 @@ def test_below_mpiexec_the_process_is_killed(
     assert (done.returncode, done.stderr) == (-getattr(signal, name), "gpumlp-train: interrupted\n")
 
 
-def test_an_interrupt_after_the_work_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_the_work_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(signal.SIGINT)})\n"
+        f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\n"
     )
     done = python(tmp_path, "-m", "gpumlp.history", "missing")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
@@ -113,17 +120,19 @@ def test_a_program_of_the_user_gets_its_exception(interrupted: Path, tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
 
 
-def test_an_interrupt_that_is_ignored_stays_ignored(interrupted: Path, tmp_path: Path) -> None:
-    (interrupted / "tyro.py").write_text(
-        f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\nraise SystemExit(7)\n"
-    )
+# like "nohup", and like "&" in a script; SIGTERM ends a process that ignores Ctrl-C
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 7), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupt_that_is_ignored_stays_ignored(
+    number: signal.Signals, code: int, interrupted: Path, tmp_path: Path
+) -> None:
+    (interrupted / "tyro.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise SystemExit(7)\n")
     program = tmp_path / "nohup.py"
     program.write_text(
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "os.execv(sys.executable, [sys.executable, '-m', 'gpumlp.info'])\n"
     )
-    assert python(interrupted, str(program)).returncode == 7
+    assert python(interrupted, str(program)).returncode == code
 
 
 def test_every_command_is_guarded() -> None:

@@ -84,12 +84,13 @@ def test_killed_while_it_starts_there_is_a_run_or_none(tmp_path: Path) -> None:
             assert not (run / "config.json").exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     uninterrupted = start(whole)
     process = start(run)
     wait_until(lambda: lines(run) >= 5, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, _, err = finish(process)
     assert code == 130
     epochs = len(Checkpoint.load(checkpoint(run)).history)

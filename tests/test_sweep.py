@@ -443,13 +443,15 @@ def test_killed_at_any_moment_a_sweep_goes_on_with_what_is_missing(tmp_path: Pat
     assert [row["state"] for row in rows(out)] == ["finished"] * 4
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, whole: Path, jobs: int) -> None:
+@pytest.mark.parametrize(("jobs", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+def test_ctrl_c_and_sigterm_say_how_to_go_on(
+    tmp_path: Path, whole: Path, jobs: int, number: signal.Signals
+) -> None:
     pytest.importorskip("joblib")
     out = tmp_path / "a sweep"
-    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out, env=SAVE_EACH)
+    process = spawn("sweep", *LONG, "--jobs", jobs, "--out", out, env=SAVE_EACH, start_new_session=True)
     wait_until(lambda: lines(out / FIRST) >= 5, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # as a terminal and batch systems do: to every process
     code, _, err = finish(process)
     assert code == 130
     ended = len(list(out.glob("*/metrics.json")))

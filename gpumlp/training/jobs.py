@@ -342,10 +342,11 @@ def _result(shared: Path, stop: Path, current: str, job: bytes) -> Any:
 
 
 def _start_worker(parent: int, folder: Path) -> None:
-    """Ctrl-C reaches every process of a terminal, but the parent alone decides what ends by it."""
+    """Ctrl-C reaches every process of a terminal, and SIGTERM of a batch job; the parent decides what ends."""
     global _folder
     _folder = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
