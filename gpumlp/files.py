@@ -14,6 +14,10 @@ from pathlib import Path
 _TEMPORARY = ".gpumlp-"  # how the names of temporary files begin
 _PATIENCE = 5.0 if os.name == "nt" else 0.0  # seconds; Windows replaces no file that another program has open
 _PAUSE = 0.02  # seconds between attempts
+_FILES = (  # endings of the names of files, not of folders such as run-0.1
+    *(".ckpt", ".csv", ".h5", ".hdf5", ".htm", ".html", ".joblib", ".json", ".jsonl", ".keras", ".npy", ".npz"),
+    *(".onnx", ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".svg", ".toml", ".txt", ".zip"),
+)
 
 
 class PathError(ValueError):
@@ -40,6 +44,25 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         name = Path(path).parts[0]
         raise PathError(f"{os.fspath(path)}: {name} has no home folder; write the path out, or ./{name}") from None
+
+
+def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected a folder") -> Path:
+    """As `user_path`, for a folder that is there or is to be made.
+
+    Args:
+        path: that of the folder.
+        expected: begins the message of an error.
+
+    Raises:
+        PathError: there is a file in its place, or a folder that is to be made has a name like that of a file.
+    """
+    folder = user_path(path)
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise PathError(f"{expected}, got the file {file}; choose another name")
+    if folder.suffix.lower() in _FILES and not folder.exists():
+        raise PathError(f"{expected}, got {path}, the name of a file; leave out {folder.suffix}")
+    return folder
 
 
 def require_distinct(runs: Sequence[str | os.PathLike[str]]) -> None:

@@ -387,13 +387,6 @@ def test_out_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture
     assert run("train", *SMALL, "--out", finished, "--overwrite", "--quiet") == 0
 
 
-def test_a_file_is_no_folder_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (file := tmp_path / "mine.txt").write_text("mine")
-    assert run("train", *SMALL, "--out", file) == 2
-    assert f"gpumlp-train: out: expected a folder, got the file {file}; choose" in capsys.readouterr().err
-    assert file.read_text() == "mine"
-
-
 # -- evaluate ----------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,7 @@ def test_a_file_as_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert run("schedules", "--out", tmp_path / "file" / below) == 2
     assert capsys.readouterr() == (
         "",
-        f"gpumlp-figures: out: expected a folder, got a file: {tmp_path / 'file'}\n",
+        f"gpumlp-figures: out: expected a folder, got the file {tmp_path / 'file'}; choose another name\n",
     )
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from gpumlp import (
     MLP,
+    Committee,
     Dataset,
     DeviceError,
     Glorot,
@@ -30,6 +31,7 @@ from gpumlp import (
     register,
 )
 from gpumlp.backends import Backend
+from gpumlp.files import PathError
 from gpumlp.nn.activations import ACTIVATIONS
 from gpumlp.nn.losses import LOSSES
 from gpumlp.nn.model_file import Inputs, ModelFileError
@@ -289,9 +291,39 @@ def test_a_network_that_cannot_be_saved_is_refused_before_a_folder_is_created(
     with pytest.raises(ModelFileError, match=r"a sample of shape \(2, 2\) does not have 3 features"):
         model.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(ModelFileError, match="is a file; give the name of a folder"):
-        MLP([3, 2], device="cpu").save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", [MLP, Committee])
+def test_save_takes_a_folder_or_the_name_of_a_safetensors_file(tmp_path: Path, kind: Any) -> None:
+    model = MLP([3, 2], device="cpu")
+    saved = model if kind is MLP else Committee([model, model])
+    (tmp_path / "there.npz").mkdir()
+    for name, file in (
+        ("run-0.1", "run-0.1/model.safetensors"),
+        ("there.npz", "there.npz/model.safetensors"),
+        ("new/net.safetensors", "new/net.safetensors"),
+        ("new/NET.SAFETENSORS", "new/NET.SAFETENSORS"),
+    ):
+        assert saved.save(tmp_path / name) == saved.save(tmp_path / name) == tmp_path / file
+        assert (tmp_path / file).is_file()
+        assert len(Committee.load(tmp_path / name, device="cpu").members) == (1 if kind is MLP else 2)
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("net.npz", "new/model.pt", "net.ONNX", "file", "file/net"):
+        with pytest.raises(PathError, match=r"expected a folder, .* or the name of a \.safetensors file, got"):
+            saved.save(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors", "checkpoint.safetensors"])
+def test_save_writes_over_no_file_of_a_run(tmp_path: Path, name: str) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_text("of a run")
+    model = MLP([3, 2], device="cpu")
+    with pytest.raises(ModelFileError, match="is the folder of a training run"):
+        model.save(tmp_path / name)
+    assert checkpoint.read_text() == "of a run"
+    assert model.save(tmp_path / "net.safetensors").parent == tmp_path
 
 
 @pytest.mark.parametrize(

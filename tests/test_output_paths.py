@@ -79,6 +79,31 @@ def test_no_command_writes_over_a_run_or_its_input(
     assert contents(trained) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", *DIGITS, "--epochs", "1"),
+        ("sweep", *DIGITS, "--epochs", "1", "--grid", "momentum=0,0.9"),
+        ("reproduce", "digits"),
+        ("figures", "activations"),
+        ("shuffle", "in.npy", "in.npy"),
+    ],
+)
+def test_no_folder_is_made_with_the_name_of_a_file(
+    trained: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    before = contents(trained)
+    for name, message in (
+        ("new/net.npz", "out: expected a folder, got new/net.npz, the name of a file; leave out .npz"),
+        ("in.npy", "out: expected a folder, got the file in.npy; choose another name"),
+    ):
+        assert run(*words, *(() if words[0] == "shuffle" else ("--out",)), name) == 2
+        assert f"gpumlp-{words[0]}: {message}\n" in capsys.readouterr().err
+    assert contents(trained) == before
+    assert not (trained / "new").exists()
+
+
 def test_a_file_of_such_a_name_is_written_where_there_is_no_run(trained: Path) -> None:
     (trained / "elsewhere").mkdir()
     out = trained / "elsewhere" / "model.safetensors"

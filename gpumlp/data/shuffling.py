@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replace, user_path
+from ..files import new_folder_path, replace
 from ..words import as_product, listed
 from .labels import DataError
 from .rows import FileRows, read_targets
@@ -49,10 +49,11 @@ def shuffle_files(
         The two paths.
 
     Raises:
+        PathError: `out` is the name of a file.
         DataError: a file cannot be used, or `out` is not an empty folder.
         OSError: the disk is full, ...; nothing is left in `out`.
     """
-    source, folder = FileRows(images, label_column), user_path(out)
+    source, folder = FileRows(images, label_column), new_folder_path(out)
     labels = read_targets(images if targets is None else targets, label_column)
     if len(labels) != len(source):
         raise DataError(f"{targets}: expected {len(source):,} targets, one for each sample, got {len(labels):,}")
@@ -79,18 +80,14 @@ def shuffle_files(
 
 
 def _require_empty(folder: Path) -> None:
-    """Raise DataError if something is in a folder, or it is none."""
-    found, advice = "a file", "choose another"
-    if folder.is_dir():
-        names = sorted(path.name for path in folder.iterdir())
-        if not names:
-            return
-        found = "files there"
-        if all(name.startswith(_TEMPORARY) for name in names):
-            found = f"{listed(names)} there, of a shuffle that was ended, or is still running"
-            advice = f"if none is, delete it: rm -r {shlex.join(str(folder / name) for name in names)}"
-    elif not folder.exists():
+    """Raise DataError if something is in a folder."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if not names:
         return
+    found, advice = "files there", "choose another"
+    if all(name.startswith(_TEMPORARY) for name in names):
+        found = f"{listed(names)} there, of a shuffle that was ended, or is still running"
+        advice = f"if none is, delete it: rm -r {shlex.join(str(folder / name) for name in names)}"
     raise DataError(f"{folder}: expected a new or an empty folder, found {found}; {advice}")
 
 

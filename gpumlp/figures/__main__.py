@@ -15,7 +15,7 @@ from .. import command
 from ..backends import get_backend
 from ..data import load_dataset
 from ..extras import require
-from ..files import user_path
+from ..files import PathError, new_folder_path, user_path
 from ..training.config import ConfigError
 from . import FIGURES
 from .style import save
@@ -57,12 +57,10 @@ class Options:
             fitting = [name for name in FIGURES if argument in _arguments(name)]
             if getattr(self, option) is not None and not {*fitting} & {*names}:
                 problems.append(f"{option}: expected only with {', '.join(fitting)}, got {', '.join(names)}")
-        if not self.out:
-            problems.append("out: expected the path of a folder, got an empty one")
-        out = user_path(self.out or ".")
-        files = [path for path in (out, *out.parents) if path.exists() and not path.is_dir()]
-        if files:
-            problems.append(f"out: expected a folder, got a file: {files[0]}")
+        try:
+            new_folder_path(self.out)
+        except PathError as error:
+            problems.append(str(error))
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -176,16 +176,19 @@ class Committee:
         """
         return accuracy_of(self, self.evaluate(dataset, targets, pixels=pixels))
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write all members atomically to one file, ``folder/model.safetensors``, for `load` on any device.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all members atomically to one file, for `load` on any device.
+
+        Args:
+            path: as for `MLP.save`.
 
         Returns:
             The path of the file.
 
         Raises:
-            ModelFileError, OSError: as for `MLP.save`.
+            PathError, ModelFileError, OSError: as for `MLP.save`.
         """
-        return save_committee(self.members, folder)
+        return save_committee(self.members, path)
 
     @classmethod
     def load(cls, *paths: str | os.PathLike[str], device: str | Backend = "auto") -> Committee:

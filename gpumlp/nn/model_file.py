@@ -2,10 +2,11 @@
 
 The header's metadata hold ``format``, a ``checksum`` of all the rest (SHA-256), and named groups of state, each a
 JSON object. A group may have tensors, whose names begin with its own. ``model.save(DIR)`` writes
-``DIR/model.safetensors`` with the group ``model``, a description of the network, and its tensors, without the
-prefix: ``layers.0.weight`` of shape ``(in_features, out_features)``, ``layers.0.bias`` ``(out_features,)``, and so
-on. A training run's ``checkpoint.safetensors`` has the same group, its tensors as ``model.layers.0.weight``, and
-the groups of the training run (`gpumlp.training.checkpoint`); both kinds of file can be loaded.
+``DIR/model.safetensors``, and ``model.save(NAME.safetensors)`` that file, with the group ``model``, a description
+of the network, and its tensors, without the prefix: ``layers.0.weight`` of shape ``(in_features, out_features)``,
+``layers.0.bias`` ``(out_features,)``, and so on. A training run's ``checkpoint.safetensors`` has the same group,
+its tensors as ``model.layers.0.weight``, and the groups of the training run (`gpumlp.training.checkpoint`); both
+kinds of file can be loaded.
 
 What is new is a new group: a version that does not know it refuses the file by the group's name.
 
@@ -31,7 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
-from ..files import read_file, user_path, write_atomically
+from ..files import new_folder_path, read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
 from ..words import as_product, listed, shown
 from .activations import ACTIVATIONS, Activation
@@ -138,27 +139,27 @@ def plain_inputs(model: MLP) -> Inputs:
     return model.inputs or Inputs((model.sizes[0],), model.dtype.name, "")
 
 
-def save_model(model: MLP, folder: str | os.PathLike[str]) -> Path:
-    """Write ``model.safetensors`` into a folder, which is created if missing; see ``MLP.save``."""
-    return _save(model_bytes(model), folder)
+def save_model(model: MLP, path: str | os.PathLike[str]) -> Path:
+    """Write a network to a file, or to ``model.safetensors`` in a folder; see ``MLP.save``."""
+    return _save(model_bytes(model), path)
 
 
-def save_committee(members: Sequence[MLP], folder: str | os.PathLike[str]) -> Path:
-    """Write several networks as one ``model.safetensors``; see ``Committee.save``."""
-    return _save(committee_bytes(members), folder)
+def save_committee(members: Sequence[MLP], path: str | os.PathLike[str]) -> Path:
+    """Write several networks as one file; see ``Committee.save``."""
+    return _save(committee_bytes(members), path)
 
 
-def _save(content: bytes, folder: str | os.PathLike[str]) -> Path:
-    folder = user_path(folder)
-    if (folder / CHECKPOINT).exists():
+def _save(content: bytes, path: str | os.PathLike[str]) -> Path:
+    file, ending = user_path(path), Path(MODEL).suffix
+    if file.suffix.lower() != ending or file.is_dir():
+        file = new_folder_path(path, f"expected a folder, for {MODEL}, or the name of a {ending} file") / MODEL
+    if file.name in (MODEL, CHECKPOINT) and (file.parent / CHECKPOINT).exists():
         raise ModelFileError(
-            f"{folder} is the folder of a training run, which already contains its network; choose another"
+            f"{file.parent} is the folder of a training run, which already contains its network; choose another"
         )
-    if folder.exists() and not folder.is_dir():
-        raise ModelFileError(f"{folder} is a file; give the name of a folder, in which {MODEL} is created")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / MODEL, content)
-    return folder / MODEL
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, content)
+    return file
 
 
 def model_bytes(model: MLP, selection: Mapping[str, Any] | None = None) -> bytes:

@@ -445,24 +445,29 @@ class MLP:
         with self.backend.activate():
             self.backend.xp.copyto(self.parameters.data, flat)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the network atomically to ``folder/model.safetensors``, for `load` on any device.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the network atomically to one safetensors file, for `load` on any device.
 
         The file contains sizes, activation, loss, dtype, initializer, `inputs`, `class_names` and the weights.
         Activations and losses of your own are saved by their name and attributes, if they are registered: see
         `gpumlp.register`. Waits for the device.
 
+        Args:
+            path: of a folder, for ``model.safetensors``; or of the file, if it ends in ``.safetensors``. Missing
+                folders are made.
+
         Returns:
             The path of the file.
 
         Raises:
+            PathError: the name is that of another kind of file, such as ``net.npz``.
             ModelFileError: the folder is that of a training run, an activation, a layer or the loss is not
                 registered, a weight is NaN or infinite, or there is not one class name for each class.
             OSError: the disk is full, the folder is read-only, ...; a previous file is unchanged.
         """
         from .model_file import save_model
 
-        return save_model(self, folder)
+        return save_model(self, path)
 
     @classmethod
     def load(cls: type[M], path: str | os.PathLike[str], *, device: str | Backend = "auto") -> M:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakSet
 
-from ..files import remove_leftovers, user_path, write_atomically
+from ..files import new_folder_path, remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.metrics import METRICS as METRICS_OF
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
@@ -392,19 +392,18 @@ class RunFolder(Callback):
         """A locked folder for a new run: ``config.out``, or ``runs/<time>-<dataset>``.
 
         Raises:
+            PathError: `out` is the name of a file.
             ConfigError: there is a run in it and `overwrite` is not set, or another process is training one there.
             OSError: it cannot be made.
         """
         if config.out is None:
             path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(dataset).stem}")
             return cls(path, config).locked()
-        path = user_path(config.out)
+        path = new_folder_path(config.out)
         if Run(path).is_best:
             raise ConfigError(
                 f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
             )
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"out: expected a folder, got the file {path}; choose another name")
         path.mkdir(parents=True, exist_ok=True)
         if (path / SWEEP).exists():
             raise ConfigError(f"out: {path} holds a sweep; choose another folder")

@@ -24,7 +24,7 @@ import gpumlp
 
 from ..backends import Backend
 from ..data import Dataset
-from ..files import remove_leftovers, user_path, write_atomically
+from ..files import new_folder_path, remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import CHECKPOINT
 from ..terminal import console
@@ -160,6 +160,7 @@ class Sweep:
             logarithmic, search: see `Sweep`.
 
         Raises:
+            PathError: `out` is the name of a file.
             ConfigError: naming everything that does not fit the data, or there is a sweep or a run in the folder.
             OSError: the folder cannot be made.
         """
@@ -186,9 +187,7 @@ class Sweep:
         if config.out is None:
             path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
         else:
-            path = user_path(config.out)
-            if path.exists() and not path.is_dir():
-                raise ConfigError(f"out: expected a folder, got the file {path}; choose another name")
+            path = new_folder_path(config.out)
             if (path / SWEEP).exists():
                 raise ConfigError(
                     f"out: {path} holds a sweep; go on with it (--resume {path}), or choose another folder"
