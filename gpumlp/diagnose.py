@@ -11,6 +11,7 @@ import tyro
 
 from . import command
 from .diagnostics import diagnose
+from .files import distinct
 from .training.config import ConfigError, given
 from .training.run import Run, open_run
 from .words import counted
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROGRAM, arguments)
         if not options.runs:
             raise ConfigError("runs: expected the folder of at least one run, got none")
-        runs = [open_run(path, lenient=True) for path in options.runs]
+        runs = [open_run(path, lenient=True) for path in distinct(options.runs)]
         for line in [line for run in runs for line in diagnosis(run)]:
             print(line)
         damaged = [problem for run in runs for problem in run.damaged]

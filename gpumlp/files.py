@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,9 +65,17 @@ def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected
     return folder
 
 
+def distinct(runs: Iterable[str]) -> list[str]:
+    """The folders of runs, each once, by the first of its names."""
+    found: dict[str, str] = {}
+    for run in runs:
+        found.setdefault(os.path.realpath(user_path(run)), run)  # Path.resolve fails for a link to itself
+    return list(found.values())
+
+
 def require_distinct(runs: Sequence[str | os.PathLike[str]]) -> None:
     """Raise PathError if the folder of a run is given twice: it would count twice."""
-    folders = [user_path(run).resolve() for run in runs]
+    folders = [os.path.realpath(user_path(run)) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         if folders.count(folder) > 1:
             raise PathError(f"{run}: expected each run once, got it {folders.count(folder)} times")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from . import command, terminal
-from .files import user_path, utf8, write_atomically
+from .files import distinct, user_path, utf8, write_atomically
 from .nn.metrics import METRIC_WORDS, METRICS
 from .nn.model_file import CHECKPOINT
 from .training.checkpoint import CheckpointError
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.check_output("csv", options.csv, endings=(".csv",))
         if options.reverse and options.sort is None:
             raise ConfigError("reverse: expected only with --sort")
-        names = list(dict.fromkeys(run for name in options.runs for run in find_runs(name)))
+        names = distinct(run for name in options.runs for run in find_runs(name))
         read, problems = _read(names)
         if not read:
             raise CheckpointError("\n".join(problems))

@@ -243,6 +243,8 @@ def test_a_link_that_leads_to_itself_is_no_run(copy: Path, capsys) -> None:
     (copy.parent / "loop").symlink_to("loop")
     assert run("history", copy.parent) == 0
     assert capsys.readouterr().err == ""
+    for command in ("evaluate", "diagnose", "report"):
+        assert f"there is no run {copy.parent / 'loop'}" in refused(command, copy.parent / "loop", capsys=capsys)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are those of POSIX")

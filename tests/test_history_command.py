@@ -59,6 +59,21 @@ def test_a_run_is_shown_epoch_by_epoch_as_in_training(tmp_path: Path, capsys: py
     ]
 
 
+@pytest.mark.parametrize("command", ["history", "diagnose"])
+def test_a_run_that_is_named_twice_is_shown_once(
+    runs: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        shutil.rmtree(runs / name)
+        assert run("train", *DIGITS, "--epochs", 1, "--quiet", "--out", runs / name) == 0
+    (runs / "link").symlink_to("a")
+    monkeypatch.chdir(runs)
+    assert run(command, "a", "b") == 0
+    expected = capsys.readouterr()
+    assert run(command, "a", "./a/", "b", runs / "a", "link", "b") == 0
+    assert capsys.readouterr() == expected
+
+
 def test_runs_side_by_side_with_final_and_best_values(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("history", *(runs / name for name in "abcd")) == 0
     lines = capsys.readouterr().out.splitlines()
