@@ -54,10 +54,13 @@ def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected
         expected: begins the message of an error.
 
     Raises:
-        PathError: there is a file in its place, or a folder that is to be made has a name like that of a file.
+        PathError: there is a file or a broken link in its place, or a folder that is to be made has a name like
+            that of a file.
     """
     folder = user_path(path)
-    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    # lexists: a link that leads nowhere, or to itself, too
+    places = (folder, *folder.parents)
+    file = next((place for place in places if os.path.lexists(place) and not place.is_dir()), None)
     if file is not None:
         raise PathError(f"{expected}, got the file {file}; choose another name")
     if folder.suffix.lower() in _FILES and not folder.exists():

@@ -93,8 +93,10 @@ def test_no_folder_is_made_with_the_name_of_a_file(
     trained: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
+    Path("loop").symlink_to("loop")
     before = contents(trained)
     for name, message in (
+        ("loop", "out: expected a folder, got the file loop; choose another name"),
         ("new/net.npz", "out: expected a folder, got new/net.npz, the name of a file; leave out .npz"),
         ("in.npy", "out: expected a folder, got the file in.npy; choose another name"),
     ):
