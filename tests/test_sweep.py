@@ -30,6 +30,7 @@ from gpumlp.training.sweeps import Sweep
 from tests.command_helpers import DIGITS, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
 
 GRID = ("--grid", "learning-rate=0.01,0.1", "hidden=4,6x5")
+_400 = ",".join(map(str, range(1, 401)))
 SMALL = (*DIGITS, "--epochs", 2, "--jobs", 1)
 
 
@@ -290,6 +291,9 @@ def test_networks_are_never_ranked_by_what_they_were_trained_on(
         (["--validation", 1437], "validation is expected to leave some of the 1,437 training samples"),
         (["--device", "cuda:99"], "cuda"),
         (["--resume", "none"], "there is no sweep in none: it has no sweep.json"),
+        (["--grid", f"hidden={_400}", f"batch-size={_400}"], "expected at most 100,000 runs, got 160,000; give"),
+        ([*GRID, "--seeds", 30_000], "expected at most 100,000 runs, got 120,000"),
+        (["--random", "l2=0:1", "--trials", 100_001], "expected at most 100,000 runs, got 100,001"),
     ],
 )
 def test_bad_input_is_refused_before_any_training(

@@ -37,6 +37,7 @@ _OF_WORDS = {
     "class_weight": r"\+",
 }
 
+MOST_RUNS = 100_000  # of a sweep, a folder each; more are a typing error
 _DIGITS = 4  # significant digits of a number that is drawn, so that names of folders say exactly what it is
 _TRIES = 100  # draws for each network that is wanted, before too few different ones are there
 _SAMPLE = 100  # networks of a search that are checked before it begins
@@ -117,6 +118,7 @@ def grid(base: Config, words: Sequence[str]) -> tuple[list[Values], list[str]]:
         ConfigError: naming everything that is wrong, of the words and of the networks.
     """
     choices = [Choice(name, _values(name, text)) for name, text in _named("grid", words)]
+    require_few(math.prod(len(choice.values) for choice in choices))
     found = [
         dict(zip([choice.name for choice in choices], values, strict=True))
         for values in itertools.product(*(choice.values for choice in choices))
@@ -142,6 +144,7 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
         ConfigError: naming everything that is wrong, of the words and of the networks.
     """
     ranges = space(words)
+    require_few(trials)
     rng = np.random.default_rng(seed)
     found: dict[str, Values] = {}
     for _ in range(_TRIES * trials):
@@ -153,6 +156,15 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
         raise ConfigError(f"trials: expected at most {len(found)}, as many networks as were found, got {trials}")
     _check(base, found.values())
     return list(found.values()), logarithmic(ranges)
+
+
+def require_few(runs: int) -> None:
+    """Raise ConfigError if these are too many for a sweep."""
+    if runs > MOST_RUNS:
+        raise ConfigError(
+            f"expected at most {MOST_RUNS:,} runs, got {runs:,}; give fewer values or seeds, or draw some of the "
+            "networks with --random"
+        )
 
 
 def space(words: Sequence[str]) -> list[Choice | Interval]:

@@ -40,7 +40,7 @@ from .lock import LOCK, RunLock
 from .many import run_together
 from .progress import Progress, metric
 from .run import PRUNED, SWEEP, Run, is_run, new_folder, write_finding
-from .search_space import Values, label, space, value_text, with_values
+from .search_space import Values, label, require_few, space, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
 from .trainer import Trainer, Training
 
@@ -164,6 +164,7 @@ class Sweep:
             ConfigError: naming everything that does not fit the data, or there is a sweep or a run in the folder.
             OSError: the folder cannot be made.
         """
+        require_few(seeds * len(networks) if search is None else search.trials)
         training, test = data
         metric = metric or METRICS[training.task][0]
         problems = dict.fromkeys(metric_problems(metric, training, networks))
@@ -289,6 +290,7 @@ class Sweep:
 
     def with_seeds(self, seeds: int) -> Sweep:
         """The sweep with each network trained with another number of seeds; finished runs stay what they are."""
+        require_few(seeds * len(self.networks))
         return dataclasses.replace(
             self, runs=_runs(self.networks, range(self.config.seed, self.config.seed + seeds))
         )
@@ -335,7 +337,10 @@ class Sweep:
 
     def ranking(self, rows: Sequence[Row]) -> list[Result]:
         """The networks, the best one first; those with a run that has no result come after all others."""
-        results = [self._result(index, rows) for index in range(len(self.networks))]
+        own: list[list[Row]] = [[] for _ in self.networks]
+        for row in rows:
+            own[row.run.network].append(row)
+        results = [self._result(values, each) for values, each in zip(self.networks, own, strict=True)]
         sign = -1 if HIGHER_IS_BETTER[self.metric] else 1
 
         def key(result: Result) -> tuple[bool, bool, float]:
@@ -344,16 +349,14 @@ class Sweep:
 
         return sorted(results, key=key)
 
-    def _result(self, network: int, rows: Sequence[Row]) -> Result:
-        own = tuple(row for row in rows if row.run.network == network)
-
+    def _result(self, values: Values, rows: Sequence[Row]) -> Result:
         def of(name: str) -> list[float]:
-            return [row.metrics[name] for row in own if row.metrics.get(name) is not None]
+            return [row.metrics[name] for row in rows if row.metrics.get(name) is not None]
 
         found, tests = of(self.monitor), of(f"test_{self.metric}")
         return Result(
-            self.networks[network],
-            own,
+            values,
+            tuple(rows),
             statistics.fmean(found) if found else None,
             statistics.stdev(found) if len(found) > 1 else None,
             statistics.fmean(tests) if tests else None,
