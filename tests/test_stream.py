@@ -1028,6 +1028,29 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path, n
         np.asarray(data.images)
 
 
+@pytest.mark.parametrize("piece", [1, 5])
+@pytest.mark.parametrize("run", range(5))
+def test_a_file_is_refused_wherever_in_a_call_it_is_written_to(
+    tmp_path: Path, run: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", np.zeros((10, 4), np.uint8))
+    images, places = FileRows(tmp_path), np.array([0, 5, 2, 18, 13])
+    monkeypatch.setattr("gpumlp.data.rows._PIECE", 4 * piece)
+    images.read(places, found := np.empty((5, 4), np.uint8))
+    read, runs = FileRows._read_part, []
+
+    def written(self: FileRows, number: int, first: int, out: np.ndarray) -> None:
+        if len(runs) == run:
+            os.utime(tmp_path / f"{number}.npy", ns=(1, 1))
+        runs.append(number)
+        read(self, number, first, out)
+
+    monkeypatch.setattr(FileRows, "_read_part", written)
+    with pytest.raises(DataError, match=f"{int(run > 2)}.npy: expected .* the file was changed while it was read"):
+        images.read(places, found)
+
+
 @pytest.mark.parametrize(
     ("words", "places", "message"),
     [

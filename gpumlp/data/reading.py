@@ -36,6 +36,19 @@ def changed(path: Path, state: tuple[int, int], found: os.stat_result) -> DataEr
     )
 
 
+def require_unchanged(path: Path, state: tuple[int, int], file: int | None = None) -> None:
+    """Raise DataError if a file is not in the `file_state` that it was in at the start.
+
+    Args:
+        path: of the file.
+        state: that it was in.
+        file: its descriptor if it is open.
+    """
+    found = os.stat(path if file is None else file)
+    if file_state(found) != state:
+        raise changed(path, state, found)
+
+
 def require_memory(size: int, what: str) -> None:
     """Raise DataError if `size` bytes are more than this machine, or this container, has as memory."""
     memory = host_memory()

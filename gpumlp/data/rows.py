@@ -23,7 +23,7 @@ from .idx import GZIP_MAGIC, has_idx_magic, read_idx, read_idx_header
 from .labels import DataError
 from .mnist import is_transposed
 from .npz import NPY_MAGIC, damage_named, read_npy, read_npy_header
-from .reading import changed, file_state, require_file
+from .reading import changed, file_state, require_file, require_unchanged
 from .tables import TablePart, ZarrArray, is_table, is_zarr
 
 _PIECE = 2**22  # bytes of samples that are read at a time
@@ -87,7 +87,7 @@ class FileRows:
         self.features = int(np.prod(self.shape[1:]))
         self._selected: HostArray | None = None
         self._preprocessing: Callable[[Any], Any] | None = None
-        self._file: tuple[int, BinaryIO] | None = None
+        self._file: tuple[_Part, BinaryIO] | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -164,14 +164,16 @@ class FileRows:
         values = out if out.dtype == self._stored else np.empty(out.shape, self._stored)
         first = int(places.min())
         span = int(places.max()) - first + 1
-        if len(rows) < span <= 2 * len(rows):  # one read of all is faster than many of a few
-            whole = np.empty((span, self.features), self._stored)
-            self._read_span(first, whole)
-            np.take(whole, places - first, axis=0, out=values)
-        else:
-            cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
-            for start, stop in pairwise(cuts):
-                self._read_span(int(places[start]), values[start:stop])
+        with self._lock:
+            if len(rows) < span <= 2 * len(rows):  # one read of all is faster than many of a few
+                whole = np.empty((span, self.features), self._stored)
+                self._read_span(first, whole)
+                np.take(whole, places - first, axis=0, out=values)
+            else:
+                cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+                for start, stop in pairwise(cuts):
+                    self._read_span(int(places[start]), values[start:stop])
+            self._require_unchanged()
         if self._stored.kind == "f":
             self._require_finite(values, places)
         if values is not out:
@@ -223,31 +225,35 @@ class FileRows:
     def _read_part(self, number: int, first: int, out: HostArray) -> None:
         part, row = self._parts[number], self.features * self._stored.itemsize
         if not isinstance(part, _Part):
-            with self._lock:
-                part.read(first, out)
+            part.read(first, out)
             return
         view = memoryview(out.data).cast("B") if out.size else memoryview(b"")
-        with _named(part.path), self._lock:
-            file = self._opened(number)
+        with _named(part.path):
+            file = self._opened(part)
             file.seek(part.start + first * row)
             while len(view):
                 count = file.readinto(view)  # type: ignore[attr-defined]
                 if not count:
-                    break
+                    raise changed(part.path, part.state, os.fstat(file.fileno()))
                 view = view[count:]
-            found = os.fstat(file.fileno())
-            if len(view) or file_state(found) != part.state:
-                raise changed(part.path, part.state, found)
 
-    def _opened(self, number: int) -> BinaryIO:
+    def _require_unchanged(self) -> None:
+        """Raise DataError if the open file was written to, so that what was read of it may be wrong."""
+        if self._file is not None:
+            part, file = self._file
+            with _named(part.path):
+                require_unchanged(part.path, part.state, file.fileno())
+
+    def _opened(self, part: _Part) -> BinaryIO:
         """The file of a part; only the last one that was used stays open."""
-        if self._file is None or self._file[0] != number:
+        if self._file is None or self._file[0] is not part:
             if self._file is not None:
+                self._require_unchanged()
                 self._file[1].close()
                 self._file = None
-            file: Any = open(self._parts[number].path, "rb", buffering=0)  # noqa: SIM115  # closed with the object
+            file: Any = open(part.path, "rb", buffering=0)  # noqa: SIM115  # closed with the object
             weakref.finalize(self, file.close)
-            self._file = number, file
+            self._file = part, file
         return self._file[1]
 
 

@@ -15,7 +15,7 @@ from ..extras import require
 from ..words import listed
 from .labels import DataError
 from .npz import damage_named
-from .reading import changed, file_state
+from .reading import file_state, require_unchanged
 
 ARROW_MAGIC, PARQUET_MAGIC = b"ARROW1", b"PAR1"
 TABLE_ENDINGS = (".arrow", ".feather", ".parquet")
@@ -179,9 +179,7 @@ class TablePart:
                 self._reader = columns, self._opened(columns)
             table = self._reader[1](number)
         finally:  # before an error of what was read
-            found = os.stat(self.path)
-            if file_state(found) != self._state:
-                raise changed(self.path, self._state, found)
+            require_unchanged(self.path, self._state)
         table.validate(full=True)  # places outside of a damaged file would end the process
         return table
 
