@@ -1009,22 +1009,25 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["data.npy", "data.parquet", "data.arrow"])
+@pytest.mark.parametrize("name", ["data.npy", "data.parquet", "data.arrow", "data.zarr", "old.zarr"])
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path, name: str) -> None:
     images, labels = samples(np.float32)
 
     def write(images: np.ndarray) -> None:
         if name == "data.npy":
             np.save(tmp_path / name, images)
+        elif name.endswith(".zarr"):
+            zarr, form = pytest.importorskip("zarr"), 2 if name == "old.zarr" else 3
+            zarr.save_array(tmp_path / name, images, zarr_format=form, overwrite=True)
         else:
             table(tmp_path / name, images, labels)
 
     write(images)
-    options = {"targets": labels} if name == "data.npy" else {"label_column": "label"}
+    options = {"label_column": "label"} if name in ("data.parquet", "data.arrow") else {"targets": labels}
     data = StreamedDataset(tmp_path / name, **options)
     assert (data.images[:10] == images[:10]).all()
     write(images + 1)
-    with pytest.raises(DataError, match=f"{name}: expected .* the file was changed while it was read"):
+    with pytest.raises(DataError, match=rf"{name}\S*: expected .* the file was changed while it was read"):
         np.asarray(data.images)
 
 

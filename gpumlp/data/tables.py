@@ -19,12 +19,13 @@ from .reading import file_state, require_unchanged
 
 ARROW_MAGIC, PARQUET_MAGIC = b"ARROW1", b"PAR1"
 TABLE_ENDINGS = (".arrow", ".feather", ".parquet")
+_ZARR = ("zarr.json", ".zarray", ".zgroup")  # what describes an array or a group
 _MAX_GROUP = 2**28  # bytes of samples in a row group or record batch, one of which is in memory
 
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr array or group."""
-    return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+    return path.is_dir() and any((path / name).exists() for name in _ZARR)
 
 
 def is_table(path: Path) -> bool:
@@ -36,13 +37,19 @@ def is_table(path: Path) -> bool:
 
 
 class ZarrArray:
-    """A Zarr array; see `TablePart` for the attributes."""
+    """A Zarr array; see `TablePart` for the attributes.
+
+    An array that is made anew while it is read is noticed, by the file that describes it, but not one whose values
+    are changed in place.
+    """
 
     columns: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         require("Zarr arrays", "zarr", "zarr")
         self.path = path
+        self._file = next(path / name for name in _ZARR if (path / name).exists())
+        self._state = file_state(os.stat(self._file))
         self._open()
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.dtype = np.dtype(self._array.dtype)
@@ -59,13 +66,18 @@ class ZarrArray:
 
     def read(self, first: int, out: HostArray) -> None:
         """Read consecutive rows, ``(n, features)``, from `first` on."""
-        with damage_named(f"{self.path}: expected a Zarr array", "; get it again"):
-            out[...] = np.asarray(self._array[first : first + len(out)]).reshape(out.shape)
+        out[...] = self._rows(slice(first, first + len(out))).reshape(out.shape)
 
     def values(self) -> HostArray:
         """The whole array."""
+        return self._rows(slice(None))
+
+    def _rows(self, rows: slice) -> HostArray:
         with damage_named(f"{self.path}: expected a Zarr array", "; get it again"):
-            return np.asarray(self._array[...])
+            try:
+                return np.asarray(self._array[rows])
+            finally:  # before an error of what was read
+                require_unchanged(self._file, self._state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
