@@ -149,6 +149,19 @@ def test_partial_fit_continues_as_in_scikit_learn(options: dict[str, Any]) -> No
     np.testing.assert_allclose(mine.predict_log_proba(X), other.predict_log_proba(X), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "classes", [[0, 1, np.nan], [0, 1, np.inf], [0, 1, None], [0, 0.5, 1], [0, "a"], ["a", "b", np.nan]]
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+def test_partial_fit_refuses_the_classes_that_scikit_learn_refuses(classes: list[Any]) -> None:
+    messages = set()
+    for estimator in (ours.MLPClassifier(device="cpu"), theirs.MLPClassifier()):
+        with pytest.raises(ValueError, match=r".") as error:
+            estimator.partial_fit([[0.0], [1.0]], classes[:2], classes=classes)
+        messages.add(str(error.value))
+    assert len(messages) == 1
+
+
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_warm_start_continues_as_in_scikit_learn(early_stopping: bool) -> None:
     X, y = data("cancer")

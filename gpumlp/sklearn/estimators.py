@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from ..backends import HostArray, array_namespace
 from ..data.labels import class_weights, places_of
@@ -116,7 +116,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             classes: all labels that will ever occur; required in the first call.
 
         Raises:
-            ValueError: as for `fit`, and if the classes are missing or change.
+            ValueError: as for `fit`, and if the classes are missing, change, or are no labels, such as NaN.
         """
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             raise ValueError(
@@ -127,7 +127,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None:
-            classes = np.unique(to_cpu(classes, self._backend()))
+            classes = unique_labels(to_cpu(classes, self._backend()))
             if not first and not np.array_equal(classes, self.classes_):
                 raise ValueError(
                     f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
