@@ -426,19 +426,27 @@ def test_without_locks_a_changed_history_stops_the_run(
 
 
 class Msvcrt:
-    """Locks of Windows on the first byte of a file."""
+    """Locks of Windows on a byte of a file, which can be read only through the descriptor that has locked it."""
 
     LK_UNLCK, LK_NBLCK = 0, 2
 
     def __init__(self) -> None:
-        self.locked: dict[int, int] = {}  # descriptor by file
+        self.locked: dict[int, tuple[int, int]] = {}  # descriptor and byte, by file
+        self._read = os.read
 
     def locking(self, descriptor: int, mode: int, count: int) -> None:
-        assert (os.lseek(descriptor, 0, os.SEEK_CUR), count) == (0, 1)
-        file = os.fstat(descriptor).st_ino
-        if self.locked.get(file) != (descriptor if mode == self.LK_UNLCK else None):
+        assert count == 1
+        file, wanted = os.fstat(descriptor).st_ino, (descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+        if self.locked.get(file) != (wanted if mode == self.LK_UNLCK else None):
             raise PermissionError(errno.EACCES, "Permission denied")
-        self.locked = {file: descriptor} if mode == self.LK_NBLCK else {}  # only one file is locked
+        self.locked = {file: wanted} if mode == self.LK_NBLCK else {}  # only one file is locked
+
+    def read(self, descriptor: int, size: int) -> bytes:
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)
+        owner, byte = self.locked.get(os.fstat(descriptor).st_ino, (descriptor, 0))
+        if owner != descriptor and place <= byte < place + size:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return self._read(descriptor, size)
 
 
 def test_on_windows_a_lock_is_released_before_its_file_is_closed(
@@ -446,10 +454,11 @@ def test_on_windows_a_lock_is_released_before_its_file_is_closed(
 ) -> None:
     monkeypatch.setattr(lock, "fcntl", None)
     monkeypatch.setattr(lock, "msvcrt", system := Msvcrt(), raising=False)
+    monkeypatch.setattr(os, "read", system.read)
     for _ in range(2):  # the second time, a file that a killed process has left is there
         with RunLock(tmp_path):
             assert len(system.locked) == 1
-            with pytest.raises(LockedError, match=r"another process .*is training this run"):
+            with pytest.raises(LockedError, match=rf"process \({os.getpid()} on .*\) is training this run"):
                 RunLock(tmp_path)
         assert not system.locked
         assert not list(tmp_path.iterdir())

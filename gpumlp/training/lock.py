@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 LOCK = "run.lock"
 _PAUSE = 0.02  # seconds between attempts
+_LOCKED = 1000  # on Windows, the byte that is locked: others cannot read it, but the note before it
 _OURS = re.compile(rb"(\d+ on [^\n]*\n)?\0*")  # zeros: after a power failure
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system
@@ -81,7 +82,7 @@ class RunLock:
                 os.close(self._file)
                 raise
             os.close(self._file)
-        if not _OURS.fullmatch(os.read(self._file, 1000)):
+        if not _OURS.fullmatch(os.read(self._file, _LOCKED)):
             os.close(self._file)
             raise foreign
         with suppress(OSError):  # the disk is full, and whoever is refused is not told by whom
@@ -99,8 +100,7 @@ class RunLock:
         """Release the lock and remove its file."""
         if fcntl is None:  # Windows removes no open file, and may keep the lock of a closed one for a while
             with suppress(OSError):  # the file system has no locks
-                os.lseek(self._file, 0, os.SEEK_SET)
-                msvcrt.locking(self._file, msvcrt.LK_UNLCK, 1)
+                _lock_byte(self._file, msvcrt.LK_UNLCK)
             os.close(self._file)
         with suppress(OSError):
             self._path.unlink()
@@ -119,7 +119,7 @@ def _try_to_lock(file: int) -> bool:
     """Lock an open file; True also on a file system without locks, False if another process has locked it."""
     try:
         if fcntl is None:
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            _lock_byte(file, msvcrt.LK_NBLCK)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -128,3 +128,11 @@ def _try_to_lock(file: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
     return True
+
+
+def _lock_byte(file: int, mode: int) -> None:
+    os.lseek(file, _LOCKED, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, mode, 1)
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
