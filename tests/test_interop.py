@@ -25,6 +25,7 @@ from gpumlp import (
     LeakyReLU,
     ModelFileError,
     Tanh,
+    fit,
     load_digits,
     load_mnist,
 )
@@ -312,6 +313,26 @@ def test_a_sigmoid_after_one_output_becomes_a_softmax_over_two(nn: Any) -> None:
     np.testing.assert_allclose(model.predict_proba(x)[:, 1], expected, atol=1e-6)
 
 
+def test_a_sigmoid_after_several_outputs_is_of_labels(nn: Any) -> None:
+    import torch
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 5)).astype("float32")
+    data = Dataset(x, rng.integers(0, 2, (20, 3)), task="labels")
+    ours = MLP([5, 4, 3], "tanh", device="cpu")
+    fit(ours, data, epochs=3, batch_size=10)
+    network = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3), nn.Sigmoid())
+    names = [f"layers.{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")]
+    tensors = [torch.from_numpy(ours.state_dict()[name].T) for name in names]
+    network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    again = MLP.from_torch(network, device="cpu")
+    np.testing.assert_allclose(again.predict_proba(x), expected, atol=1e-6)
+    np.testing.assert_array_equal(again.predict_proba(x), ours.predict_proba(x))
+    assert again.evaluate(data) == ours.evaluate(data)
+
+
 def test_half_precision_becomes_float32(nn: Any) -> None:
     import torch
 
@@ -346,7 +367,7 @@ def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
         ),
         ([nn.ReLU(), linear(4, 2)], "layer 0, ReLU.*expected a single activation between two"),
         ([linear(3, 4), nn.ReLU()], "layer 1, ReLU.*expected a single activation between two"),
-        ([linear(3, 4), nn.Sigmoid()], "layer 1, Sigmoid.*expected a single activation between two"),
+        ([linear(3, 4), nn.Sigmoid(), nn.Sigmoid()], "layer 2, Sigmoid.*no layer may follow"),
         ([linear(3, 4), nn.Softmax(dim=0)], "layer 1, Softmax.*expected only at the end, with dim=1"),
         ([linear(3, 4), nn.Softmax(dim=1), linear(4, 2)], "layer 1, Softmax.*expected only at the end"),
         ([linear(3, 4), nn.Softmax(dim=1), nn.Softmax(dim=1)], "layer 2, Softmax.*no layer may follow"),

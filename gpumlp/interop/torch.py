@@ -46,7 +46,6 @@ _KNOWN = {
     *_ACTIVATIONS,
     *_WRAPPERS,
 }
-_NEUTRAL = ("Dropout", "Identity")
 _AFTER_DROPOUT = ("Linear", "Flatten", "ReLU", "LeakyReLU")  # the ReLUs pass on a factor of 0 or more
 _QUANTIZED = "is quantized; give the network as it was before quantization"
 _NO_WEIGHTS = "has no weights yet; call the network with a batch of samples first"
@@ -63,9 +62,10 @@ def from_torch(
 
     A Sequential consists of Linear layers, each except the last followed by ReLU, LeakyReLU, Tanh, Sigmoid,
     GELU(approximate="tanh"), SiLU, ELU, Softplus, or nothing. Dropout before a Linear layer becomes the network's.
-    It may also begin with Flatten, contain Identity, and end with Softmax or LogSoftmax over the classes; a
-    Sigmoid after a single output becomes a softmax over two. Nested Sequentials are unpacked, and so are
-    DataParallel, DistributedDataParallel, AveragedModel and the result of ``torch.compile``.
+    It may also begin with Flatten, contain Identity, and end with Softmax or LogSoftmax over the classes, or with
+    Sigmoid for the labels of several outputs; after a single output, it becomes a softmax over two classes. Nested
+    Sequentials are unpacked, and so are DataParallel, DistributedDataParallel, AveragedModel and the result of
+    ``torch.compile``.
 
     The network uses all values as they are, whatever their dtype, as PyTorch does. Without an activation of the
     outputs, its loss is ``"auto"``: the first data that it sees decides.
@@ -223,55 +223,58 @@ def _refuse_hooks(label: str, layer: Any) -> None:
         raise ImportedModelError(f"{label}: has a forward() of its own, not that of its class; remove it first")
 
 
-def _from_layers(layers: list[tuple[str, Any]]) -> _Network:
+def _from_layers(named: list[tuple[str, Any]]) -> _Network:
+    layers = [(_name(layer), _label(name, layer), layer) for name, layer in named if _name(layer) != "Identity"]
+    kinds = [kind for kind, *_ in layers]
+    if "Linear" not in kinds:
+        raise ImportedModelError("expected at least one Linear layer in the Sequential, got none")
     weights: list[HostArray] = []
     biases: list[HostArray] = []
-    after: list[Activation | None] = []  # the activation after each Linear layer
+    activations: list[Activation] = []  # after each Linear layer
     rates = [0.0]  # of dropout, before the first Linear layer and after each
-    closed = False  # by a softmax or a sigmoid on the outputs
-    last = max((i for i, (_, layer) in enumerate(layers) if _name(layer) == "Linear"), default=-1)
-    if last < 0:
-        raise ImportedModelError("expected at least one Linear layer in the Sequential, got none")
-    for index, (name, layer) in enumerate(layers):
-        what, label = _name(layer), _label(name, layer)
-        if closed and what != "Identity":
+    loss = "auto"  # another with a softmax or a sigmoid on the outputs
+    for index, (kind, label, layer) in enumerate(layers, 1):
+        later = kinds[index:]
+        at_end = "Linear" not in later
+        if loss != "auto":
             raise ImportedModelError(f"{label}: no layer may follow the activation of the outputs")
         if "quantized" in type(layer).__module__.split("."):
             raise ImportedModelError(f"{label}: {_QUANTIZED}")
-        if what == "Linear":
+        if kind == "Linear":
             _append_layer(label, layer.weight, layer.bias, weights, biases)
-            after.append(None)
+            activations.append(Identity())
             rates.append(0.0)
-        elif what == "Flatten":
+        elif kind == "Flatten":
             if weights or (layer.start_dim, layer.end_dim) != (1, -1):
                 raise ImportedModelError(f"{label}: expected only as the first layer, from dimension 1 to -1")
-        elif what == "Dropout":
-            following = next((_name(later) for _, later in layers[index:] if _name(later) not in _NEUTRAL), "")
+        elif kind == "Dropout":
+            following = next((each for each in later if each != "Dropout"), "")
             if following in _AFTER_DROPOUT and layer.p < 1:
                 rates[-1] = layer.p + rates[-1] * (1 - layer.p)  # of two in a row
             elif layer.training and layer.p > 0:
                 raise ImportedModelError(
                     f"{label}: expected only before a Linear layer, with p below 1; call .eval() to leave it out"
                 )
-        elif what in ("Softmax", "LogSoftmax"):
-            if index < last or layer.dim not in (1, -1) or after[-1] is not None:
+        elif kind in ("Softmax", "LogSoftmax"):
+            if not at_end or layer.dim not in (1, -1):
                 raise ImportedModelError(f"{label}: expected only at the end, with dim=1")
-            closed = True
-        elif what == "Sigmoid" and index > last and after[-1] is None and weights[-1].shape[1] == 1:
-            weights[-1], biases[-1] = two_outputs(weights[-1], biases[-1])
-            closed = True
-        elif what in _ACTIVATIONS:
+            loss = "softmax_cross_entropy"
+        elif kind == "Sigmoid" and at_end:
+            loss = "logistic_cross_entropy"
+        elif kind in _ACTIVATIONS:
             rule = _activation(label, layer)
-            if index > last or not weights or after[-1] is not None:
+            if at_end or not weights or not isinstance(activations[-1], Identity):
                 raise ImportedModelError(f"{label}: expected a single activation between two Linear layers only")
-            after[-1] = rule
-        elif what != "Identity":
+            activations[-1] = rule
+        else:
             raise ImportedModelError(
                 f"{label}: has no equivalent here; supported are Linear, {', '.join(_ACTIVATIONS)}, Flatten, "
                 "Dropout, Identity, Softmax and LogSoftmax"
             )
-    loss = "softmax_cross_entropy" if closed else "auto"
-    return _Network(weights, biases, [rule or Identity() for rule in after[:-1]], rates[:-1], loss)
+    if loss == "logistic_cross_entropy" and weights[-1].shape[1] == 1:
+        weights[-1], biases[-1] = two_outputs(weights[-1], biases[-1])
+        loss = "softmax_cross_entropy"
+    return _Network(weights, biases, activations[:-1], rates[:-1], loss)
 
 
 def _activation(label: str, layer: Any) -> Activation:
