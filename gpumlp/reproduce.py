@@ -136,7 +136,7 @@ def _reproduce(record: Record, options: Options, workers: int) -> int:
     config.check()
     shared, progress = Shared(), EpochProgress(quiet=options.quiet)
     backend, _ = shared.backend(config, config.execution)
-    training, test = shared.data(config, progress.display)
+    training, test = shared.data(config, progress)
     if training.name != config.dataset:
         raise ConfigError(f"the record {record.name} is of {config.dataset}, but the data are {training.name}")
     resolved = config.resolved(len(training), training.task)
@@ -352,6 +352,7 @@ class EpochProgress(SweepProgress):
     def running(self, sweep: Sweep, ended: list[Row]) -> Iterator[None]:
         self._folders = [sweep.path / run.folder for run in sweep.runs]
         self._first = self._trained()
+        self._said = self._first * self._LINES // (self.epochs * len(self._folders))
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         with super().running(sweep, ended):
@@ -376,30 +377,22 @@ class EpochProgress(SweepProgress):
             )
 
     def _watch(self, stop: threading.Event) -> None:
-        """Show the epochs again and again, on a terminal in place, elsewhere about 10 times."""
-        total = self.epochs * len(self._folders)
-        said = self._first * self._LINES // total
         while not stop.wait(_INTERVAL):
-            done = self._trained()
-            if self._bar is not None:
-                task = self._bar.task_ids[0]
-                self._bar.update(task, completed=done, total=total, description=self._line(done))
-            elif done * self._LINES // total > said and done < total:
-                said = done * self._LINES // total
-                self.say(self._line(done))
+            self._show()
 
     def _trained(self) -> int:
         """Number of epochs that all runs have finished, from the lines of their histories."""
         files = [folder / HISTORY for folder in self._folders]
         return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
-    def _line(self, done: int = 0) -> str:
-        total = self.epochs * len(self._folders)
+    def _show(self) -> None:
+        done, total = self._trained(), self.epochs * len(self._folders)
         text = f"epoch {done:,} of {total:,} of all runs"
         if self._first < done < total:
             left = (time.monotonic() - self._start) / (done - self._first) * (total - done)
             text += f", {duration(left)} left"
-        return text
+        if done < total:
+            self.show(text, done, total)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 search = OptunaSearch(sweep)
                 if options.trials is not None:
                     sweep.save()
-            for line in _about(sweep, *shared.data(sweep.config, progress.display)):
+            for line in _about(sweep, *shared.data(sweep.config, progress)):
                 progress.say(line)
             sweep, rows, stopped = train_all(sweep, shared, progress, workers, search=search, elsewhere=elsewhere)
             results = sweep.ranking(rows)
@@ -263,7 +263,7 @@ def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
         networks, axes = grid(config, options.grid or NOTES)
     if options.scheduler is None:  # otherwise the workers have the device
         shared.backend(config, config.execution)
-    data = shared.data(config, progress.display)
+    data = shared.data(config, progress)
     _require_samples(config, options.metric, data[0])
     return Sweep.plan(config, networks, options.seeds, options.metric, data, axes, search)
 
@@ -300,7 +300,7 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
         sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
     check = partial(require_data, sweep)
-    training, test = shared.data(changed, progress.display, check=check)
+    training, test = shared.data(changed, progress, check=check)
     check(training, test)
     if problems := metric_problems(given(options.metric), training, sweep.networks):
         raise ConfigError("\n".join(problems))

@@ -633,14 +633,18 @@ def test_one_line_shows_the_progress_of_all(
     assert len(lines) <= 11
 
 
-def test_on_a_narrow_terminal_the_line_of_progress_ends_with_the_metric(
+def test_on_a_terminal_the_line_changes_in_place_and_the_last_one_stays(
     blobs: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "75")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     fit_many([model(), model(1)], blobs, epochs=2, validation=0.1, n_jobs=1, progress=True)
-    line = capsys.readouterr().out.rpartition("\r")[2]
-    assert re.fullmatch(r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % *\n", line)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out).splitlines()
+    last = r"epochs 4/4, networks 2/2, [\d.e+]+/s, best validation accuracy [\d.]+ % \(network \d\)"
+    others = [line for line in lines if not re.fullmatch(last, line)]
+    assert len(others) == len(lines) - 1
+    assert max(map(len, others)) == 40
 
 
 def test_without_standard_output_progress_is_not_shown(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,12 +27,11 @@ from ..words import shown
 from .batches import ClassWeight, Order, Validation, as_validation
 from .history import MONITORS, BestSoFar, History, monitor_words, per_second
 from .jobs import run_jobs, sendable, temporary_folder, worker_count
-from .progress import metric
+from .progress import ProgressLine, metric
 from .trainer import Callback, CallbackLike, Trainer, Training, as_callbacks
 
 __all__ = ["Cohort", "FitManyError", "Running", "fit_many", "run_together"]
 
-_PAUSE = 0.2  # seconds between two changes of the line of progress
 _SHOWN_ERRORS = 3  # in a message
 _ROUNDED = 1e-6  # of a sum of shares
 
@@ -378,6 +375,7 @@ def fit_many(
         if flag("progress", progress):
             folder = stack.enter_context(temporary_folder())
             line = _Line(folder, [plan.epochs(index) for index in range(count)])
+            stack.enter_context(line.in_place())
         return _Fits(plan, networks, line).run(workers)
 
 
@@ -522,7 +520,7 @@ class _Fits:
             for index in self.missing:
                 self.histories[index].interrupted = True
         if self.line is not None:
-            self.line.show(self.missing, last=True)
+            self.line.update(self.missing, last=True)
         if self.errors:
             raise FitManyError(self.errors, self.histories) from next(iter(self.errors.values()))
         return self.histories
@@ -546,7 +544,7 @@ class _Fits:
     def _watch(self) -> None:
         """Show the progress; raise KeyboardInterrupt, once, after one network was interrupted: it is for all."""
         if self.line is not None:
-            self.line.show(self.missing)
+            self.line.update(self.missing)
         if self._interrupted and not self._told:
             self._told = True
             raise KeyboardInterrupt
@@ -625,8 +623,8 @@ class _Report(Callback):
             self.then()
 
 
-class _Line:
-    """The progress of all networks: in place on a terminal and in a notebook, printed ten times elsewhere.
+class _Line(ProgressLine):
+    """The progress of all networks.
 
     Args:
         folder: for the file that workers write into.
@@ -634,37 +632,25 @@ class _Line:
     """
 
     def __init__(self, folder: str, epochs: list[int]) -> None:
-        from ..notebook import notebook_cell  # imports modules of this package
-
+        super().__init__()
         self.path = Path(folder, "progress.npy")
         np.save(self.path, np.zeros((len(epochs), 3)))  # epochs, best value, place of its column in MONITORS
-        self._epochs = np.array(epochs)
-        self._in_place = notebook_cell() is not None or (sys.stdout is not None and sys.stdout.isatty())
-        self._start, self._next, self._shown = time.monotonic(), 0.0, ""
+        self._epochs, self._start = np.array(epochs), time.monotonic()
 
-    def show(self, missing: set[int], *, last: bool = False) -> None:
-        """Print the line, if it is time for it."""
+    def update(self, missing: set[int], *, last: bool = False) -> None:
+        """Show how far all are, as the last line at the end."""
         board = np.load(self.path)
         finished = [index not in missing for index in range(len(board))]
-        done = int(np.where(finished, self._epochs, board[:, 0]).sum()) / self._epochs.sum()
-        # In place a few times a second, otherwise after each tenth.
-        now, due = (time.monotonic(), _PAUSE) if self._in_place else (done, 0.1)
-        if now < self._next and not last:
-            return
-        self._next = now + due
-        rate = per_second(done * len(board), time.monotonic() - self._start)
+        done, total = int(np.where(finished, self._epochs, board[:, 0]).sum()), int(self._epochs.sum())
+        rate = per_second(done / total * len(board), time.monotonic() - self._start)
         text = (
-            f"epochs {int(board[:, 0].sum()):,}/{self._epochs.sum():,}, "
-            f"networks {sum(finished):,}/{len(board):,}, {rate:.3g}/s{_best(board)}"
+            f"epochs {int(board[:, 0].sum()):,}/{total:,}, networks {sum(finished):,}/{len(board):,}, "
+            f"{rate:.3g}/s{_best(board)}"
         )
-        if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            if len(text) > width:
-                text = text.rpartition(" (")[0] or text  # without the number of the network
-            print(f"\r{text[:width]:<{min(len(self._shown), width)}}", end="\n" if last else "", flush=True)
-        elif text != self._shown:
-            print(text, flush=True)
-        self._shown = text
+        if last:
+            self.say(text)
+        elif done < total:
+            self.show(text, done, total)
 
 
 def _best(board: HostArray) -> str:

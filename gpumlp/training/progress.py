@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..nn.layers import Dropout
@@ -110,7 +111,80 @@ def number(value: float | None, missing: str = "-") -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}"
 
 
-class Progress(Callback):
+class Display:
+    """Shows lines on standard output, and on a terminal a bar below them that changes in place.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
+        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.quiet = quiet
+        self._bar: progress.Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        if not self.quiet:
+            if self._console.is_jupyter:  # there rich would make an HTML element of each line
+                print(text)
+            else:
+                self._console.print(printable(text))
+
+    @property
+    def _changes(self) -> bool:
+        """Can it change what it has shown?"""
+        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot move back in it.
+        return self._console.is_terminal and not self.quiet and "JPY_PARENT_PID" not in os.environ
+
+    def _start_bar(self, *columns: progress.ProgressColumn | str) -> None:
+        from rich.progress import Progress
+
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._bar.add_task("")
+        self._bar.start()
+
+    def _update_bar(self, text: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text, completed=done, total=total)
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class ProgressLine(Display):
+    """A line on much work: beside a bar on a terminal, elsewhere printed anew about 10 times."""
+
+    _LINES = 10
+    _said = 0  # of these lines
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it, the line changes in place where it can, and lines that are printed are above it."""
+        if self._changes:
+            from rich.progress import BarColumn, TextColumn
+            from rich.table import Column
+
+            line = Column(no_wrap=True, overflow="ellipsis")
+            self._start_bar(BarColumn(10), TextColumn("{task.description}", table_column=line))
+        try:
+            yield
+        finally:
+            self._stop_bar()
+
+    def show(self, text: str, done: int, total: int) -> None:
+        """Show the line, which says among other things how much of the work is done."""
+        self._update_bar(text, done, total)
+        now = done * self._LINES // max(total, 1)
+        if self._bar is None and now > self._said:
+            self._said = now
+            self.say(text)
+
+
+class Progress(Display, Callback):
     """Shows the progress of training, on standard output or in a notebook's cell.
 
     `fit` alone is silent; use ``fit(..., callbacks=[Progress()])`` to see the epochs.
@@ -120,50 +194,28 @@ class Progress(Callback):
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        # Plain text: no colours guessed from numbers, no markup read into paths, no lines folded at 80 columns.
-        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._quiet = quiet
+        super().__init__(quiet=quiet)
         self._cell: Any = None  # gpumlp.notebook.Cell
-        self._bar: progress.Progress | None = None
-        self._task: progress.TaskID | None = None
         self._slowdown = Slowdown()
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        if not self._quiet:
-            if self._console.is_jupyter:  # there rich would make an HTML element of each line
-                print(text)
-            else:
-                self._console.print(printable(text))
 
     def on_train_begin(self, trainer: Trainer) -> None:
         from ..notebook import notebook_cell  # imports this module
 
         self._slowdown = Slowdown()
-        self._cell = None if self._quiet else notebook_cell()
+        self._cell = None if self.quiet else notebook_cell()
         if self._cell is not None:
             self._cell.show(trainer, at_once=True)
             return
         self.say(header_line(trainer.model.loss.task))
-        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot move back in it.
-        in_notebook = "JPY_PARENT_PID" in os.environ
-        if self._console.is_terminal and not self._console.quiet and not in_notebook:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        if self._changes:
+            from rich.progress import BarColumn, TimeRemainingColumn
 
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            total = trainer.epochs * trainer.batches.samples
-            self._task = self._bar.add_task("", total=total, completed=trainer.epoch * trainer.batches.samples)
-            self._bar.start()
+            percent = "{task.percentage:3.0f} %"
+            self._start_bar("{task.description}", BarColumn(), percent, TimeRemainingColumn())
+            self._move_bar(trainer, 0)
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
-        if self._quiet:
+        if self.quiet:
             return
         if self._slowdown.notices(samples):
             threads = trainer.execution.threads or 1
@@ -175,21 +227,22 @@ class Progress(Callback):
                 )
         if self._cell is not None:
             self._cell.show(trainer, samples)
-        if self._bar is not None and self._task is not None:
-            done = trainer.epoch * trainer.batches.samples + samples
-            self._bar.update(self._task, completed=done, description=f"epoch {trainer.epoch + 1}/{trainer.epochs}")
+        self._move_bar(trainer, samples)
+
+    def _move_bar(self, trainer: Trainer, samples: int) -> None:
+        size = trainer.batches.samples
+        done, total = trainer.epoch * size + samples, trainer.epochs * size
+        self._update_bar(f"epoch {trainer.epoch + 1}/{trainer.epochs}", done, total)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        if self._cell is None and not self._quiet:
+        if self._cell is None and not self.quiet:
             self.say(epoch_line(trainer.history.records[-1], trainer.epochs))
 
     def on_train_end(self, trainer: Trainer) -> None:
         if self._cell is not None:
             self._cell.show(trainer, at_once=True)
             self._cell = None
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._stop_bar()
 
 
 class Slowdown:

@@ -42,7 +42,7 @@ from .config import Config, ConfigError, as_paths, given, options_marked
 from .divergence import DivergenceError, smaller_steps
 from .group import ALONE, Group
 from .history import MONITORS, Finding, History, monitor_words, starting_seconds, throughput
-from .progress import Progress, dropout_words, metric, number
+from .progress import Display, Progress, dropout_words, metric, number
 from .run import TEST_CURVE, Run, RunFolder, open_run
 from .trainer import Callback, Trainer, Training, drive
 
@@ -93,7 +93,7 @@ class Shared:
     def data(
         self,
         config: Config,
-        display: Progress,
+        display: Display,
         run: Run | None = None,
         check: Callable[[Dataset], object] | None = None,
     ) -> tuple[Dataset, Dataset]:
@@ -112,7 +112,7 @@ class Shared:
 
 
 @contextmanager
-def _warnings_shown(display: Progress) -> Iterator[None]:
+def _warnings_shown(display: Display) -> Iterator[None]:
     """Show warnings for the user as lines, at the end of the block."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

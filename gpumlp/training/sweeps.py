@@ -27,7 +27,6 @@ from ..data import Dataset
 from ..files import new_folder_path, remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import CHECKPOINT
-from ..terminal import console
 from ..words import listed
 from .batches import trained_rows
 from .checkpoint import CheckpointError
@@ -38,7 +37,7 @@ from .history_file import read_object
 from .jobs import run_jobs, worker_count
 from .lock import LOCK, RunLock
 from .many import run_together
-from .progress import Progress, metric
+from .progress import Progress, ProgressLine, metric
 from .run import PRUNED, SWEEP, Run, is_run, new_folder, write_finding
 from .search_space import Values, label, require_few, space, value_text, with_values
 from .session import Outcome, PreparedRun, Shared, plain_names, prepare, resume_config
@@ -473,7 +472,7 @@ def train_all(
         ConfigError, DeviceError, CheckpointError: the device cannot be used, or data or runs are not those of the
             sweep.
     """
-    data = shared.data(sweep.config, progress.display)
+    data = shared.data(sweep.config, progress)
     require_data(sweep, *data)
     require_own_runs(sweep, data[0])
     on_gpu = False
@@ -695,79 +694,34 @@ def _wait_for_workers(folders: Sequence[Path]) -> None:
                 RunLock(folder, patience=end - time.monotonic()).release()
 
 
-class SweepProgress:
-    """One line on a sweep: runs that have ended, those that workers of a cluster train, the best, the time left.
+class SweepProgress(ProgressLine):
+    """A line on a sweep: runs that have ended, those that workers of a cluster train, the best, the time left."""
 
-    On a terminal it changes in place; elsewhere it is printed anew, about 10 times.
-
-    Attributes:
-        display: where lines go.
-        quiet: whether nothing is shown.
-    """
-
-    _LINES = 10
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.display = Progress(quiet=quiet)
-        self._console = console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._bar: Any = None  # rich.progress.Progress
-        self._sweep: Sweep | None = None
-        self._rows: list[Row] = []
-        self._total, self._start, self._said, self._running = 0, 0.0, 0, 0
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.display.say(text)
+    _running = 0  # runs on a cluster
 
     @contextmanager
     def running(self, sweep: Sweep, ended: list[Row]) -> Iterator[None]:
         """While the runs of a sweep that have not ended are trained, and those that its search is to propose."""
-        self._rows, self._sweep, self._start = ended, sweep, time.monotonic()
-        self._total = sweep.planned - len(ended)
-        if self._console.is_terminal and not self._console.quiet and "JPY_PARENT_PID" not in os.environ:
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-            from rich.table import Column
-
-            line = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-            self._bar = Bar(BarColumn(10), line, console=self._console, transient=True)
-            self._bar.add_task(self._line(), total=self._total)
-            self._bar.start()
-        try:
+        self._sweep, self._rows, self._start = sweep, ended, time.monotonic()
+        self._before = len(ended)
+        with self.in_place():
+            self._show()
             yield
-        finally:
-            if self._bar is not None:
-                self._bar.stop()
-                self._bar = None
 
     def now_running(self, runs: int) -> None:
         """How many runs the workers of a cluster train at the moment."""
-        if runs != self._running:
-            self._running = runs
-            if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], description=self._line(self._done))
-
-    @property
-    def _done(self) -> int:
-        """Number of runs that have ended since the start."""
-        return len(self._rows) - (self._sweep.planned - self._total if self._sweep else 0)
+        self._running = runs
+        self._show()
 
     def ended(self, row: Row) -> None:
         """A run has ended."""
         self._rows.append(row)
-        done = self._done
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, description=self._line(done))
-        elif done * self._LINES // self._total > self._said:
-            self._said = done * self._LINES // self._total
-            self.say(self._line(done))
+        self._show()
 
-    def _line(self, done: int = 0) -> str:
-        if self._sweep is None:
-            return ""
-        states = [row.state for row in self._rows]
-        parts = [f"{len(states):,} of {self._sweep.planned:,} runs"]
+    def _show(self) -> None:
+        states, planned = [row.state for row in self._rows], self._sweep.planned
+        done, total = len(states) - self._before, planned - self._before
+        parts = [f"{len(states):,} of {planned:,} runs"]
         parts += [f"{self._running:,} running"] * (self._running > 0)
         parts += [f"{states.count(state):,} {state}" for state in (*ENDED[1:], "failed") if state in states]
         name = self._sweep.monitor
@@ -775,9 +729,9 @@ class SweepProgress:
         if found:
             best = max(found) if HIGHER_IS_BETTER[self._sweep.metric] else min(found)
             parts.append(f"best {monitor_words(name)} {metric(name, best)}")
-        if 0 < done < self._total:
-            parts.append(f"{duration((time.monotonic() - self._start) / done * (self._total - done))} left")
-        return ", ".join(parts)
+        if 0 < done < total:
+            parts.append(f"{duration((time.monotonic() - self._start) / done * (total - done))} left")
+        self.show(", ".join(parts), done, total)
 
 
 def duration(seconds: float) -> str:
