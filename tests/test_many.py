@@ -317,13 +317,14 @@ def test_an_interrupt_in_lockstep_leaves_every_network_after_its_last_epoch(blob
     class Interrupted(Three):
         def run_many(self, runs: Sequence[StepRun]) -> None:
             super().run_many(runs)
-            if len(self.runs) == 4:  # the epoch of 1 2 3, after those of 0 1 2, 3 and 1 2
+            if len(self.runs) == 4:  # an epoch of 3 1 2, after those of 0 1 2, 3 and 3 1 2
                 raise KeyboardInterrupt
 
     backend = Interrupted()
     networks = [MLP([20, 12, 4], seed=seed, device=backend) for seed in range(4)]
     histories = fit_many(networks, blobs, epochs=[1, 9, 9, 9])
-    assert [len(history) for history in histories] == [1, 2, 2, 1]
+    assert [len(history) for history in histories] == [1, 2, 2, 2]
+    assert backend.runs == [3, 1, 3, 3]
     assert [history.interrupted for history in histories] == [False, True, True, True]
     for seed, history in enumerate(histories):
         expected = model(seed)

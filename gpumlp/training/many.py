@@ -208,50 +208,46 @@ def run_together(
     Raises:
         KeyboardInterrupt: after an interrupt.
     """
-    waiting, interrupted = iter(trainings), False
-    cohorts = first, second = Cohort(), Cohort()
+    waiting, more, interrupted = iter(trainings), True, False
+    cohort, other = Cohort(), Cohort()
     try:
-        running = True
-        while running:
-            running = False
-            for cohort in cohorts:
-                try:
-                    if not interrupted:
-                        if watch is not None:
-                            watch()
-                        cohort.read_totals()
-                        if cohort is first or (first.running and all(each.share < 1 for each in first.running)):
-                            _fill(cohort, waiting)
-                        if cohort is second and first.share + second.share <= 1 + _ROUNDED:
-                            first.running, second.running = [*first.running, *second.running], []
-                        cohort.train()
-                except KeyboardInterrupt as interrupt:
-                    if interrupted:
-                        raise
-                    interrupted = True
-                    for each in [*first.running, *second.running]:
-                        each.go_on(error=interrupt)
-                ended = [each for each in cohort.running if each.request is None]
-                cohort.running = [each for each in cohort.running if each.request is not None]
-                for each in ended:
-                    running = True  # there may be room for another
-                    yield each.key, each.error
-            running = bool(running or first.running or second.running)
+        while cohort.running or other.running or (more and not interrupted):
+            try:
+                if not interrupted:
+                    if watch is not None:
+                        watch()
+                    cohort.read_totals()  # while the device trains the other one
+                    if all(each.share < 1 for each in other.running):  # none needs the whole device
+                        more = _fill(cohort, waiting)
+                    if other.running and cohort.share + other.share <= 1 + _ROUNDED:
+                        other.running, cohort.running = [*other.running, *cohort.running], []
+                    cohort.train()
+            except KeyboardInterrupt as interrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+                for each in [*cohort.running, *other.running]:
+                    each.go_on(error=interrupt)
+            ended = [each for each in cohort.running if each.request is None]
+            cohort.running = [each for each in cohort.running if each.request is not None]
+            yield from ((each.key, each.error) for each in ended)
+            cohort, other = other, cohort
     finally:
-        for each in [*first.running, *second.running]:
+        for each in [*cohort.running, *other.running]:
             with each.backend.activate():
                 each.training.close()
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _fill(cohort: Cohort, waiting: Iterator[tuple[Any, Backend, Training]]) -> None:
-    """Begin networks until the device is full."""
+def _fill(cohort: Cohort, waiting: Iterator[tuple[Any, Backend, Training]]) -> bool:
+    """Begin networks until the device is full; False if none is left."""
     while cohort.has_room:
         following = next(waiting, None)
         if following is None:
-            return
+            return False
         cohort.begin(following)
+    return True
 
 
 # -- fit_many ----------------------------------------------------------------------------------------------
