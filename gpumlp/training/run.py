@@ -44,7 +44,7 @@ from .trainer import Callback, Trainer
 
 T = TypeVar("T")
 
-METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"
+_ENDS = METRICS, DIVERGED, PRUNED = "metrics.json", "diverged.json", "pruned.json"  # how a run has ended
 # After a run was saved, it is not saved again for so many seconds, unless it ends. If this process trains several
 # runs, not for longer, at most the second number, so that saving them takes this share of the time.
 INTERVAL, LONGEST, SHARE = 1.0, 30.0, 0.05
@@ -52,7 +52,7 @@ REPORT, TEST_CURVE = "report.html", "test_curve.csv"
 EXPORTED = ("network.onnx", "network.safetensors", "network.npz", "network.html")  # by `gpumlp.export`
 SWEEP, TABLE = "sweep.json", "sweep.csv"  # in the folder of a sweep, which holds run folders
 # What no other command may overwrite.
-RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, METRICS, DIVERGED, PRUNED, MODEL, LOCK, TEST_CURVE)
+RUN_FILES = (CONFIG, HISTORY, CHECKPOINT, *_ENDS, MODEL, LOCK, TEST_CURVE)
 
 _TEST_METRICS = tuple(f"test_{name}" for name in HIGHER_IS_BETTER)
 _METRIC_NUMBERS = (*_TEST_METRICS, "network_epoch", "seconds", "samples_per_second")
@@ -433,6 +433,12 @@ class RunFolder(Callback):
             self._lock.release()
             self._lock = None
 
+    def abandon(self) -> None:
+        """Release the folder, and remove it if it is empty."""
+        self.release()
+        with suppress(OSError):  # it was used before
+            self.path.rmdir()
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -445,8 +451,6 @@ class RunFolder(Callback):
         return self._saved != -1
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        # The checkpoint first: from then on the run can be resumed; one that it replaces is there until then.
-        # Metrics are those of a finished run, which this no longer is.
         used, own = _holds_run(self.path), is_own_run(self.path / BEST)
         if used or self.config.early_stopping:
             self._best_folder()  # refused before anything is written
@@ -454,37 +458,50 @@ class RunFolder(Callback):
             raise CheckpointError(
                 f"{self.path / BEST} holds a run of its own, but this run keeps its best network there: rename it"
             )
-        if self.resumed is not None and self.resumed.epochs == trainer.epoch:
-            lines, self._best = self.resumed.part.read(self.path / HISTORY), self.resumed.best
-            if self.resumed.config.monitor != self.config.monitor:
-                self._best = None
-        else:
-            lines, self._best = "".join(record.to_json() + "\n" for record in trainer.history).encode(), None
-        self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
-        self._so_far, self._kept = BestSoFar(self.config.monitor), None
-        if self.config.early_stopping and self._best is None:
-            self._best = self._kept_before(trainer.history, lines)
+        self._start_history(trainer)
         self._trained.add(self)
         self._note(trainer)
+        # The checkpoint first: from then on the run can be resumed; one that it replaces is there until then. But
+        # beside it the end of a run that is replaced would be taken for this one's.
         if not trainer.epoch:
-            self._remove(METRICS, DIVERGED, PRUNED)  # of a run that is replaced
+            self._remove(*_ENDS)
         self._write_checkpoint(trainer)
         self._history.write()
         remove_leftovers(self.path)
-        self._remove(METRICS, DIVERGED, PRUNED)
+        self._remove(*_ENDS)
         if used:  # otherwise files of these names are the user's own
             self._remove(REPORT)
-        if used and trainer.epoch == 0:  # files about the network before must not be taken for this one's
-            self._remove(TEST_CURVE, *EXPORTED)
-            remove_event_files(self.path)
-            if not own:
-                best = RunFolder(self._best_folder(), self.config)
-                best.remove_all_but_checkpoint()
-                best._remove(CHECKPOINT)
-                remove_leftovers(best.path)
-                with suppress(OSError):  # there is none, or the user's own files are in it
-                    best.path.rmdir()
+            if not trainer.epoch:
+                self._remove_replaced(own)
         write_atomically(self.path / CONFIG, self.config.to_json().encode())
+
+    def _start_history(self, trainer: Trainer) -> None:
+        """Take over the epochs so far: the lines of the file if the run is resumed, and which one is the best."""
+        self._so_far, self._kept, self._best = BestSoFar(self.config.monitor), None, None
+        if self.resumed is not None and self.resumed.epochs == trainer.epoch:
+            lines = self.resumed.part.read(self.path / HISTORY)
+            if self.resumed.config.monitor == self.config.monitor:
+                self._best = self.resumed.best
+        else:
+            lines = "".join(record.to_json() + "\n" for record in trainer.history).encode()
+        self._history = HistoryFile(self.path / HISTORY, lines, trainer.epoch)
+        if self.config.early_stopping and self._best is None:
+            self._best = self._kept_before(trainer.history, lines)
+
+    def _remove_replaced(self, own: bool) -> None:
+        """Remove files about the network of the run before, which must not be taken for this one's.
+
+        `own` says that the folder `best` holds another run, which stays.
+        """
+        self._remove(TEST_CURVE, *EXPORTED)
+        remove_event_files(self.path)
+        if not own:
+            best = RunFolder(self._best_folder(), self.config)
+            best.remove_all_but_checkpoint()
+            best._remove(CHECKPOINT)
+            remove_leftovers(best.path)
+            with suppress(OSError):  # there is none, or the user's own files are in it
+                best.path.rmdir()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         self._note(trainer)
@@ -524,7 +541,7 @@ class RunFolder(Callback):
 
     def remove_all_but_checkpoint(self) -> None:
         """Remove what was written about an earlier state of the network, except its training data."""
-        self._remove(CONFIG, HISTORY, METRICS, DIVERGED, PRUNED, REPORT, TEST_CURVE, *EXPORTED)
+        self._remove(CONFIG, HISTORY, *_ENDS, REPORT, TEST_CURVE, *EXPORTED)
         remove_event_files(self.path)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,10 +148,8 @@ class PreparedRun:
             self.outcome = yield from _run(self.trainer, self.test, self.folder, self.display)
 
     def abandon(self) -> None:
-        """Release the folder, and remove it if it is empty, in place of training."""
-        self.folder.release()
-        with suppress(OSError):  # it was used before
-            self.folder.path.rmdir()
+        """Give up the folder, in place of training."""
+        self.folder.abandon()
 
 
 def train(config: Config) -> Outcome:
@@ -269,9 +267,8 @@ def prepare(
         input_dropout=config.input_dropout,
     )
     trainer = _trainer(model, training, config, display, group)
-    _ = (
-        trainer.networks_at_once() if together else trainer.execution
-    )  # an ExecutionError before the folder is made
+    # An ExecutionError, if there is one, before the folder is made.
+    _ = trainer.networks_at_once() if together else trainer.execution
     folder = RunFolder(Path(), config) if group.rank else RunFolder.create(config, training.name)
     folder.config = dataclasses.replace(config, overwrite=False, parallel=None, out=str(folder.path))
     return PreparedRun(trainer, test, folder, display)
@@ -363,36 +360,15 @@ def _resumed(config: Config, shared: Shared, display: Progress, group: Group) ->
         folder.locked()
     try:
         run = _open_to_resume(path)  # again: until now, another process may have trained it
-        checkpoint, saved = run.checkpoint, run.config
-        names = [field.name for field in dataclasses.fields(Config)]
-        allowed = options_marked("on_resume")
-        changed = [name for name in names if getattr(config, name) != getattr(saved, name)]
-        refused = [name for name in changed if name not in allowed]
-        if refused:
-            raise ConfigError(
-                f"{', '.join(refused)}: a run is resumed with its own configuration; only "
-                f"{', '.join(name for name in allowed if name != 'resume')} can be changed"
-            )
-        if given(config.epochs) < checkpoint.epochs:
-            raise ConfigError(f"epochs: the run has {checkpoint.epochs} already, got {config.epochs}")
+        checkpoint = folder.resumed = run.checkpoint
+        saved, config = run.config, _changed(run.config, config, checkpoint.epochs)
         training, test = shared.data(config, display, run)
         _check_data(run, training, test)
         _check_test(config, test)
         config.check_task(training.task)
         _check_span(config, saved, len(training))
-        if config.execution != "persistent":  # perhaps no longer
-            if config.multiprocessors != saved.multiprocessors:
-                raise ConfigError(
-                    f"multiprocessors: expected only with execution persistent, got execution {config.execution}"
-                )
-            config = dataclasses.replace(config, multiprocessors=None)
-        if not config.early_stopping:  # perhaps no longer
-            if config.monitor != saved.monitor:
-                raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
-            config = dataclasses.replace(config, monitor=Config.monitor)
         trainer = _trainer_as_before(config, checkpoint, training, shared, display, group)
         checkpoint.restore(trainer)
-        folder.resumed = checkpoint
         report = config.report or saved.report
         folder.config = dataclasses.replace(config, resume=None, parallel=None, report=report)
         display.say(f"resuming {run.path} after epoch {trainer.epoch} of {config.epochs}")
@@ -402,6 +378,35 @@ def _resumed(config: Config, shared: Shared, display: Progress, group: Group) ->
     except BaseException:
         folder.release()
         raise
+
+
+def _changed(saved: Config, config: Config, epochs: int) -> Config:
+    """The configuration with which a saved run goes on after so many epochs.
+
+    Raises:
+        ConfigError: it changes what cannot be changed.
+    """
+    names = [field.name for field in dataclasses.fields(Config)]
+    allowed = options_marked("on_resume")
+    refused = [name for name in names if getattr(config, name) != getattr(saved, name) and name not in allowed]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: a run is resumed with its own configuration; only "
+            f"{', '.join(name for name in allowed if name != 'resume')} can be changed"
+        )
+    if given(config.epochs) < epochs:
+        raise ConfigError(f"epochs: the run has {epochs} already, got {config.epochs}")
+    if config.execution != "persistent":  # perhaps no longer
+        if config.multiprocessors != saved.multiprocessors:
+            raise ConfigError(
+                f"multiprocessors: expected only with execution persistent, got execution {config.execution}"
+            )
+        config = dataclasses.replace(config, multiprocessors=None)
+    if not config.early_stopping:  # perhaps no longer
+        if config.monitor != saved.monitor:
+            raise ConfigError("monitor: expected only with early_stopping, got early_stopping 0")
+        config = dataclasses.replace(config, monitor=Config.monitor)
+    return config
 
 
 def _check_span(config: Config, saved: Config, training_samples: int) -> None:
@@ -558,9 +563,7 @@ def _run(
                 raise KeyboardInterrupt
         except BaseException:
             if not folder.saved:
-                folder.release()
-                with suppress(OSError):  # it was used before
-                    folder.path.rmdir()
+                folder.abandon()
             raise
         if history.interrupted:
             return Outcome(folder, history, None)
