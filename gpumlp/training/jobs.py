@@ -134,10 +134,11 @@ def _run_in_workers(
         _share(function, shared)
         call = partial(_call, shared, stop, os.getcwd())
         pool = _take_workers(workers, Path(folder))
-        source, waiting, running, interrupted = enumerate(jobs), deque[int](), dict[Future[Any], int](), False
-        taken = dict[int, Any]()  # jobs that wait or are in progress
-        exhausted = False
-        suspects = deque[int]()  # in progress when a worker died: each is run again, alone, to see if it was it
+        # Jobs with their indices: those that wait; and those in progress when a worker died, each of which is run
+        # again, alone, to see if it was it.
+        waiting, suspects = deque[tuple[int, Any]](), deque[tuple[int, Any]]()
+        running = dict[Future[Any], tuple[int, Any]]()
+        source, exhausted, interrupted = enumerate(jobs), False, False
         try:
             while running or ((waiting or suspects or not exhausted) and not interrupted):
                 try:
@@ -146,14 +147,13 @@ def _run_in_workers(
                         if following is None:
                             exhausted = True
                         else:
-                            taken[following[0]] = following[1]
-                            waiting.append(following[0])
+                            waiting.append(following)
                     # Few at a time: what is queued cannot be stopped. One more than there are workers, so that
                     # none of them waits.
                     queue, most = (suspects, 0) if suspects else (waiting, workers)
                     with _interrupts_held():
                         while queue and len(running) <= most and not interrupted:
-                            running[_submit(pool, call, taken[queue[0]])] = queue[0]
+                            running[_submit(pool, call, queue[0][1])] = queue[0]
                             if queue is waiting:
                                 queue.popleft()
                         done = wait(running, POLL, FIRST_COMPLETED).done
@@ -170,22 +170,21 @@ def _run_in_workers(
                     pool = _take_workers(workers, Path(folder))
                     continue
                 for future in done:
-                    index = running.pop(future)
-                    alone = index in suspects
+                    each = running.pop(future)
+                    alone = any(each is suspect for suspect in suspects)
                     try:
                         result = pickle.loads(future.result())
                     except BrokenProcessPool as error:
                         if not (alone or interrupted):
-                            suspects.append(index)
+                            suspects.append(each)
                             continue
                         result = _NotRun() if interrupted else _died(error)
                     except Exception as error:  # of pickling
                         result = error
                     if alone:
                         suspects.popleft()
-                    del taken[index]
                     if not isinstance(result, _NotRun):
-                        yield index, result
+                        yield each[0], result
                     elif not interrupted:  # the job has raised it
                         interrupted = True
                         stop.touch()

@@ -215,8 +215,6 @@ class Progress(Display, Callback):
             self._move_bar(trainer, 0)
 
     def on_progress(self, trainer: Trainer, samples: int) -> None:
-        if self.quiet:
-            return
         if self._slowdown.notices(samples):
             threads = trainer.execution.threads or 1
             if threads > 1:
@@ -235,7 +233,7 @@ class Progress(Display, Callback):
         self._update_bar(f"epoch {trainer.epoch + 1}/{trainer.epochs}", done, total)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        if self._cell is None and not self.quiet:
+        if self._cell is None:
             self.say(epoch_line(trainer.history.records[-1], trainer.epochs))
 
     def on_train_end(self, trainer: Trainer) -> None:
