@@ -49,7 +49,7 @@ class Options:
         unknown = [name for name in self.names if name not in FIGURES]
         if unknown:
             problems.append(f"there is no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if self.seed < 0:
             problems.append(f"seed: expected a whole number of 0 or more, got {self.seed}")
         problems += command.device_problems(self.device)
         names = [name for name in self.names if name in FIGURES] or list(FIGURES)

@@ -220,10 +220,8 @@ def _wrong(result: dict[str, Any], test: Dataset) -> dict[int, Counter[int]]:
 def _mosaic(images: HostArray) -> HostArray:
     """Images in rows, each with room for its caption below it."""
     count, height, width = images.shape
-    rows, cell = (
-        math.ceil(count / _IN_A_ROW),
-        (height + math.ceil(_LABEL * height), width + math.ceil(_GAP * width)),
-    )
+    rows = math.ceil(count / _IN_A_ROW)
+    cell = height + math.ceil(_LABEL * height), width + math.ceil(_GAP * width)
     cells: HostArray = np.zeros((rows * _IN_A_ROW, *cell), images.dtype)
     cells[:count, :height, :width] = images
     cells = cells.reshape(rows, _IN_A_ROW, *cell).transpose(0, 2, 1, 3)

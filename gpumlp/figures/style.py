@@ -35,6 +35,7 @@ SOLID, DASHED, DOTTED, DASH_DOT = "-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 
 WIDTH = 8.0  # inches
 _TITLE_SIZE, _CAPTION_SIZE, _TEXT_SIZE = 12, 9, 9  # points
 _CHARACTERS_PER_INCH = 13.6  # of the caption
+_GAP = 0.06  # between the names of two lines, at least, of the axes' height
 _DIGITS = 7  # significant digits of the numbers in files, as many as float32 has
 _RULES: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -174,7 +175,6 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> N
     Args:
         axes: with its final limits and scales.
         labels: ``(x, y, text, colour)`` of the end of each line, in data coordinates.
-        gap: smallest distance between two names, as a fraction of the axes' height.
     """
     axes.get_xlim(), axes.get_ylim()  # updates the limits, which the transformation does not
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -182,13 +182,12 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> N
         ((to_axes.transform((x, y)), text, colour) for x, y, text, colour in labels), key=lambda s: s[0][1]
     )
     heights = [float(min(max(spot[1], 0.0), 1.0)) for spot, _, _ in spots]
-    gap = 0.06
     for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + gap)
-    excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
-    for index in range(len(heights) - 1, -1, -1):
-        ceiling = heights[index + 1] - gap if index + 1 < len(heights) else 1.0
-        heights[index] = min(heights[index], ceiling) if excess else heights[index]
+        heights[index] = max(heights[index], heights[index - 1] + _GAP)
+    ceiling = 1.0
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], ceiling)
+        ceiling = heights[index] - _GAP
     for (spot, text, colour), height in zip(spots, heights, strict=True):
         axes.annotate(
             text,

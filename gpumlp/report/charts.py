@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 WIDTH, HEIGHT = 560, 300  # of the SVG's coordinates
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40  # margins of the panel
@@ -33,7 +33,7 @@ class Line:
         return DASHES[self.dash % len(DASHES)]
 
     def finite(self) -> list[float]:
-        return [float(value) for value in self.values if value is not None and _finite(value)]
+        return [float(value) for value in self.values if _finite(value)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Chart:
                 if values[index] is None:
                     values[index] = values[index - 1]
             read = values[self.first - 1 :: self.step]
-            shown = [float(f"{value:.5g}") if value is not None and _finite(value) else None for value in read]
+            shown = [float(f"{value:.5g}") if _finite(value) else None for value in read]
             lines.append({"label": line.label, "values": shown})
         name = self.title.partition(", ")[0]  # without a remark on the axis
         return {"title": name, "unit": self.unit, "first": self.first, "step": self.step, "lines": lines}
@@ -215,13 +215,15 @@ def scatter(
     )
 
 
-def _finite(value: float | None) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
 def _marked(line: Line, epochs: int, y: Callable[[float], float]) -> tuple[float, float] | None:
-    value = None if line.mark is None else line.values[line.mark - 1]
-    return None if value is None or line.mark is None or not _finite(value) else (_x(line.mark, epochs), y(value))
+    if line.mark is None:
+        return None
+    value = line.values[line.mark - 1]
+    return (_x(line.mark, epochs), y(value)) if _finite(value) else None
 
 
 def _x(epoch: int, epochs: int) -> float:

@@ -29,7 +29,7 @@ from ..training.progress import drawn, dropout_words, metric, percent
 from ..training.run import REPORT
 from ..words import as_product
 from .charts import MOST, Chart, Line, Scatter, chart, scatter
-from .embedding import Field, embed, embedded_size, grey, image_size, mosaic
+from .embedding import Field, embed, embedded_size, grey, mosaic
 from .runs import Counts, Measures, Run, measure, read_runs
 
 if TYPE_CHECKING:
@@ -304,19 +304,19 @@ def show(run: Run, colour: int, runs: int = 1) -> Shown:
     fewer = max(1, -(-runs // _FULL_RUNS))
     model = run.model
     measures = measure(model, run.test, MISTAKES_OF_SEVERAL // fewer if runs > 1 else MISTAKES)
-    field, shape = Field.of(run.test), image_size(run.test.feature_shape)
+    field = Field.of(run.test)  # None unless the samples are images
     mistakes = []
     for mistake in measures.mistakes:
         entry: dict[str, Any] = {**mistake._asdict(), "image": None}
-        if field is not None and shape is not None:
-            image = to_host(run.test.images[mistake.sample]).reshape(shape)
+        if field is not None:
+            image = to_host(run.test.images[mistake.sample]).reshape(field.height, field.width)
             scale = 255 if image.dtype == np.uint8 else 1
             entry["image"] = grey(image, field.background * scale, field.ink * scale)
         mistakes.append(entry)
     weights = None
-    if shape is not None:
+    if field is not None:
         weight = to_host(model.dense_layers[0].weight)
-        uri, chosen, limit = mosaic(weight, shape, UNITS // fewer)
+        uri, chosen, limit = mosaic(weight, (field.height, field.width), UNITS // fewer)
         weights = {"image": uri, "units": chosen, "all": weight.shape[1], "limit": limit}
         weights["hidden"] = len(model.sizes) > 2
     confusions = []
@@ -465,16 +465,14 @@ def statistics(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         recorded = [epoch.get("layers") for epoch in run.epochs]
         depth = max((len(layers or ()) for layers in recorded), default=0)
-        charts: list[Chart] = []
+        charts: list[Chart | None] = []
         for key, title, unit, log in _LAYER_VALUES:
             lines = []
             for layer in range(depth):
                 values = [_layer_value(layers, layer, key) for layers in recorded]
                 lines.append(Line(f"layer {layer + 1}", values, layer, layer // 6 if depth > 6 else layer % 4))
-            drawn = chart(title, lines, unit=unit, log=log, from_zero=unit == "%")
-            if drawn is not None:
-                charts.append(drawn)
-        result.append({"charts": charts, "depth": depth})
+            charts.append(chart(title, lines, unit=unit, log=log, from_zero=unit == "%"))
+        result.append({"charts": [item for item in charts if item is not None], "depth": depth})
     return result
 
 
