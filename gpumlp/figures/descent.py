@@ -109,9 +109,7 @@ def schedules(*, learning_rate: float = 0.1, epochs: int = 60, steps: int = 1000
             axes.plot(range(epochs), values, color=colour, linestyle=line, drawstyle=shape, label=labels[name])
     for axes in (plain, logarithmic):
         axes.set(xlabel="epoch t", xlim=(0, epochs - 1))
-    plain.set(
-        ylabel="learning rate", ylim=(0, 1.5 * learning_rate), title="by epoch, linear axis"
-    )  # the legend above
+    plain.set(title="by epoch, linear axis", ylabel="learning rate", ylim=(0, 1.5 * learning_rate))
     logarithmic.set_title("by epoch, logarithmic axis")
     colours = {name: str(line.get_color()) for name, line in zip(rates, logarithmic.get_lines(), strict=True)}
     end_labels(logarithmic, [(epochs - 1, values[-1], name, colours[name]) for name, values in rates.items()])

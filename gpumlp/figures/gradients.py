@@ -150,13 +150,8 @@ def backward_pass(model: MLP, dataset: Dataset) -> BackwardPass:
         model.forward_pass(workspace)
         backend.output_error(model.loss, workspace.logits, labels, losses, scores)
         model.backward_pass(workspace)
-        deltas = [
-            np.array(backend.to_numpy(delta), dtype=np.float64)
-            for delta in (cache.delta for cache in workspace.caches)
-        ]
-        gradients = [
-            np.array(backend.to_numpy(layer.weight_gradient), dtype=np.float64) for layer in model.dense_layers
-        ]
+        deltas = [backend.to_numpy(cache.delta).astype(np.float64) for cache in workspace.caches]
+        gradients = [backend.to_numpy(layer.weight_gradient).astype(np.float64) for layer in model.dense_layers]
         return BackwardPass(float(backend.to_numpy(losses).mean()), deltas, gradients)
 
 
@@ -348,9 +343,7 @@ def gradient_flow(
         _draw_norms(sheet.panels[column + 3], runs, "after", f"{_TITLES[activation]}, after training")
         _name_divergence(sheet.panels[column + 3], runs)
         sheet.panels[column + 3].set_xlabel("layer (1: next to the inputs)")
-    for axes, runs in zip(
-        sheet.panels[3:], networks.values(), strict=True
-    ):  # after all panels have the same limits
+    for axes, runs in zip(sheet.panels[3:], networks.values(), strict=True):  # all have the same limits now
         _label_accuracies(axes, runs)
     for axes in sheet.panels[::3]:
         axes.set_ylabel("‖dC/dW‖ of the layer")

@@ -14,12 +14,12 @@ from .importing import ImportedModelError, build, two_outputs
 
 M = TypeVar("M", bound=MLP)
 
-_LOSSES = {
+_LOSSES = {  # by the activation of the outputs
     "softmax": "softmax_cross_entropy",
     "logistic": "logistic_cross_entropy",
     "identity": "squared_error",
     "exp": "poisson_deviance",
-}  # by the activation of the outputs
+}
 _EXPECTED = "expected a fitted MLPClassifier or MLPRegressor of scikit-learn or gpumlp.sklearn"
 _INSIDE = {
     "Pipeline": "its last step, and prepare the features as its other steps do",

@@ -269,9 +269,8 @@ class SiLU(Activation):
     name = "silu"
     derivative_from = "input"
     initializer = "he"
-    cuda = CudaActivation(
-        "s / (1 + exp(-s))", "(1 + s / (1 + exp(s))) / (1 + exp(-s))", derivative_from="input"
-    )  # 1 - g = 1 / (1 + e^s)
+    # 1 - g = 1 / (1 + e^s)
+    cuda = CudaActivation("s / (1 + exp(-s))", "(1 + s / (1 + exp(s))) / (1 + exp(-s))", derivative_from="input")
 
     @_exponentials
     def forward(self, xp: Any, s: Array, out: Array) -> None:
