@@ -351,8 +351,8 @@ def _first_line(error: BaseException) -> str:
 
 def worker_facts() -> WorkerFacts:
     """Of this process."""
-    versions = {"gpumlp": gpumlp.__version__, "NumPy": np.__version__, "Python": platform.python_version()}
-    versions["Python"] = versions["Python"].rpartition(".")[0]
+    python = platform.python_version().rpartition(".")[0]
+    versions = {"gpumlp": gpumlp.__version__, "NumPy": np.__version__, "Python": python}
     return WorkerFacts(versions, running_kernel())
 
 
@@ -381,10 +381,8 @@ def _train(sweep: Sweep) -> Exception | Unfit | None:
     except Exception as error:
         return Unfit(worker.address, _first_line(sendable(error)))
     try:
-        with _one_blas_thread():
+        with _one_blas_thread(), suppress(KeyboardInterrupt):
             _train_when_free(sweep, shared, cancelled)
-    except KeyboardInterrupt:
-        return None
     except Exception as error:
         return sendable(error)
     return None
