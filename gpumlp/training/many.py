@@ -117,7 +117,7 @@ class Cohort:
 
     def __init__(self) -> None:
         self.running: list[Running] = []
-        self._begun: list[_Work] = []  # totals that the device computes
+        self._begun: list[Iterator[None]] = []  # totals that the device computes
 
     @property
     def share(self) -> float:
@@ -140,50 +140,41 @@ class Cohort:
         """Wait for what `train` began, and go on with it."""
         begun, self._begun = self._begun, []
         for work in begun:
-            work.finish()
+            next(work, None)
 
     def train(self) -> None:
         """Let the device copy, train on the steps of an epoch or a part of it, and begin to compute totals."""
         for kind in (Copies, StepRun):
-            for work in self._work(kind):
-                work.finish()
-        self._begun = self._work(Totals)
+            for work in self._start_work(kind):
+                next(work, None)
+        self._begun = self._start_work(Totals)
 
-    def _work(self, kind: type) -> list[_Work]:
-        """What networks ask for, those of one backend together."""
+    def _start_work(self, kind: type) -> list[Iterator[None]]:
+        """Start what networks ask for, those of one backend together; `next` of each finishes it."""
         groups: dict[Backend, list[Running]] = {}
         for each in self.running:
             if isinstance(each.request, kind):
                 groups.setdefault(each.backend, []).append(each)
-        return [_Work(backend, networks) for backend, networks in groups.items()]
+        begun = [_work(backend, networks) for backend, networks in groups.items()]
+        for work in begun:
+            next(work, None)
+        return begun
 
 
-class _Work:
-    """Requests of one kind, of networks with the same backend, which begins to perform them."""
-
-    def __init__(self, backend: Backend, networks: list[Running]) -> None:
-        self._backend, self._networks = backend, networks
-        self._error: Exception | None = None
-        try:
-            with backend.activate():
-                self._wait = backend.perform([each.request for each in networks if each.request is not None])
-        except Exception as error:  # whose request it was is unknown
-            self._error = error
-
-    def finish(self) -> None:
-        """Wait for the results, and go on with them."""
-        try:
-            with self._backend.activate():
-                if self._error is None:
-                    for each, result in zip(self._networks, self._wait(), strict=True):
-                        if each.request is not None:  # an interrupt may have ended it
-                            each.advance(result)
-        except Exception as error:
-            self._error = error
-        if self._error is not None:
-            for each in self._networks:
-                if each.request is not None:
-                    each.go_on(error=self._error)
+def _work(backend: Backend, networks: list[Running]) -> Iterator[None]:
+    """Start what networks with the same backend ask for; then wait for the results, and go on with them."""
+    try:
+        with backend.activate():
+            wait = backend.perform([each.request for each in networks if each.request is not None])
+        yield
+        with backend.activate():
+            for each, result in zip(networks, wait(), strict=True):
+                if each.request is not None:  # an interrupt may have ended it
+                    each.advance(result)
+    except Exception as error:  # whose request it was is unknown
+        for each in networks:
+            if each.request is not None:
+                each.go_on(error=error)
 
 
 def run_together(
