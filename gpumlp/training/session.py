@@ -524,35 +524,11 @@ def _run(
     if trainer.group.rank:  # the first process has the files, the display and the test
         yield from trainer.training(given(folder.config.epochs))
         return Outcome(folder, trainer.history, None)
-    shape = as_product(test.feature_shape)
-    if len(test.feature_shape) == 1:
-        shape += " feature" if test.features == 1 else " features"
-    held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
-    trained, tested = (" weighted" * (data.weights is not None) for data in (trainer.batches, test))
-    display.say(
-        f"data: {trainer.train_set.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
-        f"{held_out:,} to validate, {len(test):,}{tested} to test"
-    )
-    if trainer.group.size > 1:
-        each = " with a GPU each" * (trainer.model.backend.name != "cpu")
-        display.say(
-            f"parallel: {trainer.group.size} processes{each} share the {trainer.shards} shards of each batch"
-        )
-    elif trainer.group is not ALONE:
-        display.say("parallel: one process; mpiexec -n N starts more")
-    if trainer.train_set.streamed:
-        display.say(_memory_line(trainer))
-    model, history, first = trainer.model, trainer.history, trainer.epoch
-    display.say(
-        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
-        f"{model.dtype.name}, {model.parameters.count:,} parameters"
-    )
-    if model.loss.task == "numbers":
-        display.say(f"targets: {counted(model.sizes[-1], 'number')} a sample")
-    elif model.class_names is not None or model.loss.task == "labels":
-        display.say(f"{model.loss.task}: {listed(class_names(model))}")
+    for line in _about(trainer, test):
+        display.say(line)
+    history, first = trainer.history, trainer.epoch
     if folder.config.early_stopping and folder.config.monitor == "validation_loss":
-        trainer.history.keeps_best()
+        history.keeps_best()
     try:
         try:
             # The folder first: what it saves at once is shown afterwards. All else is shown, and saved soon.
@@ -581,6 +557,38 @@ def _run(
     for line in _results(trainer, network.epochs, test, result, folder, first):
         display.say(line)
     return Outcome(folder, history, metrics)
+
+
+def _about(trainer: Trainer, test: Dataset) -> list[str]:
+    """The lines at the start of a run: data, processes, memory, network and targets."""
+    shape = as_product(test.feature_shape)
+    if len(test.feature_shape) == 1:
+        shape += " feature" if test.features == 1 else " features"
+    held_out = 0 if trainer.validation_batches is None else trainer.validation_batches.samples
+    trained, tested = (" weighted" * (data.weights is not None) for data in (trainer.batches, test))
+    lines = [
+        f"data: {trainer.train_set.name}, {shape}, {trainer.batches.samples:,}{trained} samples to train, "
+        f"{held_out:,} to validate, {len(test):,}{tested} to test"
+    ]
+    if trainer.group.size > 1:
+        each = " with a GPU each" * (trainer.model.backend.name != "cpu")
+        lines.append(
+            f"parallel: {trainer.group.size} processes{each} share the {trainer.shards} shards of each batch"
+        )
+    elif trainer.group is not ALONE:
+        lines.append("parallel: one process; mpiexec -n N starts more")
+    if trainer.train_set.streamed:
+        lines.append(_memory_line(trainer))
+    model = trainer.model
+    lines.append(
+        f"network: {'-'.join(map(str, model.sizes))}, {model.activation_names}, {dropout_words(model)}"
+        f"{model.dtype.name}, {model.parameters.count:,} parameters"
+    )
+    if model.loss.task == "numbers":
+        lines.append(f"targets: {counted(model.sizes[-1], 'number')} a sample")
+    elif model.class_names is not None or model.loss.task == "labels":
+        lines.append(f"{model.loss.task}: {listed(class_names(model))}")
+    return lines
 
 
 def _memory_line(trainer: Trainer) -> str:

@@ -180,10 +180,8 @@ class Sweep:
         if search is None:
             runs = _runs(networks, range(config.seed, config.seed + seeds))
         else:
-            networks, runs = (
-                [],
-                tuple(_run_of_search(index, search, config.seed) for index in range(search.trials)),
-            )
+            networks = []
+            runs = tuple(_run_of_search(index, search, config.seed) for index in range(search.trials))
         if config.out is None:
             path = new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
         else:
