@@ -143,6 +143,22 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+def test_the_results_of_a_run_that_is_replaced_never_stand_beside_the_new_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path / "run")
+    there, write = [], RunFolder._write_checkpoint
+
+    def look_and_write(folder: RunFolder, trainer: Trainer) -> None:
+        there.append((tmp_path / "run" / "metrics.json").exists())
+        write(folder, trainer)
+
+    monkeypatch.setattr(RunFolder, "_write_checkpoint", look_and_write)
+    start(tmp_path / "run", overwrite=True)
+    assert there
+    assert not any(there)
+
+
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = Config(dataset="digits", device="cpu", quiet=True, epochs=1, hidden=())
