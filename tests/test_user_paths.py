@@ -203,6 +203,23 @@ def test_the_data_folder_of_the_environment(home: Path, monkeypatch: pytest.Monk
         load_mnist(download=False)
 
 
+def test_without_a_home_folder_there_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pwd = pytest.importorskip("pwd", reason="on Windows every user has a home folder")
+    for name in ("HOME", "XDG_CACHE_HOME", ENVIRONMENT_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])  # as for a user number that a container is given
+    monkeypatch.chdir(tmp_path)
+    assert run("info") == 0
+    assert "there is no home folder for a cache; set HOME" in capsys.readouterr().out
+    assert run("train", "--device", "cpu", "--hidden", "4", "--epochs", "1", "--out", "run") == 0
+    assert "digits (1,797 images of 8 x 8) are used instead" in capsys.readouterr().out
+    assert run("train", "--dataset", "mnist", "--device", "cpu") == 2
+    assert "MNIST is not available: there is no home folder for a cache" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 PYTHON: dict[str, Callable[[str], object]] = {
     "MLP.load": lambda folder: MLP.load(f"{folder}/model", device="cpu"),
     "MLP.save": lambda folder: MLP([4, 2], device="cpu").save(f"{folder}/saved"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -182,17 +182,18 @@ def load_relative(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
 
 def mnist_folders() -> list[tuple[str, str]]:
     """The folders that `load_mnist` searches: pairs of a name and a description, for ``gpumlp.info``."""
-    result = []
-    for name, place in (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE)), ("data cache", _cache_dir()):
-        text = "not set"
-        if place:
-            try:
-                folder = user_path(place)
-                text = f"{folder} ({'holds MNIST' if _find(folder, ['mnist']) else 'without MNIST'})"
-            except (DataError, PathError) as error:
-                text = str(error)
-        result.append((name, text))
-    return result
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return [
+        (ENVIRONMENT_VARIABLE, _described(lambda: user_path(named)) if named else "not set"),
+        ("data cache", _described(_cache_dir)),
+    ]
+
+
+def _described(folder: Callable[[], Path]) -> str:
+    try:
+        return f"{folder()} ({'holds MNIST' if _find(folder(), ['mnist']) else 'without MNIST'})"
+    except (DataError, PathError) as error:
+        return str(error)
 
 
 def _load_from(folder: Path, names: Iterable[str]) -> tuple[Dataset, Dataset]:
@@ -256,7 +257,10 @@ def _variant_in(folder: Path, file: str) -> Path | None:
 def _cache_dir() -> Path:
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("gpumlp")) / "mnist"
+    try:
+        return user_path(platformdirs.user_cache_dir("gpumlp")) / "mnist"
+    except (PathError, RuntimeError):  # in containers, users may lack HOME and an entry among the system's users
+        raise DataNotAvailable("there is no home folder for a cache; set HOME or XDG_CACHE_HOME") from None
 
 
 def _fetch_all(download: bool) -> list[Path]:
