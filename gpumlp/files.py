@@ -54,13 +54,10 @@ def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected
         expected: begins the message of an error.
 
     Raises:
-        PathError: there is a file or a broken link in its place, or a folder that is to be made has a name like
-            that of a file.
+        PathError: there is a file in its place, or a folder that is to be made has a name like that of a file.
     """
     folder = user_path(path)
-    # lexists: a link that leads nowhere, or to itself, too
-    places = (folder, *folder.parents)
-    file = next((place for place in places if os.path.lexists(place) and not place.is_dir()), None)
+    file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if file is not None:
         raise PathError(f"{expected}, got the file {file}; choose another name")
     if folder.suffix.lower() in _FILES and not folder.exists():
@@ -68,17 +65,22 @@ def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected
     return folder
 
 
+def resolved(path: Path) -> Path:
+    """As `Path.resolve`; a symbolic link that leads to itself stays, instead of an error before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def distinct(runs: Iterable[str]) -> list[str]:
     """The folders of runs, each once, by the first of its names."""
-    found: dict[str, str] = {}
+    found: dict[Path, str] = {}
     for run in runs:
-        found.setdefault(os.path.realpath(user_path(run)), run)  # Path.resolve fails for a link to itself
+        found.setdefault(resolved(user_path(run)), run)
     return list(found.values())
 
 
 def require_distinct(runs: Sequence[str | os.PathLike[str]]) -> None:
     """Raise PathError if the folder of a run is given twice: it would count twice."""
-    folders = [os.path.realpath(user_path(run)) for run in runs]
+    folders = [resolved(user_path(run)) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         if folders.count(folder) > 1:
             raise PathError(f"{run}: expected each run once, got it {folders.count(folder)} times")

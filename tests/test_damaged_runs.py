@@ -240,11 +240,20 @@ def test_a_folder_that_may_not_be_read_hides_no_other_run(
 
 
 def test_a_link_that_leads_to_itself_is_no_run(copy: Path, capsys) -> None:
-    (copy.parent / "loop").symlink_to("loop")
+    loop = copy.parent / "loop"
+    loop.symlink_to("loop")
     assert run("history", copy.parent) == 0
     assert capsys.readouterr().err == ""
-    for command in ("evaluate", "diagnose", "report"):
-        assert f"there is no run {copy.parent / 'loop'}" in refused(command, copy.parent / "loop", capsys=capsys)
+    for command, *words in (
+        *((command, loop) for command in ("evaluate", "history", "diagnose", "report", "export")),
+        ("evaluate", loop, copy),  # which are compared, and so followed, first
+        ("predict", loop, copy.parent / "x.npy"),
+        ("train", "--resume", loop),
+    ):
+        assert f"{loop}: no such folder" in refused(command, *words, capsys=capsys)
+    for folder in (loop, loop / "below"):
+        assert run("train", *DIGITS, "--out", folder) == 1
+        assert f"gpumlp-train: {folder}: " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are those of POSIX")

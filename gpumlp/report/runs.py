@@ -16,7 +16,7 @@ from ..backends import HostArray, to_host
 from ..data import Dataset, uses_data_dir
 from ..diagnostics import Diagnosis, Finding, diagnose
 from ..diagnostics.statistics import can_saturate, saturated_outputs
-from ..files import require_distinct
+from ..files import require_distinct, resolved
 from ..nn.activations import ReLU
 from ..nn.layers import Dense, Dropout
 from ..nn.metrics import Evaluation, Task
@@ -136,7 +136,7 @@ def read_runs(paths: Sequence[str], device: str, data_dir: str | None) -> list[R
     runs = [
         _read(path, device, data_dir if takes else None) for path, takes in zip(paths, takes_folder, strict=True)
     ]
-    full = [run.path.resolve() for run in runs]
+    full = [resolved(run.path) for run in runs]
     short = [
         f"{path.parent.name}/{path.name}" if run.is_best else path.name
         for path, run in zip(full, runs, strict=True)

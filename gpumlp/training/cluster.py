@@ -27,7 +27,7 @@ import gpumlp
 
 from ..backends.blas_kernel import VARIABLE, running_kernel
 from ..extras import require
-from ..files import user_path
+from ..files import resolved, user_path
 from ..words import counted
 from .config import ConfigError
 from .jobs import POLL, sendable
@@ -337,9 +337,9 @@ def _with_full_paths(sweep: Sweep) -> Sweep:
     """The sweep with paths that do not depend on the folder that a process is in."""
     data_dir = sweep.config.data_dir
     config = dataclasses.replace(
-        sweep.config, data_dir=None if data_dir is None else str(user_path(data_dir).resolve())
+        sweep.config, data_dir=None if data_dir is None else str(resolved(user_path(data_dir)))
     )
-    return dataclasses.replace(sweep, path=sweep.path.resolve(), config=config)
+    return dataclasses.replace(sweep, path=resolved(sweep.path), config=config)
 
 
 def _first_line(error: BaseException) -> str:

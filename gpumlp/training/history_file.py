@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import read_file, write_atomically
+from ..files import read_file, resolved, write_atomically
 from ..nn.metrics import METRICS
 from ..nn.model_file import BEST, CHECKPOINT, ModelFileError, read_content
 from ..strict_json import parse_object
@@ -158,7 +158,7 @@ def _write(file: Any, content: bytes, start: int) -> None:
 
 def is_best(folder: Path) -> bool:
     """Does the folder hold the network of the best epoch of the run in the folder above it?"""
-    folder = folder.resolve()
+    folder = resolved(folder)
     return folder.name == BEST and (folder.parent / CHECKPOINT).exists() and not is_own_run(folder)
 
 
@@ -175,7 +175,7 @@ def is_own_run(best: Path) -> bool:
 
 def history_path(folder: Path) -> Path:
     """The history file of the run in a folder, or of the run whose best network it is."""
-    return (folder.resolve().parent if is_best(folder) else folder) / HISTORY
+    return (resolved(folder).parent if is_best(folder) else folder) / HISTORY
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakSet
 
-from ..files import new_folder_path, remove_leftovers, user_path, write_atomically
+from ..files import new_folder_path, remove_leftovers, resolved, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.metrics import METRICS as METRICS_OF
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
@@ -553,9 +553,9 @@ class RunFolder(Callback):
         write_finding(self.path / DIVERGED, finding)
 
     def _remove(self, *names: str) -> None:
-        data = [user_path(path).resolve() for path in self.config.data_files]
+        data = [resolved(user_path(path)) for path in self.config.data_files]
         for path in [self.path / name for name in names]:
-            if path.is_file() and path.resolve() not in data:
+            if path.is_file() and resolved(path) not in data:
                 path.unlink()
 
     def _note(self, trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import require
+from ..files import resolved
 from ..nn.metrics import HIGHER_IS_BETTER
 from .checkpoint import CheckpointError
 from .config import ConfigError, given
@@ -50,7 +51,7 @@ def _storage(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
     kind = JournalFileSymlinkLock if _LINKS else JournalFileOpenLock
-    file = str((path / STUDY).resolve())  # the lock may be a link to it, which has to lead there from its folder
+    file = str(resolved(path / STUDY))  # the lock may be a link to it, which has to lead there from its folder
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # Optuna leaves closing its file to the collector

@@ -29,7 +29,7 @@ from ..backends import (
 )
 from ..data import DataError, Dataset, load_dataset, load_files
 from ..data.stream import DeviceBatches, StreamedBatches
-from ..files import user_path
+from ..files import resolved, user_path
 from ..nn.metrics import METRIC_WORDS, METRICS, Evaluation
 from ..nn.model_file import BEST, class_names
 from ..nn.network import MLP
@@ -344,7 +344,7 @@ def resume_config(path: str) -> Config:
 def _open_to_resume(path: str) -> Run:
     run = open_run(path)
     if run.is_best:
-        parent = run.path.parent if run.path.name else run.path.resolve().parent
+        parent = run.path.parent if run.path.name else resolved(run.path).parent
         raise ConfigError(
             f"resume: {path} is the network that the run in {parent} keeps of its best epoch; resume that run: "
             f"--resume {parent}"
@@ -815,7 +815,7 @@ def plain_names(config: Config, training: Dataset) -> dict[str, Any]:
         return {"dataset": "digits" if training.name == "digits" else "mnist"}
     if not config.data_files:
         return {}
-    paths = tuple(str(user_path(path).resolve()) for path in config.data_files)  # the same in any folder
+    paths = tuple(str(resolved(user_path(path))) for path in config.data_files)  # the same in any folder
     if isinstance(config.dataset, str):
         return {"dataset": paths[0], "test": paths[1] if config.test else None}
     return {"dataset": paths[:2], "test": paths[2:] or None}
