@@ -95,6 +95,23 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it exists.
+
+    Raises:
+        OSError: it cannot be made. Of a symbolic link whose target is missing, as where scratch space was cleared,
+            the system says only that it exists.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                reason = f"expected a folder, found a link to {os.readlink(link)}, which does not exist"
+                raise FileNotFoundError(errno.ENOENT, reason, str(link)) from None
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whenever the program dies, it is either the old one or the new one.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpumlp import load_digits
+from gpumlp import MLP, load_digits
+from gpumlp.report import write_page
 from tests.command_helpers import DIGITS, run
 
 
@@ -93,10 +95,8 @@ def test_no_folder_is_made_with_the_name_of_a_file(
     trained: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    Path("loop").symlink_to("loop")
     before = contents(trained)
     for name, message in (
-        ("loop", "out: expected a folder, got the file loop; choose another name"),
         ("new/net.npz", "out: expected a folder, got new/net.npz, the name of a file; leave out .npz"),
         ("in.npy", "out: expected a folder, got the file in.npy; choose another name"),
     ):
@@ -104,6 +104,25 @@ def test_no_folder_is_made_with_the_name_of_a_file(
         assert f"gpumlp-{words[0]}: {message}\n" in capsys.readouterr().err
     assert contents(trained) == before
     assert not (trained / "new").exists()
+
+
+def test_a_link_to_a_folder_that_is_gone_is_named_as_such(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    Path("runs").symlink_to("cleared")
+    message = "runs: expected a folder, found a link to cleared, which does not exist"
+    for words in (
+        *(("train", *DIGITS), ("train", *DIGITS, "--out", "runs"), ("train", *DIGITS, "--out", "runs/new/one")),
+        *(("sweep", *DIGITS, "--grid", "hidden=4"), ("sweep", *DIGITS, "--grid", "hidden=4", "--out", "runs")),
+        *(("reproduce", "digits"), ("shuffle", "in.npy", "in.npy", "runs")),
+    ):
+        assert run(*words) == 1
+        assert message in capsys.readouterr().err
+    for call in (lambda: MLP([4, 2], device="cpu").save("runs"), lambda: write_page("runs/page.html", "")):
+        with pytest.raises(FileNotFoundError, match=re.escape(message.partition(": ")[2])):
+            call()
+    assert not Path("cleared").exists()
 
 
 def test_a_file_of_such_a_name_is_written_where_there_is_no_run(trained: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..files import write_atomically
+from ..files import make_folder, write_atomically
 from ..terminal import console
 from .dataset import DataError
 
@@ -90,7 +90,7 @@ def fetch(filename: str, size: int, sha256: str, mirrors: Mirrors, cache_dir: Pa
             mirrors.drop(address, f"{reason} ({filename})")
             continue
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(cache_dir)
             write_atomically(target, content)
         except OSError as error:
             raise DataNotAvailable(f"{cache_dir} cannot be written to ({error.strerror or error})") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import new_folder_path, replace
+from ..files import make_folder, new_folder_path, replace
 from ..words import as_product, listed
 from .labels import DataError
 from .rows import FileRows, read_targets
@@ -59,7 +59,7 @@ def shuffle_files(
         raise DataError(f"{targets}: expected {len(source):,} targets, one for each sample, got {len(labels):,}")
     _require_empty(folder)
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     results = folder / "images.npy", folder / "labels.npy"
     try:
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:

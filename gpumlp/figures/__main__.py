@@ -15,7 +15,7 @@ from .. import command
 from ..backends import get_backend
 from ..data import load_dataset
 from ..extras import require
-from ..files import PathError, new_folder_path, user_path
+from ..files import PathError, make_folder, new_folder_path, user_path
 from ..training.config import ConfigError
 from . import FIGURES
 from .style import save
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require("figures", "matplotlib", "report")
         names = list(dict.fromkeys(options.names or FIGURES))
         folder = user_path(options.out)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         given: dict[str, Any] = {"seed": options.seed, "device": get_backend(options.device)}
         given |= {"results": options.results, "record": options.record}
         if any("data" in _arguments(name) for name in names):

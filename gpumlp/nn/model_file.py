@@ -32,7 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from ..backends import Backend, HostArray, get_backend
-from ..files import new_folder_path, read_file, user_path, write_atomically
+from ..files import make_folder, new_folder_path, read_file, user_path, write_atomically
 from ..strict_json import is_text, parse_object
 from ..words import as_product, listed, shown
 from .activations import ACTIVATIONS, Activation
@@ -157,7 +157,7 @@ def _save(content: bytes, path: str | os.PathLike[str]) -> Path:
         raise ModelFileError(
             f"{file.parent} is the folder of a training run, which already contains its network; choose another"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_atomically(file, content)
     return file
 

@@ -17,7 +17,7 @@ import gpumlp
 from ..backends import HostArray, to_host
 from ..data import Dataset
 from ..extras import require
-from ..files import user_path, utf8, write_atomically
+from ..files import make_folder, user_path, utf8, write_atomically
 from ..nn.committee import Committee, members_of
 from ..nn.metrics import METRIC_WORDS, METRICS, Task
 from ..nn.model_file import class_names
@@ -158,7 +158,7 @@ def write_page(path: str | os.PathLike[str], page: str) -> int:
         PathError: the path cannot be used.
     """
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     content = utf8(page)
     write_atomically(path, content)
     return len(content)

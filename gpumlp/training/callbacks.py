@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from ..backends import Array
-from ..files import read_file, user_path, utf8, write_atomically
+from ..files import make_folder, read_file, user_path, utf8, write_atomically
 from ..nn.hyperparameters import number, whole
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import describe, model_bytes
@@ -159,7 +159,7 @@ class BestCheckpoint(_Monitoring):
         if self.path.name in RUN_FILES and any((folder / name).exists() for name in (CONFIG, HISTORY)):
             raise ValueError(f"{self.path} is a file of the run in {folder}; choose another name")
         describe(trainer.model)  # a network that cannot be saved is refused before it is trained
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         best = self.best(trainer)

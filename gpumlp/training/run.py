@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakSet
 
-from ..files import new_folder_path, remove_leftovers, resolved, user_path, write_atomically
+from ..files import (
+    make_folder,
+    new_folder_path,
+    remove_leftovers,
+    resolved,
+    user_path,
+    write_atomically,
+)
 from ..nn.metrics import HIGHER_IS_BETTER, Task
 from ..nn.metrics import METRICS as METRICS_OF
 from ..nn.model_file import BEST, CHECKPOINT, MODEL
@@ -404,7 +411,7 @@ class RunFolder(Callback):
             raise ConfigError(
                 f"out: {path} is where the run in {path.parent} keeps its best network; choose another folder"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         if (path / SWEEP).exists():
             raise ConfigError(f"out: {path} holds a sweep; choose another folder")
         folder = cls(path, config).locked()
@@ -628,7 +635,7 @@ def _holds_run(folder: Path) -> bool:
 
 def new_folder(parent: Path, name: str) -> Path:
     """A folder that did not exist before, also when two runs start within a second."""
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")

@@ -24,7 +24,7 @@ import gpumlp
 
 from ..backends import Backend
 from ..data import Dataset
-from ..files import new_folder_path, remove_leftovers, user_path, write_atomically
+from ..files import make_folder, new_folder_path, remove_leftovers, user_path, write_atomically
 from ..nn.metrics import HIGHER_IS_BETTER, METRICS
 from ..nn.model_file import CHECKPOINT
 from ..words import listed
@@ -195,7 +195,7 @@ class Sweep:
             used = next((run.folder for run in runs if (path / run.folder).exists()), None)
             if used is not None:
                 raise ConfigError(f"out: {path / used}, where a network would go, exists; choose another folder")
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         return cls(
             path,
             dataclasses.replace(config, **plain_names(config, training), out=None, quiet=False),

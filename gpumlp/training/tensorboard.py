@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ..files import user_path
+from ..files import make_folder, user_path
 from ..nn.metrics import HIGHER_IS_BETTER
 from .history import EpochRecord
 from .trainer import Callback, Trainer
@@ -50,7 +50,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if trainer.epoch == 0:
             remove_event_files(self.folder)
         # The last epoch again, which may have been cut off as it was written; all where there is no log yet.
