@@ -116,7 +116,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whenever the program dies, it is either the old one or the new one.
 
     The new content is written beside it first, under a random name that no other file has, and then renamed. A
-    symbolic link is replaced, not followed.
+    symbolic link is replaced, not followed. A file that was private, or open to a group, stays so.
 
     Raises:
         OSError: the disk is full, the folder is read-only, ...; the previous file is as it was.
@@ -124,6 +124,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
+            with suppress(OSError):  # there is no old one, or the file system has no permissions
+                old = os.lstat(path).st_mode
+                if stat.S_ISREG(old):
+                    os.chmod(temporary, old & 0o777 | stat.S_IWUSR)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -306,6 +306,21 @@ def test_a_file_is_complete_before_it_is_renamed(tmp_path: Path, monkeypatch: py
     assert path.read_bytes() == b"content"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o664, 0o664), (0o444, 0o644), (None, 0o640)])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, before: int | None, after: int) -> None:
+    path, umask = tmp_path / "file", os.umask(0o027)
+    try:
+        if before is not None:
+            path.touch()
+            path.chmod(before)
+        write_atomically(path, b"content")
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o7777 == after
+    assert path.read_bytes() == b"content"
+
+
 def test_restoring_a_trainer_restores_its_network(tmp_path: Path, blobs: Dataset) -> None:
     path = save(tmp_path / "checkpoint", blobs)
     second = make_trainer(blobs, config(seed=9))
