@@ -110,6 +110,8 @@ def outcome(main: Callable[[], int]) -> tuple[int, str]:
     except BrokenPipeError:  # the reader of a pipe is gone, as in "| head"
         return FAILED, ""
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not error.filename:  # of os.getcwd
+            return FAILED, "the current folder does not exist any more; change to another one"
         where = f"{error.filename}: " if error.filename else ""
         return FAILED, f"{where}{error.strerror or error}"
     except MemoryError as error:

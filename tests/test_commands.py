@@ -390,6 +390,21 @@ def test_out_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture
 # -- evaluate ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no folder that a process is in")
+def test_a_current_folder_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "removed"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    for words in (("train", *SMALL, "--out", "run"), ("evaluate", "run")):
+        assert run(*words) == 1
+        assert capsys.readouterr().err.endswith(
+            ": the current folder does not exist any more; change to another one\n"
+        )
+
+
 def test_evaluate_reproduces_the_test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *SMALL, "--out", tmp_path / "run") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "test accuracy" in line]
