@@ -369,6 +369,8 @@ def test_a_layer_without_an_equivalent_is_refused_by_name(nn: Any) -> None:
         ([linear(3, 4), nn.ReLU()], "layer 1, ReLU.*expected a single activation between two"),
         ([linear(3, 4), nn.Sigmoid(), nn.Sigmoid()], "layer 2, Sigmoid.*no layer may follow"),
         ([linear(3, 4), nn.Softmax(dim=0)], "layer 1, Softmax.*expected only at the end, with dim=1"),
+        ([linear(3, 1), nn.Softmax(dim=1)], "layer 1, Softmax.*expected 2 outputs or more, got one"),
+        ([linear(3, 1), nn.LogSoftmax(dim=1)], "layer 1, LogSoftmax.*expected 2 outputs or more, got one"),
         ([linear(3, 4), nn.Softmax(dim=1), linear(4, 2)], "layer 1, Softmax.*expected only at the end"),
         ([linear(3, 4), nn.Softmax(dim=1), nn.Softmax(dim=1)], "layer 2, Softmax.*no layer may follow"),
         (

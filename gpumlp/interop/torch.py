@@ -258,6 +258,8 @@ def _from_layers(named: list[tuple[str, Any]]) -> _Network:
         elif kind in ("Softmax", "LogSoftmax"):
             if not at_end or layer.dim not in (1, -1):
                 raise ImportedModelError(f"{label}: expected only at the end, with dim=1")
+            if weights[-1].shape[1] == 1:
+                raise ImportedModelError(f"{label}: expected 2 outputs or more, got one; a Sigmoid is for one")
             loss = "softmax_cross_entropy"
         elif kind == "Sigmoid" and at_end:
             loss = "logistic_cross_entropy"
