@@ -358,10 +358,12 @@ def test_a_committee_predicts_files(
 
 def test_networks_come_before_the_first_file(runs: list[Path], tmp_path: Path, capsys: Captured) -> None:
     np.save(tmp_path / "x.npy", load_digits()[1].images)
-    assert run("predict", runs[0], tmp_path / "x.npy", runs[1]) == 2
-    assert f"{runs[1]} is a network; give all networks before the first file, {tmp_path / 'x.npy'}" in (
-        capsys.readouterr().err
-    )
+    saved = MLP.load(runs[1], device="cpu").save(tmp_path / "NET.SAFETENSORS")
+    for network in (runs[1], saved):
+        assert run("predict", runs[0], tmp_path / "x.npy", network) == 2
+        assert f"{network} is a network; give all networks before the first file, {tmp_path / 'x.npy'}" in (
+            capsys.readouterr().err
+        )
     assert run("predict", *runs) == 2
     assert "expected one file or more to predict" in capsys.readouterr().err
 

@@ -309,7 +309,15 @@ def test_save_takes_a_folder_or_the_name_of_a_safetensors_file(tmp_path: Path, k
         assert len(Committee.load(tmp_path / name, device="cpu").members) == (1 if kind is MLP else 2)
     (tmp_path / "file").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    for name in ("net.npz", "new/model.pt", "net.ONNX", "file", "file/net"):
+    for name in (
+        "net.npz",
+        "new/model.pt",
+        "net.ONNX",
+        "a.npz/b.safetensors",
+        "file",
+        "file/a",
+        "file/a.safetensors",
+    ):
         with pytest.raises(PathError, match=r"expected a folder, .* or the name of a \.safetensors file, got"):
             saved.save(tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
@@ -320,10 +328,16 @@ def test_save_writes_over_no_file_of_a_run(tmp_path: Path, name: str) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.write_text("of a run")
     model = MLP([3, 2], device="cpu")
-    with pytest.raises(ModelFileError, match="is the folder of a training run"):
+    with pytest.raises(ModelFileError, match="of a training run"):
         model.save(tmp_path / name)
     assert checkpoint.read_text() == "of a run"
     assert model.save(tmp_path / "net.safetensors").parent == tmp_path
+
+
+def test_save_makes_no_folder_that_looks_like_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"checkpoint.safetensors is the file of a training run"):
+        MLP([3, 2], device="cpu").save(tmp_path / "new" / "checkpoint.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

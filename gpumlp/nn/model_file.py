@@ -152,8 +152,11 @@ def save_committee(members: Sequence[MLP], path: str | os.PathLike[str]) -> Path
 def _save(content: bytes, path: str | os.PathLike[str]) -> Path:
     file, ending = user_path(path), Path(MODEL).suffix
     if file.suffix.lower() != ending or file.is_dir():
-        file = new_folder_path(path, f"expected a folder, for {MODEL}, or the name of a {ending} file") / MODEL
-    if file.name in (MODEL, CHECKPOINT) and (file.parent / CHECKPOINT).exists():
+        file /= MODEL
+    new_folder_path(file.parent, f"expected a folder, for {file.name}, or the name of a {ending} file")
+    if file.name == CHECKPOINT:
+        raise ModelFileError(f"{file}: {CHECKPOINT} is the file of a training run; choose another name")
+    if file.name == MODEL and (file.parent / CHECKPOINT).exists():
         raise ModelFileError(
             f"{file.parent} is the folder of a training run, which already contains its network; choose another"
         )
@@ -327,7 +330,9 @@ def is_network(path: str) -> bool:
     """Is there a network in this folder, or is this a ``.safetensors`` file?"""
     try:
         place = user_path(path)
-        return place.suffix == Path(MODEL).suffix or any((place / name).is_file() for name in (CHECKPOINT, MODEL))
+        return place.suffix.lower() == Path(MODEL).suffix or any(
+            (place / name).is_file() for name in (CHECKPOINT, MODEL)
+        )
     except (OSError, ValueError):  # no name of a file
         return False
 

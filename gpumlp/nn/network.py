@@ -461,8 +461,8 @@ class MLP:
 
         Raises:
             PathError: the name is that of another kind of file, such as ``net.npz``.
-            ModelFileError: the folder is that of a training run, an activation, a layer or the loss is not
-                registered, a weight is NaN or infinite, or there is not one class name for each class.
+            ModelFileError: the folder or the file is that of a training run, an activation, a layer or the loss is
+                not registered, a weight is NaN or infinite, or there is not one class name for each class.
             OSError: the disk is full, the folder is read-only, ...; a previous file is unchanged.
         """
         from .model_file import save_model
