@@ -38,6 +38,7 @@ from .training.search_space import (
     label,
     logarithmic,
     random,
+    require_few,
     sample,
     space,
     value_text,
@@ -258,9 +259,9 @@ def _new(options: Options, shared: Shared, progress: SweepProgress) -> Sweep:
         ranges = space(search.space)
         networks, axes = sample(config, ranges), logarithmic(ranges)
     elif options.random:
-        networks, axes = random(config, options.random, trials, seed)
+        networks, axes = random(config, options.random, trials, seed, options.seeds)
     else:
-        networks, axes = grid(config, options.grid or NOTES)
+        networks, axes = grid(config, options.grid or NOTES, options.seeds)
     if options.scheduler is None:  # otherwise the workers have the device
         shared.backend(config, config.execution)
     data = shared.data(config, progress)
@@ -297,6 +298,7 @@ def _resumed(options: Options, start: Options, shared: Shared, progress: SweepPr
     if sweep.search is not None and options.trials is not None:
         if options.trials < len(sweep.runs):
             raise ConfigError(f"trials: the sweep has {len(sweep.runs):,} already, got {options.trials:,}")
+        require_few(options.trials)
         sweep = dataclasses.replace(sweep, search=sweep.search._replace(trials=options.trials))
     changed = dataclasses.replace(sweep.config, device=options.device, data_dir=options.data_dir)
     check = partial(require_data, sweep)

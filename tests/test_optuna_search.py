@@ -285,6 +285,8 @@ def test_a_search_goes_on_with_its_own_metric_and_study(whole: Path, tmp_path: P
     assert run("sweep", "--resume", out, "--metric", "loss", "--quiet") == 0, "all runs are there to be ranked"
     assert run("sweep", "--resume", out, "--metric", "loss", "--trials", 3) == 2
     assert "metric: the search goes by accuracy, got loss" in capsys.readouterr().err
+    assert run("sweep", "--resume", out, "--trials", 100_001) == 2
+    assert "expected at most 100,000 runs, got 100,001" in capsys.readouterr().err
     assert run("sweep", "--resume", out, "--trials", 1) == 2
     assert "trials: the sweep has 2 already, got 1" in capsys.readouterr().err
     (out / STUDY).rename(out / "elsewhere")

@@ -307,6 +307,17 @@ def test_bad_input_is_refused_before_any_training(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [GRID, ("--random", "l2=0:1", "--trials", 4)])
+def test_too_many_runs_are_refused_before_the_networks_are_checked(
+    words: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpumlp.training.search_space._check", lambda *_: pytest.fail("checked first"))
+    assert run("sweep", *DIGITS, *words, "--seeds", 25_001) == 2
+    assert (
+        "expected at most 100,000 runs, got 100,004; give fewer values, seeds or trials" in capsys.readouterr().err
+    )
+
+
 def test_the_help_has_no_option_that_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sweep", "--help") == 0
     shown = capsys.readouterr().out

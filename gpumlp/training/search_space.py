@@ -102,13 +102,14 @@ class Interval(NamedTuple):
         return _of_config(self.name, (number,) if _kinds(self.name)[1] else number)
 
 
-def grid(base: Config, words: Sequence[str]) -> tuple[list[Values], list[str]]:
+def grid(base: Config, words: Sequence[str], seeds: int = 1) -> tuple[list[Values], list[str]]:
     """Every combination of the values of some options.
 
     Args:
         base: the options that do not vary.
         words: ``"learning-rate=0.1,0.01"``, ``"hidden=64,128x64"``, ``"augment=none,rotation=5+elastic=34,4"``,
             ... The layers of a network are joined by x, its words by +, and ``none`` is no value.
+        seeds: how many each network is trained with.
 
     Returns:
         the values of each network, the last option varying fastest, and the names of the options whose values are
@@ -118,7 +119,7 @@ def grid(base: Config, words: Sequence[str]) -> tuple[list[Values], list[str]]:
         ConfigError: naming everything that is wrong, of the words and of the networks.
     """
     choices = [Choice(name, _values(name, text)) for name, text in _named("grid", words)]
-    require_few(math.prod(len(choice.values) for choice in choices))
+    require_few(seeds * math.prod(len(choice.values) for choice in choices))
     found = [
         dict(zip([choice.name for choice in choices], values, strict=True))
         for values in itertools.product(*(choice.values for choice in choices))
@@ -127,7 +128,9 @@ def grid(base: Config, words: Sequence[str]) -> tuple[list[Values], list[str]]:
     return found, [choice.name for choice in choices if choice.spans_decades]
 
 
-def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[list[Values], list[str]]:
+def random(
+    base: Config, words: Sequence[str], trials: int, seed: int, seeds: int = 1
+) -> tuple[list[Values], list[str]]:
     """Different networks with options that are drawn at random.
 
     Args:
@@ -136,6 +139,7 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
             is uniform; ``"hidden=64,128x64"``, one of some values, as in `grid`.
         trials: how many networks.
         seed: of the random numbers.
+        seeds: how many each network is trained with.
 
     Returns:
         the values of each network, and the names of the options with a logarithmic range.
@@ -144,7 +148,7 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
         ConfigError: naming everything that is wrong, of the words and of the networks.
     """
     ranges = space(words)
-    require_few(trials)
+    require_few(seeds * trials)
     rng = np.random.default_rng(seed)
     found: dict[str, Values] = {}
     for _ in range(_TRIES * trials):
@@ -161,10 +165,7 @@ def random(base: Config, words: Sequence[str], trials: int, seed: int) -> tuple[
 def require_few(runs: int) -> None:
     """Raise ConfigError if these are too many for a sweep."""
     if runs > MOST_RUNS:
-        raise ConfigError(
-            f"expected at most {MOST_RUNS:,} runs, got {runs:,}; give fewer values or seeds, or draw some of the "
-            "networks with --random"
-        )
+        raise ConfigError(f"expected at most {MOST_RUNS:,} runs, got {runs:,}; give fewer values, seeds or trials")
 
 
 def space(words: Sequence[str]) -> list[Choice | Interval]:
