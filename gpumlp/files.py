@@ -56,6 +56,8 @@ def new_folder_path(path: str | os.PathLike[str], expected: str = "out: expected
     Raises:
         PathError: there is a file in its place, or a folder that is to be made has a name like that of a file.
     """
+    if not os.fspath(path):
+        raise PathError(f"{expected}, got ''")
     folder = user_path(path)
     file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
     if file is not None:

@@ -25,7 +25,7 @@ from . import command
 from .backends import Backend
 from .data import Dataset
 from .extras import MissingExtraError
-from .files import user_path
+from .files import new_folder_path, user_path
 from .nn import Committee
 from .records import (
     COLUMNS,
@@ -196,7 +196,7 @@ def _sweep(record: Record, config: Config, options: Options, data: tuple[Dataset
         OSError: it cannot be made.
     """
     kind = "record" if options.epochs is None else f"{options.epochs}-epochs"
-    path = Path("runs", f"{record.name}-{kind}") if options.out is None else user_path(options.out)
+    path = Path("runs", f"{record.name}-{kind}") if options.out is None else new_folder_path(options.out)
     seeds = options.seeds * record.each
     if not (path / SWEEP).exists():
         return Sweep.plan(dataclasses.replace(config, out=str(path)), record.members, seeds, None, data)

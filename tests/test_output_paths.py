@@ -97,6 +97,7 @@ def test_no_folder_is_made_with_the_name_of_a_file(
     monkeypatch.chdir(trained)
     before = contents(trained)
     for name, message in (
+        ("", "out: expected a folder, got ''"),
         ("new/net.npz", "out: expected a folder, got new/net.npz, the name of a file; leave out .npz"),
         ("in.npy", "out: expected a folder, got the file in.npy; choose another name"),
     ):
