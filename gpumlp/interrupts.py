@@ -74,8 +74,9 @@ def started() -> None:
 
 def work_finished() -> None:
     """From now on, an interrupt changes nothing: all that is left of a command's process is to end."""
-    if _guarded and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM) if _guarded else ():
+        if callable(signal.getsignal(number)):  # Python resets its handlers before it ends: SIGTERM would kill
+            signal.signal(number, signal.SIG_IGN)
 
 
 _open_streams()

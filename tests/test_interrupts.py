@@ -98,13 +98,22 @@ def test_below_mpiexec_the_process_is_killed(
     assert (done.returncode, done.stderr) == (-getattr(signal, name), "gpumlp-train: interrupted\n")
 
 
+AT_EXIT = "atexit.register(os.kill, os.getpid(), number)"
+AT_THE_VERY_END = """class End:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=number): kill(process, number)
+end = End()
+"""  # after Python has reset its handlers
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_after_the_work_changes_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\n"
-    )
-    done = python(tmp_path, "-m", "gpumlp.history", "missing")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+@pytest.mark.parametrize("lines", [AT_EXIT, AT_THE_VERY_END])
+@pytest.mark.parametrize(("word", "code"), [("missing", 2), ("--help", 0)])
+def test_an_interrupt_after_the_work_changes_nothing(
+    word: str, code: int, lines: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import atexit, os\nnumber = {int(number)}\n{lines}")
+    done = python(tmp_path, "-m", "gpumlp.history", word)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, code > 0)
 
 
 def test_a_program_of_the_user_gets_its_exception(interrupted: Path, tmp_path: Path) -> None:
