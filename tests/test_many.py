@@ -638,6 +638,7 @@ def test_on_a_terminal_the_line_changes_in_place_and_the_last_one_stays(
     blobs: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     fit_many([model(), model(1)], blobs, epochs=2, validation=0.1, n_jobs=1, progress=True)
@@ -646,6 +647,18 @@ def test_on_a_terminal_the_line_changes_in_place_and_the_last_one_stays(
     others = [line for line in lines if not re.fullmatch(last, line)]
     assert len(others) == len(lines) - 1
     assert max(map(len, others)) == 40
+
+
+@pytest.mark.parametrize(("terminal", "name", "value"), [(True, "TERM", "dumb"), (False, "FORCE_COLOR", "1")])
+def test_where_the_line_cannot_change_in_place_it_is_printed_anew(
+    terminal: bool, name: str, value: str, blobs: Dataset, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    fit_many([model(), model(1)], blobs, epochs=2, n_jobs=1, progress=True)
+    assert re.findall(r"epochs (\d)/4", text := capsys.readouterr().out) == ["1", "2", "3", "4"]
+    assert "\x1b" not in text
 
 
 def test_without_standard_output_progress_is_not_shown(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

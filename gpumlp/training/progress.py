@@ -135,8 +135,10 @@ class Display:
     @property
     def _changes(self) -> bool:
         """Can it change what it has shown?"""
-        # A command in a notebook ("!python ...") takes its output for a terminal, but cannot move back in it.
-        return self._console.is_terminal and not self.quiet and "JPY_PARENT_PID" not in os.environ
+        # A dumb terminal, a pipe with FORCE_COLOR, and the output of a command in a notebook ("!python ...") are
+        # taken for terminals, but cannot move back.
+        terminal = self._console.is_interactive and self._console.file.isatty()
+        return terminal and not self.quiet and "JPY_PARENT_PID" not in os.environ
 
     def _start_bar(self, *columns: progress.ProgressColumn | str) -> None:
         from rich.progress import Progress
