@@ -77,6 +77,8 @@ def work_finished() -> None:
     for number in (signal.SIGINT, signal.SIGTERM) if _guarded else ():
         if callable(signal.getsignal(number)):  # Python resets its handlers before it ends: SIGTERM would kill
             signal.signal(number, signal.SIG_IGN)
+    if _guarded:
+        exec("")  # else "python -m" ends by SIGINT, not with 130, if the last interrupt came within another exec
 
 
 _open_streams()

@@ -116,6 +116,19 @@ def test_an_interrupt_after_the_work_changes_nothing(
     assert (done.returncode, len(done.stderr.splitlines())) == (code, code > 0)
 
 
+def test_an_interrupt_in_code_that_a_library_generates_has_the_same_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import io, sys\n"
+        "class Interrupted(io.TextIOWrapper):\n"
+        "    def flush(self):\n"
+        "        Interrupted.flush = io.TextIOWrapper.flush\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "sys.stdout = Interrupted(io.BytesIO())\n"
+    )
+    done = python(tmp_path, "-m", "gpumlp.history", "--help")
+    assert (done.returncode, done.stderr) == (130, "gpumlp-history: interrupted\n")
+
+
 def test_a_program_of_the_user_gets_its_exception(interrupted: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
