@@ -338,8 +338,9 @@ def test_a_closed_pipe_on_windows_is_no_error(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_a_name_of_several_lines_stays_in_its_row(trained: Path, capsys: Any) -> None:
+    shutil.copytree("run", "0a\nb")
     Path("run").rename("a\nb")
-    assert run("history", "a\nb", "./a\nb") == 0
+    assert run("history", "a\nb", "0a\nb") == 0
     assert sum("a\\nb" in line for line in capsys.readouterr().out.splitlines()) == 2
 
 
