@@ -356,7 +356,7 @@ class EpochProgress(SweepProgress):
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         with super().running(sweep, ended):
-            for row in self._rows:
+            for row in ended:
                 self._say_result(row)
             thread.start()
             try:

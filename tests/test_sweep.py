@@ -26,7 +26,7 @@ from gpumlp.training.config import Config
 from gpumlp.training.history import Finding
 from gpumlp.training.lock import RunLock
 from gpumlp.training.run import Run
-from gpumlp.training.sweeps import Sweep
+from gpumlp.training.sweeps import Sweep, SweepProgress
 from tests.command_helpers import DIGITS, SAVE_EACH, assert_same_run, finish, lines, run, spawn, wait_until
 
 GRID = ("--grid", "learning-rate=0.01,0.1", "hidden=4,6x5")
@@ -477,6 +477,20 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on(
     assert {row["state"] for row in rows(out)} <= {"finished", "unfinished", "not started"}
     assert run("sweep", "--resume", out, "--quiet", "--jobs", 1) == 0
     same_sweep(out, whole)
+
+
+def test_the_line_on_a_sweep_reads_each_result_once(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Metrics(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            return self.pop(name)
+
+    sweep, progress = Sweep.open(whole), SweepProgress()
+    first, *others = (row._replace(metrics=Metrics(row.metrics)) for row in sweep.rows({}))
+    with progress.running(sweep, [first]):
+        for row in others:
+            progress.ended(row)
+    best = max(row.metrics[sweep.monitor] for row in sweep.rows({}))
+    assert capsys.readouterr().out.endswith(f"4 of 4 runs, best validation accuracy {100 * best:.2f} %\n")
 
 
 def test_a_run_that_was_killed_before_its_configuration_was_written_goes_on(tmp_path: Path, whole: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -696,12 +697,15 @@ class SweepProgress(ProgressLine):
     """A line on a sweep: runs that have ended, those that workers of a cluster train, the best, the time left."""
 
     _running = 0  # runs on a cluster
+    _best: float | None = None
 
     @contextmanager
     def running(self, sweep: Sweep, ended: list[Row]) -> Iterator[None]:
         """While the runs of a sweep that have not ended are trained, and those that its search is to propose."""
-        self._sweep, self._rows, self._start = sweep, ended, time.monotonic()
-        self._before = len(ended)
+        self._sweep, self._before, self._start = sweep, len(ended), time.monotonic()
+        self._states, self._best = Counter[str](), None
+        for row in ended:
+            self._count(row)
         with self.in_place():
             self._show()
             yield
@@ -713,20 +717,25 @@ class SweepProgress(ProgressLine):
 
     def ended(self, row: Row) -> None:
         """A run has ended."""
-        self._rows.append(row)
+        self._count(row)
         self._show()
 
+    def _count(self, row: Row) -> None:
+        self._states[row.state] += 1
+        if row.state == "finished":
+            value = row.metrics[self._sweep.monitor]
+            better = max if HIGHER_IS_BETTER[self._sweep.metric] else min
+            self._best = value if self._best is None else better(self._best, value)
+
     def _show(self) -> None:
-        states, planned = [row.state for row in self._rows], self._sweep.planned
-        done, total = len(states) - self._before, planned - self._before
-        parts = [f"{len(states):,} of {planned:,} runs"]
+        ended, planned = self._states.total(), self._sweep.planned
+        done, total = ended - self._before, planned - self._before
+        parts = [f"{ended:,} of {planned:,} runs"]
         parts += [f"{self._running:,} running"] * (self._running > 0)
-        parts += [f"{states.count(state):,} {state}" for state in (*ENDED[1:], "failed") if state in states]
-        name = self._sweep.monitor
-        found = [row.metrics[name] for row in self._rows if row.state == "finished"]
-        if found:
-            best = max(found) if HIGHER_IS_BETTER[self._sweep.metric] else min(found)
-            parts.append(f"best {monitor_words(name)} {metric(name, best)}")
+        parts += [f"{self._states[state]:,} {state}" for state in (*ENDED[1:], "failed") if self._states[state]]
+        if self._best is not None:
+            name = self._sweep.monitor
+            parts.append(f"best {monitor_words(name)} {metric(name, self._best)}")
         if 0 < done < total:
             parts.append(f"{duration((time.monotonic() - self._start) / done * (total - done))} left")
         self.show(", ".join(parts), done, total)
