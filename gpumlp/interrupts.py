@@ -47,8 +47,9 @@ def _guard_start() -> bool:
 
     SIGTERM is an interrupt from now on: by it batch systems and ``kill`` end a process.
     """
-    name = program()
-    if name is None or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    global _on_interrupt
+    name, before = program(), signal.getsignal(signal.SIGINT)
+    if name is None or before not in (signal.default_int_handler, signal.SIG_IGN):
         return False
 
     def end(*_: object) -> None:
@@ -60,14 +61,25 @@ def _guard_start() -> bool:
                 os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
             os._exit(130)  # an exception could get lost in a module that is being imported, or in tyro
 
-    signal.signal(signal.SIGINT, end)
+    _on_interrupt = end
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
     if hasattr(signal, "SIGKILL") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not on Windows
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _terminate)
     return True
+
+
+def _terminate(*_: object) -> None:
+    """Interrupt, also a process that ignores Ctrl-C, such as one that a script starts with ``&``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _on_interrupt)
+    signal.raise_signal(signal.SIGINT)
 
 
 def started() -> None:
     """From now on, an interrupt is a KeyboardInterrupt again."""
+    global _on_interrupt
+    _on_interrupt = signal.default_int_handler
     if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -81,5 +93,6 @@ def work_finished() -> None:
         exec("")  # else "python -m" ends by SIGINT, not with 130, if the last interrupt came within another exec
 
 
+_on_interrupt: signal._HANDLER = None  # what an interrupt does; Ctrl-C may be ignored
 _open_streams()
 _guarded = _guard_start()

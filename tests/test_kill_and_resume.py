@@ -84,11 +84,18 @@ def test_killed_while_it_starts_there_is_a_run_or_none(tmp_path: Path) -> None:
             assert not (run / "config.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+def in_the_background():
+    """What a script does with "&"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("number", "begin"), [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, in_the_background)]
+)
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(number: signal.Signals, begin, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     uninterrupted = start(whole)
-    process = start(run)
+    process = start(run, preexec_fn=begin)
     wait_until(lambda: lines(run) >= 5, process)
     process.send_signal(number)
     code, _, err = finish(process)
