@@ -292,6 +292,7 @@ def test_a_terminal_gets_colours_and_a_progress_bar(trained: Path, monkeypatch: 
     for words in (
         ["--help"],
         ["--lerning-rate", "\x1b]0;owned\x07"],
+        ["--resume", "run"],  # which has all its epochs
         [*DIGITS, "--epochs", "2", "--out", NAMES[2]],
     ):
         stream = Terminal(io.BytesIO(), encoding="utf-8")
@@ -301,6 +302,7 @@ def test_a_terminal_gets_colours_and_a_progress_bar(trained: Path, monkeypatch: 
         text = content(stream)
         assert re.search(r"\x1b\[[0-9?]", text)
         assert not re.search(r"\\x1b\[|\x1b\]|\x07", text)
+        assert "epoch 2/1" not in text
     assert "\x1b[2K" in text  # the bar
     assert "run saved in title\\x1b]0;owned\\x07\n" in text
 

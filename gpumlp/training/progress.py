@@ -232,7 +232,8 @@ class Progress(Display, Callback):
     def _move_bar(self, trainer: Trainer, samples: int) -> None:
         size = trainer.batches.samples
         done, total = trainer.epoch * size + samples, trainer.epochs * size
-        self._update_bar(f"epoch {trainer.epoch + 1}/{trainer.epochs}", done, total)
+        epoch = min(trainer.epoch + 1, trainer.epochs)  # a run that is resumed after its last one has no more
+        self._update_bar(f"epoch {epoch}/{trainer.epochs}", done, total)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         if self._cell is None:
