@@ -157,26 +157,31 @@ def test_an_interrupt_that_python_ignores_is_raised_again(tmp_path: Path) -> Non
     assert sorted(results) == [(0, "stopped"), (1, "stopped"), (2, "stopped")]
 
 
-def test_an_interrupt_waits_until_no_lock_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_no_lock_is_locked(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if another thread, such as one of the BLAS, receives the signal."""
 
     def interrupted(*arguments: Any) -> Any:
         if not returned:
-            thread.submit(signal.raise_signal, signal.SIGINT).result()
+            thread.submit(signal.raise_signal, number).result()
             returned.append(True)
         return wait(*arguments)
 
     returned: list[bool] = []
     wait = jobs.wait
     monkeypatch.setattr(jobs, "wait", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(number, signal.default_int_handler)
     try:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(abs, 1).result()
             with pytest.raises(KeyboardInterrupt):
                 list(run_jobs(time.sleep, [60, 60], n_jobs=2))
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert returned
 
 

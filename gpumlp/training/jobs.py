@@ -286,11 +286,12 @@ def _interrupts_held() -> Iterator[None]:
     A KeyboardInterrupt within `concurrent.futures` may leave a lock locked, for which all threads then wait
     forever. Blocking the signal does not prevent it, since a thread of the BLAS may receive it instead.
     """
-    handler, held, mask = signal.getsignal(signal.SIGINT), list[tuple[Any, ...]](), None
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        handler = None  # no interrupt is raised in this thread
-    if handler is not None:
-        signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    held, mask, handlers = list[tuple[Any, ...]](), None, dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():  # no interrupt is raised in another one
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda *arguments: held.append(arguments))
     try:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             from multiprocessing import resource_tracker
@@ -301,10 +302,10 @@ def _interrupts_held() -> Iterator[None]:
     finally:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-            if held:
-                handler(*held[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            handlers[held[0][0]](*held[0])
 
 
 class _NotRun:
