@@ -6,6 +6,8 @@ import importlib
 import math
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -73,10 +75,17 @@ class Cell:
 
     def show(self, trainer: Trainer, samples: int = 0, *, at_once: bool = False) -> None:
         """Show the progress: `samples` into the next epoch. Does nothing soon after the last change."""
+        self._change(partial(_Output, trainer, samples), at_once)
+
+    def show_line(self, text: str, *, at_once: bool = False) -> None:
+        """Show a line, likewise."""
+        self._change(partial(_Line, text), at_once)
+
+    def _change(self, make: Callable[[], object], at_once: bool) -> None:
         now = time.monotonic()
         if now < self._next and not at_once:
             return
-        output = _Output(trainer, samples)
+        output = make()
         if self._handle is None:
             self._handle = self._display(output, display_id=True)
         else:
@@ -85,8 +94,12 @@ class Cell:
         self._next = end + max(_PAUSE, _SHARE * (end - now))
 
 
+class _Line(str):
+    __repr__ = str.__str__  # without quotation marks
+
+
 class _Output:
-    """What a cell shows, as HTML and as text."""
+    """What a cell shows of a training run, as HTML and as text."""
 
     def __init__(self, trainer: Trainer, samples: int) -> None:
         history, epochs = trainer.history, max(trainer.epochs, 1)

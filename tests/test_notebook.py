@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gpumlp import MLP, Dataset, History, Progress, Tanh, fit, notebook
+from gpumlp import MLP, Dataset, History, Progress, Tanh, fit, fit_many, notebook
 from gpumlp.html import curves, table
 from gpumlp.training import EpochRecord
 from tests.command_helpers import DIGITS, finish, spawn
@@ -201,6 +201,18 @@ def test_the_output_changes_within_an_epoch(display: Display, blobs: Dataset, mo
 def test_quiet_shows_nothing_in_a_notebook_either(display: Display, blobs: Dataset) -> None:
     fit(MLP([20, 8, 4], device="cpu"), blobs, epochs=2, callbacks=[Progress(quiet=True)])
     assert display.outputs == []
+
+
+def test_many_networks_are_one_output(display: Display, blobs: Dataset, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(notebook, "_PAUSE", 0)
+    monkeypatch.setattr(notebook, "_SHARE", 0)
+    networks = [MLP([20, 8, 4], seed=seed, device="cpu") for seed in range(3)]
+    fit_many(networks, blobs, epochs=20, n_jobs=1, progress=True)
+    (output,) = display.outputs
+    assert len(output) > 20
+    assert repr(output[0]).startswith("epochs 1/60, networks 0/3, ")
+    assert repr(output[-1]).startswith("epochs 60/60, networks 3/3, ")
+    assert capsys.readouterr().out == ""
 
 
 def test_outside_a_notebook_there_are_lines(blobs: Dataset, monkeypatch, capsys) -> None:

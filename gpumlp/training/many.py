@@ -635,7 +635,7 @@ class _Line(ProgressLine):
             f"{rate:.3g}/s{_best(board)}"
         )
         if last:
-            self.say(text)
+            self.end(text)
         elif done < total:
             self.show(text, done, total)
 

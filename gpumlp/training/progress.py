@@ -158,14 +158,18 @@ class Display:
 
 
 class ProgressLine(Display):
-    """A line on much work: beside a bar on a terminal, elsewhere printed anew about 10 times."""
+    """A line on much work: beside a bar on a terminal, in a notebook's cell, or printed anew about 10 times."""
 
     _LINES = 10
     _said = 0  # of these lines
+    _cell: Any = None  # gpumlp.notebook.Cell
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within it, the line changes in place where it can, and lines that are printed are above it."""
+        from ..notebook import notebook_cell  # imports this module
+
+        self._cell = None if self.quiet else notebook_cell()
         if self._changes:
             from rich.progress import BarColumn, TextColumn
             from rich.table import Column
@@ -181,8 +185,17 @@ class ProgressLine(Display):
         """Show the line, which says among other things how much of the work is done."""
         self._update_bar(text, done, total)
         now = done * self._LINES // max(total, 1)
-        if self._bar is None and now > self._said:
+        if self._cell is not None:
+            self._cell.show_line(text)
+        elif self._bar is None and now > self._said:
             self._said = now
+            self.say(text)
+
+    def end(self, text: str) -> None:
+        """Show the last line, which stays."""
+        if self._cell is not None:
+            self._cell.show_line(text, at_once=True)
+        else:
             self.say(text)
 
 
