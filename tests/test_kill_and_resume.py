@@ -154,5 +154,5 @@ def test_a_disk_that_is_full_leaves_the_run_as_it_was(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = finish(start(tmp_path / "file" / "run"))
-    assert code == 1
-    assert err == f"gpumlp-train: {tmp_path / 'file' / 'run'}: Not a directory\n"
+    assert code == 2
+    assert err == f"gpumlp-train: out: expected a folder, got the file {tmp_path / 'file'}; choose another name\n"

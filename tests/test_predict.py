@@ -358,8 +358,9 @@ def test_the_preparation_matches_the_training_data(tmp_path: Path, capsys: Captu
         ("letters.npz", (28, 28), "uint8", ("--preparation", "resize")),
         ("letters.npz", (28, 28), "uint8", ("--preparation", "mnist")),
     ):
-        network(tmp_path / name, shape, dtype, name)
-        assert run("predict", tmp_path / name, page, "--json", *words) == 0
+        folder = tmp_path / Path(name).stem
+        network(folder, shape, dtype, name)
+        assert run("predict", folder, page, "--json", *words) == 0
         (record,) = output(capsys)
         assert record["preparation"] == (words[1] if words else {"cifar.npz": "resize"}.get(name, name))
         classes[name, words] = record["probabilities"]
