@@ -16,8 +16,9 @@ from .peers import NotMeantForError, Peer, Samples, Setting, first_line
 # Seconds before a run on a CPU: the threads of the previous library go on spinning for 80 ms (OpenBLAS's;
 # measured), and would take a core from the next.
 REST = 0.15
-TRIALS = 2  # of each variant, and of each length
-HOPELESS = 1.5  # times as slow as the fastest variant in its first trial: no second one
+TRIALS = 2  # of each length of a run
+VARIANT_TRIALS = 5  # of each variant: fewer, when a machine is slow for a moment, can take a slower one
+HOPELESS = 3.0  # times as slow as the fastest variant until then: no further trial
 MOST_EPOCHS = 50  # in a run
 _TRIAL_SECONDS = 0.05
 
@@ -127,7 +128,7 @@ def fastest_variant(peer: Peer, samples: int) -> str | None:
         return next(iter(peer.variants), None)
     part = max(peer.setting.batch_size, samples // 4)
     best = dict.fromkeys(peer.variants, float("inf"))
-    for _ in range(TRIALS):
+    for _ in range(VARIANT_TRIALS):
         limit = HOPELESS * min(best.values())
         for variant in [variant for variant in peer.variants if best[variant] <= limit]:
             peer.choose(variant)

@@ -435,8 +435,9 @@ def test_a_description_that_does_not_fit_is_refused(changes: dict, message: str,
 
 
 def test_a_missing_folder_or_device_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"there is no run or saved network .*: no such folder"):
-        MLP.load(tmp_path / "none", device="cpu")
+    for name, kind in (("none", "folder"), ("none.safetensors", "file")):
+        with pytest.raises(ModelFileError, match=rf"there is no run or saved network .*{name}: no such {kind}"):
+            MLP.load(tmp_path / name, device="cpu")
     MLP([3, 2], device="cpu").save(tmp_path)
     with pytest.raises(DeviceError):
         MLP.load(tmp_path, device="cuda:99")

@@ -351,7 +351,8 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ModelFileError(f"there is no run or saved network {path}: no such folder")
+        kind = "file" if path.suffix.lower() == Path(MODEL).suffix else "folder"
+        raise ModelFileError(f"there is no run or saved network {path}: no such {kind}")
     found = [path / name for name in (CHECKPOINT, MODEL) if (path / name).exists()]
     if not found:
         raise ModelFileError(
