@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -110,7 +111,7 @@ def outcome(main: Callable[[], int]) -> tuple[int, str]:
     except BrokenPipeError:  # the reader of a pipe is gone, as in "| head"
         return FAILED, ""
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not error.filename:  # of os.getcwd
+        if error.errno == errno.ENOENT and not error.filename:  # of os.getcwd; libraries give a text of their own
             return FAILED, "the current folder does not exist any more; change to another one"
         where = f"{error.filename}: " if error.filename else ""
         return FAILED, f"{where}{error.strerror or error}"

@@ -19,6 +19,7 @@ import pytest
 import gpumlp
 from gpumlp import MLP, SGD, Dataset, fit
 from gpumlp.backends import EXECUTIONS
+from gpumlp.command import FAILED, outcome
 from gpumlp.extras import EXTRAS
 from gpumlp.nn.activations import ACTIVATIONS as KINDS
 from gpumlp.training.config import PRESETS, Config
@@ -403,6 +404,13 @@ def test_a_current_folder_that_is_gone_is_named(
         assert capsys.readouterr().err.endswith(
             ": the current folder does not exist any more; change to another one\n"
         )
+
+
+def test_a_file_that_a_library_misses_is_not_taken_for_the_current_folder() -> None:
+    def main() -> int:
+        raise FileNotFoundError("no group found in store 'samples.zarr'")
+
+    assert outcome(main) == (FAILED, "no group found in store 'samples.zarr'")
 
 
 def test_evaluate_reproduces_the_test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
